@@ -1,0 +1,4 @@
+//! Being built.
+
+pub mod cli;
+pub mod localapi;

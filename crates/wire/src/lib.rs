@@ -1,0 +1,12 @@
+//! Bytes on the network: views that read fields safely, and types that only
+//! hold what is meaningful and can always be written back.
+//!
+//! One file per protocol. Nothing here keeps state or does IO, and no input
+//! makes it panic; each parser has a fuzz target.
+
+pub mod control;
+pub mod derp;
+pub mod disco;
+pub mod ip;
+pub mod stun;
+pub mod wireguard;
