@@ -1,2 +1,93 @@
-//! Being built.
-fn main() {}
+//! `warren-lab`: the demonstration, and the helpers its hosts run.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A private network in miniature, on this machine.
+#[derive(Parser)]
+#[command(name = "warren-lab", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Brings up a server, a relay and two nodes behind two NATs, and shows
+    /// what they do.
+    Demo {
+        /// Leaves the network up until Ctrl-C, with commands to play with.
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Opens http://NAME/ and prints the page.
+    #[command(hide = true)]
+    Fetch {
+        /// The host's name.
+        name: String,
+    },
+}
+
+fn main() -> ExitCode {
+    match Arguments::parse().command {
+        Command::Demo { keep } => demo(keep),
+        Command::Fetch { name } => {
+            report(warren_lab::web::fetch(&name).map(|page| print!("{page}")))
+        }
+    }
+}
+
+fn demo(keep: bool) -> ExitCode {
+    if !rustix::process::geteuid().is_root() {
+        return as_root_of_a_user_namespace();
+    }
+    let result = warren_lab::demo::run();
+    match result {
+        Ok(stage) if keep => {
+            println!("{}", warren_lab::demo::how_to_play(&stage));
+            wait_for_interrupt();
+            drop(stage);
+            ExitCode::SUCCESS
+        }
+        other => report(other.map(drop)),
+    }
+}
+
+fn report(result: Result<(), warren_lab::LabError>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("warren-lab: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// An ordinary user is root in a user namespace of their own, which is enough
+/// for everything the lab does.
+fn as_root_of_a_user_namespace() -> ExitCode {
+    use std::os::unix::process::CommandExt as _;
+    let Ok(own) = std::env::current_exe() else {
+        eprintln!("warren-lab: cannot find its own binary");
+        return ExitCode::FAILURE;
+    };
+    println!("not root: entering a user namespace");
+    let error = std::process::Command::new("unshare")
+        .args(["--user", "--map-root-user", "--"])
+        .arg(own)
+        .args(std::env::args_os().skip(1))
+        .exec();
+    eprintln!("warren-lab: cannot run `unshare` ({error}): run as root, or allow user namespaces");
+    ExitCode::FAILURE
+}
+
+fn wait_for_interrupt() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    match runtime {
+        Ok(runtime) => drop(runtime.block_on(tokio::signal::ctrl_c())),
+        Err(error) => eprintln!("warren-lab: cannot wait for Ctrl-C: {error}"),
+    }
+}

@@ -1,0 +1,210 @@
+//! The demonstration: a whole private network comes up, and shows what it
+//! does while it does it.
+
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use crate::probe::{Echo, Probe};
+use crate::{
+    Control, Kind, Lab, LabError, Node, PATIENCE, Path, Place, Relay, RelayKind, until, web,
+};
+
+/// The pace of the packets that watch the path.
+const PACE: Duration = Duration::from_millis(10);
+
+/// What the demonstration leaves behind while `--keep` holds it.
+pub struct Stage {
+    /// The network.
+    pub lab: Lab,
+    /// The coordination server.
+    pub control: Control,
+    /// The relay.
+    pub relay: Relay,
+    /// The two nodes.
+    pub nodes: [Node; 2],
+}
+
+/// Prints progress with the time since the start.
+struct Story {
+    start: Instant,
+}
+
+impl Story {
+    fn tell(&self, text: impl AsRef<str>) {
+        self.tell_at(Instant::now(), text);
+    }
+
+    fn tell_at(&self, at: Instant, text: impl AsRef<str>) {
+        let seconds = at.saturating_duration_since(self.start).as_secs_f64();
+        let mut out = std::io::stdout().lock();
+        // A closed terminal is no reason to stop half-way.
+        drop(writeln!(out, "{seconds:5.1} s  {}", text.as_ref()));
+        drop(out.flush());
+    }
+}
+
+/// Runs the demonstration.
+///
+/// # Errors
+/// When any step does not happen; the text says which, and holds the logs.
+pub fn run() -> Result<Stage, LabError> {
+    let story = Story {
+        start: Instant::now(),
+    };
+    let mut lab = Lab::new()?;
+    let control_host = lab.host("control", Place::Open)?;
+    let relay_host = lab.host("relay", Place::Open)?;
+    let alice_host = lab.host("alice", Place::Easy)?;
+    let bob_host = lab.host("bob", Place::CarrierNat)?;
+    println!(
+        "
+  alice {a} -- {ap} {ao} --.              .-- {bo} {bp} -- bob {b}
+                                               \\  internet  /
+                     control {c} --+----------+-- relay {r}
+",
+        a = alice_host.address(),
+        ap = alice_host.place(),
+        ao = alice_host.outside_address(),
+        b = bob_host.address(),
+        bp = bob_host.place(),
+        bo = bob_host.outside_address(),
+        c = control_host.address(),
+        r = relay_host.address(),
+    );
+    let relay = Relay::start(&relay_host, RelayKind::Warren, 901)?;
+    let relay = relay.ok_or_else(|| LabError::new("warren-relay is missing"))?;
+    let control = Control::start(&control_host, Some(&crate::derp_map(&[&relay])))?;
+    let key = control.auth_key("demo")?;
+    story.tell("control and relay are up");
+
+    let alice = Node::start(&alice_host, Kind::Warren)?;
+    let bob = Node::start(&bob_host, Kind::Warren)?;
+    let took = alice.up(control.url(), &key, &[])?;
+    story.tell(format!(
+        "alice joined as {}, {:.2} s",
+        shown(&alice)?,
+        took.as_secs_f64()
+    ));
+    let took = bob.up(control.url(), &key, &[])?;
+    let joined = Instant::now();
+    story.tell(format!(
+        "bob joined as {}, {:.2} s",
+        shown(&bob)?,
+        took.as_secs_f64()
+    ));
+
+    let _echo = Echo::start(&bob_host)?;
+    let bob_address = first(&bob)?;
+    let probe = Probe::start(&alice_host, bob_address, PACE)?;
+    let first_answer = until("a first reply through the tunnel", PATIENCE, || {
+        probe.first_answer().ok_or("none yet")
+    })?;
+    let path = alice.path_to("bob")?;
+    story.tell_at(
+        first_answer,
+        format!(
+            "first reply alice -> bob, {:.0} ms after both had joined ({})",
+            (first_answer - joined).as_secs_f64() * 1000.0,
+            describe(&path)
+        ),
+    );
+    let direct = alice.wait_until_direct("bob")?;
+    let switched = Instant::now();
+    let watch = Duration::from_millis(600);
+    wait_past(switched + watch);
+    let (sent, lost) = probe.lost_between(first_answer, switched + watch / 2);
+    story.tell_at(
+        switched,
+        format!("direct to {direct}; {lost} of {sent} packets lost on the way there"),
+    );
+
+    web::serve_page(&bob_host)?;
+    web::serve_page(&alice_host)?;
+    let page = until("the page http://bob/", PATIENCE, || {
+        web::open_page(&alice_host, "bob")
+    })?;
+    story.tell(format!(
+        "http://bob/ on alice says \"{}\" (name by MagicDNS)",
+        page.trim()
+    ));
+    let page = until("the page http://alice/", PATIENCE, || {
+        web::open_page(&bob_host, "alice")
+    })?;
+    story.tell(format!("http://alice/ on bob says \"{}\"", page.trim()));
+
+    let cut = Instant::now();
+    alice_host.block_udp_with(&bob_host)?;
+    let back = until("the relay to take over", PATIENCE, || {
+        match alice.path_to("bob")? {
+            Path::Relay(code) => Ok(code),
+            other @ (Path::Idle | Path::Direct(_)) => Err(LabError::new(describe(&other))),
+        }
+    })?;
+    wait_past(Instant::now() + watch);
+    story.tell(format!(
+        "direct path cut: relay {back} again; longest silence {:.1} s",
+        probe.longest_silence(cut).as_secs_f64()
+    ));
+    alice_host.unblock()?;
+    let direct = alice.wait_until_direct("bob")?;
+    story.tell(format!("cable back: direct to {direct} again"));
+
+    story.tell("summary");
+    println!("{}", alice.cli(&["status"])?);
+    Ok(Stage {
+        lab,
+        control,
+        relay,
+        nodes: [alice, bob],
+    })
+}
+
+fn shown(node: &Node) -> Result<String, LabError> {
+    let addresses = node.addresses()?;
+    let addresses: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
+    Ok(addresses.join(" "))
+}
+
+fn first(node: &Node) -> Result<IpAddr, LabError> {
+    node.addresses()?
+        .first()
+        .copied()
+        .ok_or_else(|| LabError::new("no address"))
+}
+
+fn describe(path: &Path) -> String {
+    match path {
+        Path::Idle => "no path in use".to_owned(),
+        Path::Relay(code) => format!("over relay {code}"),
+        Path::Direct(address) => format!("direct to {address}"),
+    }
+}
+
+/// Lets the probe run on until `end`.
+fn wait_past(end: Instant) {
+    while Instant::now() < end {
+        std::thread::park_timeout(end.saturating_duration_since(Instant::now()));
+    }
+}
+
+/// The commands to play with a kept network.
+pub fn how_to_play(stage: &Stage) -> String {
+    let mut text = String::from("The network stays up until Ctrl-C. In another terminal:\n");
+    for node in &stage.nodes {
+        let folder = node.host().folder().display();
+        text += &format!(
+            "  warren --socket {folder}/node/s.sock status     # {}\n",
+            node.host().name()
+        );
+    }
+    for node in &stage.nodes {
+        text += &format!(
+            "  sudo nsenter --net=/proc/{0}/task/{1}/ns/net --mount=/proc/{0}/task/{1}/ns/mnt sh   # a shell on {2}\n",
+            std::process::id(),
+            node.host().namespace().id(),
+            node.host().name()
+        );
+    }
+    text
+}

@@ -1,0 +1,265 @@
+//! A node on a host: ours or the real one, driven by the same commands.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::network::{Host, LabError};
+use crate::program::{Program, foreign, ours};
+use crate::wait::{PATIENCE, until};
+
+/// Whose program runs the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// `warren`.
+    Warren,
+    /// `tailscaled`, driven by `tailscale`.
+    Tailscale,
+}
+
+impl Kind {
+    /// Whether its programs are installed here.
+    pub fn is_installed(self) -> bool {
+        match self {
+            Self::Warren => ours("warren").is_ok(),
+            Self::Tailscale => foreign("tailscaled").is_some() && foreign("tailscale").is_some(),
+        }
+    }
+}
+
+/// A running node.
+pub struct Node {
+    host: Host,
+    kind: Kind,
+    daemon: Program,
+    arguments: Vec<String>,
+}
+
+/// How a node reaches a peer, as its status shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Path {
+    /// Nothing is being sent.
+    Idle,
+    /// Through the relay region of that code.
+    Relay(String),
+    /// Straight to that address.
+    Direct(String),
+}
+
+impl Node {
+    /// Starts the daemon and waits until it answers.
+    ///
+    /// # Errors
+    /// When the programs are missing or the daemon does not come up.
+    pub fn start(host: &Host, kind: Kind) -> Result<Self, LabError> {
+        let folder = host.folder().join("node");
+        std::fs::create_dir_all(&folder)?;
+        let folder = folder.display().to_string();
+        let arguments = match kind {
+            Kind::Warren => vec![
+                "daemon".to_owned(),
+                format!("--state-dir={folder}"),
+                format!("--socket={folder}/s.sock"),
+                "--port=41641".to_owned(),
+                "--tun=warren0".to_owned(),
+            ],
+            Kind::Tailscale => vec![
+                format!("--statedir={folder}"),
+                format!("--socket={folder}/s.sock"),
+                "--port=41641".to_owned(),
+                "--tun=tailscale0".to_owned(),
+            ],
+        };
+        let daemon = start_daemon(host, kind, &arguments)?;
+        let mut node = Self {
+            host: host.clone(),
+            kind,
+            daemon,
+            arguments,
+        };
+        node.wait_until_it_answers()?;
+        Ok(node)
+    }
+
+    fn wait_until_it_answers(&mut self) -> Result<(), LabError> {
+        until("the daemon to answer", PATIENCE, || {
+            self.daemon.check_alive()?;
+            self.status_json()
+        })
+        .map(drop)
+    }
+
+    /// The host it runs on.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Whose program it is.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The daemon itself.
+    pub fn daemon(&mut self) -> &mut Program {
+        &mut self.daemon
+    }
+
+    /// Starts the daemon again after it was stopped or killed.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub fn restart(&mut self) -> Result<(), LabError> {
+        self.daemon = start_daemon(&self.host, self.kind, &self.arguments)?;
+        self.wait_until_it_answers()
+    }
+
+    /// Runs a command of the node's CLI.
+    ///
+    /// # Errors
+    /// When it fails; the text holds what it printed.
+    pub fn cli(&self, arguments: &[&str]) -> Result<String, LabError> {
+        let binary = match self.kind {
+            Kind::Warren => ours("warren")?,
+            Kind::Tailscale => missing(foreign("tailscale"), "tailscale")?,
+        };
+        let socket = format!("--socket={}/node/s.sock", self.host.folder().display());
+        let mut all = vec![socket.as_str()];
+        all.extend(arguments);
+        self.host.run(&binary.display().to_string(), &all)
+    }
+
+    /// Joins the tailnet of `server` with an auth key; returns how long the
+    /// command took.
+    ///
+    /// # Errors
+    /// When the server refuses or does not answer.
+    pub fn up(&self, server: &str, auth_key: &str, more: &[&str]) -> Result<Duration, LabError> {
+        let server = format!("--login-server={server}");
+        let auth_key = format!("--auth-key={auth_key}");
+        let hostname = format!("--hostname={}", self.host.name());
+        let mut arguments = vec!["up", &server, &auth_key, &hostname, "--timeout=40s"];
+        arguments.extend(more);
+        let start = Instant::now();
+        self.cli(&arguments)?;
+        Ok(start.elapsed())
+    }
+
+    /// What `status --json` says.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub fn status_json(&self) -> Result<Value, LabError> {
+        let text = self.cli(&["status", "--json"])?;
+        serde_json::from_str(&text)
+            .map_err(|error| LabError::new(format!("status --json is not JSON: {error}\n{text}")))
+    }
+
+    /// The node's own addresses, IPv4 first.
+    ///
+    /// # Errors
+    /// While it has none.
+    pub fn addresses(&self) -> Result<Vec<IpAddr>, LabError> {
+        let status = self.status_json()?;
+        let addresses = status["TailscaleIPs"].as_array().into_iter().flatten();
+        let mut addresses: Vec<IpAddr> = addresses
+            .filter_map(|address| address.as_str()?.parse().ok())
+            .collect();
+        addresses.sort();
+        if addresses.is_empty() {
+            return Err(LabError::new(format!(
+                "{} has no address yet",
+                self.host.name()
+            )));
+        }
+        Ok(addresses)
+    }
+
+    /// The names of the peers this node sees, sorted.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub fn peers(&self) -> Result<Vec<String>, LabError> {
+        let status = self.status_json()?;
+        let peers = status["Peer"]
+            .as_object()
+            .into_iter()
+            .flat_map(|peers| peers.values());
+        let mut names: Vec<String> = peers
+            .filter_map(|peer| Some(peer["DNSName"].as_str()?.split('.').next()?.to_owned()))
+            .collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// The entry of `peer` in the status.
+    ///
+    /// # Errors
+    /// When the node does not see it.
+    pub fn peer(&self, peer: &str) -> Result<Value, LabError> {
+        let status = self.status_json()?;
+        let peers = status["Peer"]
+            .as_object()
+            .into_iter()
+            .flat_map(|peers| peers.values());
+        let mut found = peers.filter(|entry| {
+            entry["DNSName"]
+                .as_str()
+                .and_then(|name| name.split('.').next())
+                == Some(peer)
+        });
+        let found = found.next().cloned();
+        found.ok_or_else(|| LabError::new(format!("{} does not see {peer}", self.host.name())))
+    }
+
+    /// How the node reaches `peer` now.
+    ///
+    /// # Errors
+    /// When the node does not see it.
+    pub fn path_to(&self, peer: &str) -> Result<Path, LabError> {
+        let entry = self.peer(peer)?;
+        let text = |key: &str| entry[key].as_str().unwrap_or_default().to_owned();
+        let (direct, relay) = (text("CurAddr"), text("Relay"));
+        Ok(match (direct.as_str(), relay.as_str()) {
+            ("", "") => Path::Idle,
+            ("", _) => Path::Relay(relay),
+            _ => Path::Direct(direct),
+        })
+    }
+
+    /// Waits until `peer` is reached directly; returns the address.
+    ///
+    /// # Errors
+    /// After the usual patience.
+    pub fn wait_until_direct(&self, peer: &str) -> Result<String, LabError> {
+        until(
+            &format!("a direct path to {peer}"),
+            PATIENCE,
+            || match self.path_to(peer)? {
+                Path::Direct(address) => Ok(address),
+                other @ (Path::Idle | Path::Relay(_)) => Err(LabError::new(format!("{other:?}"))),
+            },
+        )
+    }
+}
+
+fn start_daemon(host: &Host, kind: Kind, arguments: &[String]) -> Result<Program, LabError> {
+    match kind {
+        Kind::Warren => Program::start(host, "warren", &ours("warren")?, arguments, &[]),
+        Kind::Tailscale => Program::start(
+            host,
+            "tailscaled",
+            &missing(foreign("tailscaled"), "tailscaled")?,
+            arguments,
+            &[
+                ("TS_NO_LOGS_NO_SUPPORT", "true"),
+                ("TS_DEBUG_FIREWALL_MODE", "nftables"),
+                ("TS_DISABLE_PORTMAPPER", "true"),
+            ],
+        ),
+    }
+}
+
+fn missing(found: Option<std::path::PathBuf>, name: &str) -> Result<std::path::PathBuf, LabError> {
+    found.ok_or_else(|| LabError::new(format!("the program {name} is not installed")))
+}
