@@ -1,0 +1,59 @@
+//! What a policy needs to know of users and nodes.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use warren_control_types::{NodeId, UserId};
+
+/// A user of the tailnet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyUser {
+    /// The user.
+    pub id: UserId,
+    /// The login name, `name@domain` or, for users known to this server only,
+    /// a bare `name`; a policy names the latter `name@`.
+    pub login: String,
+    /// Other names that a policy may use for the user, such as the e-mail
+    /// address when the login is something else.
+    pub aliases: Vec<String>,
+}
+
+/// A node of the tailnet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyNode {
+    /// The node.
+    pub id: NodeId,
+    /// Its owner; ignored when the node is tagged: a tagged node has no user.
+    pub user: Option<UserId>,
+    /// Its tags, with the prefix `tag:`.
+    pub tags: Vec<String>,
+    /// Its addresses of both families.
+    pub addresses: Vec<IpAddr>,
+    /// Routes that were approved for it, exit routes (`0.0.0.0/0`, `::/0`)
+    /// included.
+    pub routes: Vec<IpNet>,
+}
+
+impl PolicyNode {
+    /// Whether the node carries tags and so belongs to no user.
+    #[must_use]
+    pub fn is_tagged(&self) -> bool {
+        !self.tags.is_empty()
+    }
+
+    /// The approved routes that are not exit routes.
+    pub fn subnet_routes(&self) -> impl Iterator<Item = &IpNet> {
+        self.routes.iter().filter(|route| route.prefix_len() != 0)
+    }
+
+    /// The approved exit routes.
+    pub fn exit_routes(&self) -> impl Iterator<Item = &IpNet> {
+        self.routes.iter().filter(|route| route.prefix_len() == 0)
+    }
+
+    /// Whether `address` is one of the node's own.
+    #[must_use]
+    pub fn has_address(&self, address: IpAddr) -> bool {
+        self.addresses.contains(&address)
+    }
+}
