@@ -1,1 +1,46 @@
-//! Being built.
+//! The words of the coordination protocol: every message between a node and
+//! its coordination server, as types.
+//!
+//! Both ends use the same types. Names are the protocol's own, in Rust case;
+//! what a field means is told at the field, how values travel in [`json`].
+//! Three habits run through all of them: what can be absent is an `Option`,
+//! `None` in an answer that carries changes means "as before", and zero keys,
+//! numbers and times that stand for "none" never reach the rest of the program.
+//!
+//! [`Netmap`] is the one thing here that does something: it puts the messages
+//! of a map stream together, exactly as every other client does.
+
+mod derp_map;
+mod dns;
+mod filter;
+mod folded;
+mod hostinfo;
+mod ids;
+mod map;
+mod netmap;
+mod node;
+mod register;
+mod ssh;
+
+pub mod json;
+
+pub use derp_map::{
+    DerpMap, DerpMapError, DerpMapUpdate, DerpNode, DerpRegion, HomeParams, HomeParamsUpdate,
+    HostAddress,
+};
+pub use dns::{DnsConfig, DnsRecord, Resolver};
+pub use filter::{CapGrant, FilterRule, NetPortRange, PortRange};
+pub use hostinfo::{Hostinfo, Location, NetInfo, Service, TpmInfo};
+pub use ids::{CapabilityVersion, LoginId, NodeId, RegionId, StableNodeId, UserId};
+pub use map::{
+    ClientVersion, ControlDialPlan, ControlIpCandidate, Debug, DisplayMessage,
+    DisplayMessageAction, EndpointType, MapRequest, MapResponse, PingRequest, PingResponse,
+    TkaInfo,
+};
+pub use netmap::{Applied, ApplyError, Changes, Netmap, Notices, PeerDelta};
+pub use node::{CapMap, Node, PeerChange};
+pub use register::{
+    EarlyNoise, Login, OverTlsPublicKeyResponse, RegisterAuth, RegisterRequest, RegisterResponse,
+    User, UserProfile,
+};
+pub use ssh::{SshAction, SshPolicy, SshPrincipal, SshRecorderFailureAction, SshRule};
