@@ -1,0 +1,102 @@
+//! Stable addresses: one index per node gives both families.
+//!
+//! Index `n` is `100.64.0.0 + n` and `fd7a:115c:a1e0::n`, so that the two are
+//! easy to tell apart from any other node's and easy to remember. An index is
+//! handed out once and goes back only when the whole range has been used.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// Where node addresses come from: carrier-grade NAT space (RFC 6598).
+pub const V4_RANGE: (Ipv4Addr, u8) = (Ipv4Addr::new(100, 64, 0, 0), 10);
+/// The unique local prefix of the overlay (RFC 4193).
+pub const V6_RANGE: (Ipv6Addr, u8) = (Ipv6Addr::new(0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, 0, 0), 48);
+
+/// One past the last usable index: the range is a /10.
+const END: u32 = 1 << 22;
+
+/// The position of a node's addresses in both ranges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct AddressIndex(u32);
+
+impl AddressIndex {
+    /// The index `n`, unless it is outside of the range or reserved.
+    pub fn new(n: u32) -> Option<Self> {
+        (n < END - 1 && !reserved(n)).then_some(Self(n))
+    }
+
+    /// The number itself.
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+
+    /// The IPv4 address.
+    pub fn v4(self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(V4_RANGE.0.to_bits() | self.0)
+    }
+
+    /// The IPv6 address.
+    pub fn v6(self) -> Ipv6Addr {
+        Ipv6Addr::from_bits(V6_RANGE.0.to_bits() | u128::from(self.0))
+    }
+
+    /// Both as single-address prefixes, IPv4 first.
+    pub fn prefixes(self) -> [IpNet; 2] {
+        [IpNet::from(IpAddr::from(self.v4())), IpNet::from(IpAddr::from(self.v6()))]
+    }
+}
+
+/// Index 0 is the network itself. 100.100.0.0/24 and 100.100.100.0/24 hold the
+/// hosted service's and the resolver's addresses, 100.115.92.0/23 is used by
+/// ChromeOS inside the machine, and `::53` is the resolver in IPv6.
+fn reserved(n: u32) -> bool {
+    let [_, b, c, _] = Ipv4Addr::from_bits(V4_RANGE.0.to_bits() | n).octets();
+    n == 0 || n == 0x53 || (b == 100 && (c == 0 || c == 100)) || (b == 115 && (c == 92 || c == 93))
+}
+
+/// The next free index at or after `cursor`, wrapping once.
+pub(crate) fn allocate(used: &BTreeSet<AddressIndex>, cursor: u32) -> Option<AddressIndex> {
+    let start = cursor.clamp(1, END - 1);
+    (start..END).chain(1..start).filter_map(AddressIndex::new).find(|index| !used.contains(index))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn both_families_come_from_one_index() {
+        let index = AddressIndex::new(1).unwrap();
+        assert_eq!(index.v4().to_string(), "100.64.0.1");
+        assert_eq!(index.v6().to_string(), "fd7a:115c:a1e0::1");
+        assert_eq!(index.prefixes()[0].to_string(), "100.64.0.1/32");
+        assert_eq!(index.prefixes()[1].to_string(), "fd7a:115c:a1e0::1/128");
+    }
+
+    #[test]
+    fn service_addresses_are_never_given_out() {
+        for text in ["100.64.0.0", "100.100.100.100", "100.100.0.1", "100.115.92.3", "100.64.0.83", "100.127.255.255"] {
+            let address: Ipv4Addr = text.parse().unwrap();
+            assert_eq!(AddressIndex::new(address.to_bits() - V4_RANGE.0.to_bits()), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn freed_addresses_come_back_only_after_the_rest() {
+        let mut used = BTreeSet::new();
+        let mut cursor = 1;
+        for _ in 0..100 {
+            let index = allocate(&used, cursor).unwrap();
+            cursor = index.get() + 1;
+            assert!(used.insert(index));
+        }
+        used.remove(&AddressIndex::new(5).unwrap());
+        assert_eq!(allocate(&used, cursor).unwrap().get(), cursor);
+        assert_eq!(allocate(&used, END).unwrap().get(), 5);
+    }
+}

@@ -1,0 +1,406 @@
+//! What the administrator does.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use jiff::{SignedDuration, Timestamp};
+use warren_control_types::{NodeId, UserId};
+
+use crate::access::Access;
+use crate::auth_keys::AuthKeyText;
+use crate::coordinator::{Coordinator, Output, timestamp};
+use crate::error::AdminError;
+use crate::names::{check_user_name, is_label};
+use crate::records::{AuthKeyId, AuthKeyRecord, Change, NodeRecord, TAGGED_DEVICES, UserRecord};
+use crate::register::{PendingId, hostinfo};
+use crate::routes::{advertised, is_exit};
+
+/// What a new pre-auth key shall be.
+#[derive(Debug, Clone, Default)]
+pub struct NewAuthKey {
+    /// Name of the user whose nodes it makes.
+    pub user: Option<String>,
+    /// Works more than once.
+    pub reusable: bool,
+    /// Its nodes are deleted when they stay away.
+    pub ephemeral: bool,
+    /// Its nodes belong to these tags.
+    pub tags: BTreeSet<String>,
+    /// How long it works. `None`: until it is expired by hand.
+    pub lifetime: Option<Duration>,
+}
+
+/// A machine that waits for approval, as it describes itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PendingView {
+    /// What to approve.
+    pub id: PendingId,
+    /// Its host name.
+    pub hostname: String,
+    /// Its operating system.
+    pub os: String,
+    /// Since when it waits.
+    pub since: Timestamp,
+}
+
+impl Coordinator {
+    /// Makes a user.
+    ///
+    /// # Errors
+    /// The name is taken or no name.
+    pub fn create_user(&mut self, wall: Duration, name: &str) -> Result<UserRecord, AdminError> {
+        check_user_name(name)?;
+        if self.find_user(name).is_ok() {
+            return Err(AdminError::UserExists(name.to_owned()));
+        }
+        let user =
+            UserRecord { id: self.take_user_id(), name: name.to_owned(), created: timestamp(wall) };
+        self.store_user(&user);
+        self.data.users.insert(user.id, user.clone());
+        self.recompute_access();
+        self.mark_policy_change();
+        Ok(user)
+    }
+
+    /// Gives a user another name; nodes that see one of its nodes hear of it.
+    ///
+    /// # Errors
+    /// No such user, or the new name is taken or no name.
+    pub fn rename_user(&mut self, old: &str, new: &str) -> Result<UserRecord, AdminError> {
+        let id = self.find_user(old)?.id;
+        check_user_name(new)?;
+        if self.find_user(new).is_ok_and(|other| other.id != id) {
+            return Err(AdminError::UserExists(new.to_owned()));
+        }
+        let user = self.data.users.get_mut(&id).ok_or_else(|| AdminError::NoUser(old.to_owned()))?;
+        user.name = new.to_owned();
+        let user = user.clone();
+        self.store_user(&user);
+        let told: Vec<_> = self
+            .sessions
+            .iter()
+            .filter(|(_, s)| s.told.as_ref().is_none_or(|told| told.users.contains(&id)))
+            .map(|(session, _)| *session)
+            .collect();
+        for session in told {
+            self.mark(session, |pending| {
+                pending.users.insert(id);
+            });
+        }
+        self.recompute_access();
+        self.mark_policy_change();
+        Ok(user)
+    }
+
+    /// Deletes a user without nodes, and its pre-auth keys.
+    ///
+    /// # Errors
+    /// No such user, or nodes are left.
+    pub fn delete_user(&mut self, name: &str) -> Result<UserRecord, AdminError> {
+        let user = self.find_user(name)?.clone();
+        let nodes = self.data.nodes.values().filter(|node| node.user == Some(user.id)).count();
+        if nodes > 0 {
+            return Err(AdminError::UserHasNodes { name: user.name, nodes });
+        }
+        let keys: Vec<_> = self
+            .data
+            .auth_keys
+            .values()
+            .filter(|key| key.user == Some(user.id))
+            .map(|key| key.id)
+            .collect();
+        for id in keys {
+            self.data.auth_keys.remove(&id);
+            self.outputs.push_back(Output::Store { change: Change::AuthKeyGone(id), durable: true });
+        }
+        self.data.users.remove(&user.id);
+        self.outputs.push_back(Output::Store { change: Change::UserGone(user.id), durable: true });
+        self.recompute_access();
+        self.mark_policy_change();
+        Ok(user)
+    }
+
+    /// The user with this name or number.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn find_user(&self, name: &str) -> Result<&UserRecord, AdminError> {
+        let by_name = self.data.users.values().find(|user| user.name.eq_ignore_ascii_case(name));
+        by_name
+            .or_else(|| self.data.users.get(&UserId(name.parse().ok()?)))
+            .ok_or_else(|| AdminError::NoUser(name.to_owned()))
+    }
+
+    /// The name of an owner, and since when there is one.
+    pub(crate) fn user_name(&self, id: UserId) -> (String, Option<Timestamp>) {
+        match self.data.users.get(&id) {
+            Some(user) => (user.name.clone(), Some(user.created)),
+            None if id == TAGGED_DEVICES => ("tagged-devices".to_owned(), None),
+            None => (format!("user-{id}"), None),
+        }
+    }
+
+    /// Makes a pre-auth key. Its text is told once, here.
+    ///
+    /// # Errors
+    /// No owner, no such user, a tag that is none.
+    pub fn create_auth_key(
+        &mut self,
+        wall: Duration,
+        new: NewAuthKey,
+    ) -> Result<(AuthKeyText, AuthKeyRecord), AdminError> {
+        let user = match &new.user {
+            Some(name) => Some(self.find_user(name)?.id),
+            None if new.tags.is_empty() => return Err(AdminError::KeyWithoutOwner),
+            None => None,
+        };
+        for tag in &new.tags {
+            check_tag(tag)?;
+        }
+        let created = timestamp(wall);
+        let expiry = match new.lifetime {
+            None => None,
+            Some(life) => Some(
+                SignedDuration::try_from(life)
+                    .ok()
+                    .and_then(|life| created.checked_add(life).ok())
+                    .ok_or(AdminError::Time)?,
+            ),
+        };
+        let id = self.take_auth_key_id();
+        let text = AuthKeyText::generate(id, self.entropy.as_mut());
+        let record = AuthKeyRecord {
+            id,
+            digest: text.digest(),
+            user,
+            reusable: new.reusable,
+            ephemeral: new.ephemeral,
+            tags: new.tags,
+            created,
+            expiry,
+            uses: 0,
+        };
+        self.store_auth_key(&record);
+        self.data.auth_keys.insert(id, record.clone());
+        Ok((text, record))
+    }
+
+    /// Makes a pre-auth key stop working now. Nodes that used it stay.
+    ///
+    /// # Errors
+    /// No such key.
+    pub fn expire_auth_key(
+        &mut self,
+        wall: Duration,
+        id: AuthKeyId,
+    ) -> Result<AuthKeyRecord, AdminError> {
+        let key = self.data.auth_keys.get_mut(&id).ok_or(AdminError::NoAuthKey(id.0))?;
+        let time = timestamp(wall);
+        key.expiry = Some(key.expiry.map_or(time, |expiry| expiry.min(time)));
+        let key = key.clone();
+        self.store_auth_key(&key);
+        Ok(key)
+    }
+
+    /// The node with this number, name, full name or address.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn find_node(&self, text: &str) -> Result<&NodeRecord, AdminError> {
+        let lower = text.to_ascii_lowercase();
+        let zone = format!(".{}", self.config.base_domain);
+        let stem = lower.trim_end_matches('.');
+        let label = stem.strip_suffix(&zone).unwrap_or(stem);
+        let address: Option<IpAddr> = text.parse().ok();
+        let by_name = self.data.nodes.values().find(|node| node.name == label);
+        by_name
+            .or_else(|| self.data.nodes.get(&NodeId(text.parse().ok()?)))
+            .or_else(|| {
+                let wanted = address?;
+                self.data.nodes.values().find(|node| {
+                    IpAddr::from(node.address.v4()) == wanted
+                        || IpAddr::from(node.address.v6()) == wanted
+                })
+            })
+            .ok_or_else(|| AdminError::NoNode(text.to_owned()))
+    }
+
+    /// Gives a node a name that its host name no longer overrules.
+    ///
+    /// # Errors
+    /// No such node, no name, or another node's name.
+    pub fn rename_node(&mut self, node: &str, name: &str) -> Result<NodeId, AdminError> {
+        let id = self.find_node(node)?.id;
+        let label = is_label(name)?;
+        if self.data.nodes.values().any(|other| other.id != id && other.name == label) {
+            return Err(AdminError::NameTaken(label));
+        }
+        if let Some(node) = self.data.nodes.get_mut(&id) {
+            node.name = label;
+            node.name_chosen = true;
+        }
+        self.store_node(id, true);
+        self.announce(id, crate::session::PeerMark::Whole);
+        self.mark_own(id);
+        Ok(id)
+    }
+
+    /// Makes a node's key stop working now: it has to log in again.
+    ///
+    /// # Errors
+    /// No such node.
+    pub fn expire_node(&mut self, wall: Duration, node: &str) -> Result<NodeId, AdminError> {
+        let id = self.find_node(node)?.id;
+        let time = timestamp(wall);
+        self.set_expiry(id, Some(time));
+        self.told_expired.insert(id);
+        Ok(id)
+    }
+
+    /// Deletes a node. Its addresses are not given to another one soon.
+    ///
+    /// # Errors
+    /// No such node.
+    pub fn delete_node(&mut self, node: &str) -> Result<NodeId, AdminError> {
+        let id = self.find_node(node)?.id;
+        self.remove_node(id);
+        Ok(id)
+    }
+
+    /// Gives a node to these tags; without any it returns to its user.
+    ///
+    /// # Errors
+    /// No such node, a tag that is none, or nobody would own the node.
+    pub fn tag_node(&mut self, node: &str, tags: BTreeSet<String>) -> Result<NodeId, AdminError> {
+        let found = self.find_node(node)?;
+        let id = found.id;
+        for tag in &tags {
+            check_tag(tag)?;
+        }
+        if tags.is_empty() && found.user.is_none() {
+            return Err(AdminError::KeyWithoutOwner);
+        }
+        if let Some(node) = self.data.nodes.get_mut(&id) {
+            node.tags = tags;
+            // A key that belongs to a service does not ask a person to renew it.
+            if node.is_tagged() && !self.told_expired.contains(&id) {
+                node.key_expiry = None;
+            }
+        }
+        self.store_node(id, true);
+        self.identity_changed(id);
+        Ok(id)
+    }
+
+    /// Sets which of a node's advertised routes count. Exit routes come in
+    /// pairs: one family named approves both that are advertised.
+    ///
+    /// # Errors
+    /// No such node, or a route it does not advertise.
+    pub fn approve_routes(&mut self, node: &str, routes: &[IpNet]) -> Result<NodeId, AdminError> {
+        let found = self.find_node(node)?;
+        let (id, offered) = (found.id, advertised(found));
+        let mut approved: BTreeSet<IpNet> = routes.iter().map(IpNet::trunc).collect();
+        if approved.iter().any(is_exit) {
+            approved.extend(offered.iter().filter(|route| is_exit(route)));
+        }
+        if let Some(route) = approved.difference(&offered).next() {
+            let listed: Vec<_> = offered.iter().map(ToString::to_string).collect();
+            return Err(AdminError::NotAdvertised {
+                node: found.name.clone(),
+                route: route.to_string(),
+                advertised: if listed.is_empty() { "nothing".into() } else { listed.join(", ") },
+            });
+        }
+        self.set_approved(id, approved);
+        Ok(id)
+    }
+
+    pub(crate) fn set_approved(&mut self, id: NodeId, approved: BTreeSet<IpNet>) {
+        let Some(node) = self.data.nodes.get_mut(&id) else { return };
+        if node.approved_routes == approved {
+            return;
+        }
+        node.approved_routes = approved;
+        self.store_node(id, true);
+        self.routers_changed();
+        self.identity_changed(id);
+    }
+
+    /// Adds what the policy approves by itself.
+    pub(crate) fn approve_by_policy(&mut self, id: NodeId) {
+        let Some(node) = self.data.nodes.get(&id) else { return };
+        let owner = node.user.filter(|_| !node.is_tagged()).and_then(|u| self.data.users.get(&u));
+        let mut approved = node.approved_routes.clone();
+        approved.extend(
+            advertised(node)
+                .into_iter()
+                .filter(|route| self.access.approves_route(node, owner, route)),
+        );
+        self.set_approved(id, approved);
+    }
+
+    /// The machines that wait for approval, oldest first.
+    pub fn pending(&self) -> Vec<PendingView> {
+        let mut views: Vec<_> = self
+            .pendings
+            .waiting
+            .iter()
+            .map(|(id, login)| PendingView {
+                id: id.clone(),
+                hostname: hostinfo(&login.request).hostname,
+                os: hostinfo(&login.request).os,
+                since: login.since,
+            })
+            .collect();
+        views.sort_by_key(|view| view.since);
+        views
+    }
+
+    /// Sets the policy; `None` is allow-all. Everybody whose view it alters
+    /// hears of it.
+    ///
+    /// # Errors
+    /// The text does not hold together; the policy stays as it was.
+    pub fn set_policy(&mut self, text: Option<String>) -> Result<(), AdminError> {
+        self.access = match &text {
+            None => Access::allow_all(),
+            Some(text) => Access::parse(text).map_err(AdminError::Policy)?,
+        };
+        self.data.policy.clone_from(&text);
+        self.outputs.push_back(Output::Store { change: Change::Policy(text), durable: true });
+        self.recompute_access();
+        let all: Vec<_> = self.data.nodes.keys().copied().collect();
+        for id in all {
+            self.approve_by_policy(id);
+        }
+        self.mark_access_everywhere();
+        Ok(())
+    }
+
+    /// Checks a policy without using it.
+    ///
+    /// # Errors
+    /// What is wrong with the text.
+    pub fn check_policy(text: &str) -> Result<(), AdminError> {
+        Access::parse(text).map(drop).map_err(AdminError::Policy)
+    }
+
+    /// A name that the policy may speak of changed its meaning.
+    fn mark_policy_change(&mut self) {
+        if !self.access.is_allow_all() {
+            self.mark_access_everywhere();
+        }
+    }
+}
+
+/// `tag:`, a letter, then letters, digits and `-`: the client's own rule.
+fn check_tag(tag: &str) -> Result<(), AdminError> {
+    let name = tag.strip_prefix("tag:").unwrap_or_default();
+    let good = name.starts_with(|c: char| c.is_ascii_alphabetic())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+        && name.len() <= 63;
+    if good { Ok(()) } else { Err(AdminError::Tag(tag.to_owned())) }
+}

@@ -1,0 +1,78 @@
+//! What can go wrong, for the node that asks and for the person who administers.
+
+use crate::names::LabelError;
+
+/// Why a map request is refused. The text goes to the node as it is.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MapError {
+    /// The node key is unknown, or belongs to another machine.
+    #[error("node not found: this node key is not registered here; log in again")]
+    NotFound,
+    /// The client is older than what is served.
+    #[error("this client is too old (capability version {have}); version {need} is needed, which is Tailscale 1.80 or Warren 0.1")]
+    TooOld {
+        /// What the client claims.
+        have: u32,
+        /// [`crate::MIN_CAPABILITY`].
+        need: u32,
+    },
+}
+
+/// Why an administrator's wish was not carried out. Nothing was changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AdminError {
+    /// No user has this name or number.
+    #[error("no user \"{0}\"; `warren-control users list` shows them, `users create` makes one")]
+    NoUser(String),
+    /// The name is in use.
+    #[error("a user \"{0}\" exists already")]
+    UserExists(String),
+    /// A user with machines cannot be deleted.
+    #[error("user \"{name}\" still owns {nodes} node(s); delete them first (`warren-control nodes list`)")]
+    UserHasNodes {
+        /// Who.
+        name: String,
+        /// How many.
+        nodes: usize,
+    },
+    /// No node has this name, number or address.
+    #[error("no node \"{0}\"; `warren-control nodes list` shows them")]
+    NoNode(String),
+    /// Another machine has the name.
+    #[error("the name \"{0}\" belongs to another node; choose another or rename that one first")]
+    NameTaken(String),
+    /// Not a name.
+    #[error(transparent)]
+    Name(#[from] LabelError),
+    /// No pre-auth key has this number.
+    #[error("no pre-auth key {0}; `warren-control preauthkeys list` shows them")]
+    NoAuthKey(i64),
+    /// A key must belong to somebody or to tags.
+    #[error("a pre-auth key needs an owner: `--user NAME`, or `--tag tag:NAME`")]
+    KeyWithoutOwner,
+    /// Not `tag:` and a name.
+    #[error("\"{0}\" is not a tag; tags are \"tag:\", a letter, then letters, digits and \"-\"")]
+    Tag(String),
+    /// Nobody waits under this id.
+    #[error("no machine waits for approval as \"{0}\"; requests are kept for 15 minutes, let it log in again")]
+    NoPending(String),
+    /// More than 4 million nodes.
+    #[error("all addresses of 100.64.0.0/10 are in use")]
+    NoAddresses,
+    /// A route the node does not offer.
+    #[error("node \"{node}\" does not advertise {route}; it advertises: {advertised}")]
+    NotAdvertised {
+        /// Which node.
+        node: String,
+        /// What was to be approved.
+        route: String,
+        /// What could be.
+        advertised: String,
+    },
+    /// The policy does not hold together.
+    #[error("{0}")]
+    Policy(String),
+    /// The moment lies outside of the calendar.
+    #[error("the time given is out of range")]
+    Time,
+}

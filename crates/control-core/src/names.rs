@@ -1,0 +1,142 @@
+//! Names of machines: from whatever a host calls itself to a unique DNS label.
+
+/// The longest DNS label (RFC 1035 section 2.3.4).
+const MAX_LABEL: usize = 63;
+
+/// What a host is called when nothing usable is left of its name.
+const FALLBACK: &str = "node";
+
+/// Why a text is no machine name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LabelError {
+    /// Nothing there.
+    #[error("the name is empty; use letters, digits and \"-\", for example \"db-1\"")]
+    Empty,
+    /// More than 63 bytes.
+    #[error("the name has {0} characters; a DNS label has at most 63")]
+    TooLong(usize),
+    /// A character that DNS host names do not have, or `-` at an end.
+    #[error("\"{0}\" is not DNS-safe; use letters, digits and \"-\", not starting or ending with \"-\"")]
+    NotDnsSafe(String),
+}
+
+/// Checks a name that a person chose; the answer is in lower case.
+///
+/// # Errors
+/// [`LabelError`] says what is wrong with it.
+pub fn is_label(text: &str) -> Result<String, LabelError> {
+    if text.is_empty() {
+        return Err(LabelError::Empty);
+    }
+    if text.len() > MAX_LABEL {
+        return Err(LabelError::TooLong(text.chars().count()));
+    }
+    let safe = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        && !text.starts_with('-')
+        && !text.ends_with('-');
+    if safe { Ok(text.to_ascii_lowercase()) } else { Err(LabelError::NotDnsSafe(text.to_owned())) }
+}
+
+/// The label that a host's own name gives: suffixes of home networks dropped,
+/// everything that is not a letter or digit turned into single `-`, cut to 63.
+pub fn sanitize_hostname(hostname: &str) -> String {
+    let lower = hostname.trim().to_lowercase();
+    let stem = [".localdomain", ".local", ".lan"]
+        .iter()
+        .find_map(|suffix| lower.strip_suffix(suffix))
+        .unwrap_or(&lower);
+    let mut label = String::new();
+    for c in stem.chars() {
+        if c.is_ascii_alphanumeric() {
+            label.push(c);
+        } else if !label.is_empty() && !label.ends_with('-') && c != '\'' {
+            label.push('-');
+        }
+        if label.len() == MAX_LABEL {
+            break;
+        }
+    }
+    let label = label.trim_matches('-');
+    if label.is_empty() { FALLBACK.to_owned() } else { label.to_owned() }
+}
+
+/// `label` itself if it is free, else the first free of `label-1`, `label-2` ...
+pub fn unique_label(label: &str, taken: impl Fn(&str) -> bool) -> String {
+    if !taken(label) {
+        return label.to_owned();
+    }
+    let mut n = 1_u64;
+    loop {
+        let suffix = format!("-{n}");
+        let stem: String = label.chars().take(MAX_LABEL - suffix.len()).collect();
+        let candidate = format!("{}{suffix}", stem.trim_end_matches('-'));
+        if !taken(&candidate) {
+            return candidate;
+        }
+        n += 1;
+    }
+}
+
+/// Why a text is no user name.
+pub(crate) fn check_user_name(name: &str) -> Result<(), LabelError> {
+    if name.is_empty() {
+        return Err(LabelError::Empty);
+    }
+    if name.len() > 254 {
+        return Err(LabelError::TooLong(name.chars().count()));
+    }
+    let safe = name.chars().all(|c| c.is_alphanumeric() || "@._+-".contains(c));
+    if safe { Ok(()) } else { Err(LabelError::NotDnsSafe(name.to_owned())) }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn host_names_become_labels() {
+        for (raw, label) in [
+            ("laptop", "laptop"),
+            ("Alice's MacBook Pro", "alices-macbook-pro"),
+            ("DB_1.local", "db-1"),
+            ("--x--", "x"),
+            ("büro", "b-ro"),
+            ("", "node"),
+            ("日本", "node"),
+            ("a.b.c", "a-b-c"),
+        ] {
+            assert_eq!(sanitize_hostname(raw), label, "{raw:?}");
+        }
+        assert_eq!(sanitize_hostname(&"x".repeat(200)).len(), 63);
+    }
+
+    #[test]
+    fn chosen_names_are_refused_with_the_reason() {
+        assert_eq!(is_label("DB-1").unwrap(), "db-1");
+        assert_eq!(is_label(""), Err(LabelError::Empty));
+        assert_eq!(is_label(&"x".repeat(64)), Err(LabelError::TooLong(64)));
+        for bad in ["a b", "a.b", "-a", "a-", "ä", "a_b"] {
+            assert!(matches!(is_label(bad), Err(LabelError::NotDnsSafe(_))), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_sanitized_name_is_a_label_and_stays_one_when_made_unique(raw in ".*", clashes in 0_u64..120) {
+            let label = sanitize_hostname(&raw);
+            prop_assert_eq!(is_label(&label).as_deref(), Ok(label.as_str()));
+            let taken: Vec<String> = (0..clashes).scan(Vec::new(), |seen: &mut Vec<String>, _| {
+                let next = unique_label(&label, |name| seen.iter().any(|s| s == name));
+                seen.push(next.clone());
+                Some(next)
+            }).collect();
+            for name in &taken {
+                prop_assert_eq!(is_label(name).as_deref(), Ok(name.as_str()));
+            }
+            let distinct: std::collections::BTreeSet<_> = taken.iter().collect();
+            prop_assert_eq!(distinct.len(), taken.len());
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! What is remembered: users, nodes, pre-auth keys and a handful of settings.
+//!
+//! A record is what the store keeps, one row each. [`Change`] is the unit of
+//! storage: the row as it now is. Applying all changes in order to an empty
+//! [`Snapshot`] gives the state back, so a crash between two changes loses at
+//! most what nobody was told yet.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use ipnet::IpNet;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use warren_control_types::{Hostinfo, NodeId, RegionId, UserId};
+use warren_keys::{DiscoPublic, MachinePublic, NodePublic};
+
+use crate::addresses::AddressIndex;
+
+/// The owner that clients see for nodes that belong to tags, not to a person.
+pub const TAGGED_DEVICES: UserId = UserId(2_147_455_555);
+
+/// The number of a pre-auth key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct AuthKeyId(pub i64);
+
+/// Somebody who owns machines.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserRecord {
+    /// Never reused.
+    pub id: UserId,
+    /// The login name: unique, chosen by the administrator.
+    pub name: String,
+    /// When it was made.
+    pub created: Timestamp,
+}
+
+/// How a node came in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JoinMethod {
+    /// With a pre-auth key.
+    AuthKey,
+    /// Approved by the administrator.
+    Approval,
+}
+
+/// A node: one login of one machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// Never reused.
+    pub id: NodeId,
+    /// The static key of its control channel; several logins may share it.
+    pub machine: MachinePublic,
+    /// Its present WireGuard and relay identity.
+    pub key: NodePublic,
+    /// Who brought it in. Absent only for keys that have tags and no user.
+    pub user: Option<UserId>,
+    /// Not empty: the node belongs to these tags, not to the user.
+    pub tags: BTreeSet<String>,
+    /// Its addresses in both families.
+    pub address: AddressIndex,
+    /// The DNS label, unique here.
+    pub name: String,
+    /// Whether a person chose the name; then the host name no longer decides.
+    pub name_chosen: bool,
+    /// First registration.
+    pub created: Timestamp,
+    /// When the key stops working. `None`: never.
+    pub key_expiry: Option<Timestamp>,
+    /// When it was last seen connected. Meaningful while offline.
+    pub last_seen: Option<Timestamp>,
+    /// To be deleted when it stays away.
+    pub ephemeral: bool,
+    /// How it came in.
+    pub join_method: JoinMethod,
+    /// The pre-auth key it used.
+    pub auth_key: Option<AuthKeyId>,
+    /// Its path-finding key, of its present process.
+    pub disco: Option<DiscoPublic>,
+    /// Where it believes to be reachable by UDP.
+    pub endpoints: Vec<SocketAddr>,
+    /// Its home relay region.
+    pub home_relay: Option<RegionId>,
+    /// What it says about itself. `NetInfo` survives updates that lack it.
+    pub hostinfo: Hostinfo,
+    /// The capability version of its last request.
+    pub capability: u32,
+    /// Routes the administrator approved, advertised at the moment or not.
+    pub approved_routes: BTreeSet<IpNet>,
+    /// The tailnet-lock signature of its key, passed on unchanged.
+    pub key_signature: Vec<u8>,
+}
+
+impl NodeRecord {
+    /// Whether tags own it.
+    pub fn is_tagged(&self) -> bool {
+        !self.tags.is_empty()
+    }
+
+    /// The owner as clients see it.
+    pub fn owner(&self) -> UserId {
+        if self.is_tagged() { TAGGED_DEVICES } else { self.user.unwrap_or(TAGGED_DEVICES) }
+    }
+
+    /// Whether the key had stopped working at `wall`.
+    pub fn is_expired(&self, wall: Timestamp) -> bool {
+        self.key_expiry.is_some_and(|expiry| expiry <= wall)
+    }
+
+    /// The opaque id that clients keep in their preferences.
+    pub fn stable_id(&self) -> String {
+        format!("n{}WRN", self.id.0)
+    }
+}
+
+/// A pre-auth key, without its secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuthKeyRecord {
+    /// Never reused; part of the key's text.
+    pub id: AuthKeyId,
+    /// SHA-256 of the secret.
+    pub digest: [u8; 32],
+    /// Whose nodes it makes.
+    pub user: Option<UserId>,
+    /// Whether it works more than once.
+    pub reusable: bool,
+    /// Whether its nodes are deleted when they stay away.
+    pub ephemeral: bool,
+    /// Tags its nodes get.
+    pub tags: BTreeSet<String>,
+    /// When it was made.
+    pub created: Timestamp,
+    /// When it stops working. `None`: never.
+    pub expiry: Option<Timestamp>,
+    /// How often it was used.
+    pub uses: u64,
+}
+
+/// One row as it now is.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Change {
+    /// A user was made or altered.
+    User(UserRecord),
+    /// A user is gone.
+    UserGone(UserId),
+    /// A node was made or altered.
+    Node(Box<NodeRecord>),
+    /// A node is gone.
+    NodeGone(NodeId),
+    /// A key was made or altered.
+    AuthKey(AuthKeyRecord),
+    /// A key is gone.
+    AuthKeyGone(AuthKeyId),
+    /// The policy text; `None` is allow-all.
+    Policy(Option<String>),
+    /// The next numbers to hand out, so that none is used twice.
+    Counters(Counters),
+}
+
+/// The next number of each kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// The next user id.
+    pub user: i64,
+    /// The next node id.
+    pub node: i64,
+    /// The next pre-auth key id.
+    pub auth_key: i64,
+    /// Where the search for a free address starts.
+    pub address: u32,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self { user: 1, node: 1, auth_key: 1, address: 1 }
+    }
+}
+
+/// Everything that is remembered.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Snapshot {
+    /// All users.
+    pub users: BTreeMap<UserId, UserRecord>,
+    /// All nodes.
+    pub nodes: BTreeMap<NodeId, NodeRecord>,
+    /// All pre-auth keys, used and expired ones too.
+    pub auth_keys: BTreeMap<AuthKeyId, AuthKeyRecord>,
+    /// The policy text; `None` is allow-all.
+    pub policy: Option<String>,
+    /// The next numbers.
+    pub counters: Counters,
+}
+
+impl Snapshot {
+    /// Applies one change.
+    pub fn apply(&mut self, change: Change) {
+        match change {
+            Change::User(user) => {
+                self.users.insert(user.id, user);
+            }
+            Change::UserGone(id) => {
+                self.users.remove(&id);
+            }
+            Change::Node(node) => {
+                self.nodes.insert(node.id, *node);
+            }
+            Change::NodeGone(id) => {
+                self.nodes.remove(&id);
+            }
+            Change::AuthKey(key) => {
+                self.auth_keys.insert(key.id, key);
+            }
+            Change::AuthKeyGone(id) => {
+                self.auth_keys.remove(&id);
+            }
+            Change::Policy(text) => self.policy = text,
+            Change::Counters(counters) => self.counters = counters,
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! A session: one open map stream, what it was told, and what it has yet to hear.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use warren_control_types::{FilterRule, NodeId, UserId};
+
+/// The number of a stream; a new one for every streaming request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
+/// The fields of a peer that can be patched (`PeerChange`), as a set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PatchFields(u16);
+
+impl PatchFields {
+    /// Online, and last seen while offline.
+    pub const ONLINE: Self = Self(1);
+    /// UDP endpoints.
+    pub const ENDPOINTS: Self = Self(2);
+    /// Path-finding key.
+    pub const DISCO: Self = Self(4);
+    /// Home relay region.
+    pub const RELAY: Self = Self(8);
+    /// Node key and its signature.
+    pub const KEY: Self = Self(16);
+    /// Capability version.
+    pub const CAPABILITY: Self = Self(32);
+
+    /// Both sets.
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether all of `other` is in here.
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Whether nothing is in here.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+/// How much of a peer has to be told again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeerMark {
+    /// Some fields.
+    Patch(PatchFields),
+    /// Everything, or that it came or went.
+    Whole,
+}
+
+impl PeerMark {
+    fn merge(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Patch(a), Self::Patch(b)) => Self::Patch(a.with(b)),
+            (Self::Whole, Self::Patch(_)) | (Self::Patch(_) | Self::Whole, Self::Whole) => {
+                Self::Whole
+            }
+        }
+    }
+}
+
+/// What a session has yet to hear: at most one entry per peer and one flag per
+/// section, so a slow reader costs no more than the size of its view.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pending {
+    /// Its own node.
+    pub own_node: bool,
+    /// Peers.
+    pub peers: BTreeMap<NodeId, PeerMark>,
+    /// Users whose profile changed.
+    pub users: BTreeSet<UserId>,
+    /// Who may be seen and who may come in: compare with what was sent.
+    pub access: bool,
+    /// Names.
+    pub dns: bool,
+    /// Relays.
+    pub relays: bool,
+}
+
+impl Pending {
+    /// Whether there is nothing to say.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    pub(crate) fn mark_peer(&mut self, id: NodeId, mark: PeerMark) {
+        self.peers.entry(id).and_modify(|old| *old = old.merge(mark)).or_insert(mark);
+    }
+}
+
+/// What the client at the other end of the stream holds.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Told {
+    pub(crate) peers: BTreeSet<NodeId>,
+    pub(crate) users: BTreeSet<UserId>,
+    pub(crate) filter: Vec<FilterRule>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Session {
+    pub(crate) node: NodeId,
+    /// `None` until the first, complete message was taken.
+    pub(crate) told: Option<Told>,
+    pub(crate) pending: Pending,
+}
+
+impl Session {
+    pub(crate) fn new(node: NodeId) -> Self {
+        Self { node, told: None, pending: Pending::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_of_one_peer_fold_into_one() {
+        let mut pending = Pending::default();
+        assert!(pending.is_empty());
+        pending.mark_peer(NodeId(1), PeerMark::Patch(PatchFields::ONLINE));
+        pending.mark_peer(NodeId(1), PeerMark::Patch(PatchFields::DISCO));
+        let both = PatchFields::ONLINE.with(PatchFields::DISCO);
+        assert_eq!(pending.peers[&NodeId(1)], PeerMark::Patch(both));
+        pending.mark_peer(NodeId(1), PeerMark::Whole);
+        pending.mark_peer(NodeId(1), PeerMark::Patch(PatchFields::RELAY));
+        assert_eq!(pending.peers[&NodeId(1)], PeerMark::Whole);
+        assert_eq!(pending.peers.len(), 1);
+    }
+}
