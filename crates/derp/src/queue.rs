@@ -1,0 +1,461 @@
+//! What waits to be written to one connection.
+//!
+//! Whoever has something for a connection puts it here, already as frames, and
+//! goes on; the task that writes the connection takes out as much as one write
+//! should carry. Nobody ever waits for a slow reader. What gives way instead:
+//!
+//! | what | order | when there is too much |
+//! |---|---|---|
+//! | control (gone, present, keepalive, health) | first | the connection is closed: it cannot be served truthfully |
+//! | pong | next | one waits; further pings meanwhile stay unanswered |
+//! | disco | next | the oldest is dropped |
+//! | data | last | the oldest is dropped; also whatever waited longer than [`Limits::max_age`] |
+//!
+//! Dropping the oldest data keeps the queue short in time as well as in bytes:
+//! the TCP streams inside the tunnel see a loss early and slow down, rather
+//! than a delay of seconds. Disco goes first because it is what moves two
+//! peers off the relay.
+//!
+//! Frames are packed into chunks of up to 64 KiB, so a busy connection is
+//! written with few large writes and no allocation per packet. Chunks are also
+//! the grain of dropping.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use warren_wire::derp::{Frame, looks_like_disco};
+
+/// Bytes of a chunk: four TLS records.
+const CHUNK: usize = 64 * 1024;
+/// A chunk stops taking frames at this age, so that dropping by age stays
+/// fine-grained.
+const CHUNK_SPAN: Duration = Duration::from_millis(5);
+/// Capacity that an idle queue keeps.
+const IDLE_CAPACITY: usize = 2 * 1024;
+
+/// How much may wait.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Bytes of control frames.
+    pub control_bytes: usize,
+    /// Bytes of frames that carry disco.
+    pub disco_bytes: usize,
+    /// Bytes of frames that carry anything else.
+    pub data_bytes: usize,
+    /// How long data may wait.
+    pub max_age: Duration,
+}
+
+impl Limits {
+    /// For a connection between a relay and a node: 1 MiB of data is 8 ms at
+    /// 1 Gbit/s; slower connections are bounded by the 50 ms.
+    pub const NODE: Self = Self {
+        control_bytes: 1024 * 1024,
+        disco_bytes: 64 * 1024,
+        data_bytes: 1024 * 1024,
+        max_age: Duration::from_millis(50),
+    };
+
+    /// For a connection between relays: many nodes share it, and the whole
+    /// region may be announced at once (56 bytes a client).
+    pub const MESH: Self = Self {
+        control_bytes: 64 * 1024 * 1024,
+        disco_bytes: 1024 * 1024,
+        data_bytes: 8 * 1024 * 1024,
+        max_age: Duration::from_millis(50),
+    };
+}
+
+/// Control frames wait in such numbers that the other side must be stuck.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("more control frames wait than the connection can take")]
+pub struct QueueFull;
+
+/// How many packets were given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Drops {
+    /// Disco, because too many bytes of it waited.
+    pub disco_full: u64,
+    /// Data, because too many bytes of it waited.
+    pub data_full: u64,
+    /// Data, because it had waited too long.
+    pub data_old: u64,
+}
+
+#[derive(Debug)]
+struct Chunk {
+    since: Instant,
+    packets: u64,
+    bytes: Vec<u8>,
+}
+
+#[derive(Debug, Default)]
+struct Lane {
+    chunks: VecDeque<Chunk>,
+    bytes: usize,
+}
+
+impl Lane {
+    /// Appends a frame; returns the packets that had to go for it.
+    fn push(
+        &mut self,
+        now: Instant,
+        frame: &Frame<'_>,
+        limit: usize,
+        chunk: usize,
+        spare: &mut Option<Vec<u8>>,
+    ) -> u64 {
+        let len = frame.frame_len();
+        let mut dropped = 0;
+        while self.bytes + len > limit {
+            let Some(oldest) = self.pop() else { break };
+            dropped += oldest.packets;
+            keep(spare, oldest.bytes);
+        }
+        let open = self.chunks.back_mut().filter(|last| {
+            last.bytes.len() + len <= chunk
+                && now.saturating_duration_since(last.since) < CHUNK_SPAN
+        });
+        let last = match open {
+            Some(last) => last,
+            None => {
+                let bytes = spare.take().unwrap_or_default();
+                self.chunks.push_back(Chunk {
+                    since: now,
+                    packets: 0,
+                    bytes,
+                });
+                match self.chunks.back_mut() {
+                    Some(last) => last,
+                    None => return dropped,
+                }
+            }
+        };
+        frame.emit(&mut last.bytes);
+        last.packets += 1;
+        self.bytes += len;
+        dropped
+    }
+
+    fn pop(&mut self) -> Option<Chunk> {
+        let chunk = self.chunks.pop_front()?;
+        self.bytes -= chunk.bytes.len();
+        Some(chunk)
+    }
+}
+
+fn keep(spare: &mut Option<Vec<u8>>, mut bytes: Vec<u8>) {
+    if spare
+        .as_ref()
+        .is_none_or(|kept| kept.capacity() < bytes.capacity())
+    {
+        bytes.clear();
+        *spare = Some(bytes);
+    }
+}
+
+/// Frames that wait for one connection. See the module's story.
+#[derive(Debug)]
+pub struct SendQueue {
+    limits: Limits,
+    control: Vec<u8>,
+    pong: Option<[u8; 8]>,
+    disco: Lane,
+    data: Lane,
+    spare: Option<Vec<u8>>,
+    drops: Drops,
+}
+
+impl SendQueue {
+    /// An empty queue.
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            control: Vec::new(),
+            pong: None,
+            disco: Lane::default(),
+            data: Lane::default(),
+            spare: None,
+            drops: Drops::default(),
+        }
+    }
+
+    /// Other limits from now on, as when a client turns out to be a relay.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
+    /// Queues a frame that carries a packet; disco is told by its look. Older
+    /// packets of its class give way if need be.
+    pub fn push_packet(&mut self, now: Instant, frame: &Frame<'_>) {
+        let packet = match frame {
+            Frame::SendPacket { packet, .. }
+            | Frame::RecvPacket { packet, .. }
+            | Frame::ForwardPacket { packet, .. } => *packet,
+            Frame::ServerKey { .. }
+            | Frame::ClientInfo { .. }
+            | Frame::ServerInfo { .. }
+            | Frame::KeepAlive
+            | Frame::NotePreferred(_)
+            | Frame::PeerGone { .. }
+            | Frame::PeerPresent { .. }
+            | Frame::WatchConns
+            | Frame::ClosePeer(_)
+            | Frame::Ping(_)
+            | Frame::Pong(_)
+            | Frame::Health(_)
+            | Frame::Restarting { .. }
+            | Frame::Unknown { .. } => &[],
+        };
+        if looks_like_disco(packet) {
+            let limit = self.limits.disco_bytes;
+            // Small chunks: dropping one must not lose all pings of a flow.
+            self.drops.disco_full += self.disco.push(now, frame, limit, 1024, &mut None);
+        } else {
+            let limit = self.limits.data_bytes;
+            self.drops.data_full += self.data.push(now, frame, limit, CHUNK, &mut self.spare);
+        }
+    }
+
+    /// Queues a control frame.
+    ///
+    /// # Errors
+    /// [`QueueFull`]: close the connection.
+    pub fn push_control(&mut self, frame: &Frame<'_>) -> Result<(), QueueFull> {
+        if self.control.len() + frame.frame_len() > self.limits.control_bytes {
+            return Err(QueueFull);
+        }
+        frame.emit(&mut self.control);
+        Ok(())
+    }
+
+    /// Queues ready-made control frames, such as a login.
+    ///
+    /// # Errors
+    /// [`QueueFull`]: close the connection.
+    pub fn push_control_bytes(&mut self, frames: &[u8]) -> Result<(), QueueFull> {
+        if self.control.len() + frames.len() > self.limits.control_bytes {
+            return Err(QueueFull);
+        }
+        self.control.extend_from_slice(frames);
+        Ok(())
+    }
+
+    /// Queues the answer to a ping, unless one waits already.
+    pub fn push_pong(&mut self, data: [u8; 8]) {
+        self.pong.get_or_insert(data);
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.control.is_empty()
+            && self.pong.is_none()
+            && self.disco.chunks.is_empty()
+            && self.data.chunks.is_empty()
+    }
+
+    /// Fills `out` (replacing what it held) with what the next write carries:
+    /// all control and disco, and about one chunk of data. Returns false when
+    /// there was nothing.
+    pub fn take(&mut self, now: Instant, out: &mut Vec<u8>) -> bool {
+        out.clear();
+        out.append(&mut self.control);
+        if let Some(data) = self.pong.take() {
+            Frame::Pong(data).emit(out);
+        }
+        while let Some(chunk) = self.disco.pop() {
+            out.extend_from_slice(&chunk.bytes);
+        }
+        while let Some(head) = self.data.chunks.front() {
+            if now.saturating_duration_since(head.since) <= self.limits.max_age {
+                break;
+            }
+            if let Some(old) = self.data.pop() {
+                self.drops.data_old += old.packets;
+                keep(&mut self.spare, old.bytes);
+            }
+        }
+        if out.is_empty() {
+            // The usual case under load: hand the chunk over as it is.
+            if let Some(chunk) = self.data.pop() {
+                keep(&mut self.spare, std::mem::replace(out, chunk.bytes));
+            }
+        }
+        while let Some(next) = self.data.chunks.front() {
+            if out.len() + next.bytes.len() > CHUNK {
+                break;
+            }
+            if let Some(chunk) = self.data.pop() {
+                out.extend_from_slice(&chunk.bytes);
+                keep(&mut self.spare, chunk.bytes);
+            }
+        }
+        !out.is_empty()
+    }
+
+    /// Gives memory back that a quiet connection does not need; for the
+    /// keepalive tick.
+    pub fn shrink(&mut self) {
+        if self
+            .spare
+            .as_ref()
+            .is_some_and(|kept| kept.capacity() > IDLE_CAPACITY)
+        {
+            self.spare = None;
+        }
+        self.control.shrink_to(IDLE_CAPACITY);
+        self.disco.chunks.shrink_to(4);
+        self.data.chunks.shrink_to(4);
+    }
+
+    /// What was given up so far, and zero from now on.
+    pub fn take_drops(&mut self) -> Drops {
+        std::mem::take(&mut self.drops)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use proptest::prelude::*;
+    use warren_keys::NodePublic;
+    use warren_wire::derp::split;
+
+    fn data(tag: u8, len: usize) -> Vec<u8> {
+        vec![tag; len]
+    }
+
+    fn disco(tag: u8) -> Vec<u8> {
+        let mut packet = b"TS\xf0\x9f\x92\xac".to_vec();
+        packet.resize(124, tag);
+        packet
+    }
+
+    fn push(queue: &mut SendQueue, now: Instant, packet: &[u8]) {
+        let from = NodePublic::from_bytes([1; 32]);
+        queue.push_packet(now, &Frame::RecvPacket { from, packet });
+    }
+
+    /// Takes everything and names each frame by its last payload byte.
+    fn drain(queue: &mut SendQueue, now: Instant) -> Vec<u8> {
+        let (mut out, mut tags) = (Vec::new(), Vec::new());
+        while queue.take(now, &mut out) {
+            let mut rest = &out[..];
+            while let Some((_, payload, tail)) = split(rest) {
+                tags.push(payload.last().copied().unwrap_or(0));
+                rest = tail;
+            }
+            assert!(rest.is_empty(), "half a frame was taken");
+        }
+        assert!(queue.is_empty());
+        tags
+    }
+
+    #[test]
+    fn control_and_disco_go_before_data() {
+        let now = Instant::now();
+        let mut queue = SendQueue::new(Limits::NODE);
+        push(&mut queue, now, &data(1, 100));
+        push(&mut queue, now, &disco(2));
+        queue.push_pong([3; 8]);
+        queue.push_pong([9; 8]);
+        queue.push_control(&Frame::NotePreferred(true)).unwrap();
+        push(&mut queue, now, &data(5, 100));
+        assert_eq!(drain(&mut queue, now), [1, 3, 2, 1, 5]);
+    }
+
+    #[test]
+    fn too_many_bytes_cost_the_oldest() {
+        let now = Instant::now();
+        let mut queue = SendQueue::new(Limits {
+            data_bytes: 200_000,
+            ..Limits::NODE
+        });
+        for tag in 0..200u8 {
+            push(&mut queue, now, &data(tag, 2000));
+        }
+        let drops = queue.take_drops();
+        let left = drain(&mut queue, now);
+        assert_eq!(left.last(), Some(&199));
+        assert_eq!(drops.data_full as usize + left.len(), 200);
+        assert!(left.len() >= 64, "only {} left", left.len());
+        assert!(left.is_sorted());
+    }
+
+    #[test]
+    fn what_waited_too_long_is_not_sent_any_more() {
+        let start = Instant::now();
+        let mut queue = SendQueue::new(Limits::NODE);
+        push(&mut queue, start, &data(1, 100));
+        push(&mut queue, start, &disco(2));
+        let later = start + Duration::from_millis(40);
+        push(&mut queue, later, &data(3, 100));
+        assert_eq!(drain(&mut queue, start + Duration::from_millis(60)), [2, 3]);
+        assert_eq!(
+            queue.take_drops(),
+            Drops {
+                data_old: 1,
+                ..Drops::default()
+            }
+        );
+    }
+
+    #[test]
+    fn a_flood_of_data_does_not_cost_disco() {
+        let now = Instant::now();
+        let mut queue = SendQueue::new(Limits::NODE);
+        push(&mut queue, now, &disco(7));
+        for _ in 0..10_000 {
+            push(&mut queue, now, &data(1, 1400));
+        }
+        assert_eq!(drain(&mut queue, now).first(), Some(&7));
+        assert_eq!(queue.take_drops().disco_full, 0);
+    }
+
+    #[test]
+    fn control_that_piles_up_is_reported() {
+        let mut queue = SendQueue::new(Limits {
+            control_bytes: 20,
+            ..Limits::NODE
+        });
+        let frame = Frame::Ping([0; 8]);
+        assert_eq!(queue.push_control(&frame), Ok(()));
+        assert_eq!(queue.push_control(&frame), Err(QueueFull));
+    }
+
+    proptest! {
+        /// Per class the order is kept, nothing is taken twice, and what is
+        /// neither taken nor counted as dropped does not exist.
+        #[test]
+        fn every_packet_is_taken_or_counted(
+            steps in proptest::collection::vec((0u8..4, 0usize..5000, 0u64..30), 0..200),
+        ) {
+            let mut now = Instant::now();
+            let mut queue = SendQueue::new(Limits {
+                data_bytes: 20_000, disco_bytes: 1000, ..Limits::NODE
+            });
+            let (mut pushed, mut taken, mut out) = (0u64, 0u64, Vec::new());
+            for (what, len, pause) in steps {
+                now += Duration::from_millis(pause);
+                match what {
+                    0 => {
+                        queue.take(now, &mut out);
+                        let mut rest = &out[..];
+                        while let Some((_, _, tail)) = split(rest) {
+                            taken += 1;
+                            rest = tail;
+                        }
+                        prop_assert!(rest.is_empty());
+                    }
+                    1 => { push(&mut queue, now, &disco(1)); pushed += 1; }
+                    _ => { push(&mut queue, now, &data(1, len)); pushed += 1; }
+                }
+            }
+            taken += drain(&mut queue, now).len() as u64;
+            let drops = queue.take_drops();
+            prop_assert_eq!(pushed, taken + drops.disco_full + drops.data_full + drops.data_old);
+            prop_assert_eq!((queue.data.bytes, queue.disco.bytes), (0, 0));
+        }
+    }
+}

@@ -1,0 +1,611 @@
+//! Who is connected to a relay, and where a packet for a key goes.
+//!
+//! Three tables, all keyed by node key:
+//!
+//! - **clients**: the connections of each key. A key may have several (a
+//!   laptop that woke up before its old connection timed out, or a copied
+//!   state file); all stay open, and the one that spoke last gets the packets.
+//! - **forwarders**: which mesh links say they have the key. The link that said
+//!   so first is used. A packet takes at most one such hop.
+//! - **heard**: who has received packets from a key, and must be told when it
+//!   leaves the region.
+//!
+//! Changes return [`Notice`]s, that is what to tell which connection; the
+//! shell delivers them. [`Registry::generation`] changes whenever a route may
+//! have, so that a reader may keep a route as long as it stands still.
+//!
+//! `H` is the shell's handle of a connection, `M` of a mesh link. A local
+//! connection always goes before the mesh.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use warren_keys::NodePublic;
+use warren_wire::derp::{Frame, PeerFlags, PeerGoneReason};
+
+/// One connection to this relay; never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnId(pub u64);
+
+/// One link to another relay of the mesh; never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkId(pub u64);
+
+/// What watchers are told of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Presence {
+    /// Where it comes from.
+    pub source: Option<SocketAddr>,
+    /// What kind of client it is.
+    pub flags: PeerFlags,
+}
+
+/// Something to tell a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum News {
+    /// A key has left.
+    Gone {
+        /// Who.
+        key: NodePublic,
+        /// Why.
+        reason: PeerGoneReason,
+    },
+    /// A connection of a key has come.
+    Present {
+        /// Who.
+        key: NodePublic,
+        /// How.
+        presence: Presence,
+    },
+}
+
+impl News {
+    /// The frame that says it.
+    pub fn frame(&self) -> Frame<'static> {
+        match *self {
+            Self::Gone { key, reason } => Frame::PeerGone { key, reason },
+            Self::Present {
+                key,
+                presence: Presence { source, flags },
+            } => Frame::PeerPresent { key, source, flags },
+        }
+    }
+}
+
+/// Something to tell, and whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice<H> {
+    /// The connection to tell.
+    pub to: H,
+    /// What.
+    pub news: News,
+}
+
+/// Where a packet goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route<'a, H, M> {
+    /// To a connection of this relay.
+    Local {
+        /// Which.
+        id: ConnId,
+        /// Its handle.
+        handle: &'a H,
+    },
+    /// To another relay.
+    Mesh {
+        /// Over which link.
+        link: LinkId,
+        /// Its handle.
+        handle: &'a M,
+    },
+    /// Nowhere.
+    Unknown,
+}
+
+#[derive(Debug)]
+struct Conn<H> {
+    key: NodePublic,
+    handle: H,
+    presence: Presence,
+    /// The keys in `heard` that list this connection, to take it out again.
+    heard_from: BTreeSet<NodePublic>,
+}
+
+/// The connections of one key.
+#[derive(Debug)]
+struct Client {
+    active: ConnId,
+    /// Oldest first.
+    conns: Vec<ConnId>,
+    /// In the order of their last frame, latest last; only those that spoke
+    /// while there were several.
+    spoke: Vec<ConnId>,
+}
+
+#[derive(Debug)]
+struct Forwarder<M> {
+    link: LinkId,
+    handle: M,
+}
+
+/// Numbers for the relay's metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Census {
+    /// Connections.
+    pub connections: usize,
+    /// Different keys among them.
+    pub keys: usize,
+    /// Keys with more than one connection.
+    pub duplicate_keys: usize,
+    /// Keys known through the mesh.
+    pub remote_keys: usize,
+    /// Connections that watch.
+    pub watchers: usize,
+}
+
+/// See the module's story.
+#[derive(Debug)]
+pub struct Registry<H, M> {
+    own_key: NodePublic,
+    conns: BTreeMap<ConnId, Conn<H>>,
+    clients: BTreeMap<NodePublic, Client>,
+    watchers: BTreeSet<ConnId>,
+    /// First come, first used.
+    forwarders: BTreeMap<NodePublic, Vec<Forwarder<M>>>,
+    heard: BTreeMap<NodePublic, BTreeSet<ConnId>>,
+    generation: u64,
+}
+
+impl<H: Clone, M: Clone> Registry<H, M> {
+    /// An empty registry of the relay with this key.
+    pub fn new(own_key: NodePublic) -> Self {
+        Self {
+            own_key,
+            conns: BTreeMap::new(),
+            clients: BTreeMap::new(),
+            watchers: BTreeSet::new(),
+            forwarders: BTreeMap::new(),
+            heard: BTreeMap::new(),
+            generation: 0,
+        }
+    }
+
+    /// Changes whenever a route may have changed.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Enters a connection; it gets the key's packets from now on.
+    pub fn connect(
+        &mut self,
+        id: ConnId,
+        key: NodePublic,
+        handle: H,
+        presence: Presence,
+    ) -> Vec<Notice<H>> {
+        self.generation += 1;
+        let conn = Conn {
+            key,
+            handle,
+            presence,
+            heard_from: BTreeSet::new(),
+        };
+        self.conns.insert(id, conn);
+        self.clients
+            .entry(key)
+            .and_modify(|client| {
+                client.conns.push(id);
+                client.active = id;
+            })
+            .or_insert_with(|| Client {
+                active: id,
+                conns: vec![id],
+                spoke: Vec::new(),
+            });
+        self.tell_watchers(News::Present { key, presence })
+    }
+
+    /// Takes a connection out.
+    pub fn disconnect(&mut self, id: ConnId) -> Vec<Notice<H>> {
+        let Some(conn) = self.conns.remove(&id) else {
+            return Vec::new();
+        };
+        self.generation += 1;
+        self.watchers.remove(&id);
+        for source in &conn.heard_from {
+            if let Some(heard) = self.heard.get_mut(source) {
+                heard.remove(&id);
+                if heard.is_empty() {
+                    self.heard.remove(source);
+                }
+            }
+        }
+        let key = conn.key;
+        if let Some(client) = self.clients.get_mut(&key) {
+            client.conns.retain(|conn| *conn != id);
+            client.spoke.retain(|conn| *conn != id);
+            if let Some(next) = client.spoke.last().or(client.conns.last()) {
+                if client.active == id {
+                    client.active = *next;
+                }
+                if client.conns.len() == 1 {
+                    client.spoke.clear();
+                }
+                return Vec::new();
+            }
+            self.clients.remove(&key);
+        }
+        let mut notices = self.tell_watchers(News::Gone {
+            key,
+            reason: PeerGoneReason::Disconnected,
+        });
+        notices.extend(self.if_gone_everywhere(key));
+        notices
+    }
+
+    /// Notes that a connection spoke. Of several of one key, it is the active
+    /// one from now on. Returns whether that changed anything.
+    pub fn note_spoke(&mut self, id: ConnId) -> bool {
+        let Some(conn) = self.conns.get(&id) else {
+            return false;
+        };
+        let Some(client) = self.clients.get_mut(&conn.key) else {
+            return false;
+        };
+        if client.conns.len() < 2 || (client.active == id && client.spoke.last() == Some(&id)) {
+            return false;
+        }
+        client.spoke.retain(|conn| *conn != id);
+        client.spoke.push(id);
+        client.active = id;
+        self.generation += 1;
+        true
+    }
+
+    /// Whether frames of this connection need no
+    /// [`note_spoke`](Self::note_spoke) while the generation stands still.
+    pub fn is_settled(&self, id: ConnId) -> bool {
+        let client = self
+            .conns
+            .get(&id)
+            .and_then(|conn| self.clients.get(&conn.key));
+        client.is_none_or(|client| client.conns.len() < 2 || client.spoke.last() == Some(&id))
+    }
+
+    /// Where a client's packet for `to` goes.
+    pub fn route(&self, to: &NodePublic) -> Route<'_, H, M> {
+        match self.route_local(to) {
+            Route::Unknown => match self.forwarders.get(to).and_then(|all| all.first()) {
+                Some(first) => Route::Mesh {
+                    link: first.link,
+                    handle: &first.handle,
+                },
+                None => Route::Unknown,
+            },
+            local @ (Route::Local { .. } | Route::Mesh { .. }) => local,
+        }
+    }
+
+    /// Where a mesh peer's packet for `to` goes: never on to the mesh.
+    pub fn route_local(&self, to: &NodePublic) -> Route<'_, H, M> {
+        let active = self.clients.get(to).map(|client| client.active);
+        match active.and_then(|id| Some((id, self.conns.get(&id)?))) {
+            Some((id, conn)) => Route::Local {
+                id,
+                handle: &conn.handle,
+            },
+            None => Route::Unknown,
+        }
+    }
+
+    /// Notes that `receiver` gets packets from `source`, so that it is told
+    /// when `source` leaves. Needed once per pair and stay of `source`.
+    pub fn note_heard(&mut self, source: NodePublic, receiver: ConnId) {
+        if let Some(conn) = self.conns.get_mut(&receiver) {
+            conn.heard_from.insert(source);
+            self.heard.entry(source).or_default().insert(receiver);
+        }
+    }
+
+    /// Makes a connection a watcher; returns everybody who is here already.
+    pub fn watch(&mut self, id: ConnId) -> Vec<News> {
+        match self.conns.get(&id) {
+            Some(conn) if conn.key != self.own_key => {}
+            Some(_) | None => return Vec::new(),
+        }
+        self.watchers.insert(id);
+        let active = self.clients.iter().filter_map(|(key, client)| {
+            let presence = self.conns.get(&client.active)?.presence;
+            Some(News::Present {
+                key: *key,
+                presence,
+            })
+        });
+        active.collect()
+    }
+
+    /// The connections of a key, as to close them.
+    pub fn connections(&self, key: &NodePublic) -> Vec<H> {
+        let ids = self
+            .clients
+            .get(key)
+            .map(|client| client.conns.as_slice())
+            .unwrap_or_default();
+        ids.iter()
+            .filter_map(|id| Some(self.conns.get(id)?.handle.clone()))
+            .collect()
+    }
+
+    /// All connections, as to close them.
+    pub fn all_connections(&self) -> Vec<H> {
+        self.conns
+            .values()
+            .map(|conn| conn.handle.clone())
+            .collect()
+    }
+
+    /// A mesh link says that it has a key.
+    pub fn add_forwarder(&mut self, link: LinkId, key: NodePublic, handle: M) {
+        if key == self.own_key {
+            return;
+        }
+        let forwarders = self.forwarders.entry(key).or_default();
+        if forwarders.iter().all(|forwarder| forwarder.link != link) {
+            forwarders.push(Forwarder { link, handle });
+            self.generation += 1;
+        }
+    }
+
+    /// A mesh link has lost a key.
+    pub fn remove_forwarder(&mut self, link: LinkId, key: NodePublic) -> Vec<Notice<H>> {
+        let Some(forwarders) = self.forwarders.get_mut(&key) else {
+            return Vec::new();
+        };
+        forwarders.retain(|forwarder| forwarder.link != link);
+        if forwarders.is_empty() {
+            self.forwarders.remove(&key);
+        }
+        self.generation += 1;
+        self.if_gone_everywhere(key)
+    }
+
+    /// A mesh link is down: all keys it had are gone from it.
+    pub fn remove_link(&mut self, link: LinkId) -> Vec<Notice<H>> {
+        let has = |all: &Vec<Forwarder<M>>| all.iter().any(|forwarder| forwarder.link == link);
+        let keys: Vec<NodePublic> = self
+            .forwarders
+            .iter()
+            .filter(|(_, all)| has(all))
+            .map(|(key, _)| *key)
+            .collect();
+        keys.into_iter()
+            .flat_map(|key| self.remove_forwarder(link, key))
+            .collect()
+    }
+
+    /// Counts for the metrics.
+    pub fn census(&self) -> Census {
+        Census {
+            connections: self.conns.len(),
+            keys: self.clients.len(),
+            duplicate_keys: self.clients.values().filter(|c| c.conns.len() > 1).count(),
+            remote_keys: self.forwarders.len(),
+            watchers: self.watchers.len(),
+        }
+    }
+
+    fn tell_watchers(&self, news: News) -> Vec<Notice<H>> {
+        let watchers = self.watchers.iter().filter_map(|id| self.conns.get(id));
+        watchers
+            .map(|conn| Notice {
+                to: conn.handle.clone(),
+                news,
+            })
+            .collect()
+    }
+
+    /// Tells who heard from `key`, if it is neither here nor in the mesh.
+    fn if_gone_everywhere(&mut self, key: NodePublic) -> Vec<Notice<H>> {
+        if self.clients.contains_key(&key) || self.forwarders.contains_key(&key) {
+            return Vec::new();
+        }
+        let mut notices = Vec::new();
+        for id in self.heard.remove(&key).unwrap_or_default() {
+            if let Some(conn) = self.conns.get_mut(&id) {
+                conn.heard_from.remove(&key);
+                let news = News::Gone {
+                    key,
+                    reason: PeerGoneReason::Disconnected,
+                };
+                notices.push(Notice {
+                    to: conn.handle.clone(),
+                    news,
+                });
+            }
+        }
+        notices
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use proptest::prelude::*;
+
+    type Reg = Registry<u64, &'static str>;
+
+    fn key(n: u8) -> NodePublic {
+        NodePublic::from_bytes([n; 32])
+    }
+
+    fn registry() -> Reg {
+        Registry::new(key(255))
+    }
+
+    const PRESENCE: Presence = Presence {
+        source: None,
+        flags: PeerFlags::REGULAR,
+    };
+
+    fn connect(registry: &mut Reg, id: u64, who: u8) -> Vec<Notice<u64>> {
+        registry.connect(ConnId(id), key(who), id, PRESENCE)
+    }
+
+    fn local(registry: &Reg, who: u8) -> Option<u64> {
+        match registry.route(&key(who)) {
+            Route::Local { handle, .. } => Some(*handle),
+            Route::Mesh { .. } | Route::Unknown => None,
+        }
+    }
+
+    fn mesh(registry: &Reg, who: u8) -> Option<&'static str> {
+        match registry.route(&key(who)) {
+            Route::Mesh { handle, .. } => Some(*handle),
+            Route::Local { .. } | Route::Unknown => None,
+        }
+    }
+
+    fn gone(who: u8, to: u64) -> Notice<u64> {
+        let reason = PeerGoneReason::Disconnected;
+        Notice {
+            to,
+            news: News::Gone {
+                key: key(who),
+                reason,
+            },
+        }
+    }
+
+    #[test]
+    fn of_duplicates_the_last_that_spoke_gets_the_packets() {
+        let mut registry = registry();
+        connect(&mut registry, 1, 7);
+        assert!(registry.is_settled(ConnId(1)));
+        connect(&mut registry, 2, 7);
+        assert_eq!(local(&registry, 7), Some(2));
+        assert!(registry.note_spoke(ConnId(1)));
+        assert_eq!(local(&registry, 7), Some(1));
+        assert!(!registry.note_spoke(ConnId(1)));
+        connect(&mut registry, 3, 7);
+        assert_eq!(local(&registry, 7), Some(3));
+        registry.disconnect(ConnId(3));
+        assert_eq!(local(&registry, 7), Some(1), "the last that spoke");
+        registry.disconnect(ConnId(1));
+        assert_eq!(local(&registry, 7), Some(2), "the one that is left");
+        assert!(registry.is_settled(ConnId(2)));
+        registry.disconnect(ConnId(2));
+        assert_eq!(local(&registry, 7), None);
+    }
+
+    #[test]
+    fn who_heard_from_a_key_is_told_when_its_last_connection_closes() {
+        let mut registry = registry();
+        connect(&mut registry, 1, 7);
+        connect(&mut registry, 2, 7);
+        connect(&mut registry, 3, 8);
+        connect(&mut registry, 4, 9);
+        registry.note_heard(key(7), ConnId(3));
+        registry.note_heard(key(7), ConnId(4));
+        assert_eq!(registry.disconnect(ConnId(1)), []);
+        registry.disconnect(ConnId(4));
+        assert_eq!(registry.disconnect(ConnId(2)), [gone(7, 3)]);
+        assert!(registry.heard.is_empty());
+    }
+
+    #[test]
+    fn a_key_that_moved_within_the_mesh_is_not_gone() {
+        let mut registry = registry();
+        connect(&mut registry, 1, 7);
+        connect(&mut registry, 2, 8);
+        registry.note_heard(key(7), ConnId(2));
+        registry.add_forwarder(LinkId(1), key(7), "b");
+        assert_eq!(local(&registry, 7), Some(1), "local goes first");
+        assert_eq!(registry.disconnect(ConnId(1)), []);
+        assert_eq!(mesh(&registry, 7), Some("b"));
+        assert!(
+            matches!(registry.route_local(&key(7)), Route::Unknown),
+            "one hop only"
+        );
+        assert_eq!(registry.remove_forwarder(LinkId(1), key(7)), [gone(7, 2)]);
+    }
+
+    #[test]
+    fn the_first_link_that_had_a_key_is_used() {
+        let mut registry = registry();
+        registry.add_forwarder(LinkId(1), key(7), "b");
+        registry.add_forwarder(LinkId(2), key(7), "c");
+        registry.add_forwarder(LinkId(2), key(8), "c");
+        registry.add_forwarder(LinkId(2), key(255), "c");
+        assert_eq!(mesh(&registry, 7), Some("b"));
+        assert_eq!(mesh(&registry, 255), None, "nobody forwards for ourselves");
+        registry.remove_link(LinkId(1));
+        assert_eq!(mesh(&registry, 7), Some("c"));
+        registry.remove_link(LinkId(2));
+        assert_eq!((mesh(&registry, 7), mesh(&registry, 8)), (None, None));
+    }
+
+    #[test]
+    fn watchers_are_told_of_everybody() {
+        let mut registry = registry();
+        connect(&mut registry, 1, 7);
+        connect(&mut registry, 2, 7);
+        connect(&mut registry, 9, 100);
+        let here = registry.watch(ConnId(9));
+        assert_eq!(here.len(), 2, "each key once, the watcher too: {here:?}");
+        let came = connect(&mut registry, 3, 8);
+        assert!(matches!(
+            came[..],
+            [Notice {
+                to: 9,
+                news: News::Present { .. }
+            }]
+        ));
+        assert_eq!(registry.disconnect(ConnId(1)), []);
+        assert_eq!(registry.disconnect(ConnId(2)), [gone(7, 9)]);
+        connect(&mut registry, 10, 255);
+        assert!(registry.watch(ConnId(10)).is_empty(), "ourselves");
+    }
+
+    proptest! {
+        /// Against plain sets: a key routes locally exactly while it has a
+        /// connection, into one of its own, else to a link that has it.
+        #[test]
+        fn routes_follow_what_happened(steps in proptest::collection::vec((0u8..6, 0u8..4, 0u64..6), 0..120)) {
+            let mut registry = registry();
+            let mut conns: BTreeMap<u64, u8> = BTreeMap::new();
+            let mut links: BTreeSet<(u64, u8)> = BTreeSet::new();
+            for (n, (what, who, id)) in steps.into_iter().enumerate() {
+                let fresh = n as u64 + 100;
+                let some = conns.keys().copied().nth(id as usize);
+                match (what, some) {
+                    (0, _) => { connect(&mut registry, fresh, who); conns.insert(fresh, who); }
+                    (1, Some(old)) => { registry.disconnect(ConnId(old)); conns.remove(&old); }
+                    (2, Some(old)) => { registry.note_spoke(ConnId(old)); }
+                    (3, _) => { registry.add_forwarder(LinkId(id), key(who), "x"); links.insert((id, who)); }
+                    (4, _) => { registry.remove_forwarder(LinkId(id), key(who)); links.remove(&(id, who)); }
+                    (_, Some(old)) => registry.note_heard(key(who), ConnId(old)),
+                    (_, None) => { registry.remove_link(LinkId(id)); links.retain(|(link, _)| *link != id); }
+                }
+                for who in 0..4 {
+                    let here: Vec<u64> = conns.iter().filter(|(_, k)| **k == who).map(|(c, _)| *c).collect();
+                    match registry.route(&key(who)) {
+                        Route::Local { handle, .. } => prop_assert!(here.contains(handle)),
+                        Route::Mesh { link, .. } => {
+                            prop_assert!(here.is_empty());
+                            prop_assert!(links.contains(&(link.0, who)));
+                        }
+                        Route::Unknown => {
+                            prop_assert!(here.is_empty());
+                            prop_assert!(!links.iter().any(|(_, k)| *k == who));
+                        }
+                    }
+                }
+            }
+            for id in conns.into_keys() {
+                registry.disconnect(ConnId(id));
+            }
+            prop_assert!(registry.clients.is_empty() && registry.heard.is_empty());
+        }
+    }
+}
