@@ -1,1 +1,3 @@
 //! Being built.
+mod api;
+pub use api::*;

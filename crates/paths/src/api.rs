@@ -1,0 +1,215 @@
+//! The words in which the rest of the node talks to this crate.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use warren_control_types::{EndpointType, NetInfo, RegionId};
+use warren_keys::{DiscoPublic, NodePublic};
+
+/// A peer, by a number that the caller chooses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PeerHandle(pub u32);
+
+/// What does not change during the life of the path engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PathsConfig {
+    /// The UDP port that a person configured, if any. Only such a port is
+    /// worth guessing at behind a NAT that varies its mappings: people forward
+    /// it by hand.
+    pub configured_port: Option<u16>,
+}
+
+/// What the netmap says about a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerInfo {
+    /// Its identity at relays.
+    pub node_key: NodePublic,
+    /// Without one a peer can only be reached over its relay.
+    pub disco_key: Option<DiscoPublic>,
+    /// Where it says it is.
+    pub endpoints: Vec<SocketAddr>,
+    /// The relay region where it listens.
+    pub home_derp: Option<RegionId>,
+}
+
+/// The sockets and addresses of this host.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LocalAddresses {
+    /// Local port of the IPv4 socket; `None` while there is no such socket.
+    pub port_v4: Option<u16>,
+    /// Local port of the IPv6 socket; `None` while there is no such socket.
+    pub port_v6: Option<u16>,
+    /// Addresses of interfaces that are up, without those of the tunnel.
+    pub interfaces: Vec<IpAddr>,
+    /// Addresses with ports that a person configured as reachable.
+    pub explicit: Vec<SocketAddr>,
+    /// Whether a default route exists for IPv4. STUN is not tried without.
+    pub default_route_v4: bool,
+    /// Whether a default route exists for IPv6.
+    pub default_route_v6: bool,
+}
+
+/// Where the data plane sends packets for a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Destination {
+    /// Nowhere yet: hold the packets.
+    #[default]
+    None,
+    /// Straight to this address.
+    Udp(SocketAddr),
+    /// Through the relay of this region.
+    Relay(RegionId),
+    /// Both ways: the straight one is in doubt. The receiver's replay window
+    /// removes the copies.
+    Both {
+        /// The address in doubt.
+        udp: SocketAddr,
+        /// The region of the relay.
+        relay: RegionId,
+    },
+}
+
+/// The path that a ping took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Via {
+    /// Straight to this address.
+    Udp(SocketAddr),
+    /// Through the relay of this region.
+    Relay(RegionId),
+}
+
+/// Why a ping had no result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PingError {
+    /// The handle is not known.
+    #[error("no such peer")]
+    NoSuchPeer,
+    /// The peer published no disco key.
+    #[error("the peer does not answer path-finding messages")]
+    NoDisco,
+    /// Neither an address nor a relay is known.
+    #[error("no way to the peer is known yet")]
+    NoPath,
+    /// Nothing came back within 5 seconds.
+    #[error("no answer within 5 seconds")]
+    Timeout,
+}
+
+/// What the engine has to do or know.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// Send a datagram from the socket of the family of `to`.
+    SendUdp {
+        /// Receiver.
+        to: SocketAddr,
+        /// The bytes.
+        packet: Vec<u8>,
+    },
+    /// Send a packet through the relay of a region that is connected.
+    SendRelay {
+        /// The region.
+        region: RegionId,
+        /// Receiver.
+        to: NodePublic,
+        /// The bytes.
+        packet: Vec<u8>,
+    },
+    /// From now on the data plane sends packets for `peer` there.
+    Destination {
+        /// The peer.
+        peer: PeerHandle,
+        /// Where to.
+        destination: Destination,
+    },
+    /// Our own addresses changed: tell control.
+    Endpoints(Vec<(SocketAddr, EndpointType)>),
+    /// What we know about our network changed: tell control.
+    NetInfo(NetInfo),
+    /// Our home relay is now in this region: tell the relays (NotePreferred).
+    /// A `ConnectRelay` for it came before, a `NetInfo` follows.
+    HomeRelay(RegionId),
+    /// Make one attempt to connect to the relay of this region, and answer
+    /// with `relay_connected` or `relay_disconnected`. Repeated with a growing
+    /// pause while the region is needed.
+    ConnectRelay(RegionId),
+    /// Nothing needed this relay for a minute: close it.
+    CloseRelay(RegionId),
+    /// Answer to [`ping`](crate::Paths::ping).
+    Pong {
+        /// From the call.
+        token: u64,
+        /// The peer.
+        peer: PeerHandle,
+        /// From sending to answer.
+        latency: Duration,
+        /// The path of the first answer.
+        via: Via,
+    },
+    /// A [`ping`](crate::Paths::ping) ended without an answer.
+    PingFailed {
+        /// From the call.
+        token: u64,
+        /// Why.
+        error: PingError,
+    },
+    /// UDP seems blocked: time a GET of `/derp/latency-check` at this region
+    /// and answer with `relay_https_latency`. Failures need no answer.
+    ProbeRelayHttps {
+        /// The region.
+        region: RegionId,
+    },
+    /// Resolve this name and answer with `host_resolved`, also when there is
+    /// no address.
+    ResolveHost {
+        /// A host name of the relay map.
+        name: String,
+    },
+}
+
+/// What a deadline is for, to be read in logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reason {
+    /// The next STUN probe, or the end of a measurement.
+    Netcheck,
+    /// The next periodic measurement.
+    Remeasure,
+    /// Own addresses are published after a short wait for more.
+    PublishEndpoints,
+    /// A relay is connected again or closed.
+    Relay,
+    /// A peer's timer: pings, heartbeat, doubt or call.
+    Peer,
+    /// Unanswered pings are forgotten.
+    PingExpiry,
+}
+
+/// How many inputs were dropped, by reason, and a few totals. All only grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[allow(missing_docs, reason = "each name is its own description")]
+pub struct Counters {
+    pub disco_malformed: u64,
+    pub disco_unknown_sender: u64,
+    pub disco_from_ourselves: u64,
+    pub disco_does_not_open: u64,
+    pub disco_unknown_type: u64,
+    pub disco_unsupported: u64,
+    pub disco_wrong_transport: u64,
+    pub disco_wrong_relay_sender: u64,
+    pub ping_wrong_node: u64,
+    pub ping_ambiguous: u64,
+    pub ping_replayed: u64,
+    pub pong_unknown_transaction: u64,
+    pub pong_wrong_peer: u64,
+    pub pong_wrong_transport: u64,
+    pub stun_malformed: u64,
+    pub stun_unknown_transaction: u64,
+    pub candidates_refused: u64,
+    pub candidates_evicted: u64,
+    pub pings_evicted: u64,
+    pub early_dropped: u64,
+    pub degenerate_disco_key: u64,
+    pub pings_sent: u64,
+    pub pongs_sent: u64,
+    pub calls_sent: u64,
+    pub stun_sent: u64,
+}
