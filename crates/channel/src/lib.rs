@@ -1,1 +1,28 @@
-//! Being built.
+//! The encrypted channel between a node and its coordination server, both
+//! ends, without any IO.
+//!
+//! The client knows the server's Noise key in advance. It sends one message
+//! ([`ClientHandshake::start`]), the server answers with one ([`accept`]), and
+//! both hold a [`Channel`]: a [`Sealer`] for what goes out and an [`Opener`]
+//! for what comes in. From the first message the server has proof of the
+//! client's machine key, and that is who the client is for everything it says
+//! on the channel.
+//!
+//! The handshake is `Noise_IK_25519_ChaChaPoly_BLAKE2s` whose prologue names
+//! the client's capability version. Records are ChaCha20-Poly1305 with a
+//! counter per direction, big endian in the nonce (standard Noise would have it
+//! little endian). There is no rekeying and no goodbye: a channel ends when its
+//! connection does, and at the first frame that does not fit.
+//!
+//! [`early`] is the one thing the server may say before HTTP/2 begins.
+
+mod handshake;
+mod record;
+
+pub mod early;
+
+pub use handshake::{
+    Accepted, Channel, ClientHandshake, HandshakeError, accept, response_frame_len,
+};
+pub use record::{ChannelError, Opened, Opener, Sealer};
+pub use warren_wire::control::FrameError;
