@@ -1,0 +1,265 @@
+//! TCP connections, with the habits of this system.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::{sleep, timeout};
+
+/// Firewall mark of the node's own traffic; policy routing keeps packets that
+/// carry it out of the tunnel.
+const OWN_TRAFFIC_MARK: u32 = 0x80000;
+/// How long an address may stay silent before the next one is tried beside it
+/// (RFC 8305 section 5, "Connection Attempt Delay").
+const NEXT_ADDRESS: Duration = Duration::from_millis(250);
+/// How long all addresses together may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Silence after which the kernel asks whether the other side still lives.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// No connection came about.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// The name has no address, or no name server answered.
+    #[error("cannot resolve \"{host}\": {source} (check the name and this machine's DNS)")]
+    Resolve {
+        /// The name.
+        host: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// No address of the name accepted.
+    #[error("cannot connect to {target}: {source}")]
+    Connect {
+        /// Name or address, and port.
+        target: String,
+        /// The last failure.
+        source: io::Error,
+    },
+    /// Nobody answered in time.
+    #[error("cannot connect to {target}: no answer within {} s", after.as_secs_f32())]
+    TimedOut {
+        /// Name or address, and port.
+        target: String,
+        /// How long was waited.
+        after: Duration,
+    },
+}
+
+/// Opens TCP connections.
+#[derive(Clone, Debug)]
+pub struct Dialer {
+    mark: Option<u32>,
+    timeout: Duration,
+}
+
+impl Default for Dialer {
+    fn default() -> Self {
+        Self {
+            mark: None,
+            timeout: TIMEOUT,
+        }
+    }
+}
+
+impl Dialer {
+    /// A dialer for programs that have no tunnel: servers, relays, tools.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A dialer for a node: its sockets bypass the tunnel, if this process may
+    /// mark them. Where it may not, there is no policy routing to bypass.
+    pub fn outside_tunnel() -> Self {
+        Self {
+            mark: Some(OWN_TRAFFIC_MARK),
+            ..Self::default()
+        }
+    }
+
+    /// The same with another limit on the time of one connection.
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
+    }
+
+    /// Connects to a name or an address in text form (IPv6 with or without
+    /// brackets).
+    ///
+    /// # Errors
+    /// [`DialError`].
+    pub async fn connect(&self, host: &str, port: u16) -> Result<TcpStream, DialError> {
+        let bare = host
+            .strip_prefix('[')
+            .and_then(|host| host.strip_suffix(']'))
+            .unwrap_or(host);
+        let target = || {
+            if bare.contains(':') {
+                format!("[{bare}]:{port}")
+            } else {
+                format!("{bare}:{port}")
+            }
+        };
+        if let Ok(address) = bare.parse::<IpAddr>() {
+            return self
+                .connect_any(&target(), &[SocketAddr::new(address, port)])
+                .await;
+        }
+        let failed = |source| DialError::Resolve {
+            host: host.to_owned(),
+            source,
+        };
+        let resolved = timeout(self.timeout, tokio::net::lookup_host((bare, port)))
+            .await
+            .map_err(|_| failed(io::ErrorKind::TimedOut.into()))?
+            .map_err(failed)?;
+        let addresses: Vec<_> = resolved.collect();
+        if addresses.is_empty() {
+            return Err(failed(io::Error::new(
+                io::ErrorKind::NotFound,
+                "the name has no address",
+            )));
+        }
+        self.connect_any(&target(), &addresses).await
+    }
+
+    /// Connects to whichever of `addresses` answers first, starting with the
+    /// first and adding the next every quarter second, families in turn.
+    /// `target` is for error messages.
+    ///
+    /// # Errors
+    /// [`DialError`].
+    pub async fn connect_any(
+        &self,
+        target: &str,
+        addresses: &[SocketAddr],
+    ) -> Result<TcpStream, DialError> {
+        let race = async {
+            let mut waiting = alternate(addresses).into_iter().peekable();
+            let mut running = FuturesUnordered::new();
+            let mut last = io::Error::new(io::ErrorKind::InvalidInput, "no address to connect to");
+            loop {
+                match waiting.next() {
+                    Some(address) => running.push(self.connect_one(address)),
+                    None if running.is_empty() => return Err(last),
+                    None => {}
+                }
+                tokio::select! {
+                    Some(result) = running.next() => match result {
+                        Ok(stream) => return Ok(stream),
+                        Err(error) => last = error,
+                    },
+                    () = sleep(NEXT_ADDRESS), if waiting.peek().is_some() => {}
+                }
+            }
+        };
+        match timeout(self.timeout, race).await {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(source)) => Err(DialError::Connect {
+                target: target.to_owned(),
+                source,
+            }),
+            Err(_) => Err(DialError::TimedOut {
+                target: target.to_owned(),
+                after: self.timeout,
+            }),
+        }
+    }
+
+    async fn connect_one(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        let socket = Socket::new(
+            Domain::for_address(address),
+            Type::STREAM,
+            Some(Protocol::TCP),
+        )?;
+        socket.set_nonblocking(true)?;
+        socket.set_tcp_nodelay(true)?;
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
+        #[cfg(target_os = "linux")]
+        if let Some(mark) = self.mark
+            && let Err(error) = socket.set_mark(mark)
+        {
+            // Needs CAP_NET_ADMIN. Without it there is no TUN device either, so
+            // no route that the connection could fall into.
+            tracing::trace!(%error, "the socket stays unmarked");
+        }
+        TcpSocket::from_std_stream(socket.into())
+            .connect(address)
+            .await
+    }
+}
+
+/// The addresses with families in turn, in the resolver's order otherwise, and
+/// starting with the family it put first (RFC 8305 section 4).
+fn alternate(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
+    let first_is_v6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
+    let (mut own, mut other): (Vec<_>, Vec<_>) = addresses
+        .iter()
+        .partition(|address| address.is_ipv6() == first_is_v6);
+    own.reverse();
+    other.reverse();
+    let mut out = Vec::with_capacity(addresses.len());
+    while out.len() < addresses.len() {
+        out.extend(own.pop());
+        out.extend(other.pop());
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn families_take_turns() {
+        let text = |list: &[&str]| -> Vec<SocketAddr> {
+            list.iter()
+                .map(|address| address.parse().unwrap())
+                .collect()
+        };
+        assert_eq!(
+            alternate(&text(&["[::1]:1", "[::2]:1", "[::3]:1", "1.1.1.1:1"])),
+            text(&["[::1]:1", "1.1.1.1:1", "[::2]:1", "[::3]:1"])
+        );
+        assert!(alternate(&[]).is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_dead_address_does_not_hold_up_a_live_one() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let live = listener.local_addr().unwrap();
+        // Port 1 on loopback refuses at once.
+        let dead = "127.0.0.1:1".parse().unwrap();
+        let stream = Dialer::outside_tunnel()
+            .connect_any("test", &[dead, live])
+            .await
+            .unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), live);
+        let refused = Dialer::new()
+            .connect_any("test:1", &[dead])
+            .await
+            .unwrap_err();
+        assert!(
+            refused
+                .to_string()
+                .starts_with("cannot connect to test:1: "),
+            "{refused}"
+        );
+        let nothing = Dialer::new().connect_any("test:1", &[]).await.unwrap_err();
+        assert!(nothing.to_string().contains("no address"), "{nothing}");
+    }
+
+    #[tokio::test]
+    async fn addresses_in_text_form_need_no_name_server() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        Dialer::new().connect("127.0.0.1", port).await.unwrap();
+        let refused = Dialer::new().connect("[::1]", 1).await.unwrap_err();
+        assert!(refused.to_string().contains("[::1]:1"), "{refused}");
+    }
+}
