@@ -19,9 +19,14 @@
 compile_error!("warren-host has a Linux back end only");
 
 pub mod atomic_file;
+pub mod link;
 pub mod lock;
+mod netlink;
 pub mod peer_creds;
 pub mod poll;
+pub mod resolver;
+pub mod router;
+mod sysctl;
 pub mod tun;
 pub mod udp;
 pub mod wake;

@@ -427,6 +427,7 @@ mod tests {
             v6: bool,
         ) {
             let to = if v6 { "[2001:db8::1]:1".parse().unwrap() } else { address(1) };
+            let most = if v6 { MAX_PAYLOAD_V6 } else { MAX_PAYLOAD_V4 };
             let payload = vec![0; len];
             let entry = Datagrams { to, payload: &payload, segment_len };
             let mut at = Position { entry: 0, offset: 0, single };
@@ -437,7 +438,7 @@ mod tests {
                 prop_assert!(piece.segments >= 1 && piece.segments <= MAX_SEGMENTS);
                 if piece.segments > 1 {
                     prop_assert!(!single);
-                    prop_assert!(piece.len <= if v6 { MAX_PAYLOAD_V6 } else { MAX_PAYLOAD_V4 });
+                    prop_assert!(piece.len <= most);
                     prop_assert_eq!(piece.segments, piece.len.div_ceil(segment_len));
                 }
                 if segment_len != 0 {

@@ -1,0 +1,282 @@
+//! The policy rules, and noticing when somebody deletes them.
+
+use std::io;
+
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use netlink_packet_core::NetlinkPayload;
+use netlink_packet_route::route::RouteProtocol;
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::MulticastGroup;
+use tokio::task::JoinHandle;
+
+use super::{PROTOCOL, RouterError, RouterOptions, fail};
+use crate::netlink::{FAMILIES, Netlink, io_error, is_missing_family};
+use crate::{BYPASS_MARK, MARK_MASK};
+
+/// The kernel's main table.
+const TABLE_MAIN: u32 = 254;
+
+/// The kernel's default table, empty on most machines.
+const TABLE_DEFAULT: u32 = 253;
+
+/// One of our rules. `table` is `None` for the unreachable one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Rule {
+    family: AddressFamily,
+    priority: u32,
+    marked: bool,
+    table: Option<u32>,
+}
+
+/// All our rules, for both families or IPv4 alone.
+pub(super) fn wanted(options: RouterOptions, ipv6: bool) -> Vec<Rule> {
+    let rows = [
+        (10, true, Some(TABLE_MAIN)),
+        (30, true, Some(TABLE_DEFAULT)),
+        (50, true, None),
+        (70, false, Some(options.table)),
+    ];
+    FAMILIES
+        .into_iter()
+        .filter(|family| ipv6 || *family == AddressFamily::Inet)
+        .flat_map(|family| {
+            rows.map(|(offset, marked, table)| Rule {
+                family,
+                priority: options.rule_base + offset,
+                marked,
+                table,
+            })
+        })
+        .collect()
+}
+
+/// Adds what is missing of `wanted` and removes what else has our protocol id
+/// and a priority in our range; gives how many of each.
+pub(super) async fn apply(
+    netlink: &Netlink,
+    options: RouterOptions,
+    wanted: &[Rule],
+) -> Result<(usize, usize), RouterError> {
+    let mut missing = wanted.to_vec();
+    let mut removed = 0;
+    for family in FAMILIES {
+        let dumped = netlink.rules(family).await;
+        for message in dumped.map_err(fail("list policy rules"))? {
+            if !is_ours(&message, options) {
+                continue;
+            }
+            let present = Rule::parse(&message);
+            if let Some(at) = missing.iter().position(|rule| Some(*rule) == present) {
+                missing.swap_remove(at);
+                continue;
+            }
+            let deleted = netlink.handle.rule().del(message).execute().await;
+            match deleted.map_err(io_error) {
+                Err(error) if error.raw_os_error() != Some(libc::ENOENT) => {
+                    return Err(fail("remove a policy rule")(error));
+                }
+                _ => removed += 1,
+            }
+        }
+    }
+    let mut added = 0;
+    // In the order of the table: the mark must be exempt before all packets
+    // are sent to the tunnel's routes.
+    missing.sort_by_key(|rule| rule.priority);
+    for rule in missing {
+        let mut request = netlink.handle.rule().add();
+        *request.message_mut() = rule.message();
+        match request.execute().await.map_err(io_error) {
+            Ok(()) => added += 1,
+            // The same rule of another owner does the same; it stays theirs.
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
+            Err(error) if rule.family == AddressFamily::Inet6 && is_missing_family(&error) => {
+                tracing::debug!(%error, "no policy rules for IPv6");
+            }
+            Err(error) => {
+                return Err(fail(format!("add the policy rule {}", rule.priority))(
+                    error,
+                ));
+            }
+        }
+    }
+    Ok((added, removed))
+}
+
+impl Rule {
+    fn message(&self) -> RuleMessage {
+        let mut message = RuleMessage::default();
+        message.header.family = self.family;
+        message.header.action = match self.table {
+            Some(_) => RuleAction::ToTable,
+            None => RuleAction::Unreachable,
+        };
+        let attributes = &mut message.attributes;
+        attributes.push(RuleAttribute::Priority(self.priority));
+        attributes.push(RuleAttribute::Protocol(RouteProtocol::from(PROTOCOL)));
+        if self.marked {
+            attributes.push(RuleAttribute::FwMark(BYPASS_MARK));
+            attributes.push(RuleAttribute::FwMask(MARK_MASK));
+        }
+        if let Some(table) = self.table {
+            message.header.table = u8::try_from(table).unwrap_or(0);
+            attributes.push(RuleAttribute::Table(table));
+        }
+        message
+    }
+
+    /// `None`: not a rule that we would make.
+    fn parse(message: &RuleMessage) -> Option<Rule> {
+        let mark = find(message, |attribute| match attribute {
+            RuleAttribute::FwMark(mark) => Some(*mark),
+            _ => None,
+        });
+        let mask = find(message, |attribute| match attribute {
+            RuleAttribute::FwMask(mask) => Some(*mask),
+            _ => None,
+        });
+        let marked = match (mark.unwrap_or(0), mask.unwrap_or(0)) {
+            (BYPASS_MARK, MARK_MASK) => true,
+            (0, 0) => false,
+            _ => return None,
+        };
+        let table = match message.header.action {
+            RuleAction::ToTable => Some(
+                find(message, |attribute| match attribute {
+                    RuleAttribute::Table(table) => Some(*table),
+                    _ => None,
+                })
+                .unwrap_or(message.header.table.into()),
+            ),
+            RuleAction::Unreachable => None,
+            _ => return None,
+        };
+        Some(Rule {
+            family: message.header.family,
+            priority: priority_of(message)?,
+            marked,
+            table,
+        })
+    }
+}
+
+fn is_ours(message: &RuleMessage, options: RouterOptions) -> bool {
+    let protocol = find(message, |attribute| match attribute {
+        RuleAttribute::Protocol(protocol) => Some(u8::from(*protocol)),
+        _ => None,
+    });
+    protocol == Some(PROTOCOL) && in_range(message, options)
+}
+
+fn in_range(message: &RuleMessage, options: RouterOptions) -> bool {
+    priority_of(message).is_some_and(|priority| {
+        (options.rule_base..options.rule_base.saturating_add(100)).contains(&priority)
+    })
+}
+
+fn priority_of(message: &RuleMessage) -> Option<u32> {
+    find(message, |attribute| match attribute {
+        RuleAttribute::Priority(priority) => Some(*priority),
+        _ => None,
+    })
+}
+
+fn find<T>(message: &RuleMessage, pick: impl Fn(&RuleAttribute) -> Option<T>) -> Option<T> {
+    message.attributes.iter().find_map(pick)
+}
+
+/// Tells when one of our rules was deleted. Some network managers flush rules
+/// they do not know when they reload; [`super::Router::apply`] then puts ours
+/// back.
+pub struct RuleWatch {
+    options: RouterOptions,
+    events: BoxStream<'static, RouteNetlinkMessage>,
+    task: JoinHandle<()>,
+}
+
+impl RuleWatch {
+    /// Starts to watch. Must be called inside a tokio runtime.
+    pub fn open(options: RouterOptions) -> io::Result<RuleWatch> {
+        let groups = [MulticastGroup::Ipv4Rule, MulticastGroup::Ipv6Rule];
+        let (connection, _, messages) = rtnetlink::new_multicast_connection(&groups)?;
+        let events = messages.filter_map(|(message, _)| async move {
+            match message.payload {
+                NetlinkPayload::InnerMessage(message) => Some(message),
+                _ => None,
+            }
+        });
+        Ok(RuleWatch {
+            options,
+            events: events.boxed(),
+            task: tokio::spawn(connection),
+        })
+    }
+
+    /// Returns when one of our rules was deleted, by whomever: our own changes
+    /// count too, and applying again after them does nothing. Never returns
+    /// once the system stops telling. Can be dropped and called again.
+    pub async fn deleted(&mut self) {
+        while let Some(event) = self.events.next().await {
+            if let RouteNetlinkMessage::DelRule(rule) = event
+                && is_ours(&rule, self.options)
+            {
+                return;
+            }
+        }
+        std::future::pending().await
+    }
+}
+
+impl std::fmt::Debug for RuleWatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RuleWatch").finish_non_exhaustive()
+    }
+}
+
+impl Drop for RuleWatch {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_are_read_as_they_were_written() {
+        for options in [
+            RouterOptions::default(),
+            RouterOptions {
+                table: 1052,
+                rule_base: 1300,
+            },
+        ] {
+            let rules = wanted(options, true);
+            assert_eq!(rules.len(), 8);
+            for rule in rules {
+                let message = rule.message();
+                assert_eq!(Rule::parse(&message), Some(rule));
+                assert!(is_ours(&message, options));
+            }
+        }
+    }
+
+    #[test]
+    fn another_owners_rule_is_not_ours() {
+        let options = RouterOptions::default();
+        for rule in wanted(options, false) {
+            let mut message = rule.message();
+            message
+                .attributes
+                .retain(|attribute| !matches!(attribute, RuleAttribute::Protocol(_)));
+            assert!(!is_ours(&message, options));
+            message
+                .attributes
+                .push(RuleAttribute::Protocol(RouteProtocol::Boot));
+            assert!(!is_ours(&message, options));
+        }
+    }
+}
