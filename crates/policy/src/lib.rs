@@ -11,26 +11,26 @@
 //! Both are pure functions of policy, users and nodes, and their output is
 //! ordered, so that equal input gives equal bytes on the wire.
 //!
+//! The `tests` of a file are its promises about itself:
+//! [`Policy::run_tests`] checks them against the users and nodes of the moment,
+//! before the policy is taken.
+//!
 //! Nothing here reads files, asks the clock or talks to a network, and no
 //! input makes it panic: a file that is refused leaves the caller with the
 //! policy it had.
 
+mod compile;
+mod diagnostic;
+mod file;
+mod json;
 mod node;
+mod policy;
+mod promises;
+mod selector;
+mod span;
 
+pub use compile::Compiled;
+pub use diagnostic::Diagnostic;
 pub use node::{PolicyNode, PolicyUser};
-
-// The public surface that the coordination server builds on:
-//
-//   Policy::parse(text: &str) -> Result<Policy, Vec<Diagnostic>>
-//   Policy::allow_all() -> Policy
-//   Policy::is_allow_all(&self) -> bool
-//   Policy::compile(&self, users: &[PolicyUser], nodes: &[PolicyNode]) -> Compiled
-//   Policy::approves_route(&self, users: &[PolicyUser], node: &PolicyNode, route: IpNet) -> bool
-//   Policy::may_use_tag(&self, users: &[PolicyUser], user: UserId, tag: &str) -> bool
-//   Policy::knows_tag(&self, tag: &str) -> bool
-//   Compiled::filter_for(&self, node: NodeId) -> Vec<FilterRule>
-//   Compiled::can_see(&self, a: NodeId, b: NodeId) -> bool
-//   Compiled::peers_of(&self, node: NodeId) -> Vec<NodeId>   (ascending)
-//   Compiled::routes_for(&self, viewer: NodeId, peer: NodeId) -> Vec<IpNet>
-//   Diagnostic { message, help: Option<String>, line, column, span: Range<usize>, text }
-//   impl Display for Diagnostic: "line:column: message (help)"
+pub use policy::Policy;
+pub use promises::FailedTest;

@@ -57,3 +57,13 @@ impl PolicyNode {
         self.addresses.contains(&address)
     }
 }
+
+impl PolicyUser {
+    /// Whether a policy means this user by `login`. `name@` is the user that
+    /// this server knows as plain `name`.
+    pub(crate) fn is_named(&self, login: &str) -> bool {
+        let plain = login.strip_suffix('@').unwrap_or(login);
+        let names = || std::iter::once(&self.login).chain(&self.aliases);
+        names().any(|name| name == login || name == plain)
+    }
+}

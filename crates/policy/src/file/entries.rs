@@ -1,0 +1,109 @@
+//! The `tests` section: what a policy promises about itself.
+//!
+//! The service answers every malformed test like a failing one; the message
+//! here says which it is.
+
+use super::{Reader, Text};
+use crate::json::Spanned;
+use crate::policy::{Test, TestTarget};
+use crate::selector::Selector;
+
+/// Protocols a test may name.
+const TEST_PROTOCOLS: [u8; 3] = [6, 17, 132];
+
+impl Reader<'_> {
+    /// An entry of `tests`.
+    pub(super) fn test(&mut self, value: &Spanned) {
+        let known = [
+            "src",
+            "user",
+            "proto",
+            "accept",
+            "allow",
+            "deny",
+            "srcPostureAttrs",
+        ];
+        let Some(fields) = self.fields(value, "a test", &known) else {
+            return;
+        };
+        let before = self.problems.len();
+        let protocol = self.protocol(&fields);
+        if let (Some(number), Some(proto)) = (protocol, fields.get("proto"))
+            && !TEST_PROTOCOLS.contains(&number)
+        {
+            let message = "test(s) failed: a test's proto is tcp, udp, sctp or absent";
+            self.problem(&proto.span, message);
+        }
+        let source = fields
+            .get("src")
+            .or(fields.get("user"))
+            .and_then(|value| self.text(value))
+            .filter(|text| !text.text.is_empty());
+        let accept = self.targets(fields.get("accept").or(fields.get("allow")));
+        let deny = self.targets(fields.get("deny"));
+        if accept.is_empty() && deny.is_empty() && self.problems.len() == before {
+            self.problem(&value.span, "test(s) failed: the test asserts nothing");
+        }
+        let Some(source) = source else {
+            self.problem(&value.span, "test(s) failed: the test has no src");
+            return;
+        };
+        match self.selector(&source, "test(s) failed: src=") {
+            Some(Selector::Any | Selector::OwnUser | Selector::Internet | Selector::DangerAll) => {
+                let message = format!("test(s) failed: {:?} cannot be a src", source.text);
+                self.problem(&source.span, message);
+            }
+            Some(selector) => self.policy.tests.push(Test {
+                source: selector,
+                source_text: source.text.to_owned(),
+                protocol,
+                accept,
+                deny,
+            }),
+            None => {}
+        }
+    }
+
+    fn targets(&mut self, value: Option<&Spanned>) -> Vec<TestTarget> {
+        let mut out = Vec::new();
+        for text in self.texts(value, "test destinations") {
+            out.extend(self.target(&text));
+        }
+        out
+    }
+
+    fn target(&mut self, text: &Text<'_>) -> Option<TestTarget> {
+        let whole = text.text;
+        let parts = whole.rsplit_once(':').and_then(|(host, port)| {
+            let digits = port.bytes().all(|b| b.is_ascii_digit());
+            let port: u16 = port.parse().ok().filter(|port| digits && *port > 0)?;
+            Some((host.trim_start_matches('[').trim_end_matches(']'), port))
+        });
+        let Some((host, port)) = parts else {
+            let message = format!("test(s) failed: {whole:?} is not host:port with one port");
+            self.problem(&text.span, message);
+            return None;
+        };
+        let host_text = Text {
+            text: host,
+            span: text.span.clone(),
+        };
+        let to = self.selector(&host_text, "test(s) failed: ")?;
+        let unfit = match &to {
+            Selector::Net(net) => net.prefix_len() != net.max_prefix_len() || host.contains('/'),
+            Selector::Any | Selector::Internet | Selector::DangerAll => true,
+            _ => false,
+        };
+        if unfit {
+            let message =
+                format!("test(s) failed: {host:?} is not one address, user, group or tag");
+            self.problem(&text.span, message);
+            return None;
+        }
+        Some(TestTarget {
+            to,
+            port,
+            text: whole.to_owned(),
+        })
+    }
+}

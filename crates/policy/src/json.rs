@@ -1,0 +1,241 @@
+//! HuJSON (JSON with comments and trailing commas) as a tree in which every
+//! value knows its bytes in the file.
+//!
+//! The parser behind it is lenient by nature; everything that is not HuJSON is
+//! switched off or refused here, so that a file that we take is taken by other
+//! readers of the format too.
+
+use std::ops::Range;
+
+use jsonc_parser::ast;
+use jsonc_parser::{CollectOptions, CommentCollectionStrategy, ParseOptions, parse_to_ast};
+
+use crate::diagnostic::Diagnostic;
+
+/// A value and its place.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Spanned {
+    pub(crate) span: Range<usize>,
+    pub(crate) value: Value,
+}
+
+/// A JSON value; members in file order, duplicates included.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Value {
+    Null,
+    Bool(bool),
+    Number(String),
+    String(String),
+    Array(Vec<Spanned>),
+    Object(Vec<Member>),
+}
+
+/// A member of an object.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Member {
+    pub(crate) name: String,
+    pub(crate) name_span: Range<usize>,
+    pub(crate) value: Spanned,
+}
+
+impl Spanned {
+    pub(crate) fn is_null(&self) -> bool {
+        self.value == Value::Null
+    }
+
+    /// What kind of value this is, for messages.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self.value {
+            Value::Null => "null",
+            Value::Bool(_) => "a boolean",
+            Value::Number(_) => "a number",
+            Value::String(_) => "a string",
+            Value::Array(_) => "an array",
+            Value::Object(_) => "an object",
+        }
+    }
+
+    /// The value without places, for what is passed through.
+    pub(crate) fn to_json(&self) -> serde_json::Value {
+        match &self.value {
+            Value::Null => serde_json::Value::Null,
+            Value::Bool(value) => (*value).into(),
+            Value::Number(text) => serde_json::from_str(text).unwrap_or_default(),
+            Value::String(text) => text.clone().into(),
+            Value::Array(values) => values.iter().map(Self::to_json).collect(),
+            Value::Object(members) => members
+                .iter()
+                .map(|member| (member.name.clone(), member.value.to_json()))
+                .collect(),
+        }
+    }
+}
+
+/// Reads a file. `Ok(None)`: there is nothing in it but white space and
+/// comments.
+pub(crate) fn parse(source: &str) -> Result<Option<Spanned>, Diagnostic> {
+    check_characters(source)?;
+    let parsed = parse_to_ast(
+        source,
+        &CollectOptions {
+            comments: CommentCollectionStrategy::Off,
+            tokens: false,
+        },
+        &ParseOptions {
+            allow_comments: true,
+            allow_trailing_commas: true,
+            allow_loose_object_property_names: false,
+            allow_missing_commas: false,
+            allow_single_quoted_strings: false,
+            allow_hexadecimal_numbers: false,
+            allow_unary_plus_numbers: false,
+            allow_bare_decimal_point_numbers: false,
+            allow_non_finite_numbers: false,
+            allow_extended_string_escapes: false,
+        },
+    )
+    .map_err(|error| {
+        let range = error.range();
+        let message = error.kind().to_string();
+        let mut letters = message.chars();
+        let message: String = letters
+            .next()
+            .map(|first| first.to_lowercase().chain(letters).collect())
+            .unwrap_or_default();
+        Diagnostic::new(source, range.start..range.end, message, None)
+    })?;
+    Ok(parsed.value.map(convert))
+}
+
+fn convert(value: ast::Value<'_>) -> Spanned {
+    match value {
+        ast::Value::NullKeyword(null) => spanned(null.range, Value::Null),
+        ast::Value::BooleanLit(lit) => spanned(lit.range, Value::Bool(lit.value)),
+        ast::Value::NumberLit(lit) => spanned(lit.range, Value::Number(lit.value.to_owned())),
+        ast::Value::StringLit(lit) => spanned(lit.range, Value::String(lit.value.into_owned())),
+        ast::Value::Array(array) => spanned(
+            array.range,
+            Value::Array(array.elements.into_iter().map(convert).collect()),
+        ),
+        ast::Value::Object(object) => {
+            let members = object.properties.into_iter().map(|property| {
+                let (name_range, name) = match property.name {
+                    ast::ObjectPropName::String(lit) => (lit.range, lit.value.into_owned()),
+                    ast::ObjectPropName::Word(lit) => (lit.range, lit.value.to_owned()),
+                };
+                Member {
+                    name,
+                    name_span: name_range.start..name_range.end,
+                    value: convert(property.value),
+                }
+            });
+            spanned(object.range, Value::Object(members.collect()))
+        }
+    }
+}
+
+fn spanned(range: jsonc_parser::common::Range, value: Value) -> Spanned {
+    Spanned {
+        span: range.start..range.end,
+        value,
+    }
+}
+
+/// Where the scan below is.
+#[derive(Clone, Copy)]
+enum Place {
+    Outside,
+    Slash,
+    Text { escaped: bool },
+    LineComment,
+    BlockComment { star: bool },
+}
+
+/// Refuses what the parser would let pass: white space that JSON does not
+/// know and control characters inside strings.
+fn check_characters(source: &str) -> Result<(), Diagnostic> {
+    let mut place = Place::Outside;
+    for (at, c) in source.char_indices() {
+        let refuse = |message: &str| {
+            let span = at..at + c.len_utf8();
+            let message = format!("{message} (U+{:04X})", u32::from(c));
+            Err(Diagnostic::new(source, span, message, None))
+        };
+        place = match (place, c) {
+            (Place::Text { .. }, c) if c < ' ' => {
+                return refuse("control character inside a string; write it as an escape");
+            }
+            (Place::Text { escaped: true }, _) => Place::Text { escaped: false },
+            (Place::Text { .. }, '\\') => Place::Text { escaped: true },
+            (Place::Text { .. }, '"') => Place::Outside,
+            (Place::Text { .. }, _) => place,
+            (Place::LineComment, '\n') => Place::Outside,
+            (Place::LineComment, _) => place,
+            (Place::BlockComment { star: true }, '/') => Place::Outside,
+            (Place::BlockComment { .. }, c) => Place::BlockComment { star: c == '*' },
+            (Place::Slash, '/') => Place::LineComment,
+            (Place::Slash, '*') => Place::BlockComment { star: false },
+            (Place::Outside | Place::Slash, '"') => Place::Text { escaped: false },
+            (Place::Outside, '/') => Place::Slash,
+            (Place::Outside | Place::Slash, ' ' | '\t' | '\r' | '\n' | '!'..='~') => Place::Outside,
+            (Place::Outside | Place::Slash, _) => {
+                return refuse("character is not allowed outside strings and comments");
+            }
+        };
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn hujson_and_nothing_more() {
+        for good in [
+            "{}",
+            "// note\n{\"a\": [1, 2,], /* x */ \"b\": {},}",
+            "{\"a\": \"é // no comment \\\" /* \"}",
+            "{\"a\": -1.5e3, \"b\": null, \"c\": true}",
+        ] {
+            assert!(parse(good).unwrap().is_some(), "{good}");
+        }
+        assert_eq!(parse("").unwrap(), None);
+        assert_eq!(parse(" // nothing\n").unwrap(), None);
+        for bad in [
+            "{a: 1}",
+            "{'a': 1}",
+            "{\"a\": 1 \"b\": 2}",
+            "{\"a\": 0x10}",
+            "{\"a\": +1}",
+            "{\"a\": .5}",
+            "{\"a\": NaN}",
+            "{\"a\": \"x\ny\"}",
+            "{\u{a0}\"a\": 1}",
+            "\u{feff}{}",
+            "{\"a\": 1",
+            "# no\n{}",
+            "{} {}",
+            "{\"a\": \"\\x41\"}",
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+        assert!(parse(&"[".repeat(100_000)).is_err());
+    }
+
+    #[test]
+    fn values_know_their_bytes() {
+        let source = "{\n  \"a\": [\"xy\"]\n}";
+        let tree = parse(source).unwrap().unwrap();
+        let Value::Object(members) = tree.value else {
+            panic!("no object")
+        };
+        assert_eq!(&source[members[0].name_span.clone()], "\"a\"");
+        let Value::Array(items) = &members[0].value.value else {
+            panic!("no array")
+        };
+        assert_eq!(&source[items[0].span.clone()], "\"xy\"");
+    }
+}

@@ -1,0 +1,212 @@
+//! A policy file that was read and found right.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+use serde_json::Value;
+use warren_control_types::UserId;
+
+use crate::diagnostic::Diagnostic;
+use crate::node::{PolicyNode, PolicyUser};
+use crate::selector::{Ports, Selector};
+
+/// A policy, independent of any node.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Policy {
+    /// Neither acls nor grants are there: everything is allowed.
+    pub(crate) open: bool,
+    /// Grants in file order, then acls in file order.
+    pub(crate) rules: Vec<Rule>,
+    pub(crate) groups: BTreeMap<String, Vec<String>>,
+    pub(crate) tag_owners: BTreeMap<String, Vec<Selector>>,
+    pub(crate) route_approvers: Vec<(IpNet, Vec<Selector>)>,
+    pub(crate) exit_approvers: Vec<Selector>,
+    pub(crate) tests: Vec<Test>,
+    pub(crate) randomize_client_port: bool,
+}
+
+/// A grant, or one acl: sources once, and what they may reach.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Rule {
+    pub(crate) sources: Vec<Selector>,
+    pub(crate) reach: Vec<Reach>,
+    /// Capabilities with their values, in file order.
+    pub(crate) app: Vec<(String, Vec<Value>)>,
+    /// Destinations of the capabilities.
+    pub(crate) app_to: Vec<Selector>,
+    /// Tags of the routers that may carry the traffic; empty: any.
+    pub(crate) via: Vec<String>,
+}
+
+/// Some destinations with one protocol and its ports.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Reach {
+    pub(crate) to: Vec<Selector>,
+    /// `None`: TCP, UDP and ICMP.
+    pub(crate) protocol: Option<u8>,
+    pub(crate) ports: Vec<Ports>,
+}
+
+/// An entry of `tests`.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Test {
+    pub(crate) source: Selector,
+    pub(crate) source_text: String,
+    pub(crate) protocol: Option<u8>,
+    pub(crate) accept: Vec<TestTarget>,
+    pub(crate) deny: Vec<TestTarget>,
+}
+
+/// A destination of a test.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct TestTarget {
+    pub(crate) to: Selector,
+    pub(crate) port: u16,
+    pub(crate) text: String,
+}
+
+impl Policy {
+    /// Reads a policy file. An empty file, like one with neither `acls` nor
+    /// `grants`, allows everything. All errors are returned at once.
+    pub fn parse(source: &str) -> Result<Self, Vec<Diagnostic>> {
+        crate::file::read(source)
+    }
+
+    /// The policy of a tailnet that has none: everyone may reach everyone.
+    #[must_use]
+    pub fn allow_all() -> Self {
+        Self {
+            open: true,
+            ..Self::default()
+        }
+    }
+
+    /// Whether everything is allowed because the file has no rules section.
+    #[must_use]
+    pub fn is_allow_all(&self) -> bool {
+        self.open
+    }
+
+    /// Whether the tag is defined in `tagOwners`.
+    #[must_use]
+    pub fn knows_tag(&self, tag: &str) -> bool {
+        self.tag_owners.contains_key(tag)
+    }
+
+    /// Whether every node shall pick a random UDP port.
+    #[must_use]
+    pub fn randomize_client_port(&self) -> bool {
+        self.randomize_client_port
+    }
+
+    /// Whether `user` may give a node the tag: listed in `tagOwners`, directly,
+    /// by group, or through a tag that owns it. Cycles add no owner.
+    #[must_use]
+    pub fn may_use_tag(&self, users: &[PolicyUser], user: UserId, tag: &str) -> bool {
+        let Some(user) = users.iter().find(|candidate| candidate.id == user) else {
+            return false;
+        };
+        let mut seen = BTreeSet::new();
+        let mut open = vec![tag];
+        while let Some(tag) = open.pop() {
+            if !seen.insert(tag) {
+                continue;
+            }
+            for owner in self.tag_owners.get(tag).into_iter().flatten() {
+                match owner {
+                    Selector::Tag(owner) => open.push(owner),
+                    owner if self.selects_user(owner, user) => return true,
+                    _ => {}
+                }
+            }
+        }
+        false
+    }
+
+    /// Whether a node that carries `held` may take on `tag`: because it is the
+    /// same tag, or owns it.
+    #[must_use]
+    pub fn tag_owns(&self, held: &str, tag: &str) -> bool {
+        let mut seen = BTreeSet::new();
+        let mut open = vec![tag];
+        while let Some(tag) = open.pop() {
+            if tag == held {
+                return true;
+            }
+            if seen.insert(tag) {
+                let owners = self.tag_owners.get(tag).into_iter().flatten();
+                open.extend(owners.filter_map(|owner| match owner {
+                    Selector::Tag(owner) => Some(owner.as_str()),
+                    _ => None,
+                }));
+            }
+        }
+        false
+    }
+
+    /// Whether `route`, which `node` starts to advertise, is approved without
+    /// asking anyone. A default route is approved by `exitNode` only, another
+    /// one by a key of `routes` that contains it.
+    #[must_use]
+    pub fn approves_route(&self, users: &[PolicyUser], node: &PolicyNode, route: IpNet) -> bool {
+        let is_approver = |list: &[Selector]| {
+            list.iter()
+                .any(|selector| self.selects_node(selector, users, node))
+        };
+        if route.prefix_len() == 0 {
+            return is_approver(&self.exit_approvers);
+        }
+        self.route_approvers
+            .iter()
+            .filter(|(key, _)| key.contains(&route))
+            .any(|(_, list)| is_approver(list))
+    }
+
+    /// Whether an identity selector means `user`.
+    pub(crate) fn selects_user(&self, selector: &Selector, user: &PolicyUser) -> bool {
+        match selector {
+            Selector::User(login) => user.is_named(login),
+            Selector::Group(group) => self
+                .groups
+                .get(group)
+                .is_some_and(|logins| logins.iter().any(|login| user.is_named(login))),
+            Selector::Domain(domain) => user
+                .login
+                .rsplit_once('@')
+                .is_some_and(|(_, of)| of.eq_ignore_ascii_case(domain)),
+            Selector::Member | Selector::Any => true,
+            Selector::Net(_)
+            | Selector::Tag(_)
+            | Selector::Tagged
+            | Selector::OwnUser
+            | Selector::Internet
+            | Selector::DangerAll => false,
+        }
+    }
+
+    /// Whether a selector means `node` by what it is, not by its addresses. A
+    /// tagged node is only its tags.
+    pub(crate) fn selects_node(
+        &self,
+        selector: &Selector,
+        users: &[PolicyUser],
+        node: &PolicyNode,
+    ) -> bool {
+        match selector {
+            Selector::Any => true,
+            Selector::Tag(tag) => node.tags.contains(tag),
+            Selector::Tagged => node.is_tagged(),
+            Selector::Member => !node.is_tagged() && node.user.is_some(),
+            Selector::User(_) | Selector::Group(_) | Selector::Domain(_) => {
+                !node.is_tagged()
+                    && users
+                        .iter()
+                        .find(|user| Some(user.id) == node.user)
+                        .is_some_and(|user| self.selects_user(selector, user))
+            }
+            Selector::Net(_) | Selector::OwnUser | Selector::Internet | Selector::DangerAll => {
+                false
+            }
+        }
+    }
+}

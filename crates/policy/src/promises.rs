@@ -1,0 +1,193 @@
+//! The `tests` section at work: which of a policy's promises it keeps.
+//!
+//! A test is evaluated against the rules of the whole tailnet, before they are
+//! reduced to nodes; capabilities do not count. With several source addresses
+//! a destination counts as reached only if every one of them reaches it; of
+//! several destination addresses any one is enough.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use crate::node::{PolicyNode, PolicyUser};
+use crate::policy::{Policy, Reach, Rule, Test, TestTarget};
+use crate::selector::Selector;
+use crate::span::{INTERNET, Span, TAILNET};
+
+/// Protocols of a rule that names none.
+const DEFAULT_PROTOCOLS: [u8; 4] = [6, 17, 1, 58];
+
+/// A promise that is not kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FailedTest {
+    /// The test's source as written.
+    pub src: String,
+    /// The destination as written.
+    pub dst: String,
+    /// The test's protocol, if it names one.
+    pub protocol: Option<u8>,
+    /// Whether the test says that the destination is reached.
+    pub expected_allowed: bool,
+}
+
+impl fmt::Display for FailedTest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} -> {}", self.src, self.dst)?;
+        if let Some(protocol) = self.protocol {
+            write!(f, " (protocol {protocol})")?;
+        }
+        f.write_str(if self.expected_allowed {
+            ": expected allowed, got denied"
+        } else {
+            ": expected denied, got allowed"
+        })
+    }
+}
+
+impl Policy {
+    /// Runs the file's tests and returns those that fail, in file order.
+    #[must_use]
+    pub fn run_tests(&self, users: &[PolicyUser], nodes: &[PolicyNode]) -> Vec<FailedTest> {
+        let world = World {
+            policy: self,
+            users,
+            nodes,
+        };
+        let mut failed = Vec::new();
+        for test in &self.tests {
+            for (targets, expected_allowed) in [(&test.accept, true), (&test.deny, false)] {
+                let broken = targets
+                    .iter()
+                    .filter(|target| world.allowed(test, target) != Some(expected_allowed));
+                failed.extend(broken.map(|target| FailedTest {
+                    src: test.source_text.clone(),
+                    dst: target.text.clone(),
+                    protocol: test.protocol,
+                    expected_allowed,
+                }));
+            }
+        }
+        failed
+    }
+}
+
+struct World<'a> {
+    policy: &'a Policy,
+    users: &'a [PolicyUser],
+    nodes: &'a [PolicyNode],
+}
+
+/// An address with the node that owns it, if one does.
+type Place<'a> = (IpAddr, Option<&'a PolicyNode>);
+
+impl<'a> World<'a> {
+    /// Whether the target is reached; `None` when the question has no answer
+    /// (nobody is meant by the source).
+    fn allowed(&self, test: &Test, target: &TestTarget) -> Option<bool> {
+        let sources = self.places(&test.source);
+        if sources.is_empty() {
+            return None;
+        }
+        let all = sources.iter().all(|source| {
+            let destinations = match target.to {
+                Selector::OwnUser => self.own_user_places(source),
+                ref other => self.places(other),
+            };
+            destinations
+                .iter()
+                .any(|destination| self.reaches(source, destination, test.protocol, target.port))
+        });
+        Some(all)
+    }
+
+    fn places(&self, selector: &Selector) -> Vec<Place<'a>> {
+        if let Selector::Net(net) = selector {
+            let owner = self.nodes.iter().find(|node| node.has_address(net.addr()));
+            return vec![(net.addr(), owner)];
+        }
+        self.nodes
+            .iter()
+            .filter(|node| self.policy.selects_node(selector, self.users, node))
+            .flat_map(|node| node.addresses.iter().map(move |a| (*a, Some(node))))
+            .collect()
+    }
+
+    fn own_user_places(&self, source: &Place<'a>) -> Vec<Place<'a>> {
+        let same = |node: &&PolicyNode| source.1.is_some_and(|source| same_user(source, node));
+        self.nodes
+            .iter()
+            .filter(same)
+            .flat_map(|node| node.addresses.iter().map(move |a| (*a, Some(node))))
+            .collect()
+    }
+
+    fn reaches(&self, src: &Place<'_>, dst: &Place<'_>, protocol: Option<u8>, port: u16) -> bool {
+        // Two families never meet.
+        if src.0.is_ipv4() != dst.0.is_ipv4() {
+            return false;
+        }
+        self.policy.open
+            || self.policy.rules.iter().any(|rule| {
+                self.is_source(rule, src)
+                    && rule
+                        .reach
+                        .iter()
+                        .any(|reach| self.opens(reach, src, dst, protocol, port))
+            })
+    }
+
+    fn is_source(&self, rule: &Rule, src: &Place<'_>) -> bool {
+        let at = Span::from(src.0);
+        rule.sources.iter().any(|selector| match selector {
+            Selector::Any => {
+                let mut routes = self.nodes.iter().flat_map(PolicyNode::subnet_routes);
+                TAILNET.iter().any(|named| named.span.contains(&at))
+                    || routes.any(|route| Span::from(route).contains(&at))
+            }
+            Selector::DangerAll => true,
+            Selector::Net(net) => net.contains(&src.0),
+            identity => self.is_node(identity, src),
+        })
+    }
+
+    fn opens(
+        &self,
+        reach: &Reach,
+        src: &Place<'_>,
+        dst: &Place<'_>,
+        protocol: Option<u8>,
+        port: u16,
+    ) -> bool {
+        let protocol_fits = match (reach.protocol, protocol) {
+            (None, None) => true,
+            (None, Some(asked)) => DEFAULT_PROTOCOLS.contains(&asked),
+            (Some(named), None) => DEFAULT_PROTOCOLS.contains(&named),
+            (Some(named), Some(asked)) => named == asked,
+        };
+        protocol_fits
+            && reach.ports.iter().any(|ports| ports.contains(port))
+            && reach.to.iter().any(|selector| match selector {
+                Selector::Any | Selector::DangerAll => true,
+                Selector::Net(net) => net.contains(&dst.0),
+                Selector::Internet => {
+                    let at = Span::from(dst.0);
+                    INTERNET.iter().any(|named| named.span.contains(&at))
+                }
+                Selector::OwnUser => match (src.1, dst.1) {
+                    (Some(src), Some(dst)) => same_user(src, dst),
+                    _ => false,
+                },
+                identity => self.is_node(identity, dst),
+            })
+    }
+
+    fn is_node(&self, identity: &Selector, place: &Place<'_>) -> bool {
+        place
+            .1
+            .is_some_and(|node| self.policy.selects_node(identity, self.users, node))
+    }
+}
+
+/// Whether both are untagged nodes of one user.
+fn same_user(a: &PolicyNode, b: &PolicyNode) -> bool {
+    !a.is_tagged() && !b.is_tagged() && a.user.is_some() && a.user == b.user
+}

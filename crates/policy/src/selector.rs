@@ -1,0 +1,183 @@
+//! Who or what a rule speaks of, and the ports and protocols it opens.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+/// A source or destination of a rule. Names of hosts are resolved to their
+/// addresses when the file is read.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Selector {
+    /// `*`.
+    Any,
+    /// An address, a prefix or a host: exactly these addresses.
+    Net(IpNet),
+    /// A login name: the untagged nodes of that user.
+    User(String),
+    /// `group:x`: the untagged nodes of its members.
+    Group(String),
+    /// `tag:x`: nodes with the tag.
+    Tag(String),
+    /// `user:*@domain`: the untagged nodes of users of that domain.
+    Domain(String),
+    /// `autogroup:member`: all untagged nodes.
+    Member,
+    /// `autogroup:tagged`: all tagged nodes.
+    Tagged,
+    /// `autogroup:self`: the untagged nodes of the source's own user.
+    OwnUser,
+    /// `autogroup:internet`: public addresses, by way of exit nodes.
+    Internet,
+    /// `autogroup:danger-all`: really every address.
+    DangerAll,
+}
+
+/// Reads an address or a prefix. Host bits are cleared: the reference's
+/// packet filter takes no prefix with host bits.
+pub(crate) fn parse_net(text: &str) -> Option<IpNet> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Some(IpNet::from(address));
+    }
+    let net: IpNet = text.parse().ok()?;
+    Some(net.trunc())
+}
+
+/// A port range, both ends included; `*` is 0 to 65535.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Ports {
+    pub(crate) first: u16,
+    pub(crate) last: u16,
+}
+
+impl Ports {
+    pub(crate) const ALL: Self = Self {
+        first: 0,
+        last: u16::MAX,
+    };
+
+    pub(crate) fn contains(self, port: u16) -> bool {
+        self.first <= port && port <= self.last
+    }
+}
+
+/// Reads `*`, `n`, `a-b` and comma lists of these. The error is what follows
+/// `port range "...": ` in a message.
+pub(crate) fn parse_ports(text: &str) -> Result<Vec<Ports>, &'static str> {
+    text.split(',')
+        .map(|part| parse_range(part.trim()))
+        .collect()
+}
+
+fn parse_range(text: &str) -> Result<Ports, &'static str> {
+    if text == "*" {
+        return Ok(Ports::ALL);
+    }
+    let (first, last) = match text.split_once('-') {
+        Some((first, last)) => (
+            parse_port(first, "invalid first integer")?,
+            parse_port(last, "invalid last integer")?,
+        ),
+        None => {
+            let port = parse_port(text, "invalid first integer")?;
+            (port, port)
+        }
+    };
+    if first == 0 {
+        return Err("first port must be >0, or use '*' for wildcard");
+    }
+    if first > last {
+        return Err("first port must be <= last port");
+    }
+    Ok(Ports { first, last })
+}
+
+fn parse_port(text: &str, not_a_number: &'static str) -> Result<u16, &'static str> {
+    if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(not_a_number);
+    }
+    text.parse().map_err(|_| "port must be at most 65535")
+}
+
+const PROTOCOLS: [(&str, u8); 14] = [
+    ("icmp", 1),
+    ("igmp", 2),
+    ("ipv4", 4),
+    ("ip-in-ip", 4),
+    ("tcp", 6),
+    ("egp", 8),
+    ("igp", 9),
+    ("udp", 17),
+    ("gre", 47),
+    ("esp", 50),
+    ("ah", 51),
+    ("ipv6-icmp", 58),
+    ("sctp", 132),
+    ("fc", 133),
+];
+
+/// Names of the protocols, for suggestions.
+pub(crate) fn protocol_names() -> impl Iterator<Item = &'static str> {
+    PROTOCOLS.iter().map(|(name, _)| *name)
+}
+
+/// Reads a protocol name or number.
+pub(crate) fn parse_protocol(text: &str) -> Option<u8> {
+    let lower = text.to_ascii_lowercase();
+    if let Some((_, number)) = PROTOCOLS.iter().find(|(name, _)| *name == lower) {
+        return Some(*number);
+    }
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let leading_zero = text.len() > 1 && text.starts_with('0');
+    text.parse().ok().filter(|_| digits && !leading_zero)
+}
+
+/// Whether a rule may name single ports of the protocol.
+pub(crate) fn has_ports(protocol: Option<u8>) -> bool {
+    matches!(protocol, None | Some(6 | 17 | 132))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn ports_in_every_form() {
+        let one = |first, last| Ok(vec![Ports { first, last }]);
+        for (text, expected) in [
+            ("*", Ok(vec![Ports::ALL])),
+            ("22", one(22, 22)),
+            ("1-65535", one(1, 65535)),
+            ("ssh", Err("invalid first integer")),
+            ("", Err("invalid first integer")),
+            ("0", Err("first port must be >0, or use '*' for wildcard")),
+            ("65536", Err("port must be at most 65535")),
+            ("9-2", Err("first port must be <= last port")),
+            ("1-x", Err("invalid last integer")),
+            ("-5", Err("invalid first integer")),
+        ] {
+            assert_eq!(parse_ports(text), expected, "{text}");
+        }
+        assert_eq!(parse_ports("80,443-444").unwrap().len(), 2);
+    }
+
+    #[test]
+    fn protocols_by_name_and_number() {
+        for (text, expected) in [
+            ("tcp", Some(6)),
+            ("TCP", Some(6)),
+            ("ip-in-ip", Some(4)),
+            ("17", Some(17)),
+            ("255", Some(255)),
+            ("0", Some(0)),
+            ("256", None),
+            ("06", None),
+            ("*", None),
+            ("", None),
+            ("+6", None),
+        ] {
+            assert_eq!(parse_protocol(text), expected, "{text}");
+        }
+    }
+}
