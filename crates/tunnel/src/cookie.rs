@@ -93,9 +93,9 @@ impl Checker {
         if !bool::from(mac(&self.mac1_key, &[body]).as_slice().ct_eq(mac1)) {
             return Proof::None;
         }
-        let fresh = self.secret_made.is_some_and(|made| {
-            now.saturating_duration_since(made) < COOKIE_LIFETIME
-        });
+        let fresh = self
+            .secret_made
+            .is_some_and(|made| now.saturating_duration_since(made) < COOKIE_LIFETIME);
         if !fresh || mac2.iter().all(|byte| *byte == 0) {
             return Proof::KnowsOurKey;
         }
@@ -117,9 +117,9 @@ impl Checker {
         receiver: u32,
         mac1: &Mac,
     ) -> CookieReply {
-        let stale = self.secret_made.is_none_or(|made| {
-            now.saturating_duration_since(made) >= COOKIE_LIFETIME
-        });
+        let stale = self
+            .secret_made
+            .is_none_or(|made| now.saturating_duration_since(made) >= COOKIE_LIFETIME);
         if stale {
             entropy.fill(self.secret.as_mut_slice());
             self.secret_made = Some(now);
@@ -175,9 +175,10 @@ impl Maker {
         let mac1 = mac(&self.mac1_key, &[&message.bytes()[..body_len]]);
         message.set_mac1(mac1);
         self.last_mac1 = Some(mac1);
-        let fresh = self.cookie.as_ref().filter(|(_, received)| {
-            now.saturating_duration_since(*received) < COOKIE_LIFETIME
-        });
+        let fresh = self
+            .cookie
+            .as_ref()
+            .filter(|(_, received)| now.saturating_duration_since(*received) < COOKIE_LIFETIME);
         if let Some((cookie, _)) = fresh {
             let mac2 = mac(cookie.as_slice(), &[&message.bytes()[..body_len + 16]]);
             message.set_mac2(mac2);
@@ -187,7 +188,9 @@ impl Maker {
     /// Takes the cookie out of a reply to the last message. `false` when it
     /// does not authenticate.
     pub(crate) fn take(&mut self, now: Instant, reply: &CookieReply) -> bool {
-        let Some(mac1) = self.last_mac1 else { return false };
+        let Some(mac1) = self.last_mac1 else {
+            return false;
+        };
         let mut sealed = reply.sealed_cookie;
         let (key, short) = xchacha(&self.cookie_key, &reply.nonce);
         match key.open_in_place(short, Aad::from(mac1), &mut sealed) {
@@ -294,9 +297,14 @@ mod tests {
     #[test]
     fn hchacha20_vector() {
         let key: [u8; 32] = std::array::from_fn(|i| i as u8);
-        let nonce = [0, 0, 0, 9, 0, 0, 0, 0x4a, 0, 0, 0, 0, 0x31, 0x41, 0x59, 0x27];
+        let nonce = [
+            0, 0, 0, 9, 0, 0, 0, 0x4a, 0, 0, 0, 0, 0x31, 0x41, 0x59, 0x27,
+        ];
         let expected = "82413b4227b27bfed30e42508a877d73a0f9e4d58a74a853c12ec41326d3ecdc";
-        assert_eq!(data_encoding::HEXLOWER.encode(&hchacha20(&key, &nonce)), expected);
+        assert_eq!(
+            data_encoding::HEXLOWER.encode(&hchacha20(&key, &nonce)),
+            expected
+        );
     }
 
     #[test]
@@ -309,7 +317,10 @@ mod tests {
         let mut message = Initiation::new(7, [1; 32], [2; 48], [3; 28]);
         assert_eq!(checker.check(now, &from, message.as_bytes()), Proof::None);
         maker.sign(now, &mut message);
-        assert_eq!(checker.check(now, &from, message.as_bytes()), Proof::KnowsOurKey);
+        assert_eq!(
+            checker.check(now, &from, message.as_bytes()),
+            Proof::KnowsOurKey
+        );
 
         let reply = checker.reply(now, &mut Fixed, &from, 7, &message.mac1);
         let mut forged = reply.clone();
@@ -318,10 +329,19 @@ mod tests {
         assert!(maker.take(now, &reply));
         assert!(!maker.take(now, &reply), "a reply counts once");
         maker.sign(now, &mut message);
-        assert_eq!(checker.check(now, &from, message.as_bytes()), Proof::OwnsAddress);
-        assert_eq!(checker.check(now, &elsewhere, message.as_bytes()), Proof::KnowsOurKey);
+        assert_eq!(
+            checker.check(now, &from, message.as_bytes()),
+            Proof::OwnsAddress
+        );
+        assert_eq!(
+            checker.check(now, &elsewhere, message.as_bytes()),
+            Proof::KnowsOurKey
+        );
         let later = now + COOKIE_LIFETIME;
-        assert_eq!(checker.check(later, &from, message.as_bytes()), Proof::KnowsOurKey);
+        assert_eq!(
+            checker.check(later, &from, message.as_bytes()),
+            Proof::KnowsOurKey
+        );
         let mut next = Initiation::new(8, [1; 32], [2; 48], [3; 28]);
         maker.sign(later, &mut next);
         assert_eq!(next.mac2, [0; 16], "an old cookie is not used");

@@ -89,6 +89,19 @@ pub enum Reason {
     ForgetPeer,
 }
 
+impl Reason {
+    /// A few words for logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::RetryHandshake => "handshake retry",
+            Self::Keepalive => "keepalive",
+            Self::Silence => "no answer to data",
+            Self::ExpireSession => "session too old",
+            Self::ForgetPeer => "forget keys",
+        }
+    }
+}
+
 /// What happened to handshake messages, since the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct HandshakeCounters {
@@ -194,7 +207,9 @@ impl Handshakes {
 
     /// Forgets a peer; its sessions expire at once.
     pub fn remove_peer(&mut self, index: PeerIndex) {
-        let Some(peer) = self.peers.remove(&index) else { return };
+        let Some(peer) = self.peers.remove(&index) else {
+            return;
+        };
         self.by_key.remove(&peer.key);
         if let Some(at) = peer.queued {
             self.deadlines.remove(&(at, index));
@@ -236,7 +251,9 @@ impl Handshakes {
 
     /// All sessions that may receive, in order of their peers.
     pub fn sessions(&self) -> impl Iterator<Item = (PeerIndex, &Arc<Session>)> {
-        self.peers.iter().flat_map(|(index, peer)| peer.sessions().map(|s| (*index, s)))
+        self.peers
+            .iter()
+            .flat_map(|(index, peer)| peer.sessions().map(|s| (*index, s)))
     }
 
     /// The next thing to do, oldest first.
@@ -253,7 +270,9 @@ impl Handshakes {
     /// Packets wait for `peer`, or its session asks to be renewed. Does
     /// nothing while a handshake is under way or the session is good.
     pub fn want_session(&mut self, now: Instant, wall: Duration, peer: PeerIndex) {
-        let Some(state) = self.peers.get(&peer) else { return };
+        let Some(state) = self.peers.get(&peer) else {
+            return;
+        };
         let good = state.current.as_ref().is_some_and(|s| !s.wants_rekey(now));
         if !good {
             self.start_attempt(now, wall, peer);
@@ -271,7 +290,9 @@ impl Handshakes {
         activity: Activity,
     ) {
         let jitter = jitter(&mut *self.entropy);
-        let Some(state) = self.peers.get_mut(&peer) else { return };
+        let Some(state) = self.peers.get_mut(&peer) else {
+            return;
+        };
         match state.observe(now, activity, jitter) {
             Demand::Renew => self.start_attempt(now, wall, peer),
             Demand::Nothing => {}
@@ -283,12 +304,21 @@ impl Handshakes {
     /// session of a responder this ends the handshake; for others it means
     /// nothing.
     pub fn session_confirmed(&mut self, now: Instant, local_index: u32) {
-        let Some(index) = self.by_index.get(&local_index).copied() else { return };
-        let Some(peer) = self.peers.get_mut(&index) else { return };
-        let confirmed = peer.next.take_if(|session| session.local_index() == local_index);
+        let Some(index) = self.by_index.get(&local_index).copied() else {
+            return;
+        };
+        let Some(peer) = self.peers.get_mut(&index) else {
+            return;
+        };
+        let confirmed = peer
+            .next
+            .take_if(|session| session.local_index() == local_index);
         let Some(session) = confirmed else { return };
         let dropped = peer.promote(now, Arc::clone(&session));
-        self.events.push_back(Event::SessionConfirmed { peer: index, session });
+        self.events.push_back(Event::SessionConfirmed {
+            peer: index,
+            session,
+        });
         if let Some(old) = dropped {
             self.retire(index, &old);
         }
@@ -324,7 +354,9 @@ impl Handshakes {
     }
 
     fn peer_timeout(&mut self, now: Instant, wall: Duration, index: PeerIndex) {
-        let Some(peer) = self.peers.get_mut(&index) else { return };
+        let Some(peer) = self.peers.get_mut(&index) else {
+            return;
+        };
         if peer.take_keepalive(now) {
             self.events.push_back(Event::SendKeepalive { peer: index });
         }
@@ -345,14 +377,21 @@ impl Handshakes {
     }
 
     fn start_attempt(&mut self, now: Instant, wall: Duration, index: PeerIndex) {
-        let Some(peer) = self.peers.get_mut(&index) else { return };
+        let Some(peer) = self.peers.get_mut(&index) else {
+            return;
+        };
         if peer.attempt.is_some() || peer.shared.is_none() {
             return;
         }
         // One initiation per retry interval, also across attempts.
-        let allowed_at = peer.last_initiation_sent.map_or(now, |at| at + REKEY_TIMEOUT);
-        peer.attempt =
-            Some(Attempt { started: now, retry_at: allowed_at.max(now), pending: None });
+        let allowed_at = peer
+            .last_initiation_sent
+            .map_or(now, |at| at + REKEY_TIMEOUT);
+        peer.attempt = Some(Attempt {
+            started: now,
+            retry_at: allowed_at.max(now),
+            pending: None,
+        });
         if allowed_at <= now {
             self.send_initiation(now, wall, index);
         }
@@ -362,16 +401,27 @@ impl Handshakes {
     /// got no response.
     fn send_initiation(&mut self, now: Instant, wall: Duration, index: PeerIndex) {
         let local_index = self.fresh_index();
-        let Some(peer) = self.peers.get_mut(&index) else { return };
-        let (Some(attempt), Some(shared)) = (&mut peer.attempt, &peer.shared) else { return };
+        let Some(peer) = self.peers.get_mut(&index) else {
+            return;
+        };
+        let (Some(attempt), Some(shared)) = (&mut peer.attempt, &peer.shared) else {
+            return;
+        };
         if let Some((replaced, _)) = attempt.pending.take() {
             self.by_index.remove(&replaced);
         }
         attempt.retry_at = now + REKEY_TIMEOUT + jitter(&mut *self.entropy);
         let timestamp = self.clock.next(wall);
-        let made =
-            self.identity.initiate(&mut *self.entropy, local_index, &peer.key, shared, timestamp);
-        let Ok((mut message, initiated)) = made else { return };
+        let made = self.identity.initiate(
+            &mut *self.entropy,
+            local_index,
+            &peer.key,
+            shared,
+            timestamp,
+        );
+        let Ok((mut message, initiated)) = made else {
+            return;
+        };
         attempt.pending = Some((local_index, initiated));
         peer.last_initiation_sent = Some(now);
         peer.macs.sign(now, &mut message);
@@ -385,13 +435,16 @@ impl Handshakes {
     }
 
     fn give_up(&mut self, index: PeerIndex) {
-        let Some(peer) = self.peers.get_mut(&index) else { return };
+        let Some(peer) = self.peers.get_mut(&index) else {
+            return;
+        };
         let attempt = peer.attempt.take();
         if let Some((local_index, _)) = attempt.and_then(|a| a.pending) {
             self.by_index.remove(&local_index);
         }
         self.counters.failed += 1;
-        self.events.push_back(Event::HandshakeFailed { peer: index });
+        self.events
+            .push_back(Event::HandshakeFailed { peer: index });
     }
 
     /// Checks macs and load; `false` when the message is dealt with.
@@ -410,8 +463,9 @@ impl Handshakes {
                 false
             }
             Proof::KnowsOurKey if under_load => {
-                let reply =
-                    self.checker.reply(now, &mut *self.entropy, source, sender, mac1);
+                let reply = self
+                    .checker
+                    .reply(now, &mut *self.entropy, source, sender, mac1);
                 self.counters.cookies_sent += 1;
                 self.events.push_back(Event::Send {
                     peer: None,
@@ -444,8 +498,13 @@ impl Handshakes {
             return;
         };
         let local_index = self.fresh_index();
-        let Some(peer) = self.peers.get_mut(&index) else { return };
-        let proven = peer.shared.as_ref().and_then(|s| opened.prove(message, s).ok());
+        let Some(peer) = self.peers.get_mut(&index) else {
+            return;
+        };
+        let proven = peer
+            .shared
+            .as_ref()
+            .and_then(|s| opened.prove(message, s).ok());
         let Some(proven) = proven else {
             self.counters.invalid += 1;
             return;
@@ -513,8 +572,13 @@ impl Handshakes {
             self.counters.invalid += 1;
             return;
         };
-        let session =
-            make_session(Role::Initiator, *local_index, message.sender.get(), &keys, now);
+        let session = make_session(
+            Role::Initiator,
+            *local_index,
+            message.sender.get(),
+            &keys,
+            now,
+        );
         peer.attempt = None;
         peer.heard(now);
         let dropped = peer.promote(now, Arc::clone(&session));
@@ -549,8 +613,10 @@ impl Handshakes {
 
     fn retire(&mut self, peer: PeerIndex, session: &Session) {
         self.by_index.remove(&session.local_index());
-        self.events
-            .push_back(Event::SessionExpired { peer, local_index: session.local_index() });
+        self.events.push_back(Event::SessionExpired {
+            peer,
+            local_index: session.local_index(),
+        });
     }
 
     /// A random index that is not in use.
@@ -567,7 +633,9 @@ impl Handshakes {
 
     /// Puts the peer where its next deadline is.
     fn requeue(&mut self, index: PeerIndex) {
-        let Some(peer) = self.peers.get_mut(&index) else { return };
+        let Some(peer) = self.peers.get_mut(&index) else {
+            return;
+        };
         let deadline = peer.deadline().map(|(at, _)| at);
         if peer.queued == deadline {
             return;
@@ -600,12 +668,21 @@ fn make_session(
     now: Instant,
 ) -> Arc<Session> {
     let TransportKeys { send, receive } = keys;
-    Arc::new(Session::new(role, local_index, remote_index, send, receive, now))
+    Arc::new(Session::new(
+        role,
+        local_index,
+        remote_index,
+        send,
+        receive,
+        now,
+    ))
 }
 
 fn jitter(entropy: &mut dyn Entropy) -> Duration {
     let mut bytes = [0; 4];
     entropy.fill(&mut bytes);
-    let range = u32::try_from(REKEY_JITTER.as_micros()).unwrap_or(u32::MAX).max(1);
+    let range = u32::try_from(REKEY_JITTER.as_micros())
+        .unwrap_or(u32::MAX)
+        .max(1);
     Duration::from_micros(u64::from(u32::from_le_bytes(bytes) % range))
 }

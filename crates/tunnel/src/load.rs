@@ -82,16 +82,24 @@ impl Load {
             Source::Relay { key, .. } => Owner::Key(*key),
         };
         let cost = WINDOW / PER_SECOND;
-        let due = self.cleaned.is_none_or(|at| now.saturating_duration_since(at) >= WINDOW);
+        let due = self
+            .cleaned
+            .is_none_or(|at| now.saturating_duration_since(at) >= WINDOW);
         if due {
-            self.buckets.retain(|_, bucket| now.saturating_duration_since(bucket.at) < WINDOW);
+            self.buckets
+                .retain(|_, bucket| now.saturating_duration_since(bucket.at) < WINDOW);
             self.cleaned = Some(now);
         }
         if self.buckets.len() >= MAX_BUCKETS && !self.buckets.contains_key(&owner) {
             return false;
         }
-        let bucket = self.buckets.entry(owner).or_insert(Bucket { debt: Duration::ZERO, at: now });
-        bucket.debt = bucket.debt.saturating_sub(now.saturating_duration_since(bucket.at));
+        let bucket = self.buckets.entry(owner).or_insert(Bucket {
+            debt: Duration::ZERO,
+            at: now,
+        });
+        bucket.debt = bucket
+            .debt
+            .saturating_sub(now.saturating_duration_since(bucket.at));
         bucket.at = now;
         if bucket.debt + cost > cost * BURST {
             return false;

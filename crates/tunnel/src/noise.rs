@@ -74,7 +74,10 @@ pub(crate) struct TransportKeys {
 
 impl Identity {
     pub(crate) fn new(secret: &NodeSecret) -> Self {
-        Self { scalar: secret.scalar(), public: secret.public() }
+        Self {
+            scalar: secret.scalar(),
+            public: secret.public(),
+        }
     }
 
     pub(crate) fn public(&self) -> NodePublic {
@@ -104,8 +107,12 @@ impl Identity {
         let sealed_static = seal(&mut state, &key, self.public.as_bytes());
         let key = state.mix_key(shared.as_slice());
         let sealed_timestamp = seal(&mut state, &key, &timestamp.0);
-        let message =
-            Initiation::new(local_index, ephemeral_public, sealed_static, sealed_timestamp);
+        let message = Initiation::new(
+            local_index,
+            ephemeral_public,
+            sealed_static,
+            sealed_timestamp,
+        );
         Ok((message, Initiated { ephemeral, state }))
     }
 
@@ -118,7 +125,10 @@ impl Identity {
         let key = state.mix_key(self.scalar.agree(&message.ephemeral)?.as_slice());
         let sender = state.decrypt_and_hash(&key, &message.sealed_static)?;
         let sender = sender.try_into().map_err(|_| Invalid)?;
-        Ok(Opened { sender: NodePublic::from_bytes(sender), state })
+        Ok(Opened {
+            sender: NodePublic::from_bytes(sender),
+            state,
+        })
     }
 }
 
@@ -130,7 +140,9 @@ impl Opened {
         shared: &StaticShared,
     ) -> Result<Proven, Invalid> {
         let key = self.state.mix_key(shared.as_slice());
-        let timestamp = self.state.decrypt_and_hash(&key, &message.sealed_timestamp)?;
+        let timestamp = self
+            .state
+            .decrypt_and_hash(&key, &message.sealed_timestamp)?;
         Ok(Proven {
             timestamp: Tai64N(timestamp.try_into().map_err(|_| Invalid)?),
             their_index: message.sender.get(),
@@ -163,7 +175,12 @@ impl Proven {
         let key = state.mix_key_and_hash(psk);
         let sealed_empty = seal(state, &key, &[]);
         let (receive, send) = state.split();
-        let message = Response::new(local_index, self.their_index, ephemeral_public, sealed_empty);
+        let message = Response::new(
+            local_index,
+            self.their_index,
+            ephemeral_public,
+            sealed_empty,
+        );
         Ok((message, TransportKeys { send, receive }))
     }
 }
@@ -207,7 +224,8 @@ fn fresh_ephemeral(entropy: &mut dyn Entropy) -> Scalar {
 fn seal<const N: usize>(state: &mut SymmetricState, key: &MessageKey, text: &[u8]) -> [u8; N] {
     let mut out = Vec::with_capacity(N);
     state.encrypt_and_hash(key, text, &mut out);
-    out.try_into().unwrap_or_else(|_| unreachable!("a sealed text is 16 bytes longer"))
+    out.try_into()
+        .unwrap_or_else(|_| unreachable!("a sealed text is 16 bytes longer"))
 }
 
 #[cfg(test)]
@@ -229,17 +247,23 @@ mod tests {
 
     #[test]
     fn both_ends_get_the_same_keys_and_the_psk_counts() {
-        let (a, b) = (NodeSecret::from_bytes(&[1; 32]), NodeSecret::from_bytes(&[2; 32]));
+        let (a, b) = (
+            NodeSecret::from_bytes(&[1; 32]),
+            NodeSecret::from_bytes(&[2; 32]),
+        );
         let (alice, bob) = (Identity::new(&a), Identity::new(&b));
         let shared = alice.shared_with(&bob.public()).unwrap();
         let stamp = Tai64N::from_unix(Duration::from_secs(77));
         let mut entropy = Counting(0);
-        let (init, pending) =
-            alice.initiate(&mut entropy, 11, &bob.public(), &shared, stamp).unwrap();
+        let (init, pending) = alice
+            .initiate(&mut entropy, 11, &bob.public(), &shared, stamp)
+            .unwrap();
 
         let opened = bob.open(&init).unwrap();
         assert_eq!(opened.sender, alice.public());
-        let proven = opened.prove(&init, &bob.shared_with(&alice.public()).unwrap()).unwrap();
+        let proven = opened
+            .prove(&init, &bob.shared_with(&alice.public()).unwrap())
+            .unwrap();
         assert_eq!((proven.timestamp, proven.their_index()), (stamp, 11));
         let psk = Zeroizing::new([9; 32]);
         let (response, theirs) = proven.respond(&mut entropy, 22, &psk).unwrap();
@@ -255,17 +279,24 @@ mod tests {
     #[test]
     fn a_changed_byte_anywhere_ends_it() {
         use zerocopy::{FromBytes as _, IntoBytes as _};
-        let (a, b) = (NodeSecret::from_bytes(&[1; 32]), NodeSecret::from_bytes(&[2; 32]));
+        let (a, b) = (
+            NodeSecret::from_bytes(&[1; 32]),
+            NodeSecret::from_bytes(&[2; 32]),
+        );
         let (alice, bob) = (Identity::new(&a), Identity::new(&b));
         let shared = alice.shared_with(&bob.public()).unwrap();
         let stamp = Tai64N::from_unix(Duration::from_secs(77));
         let mut entropy = Counting(0);
-        let (init, _) = alice.initiate(&mut entropy, 11, &bob.public(), &shared, stamp).unwrap();
+        let (init, _) = alice
+            .initiate(&mut entropy, 11, &bob.public(), &shared, stamp)
+            .unwrap();
         for at in (8..116).step_by(7) {
             let mut bytes = init.as_bytes().to_vec();
             bytes[at] ^= 0x40;
             let damaged = Initiation::ref_from_bytes(&bytes).unwrap();
-            let result = bob.open(damaged).and_then(|opened| opened.prove(damaged, &shared));
+            let result = bob
+                .open(damaged)
+                .and_then(|opened| opened.prove(damaged, &shared));
             assert!(result.is_err(), "byte {at}");
         }
     }

@@ -41,8 +41,10 @@ impl Activity {
         self.last_data_sent = self.last_data_sent.max(newer.last_data_sent);
         self.last_sent = self.last_sent.max(newer.last_sent).max(self.last_data_sent);
         self.last_data_received = self.last_data_received.max(newer.last_data_received);
-        self.last_received =
-            self.last_received.max(newer.last_received).max(self.last_data_received);
+        self.last_received = self
+            .last_received
+            .max(newer.last_received)
+            .max(self.last_data_received);
     }
 }
 
@@ -136,7 +138,11 @@ impl Peer {
         self.last_session = Some(now);
         self.renewed_on_receive = false;
         self.old.extend(self.current.replace(session));
-        if self.old.len() > MAX_OLD { self.old.pop_front() } else { None }
+        if self.old.len() > MAX_OLD {
+            self.old.pop_front()
+        } else {
+            None
+        }
     }
 
     /// Keeps `session` until data confirms it; returns the one it replaces.
@@ -167,22 +173,26 @@ impl Peer {
 
     /// An authenticated handshake message arrived: the peer is alive.
     pub(crate) fn heard(&mut self, now: Instant) {
-        self.activity.merge(Activity { last_received: Some(now), ..Activity::default() });
+        self.activity.merge(Activity {
+            last_received: Some(now),
+            ..Activity::default()
+        });
         self.silence = None;
     }
 
     /// Starts and stops the timers that depend on traffic. `jitter` is used if
     /// the timer for silence starts.
-    pub(crate) fn observe(
-        &mut self,
-        now: Instant,
-        activity: Activity,
-        jitter: Duration,
-    ) -> Demand {
+    pub(crate) fn observe(&mut self, now: Instant, activity: Activity, jitter: Duration) -> Demand {
         self.activity.merge(activity);
-        let Activity { last_data_sent, last_sent, last_data_received, last_received } =
-            self.activity;
-        let Some(current) = &self.current else { return Demand::Nothing };
+        let Activity {
+            last_data_sent,
+            last_sent,
+            last_data_received,
+            last_received,
+        } = self.activity;
+        let Some(current) = &self.current else {
+            return Demand::Nothing;
+        };
 
         self.unanswered = match self.unanswered {
             Some(since) if last_sent < Some(since) => Some(since),
@@ -209,10 +219,15 @@ impl Peer {
 
     /// Whether it is time for an empty packet; starts over.
     pub(crate) fn take_keepalive(&mut self, now: Instant) -> bool {
-        let due = self.unanswered.is_some_and(|since| now >= since + KEEPALIVE_TIMEOUT);
+        let due = self
+            .unanswered
+            .is_some_and(|since| now >= since + KEEPALIVE_TIMEOUT);
         if due {
             self.unanswered = None;
-            self.activity.merge(Activity { last_sent: Some(now), ..Activity::default() });
+            self.activity.merge(Activity {
+                last_sent: Some(now),
+                ..Activity::default()
+            });
         }
         due
     }
@@ -231,7 +246,9 @@ impl Peer {
 
     /// Forgets what outlives sessions, once that is due.
     pub(crate) fn take_forget(&mut self, now: Instant) -> bool {
-        let due = self.last_session.is_some_and(|at| now >= at + KEY_ERASE_TIME);
+        let due = self
+            .last_session
+            .is_some_and(|at| now >= at + KEY_ERASE_TIME);
         if due {
             self.last_session = None;
             self.macs.forget();
@@ -242,16 +259,27 @@ impl Peer {
 
     /// The earliest thing to do, and why.
     pub(crate) fn deadline(&self) -> Option<(Instant, Reason)> {
-        let retry = self.attempt.as_ref().map(|a| (a.retry_at, Reason::RetryHandshake));
-        let keepalive = self.unanswered.map(|at| (at + KEEPALIVE_TIMEOUT, Reason::Keepalive));
-        let silence =
-            self.silence.map(|(at, jitter)| (at + NEW_HANDSHAKE_TIMEOUT + jitter, Reason::Silence));
+        let retry = self
+            .attempt
+            .as_ref()
+            .map(|a| (a.retry_at, Reason::RetryHandshake));
+        let keepalive = self
+            .unanswered
+            .map(|at| (at + KEEPALIVE_TIMEOUT, Reason::Keepalive));
+        let silence = self
+            .silence
+            .map(|(at, jitter)| (at + NEW_HANDSHAKE_TIMEOUT + jitter, Reason::Silence));
         let expire = self
             .sessions()
             .map(|session| session.created() + REJECT_AFTER_TIME)
             .min()
             .map(|at| (at, Reason::ExpireSession));
-        let forget = self.last_session.map(|at| (at + KEY_ERASE_TIME, Reason::ForgetPeer));
-        [retry, keepalive, silence, expire, forget].into_iter().flatten().min()
+        let forget = self
+            .last_session
+            .map(|at| (at + KEY_ERASE_TIME, Reason::ForgetPeer));
+        [retry, keepalive, silence, expire, forget]
+            .into_iter()
+            .flatten()
+            .min()
     }
 }

@@ -26,7 +26,10 @@ impl ReplayWindow {
 
     /// A window that has seen nothing.
     pub fn new() -> Self {
-        Self { end: 0, seen: Box::new([0; WORDS]) }
+        Self {
+            end: 0,
+            seen: Box::new([0; WORDS]),
+        }
     }
 
     /// Marks `counter` as seen. `false` when it was seen before or is too old
@@ -74,7 +77,9 @@ impl Default for ReplayWindow {
 
 impl std::fmt::Debug for ReplayWindow {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ReplayWindow").field("highest", &self.highest()).finish_non_exhaustive()
+        f.debug_struct("ReplayWindow")
+            .field("highest", &self.highest())
+            .finish_non_exhaustive()
     }
 }
 

@@ -139,10 +139,13 @@ impl Session {
     #[inline]
     pub fn reserve(&self, count: u64) -> Option<u64> {
         let first = self.next_counter.fetch_add(count, Ordering::Relaxed);
-        let end = first.checked_add(count).filter(|end| *end <= REJECT_AFTER_MESSAGES);
+        let end = first
+            .checked_add(count)
+            .filter(|end| *end <= REJECT_AFTER_MESSAGES);
         if end.is_none() {
             // Park the counter at the limit, so that it cannot wrap around.
-            self.next_counter.store(REJECT_AFTER_MESSAGES, Ordering::Relaxed);
+            self.next_counter
+                .store(REJECT_AFTER_MESSAGES, Ordering::Relaxed);
         }
         end.map(|_| first)
     }
@@ -157,11 +160,11 @@ impl Session {
     /// [`SealError`] when the buffer is shorter than header and tag.
     #[inline]
     pub fn seal_in_place(&self, counter: u64, datagram: &mut [u8]) -> Result<(), SealError> {
-        let (header, rest) =
-            datagram.split_first_chunk_mut::<TRANSPORT_HEADER_LEN>().ok_or(SealError)?;
+        let (header, rest) = datagram
+            .split_first_chunk_mut::<TRANSPORT_HEADER_LEN>()
+            .ok_or(SealError)?;
         let (content, tag_room) = rest.split_last_chunk_mut::<TAG_LEN>().ok_or(SealError)?;
-        header
-            .copy_from_slice(TransportHeader::new(self.remote_index, counter).as_bytes());
+        header.copy_from_slice(TransportHeader::new(self.remote_index, counter).as_bytes());
         let tag = self
             .send
             .seal_in_place_separate_tag(nonce(counter), Aad::empty(), content)
@@ -181,8 +184,9 @@ impl Session {
         if !is_transport(datagram) {
             return Err(OpenError::Truncated);
         }
-        let (header, sealed) =
-            datagram.split_at_mut_checked(TRANSPORT_HEADER_LEN).ok_or(OpenError::Truncated)?;
+        let (header, sealed) = datagram
+            .split_at_mut_checked(TRANSPORT_HEADER_LEN)
+            .ok_or(OpenError::Truncated)?;
         let header = TransportHeader::ref_from_bytes(header).map_err(|_| OpenError::Truncated)?;
         let counter = header.counter.get();
         if counter >= REJECT_AFTER_MESSAGES {
@@ -194,7 +198,10 @@ impl Session {
             .map_err(|_| OpenError::Forged)?
             .len();
         debug_assert_eq!(content + TRANSPORT_OVERHEAD, datagram.len());
-        Ok((counter, TRANSPORT_HEADER_LEN..TRANSPORT_HEADER_LEN + content))
+        Ok((
+            counter,
+            TRANSPORT_HEADER_LEN..TRANSPORT_HEADER_LEN + content,
+        ))
     }
 }
 
@@ -241,7 +248,9 @@ mod tests {
     #[test]
     fn counters_end_before_the_limit_and_never_wrap() {
         let (session, _) = pair();
-        session.next_counter.store(REJECT_AFTER_MESSAGES - 3, Ordering::Relaxed);
+        session
+            .next_counter
+            .store(REJECT_AFTER_MESSAGES - 3, Ordering::Relaxed);
         assert!(session.wants_rekey(session.created()));
         assert_eq!(session.reserve(2), Some(REJECT_AFTER_MESSAGES - 3));
         assert_eq!(session.reserve(2), None);
@@ -266,7 +275,9 @@ mod tests {
         a.seal_in_place(0x0102, &mut datagram).unwrap();
         let key = UnboundKey::new(&CHACHA20_POLY1305, &[1; 32]).unwrap();
         let nonce = Nonce::assume_unique_for_key([0, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0]);
-        LessSafeKey::new(key).open_in_place(nonce, Aad::empty(), &mut datagram[16..]).unwrap();
+        LessSafeKey::new(key)
+            .open_in_place(nonce, Aad::empty(), &mut datagram[16..])
+            .unwrap();
         assert_eq!(a.seal_in_place(1, &mut [0; 31]), Err(SealError));
     }
 

@@ -39,9 +39,7 @@ const TYPE_COOKIE: u32 = 3;
 const TYPE_TRANSPORT: u32 = 4;
 
 /// First message of a handshake, from initiator to responder.
-#[derive(
-    Debug, Clone, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
+#[derive(Debug, Clone, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct Initiation {
     kind: U32,
@@ -60,9 +58,7 @@ pub struct Initiation {
 }
 
 /// Second message of a handshake, from responder to initiator.
-#[derive(
-    Debug, Clone, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
+#[derive(Debug, Clone, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct Response {
     kind: U32,
@@ -81,9 +77,7 @@ pub struct Response {
 }
 
 /// The answer of a responder under load: come back with this cookie.
-#[derive(
-    Debug, Clone, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
+#[derive(Debug, Clone, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct CookieReply {
     kind: U32,
@@ -146,7 +140,12 @@ impl Response {
 impl CookieReply {
     /// A cookie reply with these fields.
     pub fn new(receiver: u32, nonce: [u8; 24], sealed_cookie: [u8; 32]) -> Self {
-        Self { kind: U32::new(TYPE_COOKIE), receiver: U32::new(receiver), nonce, sealed_cookie }
+        Self {
+            kind: U32::new(TYPE_COOKIE),
+            receiver: U32::new(receiver),
+            nonce,
+            sealed_cookie,
+        }
     }
 }
 
@@ -200,18 +199,20 @@ impl<'a> Message<'a> {
     /// [`MessageError`] when type or length are wrong; the datagram is not
     /// WireGuard, or was damaged.
     pub fn parse(datagram: &'a [u8]) -> Result<Self, MessageError> {
-        let length = MessageError::Length { len: datagram.len() };
+        let length = MessageError::Length {
+            len: datagram.len(),
+        };
         let (kind, _) = U32::read_from_prefix(datagram).map_err(|_| length)?;
         match kind.get() {
             TYPE_INITIATION => Initiation::ref_from_bytes(datagram)
                 .map(Self::Initiation)
                 .map_err(|_| length),
-            TYPE_RESPONSE => {
-                Response::ref_from_bytes(datagram).map(Self::Response).map_err(|_| length)
-            }
-            TYPE_COOKIE => {
-                CookieReply::ref_from_bytes(datagram).map(Self::Cookie).map_err(|_| length)
-            }
+            TYPE_RESPONSE => Response::ref_from_bytes(datagram)
+                .map(Self::Response)
+                .map_err(|_| length),
+            TYPE_COOKIE => CookieReply::ref_from_bytes(datagram)
+                .map(Self::Cookie)
+                .map_err(|_| length),
             TYPE_TRANSPORT => {
                 let (header, sealed) =
                     TransportHeader::ref_from_prefix(datagram).map_err(|_| length)?;
@@ -259,7 +260,9 @@ mod tests {
         let header = TransportHeader::new(0x0102_0304, 0x1112_1314_1516_1718);
         assert_eq!(
             header.as_bytes(),
-            [4, 0, 0, 0, 4, 3, 2, 1, 0x18, 0x17, 0x16, 0x15, 0x14, 0x13, 0x12, 0x11]
+            [
+                4, 0, 0, 0, 4, 3, 2, 1, 0x18, 0x17, 0x16, 0x15, 0x14, 0x13, 0x12, 0x11
+            ]
         );
     }
 
