@@ -53,6 +53,12 @@ pub enum TunError {
          (`--device {DEVICE}`)"
     )]
     NoDevice,
+    /// The device file is closed to this user.
+    #[error(
+        "not permitted to open {DEVICE}: run as root, or open it to users as most systems do \
+         (`chmod 666 {DEVICE}`; making interfaces stays reserved)"
+    )]
+    DeviceClosed,
     /// The process may not make network devices.
     #[error(
         "not permitted to make the TUN device {name:?}: run as root or with CAP_NET_ADMIN, or inside \
@@ -125,6 +131,8 @@ impl Tun {
         let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let fd = rustix::fs::open(DEVICE, flags, Mode::empty()).map_err(|errno| match errno {
             Errno::NOENT | Errno::NODEV | Errno::NXIO => TunError::NoDevice,
+            // EPERM: the container's device rules.
+            Errno::ACCESS | Errno::PERM => TunError::DeviceClosed,
             errno => fail("open", errno),
         })?;
 

@@ -347,11 +347,9 @@ fn watch(shared: &Arc<Shared>) -> io::Result<JoinHandle<()>> {
                     Ok(mut guard) => {
                         let mut buffer = [0; 4096];
                         let events = guard.try_io(|inner| {
-                            let events = inner.get_mut().read_events(&mut buffer)?;
+                            let mut events = inner.get_mut().read_events(&mut buffer)?;
                             // An event without a name is of the file itself.
-                            Ok(events
-                                .map(|event| event.name.is_none() || event.name == name.as_deref())
-                                .fold(false, |any, one| any || one))
+                            Ok(events.any(|event| event.name.is_none() || event.name == name.as_deref()))
                         });
                         events.is_ok_and(|events| events.unwrap_or(true))
                     }

@@ -201,3 +201,152 @@ async fn keep(link: Link, config: OsDnsConfig) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    /// Stands where resolved stands; keeps what it was told.
+    #[derive(Default)]
+    struct Fake {
+        calls: Arc<Mutex<Vec<String>>>,
+        most_domains: usize,
+    }
+
+    #[derive(Debug, zbus::DBusError)]
+    #[zbus(prefix = "System.Error")]
+    enum FakeError {
+        #[zbus(error)]
+        ZBus(zbus::Error),
+        #[zbus(name = "E2BIG")]
+        TooBig(String),
+    }
+
+    impl Fake {
+        fn note(&self, call: String) {
+            self.calls.lock().unwrap().push(call);
+        }
+    }
+
+    /// The signatures are those of `man 5 org.freedesktop.resolve1`; one older
+    /// method is left out on purpose.
+    #[zbus::interface(name = "org.freedesktop.resolve1.Manager")]
+    impl Fake {
+        #[zbus(name = "SetLinkDNS")]
+        fn set_link_dns(&self, index: i32, servers: Vec<(i32, Vec<u8>)>) {
+            self.note(format!("dns {index} {servers:?}"));
+        }
+
+        fn set_link_domains(
+            &self,
+            index: i32,
+            domains: Vec<(String, bool)>,
+        ) -> Result<(), FakeError> {
+            if domains.len() > self.most_domains {
+                return Err(FakeError::TooBig("Argument list too long".to_owned()));
+            }
+            self.note(format!("domains {index} {domains:?}"));
+            Ok(())
+        }
+
+        fn set_link_default_route(&self, index: i32, on: bool) {
+            self.note(format!("default {index} {on}"));
+        }
+
+        #[zbus(name = "SetLinkLLMNR")]
+        fn set_link_llmnr(&self, index: i32, mode: String) {
+            self.note(format!("llmnr {index} {mode}"));
+        }
+
+        #[zbus(name = "SetLinkMulticastDNS")]
+        fn set_link_multicast_dns(&self, index: i32, mode: String) {
+            self.note(format!("mdns {index} {mode}"));
+        }
+
+        #[zbus(name = "SetLinkDNSSEC")]
+        fn set_link_dnssec(&self, index: i32, mode: String) {
+            self.note(format!("dnssec {index} {mode}"));
+        }
+
+        fn flush_caches(&self) {
+            self.note("flush".to_owned());
+        }
+
+        fn revert_link(&self, index: i32) {
+            self.note(format!("revert {index}"));
+        }
+    }
+
+    /// A connection to a fake that takes at most so many domains, its notes,
+    /// and what keeps it alive.
+    async fn fake(most_domains: usize) -> (Resolved, Arc<Mutex<Vec<String>>>, Connection) {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let calls = Arc::new(Mutex::new(Vec::new()));
+        let fake = Fake {
+            calls: calls.clone(),
+            most_domains,
+        };
+        let server = zbus::connection::Builder::unix_stream(theirs)
+            .server(zbus::Guid::generate())
+            .p2p()
+            .serve_at(PATH, fake)
+            .build();
+        let client = zbus::connection::Builder::unix_stream(ours).p2p().build();
+        let (server, client) = tokio::try_join!(server, client).unwrap();
+        let resolved = Resolved::with_connection(client, "lo").unwrap();
+        (resolved, calls, server)
+    }
+
+    fn config(match_domains: &[&str]) -> OsDnsConfig {
+        OsDnsConfig {
+            nameservers: vec!["100.100.100.100".parse().unwrap()],
+            search_domains: vec!["tail.example.".to_owned()],
+            match_domains: match_domains.iter().map(|it| (*it).to_owned()).collect(),
+        }
+    }
+
+    #[tokio::test]
+    async fn all_names_come_to_us_unless_domains_are_given() {
+        let (mut resolved, calls, _server) = fake(9).await;
+        resolved.apply(&config(&[])).await.unwrap();
+        resolved.revert().await.unwrap();
+        // The version that the fake plays has no DNS over TLS; all else holds.
+        let expected = [
+            "dns 1 [(2, [100, 100, 100, 100])]",
+            "domains 1 [(\"tail.example\", false), (\".\", true)]",
+            "default 1 true",
+            "llmnr 1 no",
+            "mdns 1 no",
+            "dnssec 1 no",
+            "flush",
+            "revert 1",
+            "flush",
+        ];
+        assert_eq!(*calls.lock().unwrap(), expected);
+
+        calls.lock().unwrap().clear();
+        resolved.apply(&config(&["corp.example"])).await.unwrap();
+        let calls = calls.lock().unwrap();
+        let domains = "domains 1 [(\"tail.example\", false), (\"corp.example\", true)]";
+        assert_eq!(calls[1], domains);
+        assert_eq!(calls[2], "default 1 false");
+    }
+
+    #[tokio::test]
+    async fn too_many_domains_are_tried_without_the_reverse_ones() {
+        let (mut resolved, calls, _server) = fake(2).await;
+        let many = config(&["corp.example", "64.100.in-addr.arpa"]);
+        resolved.apply(&many).await.unwrap();
+        let domains = "domains 1 [(\"tail.example\", false), (\"corp.example\", true)]";
+        assert_eq!(calls.lock().unwrap()[1], domains);
+
+        let error = resolved
+            .apply(&config(&["a.example", "b.example"]))
+            .await
+            .unwrap_err();
+        assert!(error.to_string().contains("SetLinkDomains"), "{error}");
+    }
+}

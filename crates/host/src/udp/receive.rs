@@ -169,8 +169,8 @@ impl UdpSocket {
                 return Err(error);
             }
         };
-        for index in 0..filled {
-            let header = &headers[index];
+        let filled = filled.min(room);
+        for (index, header) in headers[..filled].iter().enumerate() {
             // SAFETY: the kernel has filled this header and its control room.
             let control = unsafe { read_control(&header.msg_hdr) };
             let cut = header.msg_hdr.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0;
@@ -181,18 +181,11 @@ impl UdpSocket {
             if let Some(drops) = control.drops {
                 batch.kernel_drops = drops;
             }
+            let segment_len = control.segment_len.filter(|segment| *segment != 0);
             batch.arrived[index] = Arrived {
-                from: if cut {
-                    None
-                } else {
-                    batch.addresses[index].get()
-                },
+                from: batch.addresses[index].get().filter(|_| !cut),
                 len,
-                segment_len: control
-                    .segment_len
-                    .filter(|segment| *segment != 0)
-                    .unwrap_or(len)
-                    .max(1),
+                segment_len: segment_len.unwrap_or(len).max(1),
             };
         }
         batch.filled = filled;
@@ -216,6 +209,7 @@ unsafe fn read_control(header: &libc::msghdr) -> ReadControl {
         let mut next = libc::CMSG_FIRSTHDR(header);
         while let Some(message) = next.as_ref() {
             let value = libc::CMSG_DATA(message);
+            #[allow(clippy::unnecessary_cast)] // a u32 with musl
             let fits =
                 message.cmsg_len as usize >= libc::CMSG_LEN(size_of::<u32>() as u32) as usize;
             match (message.cmsg_level, message.cmsg_type) {

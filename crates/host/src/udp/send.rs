@@ -286,14 +286,13 @@ struct Control([u8; CONTROL_LEN]);
 impl Control {
     /// One `UDP_SEGMENT` control message.
     fn set_segment_len(&mut self, segment_len: u16) {
-        let header = libc::cmsghdr {
-            // SAFETY: CMSG_LEN only computes.
-            cmsg_len: unsafe { libc::CMSG_LEN(size_of::<u16>() as u32) } as _,
-            cmsg_level: libc::SOL_UDP,
-            cmsg_type: libc::UDP_SEGMENT,
-            // Some C libraries pad the structure; those fields stay zero.
-            ..zeroed_cmsg()
-        };
+        // Some C libraries pad the structure; the padding stays zero.
+        // SAFETY: all-zero bytes are a value of this plain structure.
+        let mut header: libc::cmsghdr = unsafe { std::mem::zeroed() };
+        // SAFETY: CMSG_LEN only computes.
+        header.cmsg_len = unsafe { libc::CMSG_LEN(size_of::<u16>() as u32) } as _;
+        header.cmsg_level = libc::SOL_UDP;
+        header.cmsg_type = libc::UDP_SEGMENT;
         // SAFETY: the room is aligned for a `cmsghdr`, which takes 16 bytes of
         // its 24, and the value follows right behind it.
         unsafe {
@@ -305,11 +304,6 @@ impl Control {
                 .write_unaligned(segment_len);
         }
     }
-}
-
-fn zeroed_cmsg() -> libc::cmsghdr {
-    // SAFETY: all-zero bytes are a value of this plain structure.
-    unsafe { std::mem::zeroed() }
 }
 
 /// Slots of the memory of refused destinations. Two destinations that share

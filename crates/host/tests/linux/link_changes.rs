@@ -1,12 +1,12 @@
 //! Cables, addresses and default routes that come and go.
 
-use crate::support::{in_network_namespace, ip, run};
+use crate::support::{ip, run, with_tun};
 use warren_host::link::{Change, LinkMonitor, MajorChange, snapshot};
 use warren_host::tun::Tun;
 
 #[test]
 fn the_way_out_is_followed() {
-    in_network_namespace(|| {
+    with_tun(|| {
         run(async {
             // TUN devices stand for network cards: they need no module.
             let _card = Tun::create("card0").unwrap();

@@ -1,6 +1,6 @@
 //! Routes and rules are as wanted, ours alone, and gone afterwards.
 
-use crate::support::{in_network_namespace, ip, routing, run};
+use crate::support::{in_network_namespace, ip, routing, run, with_tun};
 use warren_host::router::{
     Router, RouterConfig, RouterError, RouterOptions, RouterWarning, RuleWatch,
 };
@@ -25,7 +25,7 @@ async fn open(tun: &Tun) -> Router {
 
 #[test]
 fn what_was_there_before_is_there_afterwards() {
-    in_network_namespace(|| {
+    with_tun(|| {
         run(async {
             let tun = Tun::create("wtest0").unwrap();
             // Things of others, close to ours.
@@ -81,7 +81,7 @@ fn what_was_there_before_is_there_afterwards() {
 
 #[test]
 fn a_deleted_rule_is_noticed_and_comes_back() {
-    in_network_namespace(|| {
+    with_tun(|| {
         run(async {
             let tun = Tun::create("wtest0").unwrap();
             let mut router = open(&tun).await;
@@ -99,7 +99,7 @@ fn a_deleted_rule_is_noticed_and_comes_back() {
 
 #[test]
 fn leftovers_of_a_killed_daemon_are_removed_at_the_next_start() {
-    in_network_namespace(|| {
+    with_tun(|| {
         run(async {
             let tun = Tun::create("wtest0").unwrap();
             let before = routing();
@@ -120,7 +120,7 @@ fn leftovers_of_a_killed_daemon_are_removed_at_the_next_start() {
 
 #[test]
 fn another_owner_of_the_table_is_named_and_left_alone() {
-    in_network_namespace(|| {
+    with_tun(|| {
         run(async {
             let _other = Tun::create("other0").unwrap();
             ip("link set other0 up");
@@ -153,7 +153,7 @@ fn another_owner_of_the_table_is_named_and_left_alone() {
 
 #[test]
 fn without_ipv6_the_rest_works() {
-    in_network_namespace(|| {
+    with_tun(|| {
         run(async {
             let tun = Tun::create("wtest0").unwrap();
             std::fs::write("/proc/sys/net/ipv6/conf/wtest0/disable_ipv6", "1").unwrap();

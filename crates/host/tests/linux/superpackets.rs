@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::support::{in_network_namespace, ip, run};
+use crate::support::{ip, run, with_tun};
 use warren_host::poll::{Watch, wait};
 use warren_host::router::{Router, RouterConfig, RouterOptions};
 use warren_host::tun::{MAX_FRAME_LEN, Tun, TunError, VNET_HEADER_LEN};
@@ -45,7 +45,7 @@ fn swap_addresses(frame: &mut [u8]) {
 
 #[test]
 fn a_tcp_stream_travels_in_superpackets_both_ways() {
-    in_network_namespace(|| {
+    with_tun(|| {
         let tun = tunnel();
         assert!(tun.offloads().tcp);
         let waker = Waker::new().unwrap();
@@ -87,7 +87,7 @@ fn a_tcp_stream_travels_in_superpackets_both_ways() {
 
 #[test]
 fn a_udp_train_is_read_in_one_piece_where_the_kernel_can() {
-    in_network_namespace(|| {
+    with_tun(|| {
         let tun = tunnel();
         if !tun.offloads().udp {
             eprintln!("SKIPPED: this kernel has no UDP segmentation offload for TUN");
@@ -120,7 +120,7 @@ fn a_udp_train_is_read_in_one_piece_where_the_kernel_can() {
 
 #[test]
 fn marked_packets_go_around_the_tunnel() {
-    in_network_namespace(|| {
+    with_tun(|| {
         let _tun = tunnel();
         let any = "10.77.0.1:0".parse().unwrap();
         let socket = UdpSocket::bind(any, &UdpOptions::default()).unwrap();
@@ -134,7 +134,7 @@ fn marked_packets_go_around_the_tunnel() {
 
 #[test]
 fn taken_names_are_said() {
-    in_network_namespace(|| {
+    with_tun(|| {
         let first = Tun::create("wtest0").unwrap();
         assert!(matches!(
             Tun::create("wtest0"),

@@ -4,6 +4,8 @@ use std::io;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use warren_host::tun::{Tun, TunError};
+
 /// Runs `test` on a thread with a network namespace of its own, loopback up.
 pub fn in_network_namespace(test: impl FnOnce() + Send + 'static) {
     in_namespace(libc::CLONE_NEWNET, || {
@@ -12,6 +14,16 @@ pub fn in_network_namespace(test: impl FnOnce() + Send + 'static) {
             return;
         }
         test();
+    });
+}
+
+/// Runs `test` as [`in_network_namespace`] does, where a TUN device can be made.
+pub fn with_tun(test: impl FnOnce() + Send + 'static) {
+    in_network_namespace(|| match Tun::create("probe%d") {
+        Err(error @ (TunError::NoDevice | TunError::DeviceClosed)) => {
+            eprintln!("SKIPPED: {error}");
+        }
+        _ => test(),
     });
 }
 
