@@ -184,6 +184,15 @@ impl FrameBuffer {
         .next())
     }
 
+    /// Whether [`frames`](Self::frames) has something to say without more bytes.
+    pub fn is_ready(&mut self) -> bool {
+        let start = self.skip_over_long();
+        let there = self.bytes.get(start..self.end).unwrap_or_default();
+        Header::parse(there).is_some_and(|header| {
+            header.len as usize > self.max_payload || header.frame_len() <= there.len()
+        })
+    }
+
     /// Whether bytes wait that [`frames`](Self::frames) has not handed out.
     pub fn has_bytes(&self) -> bool {
         self.start < self.end
