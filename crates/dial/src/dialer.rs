@@ -196,8 +196,9 @@ impl Dialer {
 /// starting with the family it put first (RFC 8305 section 4).
 fn alternate(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
     let first_is_v6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
-    let (mut own, mut other): (Vec<_>, Vec<_>) = addresses
+    let (mut own, mut other): (Vec<SocketAddr>, Vec<SocketAddr>) = addresses
         .iter()
+        .copied()
         .partition(|address| address.is_ipv6() == first_is_v6);
     own.reverse();
     other.reverse();

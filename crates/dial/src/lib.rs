@@ -1,9 +1,28 @@
 //! Connections out of this machine, and what runs over them.
+//!
+//! Everything that dials goes through a [`Dialer`]: it resolves, races IPv6 and
+//! IPv4, and marks its sockets so that the node's own traffic is not routed
+//! back into the tunnel. On top of it:
+//!
+//! - [`tls`]: every certificate rule of this system, strict and weakened, in
+//!   one file;
+//! - [`upgrade`]: leaving HTTP/1.1 for another protocol without losing a byte;
+//! - [`fetch`]: small documents by HTTP, for the server's key and for probes;
+//! - [`noise_stream`]: the control channel as a byte stream, for both ends;
+//! - [`map_frames`]: the frames of the map stream;
+//! - [`control`]: the client of the coordination server;
+//! - [`derp`]: the client of a relay.
 
 mod dialer;
+mod entropy;
 
+pub mod control;
 pub mod derp;
+pub mod fetch;
+pub mod map_frames;
+pub mod noise_stream;
 pub mod tls;
 pub mod upgrade;
 
 pub use dialer::{DialError, Dialer};
+pub use entropy::SystemEntropy;

@@ -1,0 +1,177 @@
+//! Small documents by HTTP/1.1: the server's key, answers to pings, probes.
+//!
+//! One request, one connection, a limit on what is read. Redirects are not
+//! followed.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use url::Url;
+
+use crate::tls::{self, TlsError, Trust};
+use crate::{DialError, Dialer};
+
+/// Bytes both ways: TCP, or TLS over it.
+pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
+
+/// What to ask for.
+#[derive(Clone, Debug)]
+pub struct Fetch<'a> {
+    /// The method.
+    pub method: Method,
+    /// Where; `http` or `https`.
+    pub url: &'a Url,
+    /// What goes along.
+    pub body: Vec<u8>,
+    /// Most bytes of the answer's body.
+    pub limit: usize,
+    /// How long all of it may take.
+    pub timeout: Duration,
+}
+
+impl<'a> Fetch<'a> {
+    /// A GET for a small document.
+    pub fn get(url: &'a Url) -> Self {
+        let timeout = Duration::from_secs(15);
+        Self {
+            method: Method::GET,
+            url,
+            body: Vec::new(),
+            limit: 64 * 1024,
+            timeout,
+        }
+    }
+}
+
+/// An answer, with any status.
+#[derive(Clone, Debug)]
+pub struct Fetched {
+    /// The status.
+    pub status: StatusCode,
+    /// The header fields.
+    pub headers: HeaderMap,
+    /// The whole body.
+    pub body: Bytes,
+}
+
+/// No answer.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// Not an address this program can fetch.
+    #[error("\"{0}\" is not an http or https address with a host")]
+    Url(String),
+    /// No connection.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// No TLS.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The exchange failed.
+    #[error("fetching {url} failed: {source}")]
+    Http {
+        /// What was asked for, without its query.
+        url: String,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// It took too long.
+    #[error("fetching {url} took longer than {} s", after.as_secs())]
+    TimedOut {
+        /// What was asked for, without its query.
+        url: String,
+        /// How long was waited.
+        after: Duration,
+    },
+}
+
+/// The address without what may be secret in it.
+fn shown(url: &Url) -> String {
+    format!("{}{}", url.origin().ascii_serialization(), url.path())
+}
+
+/// Connects to the host of `url`, with TLS if it says so.
+pub(crate) async fn open(dialer: &Dialer, url: &Url) -> Result<Box<dyn Duplex>, FetchError> {
+    let bad = || FetchError::Url(url.to_string());
+    let host = url.host_str().ok_or_else(bad)?;
+    let port = url.port_or_known_default().ok_or_else(bad)?;
+    match url.scheme() {
+        "http" => Ok(Box::new(dialer.connect(host, port).await?)),
+        "https" => {
+            let stream = dialer.connect(host, port).await?;
+            Ok(Box::new(
+                tls::connect(stream, host, &Trust::Roots, &[b"http/1.1"]).await?,
+            ))
+        }
+        _ => Err(bad()),
+    }
+}
+
+/// Sends one request and reads the answer.
+///
+/// # Errors
+/// [`FetchError`].
+pub async fn fetch(dialer: &Dialer, request: Fetch<'_>) -> Result<Fetched, FetchError> {
+    let (url, after) = (request.url, request.timeout);
+    let exchange = async {
+        let stream = open(dialer, url).await?;
+        exchange(stream, request)
+            .await
+            .map_err(|source| FetchError::Http {
+                url: shown(url),
+                source,
+            })
+    };
+    let timed = tokio::time::timeout(after, exchange).await;
+    timed.unwrap_or_else(|_| {
+        Err(FetchError::TimedOut {
+            url: shown(url),
+            after,
+        })
+    })
+}
+
+async fn exchange(
+    stream: Box<dyn Duplex>,
+    request: Fetch<'_>,
+) -> Result<Fetched, Box<dyn std::error::Error + Send + Sync>> {
+    let url = request.url;
+    let path = &url[url::Position::BeforePath..url::Position::AfterQuery];
+    let host = &url[url::Position::BeforeHost..url::Position::AfterPort];
+    let mut head = http::Request::builder()
+        .method(request.method)
+        .uri(path)
+        .header(header::HOST, host)
+        .header(header::CONNECTION, "close");
+    if !request.body.is_empty() {
+        head = head.header(header::CONTENT_TYPE, "application/json");
+    }
+    let message = head.body(Full::new(Bytes::from(request.body)))?;
+
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let exchange = async {
+        let (head, body) = sender.send_request(message).await?.into_parts();
+        let body = Limited::new(body, request.limit)
+            .collect()
+            .await?
+            .to_bytes();
+        Ok(Fetched {
+            status: head.status,
+            headers: head.headers,
+            body,
+        })
+    };
+    tokio::pin!(exchange);
+    tokio::select! {
+        biased;
+        result = &mut exchange => result,
+        // The connection is done with the bytes, the exchange not yet with
+        // what it was handed.
+        _ = connection => exchange.await,
+    }
+}
