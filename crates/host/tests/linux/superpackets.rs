@@ -12,7 +12,7 @@ use crate::support::{ip, run, with_tun};
 use warren_host::poll::{Watch, wait};
 use warren_host::router::{Router, RouterConfig, RouterOptions};
 use warren_host::tun::{MAX_FRAME_LEN, Tun, TunError, VNET_HEADER_LEN};
-use warren_host::udp::{UdpOptions, UdpSocket};
+use warren_host::udp::{Datagrams, UdpOptions, UdpSocket};
 use warren_host::wake::Waker;
 
 /// A TUN with 10.77.0.1 and a route to its network.
@@ -148,5 +148,56 @@ fn taken_names_are_said() {
         assert!(ip("-br link show wtest0").contains("UP"));
         drop(first);
         assert!(!ip("-br link").contains("wtest0"));
+    });
+}
+
+#[test]
+fn a_full_send_buffer_stops_a_batch_where_it_can_go_on() {
+    with_tun(|| {
+        let tun = tunnel();
+        // A slow device keeps packets, and with them room in the buffer.
+        let slow = "qdisc add dev wtest0 root tbf rate 200mbit burst 20kb limit 10mb";
+        let tc = std::process::Command::new("tc")
+            .args(slow.split(' '))
+            .status();
+        if !tc.is_ok_and(|status| status.success()) {
+            eprintln!("SKIPPED: no `tc`, or a kernel without the tbf queue");
+            return;
+        }
+        let options = UdpOptions {
+            mark: None,
+            buffer: 60_000,
+            ..UdpOptions::default()
+        };
+        let socket = UdpSocket::bind("10.77.0.1:0".parse().unwrap(), &options).unwrap();
+        let payload: Vec<u8> = (0..150_000_u32).map(|at| (at / 9 % 251) as u8).collect();
+        let entry = Datagrams {
+            to: "10.77.0.2:9".parse().unwrap(),
+            payload: &payload,
+            segment_len: 1000,
+        };
+        let mut batch = vec![entry; 3];
+        let (mut arrived, mut datagrams, mut stops) = (Vec::new(), 0, 0);
+        let mut frame = vec![0; MAX_FRAME_LEN];
+        while arrived.len() < 3 * payload.len() {
+            if !batch.is_empty() {
+                let outcome = socket.send_batch(&batch, |index, error| panic!("{index}: {error}"));
+                datagrams += outcome.datagrams;
+                batch.drain(..outcome.done);
+                if let Some(first) = batch.first_mut() {
+                    stops += 1;
+                    first.payload = &first.payload[outcome.offset..];
+                }
+            }
+            wait(&mut [Watch::readable(&tun)], None).unwrap();
+            while let Ok(len) = tun.read(&mut frame) {
+                if frame[VNET_HEADER_LEN] >> 4 == 4 && frame[VNET_HEADER_LEN + 9] == 17 {
+                    arrived.extend_from_slice(&frame[VNET_HEADER_LEN + 28..len]);
+                }
+            }
+        }
+        assert_eq!(datagrams, 450);
+        assert!(stops > 0, "the buffer never filled");
+        assert!(arrived == [&payload[..]; 3].concat(), "lost or repeated");
     });
 }
