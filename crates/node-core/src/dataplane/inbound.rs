@@ -1,0 +1,291 @@
+//! From the network to the TUN device.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustc_hash::FxHashMap;
+use warren_tunnel::{OpenError, PeerIndex, REKEY_ON_RECEIVE_TIME, ReplayWindow, Role, Source};
+use warren_wire::ip::{IpPacket, Parsed, Protocol, tsmp};
+use warren_wire::wireguard::{TRANSPORT_HEADER_LEN, is_transport};
+
+use super::coalesce::Coalescer;
+use super::counters::coarse;
+use super::outbound::seconds;
+use super::{DropReason, Drops, InSink, PeerView, SessionView, VNET_HDR_LEN, View};
+
+/// How often the source of authenticated traffic is told while it stays the
+/// same.
+const HEARD_INTERVAL: Duration = Duration::from_secs(1);
+/// How often at most a session is asked for, per peer.
+const ASK_INTERVAL: Duration = Duration::from_secs(1);
+
+// The virtio header of a packet that is written as it is takes the place of
+// the end of the transport header.
+const _: () = assert!(VNET_HDR_LEN <= TRANSPORT_HEADER_LEN);
+
+/// Which superpackets the TUN device takes. Can change while running: a
+/// kernel may refuse one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InboundOffloads {
+    /// Join TCP segments.
+    pub tcp: bool,
+    /// Join UDP datagrams.
+    pub udp: bool,
+}
+
+/// The receiving side of one session.
+struct Receiving {
+    window: ReplayWindow,
+    /// Tells this session from another one with the same index later.
+    created: Instant,
+}
+
+/// What was last heard of a peer.
+struct Heard {
+    from: Source,
+    told: Instant,
+    asked: Option<Instant>,
+}
+
+/// Turns received datagrams into packets for the host. Owned by the one
+/// thread that receives: the replay windows are in here.
+///
+/// After a number of [`datagrams`](Self::datagrams) calls, at the latest when
+/// there is nothing more to read, call [`flush`](Self::flush).
+pub struct Inbound {
+    sessions: FxHashMap<u32, Receiving>,
+    heard: FxHashMap<PeerIndex, Heard>,
+    coalescer: Coalescer,
+    drops: Arc<Drops>,
+}
+
+impl Inbound {
+    /// An inbound path for a TUN device with these abilities, that counts what
+    /// it drops in `drops`.
+    pub fn new(offloads: InboundOffloads, drops: Arc<Drops>) -> Self {
+        Self {
+            sessions: FxHashMap::default(),
+            heard: FxHashMap::default(),
+            coalescer: Coalescer::new(offloads),
+            drops,
+        }
+    }
+
+    /// Changes what is joined from now on.
+    pub fn set_offloads(&mut self, offloads: InboundOffloads) {
+        self.coalescer.set_offloads(offloads);
+    }
+
+    /// Call after taking a new view: forgets sessions and peers that are gone.
+    pub fn on_view_change(&mut self, view: &View) {
+        self.sessions
+            .retain(|index, _| view.sessions.contains_key(index));
+        self.heard.retain(|index, _| view.peer(*index).is_some());
+    }
+
+    /// Takes what one receive call gave: datagrams from `from` behind each
+    /// other in `buffer`, each of `segment_len` bytes but the last, which may
+    /// be smaller. The buffer's content is worked on in place.
+    #[inline]
+    pub fn datagrams<S: InSink>(
+        &mut self,
+        view: &View,
+        now: Instant,
+        from: Source,
+        buffer: &mut [u8],
+        segment_len: usize,
+        sink: &mut S,
+    ) {
+        for datagram in buffer.chunks_mut(segment_len.max(1)) {
+            if !is_transport(datagram) {
+                sink.control(from, datagram);
+            } else if let Err(reason) = self.transport(view, now, from, datagram, sink) {
+                self.drops.count(reason);
+            }
+        }
+    }
+
+    /// Writes out what is still being joined.
+    #[inline]
+    pub fn flush<S: InSink>(&mut self, sink: &mut S) {
+        self.coalescer.flush(sink);
+    }
+
+    #[inline]
+    fn transport<S: InSink>(
+        &mut self,
+        view: &View,
+        now: Instant,
+        from: Source,
+        datagram: &mut [u8],
+        sink: &mut S,
+    ) -> Result<(), DropReason> {
+        let index = datagram.get(4..).and_then(|rest| rest.first_chunk());
+        let index = u32::from_le_bytes(*index.ok_or(DropReason::Forged)?);
+        let slot = view
+            .sessions
+            .get(&index)
+            .ok_or(DropReason::UnknownSession)?;
+        let peer = view.peer(slot.peer).ok_or(DropReason::UnknownSession)?;
+        if slot.session.is_expired(now) {
+            return Err(DropReason::ExpiredSession);
+        }
+        let (counter, content) =
+            slot.session
+                .open_in_place(datagram)
+                .map_err(|error| match error {
+                    OpenError::Truncated | OpenError::Forged => DropReason::Forged,
+                })?;
+        self.accept(index, slot, counter, sink)?;
+        self.note_source(now, slot, from, sink);
+
+        let at = coarse(view.origin, now);
+        if content.is_empty() {
+            peer.counters.received_keepalive(at);
+            return Ok(());
+        }
+        let packet = datagram.get(content).unwrap_or_default();
+        let packet = IpPacket::parse(packet).map_err(|_| DropReason::MalformedInner)?;
+        let parsed = *packet.parsed();
+        peer.counters.received(1, parsed.total_len as u64, at);
+        if !peer.allows_source(parsed.src) {
+            return Err(DropReason::WrongSource);
+        }
+        if parsed.protocol == Protocol::TSMP {
+            between_nodes(view, peer, &packet, sink);
+            return Ok(());
+        }
+        judge(view, now, peer, &packet, sink)?;
+        self.deliver(datagram, &parsed, sink);
+        Ok(())
+    }
+
+    /// Shows the counter of an authenticated packet to its replay window.
+    #[inline]
+    fn accept<S: InSink>(
+        &mut self,
+        index: u32,
+        slot: &SessionView,
+        counter: u64,
+        sink: &mut S,
+    ) -> Result<(), DropReason> {
+        let created = slot.session.created();
+        let known = self
+            .sessions
+            .get_mut(&index)
+            .filter(|r| r.created == created);
+        let fresh = match known {
+            Some(receiving) => receiving.window.accept(counter),
+            None => {
+                let mut window = ReplayWindow::new();
+                let fresh = window.accept(counter);
+                self.sessions.insert(index, Receiving { window, created });
+                sink.confirmed(index);
+                fresh
+            }
+        };
+        if fresh {
+            Ok(())
+        } else {
+            Err(DropReason::Replayed)
+        }
+    }
+
+    /// Tells where authenticated traffic comes from, and asks for a successor
+    /// of a session that is about to end.
+    #[inline]
+    fn note_source<S: InSink>(
+        &mut self,
+        now: Instant,
+        slot: &SessionView,
+        from: Source,
+        sink: &mut S,
+    ) {
+        let since = |at: Instant| now.saturating_duration_since(at);
+        let heard = self.heard.entry(slot.peer).or_insert_with(|| {
+            sink.heard(slot.peer, from);
+            Heard {
+                from,
+                told: now,
+                asked: None,
+            }
+        });
+        if heard.from != from || since(heard.told) >= HEARD_INTERVAL {
+            heard.from = from;
+            heard.told = now;
+            sink.heard(slot.peer, from);
+        }
+        let ending = slot.session.role() == Role::Initiator
+            && since(slot.session.created()) >= REKEY_ON_RECEIVE_TIME;
+        if ending && heard.asked.is_none_or(|at| since(at) >= ASK_INTERVAL) {
+            heard.asked = Some(now);
+            sink.need_session(slot.peer);
+        }
+    }
+
+    #[inline]
+    fn deliver<S: InSink>(&mut self, datagram: &mut [u8], parsed: &Parsed, sink: &mut S) {
+        let start = TRANSPORT_HEADER_LEN - VNET_HDR_LEN;
+        let end = TRANSPORT_HEADER_LEN + parsed.total_len;
+        // The packet was parsed from these bytes.
+        if let Some(frame) = datagram.get_mut(start..end) {
+            self.coalescer.push(frame, parsed, sink);
+        }
+    }
+}
+
+impl std::fmt::Debug for Inbound {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inbound")
+            .field("sessions", &self.sessions.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Consumes a message from node to node.
+fn between_nodes<S: InSink>(view: &View, peer: &PeerView, packet: &IpPacket<'_>, sink: &mut S) {
+    match packet.tsmp() {
+        Some(tsmp::Message::Ping(_)) => {
+            if let Some(pong) = tsmp::pong_for(packet, view.peer_api_port) {
+                sink.out(peer.index, &pong);
+            }
+        }
+        Some(tsmp::Message::Pong {
+            data,
+            peer_api_port,
+        }) => {
+            sink.pong(peer.index, data, peer_api_port);
+        }
+        Some(tsmp::Message::DiscoAdvertisement(key)) => sink.disco_advertised(peer.index, key),
+        // A refusal is news for whoever waits for the connection; the host
+        // finds out by itself.
+        Some(tsmp::Message::Reject(_)) | None => {}
+    }
+}
+
+/// Asks the filter; tells the sender of a refused connection.
+#[inline]
+fn judge<S: InSink>(
+    view: &View,
+    now: Instant,
+    peer: &PeerView,
+    packet: &IpPacket<'_>,
+    sink: &mut S,
+) -> Result<(), DropReason> {
+    let filter = view.filter_for(peer);
+    match filter.check_in(&view.flows, packet, seconds(view, now)) {
+        warren_filter::Verdict::Accept => Ok(()),
+        warren_filter::Verdict::Drop(reason) => {
+            let peer_api = view.peer_api_port == Some(packet.dst_port)
+                && packet.opens_tcp()
+                && view.addresses.contains(&packet.dst);
+            if peer_api {
+                return Ok(());
+            }
+            if let Some(refusal) = filter.rejection(packet, reason) {
+                sink.out(peer.index, &refusal);
+            }
+            Err(DropReason::FilteredIn)
+        }
+    }
+}

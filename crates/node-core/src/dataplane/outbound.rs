@@ -1,0 +1,413 @@
+//! From the TUN device to the network.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustc_hash::FxHashMap;
+use warren_keys::NodePublic;
+use warren_paths::Destination;
+use warren_tunnel::{PeerIndex, Session};
+use warren_wire::ip::{IpPacket, Protocol, icmp};
+use warren_wire::wireguard::{TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD, padded};
+
+use super::counters::coarse;
+use super::segment::Plan;
+use super::staging::Staging;
+use super::{
+    DropReason, Drops, OutSink, PeerView, RelaySend, UdpSend, VNET_HDR_LEN, View, VnetHdr,
+};
+
+/// Bytes of sealed datagrams gathered before they are sent on: about four
+/// superpackets, which stay in the second-level cache while they are worked
+/// on.
+const SLAB: usize = 256 * 1024;
+/// Most datagrams of one send with segmentation offload (UDP_MAX_SEGMENTS).
+const MAX_RUN: usize = 64;
+/// Most bytes of one send: what fits into one UDP datagram over IPv4.
+const MAX_RUN_BYTES: usize = 65_507;
+/// How often at most a session is asked for, per peer.
+const ASK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Datagrams of one size behind each other in the slab, for one peer.
+struct Run {
+    peer: PeerIndex,
+    key: NodePublic,
+    destination: Destination,
+    start: usize,
+    len: usize,
+    segment_len: usize,
+    count: usize,
+    /// Whether a smaller datagram was added, which must be the last.
+    ended: bool,
+}
+
+/// Turns packets of the host into sealed datagrams. Owned by one thread; a
+/// second instance, on another thread, may work on the same view.
+///
+/// After a number of [`packet`](Self::packet) calls, at the latest when there
+/// is nothing more to read, call [`flush`](Self::flush).
+pub struct Outbound {
+    slab: Box<[u8]>,
+    used: usize,
+    runs: Vec<Run>,
+    udp: Vec<UdpSend>,
+    relay: Vec<RelaySend>,
+    staging: Staging,
+    asked: FxHashMap<PeerIndex, Instant>,
+    /// For packets that do not go to the network.
+    scratch: Vec<u8>,
+    drops: Arc<Drops>,
+}
+
+impl Outbound {
+    /// An outbound path that counts what it drops in `drops`.
+    pub fn new(drops: Arc<Drops>) -> Self {
+        Self {
+            slab: vec![0; SLAB].into(),
+            used: 0,
+            runs: Vec::with_capacity(64),
+            udp: Vec::with_capacity(64),
+            relay: Vec::with_capacity(64),
+            staging: Staging::default(),
+            asked: FxHashMap::default(),
+            scratch: Vec::new(),
+            drops,
+        }
+    }
+
+    /// Takes one read from the TUN device: virtio header and packet.
+    #[inline]
+    pub fn packet<S: OutSink>(&mut self, view: &View, now: Instant, frame: &[u8], sink: &mut S) {
+        if let Err(reason) = self.try_packet(view, now, frame, sink) {
+            self.drops.count(reason);
+        }
+    }
+
+    /// Sends a packet that the node itself made to `peer`: an IP packet with
+    /// finished checksums. The filter does not apply.
+    pub fn inject<S: OutSink>(
+        &mut self,
+        view: &View,
+        now: Instant,
+        peer: PeerIndex,
+        packet: &[u8],
+        sink: &mut S,
+    ) {
+        let sent = || -> Result<(), DropReason> {
+            let peer = view.peer(peer).ok_or(DropReason::NoRoute)?;
+            let packet = IpPacket::parse(packet).map_err(|_| DropReason::Malformed)?;
+            if packet.protocol == Protocol::UDP && !packet.is_later_fragment() {
+                view.flows.remember(&packet, seconds(view, now));
+            }
+            let plan = Plan::new(&VnetHdr::PLAIN, &packet).ok_or(DropReason::Malformed)?;
+            if !self.send(view, now, peer, &plan, sink) {
+                let frame = [&VnetHdr::PLAIN.to_bytes(), packet.bytes()].concat();
+                self.stage(now, peer, frame.into(), sink);
+            }
+            Ok(())
+        }();
+        if let Err(reason) = sent {
+            self.drops.count(reason);
+        }
+    }
+
+    /// Sends an empty packet to `peer`, if there is a session and a path.
+    pub fn send_keepalive<S: OutSink>(
+        &mut self,
+        view: &View,
+        now: Instant,
+        peer: PeerIndex,
+        sink: &mut S,
+    ) {
+        let Some(peer) = view.peer(peer) else { return };
+        let Some(session) = usable(peer, now) else {
+            return;
+        };
+        let Some(counter) = session.reserve(1) else {
+            return;
+        };
+        self.make_room(TRANSPORT_OVERHEAD, sink);
+        let slot = self.slab.get_mut(self.used..self.used + TRANSPORT_OVERHEAD);
+        if slot.is_some_and(|slot| session.seal_in_place(counter, slot).is_ok()) {
+            self.append(peer, TRANSPORT_OVERHEAD);
+            peer.counters.sent_keepalive(coarse(view.origin, now));
+        }
+    }
+
+    /// Call after taking a new view: packets that waited for what it brings
+    /// are sent.
+    pub fn on_view_change<S: OutSink>(&mut self, view: &View, now: Instant, sink: &mut S) {
+        let mut from = PeerIndex(0);
+        while let Some(index) = self.staging.next_peer(from) {
+            from = PeerIndex(index.0.saturating_add(1));
+            match view.peer(index) {
+                None => {
+                    self.staging.clear(index);
+                    self.asked.remove(&index);
+                }
+                Some(peer) if usable(peer, now).is_some() => {
+                    self.asked.remove(&index);
+                    while let Some(frame) = self.staging.pop(index) {
+                        // Both were parsed before they were kept.
+                        let Some((vnet, packet)) = VnetHdr::parse(&frame) else {
+                            continue;
+                        };
+                        let Ok(packet) = IpPacket::parse(packet) else {
+                            continue;
+                        };
+                        let Some(plan) = Plan::new(&vnet, &packet) else {
+                            continue;
+                        };
+                        if !self.send(view, now, peer, &plan, sink) {
+                            self.drops.count(DropReason::Exhausted);
+                        }
+                    }
+                }
+                Some(_) => {}
+            }
+            if index.0 == u32::MAX {
+                break;
+            }
+        }
+    }
+
+    /// Throws away what waits for `peer`: its handshake failed.
+    pub fn drop_staged(&mut self, peer: PeerIndex) {
+        for _ in 0..self.staging.clear(peer) {
+            self.drops.count(DropReason::StagingFull);
+        }
+    }
+
+    /// Hands everything gathered to the sink.
+    #[inline]
+    pub fn flush<S: OutSink>(&mut self, sink: &mut S) {
+        if self.runs.is_empty() {
+            return;
+        }
+        self.udp.clear();
+        self.relay.clear();
+        for run in self.runs.drain(..) {
+            let range = run.start..run.start + run.len;
+            let segment_len = run.segment_len;
+            let (udp, relay) = match run.destination {
+                Destination::None => (None, None),
+                Destination::Udp(to) => (Some(to), None),
+                Destination::Relay(region) => (None, Some(region)),
+                Destination::Both { udp, relay } => (Some(udp), Some(relay)),
+            };
+            if let Some(region) = relay {
+                let range = range.clone();
+                self.relay.push(RelaySend {
+                    region,
+                    to: run.key,
+                    range,
+                    segment_len,
+                });
+            }
+            self.udp.extend(udp.map(|to| UdpSend {
+                to,
+                range,
+                segment_len,
+            }));
+        }
+        let sealed = self.slab.get(..self.used).unwrap_or_default();
+        if !self.udp.is_empty() {
+            sink.udp(&self.udp, sealed);
+        }
+        if !self.relay.is_empty() {
+            sink.relay(&self.relay, sealed);
+        }
+        self.used = 0;
+    }
+
+    #[inline]
+    fn try_packet<S: OutSink>(
+        &mut self,
+        view: &View,
+        now: Instant,
+        frame: &[u8],
+        sink: &mut S,
+    ) -> Result<(), DropReason> {
+        let (vnet, packet) = VnetHdr::parse(frame).ok_or(DropReason::Malformed)?;
+        let packet = IpPacket::parse(packet).map_err(|_| DropReason::Malformed)?;
+        let plan = Plan::new(&vnet, &packet).ok_or(DropReason::Malformed)?;
+        if packet.protocol == Protocol::TSMP {
+            return Err(DropReason::Internal);
+        }
+        if view.service.contains(packet.dst) {
+            self.local(&plan, &packet, sink);
+            return Ok(());
+        }
+        let peer = view
+            .routes
+            .lookup(packet.dst)
+            .and_then(|index| view.peer(index));
+        let peer = peer.ok_or(DropReason::NoRoute)?;
+        let filter = view.filter_for(peer);
+        if !filter
+            .check_out(&view.flows, &packet, seconds(view, now))
+            .is_accept()
+        {
+            return Err(DropReason::FilteredOut);
+        }
+        if plan.len(0) + TRANSPORT_OVERHEAD > MAX_RUN_BYTES {
+            return Err(DropReason::Malformed);
+        }
+        if !self.send(view, now, peer, &plan, sink) {
+            // What lies behind the packet's own length is not kept.
+            let keep = VNET_HDR_LEN + packet.bytes().len();
+            let frame = frame.get(..keep).unwrap_or(frame);
+            self.stage(now, peer, frame.into(), sink);
+        }
+        Ok(())
+    }
+
+    /// Seals all segments of `plan`. `false` when there is no session to seal
+    /// with or no path to send on.
+    #[inline]
+    fn send<S: OutSink>(
+        &mut self,
+        view: &View,
+        now: Instant,
+        peer: &PeerView,
+        plan: &Plan<'_>,
+        sink: &mut S,
+    ) -> bool {
+        let Some(session) = usable(peer, now) else {
+            return false;
+        };
+        let count = plan.count();
+        let Some(first) = session.reserve(count as u64) else {
+            return false;
+        };
+        let mtu = usize::from(view.tunnel_mtu);
+        let mut bytes = 0;
+        for (i, counter) in (0..count).zip(first..) {
+            let len = plan.len(i);
+            // Padding hides lengths a little, but never beyond the MTU.
+            let content = padded(len).min(mtu.max(len));
+            let total = content + TRANSPORT_OVERHEAD;
+            self.make_room(total, sink);
+            let Some(datagram) = self.slab.get_mut(self.used..self.used + total) else {
+                continue;
+            };
+            let body = &mut datagram[TRANSPORT_HEADER_LEN..total - TAG_LEN];
+            let (packet, padding) = body.split_at_mut(len);
+            plan.write(i, packet);
+            padding.fill(0);
+            if session.seal_in_place(counter, datagram).is_ok() {
+                self.append(peer, total);
+                bytes += len as u64;
+            }
+        }
+        peer.counters
+            .sent(count as u64, bytes, coarse(view.origin, now));
+        if session.wants_rekey(now) {
+            self.ask(now, peer.index, sink);
+        }
+        true
+    }
+
+    /// Makes sure that `total` bytes fit behind what is used.
+    #[inline]
+    fn make_room<S: OutSink>(&mut self, total: usize, sink: &mut S) {
+        if self.used + total > self.slab.len() {
+            self.flush(sink);
+        }
+    }
+
+    /// Adds the datagram of `total` bytes at the end of the slab to the last
+    /// run, or starts a new one.
+    #[inline]
+    fn append(&mut self, peer: &PeerView, total: usize) {
+        let start = self.used;
+        self.used += total;
+        if let Some(run) = self.runs.last_mut() {
+            let fits = run.peer == peer.index
+                && run.destination == peer.destination
+                && !run.ended
+                && total <= run.segment_len
+                && run.count < MAX_RUN
+                && run.len + total <= MAX_RUN_BYTES;
+            if fits {
+                run.len += total;
+                run.count += 1;
+                run.ended = total < run.segment_len;
+                return;
+            }
+        }
+        self.runs.push(Run {
+            peer: peer.index,
+            key: peer.key,
+            destination: peer.destination,
+            start,
+            len: total,
+            segment_len: total,
+            count: 1,
+            ended: false,
+        });
+    }
+
+    fn stage<S: OutSink>(&mut self, now: Instant, peer: &PeerView, frame: Box<[u8]>, sink: &mut S) {
+        for _ in 0..self.staging.push(peer.index, frame) {
+            self.drops.count(DropReason::StagingFull);
+        }
+        // With a good session only the path is missing, and that is known.
+        if peer.session.as_ref().is_none_or(|s| s.wants_rekey(now)) {
+            self.ask(now, peer.index, sink);
+        }
+    }
+
+    fn ask<S: OutSink>(&mut self, now: Instant, peer: PeerIndex, sink: &mut S) {
+        let recently = self
+            .asked
+            .get(&peer)
+            .is_some_and(|at| now.saturating_duration_since(*at) < ASK_INTERVAL);
+        if !recently {
+            self.asked.insert(peer, now);
+            sink.need_session(peer);
+        }
+    }
+
+    /// Packets to the node's own service addresses.
+    fn local<S: OutSink>(&mut self, plan: &Plan<'_>, packet: &IpPacket<'_>, sink: &mut S) {
+        let echo = matches!(packet.icmp(), Some(icmp::Icmp::EchoRequest(_)));
+        for i in 0..plan.count() {
+            self.scratch.clear();
+            self.scratch.resize(VNET_HDR_LEN + plan.len(i), 0);
+            let (_, body) = self.scratch.split_at_mut(VNET_HDR_LEN);
+            plan.write(i, body);
+            if !echo {
+                sink.local(body);
+            } else if icmp::reply_in_place(body) {
+                sink.tun(&self.scratch);
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Outbound {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Outbound")
+            .field("used", &self.used)
+            .field("runs", &self.runs.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The session to send with, if there is also a path.
+#[inline]
+fn usable(peer: &PeerView, now: Instant) -> Option<&Arc<Session>> {
+    let session = peer
+        .session
+        .as_ref()
+        .filter(|session| !session.is_expired(now))?;
+    (peer.destination != Destination::None).then_some(session)
+}
+
+/// The clock of the filter's flow memory.
+#[inline]
+pub(super) fn seconds(view: &View, now: Instant) -> u32 {
+    let seconds = now.saturating_duration_since(view.origin).as_secs();
+    u32::try_from(seconds).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,117 @@
+//! Where packets go: the shell implements these two traits.
+//!
+//! A sink is called while the data plane works; it must not block for long and
+//! must copy or send the bytes before it returns. Sinks are generic
+//! parameters, so that calls are direct.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+
+use warren_control_types::RegionId;
+use warren_keys::{DiscoPublic, NodePublic};
+use warren_tunnel::{PeerIndex, Source};
+
+/// Datagrams for one UDP address: a run of equal size, fit for one `sendmsg`
+/// with segmentation offload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UdpSend {
+    /// Where to.
+    pub to: SocketAddr,
+    /// Where in the buffer the run lies. At most 65,507 bytes.
+    pub range: Range<usize>,
+    /// Size of every datagram of the run; only the last may be smaller. At
+    /// most 64 datagrams.
+    pub segment_len: usize,
+}
+
+impl UdpSend {
+    /// The datagrams, one by one.
+    pub fn datagrams<'a>(&self, buffer: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+        buffer
+            .get(self.range.clone())
+            .unwrap_or_default()
+            .chunks(self.segment_len.max(1))
+    }
+}
+
+/// Datagrams for one peer through a relay, in order. Same shape as
+/// [`UdpSend`], so that one hand-over carries many.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RelaySend {
+    /// Which relay.
+    pub region: RegionId,
+    /// To whom.
+    pub to: NodePublic,
+    /// Where in the buffer the run lies.
+    pub range: Range<usize>,
+    /// Size of every datagram of the run; only the last may be smaller.
+    pub segment_len: usize,
+}
+
+impl RelaySend {
+    /// The datagrams, one by one.
+    pub fn datagrams<'a>(&self, buffer: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+        buffer
+            .get(self.range.clone())
+            .unwrap_or_default()
+            .chunks(self.segment_len.max(1))
+    }
+}
+
+/// What [`Outbound`](super::Outbound) needs from the shell.
+pub trait OutSink {
+    /// Sends runs of datagrams over UDP, in this order. All ranges lie in
+    /// `buffer`. Called once per flush, with everything gathered since the
+    /// last, so that one `sendmmsg` can carry runs for many addresses.
+    fn udp(&mut self, sends: &[UdpSend], buffer: &[u8]);
+
+    /// Sends runs of datagrams through relays, in this order.
+    fn relay(&mut self, sends: &[RelaySend], buffer: &[u8]);
+
+    /// Packets wait for `peer`, or its session should be renewed while it is
+    /// still in use. Called at most a few times per second and peer.
+    fn need_session(&mut self, peer: PeerIndex);
+
+    /// A packet from the host to one of the node's own service addresses
+    /// (MagicDNS): complete IP packet with finished checksums.
+    fn local(&mut self, packet: &[u8]);
+
+    /// A packet to write to the TUN device, with its virtio header in front:
+    /// the node's own answer, such as an echo reply of the service address.
+    fn tun(&mut self, frame: &[u8]);
+}
+
+/// What [`Inbound`](super::Inbound) needs from the shell.
+pub trait InSink {
+    /// A frame for the TUN device: virtio header (10 bytes) and an IP packet
+    /// of up to 64 KiB.
+    fn tun_write(&mut self, frame: &[u8]);
+
+    /// A datagram that is no WireGuard data: STUN, disco or a handshake. For
+    /// the engine to demultiplex.
+    fn control(&mut self, from: Source, datagram: &[u8]);
+
+    /// The first packet that authenticated on a session: what a responder
+    /// waits for before it may send. Called once per session.
+    fn confirmed(&mut self, local_index: u32);
+
+    /// Authenticated traffic of `peer` came from `from`: called when that
+    /// differs from the last source, and at most once per second while it
+    /// stays the same.
+    fn heard(&mut self, peer: PeerIndex, from: Source);
+
+    /// The session a packet came on should be renewed, although nothing is
+    /// being sent: it is ours to renew and close to its end.
+    fn need_session(&mut self, peer: PeerIndex);
+
+    /// A packet of the node's own to send to `peer` through the tunnel, such
+    /// as the answer to a ping: for
+    /// [`Outbound::inject`](super::Outbound::inject).
+    fn out(&mut self, peer: PeerIndex, packet: &[u8]);
+
+    /// `peer` answered a TSMP ping that carried `data`.
+    fn pong(&mut self, peer: PeerIndex, data: [u8; 8], peer_api_port: Option<u16>);
+
+    /// `peer` told its current disco key.
+    fn disco_advertised(&mut self, peer: PeerIndex, key: DiscoPublic);
+}

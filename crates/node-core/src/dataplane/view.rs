@@ -1,0 +1,139 @@
+//! What the data plane reads: one immutable picture of the node.
+//!
+//! The engine builds a new [`View`] whenever something changes and publishes
+//! it; the threads take a reference once per batch. Unchanged parts are shared
+//! between views by `Arc`, so that publishing costs little even with many
+//! peers.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use ipnet::IpNet;
+use rustc_hash::FxHashMap;
+use warren_filter::{Filter, FlowTable};
+use warren_keys::NodePublic;
+use warren_paths::Destination;
+use warren_tunnel::{PeerIndex, Session};
+
+use super::{PeerCounters, RouteTable};
+
+/// The addresses under which the node itself answers the host, inside the
+/// tunnel's address space: MagicDNS and the local service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServiceAddresses {
+    /// 100.100.100.100.
+    pub v4: Ipv4Addr,
+    /// fd7a:115c:a1e0::53.
+    pub v6: Ipv6Addr,
+}
+
+impl ServiceAddresses {
+    /// Whether `address` is one of the two.
+    #[inline]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(v4) => v4 == self.v4,
+            IpAddr::V6(v6) => v6 == self.v6,
+        }
+    }
+}
+
+impl Default for ServiceAddresses {
+    fn default() -> Self {
+        Self {
+            v4: Ipv4Addr::new(100, 100, 100, 100),
+            v6: Ipv6Addr::new(0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, 0, 0x53),
+        }
+    }
+}
+
+/// One peer, as the data plane sees it.
+#[derive(Debug, Clone)]
+pub struct PeerView {
+    /// The peer's place in [`View::peers`].
+    pub index: PeerIndex,
+    /// Its key, for relays.
+    pub key: NodePublic,
+    /// The session to send with. `None` while there is none that may be used:
+    /// packets then wait, and a session is asked for.
+    pub session: Option<Arc<Session>>,
+    /// Which way packets take. With `Destination::None` packets wait.
+    pub destination: Destination,
+    /// Prefixes the peer may use as source. Single addresses first makes the
+    /// usual check one comparison.
+    pub allowed_sources: Vec<IpNet>,
+    /// Whether the peer may only answer: the strict filter applies to it.
+    pub jailed: bool,
+    /// Counters shared by all views of this peer.
+    pub counters: Arc<PeerCounters>,
+}
+
+impl PeerView {
+    /// Whether packets from this peer may carry `source` as inner source
+    /// address (cryptokey routing).
+    #[inline]
+    pub fn allows_source(&self, source: IpAddr) -> bool {
+        self.allowed_sources
+            .iter()
+            .any(|prefix| prefix.contains(&source))
+    }
+}
+
+/// A session packets may arrive on.
+#[derive(Debug, Clone)]
+pub struct SessionView {
+    /// Whose it is.
+    pub peer: PeerIndex,
+    /// The keys.
+    pub session: Arc<Session>,
+}
+
+/// Everything the data plane needs to know, at one moment.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// Zero of the coarse clock of all [`PeerCounters`]; the same in every
+    /// view of a process.
+    pub origin: Instant,
+    /// Peers by [`PeerIndex`]; holes are `None`.
+    pub peers: Vec<Option<Arc<PeerView>>>,
+    /// Which peer has which destination.
+    pub routes: Arc<RouteTable>,
+    /// All sessions that may receive, by local index: also those a responder
+    /// may not yet send with, and the previous ones.
+    pub sessions: FxHashMap<u32, SessionView>,
+    /// The rules for ordinary peers.
+    pub filter: Arc<Filter>,
+    /// The rules for jailed peers.
+    pub jailed_filter: Arc<Filter>,
+    /// Flows that were opened from here, shared by both directions and kept
+    /// across views.
+    pub flows: Arc<FlowTable>,
+    /// Our own addresses inside the tunnel.
+    pub addresses: Vec<IpAddr>,
+    /// Addresses the node itself answers at.
+    pub service: ServiceAddresses,
+    /// MTU of the TUN device in bytes; content is not padded beyond it.
+    pub tunnel_mtu: u16,
+    /// Port of the PeerAPI: open to all peers whatever the rules say, and told
+    /// in answers to their pings.
+    pub peer_api_port: Option<u16>,
+}
+
+impl View {
+    /// The peer at `index`.
+    #[inline]
+    pub fn peer(&self, index: PeerIndex) -> Option<&Arc<PeerView>> {
+        self.peers.get(usize::try_from(index.0).ok()?)?.as_ref()
+    }
+
+    /// The filter that applies to `peer`.
+    #[inline]
+    pub fn filter_for(&self, peer: &PeerView) -> &Filter {
+        if peer.jailed {
+            &self.jailed_filter
+        } else {
+            &self.filter
+        }
+    }
+}
