@@ -43,10 +43,6 @@ pub struct LocalAddresses {
     pub interfaces: Vec<IpAddr>,
     /// Addresses with ports that a person configured as reachable.
     pub explicit: Vec<SocketAddr>,
-    /// Whether a default route exists for IPv4. STUN is not tried without.
-    pub default_route_v4: bool,
-    /// Whether a default route exists for IPv6.
-    pub default_route_v6: bool,
 }
 
 /// Where the data plane sends packets for a peer.
@@ -67,6 +63,19 @@ pub enum Destination {
         /// The region of the relay.
         relay: RegionId,
     },
+}
+
+/// How a peer is reached, for a status display.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerPath {
+    /// What the data plane was told.
+    pub destination: Destination,
+    /// The straight path, good or in doubt.
+    pub direct: Option<SocketAddr>,
+    /// Its smoothed round-trip time.
+    pub round_trip: Option<Duration>,
+    /// The region of the relay that would be used.
+    pub relay: Option<RegionId>,
 }
 
 /// The path that a ping took.

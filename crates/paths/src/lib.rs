@@ -1,3 +1,53 @@
-//! Being built.
+//! Which way to reach each peer.
+//!
+//! A packet for a peer can always take its relay. This crate gives it that way
+//! at once, and meanwhile looks for a straight one: it learns our own addresses
+//! from STUN servers, tells them to the peer through the
+//! relay (CallMeMaybe), and pings every address where the peer may be, while
+//! the peer does the same. The first ping that is answered is the straight
+//! path; packets move over to it then, and back to the relay when it dies.
+//!
+//! # The life of a pair
+//! 1. The netmap names a peer. In a small tailnet, or when the first packet
+//!    for it is sent, the search begins: a call, and pings to all candidates,
+//!    in rounds that come close together at first.
+//! 2. A ping from the peer arrives, perhaps from an address nobody knew. It is
+//!    answered, and asked back at once: the hole is open now.
+//! 3. A pong confirms a candidate: [`Event::Destination`] with
+//!    [`Destination::Udp`].
+//! 4. While packets flow the path is checked. Silence brings quick pings, then
+//!    [`Destination::Both`], then [`Destination::Relay`], and the search begins
+//!    again.
+//! 5. 45 s after the last packet nothing is sent any more. The path is kept,
+//!    and used together with the relay when packets flow again, until a pong
+//!    confirms it.
+//!
+//! # How to drive it
+//! [`Paths`] does no IO and has no clock: every input takes the time, events
+//! are polled, and there is one deadline. The same inputs and random bytes give
+//! the same outputs. What it never does: it carries no packets of users, opens
+//! no sockets, and believes no address without a pong from it.
+
 mod api;
-pub use api::*;
+mod candidates;
+mod choice;
+mod core;
+mod direct;
+mod disco_keys;
+mod early;
+mod endpoints;
+mod home;
+mod netcheck;
+mod paths;
+mod peer;
+mod pings;
+mod probe_plan;
+mod punch;
+mod receive;
+mod relays;
+
+pub use api::{
+    Counters, Destination, Event, LocalAddresses, PathsConfig, PeerHandle, PeerInfo, PeerPath,
+    PingError, Reason, Via,
+};
+pub use paths::Paths;

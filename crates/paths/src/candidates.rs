@@ -1,0 +1,274 @@
+//! The addresses where a peer may be, and what is known about each.
+//!
+//! A candidate comes from the netmap, from a CallMeMaybe, or from the source
+//! of something that authenticated. It goes when its source takes it back, or
+//! as the stalest of more than [`MAX`]. Most candidates never work: private
+//! addresses of other networks, mappings that are gone.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use crate::choice::RoundTrip;
+
+/// Candidates of one peer.
+pub(crate) const MAX: usize = 64;
+/// How long an address that was only learnt from traffic stays without any.
+const LEARNT_LIFETIME: Duration = Duration::from_secs(45);
+
+#[derive(Debug, Clone)]
+pub(crate) struct Candidate {
+    in_netmap: bool,
+    /// When the newest CallMeMaybe listed it.
+    called: Option<Instant>,
+    /// When something that authenticated came from there.
+    pub(crate) heard: Option<Instant>,
+    pub(crate) last_ping: Option<Instant>,
+    pub(crate) last_pong: Option<Instant>,
+    pub(crate) round_trip: RoundTrip,
+    added: Instant,
+}
+
+impl Candidate {
+    fn new(now: Instant) -> Self {
+        Self {
+            in_netmap: false,
+            called: None,
+            heard: None,
+            last_ping: None,
+            last_pong: None,
+            round_trip: RoundTrip::default(),
+            added: now,
+        }
+    }
+
+    /// The last sign that this candidate may be worth something.
+    fn freshness(&self) -> Instant {
+        let signs = [self.called, self.heard, self.last_pong];
+        signs.into_iter().flatten().fold(self.added, Instant::max)
+    }
+
+    /// Whether any source still stands behind it.
+    fn is_backed(&self, now: Instant) -> bool {
+        let recent = |at: Option<Instant>| at.is_some_and(|at| now < at + LEARNT_LIFETIME);
+        self.in_netmap || self.called.is_some() || recent(self.heard) || recent(self.last_pong)
+    }
+}
+
+/// What a change to the candidates did, for the counters and the pings.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Added {
+    pub(crate) new: Vec<SocketAddr>,
+    pub(crate) refused: u64,
+    pub(crate) evicted: u64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Candidates(BTreeMap<SocketAddr, Candidate>);
+
+impl Candidates {
+    pub(crate) fn get_mut(&mut self, address: SocketAddr) -> Option<&mut Candidate> {
+        self.0.get_mut(&address)
+    }
+
+    pub(crate) fn get(&self, address: SocketAddr) -> Option<&Candidate> {
+        self.0.get(&address)
+    }
+
+    /// Takes the netmap's list; `keep` is never evicted.
+    pub(crate) fn set_netmap(
+        &mut self,
+        now: Instant,
+        listed: &[SocketAddr],
+        keep: Option<SocketAddr>,
+    ) -> Added {
+        for candidate in self.0.values_mut() {
+            candidate.in_netmap = false;
+        }
+        self.take_list(now, listed, keep, |candidate| candidate.in_netmap = true)
+    }
+
+    /// Takes the list of a CallMeMaybe, which replaces that of earlier ones.
+    pub(crate) fn set_called(
+        &mut self,
+        now: Instant,
+        listed: &[SocketAddr],
+        keep: Option<SocketAddr>,
+    ) -> Added {
+        for candidate in self.0.values_mut() {
+            candidate.called = None;
+        }
+        self.take_list(now, listed, keep, |candidate| candidate.called = Some(now))
+    }
+
+    /// Something authenticated came from `address`.
+    pub(crate) fn heard(
+        &mut self,
+        now: Instant,
+        address: SocketAddr,
+        keep: Option<SocketAddr>,
+    ) -> Added {
+        self.take_list(now, &[address], keep, |candidate| {
+            candidate.heard = Some(now)
+        })
+    }
+
+    fn take_list(
+        &mut self,
+        now: Instant,
+        listed: &[SocketAddr],
+        keep: Option<SocketAddr>,
+        mark: impl Fn(&mut Candidate),
+    ) -> Added {
+        let mut added = Added::default();
+        for (position, address) in listed.iter().enumerate() {
+            if position >= MAX || !is_usable(*address) {
+                added.refused += 1;
+                continue;
+            }
+            if !self.0.contains_key(address) {
+                added.new.push(*address);
+            }
+            mark(
+                self.0
+                    .entry(*address)
+                    .or_insert_with(|| Candidate::new(now)),
+            );
+        }
+        self.0
+            .retain(|address, candidate| candidate.is_backed(now) || Some(*address) == keep);
+        added.new.retain(|address| self.0.contains_key(address));
+        while self.0.len() > MAX {
+            let others = self.0.iter().filter(|(address, _)| Some(**address) != keep);
+            let stalest = others.min_by_key(|(_, candidate)| candidate.freshness());
+            let Some(address) = stalest.map(|(address, _)| *address) else {
+                break;
+            };
+            self.0.remove(&address);
+            added.new.retain(|new| *new != address);
+            added.evicted += 1;
+        }
+        added
+    }
+
+    /// All addresses, those with the freshest signs of life first.
+    pub(crate) fn by_freshness(&self) -> Vec<SocketAddr> {
+        let mut all: Vec<_> = self.0.iter().collect();
+        all.sort_by_key(|(_, candidate)| std::cmp::Reverse(candidate.freshness()));
+        all.into_iter().map(|(address, _)| *address).collect()
+    }
+
+    /// After a change of our own network no earlier measurement means anything.
+    pub(crate) fn forget_measurements(&mut self) {
+        for candidate in self.0.values_mut() {
+            candidate.round_trip = RoundTrip::default();
+            candidate.last_ping = None;
+            candidate.last_pong = None;
+        }
+    }
+}
+
+/// Whether a datagram to this address can make sense.
+///
+/// IPv6 link-local addresses lack the interface they belong to, and an address
+/// of the tunnel itself would lead in a circle.
+fn is_usable(address: SocketAddr) -> bool {
+    let sensible = match address.ip() {
+        IpAddr::V4(ip) => !ip.is_unspecified() && !ip.is_multicast() && !ip.is_broadcast(),
+        IpAddr::V6(ip) => {
+            let overlay = matches!(ip.segments(), [0xfd7a, 0x115c, 0xa1e0, ..]);
+            !ip.is_unspecified() && !ip.is_multicast() && !ip.is_unicast_link_local() && !overlay
+        }
+    };
+    sensible && address.port() != 0
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use proptest::prelude::*;
+
+    fn v4(last: u8) -> SocketAddr {
+        ([192, 0, 2, last], 41641).into()
+    }
+
+    #[test]
+    fn lists_replace_their_own_kind_only() {
+        let now = Instant::now();
+        let mut candidates = Candidates::default();
+        assert_eq!(
+            candidates.set_netmap(now, &[v4(1), v4(2)], None).new,
+            [v4(1), v4(2)]
+        );
+        assert_eq!(
+            candidates.set_called(now, &[v4(2), v4(3)], None).new,
+            [v4(3)]
+        );
+        candidates.set_netmap(now, &[], None);
+        assert!(candidates.get(v4(1)).is_none());
+        assert!(candidates.get(v4(2)).is_some(), "still listed by the call");
+        candidates.set_called(now, &[v4(4)], Some(v4(3)));
+        assert!(candidates.get(v4(2)).is_none());
+        assert!(candidates.get(v4(3)).is_some(), "in use");
+    }
+
+    #[test]
+    fn learnt_addresses_fade() {
+        let now = Instant::now();
+        let mut candidates = Candidates::default();
+        candidates.heard(now, v4(9), None);
+        candidates.set_netmap(now + Duration::from_secs(44), &[v4(1)], None);
+        assert!(candidates.get(v4(9)).is_some());
+        candidates.set_netmap(now + Duration::from_secs(46), &[v4(1)], None);
+        assert!(candidates.get(v4(9)).is_none());
+    }
+
+    #[test]
+    fn senseless_addresses_are_refused() {
+        let list = [
+            "0.0.0.0:1",
+            "224.0.0.1:1",
+            "255.255.255.255:1",
+            "192.0.2.1:0",
+            "[::]:1",
+            "[fe80::1]:1",
+            "[ff02::1]:1",
+            "[fd7a:115c:a1e0::1]:1",
+        ];
+        let list = list.map(|address| address.parse().unwrap());
+        let added = Candidates::default().set_called(Instant::now(), &list, None);
+        assert_eq!(
+            added,
+            Added {
+                new: vec![],
+                refused: 8,
+                evicted: 0
+            }
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn never_more_than_the_bound(steps in prop::collection::vec((0u8..3, prop::collection::vec(any::<(u8, u16)>(), 0..90)), 0..12)) {
+            let mut now = Instant::now();
+            let mut candidates = Candidates::default();
+            let keep = Some(v4(1));
+            candidates.heard(now, v4(1), None);
+            for (kind, list) in steps {
+                now += Duration::from_secs(7);
+                let list: Vec<_> = list.into_iter()
+                    .map(|(last, port)| SocketAddr::from(([198, 51, 100, last], port)))
+                    .collect();
+                let added = match kind {
+                    0 => candidates.set_netmap(now, &list, keep),
+                    1 => candidates.set_called(now, &list, keep),
+                    _ => candidates.heard(now, *list.first().unwrap_or(&v4(2)), keep),
+                };
+                prop_assert!(candidates.by_freshness().len() <= MAX);
+                prop_assert!(candidates.get(v4(1)).is_some());
+                prop_assert!(added.new.iter().all(|new| candidates.get(*new).is_some()));
+            }
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! What all peers share: keys, pings in flight, relays, our own addresses, and
+//! the queue of events.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use warren_control_types::RegionId;
+use warren_keys::{DiscoPublic, Entropy, NodePublic};
+use warren_wire::disco::{Message, Ping, PingSender, TxId};
+
+use crate::api::{Counters, Event, PeerHandle, Via};
+use crate::disco_keys::DiscoKeys;
+use crate::endpoints::OwnEndpoints;
+use crate::netcheck::Netcheck;
+use crate::pings::{Pings, Waiting};
+use crate::relays::Relays;
+
+pub(crate) struct Core {
+    pub(crate) node_key: NodePublic,
+    pub(crate) entropy: Box<dyn Entropy>,
+    pub(crate) keys: DiscoKeys,
+    pub(crate) pings: Pings,
+    pub(crate) relays: Relays,
+    pub(crate) netcheck: Netcheck,
+    pub(crate) own: OwnEndpoints,
+    pub(crate) events: VecDeque<Event>,
+    pub(crate) counters: Counters,
+}
+
+/// Whom a disco message is for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct To {
+    pub(crate) peer: PeerHandle,
+    pub(crate) node: NodePublic,
+    pub(crate) disco: DiscoPublic,
+}
+
+/// What is special about a ping that a person asked for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Asked {
+    pub(crate) token: Option<u64>,
+    pub(crate) padding: u16,
+}
+
+impl Core {
+    /// Sends a ping and waits for its pong.
+    pub(crate) fn send_ping(&mut self, now: Instant, to: To, via: Via, asked: Asked) {
+        let mut id = [0; 12];
+        self.entropy.fill(&mut id);
+        let tx = TxId(id);
+        let sender = PingSender {
+            node: self.node_key,
+            padding: asked.padding,
+        };
+        let message = Message::Ping(Ping {
+            tx,
+            sender: Some(sender),
+        });
+        if self.send(now, to, via, &message) {
+            self.counters.pings_sent += 1;
+            let waiting = Waiting {
+                peer: to.peer,
+                via,
+                sent: now,
+                token: asked.token,
+            };
+            if self.pings.insert(tx, waiting) {
+                self.counters.pings_evicted += 1;
+            }
+        }
+    }
+
+    /// Calls a peer with our own addresses, through a connected relay.
+    pub(crate) fn send_call(&mut self, now: Instant, to: To, region: RegionId) {
+        let endpoints = self
+            .own
+            .current()
+            .iter()
+            .map(|(address, _)| *address)
+            .collect();
+        if self.send(
+            now,
+            to,
+            Via::Relay(region),
+            &Message::CallMeMaybe(endpoints),
+        ) {
+            self.counters.calls_sent += 1;
+        }
+    }
+
+    /// Returns whether the message could be sealed.
+    pub(crate) fn send(&mut self, now: Instant, to: To, via: Via, message: &Message) -> bool {
+        let Some(packet) = self.keys.seal(self.entropy.as_mut(), &to.disco, message) else {
+            self.counters.degenerate_disco_key += 1;
+            return false;
+        };
+        self.events.push_back(match via {
+            Via::Udp(to) => Event::SendUdp { to, packet },
+            Via::Relay(region) => {
+                self.relays.touch(now, region);
+                Event::SendRelay {
+                    region,
+                    to: to.node,
+                    packet,
+                }
+            }
+        });
+        true
+    }
+
+    pub(crate) fn want_relay(&mut self, now: Instant, region: RegionId) {
+        self.relays.want(now, region, &mut self.events);
+    }
+}

@@ -1,0 +1,104 @@
+//! Disco packets that arrive through a relay before the netmap names their
+//! sender.
+//!
+//! Two nodes that join at the same time hear of each other at different
+//! moments, and whoever hears first calls at once. Without this room that call
+//! would be lost and the pair would wait for the next one. What is kept here is
+//! not believed in any way: it is only handed in again when the peer appears.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use warren_control_types::RegionId;
+use warren_keys::NodePublic;
+
+const MAX: usize = 32;
+const MAX_PER_SENDER: usize = 2;
+const MAX_LEN: usize = 2048;
+const LIFETIME: Duration = Duration::from_secs(5);
+
+pub(crate) struct EarlyPacket {
+    at: Instant,
+    from: NodePublic,
+    pub(crate) region: RegionId,
+    pub(crate) packet: Vec<u8>,
+}
+
+#[derive(Default)]
+pub(crate) struct Early {
+    packets: VecDeque<EarlyPacket>,
+    dropped: u64,
+}
+
+impl Early {
+    pub(crate) fn keep(&mut self, at: Instant, region: RegionId, from: NodePublic, packet: &[u8]) {
+        if packet.len() > MAX_LEN {
+            self.dropped += 1;
+            return;
+        }
+        let before = self.packets.len();
+        self.packets.retain(|kept| at < kept.at + LIFETIME);
+        let of_sender = self.packets.iter().filter(|kept| kept.from == from).count();
+        if of_sender >= MAX_PER_SENDER
+            && let Some(oldest) = self.packets.iter().position(|kept| kept.from == from)
+        {
+            self.packets.remove(oldest);
+        } else if self.packets.len() >= MAX {
+            self.packets.pop_front();
+        }
+        self.dropped += u64::try_from(before - self.packets.len()).unwrap_or_default();
+        self.packets.push_back(EarlyPacket {
+            at,
+            from,
+            region,
+            packet: packet.to_vec(),
+        });
+    }
+
+    /// What `from` sent lately, oldest first.
+    pub(crate) fn take(&mut self, now: Instant, from: &NodePublic) -> Vec<EarlyPacket> {
+        let all = std::mem::take(&mut self.packets);
+        let (mut taken, kept): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|packet| packet.from == *from);
+        self.packets = kept.into();
+        taken.retain(|packet| now < packet.at + LIFETIME);
+        taken
+    }
+
+    pub(crate) fn dropped(&self) -> u64 {
+        self.dropped
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(byte: u8) -> NodePublic {
+        NodePublic::from_bytes([byte; 32])
+    }
+
+    #[test]
+    fn little_is_kept_and_not_for_long() {
+        let now = Instant::now();
+        let mut early = Early::default();
+        for number in 0..5 {
+            early.keep(now, RegionId(1), node(1), &[number]);
+        }
+        early.keep(now, RegionId(1), node(1), &[0; MAX_LEN + 1]);
+        let kept: Vec<_> = early
+            .take(now, &node(1))
+            .into_iter()
+            .map(|it| it.packet)
+            .collect();
+        assert_eq!(kept, [[3], [4]]);
+        assert_eq!(early.dropped(), 4);
+
+        for sender in 0..60 {
+            early.keep(now, RegionId(1), node(sender), &[1]);
+        }
+        assert_eq!(early.packets.len(), MAX);
+        assert!(early.take(now + LIFETIME, &node(59)).is_empty());
+        assert_eq!(early.packets.len(), MAX - 1);
+    }
+}
