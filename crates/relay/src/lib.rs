@@ -1,1 +1,59 @@
-//! Being built.
+//! The relay: carries packets between nodes that cannot reach each other
+//! directly (yet), and answers STUN.
+//!
+//! The protocol lives in `warren-derp`; this crate gives it sockets. A
+//! [`Relay`] is a handle that can be cloned; any number of connections may be
+//! served through it, by [`listen`] with listeners of its own, or by a program
+//! that has the connection already:
+//!
+//! ```no_run
+//! # use warren_relay::{Config, Relay, RequestHead};
+//! # async fn example(secret: warren_keys::NodeSecret, mut stream: tokio::net::TcpStream,
+//! #     peer: std::net::SocketAddr) -> Result<(), Box<dyn std::error::Error>> {
+//! let relay = Relay::new(Config::new(secret));
+//! let mut leftover = Vec::new();
+//! if let Some(head) = RequestHead::read(&mut stream, &mut leftover).await? {
+//!     if relay.wants(&head) {
+//!         relay.serve_request(&head, stream, leftover, peer).await?;
+//!     }
+//! }
+//! # Ok(()) }
+//! ```
+//!
+//! # Life of a connection
+//!
+//! TLS (HTTP/1.1 only, with a certificate at the end of the chain that names
+//! the relay's key) → request head → `GET /derp` turns into the DERP stream,
+//! with a response, without one, or as WebSocket → login within ten seconds →
+//! admission → two tasks, one reading and one writing, until either ends.
+//!
+//! The reading task looks up where each packet goes and puts it into the queue
+//! of that connection; the writing task of that connection empties the queue
+//! with few large writes. No task ever waits for another connection: what
+//! gives way when a receiver is slow is told in [`warren_derp::SendQueue`].
+//!
+//! # What it never does
+//!
+//! Look into packets, keep anything about its clients on disk, or log keys and
+//! addresses above the debug level.
+
+pub mod bootstrap;
+pub mod cli;
+mod connection;
+mod head;
+mod http;
+pub mod keyfile;
+pub mod listen;
+mod mesh;
+mod metrics;
+mod relay;
+pub mod stun;
+pub mod tls;
+pub mod verify;
+mod websocket;
+
+pub use connection::ConnectionError;
+pub use head::{HeadError, Prefixed, RequestHead};
+pub use http::ServeError;
+pub use mesh::{MeshPeer, ParseMeshPeerError};
+pub use relay::{Admission, Applicant, Config, RateLimit, Relay};

@@ -1,2 +1,5 @@
-//! Being built.
-fn main() {}
+//! The program `warren-relay`.
+
+fn main() -> std::process::ExitCode {
+    warren_relay::cli::main().into()
+}

@@ -1,0 +1,276 @@
+//! The relay as one handle: what all its connections share.
+
+use std::fmt;
+use std::future::Future;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
+use warren_derp::{Identity, Limits, Notice, Registry, SendQueue};
+use warren_dial::derp::DerpSender;
+use warren_keys::{DerpMeshKey, Entropy, NodePublic, NodeSecret};
+use warren_wire::derp::Frame;
+
+use crate::bootstrap::BootstrapDns;
+use crate::metrics::Metrics;
+
+/// Somebody who has proven its key and wants in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Applicant {
+    /// Its node key.
+    pub key: NodePublic,
+    /// Where it comes from.
+    pub source: IpAddr,
+}
+
+/// Decides who may use the relay. Mesh peers are not asked about.
+pub trait Admission: Send + Sync {
+    /// Whether `applicant` may come in. Answer within ten seconds.
+    fn admit(&self, applicant: Applicant) -> Pin<Box<dyn Future<Output = bool> + Send + '_>>;
+}
+
+/// An admission made of a function that answers at once.
+impl<F: Fn(Applicant) -> bool + Send + Sync> Admission for F {
+    fn admit(&self, applicant: Applicant) -> Pin<Box<dyn Future<Output = bool> + Send + '_>> {
+        Box::pin(std::future::ready(self(applicant)))
+    }
+}
+
+/// How much one client may send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateLimit {
+    /// On average.
+    pub bytes_per_second: u64,
+    /// At once; at least one largest packet.
+    pub burst: u64,
+}
+
+/// What a relay needs to know.
+#[derive(Clone)]
+pub struct Config {
+    /// The relay's key pair.
+    pub secret: NodeSecret,
+    /// Shared with the other relays of the region, if there are any.
+    pub mesh_key: Option<DerpMeshKey>,
+    /// Who may come in; everybody if `None`.
+    pub admission: Option<Arc<dyn Admission>>,
+    /// How much a client may send; without limit if `None`.
+    pub rate_limit: Option<RateLimit>,
+    /// Connections at a time, those that have not logged in included.
+    pub max_connections: usize,
+    /// Addresses of control servers, told to clients without DNS.
+    pub bootstrap_dns: BootstrapDns,
+}
+
+impl Config {
+    /// A relay for everybody, without mesh and limits.
+    pub fn new(secret: NodeSecret) -> Self {
+        Self {
+            secret,
+            mesh_key: None,
+            admission: None,
+            rate_limit: None,
+            max_connections: 20_000,
+            bootstrap_dns: BootstrapDns::default(),
+        }
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("secret", &self.secret)
+            .field("mesh_key", &self.mesh_key)
+            .field("admission", &self.admission.is_some())
+            .field("rate_limit", &self.rate_limit)
+            .field("max_connections", &self.max_connections)
+            .field("bootstrap_dns", &self.bootstrap_dns)
+            .finish()
+    }
+}
+
+/// A relay. Clones are handles of the same one.
+#[derive(Clone)]
+pub struct Relay {
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl fmt::Debug for Relay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Relay")
+            .field("key", &self.public_key())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Relay {
+    /// A relay without connections.
+    pub fn new(config: Config) -> Self {
+        let identity = Identity::new(config.secret, config.mesh_key);
+        let registry = Registry::new(identity.public());
+        Self {
+            shared: Arc::new(Shared {
+                identity,
+                admission: config.admission,
+                rate_limit: config.rate_limit,
+                bootstrap_dns: config.bootstrap_dns,
+                slots: Arc::new(Semaphore::new(config.max_connections)),
+                registry: RwLock::new(registry),
+                generation: AtomicU64::new(0),
+                departures: AtomicU64::new(0),
+                next_id: AtomicU64::new(1),
+                homes: AtomicUsize::new(0),
+                metrics: Metrics::default(),
+                closing: CancellationToken::new(),
+            }),
+        }
+    }
+
+    /// The key that clients of this relay log in to.
+    pub fn public_key(&self) -> NodePublic {
+        self.shared.identity.public()
+    }
+
+    /// Connections that are logged in.
+    pub fn connections(&self) -> usize {
+        self.shared.read().census().connections
+    }
+
+    /// Whether no further connection would be taken.
+    pub fn is_full(&self) -> bool {
+        self.shared.slots.available_permits() == 0
+    }
+
+    /// Numbers in the text form of Prometheus.
+    pub fn metrics(&self) -> String {
+        let census = self.shared.read().census();
+        self.shared
+            .metrics
+            .render(&census, self.shared.homes.load(Ordering::Relaxed))
+    }
+
+    /// Closes every connection and takes no more.
+    pub fn close(&self) {
+        self.shared.closing.cancel();
+    }
+}
+
+/// The system's random generator.
+pub(crate) struct OsEntropy;
+
+impl Entropy for OsEntropy {
+    fn fill(&mut self, out: &mut [u8]) {
+        // Without random bytes no key or nonce is safe: better to stop.
+        #[allow(clippy::expect_used)]
+        getrandom::fill(out).expect("the system's random generator works");
+    }
+}
+
+/// What all connections share.
+pub(crate) struct Shared {
+    pub(crate) identity: Identity,
+    pub(crate) admission: Option<Arc<dyn Admission>>,
+    pub(crate) rate_limit: Option<RateLimit>,
+    pub(crate) bootstrap_dns: BootstrapDns,
+    pub(crate) slots: Arc<Semaphore>,
+    registry: RwLock<Registry<Arc<Outbox>, DerpSender>>,
+    /// Copy of the registry's generation, to be read without its lock.
+    generation: AtomicU64,
+    /// Counts departures of keys: when it moves, who was told to have heard
+    /// from whom may be forgotten.
+    departures: AtomicU64,
+    next_id: AtomicU64,
+    pub(crate) homes: AtomicUsize,
+    pub(crate) metrics: Metrics,
+    pub(crate) closing: CancellationToken,
+}
+
+impl Shared {
+    /// Looks something up. Never held across a wait, nor while changing.
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, Registry<Arc<Outbox>, DerpSender>> {
+        self.registry.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the registry, and delivers the notices before anybody else can
+    /// change it again: watchers must hear of things in their order.
+    pub(crate) fn change(
+        &self,
+        change: impl FnOnce(&mut Registry<Arc<Outbox>, DerpSender>) -> Vec<Notice<Arc<Outbox>>>,
+    ) {
+        let mut registry = self
+            .registry
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        let notices = change(&mut registry);
+        for notice in &notices {
+            let frame = notice.news.frame();
+            if matches!(frame, Frame::PeerGone { .. }) {
+                self.metrics.peer_gone_disconnected.add(1);
+            }
+            notice.to.control(&frame);
+        }
+        self.generation
+            .store(registry.generation(), Ordering::Release);
+    }
+
+    /// As [`change`](Self::change), for changes that make keys leave.
+    pub(crate) fn depart(
+        &self,
+        change: impl FnOnce(&mut Registry<Arc<Outbox>, DerpSender>) -> Vec<Notice<Arc<Outbox>>>,
+    ) {
+        self.change(change);
+        self.departures.fetch_add(1, Ordering::Release);
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn departures(&self) -> u64 {
+        self.departures.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn next_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// The way to one connection, for everybody who has something for it.
+pub(crate) struct Outbox {
+    queue: Mutex<SendQueue>,
+    pub(crate) wake: Notify,
+    pub(crate) close: CancellationToken,
+}
+
+impl fmt::Debug for Outbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Outbox").finish_non_exhaustive()
+    }
+}
+
+impl Outbox {
+    pub(crate) fn new(limits: Limits, close: CancellationToken) -> Self {
+        Self {
+            queue: Mutex::new(SendQueue::new(limits)),
+            wake: Notify::new(),
+            close,
+        }
+    }
+
+    /// The queue; held for a copy into it or a swap out of it, never longer.
+    pub(crate) fn queue(&self) -> MutexGuard<'_, SendQueue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues a control frame and wakes the writer. If too many wait already,
+    /// the connection closes.
+    pub(crate) fn control(&self, frame: &Frame<'_>) {
+        if self.queue().push_control(frame).is_err() {
+            self.close.cancel();
+        }
+        self.wake.notify_one();
+    }
+}
