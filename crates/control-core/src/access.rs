@@ -1,18 +1,32 @@
 //! Who sees whom, and what each node lets in.
 //!
 //! Without a policy every node sees every node and lets everything in. With
-//! one, `warren_policy` compiles it; a peer is visible when either side may
-//! open a connection to the other, since both then need the other's key.
+//! one, [`warren_policy`] compiles it against the users and nodes of the
+//! moment; a peer is visible when either side may open a connection to the
+//! other, since both then need the other's key.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
-use warren_control_types::{FilterRule, NetPortRange, NodeId, PortRange};
+use warren_control_types::{FilterRule, NetPortRange, NodeId, PortRange, UserId};
+use warren_policy::{Compiled, Policy, PolicyNode, PolicyUser};
 
 use crate::records::{NodeRecord, Snapshot, UserRecord};
+use crate::routes::effective;
 
 /// The policy in force.
 #[derive(Debug, Default)]
 pub struct Access {
-    policy: Option<()>,
+    /// `None`: no policy, or one without rules, which is the same.
+    policy: Option<InForce>,
+}
+
+#[derive(Debug)]
+struct InForce {
+    policy: Policy,
+    compiled: Compiled,
+    users: Vec<PolicyUser>,
 }
 
 impl Access {
@@ -25,43 +39,116 @@ impl Access {
     ///
     /// # Errors
     /// Its diagnostics, ready to be shown.
-    pub fn parse(_text: &str) -> Result<Self, String> {
-        Err("no policies yet".into())
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let policy = Policy::parse(text).map_err(|diagnostics| {
+            let mut shown = String::new();
+            for diagnostic in &diagnostics {
+                let _ = writeln!(shown, "{}", diagnostic.render("policy", text).trim_end());
+            }
+            shown
+        })?;
+        let compiled = policy.compile(&[], &[]);
+        Ok(Self {
+            policy: Some(InForce {
+                policy,
+                compiled,
+                users: Vec::new(),
+            }),
+        })
     }
 
-    /// Whether there is no policy.
+    /// Whether everybody sees everybody whatever changes, so that nothing has
+    /// to be computed again.
     pub fn is_allow_all(&self) -> bool {
-        self.policy.is_none()
+        self.policy
+            .as_ref()
+            .is_none_or(|in_force| in_force.policy.is_allow_all())
     }
 
-    pub(crate) fn recompute(&mut self, _data: &Snapshot) {}
-
-    pub(crate) fn can_see(&self, _viewer: NodeId, _peer: NodeId) -> bool {
-        true
+    /// The promises in the policy (`tests`) that do not hold.
+    pub(crate) fn broken_promises(&self, data: &Snapshot) -> Vec<String> {
+        let Some(in_force) = &self.policy else {
+            return Vec::new();
+        };
+        let failed = in_force.policy.run_tests(&users(data), &nodes(data));
+        failed.iter().map(ToString::to_string).collect()
     }
 
-    pub(crate) fn filter_for(&self, _id: NodeId) -> Vec<FilterRule> {
-        vec![FilterRule {
-            src_ips: vec!["*".to_owned()],
-            dst_ports: vec![NetPortRange {
-                ip: "*".to_owned(),
-                ports: PortRange::ANY,
+    pub(crate) fn recompute(&mut self, data: &Snapshot) {
+        if let Some(in_force) = &mut self.policy {
+            in_force.users = users(data);
+            if !in_force.policy.is_allow_all() {
+                in_force.compiled = in_force.policy.compile(&in_force.users, &nodes(data));
+            }
+        }
+    }
+
+    pub(crate) fn can_see(&self, viewer: NodeId, peer: NodeId) -> bool {
+        match &self.policy {
+            Some(in_force) if !in_force.policy.is_allow_all() => {
+                in_force.compiled.can_see(viewer, peer)
+            }
+            Some(_) | None => true,
+        }
+    }
+
+    pub(crate) fn filter_for(&self, id: NodeId) -> Vec<FilterRule> {
+        match &self.policy {
+            Some(in_force) if !in_force.policy.is_allow_all() => in_force.compiled.filter_for(id),
+            Some(_) | None => vec![FilterRule {
+                src_ips: vec!["*".to_owned()],
+                dst_ports: vec![NetPortRange {
+                    ip: "*".to_owned(),
+                    ports: PortRange::ANY,
+                    ..Default::default()
+                }],
                 ..Default::default()
             }],
-            ..Default::default()
-        }]
+        }
     }
 
-    pub(crate) fn may_tag(&self, _user: &UserRecord, _tag: &str) -> bool {
-        false
+    /// Whether the user may give a node the tag. Without a policy nobody may:
+    /// there is nothing that says who.
+    pub(crate) fn may_tag(&self, user: UserId, tag: &str) -> bool {
+        self.policy
+            .as_ref()
+            .is_some_and(|in_force| in_force.policy.may_use_tag(&in_force.users, user, tag))
     }
 
-    pub(crate) fn approves_route(
-        &self,
-        _node: &NodeRecord,
-        _owner: Option<&UserRecord>,
-        _route: &IpNet,
-    ) -> bool {
-        false
+    pub(crate) fn approves_route(&self, node: &NodeRecord, route: &IpNet) -> bool {
+        self.policy.as_ref().is_some_and(|in_force| {
+            in_force
+                .policy
+                .approves_route(&in_force.users, &policy_node(node), *route)
+        })
+    }
+}
+
+fn users(data: &Snapshot) -> Vec<PolicyUser> {
+    data.users.values().map(policy_user).collect()
+}
+
+fn policy_user(user: &UserRecord) -> PolicyUser {
+    PolicyUser {
+        id: user.id,
+        login: user.name.clone(),
+        aliases: Vec::new(),
+    }
+}
+
+fn nodes(data: &Snapshot) -> Vec<PolicyNode> {
+    data.nodes.values().map(policy_node).collect()
+}
+
+fn policy_node(node: &NodeRecord) -> PolicyNode {
+    PolicyNode {
+        id: node.id,
+        user: node.user.filter(|_| !node.is_tagged()),
+        tags: node.tags.iter().cloned().collect(),
+        addresses: vec![
+            IpAddr::from(node.address.v4()),
+            IpAddr::from(node.address.v6()),
+        ],
+        routes: effective(node).into_iter().collect(),
     }
 }

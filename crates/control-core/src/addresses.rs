@@ -46,7 +46,10 @@ impl AddressIndex {
 
     /// Both as single-address prefixes, IPv4 first.
     pub fn prefixes(self) -> [IpNet; 2] {
-        [IpNet::from(IpAddr::from(self.v4())), IpNet::from(IpAddr::from(self.v6()))]
+        [
+            IpNet::from(IpAddr::from(self.v4())),
+            IpNet::from(IpAddr::from(self.v6())),
+        ]
     }
 }
 
@@ -61,7 +64,10 @@ fn reserved(n: u32) -> bool {
 /// The next free index at or after `cursor`, wrapping once.
 pub(crate) fn allocate(used: &BTreeSet<AddressIndex>, cursor: u32) -> Option<AddressIndex> {
     let start = cursor.clamp(1, END - 1);
-    (start..END).chain(1..start).filter_map(AddressIndex::new).find(|index| !used.contains(index))
+    (start..END)
+        .chain(1..start)
+        .filter_map(AddressIndex::new)
+        .find(|index| !used.contains(index))
 }
 
 #[cfg(test)]
@@ -80,9 +86,20 @@ mod tests {
 
     #[test]
     fn service_addresses_are_never_given_out() {
-        for text in ["100.64.0.0", "100.100.100.100", "100.100.0.1", "100.115.92.3", "100.64.0.83", "100.127.255.255"] {
+        for text in [
+            "100.64.0.0",
+            "100.100.100.100",
+            "100.100.0.1",
+            "100.115.92.3",
+            "100.64.0.83",
+            "100.127.255.255",
+        ] {
             let address: Ipv4Addr = text.parse().unwrap();
-            assert_eq!(AddressIndex::new(address.to_bits() - V4_RANGE.0.to_bits()), None, "{text}");
+            assert_eq!(
+                AddressIndex::new(address.to_bits() - V4_RANGE.0.to_bits()),
+                None,
+                "{text}"
+            );
         }
     }
 

@@ -55,8 +55,11 @@ impl Coordinator {
         if self.find_user(name).is_ok() {
             return Err(AdminError::UserExists(name.to_owned()));
         }
-        let user =
-            UserRecord { id: self.take_user_id(), name: name.to_owned(), created: timestamp(wall) };
+        let user = UserRecord {
+            id: self.take_user_id(),
+            name: name.to_owned(),
+            created: timestamp(wall),
+        };
         self.store_user(&user);
         self.data.users.insert(user.id, user.clone());
         self.recompute_access();
@@ -74,7 +77,11 @@ impl Coordinator {
         if self.find_user(new).is_ok_and(|other| other.id != id) {
             return Err(AdminError::UserExists(new.to_owned()));
         }
-        let user = self.data.users.get_mut(&id).ok_or_else(|| AdminError::NoUser(old.to_owned()))?;
+        let user = self
+            .data
+            .users
+            .get_mut(&id)
+            .ok_or_else(|| AdminError::NoUser(old.to_owned()))?;
         user.name = new.to_owned();
         let user = user.clone();
         self.store_user(&user);
@@ -100,9 +107,17 @@ impl Coordinator {
     /// No such user, or nodes are left.
     pub fn delete_user(&mut self, name: &str) -> Result<UserRecord, AdminError> {
         let user = self.find_user(name)?.clone();
-        let nodes = self.data.nodes.values().filter(|node| node.user == Some(user.id)).count();
+        let nodes = self
+            .data
+            .nodes
+            .values()
+            .filter(|node| node.user == Some(user.id))
+            .count();
         if nodes > 0 {
-            return Err(AdminError::UserHasNodes { name: user.name, nodes });
+            return Err(AdminError::UserHasNodes {
+                name: user.name,
+                nodes,
+            });
         }
         let keys: Vec<_> = self
             .data
@@ -113,10 +128,16 @@ impl Coordinator {
             .collect();
         for id in keys {
             self.data.auth_keys.remove(&id);
-            self.outputs.push_back(Output::Store { change: Change::AuthKeyGone(id), durable: true });
+            self.outputs.push_back(Output::Store {
+                change: Change::AuthKeyGone(id),
+                durable: true,
+            });
         }
         self.data.users.remove(&user.id);
-        self.outputs.push_back(Output::Store { change: Change::UserGone(user.id), durable: true });
+        self.outputs.push_back(Output::Store {
+            change: Change::UserGone(user.id),
+            durable: true,
+        });
         self.recompute_access();
         self.mark_policy_change();
         Ok(user)
@@ -127,7 +148,11 @@ impl Coordinator {
     /// # Errors
     /// There is none.
     pub fn find_user(&self, name: &str) -> Result<&UserRecord, AdminError> {
-        let by_name = self.data.users.values().find(|user| user.name.eq_ignore_ascii_case(name));
+        let by_name = self
+            .data
+            .users
+            .values()
+            .find(|user| user.name.eq_ignore_ascii_case(name));
         by_name
             .or_else(|| self.data.users.get(&UserId(name.parse().ok()?)))
             .ok_or_else(|| AdminError::NoUser(name.to_owned()))
@@ -196,7 +221,11 @@ impl Coordinator {
         wall: Duration,
         id: AuthKeyId,
     ) -> Result<AuthKeyRecord, AdminError> {
-        let key = self.data.auth_keys.get_mut(&id).ok_or(AdminError::NoAuthKey(id.0))?;
+        let key = self
+            .data
+            .auth_keys
+            .get_mut(&id)
+            .ok_or(AdminError::NoAuthKey(id.0))?;
         let time = timestamp(wall);
         key.expiry = Some(key.expiry.map_or(time, |expiry| expiry.min(time)));
         let key = key.clone();
@@ -234,7 +263,12 @@ impl Coordinator {
     pub fn rename_node(&mut self, node: &str, name: &str) -> Result<NodeId, AdminError> {
         let id = self.find_node(node)?.id;
         let label = is_label(name)?;
-        if self.data.nodes.values().any(|other| other.id != id && other.name == label) {
+        if self
+            .data
+            .nodes
+            .values()
+            .any(|other| other.id != id && other.name == label)
+        {
             return Err(AdminError::NameTaken(label));
         }
         if let Some(node) = self.data.nodes.get_mut(&id) {
@@ -311,7 +345,11 @@ impl Coordinator {
             return Err(AdminError::NotAdvertised {
                 node: found.name.clone(),
                 route: route.to_string(),
-                advertised: if listed.is_empty() { "nothing".into() } else { listed.join(", ") },
+                advertised: if listed.is_empty() {
+                    "nothing".into()
+                } else {
+                    listed.join(", ")
+                },
             });
         }
         self.set_approved(id, approved);
@@ -319,7 +357,9 @@ impl Coordinator {
     }
 
     pub(crate) fn set_approved(&mut self, id: NodeId, approved: BTreeSet<IpNet>) {
-        let Some(node) = self.data.nodes.get_mut(&id) else { return };
+        let Some(node) = self.data.nodes.get_mut(&id) else {
+            return;
+        };
         if node.approved_routes == approved {
             return;
         }
@@ -331,13 +371,14 @@ impl Coordinator {
 
     /// Adds what the policy approves by itself.
     pub(crate) fn approve_by_policy(&mut self, id: NodeId) {
-        let Some(node) = self.data.nodes.get(&id) else { return };
-        let owner = node.user.filter(|_| !node.is_tagged()).and_then(|u| self.data.users.get(&u));
+        let Some(node) = self.data.nodes.get(&id) else {
+            return;
+        };
         let mut approved = node.approved_routes.clone();
         approved.extend(
             advertised(node)
                 .into_iter()
-                .filter(|route| self.access.approves_route(node, owner, route)),
+                .filter(|route| self.access.approves_route(node, route)),
         );
         self.set_approved(id, approved);
     }
@@ -365,12 +406,24 @@ impl Coordinator {
     /// # Errors
     /// The text does not hold together; the policy stays as it was.
     pub fn set_policy(&mut self, text: Option<String>) -> Result<(), AdminError> {
-        self.access = match &text {
+        let mut access = match &text {
             None => Access::allow_all(),
             Some(text) => Access::parse(text).map_err(AdminError::Policy)?,
         };
+        access.recompute(&self.data);
+        let broken = access.broken_promises(&self.data);
+        if !broken.is_empty() {
+            let list = broken.join("\n  ");
+            return Err(AdminError::Policy(format!(
+                "the policy breaks its own tests:\n  {list}"
+            )));
+        }
+        self.access = access;
         self.data.policy.clone_from(&text);
-        self.outputs.push_back(Output::Store { change: Change::Policy(text), durable: true });
+        self.outputs.push_back(Output::Store {
+            change: Change::Policy(text),
+            durable: true,
+        });
         self.recompute_access();
         let all: Vec<_> = self.data.nodes.keys().copied().collect();
         for id in all {
@@ -402,5 +455,9 @@ fn check_tag(tag: &str) -> Result<(), AdminError> {
     let good = name.starts_with(|c: char| c.is_ascii_alphabetic())
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
         && name.len() <= 63;
-    if good { Ok(()) } else { Err(AdminError::Tag(tag.to_owned())) }
+    if good {
+        Ok(())
+    } else {
+        Err(AdminError::Tag(tag.to_owned()))
+    }
 }

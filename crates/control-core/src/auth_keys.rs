@@ -25,15 +25,20 @@ impl AuthKeyText {
     pub(crate) fn generate(id: AuthKeyId, entropy: &mut dyn Entropy) -> Self {
         let mut bytes = [0_u8; 32];
         entropy.fill(&mut bytes);
-        Self { id, secret: base32().encode(&bytes) }
+        Self {
+            id,
+            secret: base32().encode(&bytes),
+        }
     }
 
     /// Reads a key; `None` if it does not have the form.
     pub fn parse(text: &str) -> Option<Self> {
         let (id, secret) = text.trim().strip_prefix(PREFIX)?.split_once('-')?;
         let id = id.parse().ok().filter(|id| *id > 0).map(AuthKeyId)?;
-        (!secret.is_empty() && secret.len() <= 128)
-            .then(|| Self { id, secret: secret.to_owned() })
+        (!secret.is_empty() && secret.len() <= 128).then(|| Self {
+            id,
+            secret: secret.to_owned(),
+        })
     }
 
     /// Which record it belongs to.
@@ -66,7 +71,10 @@ impl std::fmt::Debug for AuthKeyText {
 fn base32() -> Encoding {
     let mut spec = Specification::new();
     spec.symbols.push_str("abcdefghijklmnopqrstuvwxyz234567");
-    #[expect(clippy::expect_used, reason = "32 distinct ASCII symbols are a valid encoding")]
+    #[expect(
+        clippy::expect_used,
+        reason = "32 distinct ASCII symbols are a valid encoding"
+    )]
     spec.encoding().expect("a constant specification")
 }
 

@@ -11,7 +11,7 @@ use warren_keys::{Entropy, MachinePublic, NodePublic};
 use crate::access::Access;
 use crate::error::MapError;
 use crate::records::{AuthKeyId, AuthKeyRecord, Change, NodeRecord, Snapshot, UserRecord};
-use crate::register::{Pendings, PendingId};
+use crate::register::{PendingId, Pendings};
 use crate::routes::Primaries;
 use crate::session::{PatchFields, PeerMark, Session, SessionId};
 
@@ -130,7 +130,11 @@ impl Coordinator {
             None => Access::allow_all(),
             Some(text) => Access::parse(text)?,
         };
-        let by_key = data.nodes.values().map(|node| (node.key, node.id)).collect();
+        let by_key = data
+            .nodes
+            .values()
+            .map(|node| (node.key, node.id))
+            .collect();
         let delete_at = data
             .nodes
             .values()
@@ -156,8 +160,13 @@ impl Coordinator {
             next_session: 1,
         };
         let wall = timestamp(wall);
-        this.told_expired =
-            this.data.nodes.values().filter(|node| node.is_expired(wall)).map(|n| n.id).collect();
+        this.told_expired = this
+            .data
+            .nodes
+            .values()
+            .filter(|node| node.is_expired(wall))
+            .map(|n| n.id)
+            .collect();
         this.recompute_access();
         this.primaries.recompute(&this.data.nodes, &this.online);
         Ok(this)
@@ -244,19 +253,32 @@ impl Coordinator {
     /// The stream ended, from whichever side. Peers hear of it after the grace
     /// time, unless the node is back by then.
     pub fn close_stream(&mut self, now: Instant, wall: Duration, session: SessionId) {
-        let Some(closed) = self.sessions.remove(&session) else { return };
+        let Some(closed) = self.sessions.remove(&session) else {
+            return;
+        };
         if self.session_of.get(&closed.node) != Some(&session) {
             return;
         }
         self.session_of.remove(&closed.node);
-        self.offline_at.insert(closed.node, now + self.config.offline_grace);
-        let Some(node) = self.data.nodes.get_mut(&closed.node) else { return };
+        self.offline_at
+            .insert(closed.node, now + self.config.offline_grace);
+        let Some(node) = self.data.nodes.get_mut(&closed.node) else {
+            return;
+        };
         node.last_seen = Some(timestamp(wall));
-        let (id, ephemeral, change) = (node.id, node.ephemeral, Change::Node(Box::new(node.clone())));
+        let (id, ephemeral, change) = (
+            node.id,
+            node.ephemeral,
+            Change::Node(Box::new(node.clone())),
+        );
         self.peer_json.remove(&id);
-        self.outputs.push_back(Output::Store { change, durable: false });
+        self.outputs.push_back(Output::Store {
+            change,
+            durable: false,
+        });
         if ephemeral {
-            self.delete_at.insert(id, now + self.config.ephemeral_timeout);
+            self.delete_at
+                .insert(id, now + self.config.ephemeral_timeout);
         }
     }
 
@@ -269,7 +291,10 @@ impl Coordinator {
     ) -> Result<NodeId, MapError> {
         let have = request.version.0;
         if have < crate::MIN_CAPABILITY {
-            return Err(MapError::TooOld { have, need: crate::MIN_CAPABILITY });
+            return Err(MapError::TooOld {
+                have,
+                need: crate::MIN_CAPABILITY,
+            });
         }
         match self.node_by_key(&request.node_key) {
             Some(node) if node.machine == machine => Ok(node.id),
@@ -285,7 +310,10 @@ impl Coordinator {
             if session.node == id {
                 continue;
             }
-            let told = session.told.as_ref().is_none_or(|told| told.peers.contains(&id));
+            let told = session
+                .told
+                .as_ref()
+                .is_none_or(|told| told.peers.contains(&id));
             if !told && !self.access.can_see(session.node, id) {
                 continue;
             }
@@ -364,22 +392,33 @@ impl Coordinator {
 
     pub(crate) fn store_user(&mut self, user: &UserRecord) {
         let change = Change::User(user.clone());
-        self.outputs.push_back(Output::Store { change, durable: true });
+        self.outputs.push_back(Output::Store {
+            change,
+            durable: true,
+        });
     }
 
     pub(crate) fn store_auth_key(&mut self, key: &AuthKeyRecord) {
         let change = Change::AuthKey(key.clone());
-        self.outputs.push_back(Output::Store { change, durable: true });
+        self.outputs.push_back(Output::Store {
+            change,
+            durable: true,
+        });
     }
 
     pub(crate) fn store_counters(&mut self) {
         let change = Change::Counters(self.data.counters);
-        self.outputs.push_back(Output::Store { change, durable: true });
+        self.outputs.push_back(Output::Store {
+            change,
+            durable: true,
+        });
     }
 
     /// Takes a node out of everything.
     pub(crate) fn remove_node(&mut self, id: NodeId) {
-        let Some(node) = self.data.nodes.remove(&id) else { return };
+        let Some(node) = self.data.nodes.remove(&id) else {
+            return;
+        };
         if self.by_key.get(&node.key) == Some(&id) {
             self.by_key.remove(&node.key);
         }
@@ -391,8 +430,12 @@ impl Coordinator {
         self.offline_at.remove(&id);
         self.delete_at.remove(&id);
         self.told_expired.remove(&id);
-        self.outputs.push_back(Output::Store { change: Change::NodeGone(id), durable: true });
-        self.outputs.push_back(Output::Notice(Notice::Left(id, node.name)));
+        self.outputs.push_back(Output::Store {
+            change: Change::NodeGone(id),
+            durable: true,
+        });
+        self.outputs
+            .push_back(Output::Notice(Notice::Left(id, node.name)));
         self.identity_changed(id);
         self.routers_changed();
     }

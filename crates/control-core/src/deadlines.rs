@@ -26,10 +26,19 @@ pub enum Reason {
 impl Coordinator {
     /// When [`Coordinator::handle_timeout`] has something to do, and what.
     pub fn next_deadline(&self, now: Instant, wall: Duration) -> Option<(Instant, Reason)> {
-        let offline = self.offline_at.iter().map(|(id, at)| (*at, Reason::Offline(*id)));
-        let delete = self.delete_at.iter().map(|(id, at)| (*at, Reason::DeleteEphemeral(*id)));
-        let pending =
-            self.pendings.waiting.values().map(|p| (p.deadline, Reason::ForgetPending));
+        let offline = self
+            .offline_at
+            .iter()
+            .map(|(id, at)| (*at, Reason::Offline(*id)));
+        let delete = self
+            .delete_at
+            .iter()
+            .map(|(id, at)| (*at, Reason::DeleteEphemeral(*id)));
+        let pending = self
+            .pendings
+            .waiting
+            .values()
+            .map(|p| (p.deadline, Reason::ForgetPending));
         let time = timestamp(wall);
         let expiry = self
             .data
@@ -42,13 +51,20 @@ impl Coordinator {
                 let left = Duration::try_from(expiry.duration_since(time)).unwrap_or_default();
                 (now + left.min(WALL_CHECK), Reason::KeyExpiry)
             });
-        offline.chain(delete).chain(pending).chain(expiry).min_by_key(|(at, _)| *at)
+        offline
+            .chain(delete)
+            .chain(pending)
+            .chain(expiry)
+            .min_by_key(|(at, _)| *at)
     }
 
     /// Does what is due. Called early, it does nothing.
     pub fn handle_timeout(&mut self, now: Instant, wall: Duration) {
         let due = |map: &std::collections::BTreeMap<NodeId, Instant>| -> Vec<NodeId> {
-            map.iter().filter(|(_, at)| **at <= now).map(|(id, _)| *id).collect()
+            map.iter()
+                .filter(|(_, at)| **at <= now)
+                .map(|(id, _)| *id)
+                .collect()
         };
         for id in due(&self.offline_at) {
             self.offline_at.remove(&id);

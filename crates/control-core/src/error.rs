@@ -9,7 +9,9 @@ pub enum MapError {
     #[error("node not found: this node key is not registered here; log in again")]
     NotFound,
     /// The client is older than what is served.
-    #[error("this client is too old (capability version {have}); version {need} is needed, which is Tailscale 1.80 or Warren 0.1")]
+    #[error(
+        "this client is too old (capability version {have}); version {need} is needed, which is Tailscale 1.80 or Warren 0.1"
+    )]
     TooOld {
         /// What the client claims.
         have: u32,
@@ -28,7 +30,9 @@ pub enum AdminError {
     #[error("a user \"{0}\" exists already")]
     UserExists(String),
     /// A user with machines cannot be deleted.
-    #[error("user \"{name}\" still owns {nodes} node(s); delete them first (`warren-control nodes list`)")]
+    #[error(
+        "user \"{name}\" still owns {nodes} node(s); delete them first (`warren-control nodes list`)"
+    )]
     UserHasNodes {
         /// Who.
         name: String,
@@ -54,7 +58,9 @@ pub enum AdminError {
     #[error("\"{0}\" is not a tag; tags are \"tag:\", a letter, then letters, digits and \"-\"")]
     Tag(String),
     /// Nobody waits under this id.
-    #[error("no machine waits for approval as \"{0}\"; requests are kept for 15 minutes, let it log in again")]
+    #[error(
+        "no machine waits for approval as \"{0}\"; requests are kept for 15 minutes, let it log in again"
+    )]
     NoPending(String),
     /// More than 4 million nodes.
     #[error("all addresses of 100.64.0.0/10 are in use")]

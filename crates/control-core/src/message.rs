@@ -25,7 +25,10 @@ impl Message {
     /// Not with the types as they are; the serializer's error otherwise.
     pub fn to_json(&self) -> Result<Vec<u8>, serde_json::Error> {
         let mut json = serde_json::to_vec(&self.head)?;
-        for (key, list) in [("Peers", &self.peers), ("PeersChanged", &self.peers_changed)] {
+        for (key, list) in [
+            ("Peers", &self.peers),
+            ("PeersChanged", &self.peers_changed),
+        ] {
             if list.is_empty() {
                 continue;
             }

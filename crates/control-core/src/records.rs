@@ -100,7 +100,11 @@ impl NodeRecord {
 
     /// The owner as clients see it.
     pub fn owner(&self) -> UserId {
-        if self.is_tagged() { TAGGED_DEVICES } else { self.user.unwrap_or(TAGGED_DEVICES) }
+        if self.is_tagged() {
+            TAGGED_DEVICES
+        } else {
+            self.user.unwrap_or(TAGGED_DEVICES)
+        }
     }
 
     /// Whether the key had stopped working at `wall`.
@@ -173,7 +177,12 @@ pub struct Counters {
 
 impl Default for Counters {
     fn default() -> Self {
-        Self { user: 1, node: 1, auth_key: 1, address: 1 }
+        Self {
+            user: 1,
+            node: 1,
+            auth_key: 1,
+            address: 1,
+        }
     }
 }
 

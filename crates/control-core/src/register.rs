@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 
 use data_encoding::HEXLOWER;
 use jiff::{SignedDuration, Timestamp};
-use warren_control_types::{Hostinfo, Login, LoginId, NodeId, RegisterRequest, RegisterResponse, User, UserId};
+use warren_control_types::{
+    Hostinfo, Login, LoginId, NodeId, RegisterRequest, RegisterResponse, User, UserId,
+};
 use warren_keys::{Entropy, MachinePublic, NodePublic};
 
 use crate::auth_keys::AuthKeyText;
@@ -75,7 +77,12 @@ impl Pendings {
         entropy: &mut dyn Entropy,
     ) -> (PendingId, Option<PendingId>) {
         let evicted = (self.waiting.len() >= MAX_PENDING)
-            .then(|| self.waiting.iter().min_by_key(|(_, p)| p.order).map(|(id, _)| id.clone()))
+            .then(|| {
+                self.waiting
+                    .iter()
+                    .min_by_key(|(_, p)| p.order)
+                    .map(|(id, _)| id.clone())
+            })
             .flatten();
         if let Some(id) = &evicted {
             self.waiting.remove(id);
@@ -107,11 +114,17 @@ pub enum RegisterOutcome {
 
 impl RegisterOutcome {
     fn error(text: impl Into<String>) -> Self {
-        Self::Answer(Box::new(RegisterResponse { error: text.into(), ..Default::default() }))
+        Self::Answer(Box::new(RegisterResponse {
+            error: text.into(),
+            ..Default::default()
+        }))
     }
 
     fn expired() -> Self {
-        Self::Answer(Box::new(RegisterResponse { node_key_expired: true, ..Default::default() }))
+        Self::Answer(Box::new(RegisterResponse {
+            node_key_expired: true,
+            ..Default::default()
+        }))
     }
 }
 
@@ -137,7 +150,10 @@ impl Coordinator {
         let time = timestamp(wall);
         let have = request.version.0;
         if have < crate::MIN_CAPABILITY {
-            let error = crate::MapError::TooOld { have, need: crate::MIN_CAPABILITY };
+            let error = crate::MapError::TooOld {
+                have,
+                need: crate::MIN_CAPABILITY,
+            };
             return RegisterOutcome::error(error.to_string());
         }
         if request.node_key.is_zero() {
@@ -154,7 +170,12 @@ impl Coordinator {
             // A logout of a node that is gone already.
             return RegisterOutcome::expired();
         }
-        match request.auth.as_ref().map(|auth| auth.auth_key.as_str()).filter(|key| !key.is_empty()) {
+        match request
+            .auth
+            .as_ref()
+            .map(|auth| auth.auth_key.as_str())
+            .filter(|key| !key.is_empty())
+        {
             Some(text) => self.register_with_key(now, wall, machine, request, text),
             None => self.register_interactive(now, time, machine, request),
         }
@@ -169,7 +190,9 @@ impl Coordinator {
         request: &RegisterRequest,
     ) -> RegisterOutcome {
         let time = timestamp(wall);
-        let Some(node) = self.data.nodes.get(&id) else { return RegisterOutcome::expired() };
+        let Some(node) = self.data.nodes.get(&id) else {
+            return RegisterOutcome::expired();
+        };
         let expired = node.is_expired(time);
         if let Some(expiry) = request.expiry {
             if expiry <= time {
@@ -187,7 +210,9 @@ impl Coordinator {
     }
 
     fn log_out(&mut self, time: Timestamp, id: NodeId) -> RegisterOutcome {
-        let Some(node) = self.data.nodes.get(&id) else { return RegisterOutcome::expired() };
+        let Some(node) = self.data.nodes.get(&id) else {
+            return RegisterOutcome::expired();
+        };
         if node.ephemeral {
             self.remove_node(id);
         } else {
@@ -195,7 +220,8 @@ impl Coordinator {
             // Not the distant past that clients ask for: peers would see it.
             self.set_expiry(id, Some(time));
             self.told_expired.insert(id);
-            self.outputs.push_back(Output::Notice(Notice::LoggedOut(id, name)));
+            self.outputs
+                .push_back(Output::Notice(Notice::LoggedOut(id, name)));
         }
         RegisterOutcome::expired()
     }
@@ -209,11 +235,10 @@ impl Coordinator {
         text: &str,
     ) -> RegisterOutcome {
         let time = timestamp(wall);
-        let key = AuthKeyText::parse(text)
-            .and_then(|text| {
-                let record = self.data.auth_keys.get(&text.id())?;
-                text.matches(&record.digest).then(|| record.clone())
-            });
+        let key = AuthKeyText::parse(text).and_then(|text| {
+            let record = self.data.auth_keys.get(&text.id())?;
+            text.matches(&record.digest).then(|| record.clone())
+        });
         let Some(mut key) = key else {
             return RegisterOutcome::error(
                 "invalid pre auth key: this server does not know it; make one with `warren-control preauthkeys create`",
@@ -224,8 +249,7 @@ impl Coordinator {
         }
         let wanted = hostinfo(request).request_tags;
         if let Some(tag) = wanted.iter().find(|tag| !key.tags.contains(*tag)) {
-            let owner = key.user.and_then(|id| self.data.users.get(&id));
-            if !owner.is_some_and(|user| self.access.may_tag(user, tag)) {
+            if !key.user.is_some_and(|user| self.access.may_tag(user, tag)) {
                 return RegisterOutcome::error(refused_tag(tag));
             }
         }
@@ -259,15 +283,21 @@ impl Coordinator {
         let waiting = self.pendings.find(machine, request.node_key).cloned();
         if let Some(id) = waiting {
             let same_url = request.followup == self.auth_url(&id);
-            return if same_url { RegisterOutcome::Park(id) } else { self.send_to(&id) };
+            return if same_url {
+                RegisterOutcome::Park(id)
+            } else {
+                self.send_to(&id)
+            };
         }
-        let (id, evicted) =
-            self.pendings.add(now, time, machine, request, self.entropy.as_mut());
+        let (id, evicted) = self
+            .pendings
+            .add(now, time, machine, request, self.entropy.as_mut());
         if let Some(evicted) = evicted {
             self.outputs.push_back(Output::Decided(evicted));
         }
         let host = hostinfo(request).hostname;
-        self.outputs.push_back(Output::Notice(Notice::Waiting(id.clone(), host)));
+        self.outputs
+            .push_back(Output::Notice(Notice::Waiting(id.clone(), host)));
         self.send_to(&id)
     }
 
@@ -306,8 +336,7 @@ impl Coordinator {
         for tag in hostinfo(&login.request).request_tags {
             // The administrator stands above tag owners, yet a machine must not
             // talk itself into a tag that nobody looked at.
-            let owner = self.data.users.get(&user);
-            if !owner.is_some_and(|user| self.access.may_tag(user, &tag)) && !all_tags.contains(&tag) {
+            if !self.access.may_tag(user, &tag) && !all_tags.contains(&tag) {
                 return Err(AdminError::Policy(refused_tag(&tag)));
             }
             all_tags.insert(tag);
@@ -337,7 +366,10 @@ impl Coordinator {
     ) -> Result<NodeId, AdminError> {
         let time = timestamp(wall);
         let tagged = !admission.tags.is_empty();
-        let lifetime = self.config.key_lifetime.filter(|_| !tagged && !admission.ephemeral);
+        let lifetime = self
+            .config
+            .key_lifetime
+            .filter(|_| !tagged && !admission.ephemeral);
         let granted = lifetime
             .and_then(|life| SignedDuration::try_from(life).ok())
             .and_then(|life| time.checked_add(life).ok());
@@ -386,7 +418,8 @@ impl Coordinator {
         };
         self.by_key.insert(node.key, id);
         if node.ephemeral {
-            self.delete_at.insert(id, now + self.config.ephemeral_timeout);
+            self.delete_at
+                .insert(id, now + self.config.ephemeral_timeout);
         }
         self.data.nodes.insert(id, node);
         self.store_node(id, true);
@@ -405,7 +438,9 @@ impl Coordinator {
         admission: Admission,
         expiry: Option<Timestamp>,
     ) {
-        let Some(node) = self.data.nodes.get_mut(&id) else { return };
+        let Some(node) = self.data.nodes.get_mut(&id) else {
+            return;
+        };
         let old_key = std::mem::replace(&mut node.key, request.node_key);
         let owner_changed = node.tags != admission.tags || node.user != admission.user;
         let expiry_changed = node.key_expiry != expiry || self.told_expired.contains(&id);
@@ -420,7 +455,8 @@ impl Coordinator {
         self.by_key.insert(request.node_key, id);
         self.told_expired.remove(&id);
         self.store_node(id, true);
-        self.outputs.push_back(Output::Notice(Notice::KeyRenewed(id)));
+        self.outputs
+            .push_back(Output::Notice(Notice::KeyRenewed(id)));
         // The stream of the old key ends: its owner polls anew with the new one,
         // and within the grace time nobody hears of the gap.
         if let Some(session) = self.session_of.remove(&id) {
@@ -457,7 +493,9 @@ impl Coordinator {
 
     /// Sets the expiry of a node's key and tells the node and its peers.
     pub(crate) fn set_expiry(&mut self, id: NodeId, expiry: Option<Timestamp>) {
-        let Some(node) = self.data.nodes.get_mut(&id) else { return };
+        let Some(node) = self.data.nodes.get_mut(&id) else {
+            return;
+        };
         if node.key_expiry == expiry {
             return;
         }
@@ -469,10 +507,19 @@ impl Coordinator {
     }
 
     fn welcome(&self, id: NodeId) -> RegisterResponse {
-        let owner = self.data.nodes.get(&id).map_or(TAGGED_DEVICES, NodeRecord::owner);
+        let owner = self
+            .data
+            .nodes
+            .get(&id)
+            .map_or(TAGGED_DEVICES, NodeRecord::owner);
         let (name, created) = self.user_name(owner);
         RegisterResponse {
-            user: User { id: owner, display_name: name.clone(), created, ..Default::default() },
+            user: User {
+                id: owner,
+                display_name: name.clone(),
+                created,
+                ..Default::default()
+            },
             login: Login {
                 id: LoginId(owner.0),
                 provider: "warren".to_owned(),
@@ -493,7 +540,9 @@ pub(crate) fn hostinfo(request: &RegisterRequest) -> Hostinfo {
 
 fn usable(key: &AuthKeyRecord, time: Timestamp) -> Result<(), String> {
     if let Some(expiry) = key.expiry.filter(|expiry| *expiry <= time) {
-        return Err(format!("authkey expired at {expiry:.0}; make a new one with `warren-control preauthkeys create`"));
+        return Err(format!(
+            "authkey expired at {expiry:.0}; make a new one with `warren-control preauthkeys create`"
+        ));
     }
     if key.uses > 0 && !key.reusable {
         return Err("authkey already used: it worked once; make a new one, or a --reusable one, with `warren-control preauthkeys create`".to_owned());
@@ -502,5 +551,7 @@ fn usable(key: &AuthKeyRecord, time: Timestamp) -> Result<(), String> {
 }
 
 fn refused_tag(tag: &str) -> String {
-    format!("requested tag {tag} is not permitted: the policy's tagOwners must name the user, or the pre-auth key must carry the tag")
+    format!(
+        "requested tag {tag} is not permitted: the policy's tagOwners must name the user, or the pre-auth key must carry the tag"
+    )
 }

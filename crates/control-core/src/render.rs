@@ -37,9 +37,16 @@ impl Coordinator {
     /// The complete map of a node, with shared peers, ready to be written.
     pub fn full_message(&mut self, wall: Duration, id: NodeId) -> Option<Message> {
         let head = self.render_head(wall, id)?;
-        let peers =
-            self.visible_peers(id).into_iter().filter_map(|peer| self.peer_json(peer)).collect();
-        Some(Message { head, peers, peers_changed: Vec::new() })
+        let peers = self
+            .visible_peers(id)
+            .into_iter()
+            .filter_map(|peer| self.peer_json(peer))
+            .collect();
+        Some(Message {
+            head,
+            peers,
+            peers_changed: Vec::new(),
+        })
     }
 
     /// What the session has to hear next; `None` if it knows everything, or is
@@ -53,7 +60,12 @@ impl Coordinator {
                 let message = self.full_message(wall, id)?;
                 let told = Told {
                     peers: self.visible_peers(id).into_iter().collect(),
-                    users: message.head.user_profiles.iter().map(|user| user.id).collect(),
+                    users: message
+                        .head
+                        .user_profiles
+                        .iter()
+                        .map(|user| user.id)
+                        .collect(),
                     filter: self.access.filter_for(id),
                 };
                 self.sessions.get_mut(&session)?.told = Some(told);
@@ -97,9 +109,8 @@ impl Coordinator {
             told.peers = visible;
         }
         for (peer, mark) in pending.peers {
-            let visible = self.data.nodes.contains_key(&peer)
-                && peer != id
-                && self.access.can_see(id, peer);
+            let visible =
+                self.data.nodes.contains_key(&peer) && peer != id && self.access.can_see(id, peer);
             match (visible, told.peers.contains(&peer)) {
                 (false, true) => {
                     told.peers.remove(&peer);
@@ -116,7 +127,12 @@ impl Coordinator {
                         changed.insert(peer);
                     }
                     PeerMark::Patch(fields) => {
-                        match self.data.nodes.get(&peer).map(|n| self.render_patch(n, fields)) {
+                        match self
+                            .data
+                            .nodes
+                            .get(&peer)
+                            .map(|n| self.render_patch(n, fields))
+                        {
                             Some(Some(patch)) => head.peers_changed_patch.push(patch),
                             Some(None) => {
                                 changed.insert(peer);
@@ -140,14 +156,23 @@ impl Coordinator {
             .collect();
         users.extend(owners.difference(&told.users));
         told.users.extend(&users);
-        head.user_profiles = users.into_iter().map(|user| self.render_user(user)).collect();
-        let peers_changed: Vec<Arc<str>> =
-            changed.into_iter().filter_map(|peer| self.peer_json(peer)).collect();
+        head.user_profiles = users
+            .into_iter()
+            .map(|user| self.render_user(user))
+            .collect();
+        let peers_changed: Vec<Arc<str>> = changed
+            .into_iter()
+            .filter_map(|peer| self.peer_json(peer))
+            .collect();
         if head == MapResponse::default() && peers_changed.is_empty() {
             return None;
         }
         head.control_time = Some(timestamp(wall));
-        Some(Message { head, peers: Vec::new(), peers_changed })
+        Some(Message {
+            head,
+            peers: Vec::new(),
+            peers_changed,
+        })
     }
 
     /// Everything of a complete map but the peers.
@@ -167,10 +192,16 @@ impl Coordinator {
             domain: self.config.base_domain.clone(),
             collect_services: Some(false),
             packet_filters: filters(self.access.filter_for(id)),
-            user_profiles: users.into_iter().map(|user| self.render_user(user)).collect(),
+            user_profiles: users
+                .into_iter()
+                .map(|user| self.render_user(user))
+                .collect(),
             control_time: Some(timestamp(wall)),
             // Nodes of a private network have no business with a public log service.
-            debug: Some(Debug { disable_log_tail: true, ..Default::default() }),
+            debug: Some(Debug {
+                disable_log_tail: true,
+                ..Default::default()
+            }),
             ..Default::default()
         })
     }
@@ -275,7 +306,10 @@ impl Coordinator {
         if self.told_expired.contains(&node.id) {
             return None;
         }
-        let mut patch = PeerChange { node_id: node.id, ..Default::default() };
+        let mut patch = PeerChange {
+            node_id: node.id,
+            ..Default::default()
+        };
         if fields.has(PatchFields::ONLINE) {
             let online = self.online.contains(&node.id);
             patch.online = Some(online);
@@ -302,7 +336,12 @@ impl Coordinator {
 
     fn render_user(&self, id: UserId) -> UserProfile {
         let (name, _) = self.user_name(id);
-        UserProfile { id, login_name: name.clone(), display_name: name, ..Default::default() }
+        UserProfile {
+            id,
+            login_name: name.clone(),
+            display_name: name,
+            ..Default::default()
+        }
     }
 
     /// MagicDNS for the tailnet's zone; everything else stays with the host.
@@ -325,8 +364,12 @@ fn filters(rules: Vec<FilterRule>) -> BTreeMap<String, Option<Vec<FilterRule>>> 
 /// What a node may do by itself, policy apart: exchange files between the
 /// machines of one owner, and never update itself behind the owner's back.
 fn own_capabilities() -> CapMap {
-    let mut capabilities: CapMap =
-        ["https://tailscale.com/cap/file-sharing"].into_iter().collect();
-    capabilities.insert("default-auto-update".to_owned(), vec![serde_json::Value::Bool(false)]);
+    let mut capabilities: CapMap = ["https://tailscale.com/cap/file-sharing"]
+        .into_iter()
+        .collect();
+    capabilities.insert(
+        "default-auto-update".to_owned(),
+        vec![serde_json::Value::Bool(false)],
+    );
     capabilities
 }

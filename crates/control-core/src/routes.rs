@@ -20,12 +20,19 @@ pub(crate) fn is_exit(route: &IpNet) -> bool {
 
 /// What the node advertises, without stray host bits.
 pub(crate) fn advertised(node: &NodeRecord) -> BTreeSet<IpNet> {
-    node.hostinfo.routable_ips.iter().map(IpNet::trunc).collect()
+    node.hostinfo
+        .routable_ips
+        .iter()
+        .map(IpNet::trunc)
+        .collect()
 }
 
 /// What the node advertises and may.
 pub(crate) fn effective(node: &NodeRecord) -> BTreeSet<IpNet> {
-    advertised(node).intersection(&node.approved_routes).copied().collect()
+    advertised(node)
+        .intersection(&node.approved_routes)
+        .copied()
+        .collect()
 }
 
 /// The active router of each subnet.
@@ -50,8 +57,11 @@ impl Primaries {
         }
         let mut next = BTreeMap::new();
         for (route, candidates) in routers {
-            let present =
-                self.0.get(&route).copied().filter(|id| candidates.contains(id));
+            let present = self
+                .0
+                .get(&route)
+                .copied()
+                .filter(|id| candidates.contains(id));
             let chosen = present
                 .filter(|id| online.contains(id))
                 .or_else(|| candidates.iter().copied().find(|id| online.contains(id)))
@@ -64,7 +74,11 @@ impl Primaries {
         let changed = next
             .iter()
             .filter(|(route, id)| self.0.get(route) != Some(id))
-            .chain(self.0.iter().filter(|(route, id)| next.get(route) != Some(id)))
+            .chain(
+                self.0
+                    .iter()
+                    .filter(|(route, id)| next.get(route) != Some(id)),
+            )
             .map(|(_, id)| *id)
             .collect();
         self.0 = next;
@@ -73,6 +87,10 @@ impl Primaries {
 
     /// The subnets for which `id` is the active router.
     pub(crate) fn of(&self, id: NodeId) -> Vec<IpNet> {
-        self.0.iter().filter(|(_, router)| **router == id).map(|(route, _)| *route).collect()
+        self.0
+            .iter()
+            .filter(|(_, router)| **router == id)
+            .map(|(route, _)| *route)
+            .collect()
     }
 }

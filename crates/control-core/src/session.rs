@@ -87,7 +87,10 @@ impl Pending {
     }
 
     pub(crate) fn mark_peer(&mut self, id: NodeId, mark: PeerMark) {
-        self.peers.entry(id).and_modify(|old| *old = old.merge(mark)).or_insert(mark);
+        self.peers
+            .entry(id)
+            .and_modify(|old| *old = old.merge(mark))
+            .or_insert(mark);
     }
 }
 
@@ -109,7 +112,11 @@ pub(crate) struct Session {
 
 impl Session {
     pub(crate) fn new(node: NodeId) -> Self {
-        Self { node, told: None, pending: Pending::default() }
+        Self {
+            node,
+            told: None,
+            pending: Pending::default(),
+        }
     }
 }
 

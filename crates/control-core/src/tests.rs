@@ -1,1 +1,9 @@
+//! Stories of a small network, and the property that holds deltas and full
+//! maps together.
+
 #![allow(clippy::unwrap_used)]
+
+mod deltas;
+mod policy;
+mod registration;
+mod world;

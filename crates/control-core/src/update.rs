@@ -78,7 +78,9 @@ impl Coordinator {
     }
 
     pub(crate) fn apply_capability(&mut self, id: NodeId, capability: u32) {
-        let Some(node) = self.data.nodes.get_mut(&id) else { return };
+        let Some(node) = self.data.nodes.get_mut(&id) else {
+            return;
+        };
         if node.capability != capability {
             node.capability = capability;
             self.patched(id, PatchFields::CAPABILITY);
@@ -86,8 +88,12 @@ impl Coordinator {
     }
 
     fn apply_endpoints(&mut self, id: NodeId, endpoints: &[SocketAddr]) -> PatchFields {
-        let usable: Vec<_> =
-            endpoints.iter().copied().filter(is_usable).take(MAX_ENDPOINTS).collect();
+        let usable: Vec<_> = endpoints
+            .iter()
+            .copied()
+            .filter(is_usable)
+            .take(MAX_ENDPOINTS)
+            .collect();
         match self.data.nodes.get_mut(&id) {
             Some(node) if node.endpoints != usable => {
                 node.endpoints = usable;
@@ -109,7 +115,9 @@ impl Coordinator {
 
     /// Takes over a host's description of itself.
     pub(crate) fn apply_hostinfo(&mut self, id: NodeId, new: &Hostinfo) {
-        let Some(node) = self.data.nodes.get(&id) else { return };
+        let Some(node) = self.data.nodes.get(&id) else {
+            return;
+        };
         let mut new = new.clone();
         if new.net_info.is_none() {
             new.net_info = node.hostinfo.net_info.clone();
@@ -124,7 +132,9 @@ impl Coordinator {
         let visible_change = self.peer_hostinfo(&new) != self.peer_hostinfo(&node.hostinfo);
         let relay = home_relay(&new).or(node.home_relay);
         let relay_changed = relay != node.home_relay;
-        let Some(node) = self.data.nodes.get_mut(&id) else { return };
+        let Some(node) = self.data.nodes.get_mut(&id) else {
+            return;
+        };
         node.hostinfo = new;
         node.home_relay = relay;
         let is_renamed = renamed.is_some();
@@ -148,7 +158,11 @@ impl Coordinator {
 
 /// The home relay a host reports; 0 is "not known yet".
 pub(crate) fn home_relay(hostinfo: &Hostinfo) -> Option<RegionId> {
-    hostinfo.net_info.as_ref().and_then(|net| net.preferred_derp).filter(|region| region.0 != 0)
+    hostinfo
+        .net_info
+        .as_ref()
+        .and_then(|net| net.preferred_derp)
+        .filter(|region| region.0 != 0)
 }
 
 /// Link-local and zoned addresses mean nothing on another link.

@@ -1,1 +1,31 @@
-//! Being built.
+//! The coordination server: the shell around [`warren_control_core`].
+//!
+//! The core decides; this crate listens, stores and tells the time. The parts,
+//! in the order in which a login meets them:
+//!
+//! * [`server`] accepts connections, tells TLS from plain HTTP by the first
+//!   byte, serves what is public (`/key`, `/health`, ...) and hands relay
+//!   connections to the embedded relay;
+//! * [`noise`] takes the upgraded connection, makes the Noise handshake and
+//!   serves HTTP/2 inside it;
+//! * [`machine`] is what is served there: registration and the map stream;
+//! * [`hub`] is the one owner of the coordinator; it carries the coordinator's
+//!   wishes to sessions, to the timer and to the store;
+//! * [`store`] writes rows to SQLite from a thread of its own, in batches;
+//! * [`admin`] is the administrator's door: a Unix socket in the state folder,
+//!   HTTP and JSON, and the command line that uses it.
+//!
+//! What it never does: answer a registration before its row is on disk, hold a
+//! change back to batch it with others, or log a secret.
+
+pub mod admin;
+pub mod args;
+pub mod hub;
+pub mod machine;
+pub mod noise;
+pub mod output;
+pub mod pages;
+pub mod run;
+pub mod server;
+pub mod state_dir;
+pub mod store;

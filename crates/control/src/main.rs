@@ -1,2 +1,7 @@
-//! Being built.
-fn main() {}
+//! `warren-control`: the coordination server and its administration.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    warren_control::run::main(std::env::args_os())
+}

@@ -1,0 +1,83 @@
+//! A policy in force: who hears of whom.
+
+use super::world::World;
+
+const ONLY_TO_DB: &str = r#"{
+    // members reach the database, nobody else reaches anybody
+    "tagOwners": {"tag:db": ["alice@"]},
+    "acls": [{"action": "accept", "src": ["alice@"], "dst": ["tag:db:5432"]}],
+}"#;
+
+#[test]
+fn a_policy_takes_peers_away_and_gives_them_back() {
+    let mut w = World::new();
+    w.user("alice");
+    w.user("bob");
+    let (alice, bob) = (w.reusable("alice"), w.reusable("bob"));
+    w.join(1, &alice);
+    w.join(2, &bob);
+    w.join(3, &bob);
+    w.c.tag_node("host3", ["tag:db".to_owned()].into()).unwrap();
+    w.settle();
+    let (a, b, db) = (w.open(1).unwrap(), w.open(2).unwrap(), w.open(3).unwrap());
+    w.read_all();
+    assert_eq!(w.clients[&a].peers.len(), 2);
+
+    w.c.set_policy(Some(ONLY_TO_DB.to_owned())).unwrap();
+    w.settle();
+    w.read_all();
+    let peers = |w: &World, s| -> Vec<String> {
+        w.clients[&s]
+            .peers
+            .values()
+            .map(|p| p.base_name().to_owned())
+            .collect()
+    };
+    assert_eq!(peers(&w, a), ["host3"]);
+    assert_eq!(peers(&w, db), ["host1"]);
+    assert_eq!(peers(&w, b), Vec::<String>::new());
+    assert_eq!(w.clients[&b].packet_filter().count(), 0, "nothing comes in");
+    assert_eq!(w.clients[&db].packet_filter().count(), 1);
+
+    // News of a node travel to those who see it, and to nobody else.
+    w.c.rename_node("host1", "laptop").unwrap();
+    w.settle();
+    assert!(w.woken.contains(&db) && !w.woken.contains(&b));
+    w.read_all();
+    assert_eq!(peers(&w, db), ["laptop"]);
+
+    // A new machine of alice's changes what the database lets in.
+    w.join(4, &alice);
+    w.settle();
+    assert!(!w.woken.contains(&b));
+    w.read_all();
+    let sources: usize = w.clients[&db]
+        .packet_filter()
+        .map(|rule| rule.src_ips.len())
+        .sum();
+    assert!(sources >= 2, "{sources}");
+    assert_eq!(peers(&w, db).len(), 2);
+
+    w.c.set_policy(None).unwrap();
+    w.settle();
+    w.read_all();
+    assert_eq!(w.clients[&b].peers.len(), 3);
+}
+
+#[test]
+fn a_broken_policy_changes_nothing_and_says_where() {
+    let mut w = World::new();
+    let error =
+        w.c.set_policy(Some("{\"acls\": [}".to_owned()))
+            .unwrap_err()
+            .to_string();
+    assert!(error.contains("1:"), "{error}");
+    let error =
+        w.c.set_policy(Some(
+            r#"{"acls": [{"action": "accept", "src": ["group:x"], "dst": ["*:*"]}]}"#.to_owned(),
+        ))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("group:x"), "{error}");
+    assert!(w.c.snapshot().policy.is_none());
+}

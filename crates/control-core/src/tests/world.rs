@@ -1,0 +1,219 @@
+//! A coordinator with a clock to turn, and clients that keep what they are told.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use warren_control_types::{
+    CapabilityVersion, DerpMap, Hostinfo, MapRequest, MapResponse, Netmap, NodeId, RegisterAuth,
+    RegisterRequest, RegisterResponse,
+};
+use warren_keys::{Entropy, MachinePublic, NodePublic};
+
+use crate::{
+    Config, Coordinator, MapError, NewAuthKey, Output, PendingId, RegisterOutcome, SessionId,
+    Snapshot,
+};
+
+/// Counts; distinct bytes for every draw, the same in every run.
+pub(super) struct Counting(pub(super) u64);
+
+impl Entropy for Counting {
+    fn fill(&mut self, out: &mut [u8]) {
+        self.0 += 1;
+        for (n, byte) in out.iter_mut().enumerate() {
+            *byte = self.0.to_le_bytes()[n % 8] ^ (n as u8);
+        }
+    }
+}
+
+pub(super) fn machine(n: u8) -> MachinePublic {
+    MachinePublic::from_bytes([n; 32])
+}
+
+pub(super) fn key(n: u8) -> NodePublic {
+    NodePublic::from_bytes([n ^ 0x80; 32])
+}
+
+pub(super) struct World {
+    pub(super) c: Coordinator,
+    pub(super) now: Instant,
+    pub(super) wall: Duration,
+    /// What every row said last: what a restart would find.
+    pub(super) stored: Snapshot,
+    pub(super) woken: BTreeSet<SessionId>,
+    pub(super) ended: BTreeSet<SessionId>,
+    pub(super) decided: Vec<PendingId>,
+    pub(super) clients: BTreeMap<SessionId, Netmap>,
+}
+
+impl World {
+    pub(super) fn new() -> Self {
+        Self::with(Snapshot::default())
+    }
+
+    pub(super) fn with(data: Snapshot) -> Self {
+        let now = Instant::now();
+        let wall = Duration::from_secs(1_780_000_000);
+        let config = Config::new("http://192.0.2.1:8080/", DerpMap::default());
+        let c = Coordinator::new(now, wall, config, data.clone(), Box::new(Counting(0))).unwrap();
+        Self {
+            c,
+            now,
+            wall,
+            stored: data,
+            woken: BTreeSet::new(),
+            ended: BTreeSet::new(),
+            decided: Vec::new(),
+            clients: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn settle(&mut self) {
+        while let Some(output) = self.c.poll_output() {
+            match output {
+                Output::Store { change, .. } => self.stored.apply(change),
+                Output::Wake(id) => {
+                    self.woken.insert(id);
+                }
+                Output::End(id) => {
+                    self.woken.remove(&id);
+                    self.clients.remove(&id);
+                    self.ended.insert(id);
+                }
+                Output::Decided(id) => self.decided.push(id),
+                Output::Notice(_) => {}
+            }
+        }
+    }
+
+    pub(super) fn pass(&mut self, time: Duration) {
+        self.now += time;
+        self.wall += time;
+        self.c.handle_timeout(self.now, self.wall);
+        self.settle();
+    }
+
+    pub(super) fn user(&mut self, name: &str) {
+        self.c.create_user(self.wall, name).unwrap();
+        self.settle();
+    }
+
+    pub(super) fn auth_key(&mut self, new: NewAuthKey) -> String {
+        let text = self.c.create_auth_key(self.wall, new).unwrap().0.expose();
+        self.settle();
+        text
+    }
+
+    pub(super) fn reusable(&mut self, user: &str) -> String {
+        self.auth_key(NewAuthKey {
+            user: Some(user.to_owned()),
+            reusable: true,
+            ..NewAuthKey::default()
+        })
+    }
+
+    pub(super) fn register(&mut self, n: u8, request: &RegisterRequest) -> RegisterOutcome {
+        let outcome = self.c.register(self.now, self.wall, machine(n), request);
+        self.settle();
+        outcome
+    }
+
+    pub(super) fn answer(&mut self, n: u8, request: &RegisterRequest) -> RegisterResponse {
+        match self.register(n, request) {
+            RegisterOutcome::Answer(response) => *response,
+            RegisterOutcome::Park(id) => panic!("parked as {id}"),
+        }
+    }
+
+    /// Joins machine `n` with node key `n`.
+    pub(super) fn join(&mut self, n: u8, auth: &str) -> NodeId {
+        let response = self.answer(n, &request(n, auth));
+        assert_eq!(response.error, "");
+        assert!(response.machine_authorized);
+        self.c.node_by_key(&key(n)).unwrap().id
+    }
+
+    pub(super) fn open(&mut self, n: u8) -> Result<SessionId, MapError> {
+        let session = self.c.open_stream(machine(n), &map_request(n));
+        self.settle();
+        if let Ok(id) = session {
+            self.clients.insert(id, Netmap::default());
+        }
+        session
+    }
+
+    pub(super) fn close(&mut self, session: SessionId) {
+        self.clients.remove(&session);
+        self.c.close_stream(self.now, self.wall, session);
+        self.settle();
+    }
+
+    /// Lets one client read everything there is for it; the messages it got.
+    pub(super) fn read(&mut self, session: SessionId) -> Vec<MapResponse> {
+        self.woken.remove(&session);
+        let mut got = Vec::new();
+        while let Some(message) = self.c.next_message(self.wall, session) {
+            let json = message.to_json().unwrap();
+            let response: MapResponse = serde_json::from_slice(&json).unwrap();
+            let client = self.clients.get_mut(&session).unwrap();
+            client.apply(response.clone(), self.wall).unwrap();
+            got.push(response);
+        }
+        got
+    }
+
+    /// Lets every client that was woken read.
+    pub(super) fn read_all(&mut self) {
+        for session in self.woken.clone() {
+            self.read(session);
+        }
+    }
+
+    /// The map that a fresh stream would give.
+    pub(super) fn fresh(&self, id: NodeId) -> Netmap {
+        let json = serde_json::to_vec(&self.c.render(self.wall, id).unwrap()).unwrap();
+        let mut map = Netmap::default();
+        map.apply(serde_json::from_slice(&json).unwrap(), self.wall)
+            .unwrap();
+        map
+    }
+}
+
+pub(super) fn request(n: u8, auth: &str) -> RegisterRequest {
+    RegisterRequest {
+        version: CapabilityVersion::CURRENT,
+        node_key: key(n),
+        auth: (!auth.is_empty()).then(|| RegisterAuth {
+            auth_key: auth.to_owned(),
+        }),
+        hostinfo: Some(Hostinfo {
+            hostname: format!("host{n}"),
+            os: "linux".to_owned(),
+            ..Hostinfo::default()
+        }),
+        ..RegisterRequest::default()
+    }
+}
+
+pub(super) fn map_request(n: u8) -> MapRequest {
+    MapRequest {
+        version: CapabilityVersion::CURRENT,
+        node_key: key(n),
+        stream: true,
+        ..MapRequest::default()
+    }
+}
+
+/// Last seen has no meaning while a peer is online, and a patch cannot take it
+/// away; profiles of users that own nothing any more are not taken away either.
+pub(super) fn meaning(mut map: Netmap) -> Netmap {
+    for peer in map.peers.values_mut() {
+        if peer.online == Some(true) {
+            peer.last_seen = None;
+        }
+    }
+    let mut owners: BTreeSet<_> = map.peers.values().map(|peer| peer.user).collect();
+    owners.extend(map.self_node.as_ref().map(|node| node.user));
+    map.user_profiles.retain(|id, _| owners.contains(id));
+    map
+}

@@ -1,0 +1,305 @@
+//! What an administrator can ask for, and how it is done.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use warren_control_core::{AdminError, AuthKeyId, Coordinator, NewAuthKey, PendingId};
+
+use crate::admin::views::{
+    AuthKeyView, CreatedKeyView, HealthView, NodeView, UserView, WaitingView,
+};
+use crate::hub::{Hub, wall_clock};
+
+/// One wish.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
+#[allow(
+    missing_docs,
+    reason = "the names are the command line's, which explains them"
+)]
+pub enum Command {
+    UsersCreate {
+        name: String,
+    },
+    UsersList,
+    UsersRename {
+        name: String,
+        new_name: String,
+    },
+    UsersDelete {
+        name: String,
+    },
+    NodesList {
+        user: Option<String>,
+    },
+    NodesShow {
+        node: String,
+    },
+    NodesRename {
+        node: String,
+        name: String,
+    },
+    NodesExpire {
+        node: String,
+    },
+    NodesDelete {
+        node: String,
+    },
+    NodesWaiting,
+    NodesApprove {
+        id: String,
+        user: String,
+        tags: BTreeSet<String>,
+    },
+    NodesRoutes {
+        node: Option<String>,
+    },
+    NodesApproveRoutes {
+        node: String,
+        routes: Vec<String>,
+    },
+    NodesTag {
+        node: String,
+        tags: BTreeSet<String>,
+    },
+    PreauthkeysCreate {
+        user: Option<String>,
+        reusable: bool,
+        ephemeral: bool,
+        tags: BTreeSet<String>,
+        /// Seconds; 0 is for ever.
+        lifetime: u64,
+    },
+    PreauthkeysList,
+    PreauthkeysExpire {
+        id: i64,
+    },
+    PolicyGet,
+    PolicySet {
+        text: Option<String>,
+    },
+    PolicyCheck {
+        text: String,
+    },
+    Health,
+}
+
+/// Why a wish was not fulfilled, for the person who had it.
+#[derive(Debug)]
+pub(crate) struct Refusal(pub(crate) String);
+
+impl From<AdminError> for Refusal {
+    fn from(error: AdminError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl Command {
+    /// Does it. The answer comes when it is on disk.
+    pub(crate) async fn run(self, hub: &Arc<Hub>) -> Result<Value, Refusal> {
+        match self {
+            Self::UsersCreate { name } => {
+                change(hub, |c, wall| {
+                    Ok(UserView::new(&c.create_user(wall, &name)?))
+                })
+                .await
+            }
+            Self::UsersList => view(hub.read(|c| {
+                c.snapshot()
+                    .users
+                    .values()
+                    .map(UserView::new)
+                    .collect::<Vec<_>>()
+            })),
+            Self::UsersRename { name, new_name } => {
+                change(hub, |c, _| {
+                    Ok(UserView::new(&c.rename_user(&name, &new_name)?))
+                })
+                .await
+            }
+            Self::UsersDelete { name } => {
+                change(hub, |c, _| Ok(UserView::new(&c.delete_user(&name)?))).await
+            }
+            Self::NodesList { user } => hub
+                .read(|c| {
+                    let owner = user
+                        .map(|name| c.find_user(&name).map(|u| u.id))
+                        .transpose()?;
+                    Ok::<_, AdminError>(
+                        c.snapshot()
+                            .nodes
+                            .values()
+                            .filter(|node| owner.is_none() || node.user == owner)
+                            .map(|node| NodeView::new(c, node, wall_clock()))
+                            .collect::<Vec<_>>(),
+                    )
+                })
+                .map_err(Refusal::from)
+                .and_then(view),
+            Self::NodesShow { node } => hub
+                .read(|c| {
+                    c.find_node(&node)
+                        .map(|node| NodeView::new(c, node, wall_clock()))
+                })
+                .map_err(Refusal::from)
+                .and_then(view),
+            Self::NodesRename { node, name } => {
+                change_node(hub, |c, _| c.rename_node(&node, &name)).await
+            }
+            Self::NodesExpire { node } => {
+                change_node(hub, |c, wall| c.expire_node(wall, &node)).await
+            }
+            Self::NodesDelete { node } => {
+                let gone = hub.read(|c| {
+                    c.find_node(&node)
+                        .map(|n| NodeView::new(c, n, wall_clock()))
+                })?;
+                change(hub, |c, _| {
+                    c.delete_node(&node)?;
+                    Ok(gone)
+                })
+                .await
+            }
+            Self::NodesWaiting => {
+                view(hub.read(|c| c.pending().iter().map(WaitingView::new).collect::<Vec<_>>()))
+            }
+            Self::NodesApprove { id, user, tags } => {
+                let ((), result) = ((), {
+                    let (result, saved) = hub.change(|c, now, wall| {
+                        let id = c.approve(now, wall, &PendingId(id), &user, tags)?;
+                        node_view(c, id, wall)
+                    });
+                    saved
+                        .wait()
+                        .await
+                        .map_err(|error| Refusal(error.to_string()))?;
+                    result
+                });
+                result.map_err(Refusal::from).and_then(view)
+            }
+            Self::NodesRoutes { node } => hub
+                .read(|c| {
+                    let only = node
+                        .map(|text| c.find_node(&text).map(|n| n.id))
+                        .transpose()?;
+                    Ok::<_, AdminError>(
+                        c.snapshot()
+                            .nodes
+                            .values()
+                            .filter(|n| {
+                                only.map_or(!n.hostinfo.routable_ips.is_empty(), |id| n.id == id)
+                            })
+                            .map(|n| NodeView::new(c, n, wall_clock()))
+                            .collect::<Vec<_>>(),
+                    )
+                })
+                .map_err(Refusal::from)
+                .and_then(view),
+            Self::NodesApproveRoutes { node, routes } => {
+                let routes: Vec<IpNet> = routes
+                    .iter()
+                    .map(|text| {
+                        text.trim().parse().map_err(|_| {
+                            Refusal(format!(
+                                "\"{text}\" is not a route; write it as 10.1.0.0/16"
+                            ))
+                        })
+                    })
+                    .collect::<Result<_, _>>()?;
+                change_node(hub, |c, _| c.approve_routes(&node, &routes)).await
+            }
+            Self::NodesTag { node, tags } => change_node(hub, |c, _| c.tag_node(&node, tags)).await,
+            Self::PreauthkeysCreate {
+                user,
+                reusable,
+                ephemeral,
+                tags,
+                lifetime,
+            } => {
+                change(hub, |c, wall| {
+                    let lifetime = (lifetime != 0).then(|| Duration::from_secs(lifetime));
+                    let new = NewAuthKey {
+                        user,
+                        reusable,
+                        ephemeral,
+                        tags,
+                        lifetime,
+                    };
+                    let (text, record) = c.create_auth_key(wall, new)?;
+                    let record = AuthKeyView::new(c, &record, wall);
+                    Ok(CreatedKeyView {
+                        key: text.expose(),
+                        record,
+                    })
+                })
+                .await
+            }
+            Self::PreauthkeysList => view(hub.read(|c| {
+                c.snapshot()
+                    .auth_keys
+                    .values()
+                    .map(|key| AuthKeyView::new(c, key, wall_clock()))
+                    .collect::<Vec<_>>()
+            })),
+            Self::PreauthkeysExpire { id } => {
+                change(hub, |c, wall| {
+                    let key = c.expire_auth_key(wall, AuthKeyId(id))?;
+                    Ok(AuthKeyView::new(c, &key, wall))
+                })
+                .await
+            }
+            Self::PolicyGet => Ok(json!({ "policy": hub.read(|c| c.snapshot().policy.clone()) })),
+            Self::PolicySet { text } => {
+                let allow_all = text.is_none();
+                change(hub, |c, _| c.set_policy(text)).await?;
+                Ok(json!({ "ok": true, "allow_all": allow_all }))
+            }
+            Self::PolicyCheck { text } => {
+                Coordinator::check_policy(&text)?;
+                Ok(json!({ "ok": true }))
+            }
+            Self::Health => view(HealthView::new(hub)),
+        }
+    }
+}
+
+fn view(value: impl Serialize) -> Result<Value, Refusal> {
+    serde_json::to_value(value).map_err(|error| Refusal(error.to_string()))
+}
+
+async fn change<V: Serialize>(
+    hub: &Arc<Hub>,
+    change: impl FnOnce(&mut Coordinator, Duration) -> Result<V, AdminError>,
+) -> Result<Value, Refusal> {
+    let result = hub
+        .change_saved(|coordinator, _, wall| change(coordinator, wall))
+        .await
+        .map_err(|error| Refusal(error.to_string()))?;
+    result.map_err(Refusal::from).and_then(view)
+}
+
+async fn change_node(
+    hub: &Arc<Hub>,
+    act: impl FnOnce(&mut Coordinator, Duration) -> Result<warren_control_types::NodeId, AdminError>,
+) -> Result<Value, Refusal> {
+    change(hub, |coordinator, wall| {
+        let id = act(coordinator, wall)?;
+        node_view(coordinator, id, wall)
+    })
+    .await
+}
+
+fn node_view(
+    coordinator: &Coordinator,
+    id: warren_control_types::NodeId,
+    wall: Duration,
+) -> Result<NodeView, AdminError> {
+    let node = coordinator
+        .node(id)
+        .ok_or_else(|| AdminError::NoNode(id.to_string()))?;
+    Ok(NodeView::new(coordinator, node, wall))
+}

@@ -1,0 +1,260 @@
+//! What the administrator is shown, in the field names of `--json`.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use warren_control_core::{
+    AuthKeyRecord, Coordinator, JoinMethod, NodeRecord, PendingView, UserRecord,
+};
+
+use crate::hub::Hub;
+
+/// A user.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserView {
+    /// Its number.
+    pub id: i64,
+    /// Its login name.
+    pub name: String,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+impl UserView {
+    pub(crate) fn new(user: &UserRecord) -> Self {
+        Self {
+            id: user.id.0,
+            name: user.name.clone(),
+            created_at: user.created,
+        }
+    }
+}
+
+/// A node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeView {
+    /// Its number.
+    pub id: i64,
+    /// What the host calls itself.
+    pub name: String,
+    /// Its DNS label here.
+    pub given_name: String,
+    /// Its full name.
+    pub fqdn: String,
+    /// Who brought it in.
+    pub user: Option<String>,
+    /// Tags that own it.
+    pub tags: Vec<String>,
+    /// IPv4, then IPv6.
+    pub ip_addresses: Vec<String>,
+    /// Whether its map stream is open, or was within the grace time.
+    pub online: bool,
+    /// Last seen; for an online node when it last was away.
+    pub last_seen: Option<Timestamp>,
+    /// When the key stops working; `null` is never.
+    pub expiry: Option<Timestamp>,
+    /// Whether it has.
+    pub expired: bool,
+    /// When it joined.
+    pub created_at: Timestamp,
+    /// `auth_key` or `approval`.
+    pub register_method: JoinMethod,
+    /// Deleted when it stays away.
+    pub ephemeral: bool,
+    /// WireGuard key.
+    pub node_key: String,
+    /// Control channel key.
+    pub machine_key: String,
+    /// Path-finding key.
+    pub disco_key: Option<String>,
+    /// UDP endpoints.
+    pub endpoints: Vec<String>,
+    /// Home relay region.
+    pub home_relay: Option<u16>,
+    /// Operating system.
+    pub os: String,
+    /// Program and version.
+    pub version: String,
+    /// Capability version.
+    pub capability_version: u32,
+    /// What it offers to route.
+    pub available_routes: Vec<String>,
+    /// What it may route.
+    pub approved_routes: Vec<String>,
+}
+
+impl NodeView {
+    pub(crate) fn new(coordinator: &Coordinator, node: &NodeRecord, wall: Duration) -> Self {
+        let user = node
+            .user
+            .and_then(|id| coordinator.snapshot().users.get(&id));
+        let now = i64::try_from(wall.as_secs()).unwrap_or(i64::MAX);
+        Self {
+            id: node.id.0,
+            name: node.hostinfo.hostname.clone(),
+            given_name: node.name.clone(),
+            fqdn: coordinator.full_name(node),
+            user: user.map(|user| user.name.clone()),
+            tags: node.tags.iter().cloned().collect(),
+            ip_addresses: vec![node.address.v4().to_string(), node.address.v6().to_string()],
+            online: coordinator.is_online(node.id),
+            last_seen: node.last_seen,
+            expiry: node.key_expiry,
+            expired: node
+                .key_expiry
+                .is_some_and(|expiry| expiry.as_second() <= now),
+            created_at: node.created,
+            register_method: node.join_method,
+            ephemeral: node.ephemeral,
+            node_key: node.key.to_string(),
+            machine_key: node.machine.to_string(),
+            disco_key: node.disco.map(|key| key.to_string()),
+            endpoints: node.endpoints.iter().map(ToString::to_string).collect(),
+            home_relay: node.home_relay.map(|region| region.0),
+            os: node.hostinfo.os.clone(),
+            version: node.hostinfo.ipn_version.clone(),
+            capability_version: node.capability,
+            available_routes: node
+                .hostinfo
+                .routable_ips
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+            approved_routes: node
+                .approved_routes
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+        }
+    }
+}
+
+/// A machine that waits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitingView {
+    /// What to approve.
+    pub id: String,
+    /// Its host name.
+    pub name: String,
+    /// Its system.
+    pub os: String,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+impl WaitingView {
+    pub(crate) fn new(view: &PendingView) -> Self {
+        Self {
+            id: view.id.0.clone(),
+            name: view.hostname.clone(),
+            os: view.os.clone(),
+            since: view.since,
+        }
+    }
+}
+
+/// A pre-auth key, without its secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuthKeyView {
+    /// Its number.
+    pub id: i64,
+    /// Whose nodes it makes.
+    pub user: Option<String>,
+    /// Works more than once.
+    pub reusable: bool,
+    /// Makes ephemeral nodes.
+    pub ephemeral: bool,
+    /// Tags of its nodes.
+    pub acl_tags: Vec<String>,
+    /// How often it was used.
+    pub uses: u64,
+    /// Whether it was used at all.
+    pub used: bool,
+    /// Whether it works now.
+    pub usable: bool,
+    /// When it stops working; `null` is never.
+    pub expiration: Option<Timestamp>,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+impl AuthKeyView {
+    pub(crate) fn new(coordinator: &Coordinator, key: &AuthKeyRecord, wall: Duration) -> Self {
+        let user = key
+            .user
+            .and_then(|id| coordinator.snapshot().users.get(&id));
+        let now = i64::try_from(wall.as_secs()).unwrap_or(i64::MAX);
+        let expired = key.expiry.is_some_and(|expiry| expiry.as_second() <= now);
+        Self {
+            id: key.id.0,
+            user: user.map(|user| user.name.clone()),
+            reusable: key.reusable,
+            ephemeral: key.ephemeral,
+            acl_tags: key.tags.iter().cloned().collect(),
+            uses: key.uses,
+            used: key.uses > 0,
+            usable: !expired && (key.reusable || key.uses == 0),
+            expiration: key.expiry,
+            created_at: key.created,
+        }
+    }
+}
+
+/// A pre-auth key that was made just now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreatedKeyView {
+    /// The whole key. It is shown this once.
+    pub key: String,
+    /// The rest.
+    #[serde(flatten)]
+    pub record: AuthKeyView,
+}
+
+/// How the server is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthView {
+    /// `pass` or `fail`.
+    pub status: String,
+    /// Whether rows reach the disk.
+    pub database: bool,
+    /// Where nodes reach the server.
+    pub server_url: String,
+    /// The MagicDNS zone.
+    pub base_domain: String,
+    /// Whether every node may reach every node for lack of a policy.
+    pub allow_all: bool,
+    /// How many users there are.
+    pub users: usize,
+    /// How many nodes there are.
+    pub nodes: usize,
+    /// How many of them are online.
+    pub online: usize,
+    /// How many machines wait for approval.
+    pub waiting: usize,
+    /// The program's version.
+    pub version: String,
+}
+
+impl HealthView {
+    pub(crate) fn new(hub: &Hub) -> Self {
+        let database = hub.is_healthy();
+        hub.read(|c| Self {
+            status: if database { "pass" } else { "fail" }.to_owned(),
+            database,
+            server_url: c.config().server_url.clone(),
+            base_domain: c.config().base_domain.clone(),
+            allow_all: c.snapshot().policy.is_none(),
+            users: c.snapshot().users.len(),
+            nodes: c.snapshot().nodes.len(),
+            online: c
+                .snapshot()
+                .nodes
+                .keys()
+                .filter(|id| c.is_online(**id))
+                .count(),
+            waiting: c.pending().len(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        })
+    }
+}

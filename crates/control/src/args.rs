@@ -1,0 +1,456 @@
+//! The command line.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Coordination server of a private network: nodes join here, learn of each
+/// other and of what they may reach.
+#[derive(Debug, Parser)]
+#[command(name = "warren-control", version, max_term_width = 100)]
+pub struct Cli {
+    /// Folder with keys, database and the socket for administration.
+    #[arg(
+        long,
+        global = true,
+        env = "WARREN_CONTROL_STATE_DIR",
+        default_value = "./warren-control",
+        value_name = "DIR"
+    )]
+    pub state_dir: PathBuf,
+    /// Print JSON instead of text.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Top,
+}
+
+/// The areas.
+#[derive(Debug, Subcommand)]
+pub enum Top {
+    /// Run the server. Needs no configuration.
+    Serve(Box<Serve>),
+    /// Who owns machines.
+    #[command(subcommand, visible_alias = "user")]
+    Users(Users),
+    /// The machines.
+    #[command(subcommand, visible_alias = "node")]
+    Nodes(Nodes),
+    /// Keys with which machines join without a person.
+    #[command(subcommand, visible_aliases = ["preauthkey", "authkeys"])]
+    Preauthkeys(Preauthkeys),
+    /// Who may reach whom.
+    #[command(subcommand)]
+    Policy(Policy),
+    /// How the server is.
+    Health,
+    /// Print a completion script for a shell.
+    Completion {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// `serve`.
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// Address and TCP port for nodes. [default: port 8080 on all addresses]
+    #[arg(long, value_name = "IP:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// Where nodes reach this server. [default: made from the address of this
+    /// machine and the port]
+    #[arg(long, value_name = "URL")]
+    pub server_url: Option<String>,
+    /// Relays to use (JSON as on the wire) instead of the embedded one.
+    #[arg(long, value_name = "FILE")]
+    pub derp_map: Option<PathBuf>,
+    /// Address and UDP port for STUN, or "off". [default: port 3478 beside the
+    /// embedded relay]
+    #[arg(long, value_name = "IP:PORT", value_parser = parse_stun)]
+    pub stun_listen: Option<StunListen>,
+    /// Certificate chain (PEM). Without it the server is plain HTTP.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key of the certificate (PEM).
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Policy to use from now on (HuJSON).
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+    /// Zone of the nodes' names.
+    #[arg(long, default_value = "warren.internal", value_name = "NAME", value_parser = parse_domain)]
+    pub base_domain: String,
+    /// How long an ephemeral node may be away before it is deleted.
+    #[arg(long, default_value = "2m", value_name = "TIME", value_parser = parse_duration)]
+    pub ephemeral_timeout: Duration,
+    /// How long a login of a user's node works; "0" is for ever.
+    #[arg(long, default_value = "180d", value_name = "TIME", value_parser = parse_duration)]
+    pub key_expiry: Duration,
+    /// User that the printed key belongs to; made if there is none.
+    #[arg(long, default_value = "default", value_name = "NAME")]
+    pub user: String,
+}
+
+/// Where STUN is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StunListen {
+    /// Nowhere.
+    Off,
+    /// Here.
+    At(SocketAddr),
+}
+
+/// `users`.
+#[derive(Debug, Subcommand)]
+pub enum Users {
+    /// Make a user.
+    Create {
+        /// Login name.
+        name: String,
+    },
+    /// Show all users.
+    #[command(visible_alias = "ls")]
+    List,
+    /// Give a user another name.
+    Rename {
+        /// Present name or number.
+        name: String,
+        /// Name to be.
+        new_name: String,
+    },
+    /// Delete a user that owns no nodes.
+    #[command(visible_alias = "destroy")]
+    Delete {
+        /// Name or number.
+        name: String,
+    },
+}
+
+/// `nodes`.
+#[derive(Debug, Subcommand)]
+pub enum Nodes {
+    /// Show all nodes.
+    #[command(visible_alias = "ls")]
+    List {
+        /// Only those of this user.
+        #[arg(long)]
+        user: Option<String>,
+    },
+    /// Show one node.
+    Show {
+        /// Name, number or address.
+        node: String,
+    },
+    /// Give a node another name.
+    Rename {
+        /// Name, number or address.
+        node: String,
+        /// Name to be.
+        name: String,
+    },
+    /// Make a node log in again.
+    #[command(visible_alias = "logout")]
+    Expire {
+        /// Name, number or address.
+        node: String,
+    },
+    /// Delete a node.
+    #[command(visible_alias = "rm")]
+    Delete {
+        /// Name, number or address.
+        node: String,
+    },
+    /// Show machines that wait to be let in.
+    Waiting,
+    /// Let a waiting machine in.
+    #[command(visible_alias = "register")]
+    Approve {
+        /// The id at the end of the address that the machine shows.
+        #[arg(required_unless_present = "key")]
+        id: Option<String>,
+        /// Another way to name the id.
+        #[arg(long, hide = true)]
+        key: Option<String>,
+        /// Who owns it.
+        #[arg(long)]
+        user: String,
+        /// Tags that own it instead.
+        #[arg(
+            long = "tag",
+            visible_alias = "tags",
+            value_delimiter = ',',
+            value_name = "tag:NAME"
+        )]
+        tags: Vec<String>,
+    },
+    /// Show routes that nodes offer, and which of them count.
+    #[command(visible_alias = "list-routes")]
+    Routes {
+        /// Name, number or address; all nodes with routes if left out.
+        node: Option<String>,
+    },
+    /// Set which routes of a node count. Without routes: none.
+    ApproveRoutes {
+        /// Name, number or address.
+        node: String,
+        /// As 10.1.0.0/16; more than one with commas.
+        #[arg(
+            long = "routes",
+            visible_alias = "route",
+            value_delimiter = ',',
+            value_name = "ROUTE"
+        )]
+        routes: Vec<String>,
+        /// The same without a flag.
+        #[arg(value_name = "ROUTE", value_delimiter = ',')]
+        more: Vec<String>,
+    },
+    /// Give a node to tags; without any, back to its user.
+    Tag {
+        /// Name, number or address.
+        node: String,
+        /// The tags.
+        #[arg(
+            long = "tag",
+            visible_alias = "tags",
+            value_delimiter = ',',
+            value_name = "tag:NAME"
+        )]
+        tags: Vec<String>,
+        /// The same without a flag.
+        #[arg(value_name = "tag:NAME", value_delimiter = ',')]
+        more: Vec<String>,
+    },
+}
+
+/// `preauthkeys`.
+#[derive(Debug, Subcommand)]
+pub enum Preauthkeys {
+    /// Make a key. It is shown this once.
+    Create {
+        /// Whose nodes it makes.
+        #[arg(long)]
+        user: Option<String>,
+        /// It works more than once.
+        #[arg(long)]
+        reusable: bool,
+        /// Its nodes are deleted when they stay away.
+        #[arg(long)]
+        ephemeral: bool,
+        /// Its nodes belong to these tags.
+        #[arg(
+            long = "tag",
+            visible_alias = "tags",
+            value_delimiter = ',',
+            value_name = "tag:NAME"
+        )]
+        tags: Vec<String>,
+        /// How long it works, as 30m, 24h or 7d; "0" is for ever.
+        #[arg(long, visible_alias = "expiration", default_value = "1h", value_parser = parse_duration)]
+        expiry: Duration,
+    },
+    /// Show all keys, without their secrets.
+    #[command(visible_alias = "ls")]
+    List,
+    /// Make a key stop working. Nodes that used it stay.
+    Expire {
+        /// Its number.
+        id: i64,
+    },
+}
+
+/// `policy`.
+#[derive(Debug, Subcommand)]
+pub enum Policy {
+    /// Show the policy.
+    Get,
+    /// Use a policy from now on. All nodes hear of it at once.
+    Set {
+        /// HuJSON file; "-" is the input.
+        #[arg(required_unless_present = "allow_all")]
+        file: Option<PathBuf>,
+        /// Back to no policy: every node may reach every node.
+        #[arg(long, conflicts_with = "file")]
+        allow_all: bool,
+    },
+    /// Say what is wrong with a policy, without using it or a server.
+    Check {
+        /// HuJSON file; "-" is the input.
+        file: PathBuf,
+    },
+}
+
+/// `-name` is `--name`, as users of Go programs type it.
+pub fn normalise(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut only_values = false;
+    args.into_iter()
+        .enumerate()
+        .map(|(n, arg)| {
+            if n == 0 || only_values {
+                return arg;
+            }
+            let Some(text) = arg.to_str() else { return arg };
+            if text == "--" {
+                only_values = true;
+            }
+            match text.strip_prefix('-') {
+                Some(rest)
+                    if rest.len() > 1 && rest.starts_with(|c: char| c.is_ascii_alphabetic()) =>
+                {
+                    format!("--{rest}").into()
+                }
+                Some(_) | None => arg,
+            }
+        })
+        .collect()
+}
+
+/// Both spellings of a list, as a set.
+pub fn set(a: Vec<String>, b: Vec<String>) -> BTreeSet<String> {
+    a.into_iter()
+        .chain(b)
+        .map(|text| text.trim().to_owned())
+        .filter(|t| !t.is_empty())
+        .collect()
+}
+
+fn parse_stun(text: &str) -> Result<StunListen, String> {
+    match text {
+        "off" => Ok(StunListen::Off),
+        _ => text
+            .parse()
+            .map(StunListen::At)
+            .map_err(|_| "expected an address and a port, as 0.0.0.0:3478, or \"off\"".to_owned()),
+    }
+}
+
+fn parse_domain(text: &str) -> Result<String, String> {
+    let name = text.trim_matches('.').to_ascii_lowercase();
+    if name.split('.').count() < 2 {
+        return Err("a zone has at least two parts, as net.example".to_owned());
+    }
+    for label in name.split('.') {
+        warren_control_core::is_label(label).map_err(|error| error.to_string())?;
+    }
+    Ok(name)
+}
+
+/// Reads `90s`, `30m`, `24h`, `7d`, `1h30m`; a bare `0` is nothing.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("\"{text}\" is no time; write it as 90s, 30m, 24h or 7d");
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let mut total = 0_u64;
+    let mut digits = String::new();
+    for c in text.chars() {
+        if c.is_ascii_digit() {
+            digits.push(c);
+            continue;
+        }
+        let unit = match c {
+            's' => 1,
+            'm' => 60,
+            'h' => 3600,
+            'd' => 86_400,
+            'w' => 7 * 86_400,
+            _ => return Err(wrong()),
+        };
+        let number: u64 = std::mem::take(&mut digits).parse().map_err(|_| wrong())?;
+        let part = number.checked_mul(unit).ok_or_else(wrong)?;
+        total = total.checked_add(part).ok_or_else(wrong)?;
+    }
+    if digits.is_empty() && !text.is_empty() {
+        Ok(Duration::from_secs(total))
+    } else {
+        Err(wrong())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use clap::CommandFactory as _;
+    use proptest::prelude::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(normalise(line.split(' ').map(OsString::from)))
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_shapes_that_scripts_use() {
+        for line in [
+            "warren-control serve",
+            "warren-control serve --state-dir D --listen 127.0.0.1:80 --server-url http://x --derp-map F --stun-listen 0.0.0.0:3478",
+            "warren-control serve -state-dir D -listen [::]:80 -stun-listen=off",
+            "warren-control --state-dir D users create NAME",
+            "warren-control users create NAME -state-dir D",
+            "warren-control --state-dir D preauthkeys create --user NAME --reusable --ephemeral --tag tag:x --expiry 24h --json",
+            "warren-control nodes list --json",
+            "warren-control nodes approve abc --user NAME",
+            "warren-control nodes register --key abc --user NAME",
+            "warren-control nodes approve-routes db --routes 10.0.0.0/8,::/0",
+            "warren-control policy set --allow-all",
+        ] {
+            if let Err(error) = parse(line) {
+                panic!("{line}: {error}");
+            }
+        }
+        for line in [
+            "warren-control",
+            "warren-control nodes",
+            "warren-control serve --tls-cert F",
+        ] {
+            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn durations() {
+        for (text, seconds) in [
+            ("90s", 90),
+            ("30m", 1800),
+            ("24h", 86_400),
+            ("1h30m", 5400),
+            ("0", 0),
+            ("2w", 1_209_600),
+        ] {
+            assert_eq!(
+                parse_duration(text).unwrap(),
+                Duration::from_secs(seconds),
+                "{text}"
+            );
+        }
+        for text in [
+            "",
+            "5",
+            "h",
+            "-1h",
+            "1.5h",
+            "99999999999999999999h",
+            "9999999999999999w",
+        ] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_never_panics(text in ".*") {
+            let _ = parse_duration(&text);
+            let _ = parse_domain(&text);
+            let _ = parse_stun(&text);
+        }
+    }
+}

@@ -1,0 +1,378 @@
+//! The one owner of the coordinator.
+//!
+//! Every request takes the lock for the length of one method call; nothing
+//! waits while holding it. What the coordinator then wants done is carried out
+//! before the lock is released: rows go to the writer in order, sessions and
+//! parked registrations are woken, the timer is set anew. So a change is on its
+//! way to those it concerns the moment it is made.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::{Notify, mpsc, oneshot};
+use warren_control_core::{
+    Coordinator, MapError, Message, Notice, Output, PendingId, RegisterOutcome, SessionId,
+};
+use warren_control_types::{MapRequest, RegisterRequest, RegisterResponse};
+use warren_keys::{Entropy, MachinePublic, NodePublic};
+
+use crate::store::{Saved, Store, StoreError};
+
+/// The system's random generator.
+#[derive(Debug, Clone, Copy)]
+pub struct OsEntropy;
+
+impl Entropy for OsEntropy {
+    fn fill(&mut self, out: &mut [u8]) {
+        // Without random bytes no key is safe: better to stop than to go on.
+        #[allow(clippy::expect_used)]
+        getrandom::fill(out).expect("the system's random generator works");
+    }
+}
+
+/// The wall clock. A clock before 1970 counts as 1970.
+pub fn wall_clock() -> Duration {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+}
+
+/// How a session hears of the coordinator.
+#[derive(Debug, Default)]
+pub struct Signals {
+    wake: Notify,
+    ended: AtomicBool,
+}
+
+struct Inner {
+    coordinator: Coordinator,
+    sessions: HashMap<SessionId, Arc<Signals>>,
+    parked: HashMap<PendingId, Vec<oneshot::Sender<()>>>,
+}
+
+/// See the module.
+pub struct Hub {
+    inner: Mutex<Inner>,
+    store: Store,
+    timer: Notify,
+    lines: mpsc::UnboundedSender<String>,
+}
+
+impl std::fmt::Debug for Hub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hub").finish_non_exhaustive()
+    }
+}
+
+impl Hub {
+    /// Takes ownership. Lines for the administrator's terminal go to `lines`.
+    pub fn new(
+        coordinator: Coordinator,
+        store: Store,
+        lines: mpsc::UnboundedSender<String>,
+    ) -> Arc<Self> {
+        let inner = Inner {
+            coordinator,
+            sessions: HashMap::new(),
+            parked: HashMap::new(),
+        };
+        Arc::new(Self {
+            inner: Mutex::new(inner),
+            store,
+            timer: Notify::new(),
+            lines,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // The coordinator does not panic half way through a change; if it ever
+        // did, serving what there is beats refusing everybody.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at the coordinator.
+    pub fn read<R>(&self, look: impl FnOnce(&Coordinator) -> R) -> R {
+        look(&self.lock().coordinator)
+    }
+
+    /// Changes the coordinator and carries out what it wants. The answer may be
+    /// given once [`Saved`] has been waited for.
+    pub fn change<R>(
+        &self,
+        change: impl FnOnce(&mut Coordinator, Instant, Duration) -> R,
+    ) -> (R, Saved) {
+        let mut inner = self.lock();
+        let result = change(&mut inner.coordinator, Instant::now(), wall_clock());
+        let saved = self.carry_out(&mut inner);
+        (result, saved)
+    }
+
+    /// As [`Hub::change`], and waits until it is on disk.
+    ///
+    /// # Errors
+    /// It is not on disk yet. It is done, though, and will be.
+    pub async fn change_saved<R>(
+        &self,
+        change: impl FnOnce(&mut Coordinator, Instant, Duration) -> R,
+    ) -> Result<R, StoreError> {
+        let (result, saved) = self.change(change);
+        saved.wait().await?;
+        Ok(result)
+    }
+
+    /// Registers, and waits for the administrator where that is called for.
+    ///
+    /// # Errors
+    /// The registration is not on disk yet; the client should ask again.
+    pub async fn register(
+        &self,
+        machine: MachinePublic,
+        request: &RegisterRequest,
+    ) -> Result<Box<RegisterResponse>, StoreError> {
+        loop {
+            let (outcome, decided, saved) = {
+                let mut inner = self.lock();
+                let outcome =
+                    inner
+                        .coordinator
+                        .register(Instant::now(), wall_clock(), machine, request);
+                // Under the same lock, or a decision in between would be missed.
+                let decided = match &outcome {
+                    RegisterOutcome::Answer(_) => None,
+                    RegisterOutcome::Park(id) => {
+                        let (sender, receiver) = oneshot::channel();
+                        let waiting = inner.parked.entry(id.clone()).or_default();
+                        waiting.retain(|other| !other.is_closed());
+                        waiting.push(sender);
+                        Some(receiver)
+                    }
+                };
+                let saved = self.carry_out(&mut inner);
+                (outcome, decided, saved)
+            };
+            saved.wait().await?;
+            match (outcome, decided) {
+                (RegisterOutcome::Answer(response), _) => return Ok(response),
+                (RegisterOutcome::Park(_), Some(decided)) => {
+                    // Either way the question is put again.
+                    let _ = decided.await;
+                }
+                (RegisterOutcome::Park(_), None) => {}
+            }
+        }
+    }
+
+    /// Opens a map stream.
+    ///
+    /// # Errors
+    /// The node is not known here or too old.
+    pub fn open_stream(
+        self: &Arc<Self>,
+        machine: MachinePublic,
+        request: &MapRequest,
+    ) -> Result<Session, MapError> {
+        let mut inner = self.lock();
+        let opened = inner.coordinator.open_stream(machine, request);
+        let session = opened.as_ref().ok().map(|id| Session {
+            id: *id,
+            signals: inner.sessions.entry(*id).or_default().clone(),
+            hub: self.clone(),
+        });
+        let _rows_of_no_promise = self.carry_out(&mut inner);
+        drop(inner);
+        match (opened, session) {
+            (Ok(_), Some(session)) => Ok(session),
+            (Err(error), _) => Err(error),
+            (Ok(_), None) => Err(MapError::NotFound),
+        }
+    }
+
+    /// Applies a lite update.
+    ///
+    /// # Errors
+    /// The node is not known here or too old.
+    pub fn update(&self, machine: MachinePublic, request: &MapRequest) -> Result<(), MapError> {
+        let (result, _rows_of_no_promise) =
+            self.change(|coordinator, _, _| coordinator.update(machine, request));
+        result.map(drop)
+    }
+
+    /// The whole map, once.
+    ///
+    /// # Errors
+    /// The node is not known here or too old.
+    pub fn map_once(
+        &self,
+        machine: MachinePublic,
+        request: &MapRequest,
+    ) -> Result<Message, MapError> {
+        let mut inner = self.lock();
+        let id = inner.coordinator.identify(machine, request)?;
+        inner
+            .coordinator
+            .full_message(wall_clock(), id)
+            .ok_or(MapError::NotFound)
+    }
+
+    /// Whether the key belongs to a node of this network.
+    pub fn admits(&self, key: &NodePublic) -> bool {
+        self.read(|coordinator| coordinator.node_by_key(key).is_some())
+    }
+
+    /// Waits until everything is on disk.
+    ///
+    /// # Errors
+    /// Something cannot be written.
+    pub async fn flush(&self) -> Result<(), StoreError> {
+        self.store.write(Vec::new(), true).wait().await
+    }
+
+    /// Whether rows reach the disk.
+    pub fn is_healthy(&self) -> bool {
+        self.store.is_healthy()
+    }
+
+    /// Calls the coordinator whenever something is due. Ends with the task.
+    pub async fn run_timer(self: Arc<Self>) {
+        loop {
+            let deadline = {
+                let inner = self.lock();
+                inner
+                    .coordinator
+                    .next_deadline(Instant::now(), wall_clock())
+            };
+            match deadline {
+                None => self.timer.notified().await,
+                Some((at, _reason)) => {
+                    tokio::select! {
+                        () = self.timer.notified() => continue,
+                        () = tokio::time::sleep_until(at.into()) => {}
+                    }
+                    let ((), _rows) = self.change(Coordinator::handle_timeout);
+                }
+            }
+        }
+    }
+
+    fn carry_out(&self, inner: &mut Inner) -> Saved {
+        let mut rows = Vec::new();
+        let mut promised = false;
+        while let Some(output) = inner.coordinator.poll_output() {
+            match output {
+                Output::Store { change, durable } => {
+                    rows.push(change);
+                    promised |= durable;
+                }
+                Output::Wake(id) => inner.sessions.entry(id).or_default().wake.notify_one(),
+                Output::End(id) => {
+                    if let Some(signals) = inner.sessions.remove(&id) {
+                        signals.ended.store(true, Ordering::Release);
+                        signals.wake.notify_one();
+                    }
+                }
+                // Dropping the senders wakes everybody who waits.
+                Output::Decided(id) => drop(inner.parked.remove(&id)),
+                Output::Notice(notice) => {
+                    if let Some(line) = describe(&inner.coordinator, notice) {
+                        let _ = self.lines.send(line);
+                    }
+                }
+            }
+        }
+        self.timer.notify_one();
+        if rows.is_empty() && self.store.is_healthy() {
+            return Saved::already();
+        }
+        let saved = self.store.write(rows, promised);
+        // When an earlier promise could not be kept, later answers wait too.
+        if promised || !self.store.is_healthy() {
+            saved
+        } else {
+            Saved::already()
+        }
+    }
+}
+
+/// An open map stream. Dropping it closes the stream.
+#[derive(Debug)]
+pub struct Session {
+    id: SessionId,
+    signals: Arc<Signals>,
+    hub: Arc<Hub>,
+}
+
+impl Session {
+    /// What the node has to hear next, as soon as there is something. `None`
+    /// ends the stream.
+    pub async fn next(&self) -> Option<Message> {
+        loop {
+            if self.signals.ended.load(Ordering::Acquire) {
+                return None;
+            }
+            let message = self
+                .hub
+                .lock()
+                .coordinator
+                .next_message(wall_clock(), self.id);
+            if message.is_some() {
+                return message;
+            }
+            self.signals.wake.notified().await;
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let mut inner = self.hub.lock();
+        inner.sessions.remove(&self.id);
+        inner
+            .coordinator
+            .close_stream(Instant::now(), wall_clock(), self.id);
+        let _rows_of_no_promise = self.hub.carry_out(&mut inner);
+    }
+}
+
+/// A line for the terminal; nothing for what would only be noise.
+fn describe(coordinator: &Coordinator, notice: Notice) -> Option<String> {
+    let node_line = |id, what: &str| {
+        let node = coordinator.node(id)?;
+        let user = match node
+            .user
+            .and_then(|id| coordinator.snapshot().users.get(&id))
+        {
+            Some(user) if !node.is_tagged() => format!("user {}", user.name),
+            Some(_) | None => node.tags.iter().cloned().collect::<Vec<_>>().join(" "),
+        };
+        let info = &node.hostinfo;
+        let version = info.ipn_version.split('-').next().unwrap_or_default();
+        let program = if info.app.is_empty() || info.app.starts_with('/') {
+            "tailscale"
+        } else {
+            &info.app
+        };
+        let program = if version.is_empty() {
+            String::new()
+        } else {
+            format!(", {program} {version}")
+        };
+        Some(format!(
+            "{} {what} {} ({user}, {}{program})",
+            node.name,
+            node.address.v4(),
+            info.os
+        ))
+    };
+    match notice {
+        Notice::Joined(id) => node_line(id, "joined as"),
+        Notice::KeyRenewed(id) => node_line(id, "logged in again as"),
+        Notice::LoggedOut(_, name) => Some(format!("{name} logged out")),
+        Notice::Left(_, name) => Some(format!("{name} is gone")),
+        Notice::Waiting(id, host) => Some(format!(
+            "{host} waits for approval: warren-control nodes approve {id} --user NAME"
+        )),
+        Notice::Online(_) | Notice::Offline(_) => None,
+    }
+}

@@ -1,0 +1,271 @@
+//! What is served inside the Noise channel: `/machine/register`,
+//! `/machine/map`, and clear refusals for what is not there yet.
+//!
+//! The map stream is pulled: a frame is made when HTTP/2 has room for it, from
+//! what is true at that moment. A client that reads slowly gets fewer, newer
+//! messages, never a longer queue.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::stream;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full, Limited, StreamBody};
+use hyper::body::{Body, Frame};
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+use warren_control_core::MapError;
+use warren_control_types::{MapRequest, RegisterRequest};
+use warren_keys::MachinePublic;
+
+use crate::hub::{Hub, Session};
+
+/// The longest request body; the reference's servers take as much.
+const MAX_BODY: usize = 1 << 20;
+/// Silence on a stream ends with a keepalive after 50 to 59 s; a client gives
+/// up after 120 s.
+const KEEPALIVE_FLOOR: u64 = 50;
+/// The sign of life. Always these bytes: clients recognise them.
+const KEEPALIVE: &[u8] = br#"{"KeepAlive":true}"#;
+/// Maps are text that is sent once; more effort saves little.
+const ZSTD_LEVEL: i32 = 3;
+
+/// A response body, whole or endless.
+pub type ReplyBody = UnsyncBoxBody<Bytes, Infallible>;
+
+/// A body that is there already.
+pub fn whole(content: impl Into<Bytes>) -> ReplyBody {
+    Full::new(content.into()).boxed_unsync()
+}
+
+/// A short text with a status.
+pub fn text(status: StatusCode, content: impl Into<Bytes>) -> Response<ReplyBody> {
+    let mut response = Response::new(whole(content));
+    *response.status_mut() = status;
+    response.headers_mut().insert(
+        http::header::CONTENT_TYPE,
+        http::HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
+    response
+}
+
+/// A JSON answer.
+pub fn json<T: serde::Serialize>(status: StatusCode, value: &T) -> Response<ReplyBody> {
+    match serde_json::to_vec(value) {
+        Ok(content) => {
+            let mut response = Response::new(whole(content));
+            *response.status_mut() = status;
+            response.headers_mut().insert(
+                http::header::CONTENT_TYPE,
+                http::HeaderValue::from_static("application/json"),
+            );
+            response
+        }
+        Err(error) => text(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("cannot encode: {error}"),
+        ),
+    }
+}
+
+/// Reads a body of at most `limit` bytes.
+///
+/// # Errors
+/// The refusal to answer with.
+pub async fn read_body<B>(body: B, limit: usize) -> Result<Bytes, Box<Response<ReplyBody>>>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    match Limited::new(body, limit).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(Box::new(text(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("the request body is larger than {limit} bytes"),
+        ))),
+        Err(error) => Err(Box::new(text(
+            StatusCode::BAD_REQUEST,
+            format!("the request was cut: {error}"),
+        ))),
+    }
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Box<Response<ReplyBody>>> {
+    serde_json::from_slice(body).map_err(|error| {
+        Box::new(text(
+            StatusCode::BAD_REQUEST,
+            format!("the request is not what it should be: {error}"),
+        ))
+    })
+}
+
+/// Answers one request of the machine at the other end of the channel.
+pub async fn handle<B>(
+    hub: Arc<Hub>,
+    machine: MachinePublic,
+    request: Request<B>,
+) -> Response<ReplyBody>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let (parts, body) = request.into_parts();
+    let body = match read_body(body, MAX_BODY).await {
+        Ok(body) => body,
+        Err(refusal) => return *refusal,
+    };
+    let path = parts.uri.path();
+    match (parts.method, path) {
+        (Method::POST, "/machine/register") => match parse(&body) {
+            Ok(request) => register(&hub, machine, &request).await,
+            Err(refusal) => *refusal,
+        },
+        (Method::POST, "/machine/map") => match parse(&body) {
+            Ok(request) => map(&hub, machine, &request),
+            Err(refusal) => *refusal,
+        },
+        (Method::GET, "/machine/whoami") => text(StatusCode::OK, format!("you are {machine}\n")),
+        // Clients no longer send these unasked, and do not read the answer.
+        (Method::POST, "/machine/update-health") => {
+            let mut response = Response::new(whole(Bytes::new()));
+            *response.status_mut() = StatusCode::NO_CONTENT;
+            response
+        }
+        (_, "/machine/register" | "/machine/map") => {
+            text(StatusCode::METHOD_NOT_ALLOWED, "use POST")
+        }
+        (_, path) if path.starts_with("/machine/") => text(
+            StatusCode::NOT_IMPLEMENTED,
+            format!("{path} is not available on this server"),
+        ),
+        // Answers to questions this server asks nodes arrive here, at paths it
+        // made up. It has asked nothing with this path, or no longer waits.
+        (Method::POST | Method::HEAD, path) if path.starts_with("/c2n/") => {
+            text(StatusCode::NOT_FOUND, "nobody waits for this answer")
+        }
+        (_, path) => text(StatusCode::NOT_FOUND, format!("{path} is not known here")),
+    }
+}
+
+async fn register(
+    hub: &Hub,
+    machine: MachinePublic,
+    request: &RegisterRequest,
+) -> Response<ReplyBody> {
+    match hub.register(machine, request).await {
+        Ok(response) => json(StatusCode::OK, &response),
+        // Not an `Error` text: the client should simply try again.
+        Err(error) => {
+            tracing::error!("a registration could not be saved: {error}");
+            text(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the server cannot save its state at the moment (see its log); trying again will help once it can",
+            )
+        }
+    }
+}
+
+fn map(hub: &Arc<Hub>, machine: MachinePublic, request: &MapRequest) -> Response<ReplyBody> {
+    let compressed = match request.compress.as_str() {
+        "" => false,
+        "zstd" => true,
+        other => {
+            return text(
+                StatusCode::BAD_REQUEST,
+                format!("compression \"{other}\" is not known; use \"zstd\" or none"),
+            );
+        }
+    };
+    let answer = if request.stream {
+        hub.open_stream(machine, request)
+            .map(|session| stream_body(session, compressed))
+    } else if request.omit_peers && !request.read_only {
+        hub.update(machine, request).map(|()| whole(Bytes::new()))
+    } else {
+        hub.map_once(machine, request).and_then(|message| {
+            let json = message.to_json().map_err(|_| MapError::NotFound)?;
+            Ok(whole(frame(&json, compressed)))
+        })
+    };
+    match answer {
+        Ok(body) => Response::new(body),
+        Err(error @ MapError::NotFound) => text(StatusCode::NOT_FOUND, error.to_string()),
+        Err(error @ MapError::TooOld { .. }) => text(StatusCode::BAD_REQUEST, error.to_string()),
+    }
+}
+
+/// A frame: little-endian length, then the message, compressed by itself where
+/// the client asked for it.
+fn frame(json: &[u8], compressed: bool) -> Bytes {
+    let squeezed = compressed.then(|| zstd::bulk::compress(json, ZSTD_LEVEL));
+    let payload = match &squeezed {
+        Some(Ok(bytes)) => bytes.as_slice(),
+        // Compression into memory does not fail; a frame of stored blocks would
+        // be the way out if it ever did.
+        Some(Err(_)) | None => json,
+    };
+    let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+    let mut out = BytesMut::with_capacity(payload.len() + 4);
+    out.extend_from_slice(&length.to_le_bytes());
+    out.extend_from_slice(payload);
+    out.freeze()
+}
+
+fn stream_body(session: Session, compressed: bool) -> ReplyBody {
+    let keepalive = frame(KEEPALIVE, compressed);
+    let frames = stream::unfold((session, Instant::now()), move |(session, last)| {
+        let keepalive = keepalive.clone();
+        async move {
+            let silence = Duration::from_secs(KEEPALIVE_FLOOR) + jitter();
+            let bytes = tokio::select! {
+                message = session.next() => match message?.to_json() {
+                    Ok(json) => frame(&json, compressed),
+                    Err(error) => {
+                        tracing::error!("a map message could not be encoded: {error}");
+                        return None;
+                    }
+                },
+                () = tokio::time::sleep_until(last + silence) => keepalive,
+            };
+            Some((Ok(Frame::data(bytes)), (session, Instant::now())))
+        }
+    });
+    StreamBody::new(frames).boxed_unsync()
+}
+
+/// Up to 9 s, so that a restarted server does not hear from all nodes at once.
+fn jitter() -> Duration {
+    let mut byte = [0_u8; 1];
+    // Without randomness they would only all be on time.
+    let _ = getrandom::fill(&mut byte);
+    Duration::from_millis(u64::from(byte[0]) * 9000 / 256)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn frames_carry_their_length_and_open_again() {
+        assert_eq!(&frame(b"{}", false)[..], b"\x02\0\0\0{}");
+        let squeezed = frame(KEEPALIVE, true);
+        let length = u32::from_le_bytes(squeezed[..4].try_into().unwrap()) as usize;
+        assert_eq!(length, squeezed.len() - 4);
+        assert_eq!(
+            zstd::bulk::decompress(&squeezed[4..], 100).unwrap(),
+            KEEPALIVE
+        );
+        assert_eq!(squeezed, frame(KEEPALIVE, true));
+    }
+
+    #[test]
+    fn keepalives_come_between_50_and_59_seconds() {
+        for _ in 0..100 {
+            assert!(jitter() < Duration::from_secs(9));
+        }
+    }
+}

@@ -1,0 +1,385 @@
+//! `/ts2021`: from an HTTP/1.1 request to HTTP/2 inside Noise.
+//!
+//! The client's first handshake message rides in a header (or, from browsers,
+//! in the query of a WebSocket request). The answer is 101, then our handshake
+//! message, then records. In them comes first the early payload, then HTTP/2
+//! with prior knowledge. From here on the machine key of the peer is proven.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use data_encoding::BASE64;
+use futures_util::{SinkExt as _, StreamExt as _};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, Role, WebSocketConfig};
+use tokio_util::io::{CopyToBytes, SinkWriter, StreamReader};
+use warren_channel::{Accepted, Channel, Opener, Sealer, accept, early};
+use warren_control_types::{CapabilityVersion, EarlyNoise};
+use warren_keys::{ChallengeSecret, MachineSecret};
+
+use crate::hub::{Hub, OsEntropy};
+use crate::machine::{self, ReplyBody, text, whole};
+
+/// What both sides upgrade to.
+const PROTOCOL: &str = "tailscale-control-protocol";
+/// Where the client's first message is, in a header or a query.
+const HANDSHAKE: &str = "X-Tailscale-Handshake";
+/// A stream of maps may be silent for 59 s; a dead peer should not be online
+/// for much longer than that, and HTTP/2 pings cost next to nothing.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// How long a peer may take to answer a ping.
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// Requests at a time on one connection. A client has one stream, one
+/// registration and a few updates.
+const MAX_STREAMS: u32 = 64;
+
+/// What the upgrade needs.
+#[derive(Debug)]
+pub struct Upgrader {
+    /// The coordinator.
+    pub hub: Arc<Hub>,
+    /// The server's Noise key.
+    pub key: MachineSecret,
+}
+
+impl Upgrader {
+    /// Answers a request for `/ts2021`. The rest happens in a task of its own.
+    pub fn upgrade(self: &Arc<Self>, request: Request<Incoming>) -> Response<ReplyBody> {
+        match *request.method() {
+            Method::POST => self.upgrade_native(request),
+            Method::GET => self.upgrade_websocket(request),
+            _ => text(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "use POST, or GET with a WebSocket",
+            ),
+        }
+    }
+
+    fn upgrade_native(self: &Arc<Self>, mut request: Request<Incoming>) -> Response<ReplyBody> {
+        let headers = request.headers();
+        if request.version() != http::Version::HTTP_11 {
+            return text(StatusCode::BAD_REQUEST, "make request over HTTP/1");
+        }
+        let Some(next) = headers.get(header::UPGRADE) else {
+            return text(StatusCode::BAD_REQUEST, "missing next protocol");
+        };
+        if !next.as_bytes().eq_ignore_ascii_case(PROTOCOL.as_bytes()) {
+            return text(StatusCode::BAD_REQUEST, "unknown next protocol");
+        }
+        let Some(handshake) = headers.get(HANDSHAKE) else {
+            return text(
+                StatusCode::BAD_REQUEST,
+                "missing Tailscale handshake header",
+            );
+        };
+        let accepted = match self.accept(handshake.as_bytes()) {
+            Ok(accepted) => accepted,
+            Err(why) => return text(StatusCode::BAD_REQUEST, why),
+        };
+        let this = self.clone();
+        let upgraded = hyper::upgrade::on(&mut request);
+        tokio::spawn(async move {
+            match upgraded.await {
+                Ok(upgraded) => this.serve(TokioIo::new(upgraded), accepted, true).await,
+                Err(error) => tracing::debug!("an upgrade did not happen: {error}"),
+            }
+        });
+        let mut response = Response::new(whole(Bytes::new()));
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let headers = response.headers_mut();
+        headers.insert(header::UPGRADE, HeaderValue::from_static(PROTOCOL));
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        response
+    }
+
+    fn upgrade_websocket(self: &Arc<Self>, mut request: Request<Incoming>) -> Response<ReplyBody> {
+        let headers = request.headers();
+        let has = |name: header::HeaderName, wanted: &str| {
+            headers
+                .get_all(name)
+                .iter()
+                .filter_map(|v| v.to_str().ok())
+                .any(|value| {
+                    value
+                        .split(',')
+                        .any(|token| token.trim().eq_ignore_ascii_case(wanted))
+                })
+        };
+        let key = headers.get(header::SEC_WEBSOCKET_KEY).cloned();
+        let (true, Some(key)) = (has(header::UPGRADE, "websocket"), key) else {
+            return text(StatusCode::BAD_REQUEST, "GET here must ask for a WebSocket");
+        };
+        let speaks_it = has(header::SEC_WEBSOCKET_PROTOCOL, PROTOCOL);
+        let query = request.uri().query().unwrap_or_default();
+        let handshake = query.split('&').find_map(|pair| {
+            let (name, value) = pair.split_once('=')?;
+            name.eq_ignore_ascii_case(HANDSHAKE).then_some(value)
+        });
+        let Some(handshake) = handshake else {
+            return text(
+                StatusCode::BAD_REQUEST,
+                "missing Tailscale handshake parameter",
+            );
+        };
+        let handshake: Vec<u8> = percent_encoding::percent_decode_str(handshake).collect();
+        let accepted = match self.accept(&handshake) {
+            Ok(accepted) => accepted,
+            Err(why) => return text(StatusCode::BAD_REQUEST, why),
+        };
+        let this = self.clone();
+        let upgraded = hyper::upgrade::on(&mut request);
+        tokio::spawn(async move {
+            let upgraded = match upgraded.await {
+                Ok(upgraded) => TokioIo::new(upgraded),
+                Err(error) => return tracing::debug!("an upgrade did not happen: {error}"),
+            };
+            let mut config = WebSocketConfig::default();
+            config.max_message_size = Some(1 << 20);
+            config.max_frame_size = Some(1 << 20);
+            config.max_write_buffer_size = 1 << 20;
+            let mut socket =
+                WebSocketStream::from_raw_socket(upgraded, Role::Server, Some(config)).await;
+            if !speaks_it {
+                let close = CloseFrame {
+                    code: 1008.into(),
+                    reason: "the client must speak the tailscale-control-protocol subprotocol"
+                        .into(),
+                };
+                let _ = socket.close(Some(close)).await;
+                return;
+            }
+            // Messages have no meaning here, only the bytes in them.
+            let (sink, stream) = socket.split();
+            let reader = StreamReader::new(stream.filter_map(|message| async {
+                match message {
+                    Ok(Message::Binary(bytes)) => Some(Ok(bytes)),
+                    Ok(_) => None,
+                    Err(error) => Some(Err(io::Error::other(error))),
+                }
+            }));
+            let sink = sink.sink_map_err(io::Error::other).with(|bytes: Bytes| {
+                std::future::ready(Ok::<_, io::Error>(Message::Binary(bytes)))
+            });
+            let writer = SinkWriter::new(CopyToBytes::new(sink));
+            this.serve(
+                tokio::io::join(Box::pin(reader), Box::pin(writer)),
+                accepted,
+                false,
+            )
+            .await;
+        });
+        let mut response = Response::new(whole(Bytes::new()));
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let headers = response.headers_mut();
+        headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        if let Ok(accept) = HeaderValue::from_str(&derive_accept_key(key.as_bytes())) {
+            headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+        }
+        if speaks_it {
+            headers.insert(
+                header::SEC_WEBSOCKET_PROTOCOL,
+                HeaderValue::from_static(PROTOCOL),
+            );
+        }
+        response
+    }
+
+    fn accept(&self, encoded: &[u8]) -> Result<Accepted, String> {
+        let initiation = BASE64
+            .decode(encoded)
+            .map_err(|_| "invalid tailscale handshake header".to_owned())?;
+        accept(&initiation, &self.key, &mut OsEntropy)
+            .map_err(|error| format!("the handshake failed: {error}"))
+    }
+
+    async fn serve<S>(self: Arc<Self>, mut stream: S, accepted: Accepted, may_be_early: bool)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Accepted {
+            channel,
+            response,
+            machine,
+            version,
+        } = accepted;
+        let mut channel = channel;
+        let mut first = response.to_vec();
+        if may_be_early && u32::from(version) >= CapabilityVersion::EARLY_PAYLOAD.0 {
+            first.extend(early_payload(&mut channel).unwrap_or_default());
+        }
+        // One segment for both, so that the client needs one read.
+        if let Err(error) = stream.write_all(&first).await {
+            return tracing::debug!("a connection broke in the handshake: {error}");
+        }
+        let hub = self.hub.clone();
+        let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+            let hub = hub.clone();
+            async move {
+                Ok::<_, std::convert::Infallible>(machine::handle(hub, machine, request).await)
+            }
+        });
+        let served = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .max_concurrent_streams(MAX_STREAMS)
+            .serve_connection(TokioIo::new(NoiseStream::new(stream, channel)), service)
+            .await;
+        if let Err(error) = served {
+            tracing::debug!(%machine, "a channel ended: {error}");
+        }
+    }
+}
+
+/// The early payload, sealed. Today's clients read the challenge and forget it.
+fn early_payload(channel: &mut Channel) -> Option<Vec<u8>> {
+    let challenge = ChallengeSecret::generate(&mut OsEntropy).public();
+    let json = serde_json::to_vec(&EarlyNoise {
+        node_key_challenge: Some(challenge),
+    })
+    .ok()?;
+    let payload = early::encode(&json).ok()?;
+    let mut sealed = Vec::new();
+    channel.sealer.seal(&payload, &mut sealed).ok()?;
+    Some(sealed)
+}
+
+/// Plaintext that is sealed into one batch of records at a time.
+const WRITE_CHUNK: usize = 32 * 1024;
+/// Sealed bytes that may wait for the connection.
+const WRITE_BUFFER: usize = 64 * 1024;
+
+/// A byte stream inside the records of a channel.
+pub struct NoiseStream<S> {
+    inner: S,
+    sealer: Sealer,
+    opener: Opener,
+    /// Received and not opened yet, or opened and not taken yet.
+    incoming: Vec<u8>,
+    /// Opened plaintext in `incoming`.
+    plain: std::ops::Range<usize>,
+    /// Where the next frame starts in `incoming`.
+    next: usize,
+    outgoing: Vec<u8>,
+    sent: usize,
+}
+
+impl<S> NoiseStream<S> {
+    /// A stream over `inner`, on which the handshake is done.
+    pub fn new(inner: S, channel: Channel) -> Self {
+        Self {
+            inner,
+            sealer: channel.sealer,
+            opener: channel.opener,
+            incoming: Vec::new(),
+            plain: 0..0,
+            next: 0,
+            outgoing: Vec::new(),
+            sent: 0,
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> NoiseStream<S> {
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some(rest) = self
+            .outgoing
+            .get(self.sent..)
+            .filter(|rest| !rest.is_empty())
+        {
+            let n = ready!(Pin::new(&mut self.inner).poll_write(cx, rest))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.sent += n;
+        }
+        self.outgoing.clear();
+        self.sent = 0;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for NoiseStream<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        loop {
+            if let Some(plain) = this
+                .incoming
+                .get(this.plain.clone())
+                .filter(|p| !p.is_empty())
+            {
+                let n = plain.len().min(buf.remaining());
+                buf.put_slice(plain.get(..n).unwrap_or_default());
+                this.plain.start += n;
+                return Poll::Ready(Ok(()));
+            }
+            let waiting = this.incoming.get_mut(this.next..).unwrap_or_default();
+            if let Some(opened) = this.opener.open(waiting).map_err(io::Error::other)? {
+                this.plain = this.next + opened.plaintext.start..this.next + opened.plaintext.end;
+                this.next += opened.consumed;
+                continue;
+            }
+            this.incoming.drain(..this.next);
+            this.next = 0;
+            this.plain = 0..0;
+            let mut space = [0_u8; 8192];
+            let mut read = ReadBuf::new(&mut space);
+            ready!(Pin::new(&mut this.inner).poll_read(cx, &mut read))?;
+            if read.filled().is_empty() {
+                let cut = !this.incoming.is_empty();
+                return Poll::Ready(if cut {
+                    Err(io::ErrorKind::UnexpectedEof.into())
+                } else {
+                    Ok(())
+                });
+            }
+            this.incoming.extend_from_slice(read.filled());
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for NoiseStream<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        if this.outgoing.len() - this.sent >= WRITE_BUFFER {
+            ready!(this.poll_drain(cx))?;
+        }
+        let chunk = buf.get(..WRITE_CHUNK.min(buf.len())).unwrap_or(buf);
+        this.sealer
+            .seal(chunk, &mut this.outgoing)
+            .map_err(io::Error::other)?;
+        // What does not fit now goes with the next write or flush.
+        match this.poll_drain(cx) {
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(chunk.len())),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_drain(cx))?;
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_drain(cx))?;
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}

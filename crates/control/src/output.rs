@@ -1,0 +1,323 @@
+//! What people read: aligned tables, relative times, no colour.
+
+use std::fmt::Write as _;
+
+use jiff::Timestamp;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::admin::{
+    AuthKeyView, Command, CreatedKeyView, HealthView, NodeView, UserView, WaitingView,
+};
+
+/// Rows under a heading, columns two spaces apart.
+pub fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
+    let mut widths: Vec<usize> = heading.iter().map(|cell| cell.chars().count()).collect();
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut out = String::new();
+    let heading: Vec<String> = heading.iter().map(|&cell| cell.to_owned()).collect();
+    for row in std::iter::once(&heading).chain(rows) {
+        let mut line = String::new();
+        for (width, cell) in widths.iter().zip(row) {
+            let _ = write!(line, "{cell:width$}  ");
+        }
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+/// How long ago, or in how long, in the one unit that matters.
+pub fn relative(then: Timestamp, now: Timestamp) -> String {
+    let seconds = then.duration_since(now).as_secs();
+    let (past, seconds) = (seconds <= 0, seconds.unsigned_abs());
+    let amount = match seconds {
+        0..=1 => return "now".to_owned(),
+        2..=119 => format!("{seconds} s"),
+        120..=7199 => format!("{} min", seconds / 60),
+        7200..=172_799 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
+    };
+    if past {
+        format!("{amount} ago")
+    } else {
+        format!("in {amount}")
+    }
+}
+
+/// The answer to a command as text.
+///
+/// # Errors
+/// The answer does not have the shape that the command promises.
+pub fn render(
+    command: &Command,
+    answer: &Value,
+    now: Timestamp,
+) -> Result<String, serde_json::Error> {
+    fn read<T: DeserializeOwned>(value: &Value) -> Result<T, serde_json::Error> {
+        T::deserialize(value)
+    }
+    Ok(match command {
+        Command::UsersList => {
+            let users: Vec<UserView> = read(answer)?;
+            if users.is_empty() {
+                return Ok("no users yet; make one: warren-control users create NAME\n".to_owned());
+            }
+            let rows: Vec<_> = users
+                .iter()
+                .map(|u| vec![u.id.to_string(), u.name.clone(), relative(u.created_at, now)])
+                .collect();
+            table(&["ID", "NAME", "CREATED"], &rows)
+        }
+        Command::UsersCreate { .. } => {
+            let user: UserView = read(answer)?;
+            format!(
+                "user {} (id {})\nnext: warren-control preauthkeys create --user {}\n",
+                user.name, user.id, user.name
+            )
+        }
+        Command::UsersRename { .. } => {
+            format!("the user is now {}\n", read::<UserView>(answer)?.name)
+        }
+        Command::UsersDelete { .. } => {
+            format!("user {} deleted, with its pre-auth keys\n", read::<UserView>(answer)?.name)
+        }
+        Command::NodesList { .. } => nodes(&read::<Vec<NodeView>>(answer)?, now),
+        Command::NodesShow { .. } => node(&read(answer)?, now),
+        Command::NodesRename { .. } => {
+            format!("the node is now {}\n", read::<NodeView>(answer)?.given_name)
+        }
+        Command::NodesExpire { .. } => {
+            let name = read::<NodeView>(answer)?.given_name;
+            format!("{name} has to log in again\n")
+        }
+        Command::NodesDelete { .. } => {
+            format!("{} deleted\n", read::<NodeView>(answer)?.given_name)
+        }
+        Command::NodesApprove { .. } => {
+            let node: NodeView = read(answer)?;
+            format!("{} is in, as {}\n", node.given_name, node.ip_addresses.join(" and "))
+        }
+        Command::NodesWaiting => {
+            let waiting: Vec<WaitingView> = read(answer)?;
+            if waiting.is_empty() {
+                return Ok("no machine waits\n".to_owned());
+            }
+            let rows: Vec<_> = waiting
+                .iter()
+                .map(|w| vec![w.id.clone(), w.name.clone(), w.os.clone(), relative(w.since, now)])
+                .collect();
+            let mut out = table(&["ID", "NAME", "OS", "SINCE"], &rows);
+            out.push_str("let one in: warren-control nodes approve ID --user NAME\n");
+            out
+        }
+        Command::NodesRoutes { .. } | Command::NodesApproveRoutes { .. } => {
+            let nodes: Vec<NodeView> = match answer {
+                Value::Array(_) => read(answer)?,
+                _ => vec![read(answer)?],
+            };
+            let rows: Vec<_> = nodes
+                .iter()
+                .flat_map(|n| {
+                    n.available_routes.iter().map(|route| {
+                        let approved = n.approved_routes.contains(route);
+                        let state = if approved { "approved" } else { "not approved" };
+                        vec![n.given_name.clone(), route.clone(), state.to_owned()]
+                    })
+                })
+                .collect();
+            if rows.is_empty() {
+                return Ok("no node offers routes\n".to_owned());
+            }
+            table(&["NODE", "ROUTE", "STATE"], &rows)
+        }
+        Command::NodesTag { .. } => {
+            let node: NodeView = read(answer)?;
+            if node.tags.is_empty() {
+                let user = node.user.unwrap_or_default();
+                format!("{} belongs to user {user}\n", node.given_name)
+            } else {
+                format!("{} belongs to {}\n", node.given_name, node.tags.join(", "))
+            }
+        }
+        Command::PreauthkeysCreate { .. } => {
+            let created: CreatedKeyView = read(answer)?;
+            format!("{}\n", created.key)
+        }
+        Command::PreauthkeysList => auth_keys(&read::<Vec<AuthKeyView>>(answer)?, now),
+        Command::PreauthkeysExpire { id } => format!("key {id} no longer works\n"),
+        Command::PolicyGet => match answer.get("policy").and_then(Value::as_str) {
+            Some(text) => text.to_owned(),
+            None => "no policy: every node may reach every node\nset one: warren-control policy set FILE\n".to_owned(),
+        },
+        Command::PolicySet { text: Some(_) } => "policy set\n".to_owned(),
+        Command::PolicySet { text: None } => {
+            "no policy from now on: every node may reach every node\n".to_owned()
+        }
+        Command::PolicyCheck { .. } => "the policy is good\n".to_owned(),
+        Command::Health => {
+            let health: HealthView = read(answer)?;
+            let database = if health.database { "ok" } else { "CANNOT SAVE; see the server's log" };
+            let policy = if health.allow_all { "allow-all" } else { "set" };
+            format!(
+                "status    {}\nurl       {}\nzone      {}\ndatabase  {database}\npolicy    {policy}\n\
+                 users     {}\nnodes     {} ({} online, {} waiting for approval)\n",
+                health.status,
+                health.server_url,
+                health.base_domain,
+                health.users,
+                health.nodes,
+                health.online,
+                health.waiting,
+            )
+        }
+    })
+}
+
+fn owner(node: &NodeView) -> String {
+    if node.tags.is_empty() {
+        node.user.clone().unwrap_or_default()
+    } else {
+        node.tags.join(",")
+    }
+}
+
+fn state(node: &NodeView, now: Timestamp) -> String {
+    match (node.expired, node.online, node.last_seen) {
+        (true, _, _) => "expired".to_owned(),
+        (false, true, _) => "online".to_owned(),
+        (false, false, Some(seen)) => format!("offline, seen {}", relative(seen, now)),
+        (false, false, None) => "offline".to_owned(),
+    }
+}
+
+fn nodes(nodes: &[NodeView], now: Timestamp) -> String {
+    if nodes.is_empty() {
+        return "no nodes yet; add one with a key from: warren-control preauthkeys create --user NAME\n"
+            .to_owned();
+    }
+    let rows: Vec<_> = nodes
+        .iter()
+        .map(|node| {
+            vec![
+                node.id.to_string(),
+                node.given_name.clone(),
+                owner(node),
+                node.ip_addresses.first().cloned().unwrap_or_default(),
+                node.os.clone(),
+                state(node, now),
+                node.expiry
+                    .map_or_else(|| "never".to_owned(), |at| relative(at, now)),
+            ]
+        })
+        .collect();
+    table(
+        &[
+            "ID",
+            "NAME",
+            "OWNER",
+            "ADDRESS",
+            "OS",
+            "STATE",
+            "KEY EXPIRES",
+        ],
+        &rows,
+    )
+}
+
+fn node(node: &NodeView, now: Timestamp) -> String {
+    let list = |items: &[String]| {
+        if items.is_empty() {
+            "-".to_owned()
+        } else {
+            items.join(", ")
+        }
+    };
+    format!(
+        "{} (id {})\n  name        {}\n  host name   {}\n  owner       {}\n  addresses   {}\n  state       {}\n  \
+         joined      {}{}\n  key expires {}\n  system      {} {}\n  endpoints   {}\n  home relay  {}\n  routes      {}\n  \
+         node key    {}\n  machine key {}\n",
+        node.given_name,
+        node.id,
+        node.fqdn,
+        node.name,
+        owner(node),
+        node.ip_addresses.join(", "),
+        state(node, now),
+        relative(node.created_at, now),
+        if node.ephemeral { ", ephemeral" } else { "" },
+        node.expiry
+            .map_or_else(|| "never".to_owned(), |at| relative(at, now)),
+        node.os,
+        node.version,
+        list(&node.endpoints),
+        node.home_relay
+            .map_or_else(|| "-".to_owned(), |region| region.to_string()),
+        list(&node.approved_routes),
+        node.node_key,
+        node.machine_key,
+    )
+}
+
+fn auth_keys(keys: &[AuthKeyView], now: Timestamp) -> String {
+    if keys.is_empty() {
+        return "no keys; make one: warren-control preauthkeys create --user NAME\n".to_owned();
+    }
+    let rows: Vec<_> = keys
+        .iter()
+        .map(|key| {
+            let mut kind = vec![if key.reusable { "reusable" } else { "once" }];
+            if key.ephemeral {
+                kind.push("ephemeral");
+            }
+            let owner = key
+                .user
+                .clone()
+                .into_iter()
+                .chain(key.acl_tags.iter().cloned());
+            vec![
+                key.id.to_string(),
+                owner.collect::<Vec<_>>().join(","),
+                kind.join(", "),
+                key.uses.to_string(),
+                if key.usable { "works" } else { "no longer" }.to_owned(),
+                key.expiration
+                    .map_or_else(|| "never".to_owned(), |at| relative(at, now)),
+            ]
+        })
+        .collect();
+    table(&["ID", "OWNER", "KIND", "USES", "STATE", "EXPIRES"], &rows)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn columns_line_up() {
+        let rows = vec![
+            vec!["1".into(), "long name".into()],
+            vec!["22".into(), "x".into()],
+        ];
+        assert_eq!(
+            table(&["ID", "NAME"], &rows),
+            "ID  NAME\n1   long name\n22  x\n"
+        );
+    }
+
+    #[test]
+    fn times_are_relative_in_one_unit() {
+        let now = Timestamp::from_second(1_000_000).unwrap();
+        let at = |offset: i64| relative(Timestamp::from_second(1_000_000 + offset).unwrap(), now);
+        assert_eq!(at(0), "now");
+        assert_eq!(at(-5), "5 s ago");
+        assert_eq!(at(-720), "12 min ago");
+        assert_eq!(at(3 * 3600), "in 3 h");
+        assert_eq!(at(180 * 86_400), "in 180 d");
+    }
+}

@@ -1,0 +1,628 @@
+//! From a command line to an exit code.
+
+use std::ffi::OsString;
+use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::{CommandFactory as _, Parser as _};
+use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
+use url::{Host, Url};
+use warren_control_core::{Config, Coordinator, NewAuthKey};
+use warren_control_types::{DerpMap, DerpNode, DerpRegion, HostAddress, RegionId};
+use warren_relay::tls::Certificate;
+use warren_relay::{Applicant, Relay};
+
+use crate::admin::{self, Command, Door};
+use crate::args::{self, Cli, Nodes, Policy, Preauthkeys, Serve, StunListen, Top, Users};
+use crate::hub::{Hub, OsEntropy, wall_clock};
+use crate::noise::Upgrader;
+use crate::output;
+use crate::server::{Server, Tls};
+use crate::state_dir::StateDir;
+use crate::store::Store;
+
+/// Region of the embedded relay; 900 to 999 are for networks of one's own.
+const OWN_REGION: RegionId = RegionId(900);
+/// Nodes come here unless told otherwise.
+const DEFAULT_PORT: u16 = 8080;
+/// The port of RFC 8489.
+const STUN_PORT: u16 = 3478;
+/// How long the key works that `serve` prints.
+const FIRST_KEY_LIFETIME: Duration = Duration::from_secs(3600);
+
+/// Runs the program.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args::normalise(args)) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&format!("cannot start: {error}")),
+    };
+    match runtime.block_on(run(cli)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Failed(why)) => failed(&why),
+        Err(Failure::Usage(why)) => {
+            eprintln!("warren-control: {why}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn failed(why: &str) -> ExitCode {
+    eprintln!("warren-control: {why}");
+    ExitCode::FAILURE
+}
+
+/// Why the program ends early.
+#[derive(Debug)]
+pub enum Failure {
+    /// It did not work.
+    Failed(String),
+    /// It was asked wrongly.
+    Usage(String),
+}
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+async fn run(cli: Cli) -> Result<(), Failure> {
+    let command = match cli.command {
+        Top::Serve(serve) => return run_server(&cli.state_dir, *serve).await,
+        Top::Completion { shell } => {
+            clap_complete::generate(
+                shell,
+                &mut Cli::command(),
+                "warren-control",
+                &mut std::io::stdout(),
+            );
+            return Ok(());
+        }
+        Top::Policy(Policy::Check { file }) => {
+            Coordinator::check_policy(&read_text(&file)?)?;
+            let good = serde_json::json!({ "ok": true });
+            print(if cli.json {
+                format!("{good}\n")
+            } else {
+                "the policy is good\n".to_owned()
+            });
+            return Ok(());
+        }
+        Top::Users(users) => match users {
+            Users::Create { name } => Command::UsersCreate { name },
+            Users::List => Command::UsersList,
+            Users::Rename { name, new_name } => Command::UsersRename { name, new_name },
+            Users::Delete { name } => Command::UsersDelete { name },
+        },
+        Top::Nodes(nodes) => match nodes {
+            Nodes::List { user } => Command::NodesList { user },
+            Nodes::Show { node } => Command::NodesShow { node },
+            Nodes::Rename { node, name } => Command::NodesRename { node, name },
+            Nodes::Expire { node } => Command::NodesExpire { node },
+            Nodes::Delete { node } => Command::NodesDelete { node },
+            Nodes::Waiting => Command::NodesWaiting,
+            Nodes::Approve {
+                id,
+                key,
+                user,
+                tags,
+            } => {
+                let given = id.or(key).unwrap_or_default();
+                // People paste the whole address.
+                let id = given.rsplit('/').next().unwrap_or_default().to_owned();
+                Command::NodesApprove {
+                    id,
+                    user,
+                    tags: args::set(tags, Vec::new()),
+                }
+            }
+            Nodes::Routes { node } => Command::NodesRoutes { node },
+            Nodes::ApproveRoutes { node, routes, more } => Command::NodesApproveRoutes {
+                node,
+                routes: args::set(routes, more).into_iter().collect(),
+            },
+            Nodes::Tag { node, tags, more } => Command::NodesTag {
+                node,
+                tags: args::set(tags, more),
+            },
+        },
+        Top::Preauthkeys(keys) => match keys {
+            Preauthkeys::Create {
+                user,
+                reusable,
+                ephemeral,
+                tags,
+                expiry,
+            } => Command::PreauthkeysCreate {
+                user,
+                reusable,
+                ephemeral,
+                tags: args::set(tags, Vec::new()),
+                lifetime: expiry.as_secs(),
+            },
+            Preauthkeys::List => Command::PreauthkeysList,
+            Preauthkeys::Expire { id } => Command::PreauthkeysExpire { id },
+        },
+        Top::Policy(Policy::Get) => Command::PolicyGet,
+        Top::Policy(Policy::Set { file, .. }) => Command::PolicySet {
+            text: file.map(|file| read_text(&file)).transpose()?,
+        },
+        Top::Health => Command::Health,
+    };
+    let answer = admin::ask(&cli.state_dir, &command).await?;
+    let text = if cli.json {
+        format!("{}\n", serde_json::to_string_pretty(&answer)?)
+    } else {
+        let now = jiff::Timestamp::now();
+        output::render(&command, &answer, now)?
+    };
+    print(text);
+    let sick = matches!(command, Command::Health) && answer["status"] != "pass";
+    if sick {
+        Err(Failure::Failed("the server is not well".to_owned()))
+    } else {
+        Ok(())
+    }
+}
+
+/// Prints; a reader that went away (`| head`) is no error.
+fn print(text: String) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+fn read_text(file: &Path) -> Result<String, Failure> {
+    let wrong =
+        |error: std::io::Error| Failure::Failed(format!("cannot read {}: {error}", file.display()));
+    if file == Path::new("-") {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).map_err(wrong)?;
+        return Ok(text);
+    }
+    std::fs::read_to_string(file).map_err(wrong)
+}
+
+/// A server whose ports are bound and whose state is open.
+pub struct Running {
+    /// The coordinator.
+    pub hub: Arc<Hub>,
+    /// Where nodes reach it.
+    pub server_url: String,
+    /// What it printed at start.
+    pub banner: String,
+    /// Lines about joins and leaves.
+    pub lines: mpsc::UnboundedReceiver<String>,
+    /// The server's tasks; they end when this is dropped.
+    pub tasks: tokio::task::JoinSet<()>,
+    relay: Option<Relay>,
+    _state: StateDir,
+}
+
+impl std::fmt::Debug for Running {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Running")
+            .field("server_url", &self.server_url)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Running {
+    /// Ends all connections and waits until everything is on disk.
+    ///
+    /// # Errors
+    /// Something could not be written.
+    pub async fn stop(mut self) -> Result<(), Failure> {
+        if let Some(relay) = &self.relay {
+            relay.close();
+        }
+        self.tasks.shutdown().await;
+        self.hub.flush().await?;
+        Ok(())
+    }
+}
+
+async fn run_server(state_dir: &Path, serve: Serve) -> Result<(), Failure> {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("WARREN_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .try_init();
+    let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let mut running = start(state_dir, serve).await?;
+    print(std::mem::take(&mut running.banner));
+    loop {
+        tokio::select! {
+            line = running.lines.recv() => {
+                let Some(line) = line else { break };
+                print(format!("{}  {line}\n", jiff::Zoned::now().strftime("%H:%M:%S")));
+            }
+            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break,
+        }
+    }
+    running.stop().await
+}
+
+/// Opens the state, binds the ports and starts serving.
+///
+/// # Errors
+/// The configuration, the state or a port is no good; nothing keeps running.
+pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
+    // Everything that can be wrong with the configuration comes first.
+    let given_map = serve.derp_map.as_deref().map(read_derp_map).transpose()?;
+    let policy = match &serve.policy {
+        None => None,
+        Some(file) => {
+            let text = read_text(file)?;
+            Coordinator::check_policy(&text)
+                .map_err(|error| Failure::Failed(format!("{}: {error}", file.display())))?;
+            Some(text)
+        }
+    };
+    let url = serve.server_url.as_deref().map(parse_url).transpose()?;
+    let given_cert = match (&serve.tls_cert, &serve.tls_key) {
+        (Some(cert), Some(key)) => Some(Certificate::from_files(cert, key)?),
+        _ => None,
+    };
+
+    let state = StateDir::open(state_dir)?;
+    let (key, new) = state.noise_key(&mut OsEntropy)?;
+    let (store, snapshot) = Store::open(&state.database())?;
+
+    let listener = bind(serve.listen)?;
+    let local = listener.local_addr()?;
+    let url = match url {
+        Some(url) => url,
+        None => guess_url(local, given_cert.is_some())?,
+    };
+    let server_url = url.as_str().trim_end_matches('/').to_owned();
+
+    // The relay shares the port, unless relays were given.
+    let mut tasks = tokio::task::JoinSet::new();
+    let relay_secret = warren_relay::keyfile::load_or_create(&state.path().join("relay.key"))?;
+    let with_relay = given_map.is_none();
+    let own_tls = given_cert.is_some();
+    let certificate = match given_cert {
+        Some(certificate) => Some(certificate),
+        None if with_relay => {
+            let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+            Some(Certificate::self_signed(host, state.path())?)
+        }
+        None => None,
+    };
+    let pin = certificate.as_ref().map(Certificate::pin);
+    let acceptor = match certificate {
+        Some(certificate) => {
+            let config = warren_relay::tls::server_config(certificate, relay_secret.public())?;
+            Some(TlsAcceptor::from(config))
+        }
+        None => None,
+    };
+    let tls = match acceptor {
+        Some(acceptor) if own_tls => Tls::Required(acceptor),
+        Some(acceptor) => Tls::ForRelay(acceptor),
+        None => Tls::Off,
+    };
+    let stun = match serve.stun_listen {
+        Some(StunListen::Off) => None,
+        Some(StunListen::At(address)) => Some(address),
+        None => with_relay.then(|| SocketAddr::new(local.ip(), STUN_PORT)),
+    };
+    let mut stun_port = None;
+    if let Some(address) = stun {
+        let socket = warren_relay::stun::bind(address).map_err(|error| {
+            Failure::Failed(format!(
+                "cannot answer STUN on {address}/udp: {error}{}; choose another with --stun-listen IP:PORT, or --stun-listen off",
+                taken(&error)
+            ))
+        })?;
+        stun_port = Some(socket.local_addr()?.port());
+        tasks.spawn(warren_relay::stun::serve(Arc::new(socket)));
+    }
+
+    let derp_map = match given_map {
+        Some(map) => map,
+        None => own_map(
+            &url,
+            local.port(),
+            stun_port,
+            pin.filter(|_| url.scheme() == "http"),
+        ),
+    };
+    let mut config = Config::new(server_url.clone(), derp_map);
+    config.base_domain = serve.base_domain;
+    config.ephemeral_timeout = serve.ephemeral_timeout;
+    config.key_lifetime = Some(serve.key_expiry).filter(|life| !life.is_zero());
+    let coordinator = Coordinator::new(
+        Instant::now(),
+        wall_clock(),
+        config,
+        snapshot,
+        Box::new(OsEntropy),
+    )
+    .map_err(|why| Failure::Failed(format!("the stored policy no longer reads:\n{why}")))?;
+
+    let (sender, lines) = mpsc::unbounded_channel();
+    let hub = Hub::new(coordinator, store, sender);
+    if policy.is_some() {
+        hub.change_saved(|c, _, _| c.set_policy(policy)).await??;
+    }
+    let first_key = hub
+        .change_saved(|c, _, wall| {
+            if c.snapshot().users.is_empty() {
+                c.create_user(wall, &serve.user)?;
+            }
+            let owner = c
+                .find_user(&serve.user)
+                .ok()
+                .or_else(|| c.snapshot().users.values().next())
+                .map(|user| user.name.clone());
+            let new = NewAuthKey {
+                user: owner,
+                lifetime: Some(FIRST_KEY_LIFETIME),
+                ..NewAuthKey::default()
+            };
+            c.create_auth_key(wall, new).map(|(text, _)| text.expose())
+        })
+        .await??;
+
+    let relay = with_relay.then(|| {
+        let mut config = warren_relay::Config::new(relay_secret);
+        // A relay of this network serves this network.
+        let admitting = hub.clone();
+        config.admission = Some(Arc::new(move |applicant: Applicant| {
+            admitting.admits(&applicant.key)
+        }));
+        Relay::new(config)
+    });
+    let public_key = key.public();
+    let server = Arc::new(Server {
+        hub: hub.clone(),
+        upgrader: Arc::new(Upgrader {
+            hub: hub.clone(),
+            key,
+        }),
+        relay: relay.clone(),
+        tls,
+        public_key,
+    });
+    let door = Door::open(state.path()).map_err(|error| {
+        Failure::Failed(format!(
+            "cannot open the administrator's socket in {}: {error}",
+            state.path().display()
+        ))
+    })?;
+    tasks.spawn(server.run(listener));
+    tasks.spawn(admin::serve(door, hub.clone()));
+    tasks.spawn(hub.clone().run_timer());
+
+    let banner = banner(&BannerFacts {
+        state: state.path(),
+        new,
+        url: &url,
+        server_url: &server_url,
+        own_tls,
+        with_relay,
+        stun_port,
+        allow_all: hub.read(|c| c.snapshot().policy.is_none()),
+        key: &first_key,
+    });
+    Ok(Running {
+        hub,
+        server_url,
+        banner,
+        lines,
+        tasks,
+        relay,
+        _state: state,
+    })
+}
+
+struct BannerFacts<'a> {
+    state: &'a Path,
+    new: bool,
+    url: &'a Url,
+    server_url: &'a str,
+    own_tls: bool,
+    with_relay: bool,
+    stun_port: Option<u16>,
+    allow_all: bool,
+    key: &'a str,
+}
+
+fn banner(facts: &BannerFacts<'_>) -> String {
+    let state = facts.state.display();
+    let new = if facts.new {
+        " (new: keys, database)"
+    } else {
+        ""
+    };
+    let how = match (facts.url.scheme(), facts.own_tls) {
+        ("https", true) => "",
+        ("https", false) => "   plain HTTP here: a TLS proxy must stand in front",
+        _ => "   plain HTTP: fine in a lab or behind a TLS proxy",
+    };
+    let stun = match facts.stun_port {
+        Some(port) => format!(", STUN on {port}/udp"),
+        None => ", no STUN".to_owned(),
+    };
+    let relay = if facts.with_relay {
+        format!("region {OWN_REGION} here{stun}")
+    } else {
+        "as in the given map".to_owned()
+    };
+    let policy = if facts.allow_all {
+        "allow-all until you set one: every node may reach every node"
+    } else {
+        "set; see: warren-control policy get"
+    };
+    let url = facts.server_url;
+    let key = facts.key;
+    format!(
+        "warren-control {}   state {state}{new}\n  control   {url}{how}\n  relay     {relay}\n  policy    {policy}\n\n\
+         Add a machine (key works once, for 1 hour):\n  \
+         warren up --login-server {url} --auth-key {key}\n  \
+         tailscale up --login-server {url} --auth-key {key}\n\n",
+        env!("CARGO_PKG_VERSION"),
+    )
+}
+
+fn read_derp_map(file: &Path) -> Result<DerpMap, Failure> {
+    let text = read_text(file)?;
+    DerpMap::from_json(text.as_bytes())
+        .map_err(|error| Failure::Failed(format!("{}: {error}", file.display())))
+}
+
+fn parse_url(text: &str) -> Result<Url, Failure> {
+    let wrong = |why: &str| {
+        Failure::Usage(format!(
+            "--server-url {text}: {why}; write it as http://192.0.2.1:8080 or https://net.example"
+        ))
+    };
+    let url = Url::parse(text).map_err(|error| wrong(&error.to_string()))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(wrong("it must begin with http:// or https://"));
+    }
+    if url.host().is_none() || !matches!(url.path(), "" | "/") || url.query().is_some() {
+        return Err(wrong(
+            "it must be a host and perhaps a port, nothing behind",
+        ));
+    }
+    Ok(url)
+}
+
+fn taken(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => " (another program uses it)",
+        std::io::ErrorKind::AddrNotAvailable => " (no such address on this machine)",
+        std::io::ErrorKind::PermissionDenied => " (ports below 1024 need more rights)",
+        _ => "",
+    }
+}
+
+fn bind(wanted: Option<SocketAddr>) -> Result<tokio::net::TcpListener, Failure> {
+    let wildcard_v6 = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), DEFAULT_PORT);
+    let wildcard_v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), DEFAULT_PORT);
+    let address = wanted.unwrap_or(wildcard_v6);
+    let mut bound = warren_relay::listen::bind(address);
+    // A machine without IPv6 cannot listen on all addresses of both families.
+    if wanted.is_none()
+        && let Err(error) = &bound
+        && error.kind() != std::io::ErrorKind::AddrInUse
+    {
+        bound = warren_relay::listen::bind(wildcard_v4);
+    }
+    bound.map_err(|error| {
+        Failure::Failed(format!(
+            "cannot listen on {address}/tcp: {error}{}; choose another with --listen IP:PORT",
+            taken(&error)
+        ))
+    })
+}
+
+/// The address of this machine that other machines most likely reach. Asking
+/// the routing table sends nothing.
+fn own_address() -> IpAddr {
+    let ask = |bind: SocketAddr, towards: SocketAddr| -> Option<IpAddr> {
+        let socket = UdpSocket::bind(bind).ok()?;
+        socket.connect(towards).ok()?;
+        Some(socket.local_addr().ok()?.ip())
+    };
+    // Documentation addresses (RFC 5737, RFC 3849): routed like any other.
+    let v4 = ask(
+        SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0),
+        SocketAddr::new(Ipv4Addr::new(192, 0, 2, 1).into(), 9),
+    );
+    let v6 = || {
+        ask(
+            SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0),
+            SocketAddr::new(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(), 9),
+        )
+    };
+    v4.or_else(v6).unwrap_or(Ipv4Addr::LOCALHOST.into())
+}
+
+fn guess_url(local: SocketAddr, tls: bool) -> Result<Url, Failure> {
+    let ip = if local.ip().is_unspecified() {
+        own_address()
+    } else {
+        local.ip()
+    };
+    let scheme = if tls { "https" } else { "http" };
+    Ok(Url::parse(&format!(
+        "{scheme}://{}",
+        SocketAddr::new(ip, local.port())
+    ))?)
+}
+
+/// The map with the embedded relay alone.
+fn own_map(url: &Url, port: u16, stun_port: Option<u16>, pin: Option<String>) -> DerpMap {
+    let mut node = DerpNode {
+        name: "900a".to_owned(),
+        region_id: OWN_REGION,
+        derp_port_raw: i32::from(url.port_or_known_default().unwrap_or(port)),
+        stun_port_raw: stun_port.map_or(-1, i32::from),
+        cert_name: pin.unwrap_or_default(),
+        ..DerpNode::default()
+    };
+    match url.host() {
+        Some(Host::Ipv4(ip)) => {
+            node.host_name = ip.to_string();
+            node.ipv4 = HostAddress::At(ip);
+            node.ipv6 = HostAddress::Never;
+        }
+        Some(Host::Ipv6(ip)) => {
+            node.host_name = ip.to_string();
+            node.ipv6 = HostAddress::At(ip);
+            node.ipv4 = HostAddress::Never;
+        }
+        Some(Host::Domain(name)) => node.host_name = name.to_owned(),
+        None => {}
+    }
+    let region = DerpRegion {
+        region_id: OWN_REGION,
+        region_code: "own".to_owned(),
+        region_name: "Embedded relay".to_owned(),
+        nodes: vec![node],
+        ..DerpRegion::default()
+    };
+    DerpMap {
+        regions: [(OWN_REGION, region)].into(),
+        omit_default_regions: true,
+        ..DerpMap::default()
+    }
+}
+
+/// The defaults of `serve`, for programs that embed the server.
+pub fn defaults() -> Serve {
+    Serve {
+        listen: None,
+        server_url: None,
+        derp_map: None::<PathBuf>,
+        stun_listen: None,
+        tls_cert: None,
+        tls_key: None,
+        policy: None,
+        base_domain: "warren.internal".to_owned(),
+        ephemeral_timeout: Duration::from_secs(120),
+        key_expiry: Duration::from_secs(180 * 86_400),
+        user: "default".to_owned(),
+    }
+}

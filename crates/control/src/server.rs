@@ -1,0 +1,365 @@
+//! The listener: TLS or not, relay or not, and the public pages.
+//!
+//! One port serves everything. The first byte tells TLS (22, the record type of
+//! a ClientHello) from HTTP. Behind TLS, or without it, the request head tells
+//! the relay's requests from the control server's; the relay takes the
+//! connection over with its bytes, because its protocol may begin without an
+//! HTTP response. Everything else goes to hyper as if nobody had looked.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use warren_control_types::{CapabilityVersion, OverTlsPublicKeyResponse};
+use warren_keys::{MachinePublic, NodePublic};
+use warren_relay::{Prefixed, Relay, RequestHead};
+
+use crate::hub::Hub;
+use crate::machine::{ReplyBody, json, read_body, text, whole};
+use crate::noise::Upgrader;
+use crate::pages;
+
+/// Connections at a time. Beyond it new ones wait in the kernel.
+const MAX_CONNECTIONS: usize = 16_384;
+/// How long a client may take for the TLS handshake and the request head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+/// The type byte of a TLS handshake record (RFC 8446 section 5.1).
+const TLS_HANDSHAKE: u8 = 22;
+/// Headers that no client of ours fills.
+const MAX_HEADERS: usize = 64;
+/// A `/verify` question is 150 bytes.
+const MAX_VERIFY_BODY: usize = 4096;
+
+/// What TLS at this port is for.
+#[derive(Clone)]
+pub enum Tls {
+    /// Everything; plain HTTP is refused.
+    Required(TlsAcceptor),
+    /// The embedded relay, whose clients insist on it. The rest is plain.
+    ForRelay(TlsAcceptor),
+    /// Nothing.
+    Off,
+}
+
+/// What connections are served with.
+pub struct Server {
+    /// The coordinator.
+    pub hub: Arc<Hub>,
+    /// `/ts2021`.
+    pub upgrader: Arc<Upgrader>,
+    /// The relay that shares the port.
+    pub relay: Option<Relay>,
+    /// TLS at this port.
+    pub tls: Tls,
+    /// Our Noise key.
+    pub public_key: MachinePublic,
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server")
+            .field("public_key", &self.public_key)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Serves connections until the task is dropped.
+    pub async fn run(self: Arc<Self>, listener: TcpListener) {
+        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        loop {
+            let Ok(slot) = slots.clone().acquire_owned().await else {
+                return;
+            };
+            match listener.accept().await {
+                Ok((stream, peer)) => {
+                    let server = self.clone();
+                    tokio::spawn(async move {
+                        server.connection(stream, peer).await;
+                        drop(slot);
+                    });
+                }
+                Err(error) => {
+                    // Out of file descriptors: the ones in use have to end first.
+                    tracing::warn!("cannot accept a connection: {error}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+        warren_relay::listen::tune(&stream);
+        let mut first = [0_u8];
+        let peeked = tokio::time::timeout(HEAD_TIMEOUT, stream.peek(&mut first)).await;
+        if !matches!(peeked, Ok(Ok(1))) {
+            return;
+        }
+        let is_tls = first == [TLS_HANDSHAKE];
+        match &self.tls {
+            Tls::Required(acceptor) | Tls::ForRelay(acceptor) if is_tls => {
+                match tokio::time::timeout(HEAD_TIMEOUT, acceptor.accept(stream)).await {
+                    Ok(Ok(stream)) => self.http(stream, peer).await,
+                    Ok(Err(error)) => tracing::debug!("a TLS handshake failed: {error}"),
+                    Err(_) => tracing::debug!("a TLS handshake took too long"),
+                }
+            }
+            Tls::Required(_) => {
+                let mut stream = stream;
+                let _ = stream
+                    .write_all(
+                        b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 35\r\n\r\nthis port speaks TLS; use https://\n",
+                    )
+                    .await;
+            }
+            Tls::ForRelay(_) | Tls::Off => self.http(stream, peer).await,
+        }
+    }
+
+    async fn http<S>(self: Arc<Self>, mut stream: S, peer: SocketAddr)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let mut seen = Vec::with_capacity(1024);
+        while let Some(relay) = &self.relay {
+            let head = tokio::time::timeout(HEAD_TIMEOUT, async {
+                loop {
+                    match RequestHead::parse(&seen) {
+                        Ok(Some(whole)) => return Some(whole),
+                        // hyper answers what is no HTTP, or too long.
+                        Err(_) => return None,
+                        Ok(None) => {}
+                    }
+                    match stream.read_buf(&mut seen).await {
+                        Ok(0) | Err(_) => return None,
+                        Ok(_) => {}
+                    }
+                }
+            });
+            let Ok(head) = head.await else { return };
+            let Some((head, length)) = head else { break };
+            if !is_for_relay(head.path()) || !relay.wants(&head) {
+                break;
+            }
+            let leftover = seen.split_off(length);
+            match relay.serve_request(&head, stream, leftover, peer).await {
+                Ok(Some((again, behind))) => (stream, seen) = (again, behind),
+                Ok(None) => return,
+                Err(error) => return tracing::debug!("a relay connection ended: {error}"),
+            }
+        }
+        let stream = Prefixed::new(seen, stream);
+        let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+            let server = self.clone();
+            async move { Ok::<_, Infallible>(server.answer(request).await) }
+        });
+        let served = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .max_headers(MAX_HEADERS)
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades()
+            .await;
+        if let Err(error) = served {
+            tracing::debug!("a connection ended: {error}");
+        }
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<ReplyBody> {
+        let method = request.method().clone();
+        let path = request.uri().path().to_owned();
+        match (&method, path.as_str()) {
+            (_, "/ts2021") => self.upgrader.upgrade(request),
+            (&Method::GET, "/key") => self.key(request.uri().query().unwrap_or_default()),
+            (&Method::GET | &Method::HEAD, "/health") => self.health(),
+            (&Method::GET, "/version") => json(StatusCode::OK, &Version::own()),
+            (&Method::POST, "/verify") => self.verify(request).await,
+            (&Method::GET | &Method::HEAD, "/generate_204") => generate_204(&request),
+            (&Method::GET, "/derpmap/default") => {
+                let map = self
+                    .hub
+                    .read(|coordinator| coordinator.config().derp_map.clone());
+                json(StatusCode::OK, &map)
+            }
+            (&Method::GET, "/robots.txt") => text(StatusCode::OK, "User-agent: *\nDisallow: /\n"),
+            (&Method::GET, "/") => html(pages::front(
+                &self.hub.read(|c| c.config().server_url.clone()),
+            )),
+            (&Method::GET, path) => match path.strip_prefix("/register/") {
+                Some(id) => {
+                    let waiting = self.hub.read(|coordinator| {
+                        coordinator
+                            .pending()
+                            .into_iter()
+                            .find(|view| view.id.0 == id)
+                    });
+                    html(pages::approval(waiting.as_ref(), id))
+                }
+                None if path.starts_with("/machine/") => text(
+                    StatusCode::BAD_REQUEST,
+                    "this address works inside /ts2021 only",
+                ),
+                None => text(StatusCode::NOT_FOUND, "not found"),
+            },
+            (_, path) if path.starts_with("/machine/") => text(
+                StatusCode::BAD_REQUEST,
+                "this address works inside /ts2021 only",
+            ),
+            (_, "/key" | "/health" | "/version" | "/verify" | "/") => {
+                text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed")
+            }
+            _ => text(StatusCode::NOT_FOUND, "not found"),
+        }
+    }
+
+    fn key(&self, query: &str) -> Response<ReplyBody> {
+        let version = query.split('&').find_map(|pair| pair.strip_prefix("v="));
+        let Some(version) = version else {
+            return text(
+                StatusCode::BAD_REQUEST,
+                "the capability version is missing: /key?v=N",
+            );
+        };
+        let Ok(version) = version.parse::<u32>() else {
+            return text(
+                StatusCode::BAD_REQUEST,
+                "the capability version in /key?v=N is no number",
+            );
+        };
+        let oldest = CapabilityVersion::OLDEST_CLIENT.0;
+        if version < oldest {
+            return text(
+                StatusCode::BAD_REQUEST,
+                format!(
+                    "this client is too old (capability version {version}); {oldest} is needed, which is Tailscale 1.80"
+                ),
+            );
+        }
+        // A zero legacy key is what says that there is none.
+        json(
+            StatusCode::OK,
+            &OverTlsPublicKeyResponse {
+                legacy_public_key: None,
+                public_key: Some(self.public_key),
+            },
+        )
+    }
+
+    fn health(&self) -> Response<ReplyBody> {
+        let well = self.hub.is_healthy();
+        let (status, word) = if well {
+            (StatusCode::OK, "pass")
+        } else {
+            (StatusCode::INTERNAL_SERVER_ERROR, "fail")
+        };
+        let mut response = json(status, &serde_json::json!({ "status": word }));
+        response.headers_mut().insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/health+json; charset=utf-8"),
+        );
+        response
+    }
+
+    /// A relay asks whether a node may use it.
+    async fn verify(&self, request: Request<Incoming>) -> Response<ReplyBody> {
+        #[derive(Deserialize)]
+        struct Question {
+            #[serde(rename = "NodePublic")]
+            node: NodePublic,
+        }
+        #[derive(Serialize)]
+        struct Answer {
+            #[serde(rename = "Allow")]
+            allow: bool,
+        }
+        let body = match read_body(request.into_body(), MAX_VERIFY_BODY).await {
+            Ok(body) => body,
+            Err(refusal) => return *refusal,
+        };
+        match serde_json::from_slice::<Question>(&body) {
+            Ok(question) => json(
+                StatusCode::OK,
+                &Answer {
+                    allow: self.hub.admits(&question.node),
+                },
+            ),
+            Err(error) => text(StatusCode::BAD_REQUEST, format!("not a question: {error}")),
+        }
+    }
+}
+
+/// Paths that are the relay's; the rest is ours even where a relay that is
+/// alone would answer.
+fn is_for_relay(path: &str) -> bool {
+    path == "/derp" || path.starts_with("/derp/") || path == "/bootstrap-dns"
+}
+
+fn html(content: String) -> Response<ReplyBody> {
+    let mut response = Response::new(whole(content));
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/html; charset=utf-8"),
+    );
+    headers.insert(
+        header::CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static(
+            "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+        ),
+    );
+    response
+}
+
+/// The captive portal check: 204, and an echo that a portal cannot guess.
+fn generate_204<B>(request: &Request<B>) -> Response<ReplyBody> {
+    let mut response = Response::new(whole(Bytes::new()));
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response.headers_mut().insert(
+        header::CACHE_CONTROL,
+        HeaderValue::from_static("no-cache, no-store"),
+    );
+    let challenge = request
+        .headers()
+        .get("X-Tailscale-Challenge")
+        .and_then(|value| value.to_str().ok())
+        .filter(|c| {
+            c.len() <= 64
+                && c.bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b"._:-".contains(&b))
+        });
+    if let Some(challenge) = challenge
+        && let Ok(value) = HeaderValue::from_str(&format!("response {challenge}"))
+    {
+        response.headers_mut().insert("X-Tailscale-Response", value);
+    }
+    response
+}
+
+#[derive(Serialize)]
+struct Version {
+    name: &'static str,
+    version: &'static str,
+    capability_version: u32,
+    minimum_capability_version: u32,
+}
+
+impl Version {
+    fn own() -> Self {
+        Self {
+            name: "warren-control",
+            version: env!("CARGO_PKG_VERSION"),
+            capability_version: CapabilityVersion::CURRENT.0,
+            minimum_capability_version: CapabilityVersion::OLDEST_CLIENT.0,
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! The state folder: made on first use, readable by its owner only, and in use
+//! by one server at a time.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use warren_keys::{Entropy, MachineSecret};
+use zeroize::Zeroizing;
+
+/// The state folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateDirError {
+    /// A file operation failed.
+    #[error("{what} {}: {source}{}", path.display(), hint(source))]
+    Io {
+        /// What was tried, as "cannot create".
+        what: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// Another server holds the lock.
+    #[error(
+        "another warren-control already serves the state in {}; stop it, or give this one its own with --state-dir",
+        .0.display()
+    )]
+    InUse(PathBuf),
+    /// The key file holds something else.
+    #[error(
+        "{} is not a server key ({reason}); restore it from a backup. Deleting it makes a new key, and every node must then be restarted",
+        path.display()
+    )]
+    Key {
+        /// The key file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "; choose a folder you may write to with --state-dir",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "; free some space there",
+        io::ErrorKind::ReadOnlyFilesystem => "; choose another folder with --state-dir",
+        _ => "",
+    }
+}
+
+fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateDirError {
+    let path = path.to_owned();
+    move |source| StateDirError::Io { what, path, source }
+}
+
+/// The folder, locked for as long as this lives.
+#[derive(Debug)]
+pub struct StateDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl StateDir {
+    /// Makes the folder if it is not there (mode 0700) and takes its lock.
+    ///
+    /// # Errors
+    /// It cannot be made or written to, or another server uses it.
+    pub fn open(path: &Path) -> Result<Self, StateDirError> {
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700);
+        builder
+            .create(path)
+            .map_err(io_error("cannot create the state folder", path))?;
+        let lock_path = path.join("lock");
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&lock_path)
+            .map_err(io_error("cannot open", &lock_path))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Self {
+                path: path.to_owned(),
+                _lock: lock,
+            }),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(StateDirError::InUse(path.to_owned())),
+            Err(errno) => Err(io_error("cannot lock", &lock_path)(errno.into())),
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The database file.
+    pub fn database(&self) -> PathBuf {
+        self.path.join("control.db")
+    }
+
+    /// The server's Noise key, and whether it was made just now.
+    ///
+    /// # Errors
+    /// It cannot be read or written, or is no key.
+    pub fn noise_key(
+        &self,
+        entropy: &mut dyn Entropy,
+    ) -> Result<(MachineSecret, bool), StateDirError> {
+        let path = self.path.join("noise.key");
+        match self.read_secret(&path)? {
+            Some(text) => {
+                let key = text.trim().parse().map_err(|error| StateDirError::Key {
+                    path,
+                    reason: format!("{error}"),
+                })?;
+                Ok((key, false))
+            }
+            None => {
+                let key = MachineSecret::generate(entropy);
+                write_private(&path, format!("{}\n", *key.to_text()).as_bytes())?;
+                Ok((key, true))
+            }
+        }
+    }
+
+    fn read_secret(&self, path: &Path) -> Result<Option<Zeroizing<String>>, StateDirError> {
+        match fs::read_to_string(path) {
+            Ok(text) => Ok(Some(Zeroizing::new(text))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(io_error("cannot read", path)(error)),
+        }
+    }
+}
+
+/// Writes a file that only its owner may read, so that after a crash either the
+/// old or the new content is there.
+///
+/// # Errors
+/// It cannot be written.
+pub fn write_private(path: &Path, content: &[u8]) -> Result<(), StateDirError> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new()
+        .prefix(".new-")
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))
+        .tempfile_in(dir)
+        .map_err(io_error("cannot create a file in", dir))?;
+    file.write_all(content)
+        .and_then(|()| file.as_file().sync_all())
+        .map_err(io_error("cannot write", path))?;
+    file.persist(path)
+        .map_err(|error| io_error("cannot replace", path)(error.error))?;
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(io_error("cannot write", dir))
+}
+
+/// Where the administrator's socket of a state folder is.
+pub fn socket_path(state_dir: &Path) -> PathBuf {
+    state_dir.join("control.sock")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    struct Fixed;
+    impl Entropy for Fixed {
+        fn fill(&mut self, out: &mut [u8]) {
+            out.fill(7);
+        }
+    }
+
+    #[test]
+    fn one_server_per_folder_and_nobody_else_reads_it() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("a/b");
+        let first = StateDir::open(&path).unwrap();
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o700
+        );
+        assert!(matches!(
+            StateDir::open(&path),
+            Err(StateDirError::InUse(_))
+        ));
+        let (key, new) = first.noise_key(&mut Fixed).unwrap();
+        assert!(new);
+        let file = path.join("noise.key");
+        assert_eq!(
+            fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        drop(first);
+        let second = StateDir::open(&path).unwrap();
+        assert_eq!(second.noise_key(&mut Fixed).unwrap(), (key, false));
+        fs::write(&file, "garbage").unwrap();
+        let error = second.noise_key(&mut Fixed).unwrap_err().to_string();
+        assert!(error.contains("noise.key is not a server key"), "{error}");
+    }
+}
