@@ -1,1 +1,54 @@
-//! Being built.
+//! Name resolution of the tailnet: what we answer, whom we ask, and what the
+//! operating system is told.
+//!
+//! A question for `100.100.100.100` takes this way:
+//!
+//! ```text
+//!  query ── Resolver::handle_query ──┬── Answer   a name of the tailnet, or an error
+//!                                    ├── Forward ── Forwarder ── upstream ── answer
+//!                                    └── Drop     not a question at all
+//! ```
+//!
+//! - [`config`]: the netmap's DNS configuration, worked out once: a table of
+//!   hosts, the domains that are ours, and upstreams by suffix;
+//! - [`resolver`]: decides about one question, without state;
+//! - [`forwarder`]: questions under way to upstreams: retries, timeouts, checks;
+//! - [`os`]: what to put into the operating system's resolver;
+//! - [`message`]: the few bytes of a DNS message that are read and changed in
+//!   place, because a forwarded question keeps every byte but its id.
+//!
+//! There is no socket and no clock here, and nothing is ever cached: upstreams
+//! do that, and local answers live for five seconds.
+
+pub mod config;
+pub mod forwarder;
+pub mod message;
+pub mod os;
+pub mod resolver;
+
+pub use config::{Options, ResolverConfig};
+pub use forwarder::{ClientId, ExchangeId, Forwarder, Output};
+pub use os::{BaseOs, OsDnsDecision, compile};
+pub use resolver::{Decision, Resolver, Transport};
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// Where the tailnet's resolver is, IPv4.
+pub const SERVICE_V4: Ipv4Addr = Ipv4Addr::new(100, 100, 100, 100);
+
+/// Where the tailnet's resolver is, IPv6.
+pub const SERVICE_V6: Ipv6Addr = Ipv6Addr::new(0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, 0, 0x53);
+
+/// The name of both service addresses.
+pub const SERVICE_NAME: &str = "magicdns.localhost-tailscale-daemon.";
+
+/// Longest question accepted over TCP, in bytes.
+pub const MAX_TCP_QUERY: usize = 4096;
+
+/// Whether this is one of the two service addresses.
+pub fn is_service(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip == SERVICE_V4,
+        IpAddr::V6(ip) => ip == SERVICE_V6,
+    }
+}
