@@ -14,7 +14,6 @@ mod target;
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
-use serde_json::Value;
 use warren_control_types::{CapGrant, CapMap, FilterRule, NetPortRange, NodeId, PortRange};
 
 use crate::node::{PolicyNode, PolicyUser};
@@ -199,41 +198,44 @@ impl Builder<'_> {
         });
     }
 
-    /// The capability rules of a grant, and their counterparts.
+    /// The capability rule of a grant, and the counterparts it needs.
     fn capabilities(&mut self, source: SourceIndex, rule: &Rule) {
-        for (name, values) in &rule.app {
-            let map = cap_map(name, values.clone());
-            let (own, others): (Vec<_>, Vec<_>) = rule
-                .app_to
-                .iter()
-                .cloned()
-                .partition(|selector| *selector == Selector::OwnUser);
-            if !own.is_empty() {
-                self.out.items.push(Item::OwnUserCapabilities {
-                    source,
-                    map: map.clone(),
-                });
-            }
-            let to = self.targets(&others);
-            if !to.is_empty() {
-                self.out.items.push(Item::Capabilities { source, to, map });
-            }
-        }
+        let (own, others): (Vec<_>, Vec<_>) = rule
+            .app_to
+            .iter()
+            .cloned()
+            .partition(|selector| *selector == Selector::OwnUser);
+        let map = CapMap(rule.app.iter().cloned().collect());
+        let to = self.targets(&others);
+        self.grant(source, to, !own.is_empty(), map);
+
+        let reversed = Source::resolve(self.policy, self.users, &self.out.nodes, &others);
         for (name, counterpart) in COMPANIONS {
             if !rule.app.iter().any(|(granted, _)| granted == name) {
                 continue;
             }
-            let map = cap_map(counterpart, Vec::new());
-            let reversed = Source::resolve(self.policy, self.users, &self.out.nodes, &rule.app_to);
-            let reversed = self.intern(reversed);
-            let to = self.targets(&rule.sources);
-            if !to.is_empty() {
-                self.out.items.push(Item::Capabilities {
-                    source: reversed,
-                    to,
-                    map,
-                });
-            }
+            let map = CapMap([(counterpart.to_owned(), Vec::new())].into());
+            let to = if others.is_empty() {
+                Vec::new()
+            } else {
+                self.targets(&rule.sources)
+            };
+            let reversed = self.intern(reversed.clone());
+            self.grant(reversed, to, false, map.clone());
+            // Among the nodes of one user both directions look the same.
+            self.grant(source, Vec::new(), !own.is_empty(), map);
+        }
+    }
+
+    fn grant(&mut self, source: SourceIndex, to: Vec<Target>, own_user: bool, map: CapMap) {
+        if own_user {
+            self.out.items.push(Item::OwnUserCapabilities {
+                source,
+                map: map.clone(),
+            });
+        }
+        if !to.is_empty() {
+            self.out.items.push(Item::Capabilities { source, to, map });
         }
     }
 
@@ -275,10 +277,6 @@ impl Builder<'_> {
             .get(source)
             .is_none_or(|source| source.texts.is_empty())
     }
-}
-
-fn cap_map(name: &str, values: Vec<Value>) -> CapMap {
-    CapMap([(name.to_owned(), values)].into())
 }
 
 impl Compiled {

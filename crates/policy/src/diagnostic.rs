@@ -95,28 +95,36 @@ pub(crate) fn did_you_mean<'a>(
         .map(|(_, candidate)| format!("did you mean {candidate:?}?"))
 }
 
-/// Edits (insert, delete, replace) between two names, letter case aside.
+/// Edits (insert, delete, replace, swap of neighbours) between two names,
+/// letter case aside.
 fn distance(a: &str, b: &str) -> usize {
-    // A name from a hostile file may be megabytes long; names that differ so
-    // much in length are never close.
-    if a.len().abs_diff(b.len()) > 16 {
+    // A name from a hostile file may be megabytes long; long names and those
+    // that differ much in length are never close.
+    if a.len().max(b.len()) > 256 || a.len().abs_diff(b.len()) > 16 {
         return usize::MAX;
     }
+    let a: Vec<char> = a.to_lowercase().chars().collect();
     let b: Vec<char> = b.to_lowercase().chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.to_lowercase().chars().enumerate() {
-        let mut diagonal = i;
-        let mut left = i + 1;
-        let mut next = vec![left];
-        for (y, above) in b.iter().zip(row.iter().skip(1)) {
-            let cost = diagonal + usize::from(x != *y);
-            left = cost.min(above + 1).min(left + 1);
-            diagonal = *above;
-            next.push(left);
+    let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];
+    let at = |rows: &[Vec<usize>], i: usize, j: usize| -> usize {
+        rows.get(i).and_then(|row| row.get(j)).copied().unwrap_or(0)
+    };
+    for (i, x) in a.iter().enumerate() {
+        let mut row = vec![i + 1];
+        for (j, y) in b.iter().enumerate() {
+            let left = row.last().copied().unwrap_or(0);
+            let mut best = (at(&rows, i, j) + usize::from(x != y))
+                .min(at(&rows, i, j + 1) + 1)
+                .min(left + 1);
+            let swapped = i > 0 && j > 0 && a.get(i - 1) == Some(y) && b.get(j - 1) == Some(x);
+            if swapped {
+                best = best.min(at(&rows, i - 1, j - 1) + 1);
+            }
+            row.push(best);
         }
-        row = next;
+        rows.push(row);
     }
-    row.last().copied().unwrap_or(usize::MAX)
+    at(&rows, a.len(), b.len())
 }
 
 #[cfg(test)]
@@ -135,6 +143,8 @@ mod tests {
         );
         assert_eq!(did_you_mean("zzzzz", ["acls", "hosts"]), None);
         assert_eq!(distance("kitten", "sitting"), 3);
+        assert_eq!(distance("tpc", "TCP"), 1);
+        assert_eq!(distance("", "abc"), 3);
     }
 
     #[test]

@@ -1,0 +1,102 @@
+//! Checking a packet allocates nothing, whatever the verdict.
+
+#![allow(clippy::unwrap_used)]
+// The counting allocator below is the only way to see allocations.
+#![allow(unsafe_code)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use warren_control_types::FilterRule;
+use warren_filter::{CapabilityHolders, Filter, FlowTable, LocalAddresses, LocalSet, Verdict};
+use warren_keys::Entropy;
+use warren_wire::ip::{IpPacket, icmp, udp};
+
+thread_local! {
+    static COUNT: Cell<usize> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+// SAFETY: every call goes to the system allocator unchanged; counting touches
+// a thread-local without a destructor and allocates nothing.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        COUNT.with(|count| count.set(count.get() + 1));
+        // SAFETY: the caller's promises about `layout` are passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: `ptr` came from `alloc` above, hence from the system.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+struct Zero;
+
+impl Entropy for Zero {
+    fn fill(&mut self, out: &mut [u8]) {
+        out.fill(0);
+    }
+}
+
+#[test]
+fn matching_allocates_nothing() {
+    let rules: Vec<FilterRule> = serde_json::from_value(serde_json::json!([
+        {"SrcIPs": ["*"], "DstPorts": [{"IP": "*", "Ports": {"First": 22, "Last": 80}}]},
+        {"SrcIPs": ["100.64.0.0/10"], "DstPorts": [{"IP": "100.64.0.1", "Ports": {"First": 1, "Last": 9}}]},
+    ]))
+    .unwrap();
+    let own = ["100.64.0.1".parse().unwrap(), "fd7a::1".parse().unwrap()];
+    let local = LocalSet::new(&LocalAddresses {
+        addresses: &own,
+        ..LocalAddresses::default()
+    });
+    let (filter, _) = Filter::compile(&rules, local, &CapabilityHolders::new());
+    let flows = FlowTable::new(&mut Zero);
+    let udp = |src: &str, dst: &str| {
+        udp::packet(src.parse().unwrap(), dst.parse().unwrap(), b"payload").unwrap()
+    };
+    let ping = icmp::echo_request(
+        "100.64.0.2".parse().unwrap(),
+        "100.64.0.1".parse().unwrap(),
+        icmp::Echo {
+            ident: 1,
+            sequence: 1,
+            data: b"x",
+        },
+    )
+    .unwrap();
+    let packets = [
+        udp("100.64.0.2:1000", "100.64.0.1:53"),
+        udp("100.64.0.2:1000", "100.64.0.1:9999"),
+        udp("[fd7a::2]:1000", "[fd7a::1]:9999"),
+        udp("100.64.0.2:1000", "224.0.0.1:53"),
+        ping,
+    ];
+
+    // The first use of the counter is not part of the measurement.
+    COUNT.with(|count| count.set(0));
+    let mut accepted = 0;
+    for now in 0..100 {
+        for bytes in &packets {
+            let Ok(packet) = IpPacket::parse(bytes) else {
+                continue;
+            };
+            for verdict in [
+                filter.check_out(&flows, &packet, now),
+                filter.check_in(&flows, &packet, now),
+            ] {
+                accepted += usize::from(verdict == Verdict::Accept);
+            }
+        }
+    }
+    let allocations = COUNT.with(Cell::get);
+    assert_eq!(allocations, 0);
+    // Out: all but multicast. In: DNS by rule and the ping.
+    assert_eq!(accepted, 600);
+}
