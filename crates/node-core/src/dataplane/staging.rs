@@ -105,7 +105,7 @@ mod tests {
         assert_eq!(staging.pop(peer).map(|f| f[0]), Some(1));
         assert_eq!(
             staging.push(peer, frame(MAX_BYTES - 100, 201)),
-            MAX_FRAMES - 10
+            MAX_FRAMES - 11
         );
         assert_eq!(staging.clear(peer), 11);
         assert_eq!((staging.total, staging.pop(peer)), (0, None));

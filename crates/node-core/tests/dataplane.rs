@@ -1,0 +1,610 @@
+//! Packets through both halves of the data plane.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use support::{
+    Fixed, HEADER, PEER, Pair, Recipe, Transport, addresses, comparable, expand, sessions,
+    udp_address,
+};
+use warren_control_types::RegionId;
+use warren_keys::{DiscoSecret, NodePublic};
+use warren_node_core::dataplane::{DropReason, VnetHdr};
+use warren_paths::Destination;
+use warren_tunnel::Source;
+use warren_wire::ip::icmp::{self, Echo};
+use warren_wire::ip::{IpPacket, Parsed, Protocol, tsmp, udp};
+
+fn tcp(sequence: u32, payload: usize) -> Recipe {
+    Recipe {
+        v6: false,
+        extension: false,
+        ports: (1000, 80),
+        id: 7,
+        dont_fragment: true,
+        transport: Transport::Tcp {
+            sequence,
+            flags: 0x10,
+            options: 12,
+        },
+        payload: (0..payload).map(|i| (i * 7) as u8).collect(),
+    }
+}
+
+fn datagram(payload: usize) -> Recipe {
+    Recipe {
+        transport: Transport::Udp,
+        ports: (5000, 53),
+        ..tcp(0, payload)
+    }
+}
+
+fn plain(packet: &[u8]) -> Vec<u8> {
+    [&VnetHdr::PLAIN.to_bytes()[..], packet].concat()
+}
+
+#[test]
+fn a_superpacket_crosses_as_one() {
+    for v6 in [false, true] {
+        let mut pair = Pair::new();
+        let header = if v6 { 72 } else { 52 };
+        let recipe = Recipe {
+            v6,
+            ..tcp(1, 60_000)
+        };
+        pair.send(&recipe.frame(Some(1_280 - header)));
+        pair.outbound.flush(&mut pair.net);
+        assert!(pair.net.udp.len() <= 2, "{} sends", pair.net.udp.len());
+        pair.cross();
+        assert_eq!(pair.host.frames.len(), 1, "joined again");
+        let packets = expand(&pair.host.frames[0]);
+        assert_eq!(packets, recipe.expected(Some(1_280 - header)));
+        let traffic = pair.views[0].peers[1].as_ref().unwrap().counters.traffic();
+        assert_eq!(traffic.tx_packets, packets.len() as u64);
+        assert_eq!(
+            traffic.tx_bytes,
+            packets.iter().map(|p| p.len() as u64).sum::<u64>()
+        );
+        let received = pair.views[1].peers[1].as_ref().unwrap().counters.traffic();
+        assert_eq!(
+            (received.rx_packets, received.rx_bytes),
+            (traffic.tx_packets, traffic.tx_bytes)
+        );
+    }
+}
+
+#[test]
+fn single_datagrams_leave_in_one_send_and_arrive_joined() {
+    let mut pair = Pair::new();
+    for _ in 0..10 {
+        pair.send(&datagram(1_000).frame(None));
+    }
+    pair.outbound.flush(&mut pair.net);
+    assert_eq!(pair.net.udp.len(), 1);
+    pair.cross();
+    assert_eq!(pair.host.frames.len(), 1);
+    assert_eq!(expand(&pair.host.frames[0]).len(), 10);
+}
+
+#[test]
+fn packets_wait_for_a_session_and_for_a_path() {
+    let mut pair = Pair::new();
+    let good = pair.views[0].clone();
+    pair.views[0] = support::with_peer(&good, |peer| peer.session = None);
+    for i in 0..3 {
+        pair.send(&tcp(i, 100).frame(None));
+    }
+    pair.cross();
+    assert_eq!(pair.net.wanted, [PEER], "asked once");
+    pair.views[0] = support::with_peer(&good, |peer| peer.destination = Destination::None);
+    pair.outbound
+        .on_view_change(&pair.views[0], pair.now, &mut pair.net);
+    pair.cross();
+    assert!(pair.host.frames.is_empty());
+    pair.views[0] = good;
+    pair.outbound
+        .on_view_change(&pair.views[0], pair.now, &mut pair.net);
+    pair.cross();
+    let got: Vec<_> = pair.host.frames.iter().flat_map(|f| expand(f)).collect();
+    assert_eq!(got, (0..3).map(|i| tcp(i, 100).build()).collect::<Vec<_>>());
+    assert_eq!(pair.drops[0].total(), 0);
+}
+
+#[test]
+fn in_doubt_both_ways_are_used_and_the_copy_is_dropped() {
+    let mut pair = Pair::new();
+    let both = Destination::Both {
+        udp: udp_address(2),
+        relay: RegionId(9),
+    };
+    pair.views[0] = support::with_peer(&pair.views[0], |peer| peer.destination = both);
+    pair.send(&datagram(500).frame(None));
+    pair.outbound.flush(&mut pair.net);
+    let (region, to, (bytes, segment)) = pair.net.relay.pop().unwrap();
+    assert_eq!((region, to), (RegionId(9), NodePublic::from_bytes([2; 32])));
+    assert_eq!(pair.net.udp, [(udp_address(2), (bytes.clone(), segment))]);
+    let relay = Source::Relay {
+        region: 9,
+        key: NodePublic::from_bytes([1; 32]),
+    };
+    pair.arrive(relay, bytes, segment);
+    pair.cross();
+    assert_eq!(pair.host.frames.len(), 1);
+    assert_eq!(pair.drops[1].get(DropReason::Replayed), 1);
+    assert_eq!(
+        pair.host.heard,
+        [(PEER, relay)],
+        "a copy proves nothing about its way"
+    );
+    assert_eq!(pair.host.confirmed, [22]);
+}
+
+#[test]
+fn roaming_is_told_when_it_happens() {
+    let mut pair = Pair::new();
+    let one = |pair: &mut Pair, from: Source| {
+        pair.send(&datagram(10).frame(None));
+        pair.outbound.flush(&mut pair.net);
+        for (_, (bytes, segment)) in std::mem::take(&mut pair.net.udp) {
+            pair.arrive(from, bytes, segment);
+        }
+    };
+    let (here, there) = (Source::Udp(udp_address(1)), Source::Udp(udp_address(7)));
+    for from in [here, here, there, there, here] {
+        one(&mut pair, from);
+    }
+    assert_eq!(pair.host.heard, [(PEER, here), (PEER, there), (PEER, here)]);
+    pair.later(Duration::from_secs(1));
+    one(&mut pair, here);
+    assert_eq!(pair.host.heard.len(), 4);
+}
+
+#[test]
+fn what_is_not_data_goes_to_the_engine() {
+    let mut pair = Pair::new();
+    let from = Source::Udp(udp_address(1));
+    for bytes in [
+        vec![1; 148],
+        b"TS\xf0\x9f\x92\xacping".to_vec(),
+        vec![0; 20],
+        vec![4, 0, 0, 0],
+    ] {
+        let len = bytes.len();
+        pair.arrive(from, bytes.clone(), len);
+        assert_eq!(pair.host.control.last(), Some(&(from, bytes)));
+    }
+    assert_eq!(pair.drops[1].total(), 0);
+}
+
+#[test]
+fn bad_datagrams_in_a_train_do_not_stop_it() {
+    let mut pair = Pair::new();
+    for i in 0..6 {
+        pair.send(
+            &Recipe {
+                id: i,
+                ..datagram(200)
+            }
+            .frame(None),
+        );
+    }
+    pair.outbound.flush(&mut pair.net);
+    let (_, (mut bytes, segment)) = pair.net.udp.pop().unwrap();
+    bytes[segment + 20] ^= 1;
+    bytes[2 * segment + 4] ^= 1;
+    bytes[3 * segment] = 9;
+    let repeated = bytes[..segment].to_vec();
+    bytes[4 * segment..5 * segment].copy_from_slice(&repeated);
+    pair.arrive(Source::Udp(udp_address(1)), bytes, segment);
+    pair.cross();
+    let got: usize = pair.host.frames.iter().map(|f| expand(f).len()).sum();
+    assert_eq!(got, 2);
+    assert_eq!(pair.drops[1].get(DropReason::Forged), 1);
+    assert_eq!(pair.drops[1].get(DropReason::UnknownSession), 1);
+    assert_eq!(pair.drops[1].get(DropReason::Replayed), 1);
+    assert_eq!(pair.host.control.len(), 1);
+}
+
+#[test]
+fn sources_must_belong_to_the_peer_and_rules_hold() {
+    let mut pair = Pair::new();
+    let mut stranger = datagram(10).build();
+    stranger[15] = 99;
+    pair.send(&plain(&stranger));
+    pair.cross();
+    assert_eq!(pair.drops[1].get(DropReason::WrongSource), 1);
+
+    let mut pair = Pair::with_rules(&[]);
+    let open = Recipe {
+        transport: Transport::Tcp {
+            sequence: 1,
+            flags: 0x02,
+            options: 0,
+        },
+        ..tcp(0, 0)
+    };
+    pair.send(&open.frame(None));
+    pair.cross();
+    assert_eq!(pair.drops[1].get(DropReason::FilteredIn), 1);
+    let (peer, refusal) = pair.host.out.pop().unwrap();
+    let refusal = IpPacket::parse(&refusal).unwrap();
+    assert_eq!((peer, refusal.dst), (PEER, addresses(1)[0]));
+    assert!(matches!(refusal.tsmp(), Some(tsmp::Message::Reject(_))));
+}
+
+#[test]
+fn answers_to_our_datagrams_come_in_without_a_rule() {
+    let mut pair = Pair::with_rules(&[]);
+    let question = datagram(20).build();
+    pair.views[1].flows = Arc::new(warren_filter::FlowTable::new(&mut Fixed));
+    pair.send(&plain(&question));
+    pair.cross();
+    assert!(pair.host.frames.is_empty(), "not asked for");
+    // Node 2 sends first; then the same datagram is an answer.
+    let [_, b] = sessions(pair.now);
+    let asking = support::with_peer(&pair.views[1], |peer| peer.session = Some(b));
+    let reversed = udp::packet(
+        std::net::SocketAddr::new(addresses(2)[0], 53),
+        std::net::SocketAddr::new(addresses(1)[0], 5000),
+        b"?",
+    )
+    .unwrap();
+    pair.outbound
+        .packet(&asking, pair.now, &plain(&reversed), &mut pair.net);
+    pair.outbound.flush(&mut pair.net);
+    pair.net.udp.clear();
+    pair.send(&plain(&question));
+    pair.cross();
+    assert_eq!(pair.host.frames, [plain(&question)]);
+}
+
+#[test]
+fn messages_between_nodes_are_answered_or_told() {
+    let mut pair = Pair::new();
+    let (src, dst) = (addresses(1)[0], addresses(2)[0]);
+    let ping = tsmp::Message::Ping(*b"12345678").packet(src, dst).unwrap();
+    pair.send(&plain(&ping));
+    assert_eq!(
+        pair.drops[0].get(DropReason::Internal),
+        1,
+        "the host may not"
+    );
+    pair.outbound
+        .inject(&pair.views[0], pair.now, PEER, &ping, &mut pair.net);
+    pair.cross();
+    let (_, pong) = pair.host.out.pop().unwrap();
+    let pong = IpPacket::parse(&pong).unwrap();
+    assert_eq!(
+        pong.tsmp(),
+        Some(tsmp::Message::Pong {
+            data: *b"12345678",
+            peer_api_port: None
+        })
+    );
+    let key = DiscoSecret::from_bytes(&[8; 32]).public();
+    for message in [
+        tsmp::Message::Pong {
+            data: *b"abcdefgh",
+            peer_api_port: Some(1),
+        },
+        tsmp::Message::DiscoAdvertisement(key),
+    ] {
+        let packet = message.packet(src, dst).unwrap();
+        pair.outbound
+            .inject(&pair.views[0], pair.now, PEER, &packet, &mut pair.net);
+    }
+    pair.cross();
+    assert_eq!(
+        (pair.host.pongs, pair.host.discos),
+        (vec![*b"abcdefgh"], vec![key])
+    );
+    assert!(pair.host.frames.is_empty());
+}
+
+#[test]
+fn the_service_address_is_served_here() {
+    let mut pair = Pair::new();
+    let service = [100, 100, 100, 100];
+    let query = udp::packet((addresses(1)[0], 999).into(), (service, 53).into(), b"dns").unwrap();
+    pair.send(&plain(&query));
+    assert_eq!(pair.net.local, [query]);
+    let echo = Echo {
+        ident: 1,
+        sequence: 2,
+        data: b"hello",
+    };
+    let request = icmp::echo_request(addresses(1)[0], service.into(), echo).unwrap();
+    pair.send(&plain(&request));
+    let reply = IpPacket::parse(&pair.net.tun[0][HEADER..]).unwrap();
+    assert_eq!((reply.src, reply.dst), (service.into(), addresses(1)[0]));
+    assert!(matches!(reply.icmp(), Some(icmp::Icmp::EchoReply(_))));
+    pair.cross();
+    assert!(pair.host.frames.is_empty() && pair.drops[0].total() == 0);
+}
+
+#[test]
+fn keepalives_confirm_and_carry_nothing() {
+    let mut pair = Pair::new();
+    pair.outbound
+        .send_keepalive(&pair.views[0], pair.now, PEER, &mut pair.net);
+    pair.cross();
+    assert!(pair.host.frames.is_empty());
+    assert_eq!(pair.host.confirmed, [22]);
+    let counters = &pair.views[1].peers[1].as_ref().unwrap().counters;
+    assert_eq!(counters.traffic().rx_packets, 0);
+    let activity = counters.activity(pair.views[1].origin);
+    assert!(activity.last_received.is_some() && activity.last_data_received.is_none());
+}
+
+#[test]
+fn old_sessions_ask_for_a_new_one_and_then_end() {
+    let mut pair = Pair::new();
+    pair.later(Duration::from_secs(120));
+    pair.send(&datagram(10).frame(None));
+    pair.send(&datagram(10).frame(None));
+    assert_eq!(pair.net.wanted, [PEER], "and goes on sending");
+    pair.outbound.flush(&mut pair.net);
+    let late = pair.net.udp.pop().unwrap().1;
+    pair.later(Duration::from_secs(60));
+    pair.arrive(Source::Udp(udp_address(1)), late.0, late.1);
+    assert_eq!(pair.drops[1].get(DropReason::ExpiredSession), 2);
+    pair.send(&datagram(10).frame(None));
+    pair.outbound.flush(&mut pair.net);
+    assert!(pair.net.udp.is_empty(), "staged");
+    pair.outbound.drop_staged(PEER);
+    assert_eq!(pair.drops[0].get(DropReason::StagingFull), 1);
+}
+
+#[test]
+fn lying_superpackets_are_dropped() {
+    let good = tcp(1, 5_000).frame(Some(1_000));
+    let break_at = |at: usize, value: u8| {
+        let mut frame = good.clone();
+        frame[at] = value;
+        frame
+    };
+    let zero_size = {
+        let mut frame = good.clone();
+        frame[4..6].fill(0);
+        frame
+    };
+    for (what, frame) in [
+        ("old kind of offload", break_at(1, 3)),
+        ("wrong family", break_at(1, 4)),
+        ("UDP of a TCP packet", break_at(1, 5)),
+        ("segments of nothing", zero_size),
+        ("checksum elsewhere", break_at(8, 6)),
+        ("checksum starts elsewhere", break_at(6, 24)),
+        ("longer than it is", break_at(HEADER + 2, 0xff)),
+        ("data offset too small", break_at(HEADER + 32, 0x40)),
+        ("a fragment", break_at(HEADER + 6, 0x20)),
+        ("cut off", good[..HEADER + 30].to_vec()),
+        ("empty", vec![]),
+    ] {
+        let mut pair = Pair::new();
+        pair.send(&frame);
+        pair.cross();
+        assert_eq!(pair.drops[0].get(DropReason::Malformed), 1, "{what}");
+        assert!(pair.host.frames.is_empty(), "{what}");
+    }
+}
+
+/// One thing the host sends.
+#[derive(Debug, Clone)]
+struct Item {
+    recipe: Recipe,
+    how: How,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum How {
+    Super(u16),
+    Partial,
+    Finished,
+    BadChecksum,
+    Fragment { offset: u16, more: bool },
+}
+
+impl Item {
+    fn frame(&self) -> Vec<u8> {
+        match self.how {
+            How::Super(size) => self.recipe.frame(Some(size)),
+            How::Partial => self.recipe.frame(None),
+            How::Finished => self.recipe.plain_frame(),
+            How::BadChecksum | How::Fragment { .. } => plain(&self.expected()[0]),
+        }
+    }
+
+    fn expected(&self) -> Vec<Vec<u8>> {
+        match self.how {
+            How::Super(size) => self.recipe.expected(Some(size)),
+            How::Partial | How::Finished => self.recipe.expected(None),
+            How::BadChecksum => {
+                let mut packet = self.recipe.build();
+                let at = self.recipe.transport_offset() + self.recipe.checksum_offset();
+                packet[at] ^= 0x55;
+                vec![packet]
+            }
+            How::Fragment { offset, more } => {
+                let mut recipe = self.recipe.clone();
+                (recipe.v6, recipe.dont_fragment) = (false, false);
+                let mut packet = recipe.build();
+                let field = offset / 8 | if more { 0x2000 } else { 0 };
+                packet[6..8].copy_from_slice(&field.to_be_bytes());
+                packet[10..12].fill(0);
+                let sum = warren_wire::ip::checksum::checksum(&packet[..20]);
+                packet[10..12].copy_from_slice(&sum.to_be_bytes());
+                vec![packet]
+            }
+        }
+    }
+}
+
+/// Raw material of an item; sequence numbers are filled in so that segments of
+/// a flow usually follow each other.
+type Raw = ((bool, bool, u16, bool), (usize, u16, u8, u8), u8);
+
+fn items(raw: Vec<Raw>) -> Vec<Item> {
+    let mut sequences = BTreeMap::new();
+    let item = |raw: Raw| {
+        let ((v6, udp, flow, dont_fragment), (len, size, flags, jump), how) = raw;
+        let how = match how {
+            0..=2 => How::Super(size),
+            3..=5 => How::Partial,
+            6 | 7 => How::Finished,
+            8 => How::BadChecksum,
+            9 => How::Fragment {
+                offset: 0,
+                more: true,
+            },
+            _ => How::Fragment {
+                offset: 160,
+                more: flags & 1 == 0,
+            },
+        };
+        // Single packets of few sizes, so that they can be joined.
+        let len = if matches!(how, How::Super(_)) {
+            len
+        } else {
+            [0, 400, 400, 1_200][len % 4]
+        };
+        let sequence = sequences.entry((v6, flow)).or_insert(u32::MAX - 9_000);
+        if jump == 0 {
+            *sequence = sequence.wrapping_add(77);
+        }
+        let transport = if udp {
+            Transport::Udp
+        } else {
+            let flags = [0x10, 0x10, 0x10, 0x18, 0x11, 0x02, 0x14, 0x90][usize::from(flags) % 8];
+            let options = if flow == 0 { 0 } else { 12 };
+            Transport::Tcp {
+                sequence: *sequence,
+                flags,
+                options,
+            }
+        };
+        if !udp {
+            *sequence = sequence.wrapping_add(len as u32);
+        }
+        let recipe = Recipe {
+            v6,
+            extension: v6 && jump == 1,
+            ports: (2_000 + flow, 80),
+            id: flow.wrapping_mul(31),
+            dont_fragment,
+            transport,
+            payload: (0..len).map(|i| (i as u8) ^ flags).collect(),
+        };
+        Item { recipe, how }
+    };
+    raw.into_iter().map(item).collect()
+}
+
+fn raw() -> impl Strategy<Value = Vec<Raw>> {
+    let flow = (any::<bool>(), any::<bool>(), 0u16..3, any::<bool>());
+    let shape = (0usize..9_000, 200u16..1_300, any::<u8>(), 0u8..12);
+    prop::collection::vec((flow, shape, 0u8..11), 1..60)
+}
+
+/// What must keep its order: the packets of one flow.
+fn by_flow(packets: impl IntoIterator<Item = Vec<u8>>) -> BTreeMap<String, Vec<Vec<u8>>> {
+    let mut flows: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for packet in packets {
+        let p = Parsed::parse(&packet).unwrap();
+        let key = format!(
+            "{} {} {} {} {}",
+            p.src, p.dst, p.protocol, p.src_port, p.dst_port
+        );
+        flows.entry(key).or_default().push(comparable(&packet));
+    }
+    flows
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    /// Whatever is joined and cut on the way, the packets are those of a plain
+    /// model that handles one at a time.
+    #[test]
+    fn what_goes_in_comes_out(raw in raw(), batches in prop::collection::vec(1usize..12, 1..20)) {
+        let items = items(raw);
+        let mut pair = Pair::new();
+        let mut batch = batches.iter().cycle();
+        let mut rest = items.as_slice();
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at((*batch.next().unwrap()).min(rest.len()));
+            for item in now {
+                pair.send(&item.frame());
+            }
+            pair.cross();
+            rest = later;
+        }
+        let expected = by_flow(items.iter().flat_map(Item::expected));
+        let got = by_flow(pair.host.frames.iter().flat_map(|frame| expand(frame)));
+        prop_assert_eq!(pair.drops[0].total() + pair.drops[1].total(), 0);
+        prop_assert_eq!(got.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+        for (flow, packets) in &expected {
+            prop_assert_eq!(got[flow].len(), packets.len(), "{}", flow);
+            for (a, b) in got[flow].iter().zip(packets) {
+                prop_assert!(a == b, "{}", flow);
+            }
+        }
+    }
+
+    /// Frames with damaged headers are dropped or sent, but whatever arrives
+    /// can be taken by the kernel.
+    #[test]
+    fn lies_do_no_harm(
+        raw in raw(),
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+        cut in any::<prop::sample::Index>(),
+        cut_it: bool,
+    ) {
+        let mut pair = Pair::new();
+        for item in items(raw) {
+            let mut frame = item.frame();
+            for (at, value) in &damage {
+                // Most of it in the headers.
+                let at = at.index(frame.len().min(90));
+                frame[at] = *value;
+            }
+            if cut_it {
+                frame.truncate(cut.index(frame.len()));
+            }
+            pair.send(&frame);
+        }
+        pair.cross();
+        for frame in &pair.host.frames {
+            let packets = expand(frame);
+            prop_assert!(packets.iter().all(|packet| Parsed::parse(packet).is_ok()));
+        }
+    }
+
+    /// Bytes from the network, whatever they are.
+    #[test]
+    fn any_datagrams_are_survived(
+        mut bytes in prop::collection::vec(any::<u8>(), 0..400), segment in 0usize..200, data: bool,
+    ) {
+        if data && bytes.len() >= 8 {
+            bytes[..8].copy_from_slice(&[4, 0, 0, 0, 22, 0, 0, 0]);
+        }
+        let mut pair = Pair::new();
+        pair.arrive(Source::Udp(udp_address(1)), bytes, segment);
+        pair.cross();
+        prop_assert!(pair.host.frames.is_empty());
+    }
+}
+
+/// `Protocol` in keys prints by name; keep the helper honest.
+#[test]
+fn flows_are_told_apart() {
+    let flows = by_flow([tcp(1, 10).build(), datagram(10).build(), tcp(2, 10).build()]);
+    assert_eq!(flows.len(), 2);
+    assert_eq!(Protocol::TCP.to_string(), "TCP");
+}

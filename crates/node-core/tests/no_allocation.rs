@@ -1,0 +1,160 @@
+//! Moving packets allocates nothing, in either direction, once buffers are
+//! warm.
+
+// A counting allocator has to implement `GlobalAlloc`, which is unsafe.
+#![allow(unsafe_code, clippy::unwrap_used)]
+
+mod support;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use support::{Pair, Recipe, Transport, udp_address};
+use warren_keys::{DiscoPublic, NodePublic};
+use warren_node_core::dataplane::{InSink, OutSink, RelaySend, UdpSend};
+use warren_paths::Destination;
+use warren_tunnel::{PeerIndex, Source};
+
+struct Counting;
+
+thread_local! {
+    static COUNT: Cell<u64> = const { Cell::new(0) };
+}
+
+// SAFETY: every call is passed on to the system allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let _ = COUNT.try_with(|count| count.set(count.get() + 1));
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// The network: remembers the last flush in buffers of fixed size.
+struct Wire {
+    bytes: Vec<u8>,
+    trains: Vec<(usize, usize, usize)>,
+    relayed: usize,
+}
+
+impl OutSink for Wire {
+    fn udp(&mut self, sends: &[UdpSend], buffer: &[u8]) {
+        for send in sends {
+            let start = self.bytes.len();
+            self.bytes.extend_from_slice(&buffer[send.range.clone()]);
+            self.trains
+                .push((start, self.bytes.len(), send.segment_len));
+        }
+    }
+    fn relay(&mut self, sends: &[RelaySend], buffer: &[u8]) {
+        self.relayed += sends
+            .iter()
+            .map(|send| send.datagrams(buffer).count())
+            .sum::<usize>();
+    }
+    fn need_session(&mut self, _: PeerIndex) {}
+    fn local(&mut self, _: &[u8]) {}
+    fn tun(&mut self, _: &[u8]) {}
+}
+
+#[derive(Default)]
+struct Counted {
+    frames: usize,
+    bytes: usize,
+}
+
+impl InSink for Counted {
+    fn tun_write(&mut self, frame: &[u8]) {
+        self.frames += 1;
+        self.bytes += frame.len();
+    }
+    fn control(&mut self, _: Source, _: &[u8]) {}
+    fn confirmed(&mut self, _: u32) {}
+    fn heard(&mut self, _: PeerIndex, _: Source) {}
+    fn need_session(&mut self, _: PeerIndex) {}
+    fn out(&mut self, _: PeerIndex, _: &[u8]) {}
+    fn pong(&mut self, _: PeerIndex, _: [u8; 8], _: Option<u16>) {}
+    fn disco_advertised(&mut self, _: PeerIndex, _: DiscoPublic) {}
+}
+
+#[test]
+fn steady_state_does_not_allocate() {
+    let mut pair = Pair::new();
+    let both = Destination::Both {
+        udp: udp_address(2),
+        relay: warren_control_types::RegionId(1),
+    };
+    pair.views[0] = support::with_peer(&pair.views[0], |peer| peer.destination = both);
+    let recipe = |v6: bool, flow: u16, transport: Transport, len: usize| Recipe {
+        v6,
+        extension: false,
+        ports: (flow, 80),
+        id: 1,
+        dont_fragment: true,
+        transport,
+        payload: vec![5; len],
+    };
+    let tcp = Transport::Tcp {
+        sequence: 1,
+        flags: 0x10,
+        options: 12,
+    };
+    let mut frames = Vec::new();
+    for v6 in [false, true] {
+        frames.push(recipe(v6, 1, tcp, 60_000).frame(Some(1_200)));
+        frames.push(recipe(v6, 2, Transport::Udp, 20_000).frame(Some(1_000)));
+        for flow in 3..30 {
+            frames.push(recipe(v6, flow, tcp, 900).frame(None));
+            frames.push(recipe(v6, flow, Transport::Udp, 900).plain_frame());
+        }
+    }
+    let mut wire = Wire {
+        bytes: Vec::with_capacity(1 << 20),
+        trains: Vec::with_capacity(512),
+        relayed: 0,
+    };
+    let mut host = Counted::default();
+    let relay_key = NodePublic::from_bytes([1; 32]);
+    let mut before = 0;
+    for round in 0..40 {
+        if round == 10 {
+            before = COUNT.get();
+        }
+        for frame in &frames {
+            pair.outbound
+                .packet(&pair.views[0], pair.now, frame, &mut wire);
+        }
+        pair.outbound.flush(&mut wire);
+        for (start, end, segment) in wire.trains.drain(..) {
+            let from = if round % 2 == 0 {
+                Source::Udp(udp_address(1))
+            } else {
+                Source::Relay {
+                    region: 1,
+                    key: relay_key,
+                }
+            };
+            let train = &mut wire.bytes[start..end];
+            pair.inbound
+                .datagrams(&pair.views[1], pair.now, from, train, segment, &mut host);
+        }
+        pair.inbound.flush(&mut host);
+        wire.bytes.clear();
+    }
+    let allocated = COUNT.get() - before;
+    assert!(
+        host.frames > 1_000 && host.bytes > 40 * 160_000,
+        "it worked: {}",
+        host.bytes
+    );
+    assert!(wire.relayed > 0 && pair.drops.iter().all(|d| d.total() == 0));
+    assert_eq!(allocated, 0, "allocations in 30 rounds");
+}
