@@ -39,11 +39,15 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf};
+use tokio::io::{
+    AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf,
+};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use warren_derp::client::{self, Client, ClientConfig, ClientError, Event};
-use warren_derp::{FrameBuffer, FrameTooLong, Frames, Limits, LoginError, OverLong, SendQueue, TokenBucket};
+use warren_derp::{
+    FrameBuffer, FrameTooLong, Frames, Limits, LoginError, OverLong, SendQueue, TokenBucket,
+};
 use warren_keys::{Entropy, NodePublic};
 use warren_wire::derp::{Frame, HEADER_LEN, KEY_LEN};
 
@@ -104,7 +108,9 @@ pub struct DerpSender {
 
 impl std::fmt::Debug for DerpSender {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("DerpSender").field("remote", &self.shared.remote).finish_non_exhaustive()
+        f.debug_struct("DerpSender")
+            .field("remote", &self.shared.remote)
+            .finish_non_exhaustive()
     }
 }
 
@@ -124,8 +130,14 @@ impl DerpSender {
         }
         for (to, packet) in packets {
             let bytes = (HEADER_LEN + KEY_LEN + packet.len()) as u64;
-            if outgoing.bucket.as_mut().is_none_or(|bucket| bucket.try_take(now, bytes)) {
-                outgoing.queue.push_packet(now, &Frame::SendPacket { to: *to, packet });
+            if outgoing
+                .bucket
+                .as_mut()
+                .is_none_or(|bucket| bucket.try_take(now, bytes))
+            {
+                outgoing
+                    .queue
+                    .push_packet(now, &Frame::SendPacket { to: *to, packet });
             }
         }
         drop(outgoing);
@@ -136,7 +148,9 @@ impl DerpSender {
     pub fn forward(&self, now: Instant, from: NodePublic, to: NodePublic, packet: &[u8]) {
         let mut outgoing = self.shared.outgoing();
         if !outgoing.closed {
-            outgoing.queue.push_packet(now, &Frame::ForwardPacket { from, to, packet });
+            outgoing
+                .queue
+                .push_packet(now, &Frame::ForwardPacket { from, to, packet });
         }
         drop(outgoing);
         self.shared.wake.notify_one();
@@ -200,7 +214,9 @@ pub struct DerpReceiver {
 
 impl std::fmt::Debug for DerpReceiver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("DerpReceiver").field("relay", &self.client.relay_key()).finish_non_exhaustive()
+        f.debug_struct("DerpReceiver")
+            .field("relay", &self.client.relay_key())
+            .finish_non_exhaustive()
     }
 }
 
@@ -285,7 +301,9 @@ impl<'a> Iterator for Batch<'a> {
 
     fn next(&mut self) -> Option<Event<'a>> {
         while self.failed.is_none() {
-            let Some(frame) = self.frames.next() else { break };
+            let Some(frame) = self.frames.next() else {
+                break;
+            };
             match self.client.handle_frame(self.now, frame, &mut OsEntropy) {
                 Ok(None) => {}
                 Ok(Some(event)) => {
@@ -329,7 +347,15 @@ pub async fn start(
     config: ClientConfig,
     relay_key: Option<NodePublic>,
 ) -> Result<(DerpSender, DerpReceiver), RecvError> {
-    start_at(stream, leftover, config, relay_key, Vec::new(), (None, None)).await
+    start_at(
+        stream,
+        leftover,
+        config,
+        relay_key,
+        Vec::new(),
+        (None, None),
+    )
+    .await
 }
 
 /// As [`start`]; `head` goes out in front of the login, in the same write.
@@ -343,7 +369,11 @@ async fn start_at(
 ) -> Result<(DerpSender, DerpReceiver), RecvError> {
     let (mut reading, mut writing) = tokio::io::split(stream);
     let now = Instant::now();
-    let limits = if config.mesh_key.is_some() { Limits::MESH } else { Limits::NODE };
+    let limits = if config.mesh_key.is_some() {
+        Limits::MESH
+    } else {
+        Limits::NODE
+    };
     let mut buffer = FrameBuffer::new(client::MAX_PAYLOAD, OverLong::Fatal);
     buffer.push(leftover);
     let mut client = match relay_key {
@@ -366,12 +396,32 @@ async fn start_at(
     client.take_output(&mut first);
     writing.write_all(&first).await?;
     writing.flush().await?;
-    let outgoing = Outgoing { queue: SendQueue::new(limits), bucket: None, closed: false };
-    let shared =
-        Arc::new(Shared { outgoing: Mutex::new(outgoing), wake: Notify::new(), local, remote });
+    let outgoing = Outgoing {
+        queue: SendQueue::new(limits),
+        bucket: None,
+        closed: false,
+    };
+    let shared = Arc::new(Shared {
+        outgoing: Mutex::new(outgoing),
+        wake: Notify::new(),
+        local,
+        remote,
+    });
     let writer = tokio::spawn(write(writing, Arc::clone(&shared))).abort_handle();
-    let sender = DerpSender { shared: Arc::clone(&shared) };
-    Ok((sender, DerpReceiver { reading, buffer, client, shared, failed: None, writer }))
+    let sender = DerpSender {
+        shared: Arc::clone(&shared),
+    };
+    Ok((
+        sender,
+        DerpReceiver {
+            reading,
+            buffer,
+            client,
+            shared,
+            failed: None,
+            writer,
+        },
+    ))
 }
 
 async fn write(mut stream: WriteHalf<Box<dyn Stream>>, shared: Arc<Shared>) {
@@ -380,7 +430,10 @@ async fn write(mut stream: WriteHalf<Box<dyn Stream>>, shared: Arc<Shared>) {
     loop {
         let (some, closed) = {
             let mut outgoing = shared.outgoing();
-            (outgoing.queue.take(Instant::now(), &mut bytes), outgoing.closed)
+            (
+                outgoing.queue.take(Instant::now(), &mut bytes),
+                outgoing.closed,
+            )
         };
         let written = if closed {
             Err(io::ErrorKind::NotConnected.into())

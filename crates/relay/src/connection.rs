@@ -13,8 +13,7 @@ use tokio::io::{
 use tokio::time::timeout;
 use warren_derp::login::{MAX_CLIENT_INFO, ProvenLogin};
 use warren_derp::server::{
-    self, Connection, Keepalive, LOGIN_TIMEOUT, MESH_WRITE_TIMEOUT, Request, Violation,
-    WRITE_TIMEOUT,
+    self, Connection, Keepalive, MESH_WRITE_TIMEOUT, Request, Violation, WRITE_TIMEOUT,
 };
 use warren_derp::{
     ConnId, FrameBuffer, FrameTooLong, Limits, LoginError, OverLong, Presence, Route, ServerInfo,
@@ -28,8 +27,8 @@ use crate::relay::{Applicant, OsEntropy, Outbox, Relay, Shared};
 /// Why a connection ended. Nobody needs to act on any of these.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectionError {
-    /// No whole login within ten seconds.
-    #[error("no login within 10 s")]
+    /// No whole login in time.
+    #[error("no login in time")]
     LoginTimeout,
     /// The login is wrong.
     #[error(transparent)]
@@ -69,7 +68,7 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         log_in(shared, &mut reading, &mut buffer, peer).await
     };
     let proven = tokio::select! {
-        login = timeout(LOGIN_TIMEOUT, login) => {
+        login = timeout(shared.login_timeout, login) => {
             login.map_err(|_| ConnectionError::LoginTimeout)??
         }
         () = shared.closing.cancelled() => return Ok(()),

@@ -6,9 +6,11 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
+use warren_derp::server::LOGIN_TIMEOUT;
 use warren_derp::{Identity, Limits, Notice, Registry, SendQueue};
 use warren_dial::derp::DerpSender;
 use warren_keys::{DerpMeshKey, Entropy, NodePublic, NodeSecret};
@@ -59,6 +61,8 @@ pub struct Config {
     pub admission: Option<Arc<dyn Admission>>,
     /// How much a client may send; without limit if `None`.
     pub rate_limit: Option<RateLimit>,
+    /// How long a client may take from the request to a whole login.
+    pub login_timeout: Duration,
     /// Connections at a time, those that have not logged in included.
     pub max_connections: usize,
     /// Addresses of control servers, told to clients without DNS.
@@ -73,6 +77,7 @@ impl Config {
             mesh_key: None,
             admission: None,
             rate_limit: None,
+            login_timeout: LOGIN_TIMEOUT,
             max_connections: 20_000,
             bootstrap_dns: BootstrapDns::default(),
         }
@@ -86,6 +91,7 @@ impl fmt::Debug for Config {
             .field("mesh_key", &self.mesh_key)
             .field("admission", &self.admission.is_some())
             .field("rate_limit", &self.rate_limit)
+            .field("login_timeout", &self.login_timeout)
             .field("max_connections", &self.max_connections)
             .field("bootstrap_dns", &self.bootstrap_dns)
             .finish()
@@ -117,6 +123,7 @@ impl Relay {
                 admission: config.admission,
                 rate_limit: config.rate_limit,
                 bootstrap_dns: config.bootstrap_dns,
+                login_timeout: config.login_timeout,
                 slots: Arc::new(Semaphore::new(config.max_connections)),
                 registry: RwLock::new(registry),
                 generation: AtomicU64::new(0),
@@ -175,6 +182,7 @@ pub(crate) struct Shared {
     pub(crate) admission: Option<Arc<dyn Admission>>,
     pub(crate) rate_limit: Option<RateLimit>,
     pub(crate) bootstrap_dns: BootstrapDns,
+    pub(crate) login_timeout: Duration,
     pub(crate) slots: Arc<Semaphore>,
     registry: RwLock<Registry<Arc<Outbox>, DerpSender>>,
     /// Copy of the registry's generation, to be read without its lock.

@@ -165,7 +165,12 @@ pub async fn connect(
     // A WebSocket client looks like a browser, and browsers use the first.
     let most = if options.websocket { 1 } else { usize::MAX };
     let ideal = region.nodes.first().map(|node| node.name.as_str());
-    for node in region.nodes.iter().filter(|node| !node.stun_only).take(most) {
+    for node in region
+        .nodes
+        .iter()
+        .filter(|node| !node.stun_only)
+        .take(most)
+    {
         let other = ideal.filter(|ideal| *ideal != node.name);
         match connect_to(dialer, node, other, secret, options).await {
             Ok(connected) => return Ok(connected),
@@ -209,7 +214,11 @@ async fn connect_to(
             app_name: options.app_name.clone(),
         };
         let opened = open(dialer, node, options).await?;
-        let Opened { mut stream, relay_key, ends } = opened;
+        let Opened {
+            mut stream,
+            relay_key,
+            ends,
+        } = opened;
         let host = host_header(node, is_plain_http(node, options));
         if options.websocket {
             let (stream, leftover) = websocket(stream, node, &host).await?;
@@ -250,7 +259,9 @@ pub async fn https_latency(
     options: &ConnectOptions,
 ) -> Result<(Duration, SocketAddr), NodeError> {
     let checking = async {
-        let Opened { mut stream, ends, .. } = open(dialer, node, options).await?;
+        let Opened {
+            mut stream, ends, ..
+        } = open(dialer, node, options).await?;
         let host = host_header(node, is_plain_http(node, options));
         let request = format!(
             "GET /derp/latency-check HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
@@ -304,7 +315,11 @@ async fn open(
     tune(&stream);
     let ends = (stream.local_addr().ok(), stream.peer_addr().ok());
     if is_plain_http(node, options) {
-        return Ok(Opened { stream: Box::new(stream), relay_key: None, ends });
+        return Ok(Opened {
+            stream: Box::new(stream),
+            relay_key: None,
+            ends,
+        });
     }
     let trust = Trust::for_relay(node)?;
     let mut stream = tls::connect(stream, &node.host_name, &trust, &[b"http/1.1"]).await?;
@@ -313,17 +328,30 @@ async fn open(
     // Before 1.3 certificates travel in the clear, and nothing binds the
     // extra one to the handshake.
     let relay_key = if session.protocol_version() == Some(rustls::ProtocolVersion::TLSv1_3) {
-        session.peer_certificates().unwrap_or_default().iter().find_map(|der| relay_key(der))
+        session
+            .peer_certificates()
+            .unwrap_or_default()
+            .iter()
+            .find_map(|der| relay_key(der))
     } else {
         None
     };
-    Ok(Opened { stream: Box::new(stream), relay_key, ends })
+    Ok(Opened {
+        stream: Box::new(stream),
+        relay_key,
+        ends,
+    })
 }
 
 /// The relay's key, if this is the certificate that tells it.
 fn relay_key(der: &[u8]) -> Option<NodePublic> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
-    let name = certificate.subject().iter_common_name().next()?.as_str().ok()?;
+    let name = certificate
+        .subject()
+        .iter_common_name()
+        .next()?
+        .as_str()
+        .ok()?;
     let digits = name.strip_prefix(RELAY_KEY_PREFIX)?;
     let key = HEXLOWER_PERMISSIVE.decode(digits.as_bytes()).ok()?;
     // The serial number is the protocol version: one byte, not zero.
@@ -365,11 +393,19 @@ async fn addresses(node: &DerpNode, prefer: Family) -> Result<Vec<SocketAddr>, N
                 // A literal address is enough.
                 Ok(Err(_)) | Err(_) if !found.is_empty() => {}
                 Ok(Err(source)) => {
-                    return Err(DialError::Resolve { host: host.to_owned(), source }.into());
+                    return Err(DialError::Resolve {
+                        host: host.to_owned(),
+                        source,
+                    }
+                    .into());
                 }
                 Err(_) => {
                     let source = std::io::ErrorKind::TimedOut.into();
-                    return Err(DialError::Resolve { host: host.to_owned(), source }.into());
+                    return Err(DialError::Resolve {
+                        host: host.to_owned(),
+                        source,
+                    }
+                    .into());
                 }
             }
         }
@@ -379,14 +415,25 @@ async fn addresses(node: &DerpNode, prefer: Family) -> Result<Vec<SocketAddr>, N
     }
     found.sort_by_key(|ip| ip.is_ipv4() != (prefer == Family::V4));
     found.dedup();
-    Ok(found.into_iter().map(|ip| SocketAddr::new(ip, port)).collect())
+    Ok(found
+        .into_iter()
+        .map(|ip| SocketAddr::new(ip, port))
+        .collect())
 }
 
 fn host_header(node: &DerpNode, plain: bool) -> String {
     let usual = if plain { 80 } else { 443 };
     let bare = node.host_name.trim_start_matches('[').trim_end_matches(']');
-    let host = if bare.contains(':') { format!("[{bare}]") } else { bare.to_owned() };
-    if node.derp_port() == usual { host } else { format!("{host}:{}", node.derp_port()) }
+    let host = if bare.contains(':') {
+        format!("[{bare}]")
+    } else {
+        bare.to_owned()
+    };
+    if node.derp_port() == usual {
+        host
+    } else {
+        format!("{host}:{}", node.derp_port())
+    }
 }
 
 /// The WebSocket handshake (RFC 6455 section 4.1) with subprotocol `derp`.
@@ -423,7 +470,11 @@ mod tests {
     use super::*;
 
     fn node(host: &str, port: i32) -> DerpNode {
-        DerpNode { host_name: host.into(), derp_port_raw: port, ..DerpNode::default() }
+        DerpNode {
+            host_name: host.into(),
+            derp_port_raw: port,
+            ..DerpNode::default()
+        }
     }
 
     #[tokio::test]
@@ -434,29 +485,59 @@ mod tests {
             ..node("never-asked.invalid", 444)
         };
         let first = addresses(&both, Family::V4).await.unwrap();
-        assert_eq!(first, ["192.0.2.1:444".parse().unwrap(), "[2001:db8::1]:444".parse().unwrap()]);
+        assert_eq!(
+            first,
+            [
+                "192.0.2.1:444".parse().unwrap(),
+                "[2001:db8::1]:444".parse().unwrap()
+            ]
+        );
         let first = addresses(&both, Family::V6).await.unwrap();
         assert!(first[0].is_ipv6());
         let literal = addresses(&node("192.0.2.9", 0), Family::V4).await.unwrap();
         assert_eq!(literal, ["192.0.2.9:443".parse().unwrap()]);
-        let never = DerpNode { ipv4: HostAddress::Never, ..node("192.0.2.9", 0) };
-        assert!(matches!(addresses(&never, Family::V4).await, Err(NodeError::NoAddress(_))));
+        let never = DerpNode {
+            ipv4: HostAddress::Never,
+            ..node("192.0.2.9", 0)
+        };
+        assert!(matches!(
+            addresses(&never, Family::V4).await,
+            Err(NodeError::NoAddress(_))
+        ));
     }
 
     #[test]
     fn plain_http_is_for_two_ports_or_the_option() {
         let options = ConnectOptions::default();
-        for (port, plain) in [(0, false), (443, false), (8443, false), (80, true), (3340, true)] {
+        for (port, plain) in [
+            (0, false),
+            (443, false),
+            (8443, false),
+            (80, true),
+            (3340, true),
+        ] {
             assert_eq!(is_plain_http(&node("x", port), &options), plain, "{port}");
         }
-        let options = ConnectOptions { plain_http: true, ..options };
+        let options = ConnectOptions {
+            plain_http: true,
+            ..options
+        };
         assert!(is_plain_http(&node("x", 8443), &options));
     }
 
     #[test]
     fn the_host_header_names_unusual_ports() {
-        assert_eq!(host_header(&node("relay.example", 0), false), "relay.example");
-        assert_eq!(host_header(&node("relay.example", 443), true), "relay.example:443");
-        assert_eq!(host_header(&node("2001:db8::1", 444), false), "[2001:db8::1]:444");
+        assert_eq!(
+            host_header(&node("relay.example", 0), false),
+            "relay.example"
+        );
+        assert_eq!(
+            host_header(&node("relay.example", 443), true),
+            "relay.example:443"
+        );
+        assert_eq!(
+            host_header(&node("2001:db8::1", 444), false),
+            "[2001:db8::1]:444"
+        );
     }
 }

@@ -33,7 +33,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ByteStream<S> {
             .max_write_buffer_size(4 * MAX_MESSAGE);
         let inner =
             WebSocketStream::from_partially_read(stream, leftover, role, Some(config)).await;
-        Self { inner, message: bytes::Bytes::new() }
+        Self {
+            inner,
+            message: bytes::Bytes::new(),
+        }
     }
 }
 
@@ -81,7 +84,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ByteStream<S> {
         ready!(Pin::new(&mut self.inner).poll_ready(cx)).map_err(broken)?;
         let n = buf.len().min(MAX_MESSAGE);
         let message = bytes::Bytes::copy_from_slice(buf.get(..n).unwrap_or_default());
-        Pin::new(&mut self.inner).start_send(Message::Binary(message)).map_err(broken)?;
+        Pin::new(&mut self.inner)
+            .start_send(Message::Binary(message))
+            .map_err(broken)?;
         Poll::Ready(Ok(n))
     }
 

@@ -1,0 +1,161 @@
+//! Our client at the reference's relay, `derper`, which is looked up in
+//! `$WARREN_PEERS`, else in `PATH`.
+#![allow(clippy::unwrap_used)]
+
+mod net;
+
+use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use net::{TestClient, Told, disco, secret, without_tls};
+use warren_control_types::DerpNode;
+use warren_dial::Dialer;
+use warren_dial::derp::{ConnectOptions, https_latency};
+use warren_wire::derp::PeerGoneReason;
+
+fn find(program: &str) -> Option<PathBuf> {
+    let folders = std::env::var_os("WARREN_PEERS").or_else(|| std::env::var_os("PATH"))?;
+    std::env::split_paths(&folders)
+        .map(|folder| folder.join(program))
+        .find(|path| path.is_file())
+}
+
+/// A running `derper`; stopped when dropped.
+struct Derper {
+    child: Child,
+    node: DerpNode,
+    _state: tempfile::TempDir,
+}
+
+impl Drop for Derper {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A port that is free now.
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
+
+impl Derper {
+    /// Starts it; `None`, with the reason told, when there is none.
+    async fn start(tls: bool) -> Option<Self> {
+        let Some(program) = find("derper") else {
+            eprintln!("SKIPPED: no derper in $WARREN_PEERS or PATH");
+            return None;
+        };
+        let state = tempfile::tempdir().unwrap();
+        let folder = state.path().to_str().unwrap();
+        let address = format!("127.0.0.1:{}", free_port());
+        let mut command = Command::new(program);
+        command.args([
+            "-a",
+            &address,
+            "-stun=false",
+            "-http-port",
+            "-1",
+            "-hostname",
+            "127.0.0.1",
+        ]);
+        command.args(["-c", &format!("{folder}/derper.key")]);
+        command.args(["-certdir", folder]);
+        command.args(["-certmode", if tls { "manual" } else { "letsencrypt" }]);
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut pin = String::new();
+        // It says where it serves once everything is set up.
+        for line in lines.by_ref().map_while(Result::ok) {
+            eprintln!("derper: {line}");
+            if let Some((_, rest)) = line.split_once("sha256-raw:") {
+                let digits: String = rest.chars().take_while(char::is_ascii_hexdigit).collect();
+                pin = format!("sha256-raw:{digits}");
+            }
+            if line.contains("serving on") {
+                break;
+            }
+        }
+        // Its pipe must not fill up.
+        std::thread::spawn(move || lines.map_while(Result::ok).count());
+        assert_eq!(pin.is_empty(), !tls, "derper prints a pin with TLS");
+        let node = net::node(address.parse().unwrap(), &pin);
+        let mut connected = tokio::net::TcpStream::connect(&address).await;
+        while connected.is_err() {
+            assert!(child.try_wait().unwrap().is_none(), "derper has ended");
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            connected = tokio::net::TcpStream::connect(&address).await;
+        }
+        Some(Self {
+            child,
+            node,
+            _state: state,
+        })
+    }
+}
+
+async fn talk(node: &DerpNode, options: &ConnectOptions) {
+    let mut a = TestClient::connect(1, node, options).await;
+    let mut b = TestClient::connect(2, node, options).await;
+    a.sender.note_home(true);
+    // 30 packets of 1,200 bytes: what its queue takes at once.
+    let packets: Vec<Vec<u8>> = (0..30u8).map(|n| vec![n; 1200]).collect();
+    a.sender
+        .send_many(packets.iter().map(|packet| (&b.key, packet.as_slice())));
+    for packet in &packets {
+        assert_eq!(&b.packet(a.key).await, packet);
+    }
+    b.sender.send(&a.key, &disco());
+    assert_eq!(a.packet(b.key).await, disco());
+    a.settle().await;
+    let nobody = secret(99).public();
+    a.sender.send(&nobody, &disco());
+    assert_eq!(
+        a.next().await,
+        Some(Told::Gone(nobody, PeerGoneReason::NotHere))
+    );
+    let gone = b.key;
+    drop(b);
+    assert_eq!(
+        a.next().await,
+        Some(Told::Gone(gone, PeerGoneReason::Disconnected))
+    );
+}
+
+#[tokio::test]
+async fn over_tls_with_its_pin_and_a_fast_start() {
+    let Some(derper) = Derper::start(true).await else {
+        return;
+    };
+    let options = ConnectOptions::default();
+    talk(&derper.node, &options).await;
+    https_latency(&Dialer::new(), &derper.node, &options)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn over_plain_http_with_an_upgrade() {
+    let Some(derper) = Derper::start(false).await else {
+        return;
+    };
+    talk(&derper.node, &without_tls()).await;
+}
+
+#[tokio::test]
+async fn over_a_websocket() {
+    let Some(derper) = Derper::start(true).await else {
+        return;
+    };
+    let options = ConnectOptions {
+        websocket: true,
+        ..ConnectOptions::default()
+    };
+    talk(&derper.node, &options).await;
+}
