@@ -1,3 +1,29 @@
-//! Being built.
+//! A whole node as one state: what it hears goes in, what it decides comes out.
+//!
+//! Two parts, with different owners in the shell:
+//!
+//! - [`Engine`] knows the netmap, the preferences, every peer's keys and
+//!   paths, and every timer. One task owns it. It never does IO; the
+//!   simulator runs the very same code under a virtual clock.
+//! - [`dataplane`] moves packets. Its threads own only buffers and read the
+//!   [`View`](dataplane::View) that the engine publishes.
+//!
+//! A netmap arrives by [`Engine::apply_map`]; what follows from it leaves as
+//! [`Output`]s: a new view, a new [`HostConfig`], messages to peers. A datagram
+//! that is no payload arrives by [`Engine::handle_udp`] or
+//! [`Engine::handle_relay`] and finds its room: path finding, or handshakes.
+//!
+//! What the engine never does: read a clock, draw randomness of its own, touch
+//! the operating system, or wait.
 
 pub mod dataplane;
+mod engine;
+mod host_config;
+mod peers;
+mod prefs;
+mod report;
+
+pub use engine::{Engine, EngineConfig, EngineCounters, Output};
+pub use host_config::{HostConfig, TUNNEL_MTU};
+pub use prefs::NodePrefs;
+pub use report::{ControlReport, PeerReport, PingAnswer, PingError, Pong};

@@ -1,2 +1,7 @@
-//! Being built.
-fn main() {}
+//! `warren`: the daemon and the command line that drives it, in one file.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    warren_node::cli::run(std::env::args_os(), warren_node::daemon::main)
+}

@@ -1,0 +1,261 @@
+//! Our programs beside those that nobody here wrote. Each test skips, visibly,
+//! where a foreign program is neither in `$WARREN_PEERS` nor in `PATH`.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use support::{
+    Tailnet, address, installed, lab, more, skip, start_relays, tcp_flows, traffic_flows,
+};
+use warren_lab::{Headscale, Kind, Lab, Node, PATIENCE, Place, RelayKind, derp_map, until, web};
+
+fn sees(node: &Node, peers: &[&str]) {
+    until(
+        &format!("{} to see {peers:?}", node.host().name()),
+        PATIENCE,
+        || {
+            let seen = node.peers()?;
+            if seen == peers {
+                Ok(())
+            } else {
+                Err(warren_lab_error(format!("{seen:?}")))
+            }
+        },
+    )
+    .unwrap();
+}
+
+fn warren_lab_error(text: String) -> warren_lab::LabError {
+    std::io::Error::other(text).into()
+}
+
+/// A tailnet of ours with these two nodes, and traffic in both directions.
+fn meet(lab: &mut Lab, relay: RelayKind, a: (Kind, Place), b: (Kind, Place)) -> Option<()> {
+    installed(a.0)?;
+    installed(b.0)?;
+    let tailnet = Tailnet::new(lab, relay)?;
+    let alice = tailnet.join(&lab.host("alice", a.1).unwrap(), a.0);
+    let bob = tailnet.join(&lab.host("bob", b.1).unwrap(), b.0);
+    sees(&alice, &["bob"]);
+    sees(&bob, &["alice"]);
+    traffic_flows(&alice, &bob);
+    traffic_flows(&bob, &alice);
+    web::serve_page(bob.host()).unwrap();
+    tcp_flows(&alice, &bob);
+    let bob_address = address(&bob, false).to_string();
+    let pong = alice
+        .cli(&["ping", "-c", "3", "--until-direct=false", &bob_address])
+        .unwrap();
+    assert!(pong.contains("pong from bob"), "{pong}");
+    let no_udp = a.1 == Place::NoUdp || b.1 == Place::NoUdp;
+    if !no_udp {
+        alice.wait_until_direct("bob").unwrap();
+        traffic_flows(&alice, &bob);
+    }
+    Some(())
+}
+
+#[test]
+fn real_and_real_on_our_server_and_relay_direct() {
+    let Some(mut lab) = lab() else { return };
+    meet(
+        &mut lab,
+        RelayKind::Warren,
+        (Kind::Tailscale, Place::Open),
+        (Kind::Tailscale, Place::Open),
+    );
+}
+
+#[test]
+fn real_and_real_on_our_server_over_our_relay() {
+    let Some(mut lab) = lab() else { return };
+    meet(
+        &mut lab,
+        RelayKind::Warren,
+        (Kind::Tailscale, Place::NoUdp),
+        (Kind::Tailscale, Place::Easy),
+    );
+}
+
+#[test]
+fn real_and_ours_direct() {
+    let Some(mut lab) = lab() else { return };
+    meet(
+        &mut lab,
+        RelayKind::Warren,
+        (Kind::Tailscale, Place::Open),
+        (Kind::Warren, Place::Easy),
+    );
+}
+
+#[test]
+fn ours_and_real_behind_nats() {
+    let Some(mut lab) = lab() else { return };
+    meet(
+        &mut lab,
+        RelayKind::Warren,
+        (Kind::Warren, Place::Easy),
+        (Kind::Tailscale, Place::Cone),
+    );
+}
+
+#[test]
+fn ours_and_real_over_our_relay() {
+    let Some(mut lab) = lab() else { return };
+    meet(
+        &mut lab,
+        RelayKind::Warren,
+        (Kind::Warren, Place::Easy),
+        (Kind::Tailscale, Place::NoUdp),
+    );
+}
+
+#[test]
+fn ours_and_real_over_the_real_relay() {
+    let Some(mut lab) = lab() else { return };
+    meet(
+        &mut lab,
+        RelayKind::Derper,
+        (Kind::Warren, Place::NoUdp),
+        (Kind::Tailscale, Place::Easy),
+    );
+}
+
+#[test]
+fn ours_and_ours_over_the_real_relay() {
+    let Some(mut lab) = lab() else { return };
+    meet(
+        &mut lab,
+        RelayKind::Derper,
+        (Kind::Warren, Place::NoUdp),
+        (Kind::Warren, Place::Easy),
+    );
+}
+
+/// Ours and a real client on Headscale, direct.
+#[test]
+fn ours_joins_headscale_beside_a_real_client() {
+    let Some(mut lab) = lab() else { return };
+    let run = |lab: &mut Lab| -> Option<()> {
+        installed(Kind::Warren)?;
+        installed(Kind::Tailscale)?;
+        let relays = start_relays(lab, RelayKind::Warren)?;
+        let map = derp_map(&relays.iter().collect::<Vec<_>>());
+        let host = lab.host("headscale", Place::Open).unwrap();
+        let Some(headscale) = Headscale::start(&host, &map).unwrap() else {
+            return skip("headscale is neither in $WARREN_PEERS nor in PATH");
+        };
+        let key = headscale.auth_key("ann").unwrap();
+        let alice = Node::start(&lab.host("alice", Place::Easy).unwrap(), Kind::Warren).unwrap();
+        let bob = Node::start(&lab.host("bob", Place::Open).unwrap(), Kind::Tailscale).unwrap();
+        alice
+            .up(&headscale.url(), &key, more(Kind::Warren))
+            .unwrap();
+        bob.up(&headscale.url(), &key, more(Kind::Tailscale))
+            .unwrap();
+        sees(&alice, &["bob"]);
+        sees(&bob, &["alice"]);
+        traffic_flows(&alice, &bob);
+        traffic_flows(&bob, &alice);
+        alice.wait_until_direct("bob").unwrap();
+        traffic_flows(&alice, &bob);
+        Some(())
+    };
+    run(&mut lab);
+}
+
+/// A change at the server reaches a real client and ours without a restart.
+#[test]
+fn netmap_changes_reach_everyone() {
+    let Some(mut lab) = lab() else { return };
+    let run = |lab: &mut Lab| -> Option<()> {
+        installed(Kind::Warren)?;
+        installed(Kind::Tailscale)?;
+        let tailnet = Tailnet::new(lab, RelayKind::Warren)?;
+        let real = tailnet.join(&lab.host("real", Place::Open).unwrap(), Kind::Tailscale);
+        let ours = tailnet.join(&lab.host("ours", Place::Open).unwrap(), Kind::Warren);
+        let third = tailnet.join(&lab.host("third", Place::Open).unwrap(), Kind::Warren);
+        for node in [&real, &ours] {
+            until("the third node", PATIENCE, || node.peer("third")).unwrap();
+        }
+        let id = tailnet.control.node_id("third").unwrap();
+        tailnet
+            .control
+            .cli(&["nodes", "rename", &id, "renamed"])
+            .unwrap();
+        for node in [&real, &ours] {
+            until("the new name", PATIENCE, || node.peer("renamed")).unwrap();
+        }
+        tailnet.control.cli(&["nodes", "expire", &id]).unwrap();
+        for node in [&real, &ours] {
+            until("the expiry", PATIENCE, || {
+                let peer = node.peer("renamed")?;
+                if peer["Expired"] == true {
+                    Ok(())
+                } else {
+                    Err(warren_lab_error(peer.to_string()))
+                }
+            })
+            .unwrap();
+        }
+        until("the node itself to notice", PATIENCE, || {
+            let state = third.status_json()?["BackendState"].to_string();
+            if state.contains("NeedsLogin") {
+                Ok(())
+            } else {
+                Err(warren_lab_error(state))
+            }
+        })
+        .unwrap();
+        tailnet.control.cli(&["nodes", "delete", &id]).unwrap();
+        sees(&real, &["ours"]);
+        sees(&ours, &["real"]);
+        Some(())
+    };
+    run(&mut lab);
+}
+
+/// A person opens an address, an administrator approves, for both programs.
+#[test]
+fn interactive_login_is_approved_at_the_server() {
+    let Some(mut lab) = lab() else { return };
+    let run = |lab: &mut Lab| -> Option<()> {
+        installed(Kind::Warren)?;
+        let tailnet = Tailnet::new(lab, RelayKind::Warren)?;
+        for (name, kind) in [("ours", Kind::Warren), ("real", Kind::Tailscale)] {
+            if installed(kind).is_none() {
+                continue;
+            }
+            let node = Node::start(&lab.host(name, Place::Open).unwrap(), kind).unwrap();
+            std::thread::scope(|scope| {
+                let server = format!("--login-server={}", tailnet.control.url());
+                let hostname = format!("--hostname={name}");
+                let node = &node;
+                let up = scope.spawn(move || {
+                    let mut arguments = vec!["up", &server, &hostname, "--timeout=60s"];
+                    arguments.extend(more(kind));
+                    node.cli(&arguments)
+                });
+                let url = until("an address to open", PATIENCE, || {
+                    let status = node.status_json()?;
+                    let url = status["AuthURL"].as_str().unwrap_or_default().to_owned();
+                    if url.is_empty() {
+                        Err(warren_lab_error(status.to_string()))
+                    } else {
+                        Ok(url)
+                    }
+                })
+                .unwrap();
+                let id = url.rsplit('/').next().unwrap();
+                tailnet
+                    .control
+                    .cli(&["nodes", "approve", id, "--user", "ann"])
+                    .unwrap();
+                up.join().unwrap().unwrap();
+            });
+            assert_eq!(node.status_json().unwrap()["BackendState"], "Running");
+        }
+        Some(())
+    };
+    run(&mut lab);
+}

@@ -1,0 +1,1002 @@
+//! The engine: one owner for everything a node knows and decides.
+//!
+//! Inputs are methods that take the time; what follows from them is collected
+//! and read with [`Engine::poll_output`] until it returns `None`. The three
+//! machines inside never see each other: path finding ([`Paths`]), WireGuard
+//! handshakes ([`Handshakes`]) and the netmap ([`Netmap`]). The engine carries
+//! what one of them says to the others, and keeps the picture that the data
+//! plane reads ([`View`]) in step.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use rustc_hash::FxHashMap;
+use warren_control_types::{
+    ApplyError, CapMap, Changes, EndpointType, MapResponse, NetInfo, Netmap, Node, NodeId, Notices,
+    PeerDelta, RegionId,
+};
+use warren_filter::{
+    CapabilityHolders, Filter, FlowTable, LocalAddresses as FilterAddresses, LocalSet,
+    capability_sources,
+};
+use warren_keys::{DiscoPublic, DiscoSecret, Entropy, NodePublic, NodeSecret};
+use warren_paths::{
+    Destination, Event as PathEvent, LocalAddresses, Paths, PathsConfig, PeerHandle, PeerInfo,
+    Reason as PathReason,
+};
+use warren_tunnel::{Event as TunnelEvent, Handshakes, PeerIndex, Session, Source};
+
+use warren_wire::ip::tsmp;
+
+use crate::dataplane::{PeerView, RouteTable, ServiceAddresses, SessionView, View};
+use crate::host_config::{HostConfig, TUNNEL_MTU, accepted_prefixes, single_addresses};
+use crate::peers::PeerTable;
+use crate::prefs::NodePrefs;
+use crate::report::{ControlReport, PeerReport, PingAnswer, PingError, Pong, region_of};
+
+/// What an engine is made with.
+pub struct EngineConfig {
+    /// The node's identity to peers and relays.
+    pub node_key: NodeSecret,
+    /// The identity of its path-finding messages; new at every start.
+    pub disco_key: DiscoSecret,
+    /// How many entries the memory of flows has; `None` for the usual.
+    pub flow_slots: Option<usize>,
+}
+
+/// Something for the shell to do.
+#[derive(Debug)]
+pub enum Output {
+    /// Send a datagram from the node's UDP socket.
+    SendUdp {
+        /// Where to.
+        to: SocketAddr,
+        /// The datagram.
+        packet: Vec<u8>,
+    },
+    /// Send a packet through a relay; connect to it first if need be.
+    SendRelay {
+        /// Through which.
+        region: RegionId,
+        /// To whom.
+        to: NodePublic,
+        /// The packet.
+        packet: Vec<u8>,
+    },
+    /// Make one attempt to connect to this relay; answer with
+    /// [`Engine::relay_connected`] or [`Engine::relay_disconnected`].
+    ConnectRelay(RegionId),
+    /// Nothing needs this relay any more: close the connection.
+    CloseRelay(RegionId),
+    /// This relay is now home: stay connected, and tell all relays.
+    HomeRelay(RegionId),
+    /// Measure the way to a relay over HTTPS, because UDP does not get there;
+    /// answer with [`Engine::relay_https_latency`].
+    ProbeRelayHttps(RegionId),
+    /// Find the addresses of a relay's host name, around the tunnel; answer
+    /// with [`Engine::host_resolved`].
+    ResolveHost(String),
+    /// The data plane should go on with this view.
+    View(Arc<View>),
+    /// Send an empty packet to the peer through its session.
+    Keepalive(PeerIndex),
+    /// Send an IP packet of the node's own to the peer through its session.
+    Inject {
+        /// To whom.
+        peer: PeerIndex,
+        /// The packet.
+        packet: Vec<u8>,
+    },
+    /// The operating system should be set up like this.
+    Host(HostConfig),
+    /// The netmap is different in these parts.
+    Netmap(Box<Changes>),
+    /// The coordination server should hear this.
+    Control(ControlReport),
+    /// A ping was answered, or will not be.
+    Pong(PingAnswer),
+}
+
+/// What the engine counts; reading is free.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct EngineCounters {
+    /// Datagrams that no room wanted.
+    pub unclaimed: u64,
+    /// Packet filter rules that could not be read.
+    pub bad_rules: u64,
+    /// Handshake messages for peers without any path.
+    pub unroutable: u64,
+}
+
+/// A node, without its operating system.
+pub struct Engine {
+    origin: Instant,
+    node_key: NodePublic,
+    disco_key: DiscoPublic,
+    prefs: NodePrefs,
+    netmap: Netmap,
+    peers: PeerTable,
+    paths: Paths,
+    handshakes: Handshakes,
+    sessions: FxHashMap<u32, SessionView>,
+    routes: Arc<RouteTable>,
+    filter: Arc<Filter>,
+    jailed_filter: Arc<Filter>,
+    flows: Arc<FlowTable>,
+    host_config: HostConfig,
+    report: ControlReport,
+    report_changed: bool,
+    view_changed: bool,
+    /// Peers whose key ended by the clock, before the server said so.
+    expired_here: BTreeSet<NodeId>,
+    next_expiry: Option<Instant>,
+    counters: EngineCounters,
+    outputs: VecDeque<Output>,
+}
+
+impl Engine {
+    /// A node that knows nobody yet.
+    pub fn new(
+        config: EngineConfig,
+        now: Instant,
+        mut flow_entropy: Box<dyn Entropy>,
+        path_entropy: Box<dyn Entropy>,
+        handshake_entropy: Box<dyn Entropy>,
+    ) -> Self {
+        let node_key = config.node_key.public();
+        let disco_key = config.disco_key.public();
+        let flows = match config.flow_slots {
+            Some(slots) => FlowTable::with_slots(flow_entropy.as_mut(), slots),
+            None => FlowTable::new(flow_entropy.as_mut()),
+        };
+        let paths = Paths::new(
+            PathsConfig::default(),
+            node_key,
+            config.disco_key,
+            path_entropy,
+        );
+        Self {
+            origin: now,
+            node_key,
+            disco_key,
+            prefs: NodePrefs::default(),
+            netmap: Netmap::default(),
+            peers: PeerTable::default(),
+            paths,
+            handshakes: Handshakes::new(config.node_key, handshake_entropy),
+            sessions: FxHashMap::default(),
+            routes: Arc::new(RouteTable::new()),
+            filter: Arc::new(Filter::block_all()),
+            jailed_filter: Arc::new(Filter::block_all()),
+            flows: Arc::new(flows),
+            host_config: HostConfig::default(),
+            report: ControlReport {
+                endpoints: Vec::new(),
+                net_info: None,
+                disco_key,
+            },
+            report_changed: true,
+            view_changed: true,
+            expired_here: BTreeSet::new(),
+            next_expiry: None,
+            counters: EngineCounters::default(),
+            outputs: VecDeque::new(),
+        }
+    }
+
+    // ---- what others may look at ----
+
+    /// The node's identity to peers.
+    pub fn node_key(&self) -> NodePublic {
+        self.node_key
+    }
+
+    /// The identity of its path-finding messages.
+    pub fn disco_key(&self) -> DiscoPublic {
+        self.disco_key
+    }
+
+    /// The netmap as it stands.
+    pub fn netmap(&self) -> &Netmap {
+        &self.netmap
+    }
+
+    /// The preferences it acts on.
+    pub fn prefs(&self) -> &NodePrefs {
+        &self.prefs
+    }
+
+    /// The path engine, to read its report and counters.
+    pub fn paths(&self) -> &Paths {
+        &self.paths
+    }
+
+    /// The handshakes, to read their counters.
+    pub fn handshakes(&self) -> &Handshakes {
+        &self.handshakes
+    }
+
+    /// What went nowhere.
+    pub fn counters(&self) -> EngineCounters {
+        self.counters
+    }
+
+    /// What the coordination server should know now.
+    pub fn control_report(&self) -> &ControlReport {
+        &self.report
+    }
+
+    /// How every peer is doing.
+    pub fn peer_reports(&self, now: Instant) -> Vec<PeerReport> {
+        let age = |at: Option<Instant>| at.map(|at| now.saturating_duration_since(at));
+        self.peers
+            .iter()
+            .map(|(_, peer)| {
+                let activity = peer.view.counters.activity(self.origin);
+                let session = peer.view.session.as_ref();
+                PeerReport {
+                    node: peer.node,
+                    key: peer.key,
+                    destination: peer.view.destination,
+                    has_session: session.is_some_and(|session| !session.is_expired(now)),
+                    last_handshake: age(session.map(|session| session.created())),
+                    last_sent: age(activity.last_sent),
+                    last_received: age(activity.last_received),
+                    traffic: peer.view.counters.traffic(),
+                }
+            })
+            .collect()
+    }
+
+    /// The peer that has `address`, or serves a route to it.
+    pub fn peer_at(&self, address: IpAddr) -> Option<&Node> {
+        let index = self.routes.lookup(address)?;
+        self.netmap.peers.get(&self.peers.get(index)?.node)
+    }
+
+    // ---- inputs ----
+
+    /// Changes what the user wants.
+    pub fn set_prefs(&mut self, now: Instant, prefs: NodePrefs) {
+        if self.prefs == prefs {
+            return;
+        }
+        self.prefs = prefs;
+        let ids: Vec<NodeId> = self.netmap.peers.keys().copied().collect();
+        for id in ids {
+            self.refresh_peer(now, id);
+        }
+        self.rebuild_routes();
+        self.rebuild_filter();
+        self.refresh_host();
+    }
+
+    /// Starts from a netmap that was kept on disk, until the server sends one.
+    pub fn restore_netmap(&mut self, now: Instant, wall: Duration, netmap: Netmap) {
+        // Whatever the server sends first replaces this as a whole.
+        let changes = Changes::between(&self.netmap, &netmap);
+        self.netmap = netmap;
+        self.follow(now, changes);
+        self.expire_peers(now, wall);
+    }
+
+    /// A new map stream begins; its first message replaces the whole netmap.
+    pub fn begin_map_stream(&mut self) {
+        self.netmap.begin_stream();
+    }
+
+    /// Applies a message of the map stream.
+    ///
+    /// # Errors
+    /// When it cannot be applied; the netmap is as before.
+    pub fn apply_map(
+        &mut self,
+        now: Instant,
+        wall: Duration,
+        message: MapResponse,
+    ) -> Result<Notices, ApplyError> {
+        let applied = self.netmap.apply(message, wall)?;
+        if !applied.changes.is_empty() {
+            self.follow(now, applied.changes);
+        }
+        self.expire_peers(now, wall);
+        Ok(applied.notices)
+    }
+
+    /// The sockets and interfaces of this machine.
+    pub fn set_local_addresses(&mut self, now: Instant, addresses: LocalAddresses) {
+        self.paths.set_local_addresses(now, addresses);
+        self.drain();
+    }
+
+    /// The network around us is another one: paths must be found again.
+    pub fn link_changed(&mut self, now: Instant) {
+        self.paths.link_changed(now);
+        self.drain();
+    }
+
+    /// A datagram that is no payload came in over UDP.
+    pub fn handle_udp(&mut self, now: Instant, wall: Duration, from: SocketAddr, packet: &[u8]) {
+        if !self.paths.handle_udp(now, from, packet) {
+            self.handshakes
+                .handle_datagram(now, wall, Source::Udp(from), packet);
+        }
+        self.drain();
+    }
+
+    /// A packet that is no payload came in through a relay.
+    pub fn handle_relay(
+        &mut self,
+        now: Instant,
+        wall: Duration,
+        region: RegionId,
+        from: NodePublic,
+        packet: &[u8],
+    ) {
+        if !self.paths.handle_relay(now, region, from, packet) {
+            let source = Source::Relay {
+                region: region.0,
+                key: from,
+            };
+            self.handshakes.handle_datagram(now, wall, source, packet);
+        }
+        self.drain();
+    }
+
+    /// A relay connection stands.
+    pub fn relay_connected(&mut self, now: Instant, region: RegionId) {
+        self.paths.relay_connected(now, region);
+        self.drain();
+    }
+
+    /// A relay connection broke.
+    pub fn relay_disconnected(&mut self, now: Instant, region: RegionId) {
+        self.paths.relay_disconnected(now, region);
+        self.drain();
+    }
+
+    /// A relay says that a peer is not connected to it.
+    pub fn relay_peer_gone(&mut self, now: Instant, region: RegionId, peer: NodePublic) {
+        self.paths.relay_peer_gone(now, region, peer);
+        self.drain();
+    }
+
+    /// An answer to [`Output::ProbeRelayHttps`].
+    pub fn relay_https_latency(&mut self, now: Instant, region: RegionId, latency: Duration) {
+        self.paths.relay_https_latency(now, region, latency);
+        self.drain();
+    }
+
+    /// An answer to [`Output::ResolveHost`].
+    pub fn host_resolved(&mut self, now: Instant, name: &str, addresses: Vec<IpAddr>) {
+        self.paths.host_resolved(now, name, addresses);
+        self.drain();
+    }
+
+    /// The data plane has packets for a peer and no session, or its session
+    /// should be renewed.
+    pub fn need_session(&mut self, now: Instant, wall: Duration, peer: PeerIndex) {
+        self.paths.note_sent(now, PeerHandle(peer.0));
+        self.handshakes.want_session(now, wall, peer);
+        self.drain();
+    }
+
+    /// The first packet on a session authenticated.
+    pub fn session_confirmed(&mut self, now: Instant, local_index: u32) {
+        self.handshakes.session_confirmed(now, local_index);
+        self.drain();
+    }
+
+    /// Authenticated traffic of a peer came from there.
+    pub fn heard(&mut self, now: Instant, peer: PeerIndex, from: Source) {
+        let handle = PeerHandle(peer.0);
+        match from {
+            Source::Udp(from) => self.paths.note_received(now, handle, from),
+            Source::Relay { region, .. } => {
+                self.paths
+                    .note_received_relay(now, handle, RegionId(region));
+            }
+        }
+        self.drain();
+    }
+
+    /// A peer told its disco key inside the tunnel, where only it can: it is
+    /// fresher than the netmap's.
+    pub fn disco_advertised(&mut self, now: Instant, peer: PeerIndex, key: DiscoPublic) {
+        let Some(node) = self.peers.get(peer).map(|peer| peer.node) else {
+            return;
+        };
+        let Some(entry) = self.netmap.peers.get_mut(&node) else {
+            return;
+        };
+        if entry.disco_key != Some(key) {
+            entry.disco_key = key.non_zero();
+            self.refresh_peer(now, node);
+            self.drain();
+        }
+    }
+
+    /// Reads the data plane's counters: the timers of sessions and paths live
+    /// on them. Call it a few times per second while there is traffic, less
+    /// often otherwise; returns whether there was some.
+    pub fn sample_traffic(&mut self, now: Instant, wall: Duration) -> bool {
+        let mut busy = false;
+        let indices: Vec<PeerIndex> = self.peers.iter().map(|(index, _)| index).collect();
+        for index in indices {
+            let Some(peer) = self.peers.get_mut(index) else {
+                continue;
+            };
+            let traffic = peer.view.counters.traffic();
+            let sent = traffic.tx_packets != peer.seen.tx_packets;
+            let received = traffic.rx_packets != peer.seen.rx_packets;
+            peer.seen.tx_packets = traffic.tx_packets;
+            peer.seen.rx_packets = traffic.rx_packets;
+            if peer.view.session.is_some() || sent || received {
+                let activity = peer.view.counters.activity(self.origin);
+                self.handshakes.note_activity(now, wall, index, activity);
+            }
+            if sent {
+                self.paths.note_sent(now, PeerHandle(index.0));
+            }
+            busy |= sent || received;
+        }
+        self.drain();
+        busy
+    }
+
+    /// Sends a disco ping; the answer comes as [`Output::Pong`].
+    ///
+    /// # Errors
+    /// When there is nobody to ping.
+    pub fn ping(
+        &mut self,
+        now: Instant,
+        address: IpAddr,
+        token: u64,
+        size: usize,
+    ) -> Result<NodeId, PingError> {
+        let own = self.netmap.self_node.as_ref();
+        if own.is_some_and(|own| own.addresses.iter().any(|prefix| prefix.addr() == address)) {
+            return Err(PingError::OwnAddress);
+        }
+        let index = self.routes.lookup(address).ok_or(PingError::NoSuchPeer)?;
+        let node = self
+            .peers
+            .get(index)
+            .map(|peer| peer.node)
+            .ok_or(PingError::NoSuchPeer)?;
+        let size = u16::try_from(size).ok().filter(|size| *size > 0);
+        self.paths.ping(now, PeerHandle(index.0), token, size);
+        self.drain();
+        Ok(node)
+    }
+
+    /// Sends a TSMP ping through the tunnel; the answer reaches the data
+    /// plane, which tells its `data`: `token` in network order.
+    ///
+    /// # Errors
+    /// When there is nobody to ping.
+    pub fn ping_through_tunnel(&mut self, address: IpAddr, token: u64) -> Result<(), PingError> {
+        let peer = self.routes.lookup(address).ok_or(PingError::NoSuchPeer)?;
+        let own = self
+            .netmap
+            .self_node
+            .as_ref()
+            .ok_or(PingError::NoSuchPeer)?;
+        let source = single_addresses(own);
+        let source = source
+            .into_iter()
+            .find(|own| own.is_ipv4() == address.is_ipv4());
+        let source = source.ok_or(PingError::NoSuchPeer)?;
+        let ping = tsmp::Message::Ping(token.to_be_bytes());
+        let packet = ping
+            .packet(source, address)
+            .map_err(|_| PingError::NoSuchPeer)?;
+        self.outputs.push_back(Output::Inject { peer, packet });
+        Ok(())
+    }
+
+    /// What the policy grants `node` towards us.
+    pub fn caps_from(&self, node: &Node) -> CapMap {
+        let own = self
+            .netmap
+            .self_node
+            .as_ref()
+            .map(single_addresses)
+            .unwrap_or_default();
+        let pairs = node.addresses.iter().map(IpNet::addr).filter_map(|source| {
+            Some((
+                source,
+                *own.iter().find(|own| own.is_ipv4() == source.is_ipv4())?,
+            ))
+        });
+        let mut caps = CapMap::default();
+        for (source, destination) in pairs {
+            for (name, values) in self.filter.caps_for(source, destination).0 {
+                caps.entry(name).or_insert(values);
+            }
+        }
+        caps
+    }
+
+    /// How the operating system should be set up.
+    pub fn host_config(&self) -> &HostConfig {
+        &self.host_config
+    }
+
+    /// Whether the coordination server is reachable: while it is not, peers
+    /// cannot learn of a new home relay, so there is none.
+    pub fn set_control_connected(&mut self, connected: bool) {
+        self.paths.set_control_connected(connected);
+        self.drain();
+    }
+
+    /// Looks at the network around us again.
+    pub fn restun(&mut self, now: Instant) {
+        self.paths.remeasure(now);
+        self.drain();
+    }
+
+    /// When [`Engine::handle_timeout`] has something to do, and what.
+    pub fn next_deadline(&self) -> Option<(Instant, &'static str)> {
+        let paths = self
+            .paths
+            .next_deadline()
+            .map(|(at, reason)| (at, path_reason(reason)));
+        let tunnel = self
+            .handshakes
+            .next_deadline()
+            .map(|(at, reason)| (at, reason.as_str()));
+        let expiry = self.next_expiry.map(|at| (at, "key expiry of a peer"));
+        [paths, tunnel, expiry]
+            .into_iter()
+            .flatten()
+            .min_by_key(|(at, _)| *at)
+    }
+
+    /// Does what is due. Calling it early does nothing.
+    pub fn handle_timeout(&mut self, now: Instant, wall: Duration) {
+        self.paths.handle_timeout(now);
+        self.handshakes.handle_timeout(now, wall);
+        if self.next_expiry.is_some_and(|at| now >= at) {
+            self.expire_peers(now, wall);
+        }
+        self.drain();
+    }
+
+    /// The next thing to do, if any.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        // First the view: what a peer answers to the messages behind it must
+        // find its session.
+        if std::mem::take(&mut self.view_changed) {
+            return Some(Output::View(Arc::new(self.build_view())));
+        }
+        if let Some(output) = self.outputs.pop_front() {
+            return Some(output);
+        }
+        if std::mem::take(&mut self.report_changed) {
+            return Some(Output::Control(self.report.clone()));
+        }
+        None
+    }
+
+    // ---- what follows from a netmap ----
+
+    fn follow(&mut self, now: Instant, changes: Changes) {
+        if changes.derp_map {
+            self.paths.set_derp_map(now, &self.netmap.derp_map);
+        }
+        for (id, delta) in &changes.peers {
+            let before = match delta {
+                PeerDelta::Added => None,
+                PeerDelta::Changed(before) | PeerDelta::Removed(before) => Some(before),
+            };
+            let key = self.netmap.peers.get(id).map(|node| node.key);
+            if before.is_some() && before.map(|node| node.key) != key {
+                self.remove_peer(now, *id);
+            }
+            if key.is_some() {
+                self.refresh_peer(now, *id);
+            }
+        }
+        if changes.self_node || !changes.peers.is_empty() {
+            self.rebuild_routes();
+            self.refresh_host();
+            self.view_changed = true;
+        }
+        if changes.self_node || changes.filters {
+            self.rebuild_filter();
+        }
+        self.outputs.push_back(Output::Netmap(Box::new(changes)));
+        self.drain();
+    }
+
+    /// Ends peers whose key has ended, and takes back those whose key was
+    /// renewed; keys end by the clock, also while the server is away.
+    fn expire_peers(&mut self, now: Instant, wall: Duration) {
+        let mut next: Option<Duration> = None;
+        let mut changed = Vec::new();
+        for (id, peer) in &mut self.netmap.peers {
+            let end = peer
+                .key_expiry
+                .and_then(|end| Duration::try_from(end.as_duration()).ok());
+            let ended = end.is_some_and(|end| end <= wall);
+            if ended && !peer.expired {
+                peer.expired = true;
+                self.expired_here.insert(*id);
+                changed.push(*id);
+            } else if !ended && self.expired_here.remove(id) {
+                peer.expired = false;
+                changed.push(*id);
+            }
+            if let Some(end) = end.filter(|_| !ended) {
+                next = Some(next.map_or(end, |next| next.min(end)));
+            }
+        }
+        // A day at most, so that a clock that jumps is noticed.
+        const LONGEST: Duration = Duration::from_secs(86_400);
+        self.next_expiry = next.map(|end| now + end.saturating_sub(wall).min(LONGEST));
+        if changed.is_empty() {
+            return;
+        }
+        for id in changed {
+            self.refresh_peer(now, id);
+        }
+        self.rebuild_routes();
+        self.refresh_host();
+        self.drain();
+    }
+
+    /// Brings everything we keep about a peer in line with its netmap entry.
+    fn refresh_peer(&mut self, now: Instant, id: NodeId) {
+        let Some(node) = self.netmap.peers.get(&id) else {
+            return;
+        };
+        let (key, jailed) = (node.key, node.is_jailed);
+        let allowed = accepted_prefixes(node, &self.prefs);
+        let info = PeerInfo {
+            node_key: key,
+            disco_key: node.disco_key,
+            endpoints: node.endpoints.clone(),
+            home_derp: node.home_region(),
+        };
+        if key.is_zero() || node.expired {
+            self.remove_peer(now, id);
+            return;
+        }
+        let index = match self.peers.index_of(id) {
+            Some(index) => index,
+            None => {
+                let index = self.peers.insert(id, key);
+                self.handshakes.add_peer(now, index, key);
+                self.view_changed = true;
+                index
+            }
+        };
+        self.paths.upsert_peer(now, PeerHandle(index.0), info);
+        if let Some(peer) = self.peers.get_mut(index) {
+            self.view_changed |= peer.set_allowed_sources(allowed);
+            if peer.view.jailed != jailed {
+                peer.change_view(|view| view.jailed = jailed);
+                self.view_changed = true;
+            }
+        }
+    }
+
+    fn remove_peer(&mut self, now: Instant, id: NodeId) {
+        let Some(index) = self.peers.index_of(id) else {
+            return;
+        };
+        self.paths.remove_peer(now, PeerHandle(index.0));
+        self.handshakes.remove_peer(index);
+        self.sessions.retain(|_, session| session.peer != index);
+        self.peers.remove(index);
+        self.view_changed = true;
+    }
+
+    fn rebuild_routes(&mut self) {
+        let mut table = RouteTable::new();
+        for (index, peer) in self.peers.iter() {
+            let Some(node) = self.netmap.peers.get(&peer.node) else {
+                continue;
+            };
+            for prefix in accepted_prefixes(node, &self.prefs) {
+                // Two peers with one prefix is a mistake of the server; the
+                // first by index keeps it, so that order does not matter.
+                if let Some(earlier) = table.insert(prefix, index)
+                    && earlier < index
+                {
+                    table.insert(prefix, earlier);
+                }
+            }
+        }
+        self.routes = Arc::new(table);
+        self.view_changed = true;
+    }
+
+    fn rebuild_filter(&mut self) {
+        let own = self.netmap.self_node.as_ref();
+        let addresses: Vec<IpAddr> = own.map(single_addresses).unwrap_or_default();
+        // Only what the server approved of our routes is ours to deliver to.
+        let allowed = own.map(Node::allowed_ips).unwrap_or_default();
+        let routes: Vec<_> = self
+            .prefs
+            .advertise_routes
+            .iter()
+            .filter(|route| allowed.contains(route))
+            .copied()
+            .collect();
+        let local = LocalSet::new(&FilterAddresses {
+            addresses: &addresses,
+            advertised: &routes,
+            ..FilterAddresses::default()
+        });
+        let rules: Vec<_> = self.netmap.packet_filter().cloned().collect();
+        let mut holders = CapabilityHolders::new();
+        for capability in capability_sources(&rules) {
+            for peer in self
+                .netmap
+                .peers
+                .values()
+                .filter(|peer| peer.cap_map.has(capability))
+            {
+                holders.add(capability, &peer.addresses);
+            }
+        }
+        let (filter, problems) = if self.prefs.shields_up {
+            (Filter::shields_up(local.clone()), Vec::new())
+        } else {
+            Filter::compile(&rules, local.clone(), &holders)
+        };
+        self.counters.bad_rules += problems.len() as u64;
+        self.filter = Arc::new(filter);
+        self.jailed_filter = Arc::new(Filter::shields_up(local));
+        self.view_changed = true;
+    }
+
+    fn refresh_host(&mut self) {
+        let config = HostConfig::compute(&self.netmap, &self.prefs);
+        if config != self.host_config {
+            self.host_config = config.clone();
+            self.outputs.push_back(Output::Host(config));
+        }
+    }
+
+    fn build_view(&self) -> View {
+        let own = self.netmap.self_node.as_ref();
+        View {
+            origin: self.origin,
+            peers: self.peers.views(),
+            routes: Arc::clone(&self.routes),
+            sessions: self.sessions.clone(),
+            filter: Arc::clone(&self.filter),
+            jailed_filter: Arc::clone(&self.jailed_filter),
+            flows: Arc::clone(&self.flows),
+            addresses: own.map(single_addresses).unwrap_or_default(),
+            service: ServiceAddresses::default(),
+            tunnel_mtu: TUNNEL_MTU,
+            peer_api_port: None,
+        }
+    }
+
+    // ---- what the machines inside say ----
+
+    /// Carries events between the machines until none has anything to say.
+    fn drain(&mut self) {
+        loop {
+            if let Some(event) = self.handshakes.poll_event() {
+                self.on_tunnel_event(event);
+            } else if let Some(event) = self.paths.poll_event() {
+                self.on_path_event(event);
+            } else {
+                break;
+            }
+        }
+    }
+
+    fn on_path_event(&mut self, event: PathEvent) {
+        match event {
+            PathEvent::SendUdp { to, packet } => {
+                self.outputs.push_back(Output::SendUdp { to, packet });
+            }
+            PathEvent::SendRelay { region, to, packet } => {
+                self.outputs
+                    .push_back(Output::SendRelay { region, to, packet });
+            }
+            PathEvent::Destination { peer, destination } => {
+                self.set_destination(PeerIndex(peer.0), destination);
+            }
+            PathEvent::Endpoints(endpoints) => self.set_endpoints(endpoints),
+            PathEvent::NetInfo(info) => self.set_net_info(info),
+            PathEvent::HomeRelay(region) => self.outputs.push_back(Output::HomeRelay(region)),
+            PathEvent::ConnectRelay(region) => {
+                self.outputs.push_back(Output::ConnectRelay(region));
+            }
+            PathEvent::ProbeRelayHttps { region } => {
+                self.outputs.push_back(Output::ProbeRelayHttps(region));
+            }
+            PathEvent::ResolveHost { name } => self.outputs.push_back(Output::ResolveHost(name)),
+            PathEvent::CloseRelay(region) => self.outputs.push_back(Output::CloseRelay(region)),
+            PathEvent::Pong {
+                token,
+                peer,
+                latency,
+                via,
+            } => {
+                if let Some(peer) = self.peers.get(PeerIndex(peer.0)) {
+                    let result = Ok(Pong {
+                        node: peer.node,
+                        via,
+                        latency,
+                    });
+                    self.outputs
+                        .push_back(Output::Pong(PingAnswer { token, result }));
+                }
+            }
+            PathEvent::PingFailed { token, error } => {
+                let result = Err(PingError::Path(error));
+                self.outputs
+                    .push_back(Output::Pong(PingAnswer { token, result }));
+            }
+        }
+    }
+
+    fn on_tunnel_event(&mut self, event: TunnelEvent) {
+        match event {
+            TunnelEvent::Send {
+                peer,
+                reply_to,
+                datagram,
+            } => {
+                self.send_handshake(peer, reply_to, datagram);
+            }
+            TunnelEvent::NewSession {
+                peer,
+                session,
+                initiator: _,
+                confirmed,
+            } => {
+                let view = SessionView {
+                    peer,
+                    session: Arc::clone(&session),
+                };
+                self.sessions.insert(session.local_index(), view);
+                if confirmed {
+                    self.send_with(peer, session);
+                }
+                self.view_changed = true;
+            }
+            TunnelEvent::SessionConfirmed { peer, session } => self.send_with(peer, session),
+            TunnelEvent::SessionExpired { peer, local_index } => {
+                self.sessions.remove(&local_index);
+                if let Some(peer) = self.peers.get_mut(peer) {
+                    let current = peer.view.session.as_ref();
+                    if current.is_some_and(|session| session.local_index() == local_index) {
+                        peer.change_view(|view| view.session = None);
+                    }
+                }
+                self.view_changed = true;
+            }
+            TunnelEvent::SendKeepalive { peer } => {
+                self.outputs.push_back(Output::Keepalive(peer));
+            }
+            TunnelEvent::HandshakeFailed { peer } => {
+                if let Some(peer) = self.peers.get_mut(peer) {
+                    peer.waiting = None;
+                }
+            }
+        }
+    }
+
+    /// From now on packets for `peer` go out under `session`.
+    fn send_with(&mut self, peer: PeerIndex, session: Arc<Session>) {
+        if let Some(peer) = self.peers.get_mut(peer) {
+            peer.waiting = None;
+            peer.change_view(|view| view.session = Some(session));
+            self.view_changed = true;
+        }
+    }
+
+    /// Sends a handshake message the way it should go: an answer to where the
+    /// question came from, anything else along the peer's path.
+    fn send_handshake(
+        &mut self,
+        peer: Option<PeerIndex>,
+        reply_to: Option<Source>,
+        datagram: Vec<u8>,
+    ) {
+        match reply_to {
+            Some(Source::Udp(to)) => {
+                self.outputs.push_back(Output::SendUdp {
+                    to,
+                    packet: datagram,
+                });
+                return;
+            }
+            Some(Source::Relay { region, key }) => {
+                let region = RegionId(region);
+                self.outputs.push_back(Output::SendRelay {
+                    region,
+                    to: key,
+                    packet: datagram,
+                });
+                return;
+            }
+            None => {}
+        }
+        let Some(peer) = peer.and_then(|index| self.peers.get_mut(index)) else {
+            self.counters.unroutable += 1;
+            return;
+        };
+        if peer.view.destination == Destination::None {
+            peer.waiting = Some(datagram);
+        } else {
+            send_along(&mut self.outputs, &peer.view, datagram);
+        }
+    }
+
+    fn set_destination(&mut self, index: PeerIndex, destination: Destination) {
+        let Some(peer) = self.peers.get_mut(index) else {
+            return;
+        };
+        if peer.view.destination == destination {
+            return;
+        }
+        peer.change_view(|view| view.destination = destination);
+        self.view_changed = true;
+        if let Some(region) = region_of(destination) {
+            self.outputs.push_back(Output::ConnectRelay(region));
+        }
+        if destination != Destination::None
+            && let Some(datagram) = peer.waiting.take()
+        {
+            send_along(&mut self.outputs, &peer.view, datagram);
+        }
+    }
+
+    fn set_endpoints(&mut self, endpoints: Vec<(SocketAddr, EndpointType)>) {
+        self.report_changed |= self.report.endpoints != endpoints;
+        self.report.endpoints = endpoints;
+    }
+
+    fn set_net_info(&mut self, info: NetInfo) {
+        let info = Some(info);
+        self.report_changed |= self.report.net_info != info;
+        self.report.net_info = info;
+    }
+}
+
+/// Sends a datagram every way that the peer's destination names.
+fn send_along(outputs: &mut VecDeque<Output>, peer: &PeerView, packet: Vec<u8>) {
+    let relay = |region, packet| Output::SendRelay {
+        region,
+        to: peer.key,
+        packet,
+    };
+    match peer.destination {
+        Destination::None => {}
+        Destination::Udp(to) => outputs.push_back(Output::SendUdp { to, packet }),
+        Destination::Relay(region) => outputs.push_back(relay(region, packet)),
+        Destination::Both { udp, relay: region } => {
+            outputs.push_back(Output::SendUdp {
+                to: udp,
+                packet: packet.clone(),
+            });
+            outputs.push_back(relay(region, packet));
+        }
+    }
+}
+
+fn path_reason(reason: PathReason) -> &'static str {
+    match reason {
+        PathReason::Netcheck => "look at the network around",
+        PathReason::Remeasure => "look at the network around again",
+        PathReason::PublishEndpoints => "publish endpoints",
+        PathReason::Relay => "relay connection",
+        PathReason::Peer => "path of a peer",
+        PathReason::PingExpiry => "unanswered pings",
+    }
+}

@@ -1,0 +1,135 @@
+//! The peers of the netmap, with the dense index that the data plane uses.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use warren_control_types::NodeId;
+use warren_keys::NodePublic;
+use warren_paths::Destination;
+use warren_tunnel::PeerIndex;
+
+use crate::dataplane::{PeerCounters, PeerView};
+
+/// One peer. Its netmap entry stays in the netmap.
+pub(crate) struct Peer {
+    pub(crate) node: NodeId,
+    pub(crate) key: NodePublic,
+    /// What the data plane sees; replaced, never changed.
+    pub(crate) view: Arc<PeerView>,
+    /// When traffic was last reported to the path engine.
+    pub(crate) seen: Seen,
+    /// A handshake message that waits until some path is known.
+    pub(crate) waiting: Option<Vec<u8>>,
+}
+
+/// The traffic counters at the last look.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Seen {
+    pub(crate) tx_packets: u64,
+    pub(crate) rx_packets: u64,
+}
+
+/// All peers, by index, by node id and by key.
+#[derive(Default)]
+pub(crate) struct PeerTable {
+    slots: Vec<Option<Peer>>,
+    by_node: BTreeMap<NodeId, PeerIndex>,
+    by_key: BTreeMap<NodePublic, PeerIndex>,
+}
+
+impl PeerTable {
+    pub(crate) fn get(&self, index: PeerIndex) -> Option<&Peer> {
+        self.slots.get(slot(index)?)?.as_ref()
+    }
+
+    pub(crate) fn get_mut(&mut self, index: PeerIndex) -> Option<&mut Peer> {
+        self.slots.get_mut(slot(index)?)?.as_mut()
+    }
+
+    pub(crate) fn index_of(&self, node: NodeId) -> Option<PeerIndex> {
+        self.by_node.get(&node).copied()
+    }
+
+    /// In the order of their indices.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (PeerIndex, &Peer)> {
+        self.slots
+            .iter()
+            .enumerate()
+            .filter_map(|(slot, peer)| Some((PeerIndex(u32::try_from(slot).ok()?), peer.as_ref()?)))
+    }
+
+    /// What the data plane gets.
+    pub(crate) fn views(&self) -> Vec<Option<Arc<PeerView>>> {
+        self.slots
+            .iter()
+            .map(|peer| peer.as_ref().map(|peer| Arc::clone(&peer.view)))
+            .collect()
+    }
+
+    /// Adds a peer at the first index that is free.
+    pub(crate) fn insert(&mut self, node: NodeId, key: NodePublic) -> PeerIndex {
+        let free = self
+            .slots
+            .iter()
+            .position(Option::is_none)
+            .unwrap_or(self.slots.len());
+        let index = PeerIndex(u32::try_from(free).unwrap_or(u32::MAX));
+        let peer = Peer {
+            node,
+            key,
+            view: Arc::new(PeerView {
+                index,
+                key,
+                session: None,
+                destination: Destination::None,
+                allowed_sources: Vec::new(),
+                jailed: false,
+                counters: Arc::new(PeerCounters::new()),
+            }),
+            seen: Seen::default(),
+            waiting: None,
+        };
+        if free == self.slots.len() {
+            self.slots.push(Some(peer));
+        } else {
+            self.slots[free] = Some(peer);
+        }
+        self.by_node.insert(node, index);
+        self.by_key.insert(key, index);
+        index
+    }
+
+    pub(crate) fn remove(&mut self, index: PeerIndex) -> Option<Peer> {
+        let peer = self.slots.get_mut(slot(index)?)?.take()?;
+        self.by_node.remove(&peer.node);
+        if self.by_key.get(&peer.key) == Some(&index) {
+            self.by_key.remove(&peer.key);
+        }
+        Some(peer)
+    }
+}
+
+impl Peer {
+    /// Replaces the view by a changed copy; the data plane keeps the old one
+    /// until it takes the next whole view.
+    pub(crate) fn change_view(&mut self, change: impl FnOnce(&mut PeerView)) {
+        let mut view = PeerView::clone(&self.view);
+        change(&mut view);
+        self.view = Arc::new(view);
+    }
+
+    pub(crate) fn set_allowed_sources(&mut self, mut allowed: Vec<IpNet>) -> bool {
+        // Single addresses first: the usual check then ends at once.
+        allowed.sort_by_key(|prefix| (std::cmp::Reverse(prefix.prefix_len()), *prefix));
+        let changed = self.view.allowed_sources != allowed;
+        if changed {
+            self.change_view(|view| view.allowed_sources = allowed);
+        }
+        changed
+    }
+}
+
+fn slot(index: PeerIndex) -> Option<usize> {
+    usize::try_from(index.0).ok()
+}

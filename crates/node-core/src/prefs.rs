@@ -1,0 +1,17 @@
+//! What the user wants, as far as packets are concerned.
+
+use ipnet::IpNet;
+use warren_control_types::StableNodeId;
+
+/// The preferences that the engine acts on. The shell keeps many more.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NodePrefs {
+    /// Take subnet routes that peers offer.
+    pub accept_routes: bool,
+    /// Refuse connections that peers open.
+    pub shields_up: bool,
+    /// Prefixes we offer to route, as far as the server approves them.
+    pub advertise_routes: Vec<IpNet>,
+    /// The peer through which everything else goes.
+    pub exit_node: Option<StableNodeId>,
+}

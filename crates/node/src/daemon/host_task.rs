@@ -1,0 +1,172 @@
+//! What the operating system is told: addresses, routes, and whom to ask for
+//! names. One task, so that changes are applied one after the other and the
+//! engine never waits for the kernel.
+
+use tokio::sync::{mpsc, oneshot, watch};
+use warren_dns::{BaseOs, ResolverConfig, compile};
+use warren_host::resolver::{OsDnsConfig, ResolverOptions, SystemDns};
+use warren_host::router::{Router, RouterConfig};
+use warren_node_core::{HostConfig, TUNNEL_MTU};
+
+/// What the operating system should look like.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Wanted {
+    /// Addresses and routes.
+    pub host: HostConfig,
+    /// Name resolution; `None` leaves the system's as it is.
+    pub dns: Option<ResolverConfig>,
+}
+
+/// The result of an attempt to make it so.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// What did not work, or the user should know.
+    pub problems: Vec<String>,
+}
+
+/// A handle on the task.
+pub struct Host {
+    wanted: watch::Sender<Wanted>,
+    stop: Option<oneshot::Sender<()>>,
+    task: Option<tokio::task::JoinHandle<()>>,
+}
+
+impl Host {
+    /// Starts the task. `done` hears of every attempt; `answers` is what our
+    /// own name server goes by, completed with what the system had.
+    pub fn start(
+        router: Router,
+        interface: String,
+        state_dir: std::path::PathBuf,
+        answers: watch::Sender<ResolverConfig>,
+        done: mpsc::UnboundedSender<Outcome>,
+    ) -> Self {
+        let (wanted, changes) = watch::channel(Wanted::default());
+        let (stop, stopped) = oneshot::channel();
+        let worker = Worker {
+            router,
+            interface,
+            state_dir,
+            answers,
+            done,
+            dns: None,
+        };
+        let task = tokio::spawn(worker.run(changes, stopped));
+        Self {
+            wanted,
+            stop: Some(stop),
+            task: Some(task),
+        }
+    }
+
+    /// From now on it should be like this.
+    pub fn want(&self, wanted: Wanted) {
+        self.wanted.send_if_modified(|current| {
+            let changed = *current != wanted;
+            *current = wanted;
+            changed
+        });
+    }
+
+    /// Takes everything back and ends.
+    pub async fn stop(mut self) {
+        drop(self.stop.take());
+        if let Some(task) = self.task.take()
+            && let Err(error) = task.await
+        {
+            tracing::error!(%error, "the system's settings may not be restored");
+        }
+    }
+}
+
+struct Worker {
+    router: Router,
+    interface: String,
+    state_dir: std::path::PathBuf,
+    answers: watch::Sender<ResolverConfig>,
+    done: mpsc::UnboundedSender<Outcome>,
+    dns: Option<SystemDns>,
+}
+
+impl Worker {
+    async fn run(mut self, mut changes: watch::Receiver<Wanted>, mut stop: oneshot::Receiver<()>) {
+        loop {
+            tokio::select! {
+                _ = &mut stop => break,
+                changed = changes.changed() => {
+                    if changed.is_err() {
+                        break;
+                    }
+                    let wanted = changes.borrow_and_update().clone();
+                    let outcome = self.apply(&wanted).await;
+                    drop(self.done.send(outcome));
+                }
+            }
+        }
+        if let Some(dns) = &mut self.dns
+            && let Err(error) = dns.revert().await
+        {
+            tracing::error!(%error, "the resolver settings are not restored");
+        }
+        if let Err(error) = self.router.cleanup().await {
+            tracing::error!(%error, "routes or rules are left behind");
+        }
+    }
+
+    async fn apply(&mut self, wanted: &Wanted) -> Outcome {
+        let mut outcome = Outcome::default();
+        let config = RouterConfig {
+            addresses: wanted.host.addresses.iter().copied().collect(),
+            routes: wanted.host.routes.clone(),
+            throw_routes: Default::default(),
+            mtu: TUNNEL_MTU.into(),
+        };
+        match self.router.apply(&config).await {
+            Ok(applied) => {
+                outcome
+                    .problems
+                    .extend(applied.warnings.iter().map(ToString::to_string));
+            }
+            Err(error) => outcome.problems.push(error.to_string()),
+        }
+        if let Err(error) = self.apply_dns(wanted.dns.as_ref()).await {
+            outcome.problems.push(error);
+        }
+        outcome
+    }
+
+    async fn apply_dns(&mut self, wanted: Option<&ResolverConfig>) -> Result<(), String> {
+        let Some(wanted) = wanted else {
+            if let Some(dns) = &mut self.dns {
+                dns.revert().await.map_err(|error| error.to_string())?;
+            }
+            return Ok(());
+        };
+        if self.dns.is_none() {
+            let mut options = ResolverOptions::new(&self.interface);
+            options.state_dir = Some(self.state_dir.clone());
+            let opened = SystemDns::open(options)
+                .await
+                .map_err(|error| error.to_string())?;
+            tracing::debug!(mode = %opened.mode(), "resolver settings");
+            self.dns = Some(opened);
+        }
+        let Some(dns) = &mut self.dns else {
+            return Ok(());
+        };
+        let base = dns.base_config();
+        let base = BaseOs {
+            nameservers: base.nameservers,
+            search_domains: base.search_domains,
+        };
+        let (decision, answers) = compile(wanted.clone(), dns.supports_split_dns(), &base);
+        // Our server first: the system asks it from the next moment on.
+        self.answers.send_replace(answers);
+        let config = OsDnsConfig {
+            nameservers: decision.nameservers,
+            search_domains: decision.search_domains,
+            match_domains: decision.match_domains,
+        };
+        dns.apply(&config).await.map_err(|error| error.to_string())
+    }
+}

@@ -1,0 +1,173 @@
+//! The daemon: a node with its operating system.
+//!
+//! ```text
+//!            local interface (CLI)            coordination server
+//!                    │ requests                     │ netmap
+//!                    ▼                              ▼
+//!   relays ──▶ [ engine task: owns the Engine ] ◀── control session
+//!     │              │ views, orders    ▲ messages
+//!     ▼              ▼                  │
+//!   [ in thread ]  [ out thread ]  ── packets between TUN and network
+//! ```
+//!
+//! One task owns all state and never blocks; everything else sends it
+//! [`Message`]s. Start-up fails early and says why: first the state folder,
+//! then the tunnel device, the sockets, and the local interface. What was
+//! changed in the operating system is taken back at the end, and what a killed
+//! predecessor left is removed at the start.
+
+mod backend;
+mod c2n;
+mod control_session;
+mod engine_task;
+mod entropy;
+mod host_task;
+mod hostinfo;
+mod magic_dns;
+mod pump;
+mod relays;
+mod start;
+mod state;
+mod status;
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use warren_control_types::RegionId;
+use warren_host::link::LinkChange;
+use warren_keys::{DiscoPublic, NodePublic};
+use warren_tunnel::{PeerIndex, Source};
+
+use crate::cli::DaemonArgs;
+
+pub use start::{DaemonError, DaemonOptions, clean_up, run};
+pub use state::{StateError, StateFolder};
+
+/// Something for the engine's task to look at.
+pub enum Message {
+    /// A datagram that is no tunnel data.
+    Udp {
+        /// Who sent it.
+        from: SocketAddr,
+        /// The datagram.
+        packet: Vec<u8>,
+    },
+    /// A packet from a relay that is no tunnel data.
+    RelayPacket {
+        /// Which relay.
+        region: RegionId,
+        /// Who sent it.
+        from: NodePublic,
+        /// The packet.
+        packet: Vec<u8>,
+    },
+    /// Tunnel data for a relay that is not connected yet.
+    RelayData {
+        /// Which relay.
+        region: RegionId,
+        /// For whom.
+        to: NodePublic,
+        /// The packet.
+        packet: Vec<u8>,
+    },
+    /// A relay took our login.
+    RelayUp(RegionId),
+    /// A relay connection ended, or did not come about.
+    RelayDown(RegionId),
+    /// A relay does not have that peer.
+    RelayPeerGone {
+        /// Which relay.
+        region: RegionId,
+        /// Who.
+        peer: NodePublic,
+    },
+    /// A measurement over HTTPS.
+    RelayLatency(RegionId, Duration),
+    /// A name of the relay map was looked up.
+    Resolved(String, Vec<std::net::IpAddr>),
+    /// Packets wait for a session.
+    NeedSession(PeerIndex),
+    /// The first packet of a session authenticated.
+    Confirmed(u32),
+    /// Authenticated traffic came from there.
+    Heard(PeerIndex, Source),
+    /// A peer told its disco key inside the tunnel.
+    DiscoAdvertised(PeerIndex, DiscoPublic),
+    /// A peer answered a TSMP ping.
+    TsmpPong {
+        /// Who.
+        peer: PeerIndex,
+        /// What the ping carried.
+        data: [u8; 8],
+        /// Where its peer interface is.
+        peer_api_port: Option<u16>,
+    },
+    /// The network around this machine changed.
+    Link(LinkChange),
+    /// From the coordination server.
+    Control(control_session::ControlEvent),
+    /// From a local program.
+    Request(Box<backend::Request>),
+    /// The daemon should end.
+    Stop,
+}
+
+/// What `warren daemon` does: logs to standard error, runs, and maps the end to
+/// an exit code.
+pub fn main(args: DaemonArgs) -> ExitCode {
+    log_to_stderr(args.verbose);
+    let options = DaemonOptions {
+        state_dir: args.state_dir,
+        state_file: args.state_file,
+        socket: args.socket,
+        port: args.port,
+        tun: args.tun,
+    };
+    // Two workers serve the engine, the local interface and relays; packets
+    // have threads of their own.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    let result = match runtime {
+        Err(source) => Err(DaemonError::System {
+            what: "cannot start the runtime",
+            source,
+        }),
+        Ok(runtime) if args.cleanup => runtime.block_on(clean_up(&options)),
+        Ok(runtime) => runtime.block_on(run(options)),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("warren daemon: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// `RUST_LOG` wins over the flag.
+fn log_to_stderr(verbose: u8) {
+    use tracing_subscriber::EnvFilter;
+    let default = match verbose {
+        0 => "info",
+        1 => "debug",
+        _ => "trace",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    // Already set up by an embedding program: that one wins.
+    drop(
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            .try_init(),
+    );
+}
+
+/// The time since the UNIX epoch; zero for a clock before it.
+pub(crate) fn wall_clock() -> Duration {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default()
+}

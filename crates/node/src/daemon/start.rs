@@ -1,0 +1,240 @@
+//! Starting the daemon: everything that can fail, in an order in which a
+//! failure leaves nothing behind.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::{mpsc, watch};
+use warren_dial::Dialer;
+use warren_dns::ResolverConfig;
+use warren_host::BYPASS_MARK;
+use warren_host::link::LinkMonitor;
+use warren_host::resolver::{ResolverError, ResolverOptions, SystemDns};
+use warren_host::router::{Router, RouterError, RouterOptions};
+use warren_host::tun::{Tun, TunError};
+use warren_host::udp::{UdpError, UdpOptions, UdpPair, bind_pair};
+use warren_keys::{DiscoSecret, NodeSecret};
+use warren_node_core::{Engine, EngineConfig, Output, TUNNEL_MTU};
+
+use super::backend::EngineBackend;
+use super::engine_task::{EngineTask, Parts};
+use super::entropy::SystemEntropy;
+use super::host_task::Host;
+use super::pump::{Pump, Shared};
+use super::relays::Relays;
+use super::state::{StateError, StateFolder};
+use super::{Message, magic_dns};
+use crate::localapi::server;
+
+/// How a daemon is told to run.
+#[derive(Debug, Clone)]
+pub struct DaemonOptions {
+    /// Folder for everything that must survive a restart.
+    pub state_dir: PathBuf,
+    /// File with keys and preferences.
+    pub state_file: PathBuf,
+    /// Where to listen for the command line.
+    pub socket: PathBuf,
+    /// UDP port; 0 lets the system choose.
+    pub port: u16,
+    /// Name of the tunnel interface.
+    pub tun: String,
+}
+
+/// The daemon cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The state folder.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The tunnel device.
+    #[error(transparent)]
+    Tun(#[from] TunError),
+    /// The sockets.
+    #[error(transparent)]
+    Udp(#[from] UdpError),
+    /// Addresses and routes.
+    #[error(transparent)]
+    Router(#[from] RouterError),
+    /// Name resolution.
+    #[error(transparent)]
+    Resolver(#[from] ResolverError),
+    /// The local interface.
+    #[error("cannot listen on {}: {source}; is another daemon running? choose another with --socket", path.display())]
+    Socket {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Anything else of the system.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+fn system(what: &'static str) -> impl FnOnce(io::Error) -> DaemonError {
+    move |source| DaemonError::System { what, source }
+}
+
+/// Runs a daemon until it is told to stop by a signal.
+///
+/// # Errors
+/// [`DaemonError`]; nothing was changed in the operating system then.
+pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
+    let mut state = StateFolder::open(&options.state_dir, &options.state_file, &mut SystemEntropy)?;
+    let listener = server::bind(&options.socket).map_err(|source| DaemonError::Socket {
+        path: options.socket.clone(),
+        source,
+    })?;
+    let tun = Tun::create(&options.tun)?;
+    tun.set_mtu(TUNNEL_MTU)?;
+    let interface = tun.name().to_owned();
+    let bind = socket_binder(options.port);
+    let sockets = bind()?;
+    // Both also remove what a killed predecessor left behind.
+    let router = Router::open(&interface, RouterOptions::default()).await?;
+    drop(SystemDns::open(resolver_options(&interface, &options.state_dir)).await?);
+    let mut links = LinkMonitor::start(&[&interface])
+        .await
+        .map_err(system("cannot watch the network interfaces"))?;
+
+    let (inbox, messages) = mpsc::unbounded_channel();
+    let candidate_key = NodeSecret::generate(&mut SystemEntropy);
+    let node_key = state
+        .login
+        .as_ref()
+        .map_or(&candidate_key, |login| &login.node_key)
+        .clone();
+    let config = EngineConfig {
+        node_key: node_key.clone(),
+        disco_key: DiscoSecret::generate(&mut SystemEntropy),
+        flow_slots: None,
+    };
+    let entropy = || Box::new(SystemEntropy);
+    let mut engine = Engine::new(config, Instant::now(), entropy(), entropy(), entropy());
+    let first_view = std::iter::from_fn(|| engine.poll_output()).find_map(|output| match output {
+        Output::View(view) => Some(view),
+        _ => None,
+    });
+    let first_view = first_view.unwrap_or_else(|| unreachable!("a new engine publishes a view"));
+
+    let shared = Shared::new(tun, sockets, first_view)
+        .map_err(system("cannot make a wake-up descriptor"))?;
+    let shared = Arc::new(shared);
+    let dialer = Dialer::outside_tunnel();
+    let (relays, relay_inbox) = Relays::new(
+        dialer.clone(),
+        node_key,
+        inbox.clone(),
+        Arc::clone(&shared.in_waker),
+    );
+    let (questions, dns_packets) = mpsc::unbounded_channel();
+    let pump = Pump::start(
+        Arc::clone(&shared),
+        inbox.clone(),
+        questions,
+        relays.ports(),
+        relay_inbox,
+    )
+    .map_err(system("cannot start the packet threads"))?;
+
+    let (answers, resolver_config) = watch::channel(ResolverConfig::default());
+    tokio::spawn(magic_dns::serve(
+        Arc::clone(&shared),
+        dns_packets,
+        resolver_config,
+    ));
+    let (done, outcomes) = mpsc::unbounded_channel();
+    let host = Host::start(router, interface, options.state_dir.clone(), answers, done);
+
+    let link = links.state().clone();
+    let watcher = inbox.clone();
+    tokio::spawn(async move {
+        loop {
+            let change = links.next().await;
+            if watcher.send(Message::Link(change)).is_err() {
+                return;
+            }
+        }
+    });
+    let stopper = inbox.clone();
+    tokio::spawn(async move {
+        stop_signal().await;
+        drop(stopper.send(Message::Stop));
+    });
+
+    if state.prefs.control_url.is_empty() {
+        state.prefs.want_running = false;
+    }
+    let backend = Arc::new(EngineBackend::new(inbox.clone()));
+    let local = tokio::spawn(server::serve(listener, backend));
+    let parts = Parts {
+        shared,
+        pump,
+        relays,
+        host,
+        engine,
+        state,
+        dialer,
+        inbox,
+        link,
+        candidate_key,
+        rebind: Box::new(move || bind().map_err(io::Error::other)),
+    };
+    tracing::info!(socket = %options.socket.display(), "ready");
+    EngineTask::new(parts).run(messages, outcomes).await;
+    local.abort();
+    // The next daemon removes it too, but a clean end leaves nothing.
+    drop(std::fs::remove_file(&options.socket));
+    Ok(())
+}
+
+/// Binds the sockets the way the user wants, any number of times.
+fn socket_binder(port: u16) -> impl Fn() -> Result<UdpPair, UdpError> + Send {
+    let options = UdpOptions {
+        mark: Some(BYPASS_MARK),
+        ..UdpOptions::default()
+    };
+    move || bind_pair(&[port], &options)
+}
+
+fn resolver_options(interface: &str, state_dir: &std::path::Path) -> ResolverOptions {
+    ResolverOptions {
+        state_dir: Some(state_dir.to_owned()),
+        ..ResolverOptions::new(interface)
+    }
+}
+
+/// Waits for the signal to stop.
+async fn stop_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+/// Removes what an earlier daemon left in the operating system.
+///
+/// # Errors
+/// [`DaemonError`] when it cannot.
+pub async fn clean_up(options: &DaemonOptions) -> Result<(), DaemonError> {
+    drop(SystemDns::open(resolver_options(&options.tun, &options.state_dir)).await?);
+    let tun = Tun::create(&options.tun)?;
+    let mut router = Router::open(tun.name(), RouterOptions::default()).await?;
+    router.cleanup().await?;
+    Ok(())
+}

@@ -1,0 +1,391 @@
+//! What a node keeps on disk: its keys, its preferences, who it is logged in
+//! as, and the last netmap.
+//!
+//! The state file has the reference's form, so that a machine can change
+//! programs without a new login: one JSON object from key to base64 value,
+//! with `_machinekey`, `_profiles`, `_current-profile` and one `profile-…`
+//! whose value is the preferences with the private keys in `Config`. It is
+//! 0600 in a 0700 folder and written as a whole: a crash leaves the old file
+//! or the new one.
+//!
+//! Keys that we do not know are kept as they are.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use data_encoding::BASE64;
+use serde_json::{Value, json};
+use warren_control_types::{Netmap, UserProfile};
+use warren_host::atomic_file::write_atomic;
+use warren_host::lock::{LockError, LockFile};
+use warren_keys::{Entropy, MachineSecret, NodeSecret};
+use zeroize::Zeroizing;
+
+use crate::localapi::prefs::{Persist, Prefs};
+
+const MACHINE_KEY: &str = "_machinekey";
+const PROFILES: &str = "_profiles";
+const CURRENT_PROFILE: &str = "_current-profile";
+const FIRST_PROFILE: &str = "profile-0001";
+const NETMAP_FILE: &str = "netmap.json";
+const LOCK_FILE: &str = "warren.lock";
+
+/// The state cannot be used or kept.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The folder cannot be made or entered.
+    #[error("cannot use the state folder {}: {source}; choose another with --state-dir", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another daemon runs on it.
+    #[error(transparent)]
+    Locked(#[from] LockError),
+    /// The file cannot be read.
+    #[error("cannot read the state file {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file is damaged. It is left as it is.
+    #[error(
+        "the state file {} is damaged ({what}); restore it from a backup, or move it away to start \
+         as a new machine",
+        path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Where the damage shows.
+        what: String,
+    },
+    /// It cannot be written; the old file is intact.
+    #[error("cannot write the state file {}: {source}; the previous one is intact", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// The login of a node.
+pub struct Login {
+    /// The node's identity to peers.
+    pub node_key: NodeSecret,
+    /// The one before, while a change of keys is under way.
+    pub old_node_key: Option<NodeSecret>,
+    /// Who logged in.
+    pub user_profile: UserProfile,
+    /// Our stable id; empty before the first netmap.
+    pub node_id: String,
+}
+
+/// The state folder, locked for this process.
+pub struct StateFolder {
+    folder: PathBuf,
+    file: PathBuf,
+    _lock: LockFile,
+    values: BTreeMap<String, Value>,
+    profile: String,
+    /// The machine's identity to coordination servers.
+    pub machine_key: MachineSecret,
+    /// What the user wants.
+    pub prefs: Prefs,
+    /// The login, if there is one.
+    pub login: Option<Login>,
+}
+
+impl StateFolder {
+    /// Opens the folder and the state file `file`, usually in it, making both
+    /// and the machine key where they are missing.
+    ///
+    /// # Errors
+    /// See [`StateError`].
+    pub fn open(folder: &Path, file: &Path, entropy: &mut dyn Entropy) -> Result<Self, StateError> {
+        let failed = |source| StateError::Folder {
+            path: folder.to_owned(),
+            source,
+        };
+        make_private_folder(folder).map_err(failed)?;
+        let lock = LockFile::acquire(&folder.join(LOCK_FILE))?;
+        let path = file.to_owned();
+        let text = match std::fs::read(&path) {
+            Ok(text) => Zeroizing::new(text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Zeroizing::default(),
+            Err(source) => return Err(StateError::Read { path, source }),
+        };
+        let damaged = |what: String| StateError::Damaged {
+            path: path.clone(),
+            what,
+        };
+        let values: BTreeMap<String, Value> = if text.is_empty() {
+            BTreeMap::new()
+        } else {
+            serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?
+        };
+        let fresh = !values.contains_key(MACHINE_KEY);
+        let machine_key = match value(&values, MACHINE_KEY).map_err(damaged)? {
+            None => MachineSecret::generate(entropy),
+            Some(bytes) => std::str::from_utf8(&bytes)
+                .ok()
+                .and_then(|text| text.trim().parse().ok())
+                .ok_or_else(|| damaged(format!("{MACHINE_KEY} is no private key")))?,
+        };
+        let profile = match value(&values, CURRENT_PROFILE).map_err(damaged)? {
+            None => FIRST_PROFILE.to_owned(),
+            Some(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        };
+        let (prefs, login) = match value(&values, &profile).map_err(damaged)? {
+            None => (Prefs::default(), None),
+            Some(bytes) => {
+                read_profile(&bytes).map_err(|what| damaged(format!("{profile}: {what}")))?
+            }
+        };
+        let mut state = Self {
+            folder: folder.to_owned(),
+            file: file.to_owned(),
+            _lock: lock,
+            values,
+            profile,
+            machine_key,
+            prefs,
+            login,
+        };
+        if fresh {
+            state.save()?;
+        }
+        Ok(state)
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The name of the login in the state file.
+    pub fn profile(&self) -> &str {
+        &self.profile
+    }
+
+    /// Writes everything.
+    ///
+    /// # Errors
+    /// [`StateError::Write`]; the file is then as before.
+    pub fn save(&mut self) -> Result<(), StateError> {
+        let mut prefs = serde_json::to_value(&self.prefs).unwrap_or_default();
+        prefs["Config"] = match &self.login {
+            None => Value::Null,
+            Some(login) => json!({
+                "PrivateNodeKey": &**login.node_key.to_text(),
+                "OldPrivateNodeKey": login.old_node_key.as_ref().map_or_else(
+                    || Zeroizing::new(format!("{}{}", NodeSecret::PREFIX, "0".repeat(64))),
+                    NodeSecret::to_text,
+                ).as_str(),
+                "UserProfile": login.user_profile,
+                "NodeID": login.node_id,
+            }),
+        };
+        let id = self.profile.trim_start_matches("profile-").to_owned();
+        let profiles = json!({ &id: {
+            "ID": id,
+            "Key": self.profile,
+            "ControlURL": self.prefs.control_url,
+            "NodeID": self.login.as_ref().map(|login| login.node_id.clone()).unwrap_or_default(),
+            "UserProfile": self.login.as_ref().map(|login| login.user_profile.clone()).unwrap_or_default(),
+        }});
+        let machine_key = self.machine_key.to_text();
+        let mut set = |key: &str, bytes: &[u8]| {
+            self.values
+                .insert(key.to_owned(), Value::String(BASE64.encode(bytes)));
+        };
+        set(MACHINE_KEY, machine_key.as_bytes());
+        set(CURRENT_PROFILE, self.profile.clone().as_bytes());
+        set(PROFILES, profiles.to_string().as_bytes());
+        set(
+            &self.profile.clone(),
+            Zeroizing::new(prefs.to_string()).as_bytes(),
+        );
+        let path = self.file.clone();
+        let text = Zeroizing::new(serde_json::to_vec_pretty(&self.values).unwrap_or_default());
+        write_atomic(&path, &text, 0o600).map_err(|source| StateError::Write { path, source })
+    }
+
+    /// The login as local programs may see it.
+    pub fn shown_login(&self) -> Option<Persist> {
+        let login = self.login.as_ref()?;
+        Some(Persist {
+            user_profile: login.user_profile.clone(),
+            node_id: login.node_id.clone(),
+        })
+    }
+
+    /// The netmap of the last run, if it can still be read.
+    pub fn load_netmap(&self) -> Option<Netmap> {
+        let text = std::fs::read(self.folder.join(NETMAP_FILE)).ok()?;
+        match serde_json::from_slice(&text) {
+            Ok(netmap) => Some(netmap),
+            Err(error) => {
+                // The server sends it again; nothing is lost but the head start.
+                tracing::warn!(%error, "the kept netmap is damaged and is ignored");
+                None
+            }
+        }
+    }
+
+    /// Where the netmap is kept.
+    pub fn netmap_path(&self) -> PathBuf {
+        self.folder.join(NETMAP_FILE)
+    }
+
+    /// Forgets the netmap, for a logout.
+    pub fn forget_netmap(&self) {
+        if let Err(error) = std::fs::remove_file(self.netmap_path())
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, "cannot remove the kept netmap");
+        }
+    }
+}
+
+fn value(
+    values: &BTreeMap<String, Value>,
+    key: &str,
+) -> Result<Option<Zeroizing<Vec<u8>>>, String> {
+    match values.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => BASE64
+            .decode(text.as_bytes())
+            .map(|bytes| Some(Zeroizing::new(bytes)))
+            .map_err(|error| format!("{key} is no base64: {error}")),
+        Some(_) => Err(format!("{key} is no text")),
+    }
+}
+
+fn read_profile(bytes: &[u8]) -> Result<(Prefs, Option<Login>), String> {
+    let value: Value = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let prefs: Prefs =
+        serde_json::from_value(value.clone()).map_err(|error| format!("preferences: {error}"))?;
+    let config = &value["Config"];
+    let key = |name: &str| match config[name].as_str() {
+        None => Ok(None),
+        Some(text) if text.ends_with(&"0".repeat(64)) => Ok(None),
+        Some(text) => text
+            .parse::<NodeSecret>()
+            .map(Some)
+            .map_err(|error| format!("{name}: {error}")),
+    };
+    let Some(node_key) = key("PrivateNodeKey")? else {
+        return Ok((prefs, None));
+    };
+    let shown = prefs.config.clone().unwrap_or_default();
+    let login = Login {
+        node_key,
+        old_node_key: key("OldPrivateNodeKey")?,
+        user_profile: shown.user_profile,
+        node_id: shown.node_id,
+    };
+    Ok((prefs, Some(login)))
+}
+
+fn make_private_folder(folder: &Path) -> io::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)?;
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const STATE_FILE: &str = "warren.state";
+
+    fn open(folder: &Path, first: u8) -> Result<StateFolder, StateError> {
+        StateFolder::open(folder, &folder.join(STATE_FILE), &mut Counter(first))
+    }
+
+    struct Counter(u8);
+
+    impl Entropy for Counter {
+        fn fill(&mut self, out: &mut [u8]) {
+            self.0 += 1;
+            out.fill(self.0);
+        }
+    }
+
+    #[test]
+    fn keys_and_preferences_survive_and_stay_private() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().join("state");
+        let mut state = open(&folder, 0).unwrap();
+        let machine = state.machine_key.public();
+        state.prefs.hostname = "laptop".to_owned();
+        state.login = Some(Login {
+            node_key: NodeSecret::from_bytes(&[7; 32]),
+            old_node_key: None,
+            user_profile: UserProfile::default(),
+            node_id: "n1".to_owned(),
+        });
+        state.save().unwrap();
+        let path = folder.join(STATE_FILE);
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        assert_eq!(
+            std::fs::metadata(&folder).unwrap().permissions().mode() & 0o777,
+            0o700
+        );
+
+        assert!(matches!(open(&folder, 9), Err(StateError::Locked(_))));
+        drop(state);
+        let state = open(&folder, 9).unwrap();
+        assert_eq!(state.machine_key.public(), machine);
+        assert_eq!(state.prefs.hostname, "laptop");
+        let login = state.login.as_ref().unwrap();
+        assert_eq!(login.node_key, NodeSecret::from_bytes(&[7; 32]));
+        assert!(login.old_node_key.is_none());
+        assert_eq!(login.node_id, "n1");
+    }
+
+    #[test]
+    fn a_damaged_file_is_reported_and_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(STATE_FILE);
+        for damage in [
+            "{",
+            "{\"_machinekey\": 5}",
+            "{\"_machinekey\": \"!\"}",
+            "{\"_machinekey\": \"AAAA\"}",
+        ] {
+            std::fs::write(&path, damage).unwrap();
+            let error = open(folder.path(), 0).err().unwrap();
+            assert!(
+                matches!(error, StateError::Damaged { .. }),
+                "{damage}: {error}"
+            );
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), damage);
+        }
+    }
+
+    #[test]
+    fn unknown_keys_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(STATE_FILE);
+        std::fs::write(&path, "{\"_taildrop-received\": \"MQ==\"}").unwrap();
+        open(folder.path(), 0).unwrap().save().unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains("\"_taildrop-received\": \"MQ==\""), "{text}");
+    }
+}

@@ -1,0 +1,241 @@
+//! What the daemon shows of itself, in the reference's shape.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use serde_json::Value;
+use warren_control_types::{DerpMap, Netmap, Node, NodeId, RegionId, UserId, UserProfile};
+use warren_node_core::{Engine, PeerReport};
+use warren_paths::Destination;
+
+use crate::localapi::VERSION;
+use crate::localapi::go_json::GoTime;
+use crate::localapi::notify::{NetworkMap, State};
+use crate::localapi::types::{ExitNodeStatus, PeerStatus, Status, TailnetStatus};
+
+/// After how long without traffic a peer is no longer called active.
+const ACTIVE: Duration = Duration::from_secs(120);
+
+/// What a status is made from, besides the engine.
+pub struct Surroundings<'a> {
+    /// What the daemon is doing.
+    pub state: State,
+    /// Where to log in.
+    pub auth_url: &'a str,
+    /// Whether somebody is logged in.
+    pub have_node_key: bool,
+    /// What is wrong.
+    pub health: Vec<String>,
+    /// The time, since the UNIX epoch.
+    pub wall: Duration,
+}
+
+/// The status of everything, or without peers.
+pub fn status(
+    engine: &Engine,
+    around: &Surroundings<'_>,
+    reports: &[PeerReport],
+    peers: bool,
+) -> Status {
+    let netmap = engine.netmap();
+    let own = netmap.self_node.as_ref();
+    let mut status = Status {
+        version: VERSION.to_owned(),
+        tun: true,
+        backend_state: around.state.as_str().to_owned(),
+        have_node_key: around.have_node_key,
+        auth_url: around.auth_url.to_owned(),
+        health: around.health.clone(),
+        ..Status::default()
+    };
+    let Some(own) = own.filter(|_| around.have_node_key) else {
+        return status;
+    };
+    status.tailscale_ips = addresses(own);
+    status.self_status = Some(own_status(engine, own));
+    let suffix = magic_dns_suffix(own);
+    status.current_tailnet = Some(TailnetStatus {
+        name: netmap.domain.clone(),
+        magic_dns_suffix: suffix.clone(),
+        magic_dns_enabled: netmap.dns_config.proxied,
+    });
+    status.magic_dns_suffix = suffix;
+    status.cert_domains = netmap.dns_config.cert_domains.clone();
+    status.extra_records = netmap.dns_config.extra_records.clone();
+    add_user(&mut status.user, netmap, own.user);
+    if !peers {
+        return status;
+    }
+    for report in reports {
+        let Some(node) = netmap.peers.get(&report.node) else {
+            continue;
+        };
+        let peer = peer_status(engine, around, node, report);
+        add_user(&mut status.user, netmap, node.user);
+        if peer.exit_node {
+            status.exit_node_status = Some(ExitNodeStatus {
+                id: peer.id.clone(),
+                online: peer.online,
+                tailscale_ips: node.addresses.clone(),
+            });
+        }
+        status.peer.insert(node.key, peer);
+    }
+    // Peers whose key has ended have no place in the engine, but are shown.
+    let engaged: Vec<NodeId> = reports.iter().map(|report| report.node).collect();
+    for node in netmap
+        .peers
+        .values()
+        .filter(|node| !engaged.contains(&node.id))
+    {
+        let mut peer = from_node(engine, node);
+        peer.expired |= node.expired;
+        add_user(&mut status.user, netmap, node.user);
+        status.peer.insert(node.key, peer);
+    }
+    status
+}
+
+/// The netmap as far as local programs get to see it.
+pub fn network_map(engine: &Engine, cached: bool) -> NetworkMap {
+    let netmap = engine.netmap();
+    NetworkMap {
+        cached,
+        self_node: netmap.self_node.clone(),
+        node_key: engine.node_key(),
+        peers: netmap.peers.values().cloned().collect(),
+        dns: netmap.dns_config.clone(),
+        derp_map: Some(netmap.derp_map.clone()),
+        domain: netmap.domain.clone(),
+        user_profiles: netmap.user_profiles.clone(),
+    }
+}
+
+/// The code of a region, or its number where it has none.
+pub fn region_code(map: &DerpMap, region: RegionId) -> String {
+    let code = map
+        .regions
+        .get(&region)
+        .map(|region| region.region_code.clone());
+    code.filter(|code| !code.is_empty())
+        .unwrap_or_else(|| region.0.to_string())
+}
+
+/// What follows the node's own name.
+pub fn magic_dns_suffix(own: &Node) -> String {
+    let rest = own
+        .name
+        .split_once('.')
+        .map(|(_, rest)| rest)
+        .unwrap_or_default();
+    rest.trim_end_matches('.').to_owned()
+}
+
+fn add_user(users: &mut BTreeMap<UserId, UserProfile>, netmap: &Netmap, user: UserId) {
+    if let Some(profile) = netmap.user_profiles.get(&user) {
+        users.entry(user).or_insert_with(|| profile.clone());
+    }
+}
+
+fn addresses(node: &Node) -> Vec<IpAddr> {
+    let mut addresses: Vec<IpAddr> = node.addresses.iter().map(|prefix| prefix.addr()).collect();
+    addresses.sort();
+    addresses
+}
+
+fn own_status(engine: &Engine, own: &Node) -> PeerStatus {
+    let mut status = from_node(engine, own);
+    let report = engine.control_report();
+    status.addrs = report
+        .endpoints
+        .iter()
+        .map(|(address, _)| address.to_string())
+        .collect();
+    let home = report
+        .net_info
+        .as_ref()
+        .and_then(|info| info.preferred_derp);
+    if let Some(home) = home {
+        status.relay = region_code(&engine.netmap().derp_map, home);
+    }
+    status.online = true;
+    status
+}
+
+fn from_node(engine: &Engine, node: &Node) -> PeerStatus {
+    let derp_map = &engine.netmap().derp_map;
+    let hostinfo = node.hostinfo.as_ref();
+    PeerStatus {
+        id: node.stable_id.0.clone(),
+        node_id: node.id.0,
+        public_key: node.key,
+        host_name: hostinfo
+            .map(|info| info.hostname.clone())
+            .unwrap_or_default(),
+        dns_name: node.name.clone(),
+        os: hostinfo.map(|info| info.os.clone()).unwrap_or_default(),
+        user_id: node.user,
+        alt_sharer_user_id: node.sharer.unwrap_or_default(),
+        tailscale_ips: addresses(node),
+        allowed_ips: node.allowed_ips().to_vec(),
+        tags: node.tags.clone(),
+        primary_routes: node.primary_routes.clone(),
+        addrs: node.endpoints.iter().map(ToString::to_string).collect(),
+        relay: node
+            .home_region()
+            .map(|home| region_code(derp_map, home))
+            .unwrap_or_default(),
+        created: GoTime(node.created),
+        last_seen: GoTime(node.last_seen),
+        online: node.online.unwrap_or_default(),
+        exit_node_option: node
+            .allowed_ips()
+            .iter()
+            .any(|prefix| prefix.prefix_len() == 0),
+        cap_map: node
+            .cap_map
+            .iter()
+            .map(|(name, values)| (name.clone(), Value::from(values.clone())))
+            .collect(),
+        ssh_host_keys: hostinfo
+            .map(|info| info.ssh_host_keys.clone())
+            .unwrap_or_default(),
+        in_network_map: true,
+        expired: node.expired,
+        key_expiry: node.key_expiry.map(|expiry| GoTime(Some(expiry))),
+        ..PeerStatus::default()
+    }
+}
+
+fn peer_status(
+    engine: &Engine,
+    around: &Surroundings<'_>,
+    node: &Node,
+    report: &PeerReport,
+) -> PeerStatus {
+    let mut peer = from_node(engine, node);
+    // A packet that waits for its session is as good as a sign of life.
+    let last = [report.last_sent, report.last_received]
+        .into_iter()
+        .flatten()
+        .min();
+    peer.active = last.is_some_and(|ago| ago < ACTIVE);
+    let traffic = report.traffic;
+    peer.rx_bytes = i64::try_from(traffic.rx_bytes).unwrap_or(i64::MAX);
+    peer.tx_bytes = i64::try_from(traffic.tx_bytes).unwrap_or(i64::MAX);
+    if let Destination::Udp(address) = report.destination {
+        peer.cur_addr = address.to_string();
+    }
+    let ago = |ago: Option<Duration>| {
+        ago.and_then(|ago| around.wall.checked_sub(ago))
+            .map(GoTime::from_unix)
+            .unwrap_or_default()
+    };
+    peer.last_write = ago(report.last_sent);
+    peer.last_handshake = ago(report.last_handshake);
+    peer.in_magic_sock = true;
+    peer.in_engine = report.last_handshake.is_some();
+    peer.exit_node = engine.prefs().exit_node.as_ref() == Some(&node.stable_id);
+    peer
+}
