@@ -22,7 +22,7 @@ use warren_dial::derp::{DerpSender, flush_unless_stalled, write_all_unless_stall
 use warren_keys::NodePublic;
 use warren_wire::derp::{Frame, PeerFlags, PeerGoneReason, looks_like_disco};
 
-use crate::relay::{Applicant, OsEntropy, Outbox, Relay, Shared};
+use crate::relay::{Applicant, OnDrop, OsEntropy, Outbox, Relay, Shared};
 
 /// Why a connection ended. Nobody needs to act on any of these.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +97,11 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         connection.limit(now, limit.bytes_per_second, limit.burst);
     }
     shared.change(|registry| registry.connect(id, proven.key, Arc::clone(&outbox), presence));
+    // Also when whoever serves us is cancelled.
+    let registered = OnDrop(|| {
+        close.cancel();
+        shared.depart(|registry| registry.disconnect(id));
+    });
     shared.metrics.accepts.add(1);
     tracing::debug!(key = ?proven.key, %peer, mesh = proven.is_mesh_peer, "client connected");
 
@@ -117,11 +122,8 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         ended = reader.run(&mut reading, &mut buffer) => ended,
         () = close.cancelled() => Ok(()),
     };
-    if reader.connection.is_home() {
-        shared.homes.fetch_sub(1, Ordering::Relaxed);
-    }
-    close.cancel();
-    shared.depart(|registry| registry.disconnect(id));
+    drop(reader);
+    drop(registered);
     let _ = writer.await;
     let drops = outbox.queue().take_drops();
     shared.metrics.note_drops(&drops);
@@ -201,6 +203,14 @@ struct Reader<'a> {
     departures: u64,
     /// Connections to wake once all frames of this read are queued.
     woken: Vec<Arc<Outbox>>,
+}
+
+impl Drop for Reader<'_> {
+    fn drop(&mut self) {
+        if self.connection.is_home() {
+            self.shared.homes.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Reader<'_> {

@@ -118,6 +118,9 @@ impl Relay {
         if head.path() == "/derp"
             && let Some(upgrade) = head.header("upgrade")
         {
+            if self.connections() >= self.shared.max_connections {
+                return Err(ServeError::Full);
+            }
             let fast = head.header("derp-fast-start") == Some("1");
             let not_ideal = head
                 .header("ideal-node")

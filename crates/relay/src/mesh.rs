@@ -15,7 +15,7 @@ use warren_dial::Dialer;
 use warren_dial::derp::{ConnectOptions, connect_node};
 use warren_wire::derp::PeerGoneReason;
 
-use crate::relay::Relay;
+use crate::relay::{OnDrop, Relay};
 
 /// Pause before a link is tried again.
 const RETRY: Duration = Duration::from_secs(5);
@@ -149,15 +149,6 @@ impl Relay {
 enum Link {
     Ourselves,
     Ended(String),
-}
-
-/// Does something when the future that holds it ends or is dropped.
-struct OnDrop<F: FnMut()>(F);
-
-impl<F: FnMut()> Drop for OnDrop<F> {
-    fn drop(&mut self) {
-        self.0();
-    }
 }
 
 #[cfg(test)]

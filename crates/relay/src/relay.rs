@@ -124,6 +124,7 @@ impl Relay {
                 rate_limit: config.rate_limit,
                 bootstrap_dns: config.bootstrap_dns,
                 login_timeout: config.login_timeout,
+                max_connections: config.max_connections,
                 slots: Arc::new(Semaphore::new(config.max_connections)),
                 registry: RwLock::new(registry),
                 generation: AtomicU64::new(0),
@@ -176,6 +177,15 @@ impl Entropy for OsEntropy {
     }
 }
 
+/// Does something when the future that holds it ends or is dropped.
+pub(crate) struct OnDrop<F: FnMut()>(pub(crate) F);
+
+impl<F: FnMut()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        self.0();
+    }
+}
+
 /// What all connections share.
 pub(crate) struct Shared {
     pub(crate) identity: Identity,
@@ -183,6 +193,7 @@ pub(crate) struct Shared {
     pub(crate) rate_limit: Option<RateLimit>,
     pub(crate) bootstrap_dns: BootstrapDns,
     pub(crate) login_timeout: Duration,
+    pub(crate) max_connections: usize,
     pub(crate) slots: Arc<Semaphore>,
     registry: RwLock<Registry<Arc<Outbox>, DerpSender>>,
     /// Copy of the registry's generation, to be read without its lock.

@@ -31,7 +31,7 @@ async fn packets_travel_whichever_way_a_client_came_in() {
         websocket: true,
         ..ConnectOptions::default()
     };
-    let mut clients = vec![
+    let mut clients = [
         TestClient::connect(1, &open, &without_tls()).await,
         TestClient::connect(2, &pinned, &ConnectOptions::default()).await,
         TestClient::connect(3, &pinned, &websocket).await,

@@ -4,7 +4,7 @@
 
 mod net;
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
@@ -12,6 +12,8 @@ use net::{TestClient, Told, disco, secret, without_tls};
 use warren_control_types::DerpNode;
 use warren_dial::Dialer;
 use warren_dial::derp::{ConnectOptions, https_latency};
+use warren_keys::DerpMeshKey;
+use warren_relay::{MeshPeer, Relay};
 use warren_wire::derp::PeerGoneReason;
 
 fn find(program: &str) -> Option<PathBuf> {
@@ -45,10 +47,13 @@ fn free_port() -> u16 {
 }
 
 impl Derper {
-    /// Starts it; `None`, with the reason told, when there is none.
-    async fn start(tls: bool) -> Option<Self> {
+    /// Starts it, with what `more` adds to its command line; `None`, with the
+    /// reason told, when there is none.
+    async fn start(tls: bool, more: impl FnOnce(&mut Command)) -> Option<Self> {
         let Some(program) = find("derper") else {
-            eprintln!("SKIPPED: no derper in $WARREN_PEERS or PATH");
+            // Past the test harness, which hides the output of tests that pass.
+            let skipped = "SKIPPED interop_derper: no derper in $WARREN_PEERS or PATH";
+            let _ = writeln!(std::io::stderr(), "{skipped}");
             return None;
         };
         let state = tempfile::tempdir().unwrap();
@@ -67,6 +72,7 @@ impl Derper {
         command.args(["-c", &format!("{folder}/derper.key")]);
         command.args(["-certdir", folder]);
         command.args(["-certmode", if tls { "manual" } else { "letsencrypt" }]);
+        more(&mut command);
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -78,7 +84,11 @@ impl Derper {
                 let digits: String = rest.chars().take_while(char::is_ascii_hexdigit).collect();
                 pin = format!("sha256-raw:{digits}");
             }
-            if line.contains("serving on") {
+            if if tls {
+                !pin.is_empty()
+            } else {
+                line.contains("serving on")
+            } {
                 break;
             }
         }
@@ -130,7 +140,7 @@ async fn talk(node: &DerpNode, options: &ConnectOptions) {
 
 #[tokio::test]
 async fn over_tls_with_its_pin_and_a_fast_start() {
-    let Some(derper) = Derper::start(true).await else {
+    let Some(derper) = Derper::start(true, |_| {}).await else {
         return;
     };
     let options = ConnectOptions::default();
@@ -142,7 +152,7 @@ async fn over_tls_with_its_pin_and_a_fast_start() {
 
 #[tokio::test]
 async fn over_plain_http_with_an_upgrade() {
-    let Some(derper) = Derper::start(false).await else {
+    let Some(derper) = Derper::start(false, |_| {}).await else {
         return;
     };
     talk(&derper.node, &without_tls()).await;
@@ -150,7 +160,7 @@ async fn over_plain_http_with_an_upgrade() {
 
 #[tokio::test]
 async fn over_a_websocket() {
-    let Some(derper) = Derper::start(true).await else {
+    let Some(derper) = Derper::start(true, |_| {}).await else {
         return;
     };
     let options = ConnectOptions {
@@ -158,4 +168,67 @@ async fn over_a_websocket() {
         ..ConnectOptions::default()
     };
     talk(&derper.node, &options).await;
+}
+
+/// Our relay and `derper` in one mesh. Its link to us is a real client at our
+/// relay, which trusts our certificate and logs in with a fast start; our link
+/// to it is our client.
+#[tokio::test]
+async fn in_one_mesh_with_our_relay() {
+    let state = tempfile::tempdir().unwrap();
+    let mut config = net::config(100);
+    config.mesh_key = Some(DerpMeshKey::from_bytes([0x42; 32]));
+    let relay = Relay::new(config);
+    let ours = net::tls(&relay, state.path()).await;
+    let key_file = state.path().join("mesh.key");
+    std::fs::write(&key_file, "42".repeat(32)).unwrap();
+    let derper = Derper::start(true, |command| {
+        command.arg("-mesh-psk-file").arg(&key_file);
+        command.args(["-mesh-with", &format!("127.0.0.1:{}", ours.derp_port())]);
+        command.env("SSL_CERT_FILE", state.path().join("127.0.0.1.crt"));
+    });
+    let Some(derper) = derper.await else { return };
+    let link = tokio::spawn({
+        let (relay, node) = (relay.clone(), derper.node.clone());
+        let peer = MeshPeer {
+            node,
+            plain_http: false,
+        };
+        async move { relay.mesh_with(Dialer::new(), peer).await }
+    });
+    let options = ConnectOptions::default();
+    let mut here = TestClient::connect(1, &ours, &options).await;
+    let mut there = TestClient::connect(2, &derper.node, &options).await;
+    // Either relay may hear of the other's client a little later.
+    carried(&mut here, &mut there).await;
+    carried(&mut there, &mut here).await;
+    let gone = there.key;
+    drop(there);
+    loop {
+        match here.next().await {
+            Some(Told::Packet(..)) => {}
+            told => {
+                assert_eq!(told, Some(Told::Gone(gone, PeerGoneReason::Disconnected)));
+                break;
+            }
+        }
+    }
+    link.abort();
+}
+
+/// Sends until the first packet has come through, from `from` to `to`.
+async fn carried(from: &mut TestClient, to: &mut TestClient) {
+    let target = to.key;
+    let sending = async {
+        let mut every = tokio::time::interval(std::time::Duration::from_millis(20));
+        loop {
+            every.tick().await;
+            from.sender.send(&target, b"through the mesh");
+        }
+    };
+    let source = from.key;
+    tokio::select! {
+        () = sending => unreachable!("it never ends"),
+        packet = to.packet(source) => assert_eq!(packet, b"through the mesh"),
+    }
 }

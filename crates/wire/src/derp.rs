@@ -146,7 +146,10 @@ impl Header {
     /// bytes are there.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let (&[kind, l0, l1, l2, l3], _) = bytes.split_first_chunk::<HEADER_LEN>()?;
-        Some(Self { kind: FrameKind::from_code(kind), len: u32::from_be_bytes([l0, l1, l2, l3]) })
+        Some(Self {
+            kind: FrameKind::from_code(kind),
+            len: u32::from_be_bytes([l0, l1, l2, l3]),
+        })
     }
 
     /// The header's bytes.
@@ -369,11 +372,17 @@ impl<'a> Frame<'a> {
             FrameKind::ServerInfo => Self::ServerInfo { sealed: payload },
             FrameKind::SendPacket => {
                 let (to, packet) = take_key(kind, payload)?;
-                Self::SendPacket { to, packet: bounded(kind, packet)? }
+                Self::SendPacket {
+                    to,
+                    packet: bounded(kind, packet)?,
+                }
             }
             FrameKind::RecvPacket => {
                 let (from, packet) = take_key(kind, payload)?;
-                Self::RecvPacket { from, packet: bounded(kind, packet)? }
+                Self::RecvPacket {
+                    from,
+                    packet: bounded(kind, packet)?,
+                }
             }
             FrameKind::KeepAlive => Self::KeepAlive,
             FrameKind::NotePreferred => {
@@ -383,7 +392,10 @@ impl<'a> Frame<'a> {
             FrameKind::PeerGone => {
                 let (key, rest) = take_key(kind, payload)?;
                 let code = rest.first().copied().unwrap_or(0);
-                Self::PeerGone { key, reason: PeerGoneReason::from_code(code) }
+                Self::PeerGone {
+                    key,
+                    reason: PeerGoneReason::from_code(code),
+                }
             }
             FrameKind::PeerPresent => {
                 let (key, rest) = take_key(kind, payload)?;
@@ -393,7 +405,11 @@ impl<'a> Frame<'a> {
             FrameKind::ForwardPacket => {
                 let (from, rest) = take_key(kind, payload)?;
                 let (to, packet) = take_key(kind, rest)?;
-                Self::ForwardPacket { from, to, packet: bounded(kind, packet)? }
+                Self::ForwardPacket {
+                    from,
+                    to,
+                    packet: bounded(kind, packet)?,
+                }
             }
             FrameKind::WatchConns => {
                 let [] = exactly::<0>(kind, payload)?;
@@ -454,7 +470,11 @@ impl<'a> Frame<'a> {
             Self::KeepAlive | Self::WatchConns => 0,
             Self::NotePreferred(_) => 1,
             Self::PeerGone { .. } => KEY_LEN + 1,
-            Self::PeerPresent { source: None, flags: PeerFlags(0), .. } => KEY_LEN,
+            Self::PeerPresent {
+                source: None,
+                flags: PeerFlags(0),
+                ..
+            } => KEY_LEN,
             Self::PeerPresent { .. } => KEY_LEN + 16 + 2 + 1,
             Self::ForwardPacket { packet, .. } => 2 * KEY_LEN + packet.len(),
             Self::ClosePeer(_) => KEY_LEN,
@@ -476,7 +496,13 @@ impl<'a> Frame<'a> {
     pub fn emit(&self, out: &mut Vec<u8>) {
         let len = u32::try_from(self.payload_len()).unwrap_or(u32::MAX);
         out.reserve(self.frame_len());
-        out.extend_from_slice(&Header { kind: self.kind(), len }.to_bytes());
+        out.extend_from_slice(
+            &Header {
+                kind: self.kind(),
+                len,
+            }
+            .to_bytes(),
+        );
         match self {
             Self::ServerKey { key } => {
                 out.extend_from_slice(&MAGIC);
@@ -518,7 +544,10 @@ impl<'a> Frame<'a> {
             Self::ClosePeer(key) => out.extend_from_slice(key.as_bytes()),
             Self::Ping(data) | Self::Pong(data) => out.extend_from_slice(data),
             Self::Health(text) => out.extend_from_slice(text.as_bytes()),
-            Self::Restarting { reconnect_in, try_for } => {
+            Self::Restarting {
+                reconnect_in,
+                try_for,
+            } => {
                 for time in [reconnect_in, try_for] {
                     let millis = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
                     out.extend_from_slice(&millis.to_be_bytes());
@@ -535,9 +564,17 @@ fn take<const N: usize>(
     need: usize,
 ) -> Result<(&[u8; N], &[u8]), FrameError> {
     if bytes.len() < need {
-        return Err(FrameError::TooShort { kind, need, got: bytes.len() });
+        return Err(FrameError::TooShort {
+            kind,
+            need,
+            got: bytes.len(),
+        });
     }
-    bytes.split_first_chunk().ok_or(FrameError::TooShort { kind, need: N, got: bytes.len() })
+    bytes.split_first_chunk().ok_or(FrameError::TooShort {
+        kind,
+        need: N,
+        got: bytes.len(),
+    })
 }
 
 fn take_key(kind: FrameKind, bytes: &[u8]) -> Result<(NodePublic, &[u8]), FrameError> {
@@ -546,12 +583,19 @@ fn take_key(kind: FrameKind, bytes: &[u8]) -> Result<(NodePublic, &[u8]), FrameE
 }
 
 fn exactly<const N: usize>(kind: FrameKind, bytes: &[u8]) -> Result<&[u8; N], FrameError> {
-    bytes.try_into().map_err(|_| FrameError::WrongLength { kind, want: N, got: bytes.len() })
+    bytes.try_into().map_err(|_| FrameError::WrongLength {
+        kind,
+        want: N,
+        got: bytes.len(),
+    })
 }
 
 fn bounded(kind: FrameKind, packet: &[u8]) -> Result<&[u8], FrameError> {
     if packet.len() > MAX_PACKET {
-        return Err(FrameError::PacketTooLarge { kind, got: packet.len() });
+        return Err(FrameError::PacketTooLarge {
+            kind,
+            got: packet.len(),
+        });
     }
     Ok(packet)
 }
@@ -590,15 +634,29 @@ mod tests {
 
     impl Owned {
         fn frame(&self) -> Frame<'_> {
-            let (a, b) = (NodePublic::from_bytes(self.a), NodePublic::from_bytes(self.b));
+            let (a, b) = (
+                NodePublic::from_bytes(self.a),
+                NodePublic::from_bytes(self.b),
+            );
             let millis = |n: u32| Duration::from_millis(n.into());
             let eight: [u8; 8] = self.b[..8].try_into().unwrap();
             match FrameKind::from_code(self.kind) {
                 FrameKind::ServerKey => Frame::ServerKey { key: a },
-                FrameKind::ClientInfo => Frame::ClientInfo { key: a, sealed: &self.bytes },
-                FrameKind::ServerInfo => Frame::ServerInfo { sealed: &self.bytes },
-                FrameKind::SendPacket => Frame::SendPacket { to: a, packet: &self.bytes },
-                FrameKind::RecvPacket => Frame::RecvPacket { from: a, packet: &self.bytes },
+                FrameKind::ClientInfo => Frame::ClientInfo {
+                    key: a,
+                    sealed: &self.bytes,
+                },
+                FrameKind::ServerInfo => Frame::ServerInfo {
+                    sealed: &self.bytes,
+                },
+                FrameKind::SendPacket => Frame::SendPacket {
+                    to: a,
+                    packet: &self.bytes,
+                },
+                FrameKind::RecvPacket => Frame::RecvPacket {
+                    from: a,
+                    packet: &self.bytes,
+                },
                 FrameKind::KeepAlive => Frame::KeepAlive,
                 FrameKind::NotePreferred => Frame::NotePreferred(self.number % 2 == 1),
                 FrameKind::PeerGone => Frame::PeerGone {
@@ -610,9 +668,11 @@ mod tests {
                     source: self.source,
                     flags: PeerFlags(self.b[0]),
                 },
-                FrameKind::ForwardPacket => {
-                    Frame::ForwardPacket { from: a, to: b, packet: &self.bytes }
-                }
+                FrameKind::ForwardPacket => Frame::ForwardPacket {
+                    from: a,
+                    to: b,
+                    packet: &self.bytes,
+                },
                 FrameKind::WatchConns => Frame::WatchConns,
                 FrameKind::ClosePeer => Frame::ClosePeer(a),
                 FrameKind::Ping => Frame::Ping(eight),
@@ -622,14 +682,17 @@ mod tests {
                     reconnect_in: millis(self.number),
                     try_for: millis(!self.number),
                 },
-                FrameKind::Unknown(code) => Frame::Unknown { code, payload: &self.bytes },
+                FrameKind::Unknown(code) => Frame::Unknown {
+                    code,
+                    payload: &self.bytes,
+                },
             }
         }
     }
 
     fn owned() -> impl Strategy<Value = Owned> {
-        let source = proptest::option::of(
-            (any::<[u8; 16]>(), 1u16.., any::<bool>()).prop_map(|(ip, port, four)| {
+        let source = proptest::option::of((any::<[u8; 16]>(), 1u16.., any::<bool>()).prop_map(
+            |(ip, port, four)| {
                 let [a, b, c, d, ..] = ip;
                 let ip = if four {
                     IpAddr::from([a, b, c, d])
@@ -637,8 +700,8 @@ mod tests {
                     IpAddr::from(ip).to_canonical()
                 };
                 SocketAddr::new(ip, port)
-            }),
-        );
+            },
+        ));
         (
             0u8..0x18,
             any::<[u8; 32]>(),
@@ -705,7 +768,9 @@ mod tests {
             other => unreachable!("{other:?}"),
         };
         assert_eq!(parse(&payload), (None, PeerFlags(0)));
-        payload.extend([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 0, 2, 1, 0x10, 0x92]);
+        payload.extend([
+            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 0, 2, 1, 0x10, 0x92,
+        ]);
         assert_eq!(payload.len(), 50);
         assert_eq!(parse(&payload), (Some(source), PeerFlags(0)));
         payload.push(9);
@@ -720,12 +785,20 @@ mod tests {
         for (kind, bad, good) in [
             (FrameKind::ServerKey, &[0usize, 39][..], &[][..]),
             (FrameKind::ClientInfo, &[31], &[32, 4000]),
-            (FrameKind::SendPacket, &[0, 31, 32 + MAX_PACKET + 1], &[32, 32 + MAX_PACKET]),
+            (
+                FrameKind::SendPacket,
+                &[0, 31, 32 + MAX_PACKET + 1],
+                &[32, 32 + MAX_PACKET],
+            ),
             (FrameKind::RecvPacket, &[31, 32 + MAX_PACKET + 1], &[32]),
             (FrameKind::NotePreferred, &[0, 2], &[1]),
             (FrameKind::PeerGone, &[31], &[32, 33, 40]),
             (FrameKind::PeerPresent, &[31], &[32, 33, 49, 50, 51, 60]),
-            (FrameKind::ForwardPacket, &[63, 64 + MAX_PACKET + 1], &[64, 64 + MAX_PACKET]),
+            (
+                FrameKind::ForwardPacket,
+                &[63, 64 + MAX_PACKET + 1],
+                &[64, 64 + MAX_PACKET],
+            ),
             (FrameKind::WatchConns, &[1], &[0]),
             (FrameKind::ClosePeer, &[31, 33], &[32]),
             (FrameKind::Ping, &[7], &[8, 1000]),

@@ -14,8 +14,11 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-/// The largest message taken, and written as one.
+/// The largest message taken.
 const MAX_MESSAGE: usize = 1024 * 1024;
+/// The largest message written. The reference's relay closes the connection
+/// on one of more than 32 KiB.
+const MAX_WRITTEN: usize = 16 * 1024;
 
 /// The payloads of binary messages, one after the other. See the module.
 pub struct ByteStream<S> {
@@ -82,7 +85,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ByteStream<S> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         ready!(Pin::new(&mut self.inner).poll_ready(cx)).map_err(broken)?;
-        let n = buf.len().min(MAX_MESSAGE);
+        let n = buf.len().min(MAX_WRITTEN);
         let message = bytes::Bytes::copy_from_slice(buf.get(..n).unwrap_or_default());
         Pin::new(&mut self.inner)
             .start_send(Message::Binary(message))
