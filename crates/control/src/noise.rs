@@ -6,9 +6,7 @@
 //! with prior knowledge. From here on the machine key of the peer is proven.
 
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,13 +15,14 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, Role, WebSocketConfig};
 use tokio_util::io::{CopyToBytes, SinkWriter, StreamReader};
-use warren_channel::{Accepted, Channel, Opener, Sealer, accept, early};
+use warren_channel::{Accepted, Channel, accept, early};
 use warren_control_types::{CapabilityVersion, EarlyNoise};
+use warren_dial::noise_stream::NoiseStream;
 use warren_keys::{ChallengeSecret, MachineSecret};
 
 use crate::hub::{Hub, OsEntropy};
@@ -202,7 +201,7 @@ impl Upgrader {
             .map_err(|error| format!("the handshake failed: {error}"))
     }
 
-    async fn serve<S>(self: Arc<Self>, mut stream: S, accepted: Accepted, may_be_early: bool)
+    async fn serve<S>(self: Arc<Self>, stream: S, accepted: Accepted, may_be_early: bool)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -217,10 +216,8 @@ impl Upgrader {
         if may_be_early && u32::from(version) >= CapabilityVersion::EARLY_PAYLOAD.0 {
             first.extend(early_payload(&mut channel).unwrap_or_default());
         }
-        // One segment for both, so that the client needs one read.
-        if let Err(error) = stream.write_all(&first).await {
-            return tracing::debug!("a connection broke in the handshake: {error}");
-        }
+        // Both go out with the first bytes of HTTP/2, in one segment.
+        let stream = NoiseStream::new(stream, channel, &[], &first);
         let hub = self.hub.clone();
         let service = hyper::service::service_fn(move |request: Request<Incoming>| {
             let hub = hub.clone();
@@ -233,7 +230,7 @@ impl Upgrader {
             .keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_TIMEOUT)
             .max_concurrent_streams(MAX_STREAMS)
-            .serve_connection(TokioIo::new(NoiseStream::new(stream, channel)), service)
+            .serve_connection(TokioIo::new(stream), service)
             .await;
         if let Err(error) = served {
             tracing::debug!(%machine, "a channel ended: {error}");
@@ -252,134 +249,4 @@ fn early_payload(channel: &mut Channel) -> Option<Vec<u8>> {
     let mut sealed = Vec::new();
     channel.sealer.seal(&payload, &mut sealed).ok()?;
     Some(sealed)
-}
-
-/// Plaintext that is sealed into one batch of records at a time.
-const WRITE_CHUNK: usize = 32 * 1024;
-/// Sealed bytes that may wait for the connection.
-const WRITE_BUFFER: usize = 64 * 1024;
-
-/// A byte stream inside the records of a channel.
-pub struct NoiseStream<S> {
-    inner: S,
-    sealer: Sealer,
-    opener: Opener,
-    /// Received and not opened yet, or opened and not taken yet.
-    incoming: Vec<u8>,
-    /// Opened plaintext in `incoming`.
-    plain: std::ops::Range<usize>,
-    /// Where the next frame starts in `incoming`.
-    next: usize,
-    outgoing: Vec<u8>,
-    sent: usize,
-}
-
-impl<S> NoiseStream<S> {
-    /// A stream over `inner`, on which the handshake is done.
-    pub fn new(inner: S, channel: Channel) -> Self {
-        Self {
-            inner,
-            sealer: channel.sealer,
-            opener: channel.opener,
-            incoming: Vec::new(),
-            plain: 0..0,
-            next: 0,
-            outgoing: Vec::new(),
-            sent: 0,
-        }
-    }
-}
-
-impl<S: AsyncWrite + Unpin> NoiseStream<S> {
-    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while let Some(rest) = self
-            .outgoing
-            .get(self.sent..)
-            .filter(|rest| !rest.is_empty())
-        {
-            let n = ready!(Pin::new(&mut self.inner).poll_write(cx, rest))?;
-            if n == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.sent += n;
-        }
-        self.outgoing.clear();
-        self.sent = 0;
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for NoiseStream<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        loop {
-            if let Some(plain) = this
-                .incoming
-                .get(this.plain.clone())
-                .filter(|p| !p.is_empty())
-            {
-                let n = plain.len().min(buf.remaining());
-                buf.put_slice(plain.get(..n).unwrap_or_default());
-                this.plain.start += n;
-                return Poll::Ready(Ok(()));
-            }
-            let waiting = this.incoming.get_mut(this.next..).unwrap_or_default();
-            if let Some(opened) = this.opener.open(waiting).map_err(io::Error::other)? {
-                this.plain = this.next + opened.plaintext.start..this.next + opened.plaintext.end;
-                this.next += opened.consumed;
-                continue;
-            }
-            this.incoming.drain(..this.next);
-            this.next = 0;
-            this.plain = 0..0;
-            let mut space = [0_u8; 8192];
-            let mut read = ReadBuf::new(&mut space);
-            ready!(Pin::new(&mut this.inner).poll_read(cx, &mut read))?;
-            if read.filled().is_empty() {
-                let cut = !this.incoming.is_empty();
-                return Poll::Ready(if cut {
-                    Err(io::ErrorKind::UnexpectedEof.into())
-                } else {
-                    Ok(())
-                });
-            }
-            this.incoming.extend_from_slice(read.filled());
-        }
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for NoiseStream<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let this = &mut *self;
-        if this.outgoing.len() - this.sent >= WRITE_BUFFER {
-            ready!(this.poll_drain(cx))?;
-        }
-        let chunk = buf.get(..WRITE_CHUNK.min(buf.len())).unwrap_or(buf);
-        this.sealer
-            .seal(chunk, &mut this.outgoing)
-            .map_err(io::Error::other)?;
-        // What does not fit now goes with the next write or flush.
-        match this.poll_drain(cx) {
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(chunk.len())),
-        }
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_drain(cx))?;
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_drain(cx))?;
-        Pin::new(&mut self.inner).poll_shutdown(cx)
-    }
 }

@@ -5,10 +5,14 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use warren_keys::{Entropy, MachineSecret};
 use zeroize::Zeroizing;
+
+/// How long to wait for the lock of a server that may be going down.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The state folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -82,13 +86,25 @@ impl StateDir {
             .mode(0o600)
             .open(&lock_path)
             .map_err(io_error("cannot open", &lock_path))?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self {
-                path: path.to_owned(),
-                _lock: lock,
-            }),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(StateDirError::InUse(path.to_owned())),
-            Err(errno) => Err(io_error("cannot lock", &lock_path)(errno.into())),
+        // A server that was killed just now holds its lock until the kernel has
+        // taken it down.
+        let patience = Instant::now() + LOCK_PATIENCE;
+        loop {
+            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {
+                    return Ok(Self {
+                        path: path.to_owned(),
+                        _lock: lock,
+                    });
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < patience => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    return Err(StateDirError::InUse(path.to_owned()));
+                }
+                Err(errno) => return Err(io_error("cannot lock", &lock_path)(errno.into())),
+            }
         }
     }
 

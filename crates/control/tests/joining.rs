@@ -1,0 +1,268 @@
+//! Nodes join over the wire, hear of each other, and of every change.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use http::{Method, StatusCode};
+use support::{Node, admin, key, reusable, serve};
+use warren_control::admin::Command;
+use warren_control_types::{CapabilityVersion, MapRequest, RegisterRequest};
+
+#[tokio::test]
+async fn two_nodes_join_and_see_each_other_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path()).await;
+    let auth = reusable(dir.path()).await;
+    let mut alice = Node::new(&server.server_url, "alice");
+    let response = alice.register(&auth).await;
+    assert_eq!(
+        (response.error.as_str(), response.machine_authorized),
+        ("", true)
+    );
+    alice.poll("zstd").await;
+    assert_eq!(
+        alice.map.self_node.as_ref().unwrap().name,
+        "alice.warren.internal."
+    );
+    assert!(alice.map.peers.is_empty());
+
+    let mut bob = Node::new(&server.server_url, "bob");
+    bob.register(&auth).await;
+    // Plain frames for who asks for none other.
+    bob.poll("").await;
+    assert_eq!(bob.peer_names(), ["alice"]);
+    alice
+        .until(|map| map.peers.values().any(|peer| peer.online == Some(true)))
+        .await;
+    assert_eq!(alice.peer_names(), ["bob"]);
+
+    // A lite update does not disturb the stream, and arrives as a patch.
+    bob.update("192.0.2.7:41641").await.unwrap();
+    let disco = bob.disco;
+    alice
+        .until(|map| {
+            map.peers.values().any(|peer| {
+                peer.disco_key == Some(disco)
+                    && peer.endpoints == ["192.0.2.7:41641".parse().unwrap()]
+            })
+        })
+        .await;
+    assert_eq!(alice.map.packet_filter().count(), 1);
+    server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn rename_expire_and_delete_reach_the_other_side() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path()).await;
+    let auth = reusable(dir.path()).await;
+    let (mut alice, mut bob) = (
+        Node::new(&server.server_url, "alice"),
+        Node::new(&server.server_url, "bob"),
+    );
+    alice.register(&auth).await;
+    bob.register(&auth).await;
+    alice.poll("zstd").await;
+    bob.poll("zstd").await;
+
+    let rename = Command::NodesRename {
+        node: "bob".into(),
+        name: "db".into(),
+    };
+    admin(dir.path(), rename).await.unwrap();
+    alice
+        .until(|map| map.peers.values().any(|p| p.base_name() == "db"))
+        .await;
+    bob.until(|map| map.self_node.as_ref().unwrap().base_name() == "db")
+        .await;
+
+    admin(dir.path(), Command::NodesExpire { node: "db".into() })
+        .await
+        .unwrap();
+    alice
+        .until(|map| map.peers.values().all(|p| p.expired))
+        .await;
+    bob.until(|map| {
+        map.self_node
+            .as_ref()
+            .unwrap()
+            .key_expiry
+            .is_some_and(|at| at <= jiff::Timestamp::now())
+    })
+    .await;
+    assert!(bob.register("").await.node_key_expired);
+
+    admin(dir.path(), Command::NodesDelete { node: "db".into() })
+        .await
+        .unwrap();
+    alice.until(|map| map.peers.is_empty()).await;
+    while bob.next().await.is_some() {}
+    let error = bob
+        .client
+        .update(&MapRequest {
+            omit_peers: true,
+            ..bob.map_request()
+        })
+        .await;
+    assert!(error.unwrap_err().to_string().contains("404"));
+    server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_approval_wakes_the_machine_that_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = serve(dir.path()).await;
+    let mut node = Node::new(&server.server_url, "laptop");
+    let url = node.register("").await.auth_url;
+    assert!(
+        url.starts_with(&format!("{}/register/", server.server_url)),
+        "{url}"
+    );
+    let id = url.rsplit('/').next().unwrap().to_owned();
+    let followup = RegisterRequest {
+        followup: url,
+        ..node.request("")
+    };
+    let client = node.client.clone();
+    let parked = tokio::spawn(async move { client.register(&followup).await.unwrap() });
+    let line = server.lines.recv().await.unwrap();
+    assert!(line.contains(&format!("nodes approve {id}")), "{line}");
+    let waiting = admin(dir.path(), Command::NodesWaiting).await.unwrap();
+    assert_eq!(waiting[0]["name"], "laptop");
+    let approve = Command::NodesApprove {
+        id: id.clone(),
+        user: "default".into(),
+        tags: [].into(),
+    };
+    let node_view = admin(dir.path(), approve.clone()).await.unwrap();
+    assert_eq!(node_view["ip_addresses"][0], "100.64.0.1");
+    assert_eq!(parked.await.unwrap().login.login_name, "default");
+    assert!(
+        admin(dir.path(), approve)
+            .await
+            .unwrap_err()
+            .contains("15 minutes")
+    );
+    node.poll("zstd").await;
+    server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_restart_keeps_everything() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path()).await;
+    let once = key(dir.path(), false).await;
+    let mut node = Node::new(&server.server_url, "laptop");
+    assert_eq!(node.register(&once).await.error, "");
+    let rename = Command::NodesRename {
+        node: "laptop".into(),
+        name: "db".into(),
+    };
+    admin(dir.path(), rename).await.unwrap();
+    let nodes = || admin(dir.path(), Command::NodesList { user: None });
+    let before = nodes().await.unwrap();
+    // Not `stop`: what was answered is on disk already.
+    drop(server);
+
+    let server = serve(dir.path()).await;
+    assert_eq!(nodes().await.unwrap(), before);
+    node.at(&server.server_url);
+    assert_eq!(
+        node.register(&once).await.error,
+        "",
+        "a known node does not need its key"
+    );
+    let other = Node::new(&server.server_url, "other");
+    assert!(
+        other
+            .register(&once)
+            .await
+            .error
+            .starts_with("authkey already used")
+    );
+    node.poll("").await;
+    assert_eq!(node.map.self_node.as_ref().unwrap().base_name(), "db");
+    server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_new_stream_ends_the_old_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path()).await;
+    let auth = reusable(dir.path()).await;
+    let mut old = Node::new(&server.server_url, "laptop");
+    old.register(&auth).await;
+    old.poll("").await;
+    let mut new = Node::new(&server.server_url, "laptop");
+    (new.machine, new.secret) = (old.machine.clone(), old.secret.clone());
+    new.at(&server.server_url);
+    new.poll("").await;
+    while old.next().await.is_some() {}
+    let listed = admin(dir.path(), Command::NodesList { user: None })
+        .await
+        .unwrap();
+    assert_eq!(listed[0]["online"], true);
+    server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_does_not_fit_is_refused_with_a_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path()).await;
+    let node = Node::new(&server.server_url, "laptop");
+    let ask = |method: Method, path: &'static str, body: Vec<u8>| {
+        let client = node.client.clone();
+        async move { client.request(method, path, body).await }
+    };
+    let status = |answer: Result<
+        (StatusCode, bytes::Bytes),
+        warren_dial::control::ControlError,
+    >| { answer.unwrap().0 };
+    let map = "/machine/map";
+    assert_eq!(
+        status(ask(Method::POST, map, b"{".to_vec()).await),
+        StatusCode::BAD_REQUEST
+    );
+    assert_eq!(
+        status(ask(Method::POST, map, vec![b' '; (1 << 20) + 1]).await),
+        StatusCode::PAYLOAD_TOO_LARGE
+    );
+    assert_eq!(
+        status(ask(Method::GET, "/machine/tka/bootstrap", b"{}".to_vec()).await),
+        StatusCode::NOT_IMPLEMENTED
+    );
+    let unknown = serde_json::to_vec(&node.map_request()).unwrap();
+    assert_eq!(
+        status(ask(Method::POST, map, unknown).await),
+        StatusCode::NOT_FOUND
+    );
+    let old = MapRequest {
+        version: CapabilityVersion(112),
+        ..node.map_request()
+    };
+    let (code, text) = ask(Method::POST, map, serde_json::to_vec(&old).unwrap())
+        .await
+        .unwrap();
+    assert_eq!(code, StatusCode::BAD_REQUEST);
+    assert!(String::from_utf8_lossy(&text).contains("too old"));
+    let old = RegisterRequest {
+        version: CapabilityVersion(5),
+        ..node.request("")
+    };
+    assert!(
+        node.client
+            .register(&old)
+            .await
+            .unwrap()
+            .error
+            .contains("too old")
+    );
+    assert!(
+        node.register("wk-1-nonsense")
+            .await
+            .error
+            .starts_with("invalid pre auth key")
+    );
+    server.stop().await.unwrap();
+}
