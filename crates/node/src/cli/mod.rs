@@ -1,1 +1,207 @@
-//! Being built.
+//! The command line: `warren COMMAND [flags]`.
+//!
+//! Every command but `daemon` is a client of the daemon's local socket. Flags
+//! are typed as users of the reference client type them (see [`args`]), texts
+//! that scripts match are the reference's, and the exit code says what kind of
+//! trouble there was: 0 done, 1 failed, 2 the command line is wrong.
+//!
+//! One command has one file; a command gets an [`Io`] instead of the terminal,
+//! so that tests can read what it prints.
+
+pub mod args;
+pub mod daemon;
+pub mod duration;
+
+mod completion;
+mod connect;
+mod grammar;
+mod inspect;
+mod netcheck;
+mod ping;
+mod pref_flags;
+mod status;
+mod up;
+mod wait;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::localapi::client::{Client, ClientError};
+use args::Given;
+
+pub use daemon::{DaemonArgs, DaemonMain};
+
+/// Where a command writes.
+pub struct Io {
+    /// What was asked for.
+    pub out: Box<dyn Write + Send>,
+    /// Everything else: progress, hints, warnings.
+    pub err: Box<dyn Write + Send>,
+}
+
+impl Io {
+    /// The terminal (or pipe) that the program was started in.
+    pub fn standard() -> Self {
+        Self {
+            out: Box::new(io::stdout()),
+            err: Box::new(io::stderr()),
+        }
+    }
+
+    fn say(&mut self, text: impl std::fmt::Display) -> Result<(), Failure> {
+        writeln!(self.out, "{text}")
+            .and_then(|()| self.out.flush())
+            .map_err(Failure::output)
+    }
+
+    /// A hint or warning; losing it does no harm.
+    fn note(&mut self, text: impl std::fmt::Display) {
+        let _ = writeln!(self.err, "{text}").and_then(|()| self.err.flush());
+    }
+}
+
+/// Why a command did not do what it should.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// The command line is wrong: exit code 2.
+    Usage(String),
+    /// It did not work: exit code 1. An empty text prints nothing.
+    Failed(String),
+}
+
+impl Failure {
+    fn failed(text: impl std::fmt::Display) -> Self {
+        Self::Failed(text.to_string())
+    }
+
+    fn usage(text: impl std::fmt::Display) -> Self {
+        Self::Usage(text.to_string())
+    }
+
+    fn output(error: io::Error) -> Self {
+        // Whoever read our output has seen enough (`warren status | head`).
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            Self::Failed(String::new())
+        } else {
+            Self::Failed(format!("writing the output: {error}"))
+        }
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        let mut text = error.to_string();
+        if matches!(error, ClientError::AccessDenied(_)) && !rustix::process::geteuid().is_root() {
+            text.push_str(
+                "\n\nUse 'sudo warren ...'.\n\
+                 To not require root, use 'sudo warren set --operator=$USER' once.",
+            );
+        }
+        Self::Failed(text)
+    }
+}
+
+/// Runs the program: parses `args` (with the program's name in front) and
+/// does what they say. `daemon` runs the daemon.
+pub fn run<I>(args: I, daemon: DaemonMain) -> ExitCode
+where
+    I: IntoIterator<Item = OsString>,
+{
+    run_with(args, daemon, Io::standard())
+}
+
+/// As [`run`], writing somewhere else.
+pub fn run_with<I>(args: I, daemon: DaemonMain, mut io: Io) -> ExitCode
+where
+    I: IntoIterator<Item = OsString>,
+{
+    let args = args::normalise(args.into_iter().collect(), &grammar::command());
+    let matches = match grammar::command().try_get_matches_from(args) {
+        Ok(matches) => matches,
+        Err(error) => {
+            let text = error.render();
+            return if error.use_stderr() {
+                let _ = write!(io.err, "{text}");
+                ExitCode::from(2)
+            } else {
+                let _ = write!(io.out, "{text}");
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    let Some((name, given)) = matches.subcommand() else {
+        return ExitCode::from(2);
+    };
+    let given = Given(given);
+    let result = match name {
+        "daemon" => match DaemonArgs::from_given(&given) {
+            Ok(args) => return daemon(args),
+            Err(failure) => Err(failure),
+        },
+        "completion" => completion::run(&given, &mut io),
+        _ => match tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+        {
+            Ok(runtime) => runtime.block_on(run_client(name, &given, &mut io)),
+            Err(error) => Err(Failure::failed(error)),
+        },
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Usage(text)) => {
+            io.note(format_args!("{text}\nsee: warren {name} --help"));
+            ExitCode::from(2)
+        }
+        Err(Failure::Failed(text)) => {
+            if !text.is_empty() {
+                io.note(text);
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The commands that talk to the daemon.
+async fn run_client(name: &str, given: &Given<'_>, io: &mut Io) -> Result<(), Failure> {
+    let client = Client::new(socket(given));
+    match name {
+        "up" => up::run(up::Kind::Up, given, &client, io).await,
+        "login" => up::run(up::Kind::Login, given, &client, io).await,
+        "set" => connect::set(given, &client, io).await,
+        "down" => connect::down(given, &client, io).await,
+        "logout" => connect::logout(given, &client).await,
+        "status" => status::run(given, &client, io).await,
+        "ping" => ping::run(given, &client, io).await,
+        "ip" => inspect::ip(given, &client, io).await,
+        "whois" => inspect::whois(given, &client, io).await,
+        "version" => inspect::version(given, &client, io).await,
+        "netcheck" => netcheck::run(given, &client, io).await,
+        "wait" => wait::run(given, &client).await,
+        other => Err(Failure::usage(format_args!(
+            "there is no command {other:?}"
+        ))),
+    }
+}
+
+/// The socket to use: flag, environment, default.
+fn socket(given: &Given<'_>) -> PathBuf {
+    given
+        .text("socket")
+        .map_or_else(|| crate::localapi::DEFAULT_SOCKET.into(), PathBuf::from)
+}
+
+/// Why a daemon that is not up cannot do what was asked, in the words that
+/// scripts look for; `None` when it is up or on its way.
+fn not_running(status: &crate::localapi::types::Status) -> Option<String> {
+    match status.backend_state.as_str() {
+        "Running" | "Starting" => None,
+        "Stopped" => Some("Tailscale is stopped.".to_owned()),
+        "NeedsLogin" if status.auth_url.is_empty() => Some("Logged out.".to_owned()),
+        "NeedsLogin" => Some(format!("Logged out.\nLog in at: {}", status.auth_url)),
+        "NeedsMachineAuth" => Some("Machine is not yet approved by tailnet admin.".to_owned()),
+        other => Some(format!("unexpected state: {other}")),
+    }
+}

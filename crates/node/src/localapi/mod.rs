@@ -21,10 +21,14 @@
 //! writes a private key: [`prefs::Persist`] has no field for one.
 
 pub mod backend;
+pub mod client;
 pub mod go_json;
 pub mod metrics;
 pub mod notify;
+pub mod permission;
 pub mod prefs;
+mod routes;
+pub mod server;
 pub mod types;
 
 /// The host name that clients put into the `Host` header, and the only one

@@ -1,0 +1,52 @@
+//! `warren set`, `down` and `logout`.
+
+use super::args::Given;
+use super::{Failure, Io, pref_flags};
+use crate::localapi::client::Client;
+use crate::localapi::prefs::MaskedPrefs;
+
+/// Changes the mentioned settings, and nothing else.
+pub(super) async fn set(given: &Given<'_>, client: &Client, io: &mut Io) -> Result<(), Failure> {
+    let mentioned = pref_flags::FLAGS
+        .iter()
+        .chain(&["nickname"])
+        .any(|flag| given.mentioned(flag));
+    if !mentioned {
+        return Err(Failure::usage("nothing to set: give at least one flag"));
+    }
+    let current = client.prefs().await?;
+    let status = client.status(true).await?;
+    let change = pref_flags::change(given, &current, &status)?;
+    client.edit_prefs(&change).await?;
+    if change
+        .operator_user
+        .as_deref()
+        .is_some_and(|user| !user.is_empty())
+    {
+        io.note("the operator may use this command without root from now on");
+    }
+    Ok(())
+}
+
+/// Disconnects, keeping the login.
+pub(super) async fn down(_given: &Given<'_>, client: &Client, io: &mut Io) -> Result<(), Failure> {
+    let status = client.status(false).await?;
+    if status.backend_state == "Stopped" {
+        io.note("Tailscale was already stopped.");
+        return Ok(());
+    }
+    let change = MaskedPrefs {
+        want_running: Some(false),
+        ..MaskedPrefs::default()
+    };
+    client.edit_prefs(&change).await?;
+    Ok(())
+}
+
+/// Disconnects and expires the key.
+pub(super) async fn logout(given: &Given<'_>, client: &Client) -> Result<(), Failure> {
+    client
+        .logout(given.text("reason").unwrap_or_default())
+        .await?;
+    Ok(())
+}

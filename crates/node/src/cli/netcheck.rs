@@ -1,0 +1,152 @@
+//! `warren netcheck`: what the daemon found out about the network around us.
+
+use std::fmt::Write as _;
+
+use serde_json::Value;
+
+use super::args::Given;
+use super::{Failure, Io, duration};
+use crate::localapi::client::Client;
+use crate::localapi::types::NetcheckReport;
+
+pub(super) async fn run(given: &Given<'_>, client: &Client, io: &mut Io) -> Result<(), Failure> {
+    let format = given.text("format").unwrap_or_default();
+    if !matches!(format, "" | "json" | "json-line") {
+        return Err(Failure::usage(format_args!(
+            "--format: expected json or json-line, got {format:?}"
+        )));
+    }
+    let report = client.netcheck().await?;
+    match format {
+        "json" => io.say(serde_json::to_string_pretty(&report).map_err(Failure::failed)?),
+        "json-line" => io.say(serde_json::to_string(&report).map_err(Failure::failed)?),
+        _ => {
+            // Region names make the list readable; without them it has numbers.
+            let map = client
+                .call(http::Method::GET, "derpmap", Vec::new())
+                .await
+                .ok();
+            let map = map
+                .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+                .unwrap_or_default();
+            io.say(text(&report, &map).trim_end())
+        }
+    }
+}
+
+fn text(report: &NetcheckReport, derp_map: &Value) -> String {
+    let region = |id: u16, key: &str| {
+        derp_map["Regions"][id.to_string()][key]
+            .as_str()
+            .map_or_else(|| id.to_string(), str::to_owned)
+    };
+    let unknown = |value: Option<bool>| value.map_or_else(String::new, |value| value.to_string());
+    let mut out = String::from("\nReport:\n");
+    // Writing into a String cannot fail.
+    let mut item = |name: &str, value: &str| {
+        let _ = writeln!(out, "\t* {name}: {value}");
+    };
+    item("Time", &report.now.to_string());
+    item("UDP", &report.udp.to_string());
+    let family = |works: bool, can_send: bool, address: &str| match (works, can_send, address) {
+        (true, _, "") => "yes".to_owned(),
+        (true, _, address) => format!("yes, {address}"),
+        (false, true, _) => "(no addr found)".to_owned(),
+        (false, false, _) => "no".to_owned(),
+    };
+    item(
+        "IPv4",
+        &family(report.ipv4, report.ipv4_can_send, &report.global_v4),
+    );
+    let six = family(report.ipv6, report.ipv6_can_send, &report.global_v6);
+    item(
+        "IPv6",
+        &if six == "no" && report.os_has_ipv6 {
+            "no, but OS has support".to_owned()
+        } else {
+            six
+        },
+    );
+    item(
+        "MappingVariesByDestIP",
+        &unknown(report.mapping_varies_by_dest_ip),
+    );
+    let mut mappings = Vec::new();
+    for (name, there) in [
+        ("UPnP", report.upnp),
+        ("NAT-PMP", report.pmp),
+        ("PCP", report.pcp),
+    ] {
+        if there == Some(true) {
+            mappings.push(name);
+        }
+    }
+    item("PortMapping", &mappings.join(", "));
+    if let Some(portal) = report.captive_portal {
+        item("CaptivePortal", &portal.to_string());
+    }
+    if report.region_latency.is_empty() {
+        item("Nearest DERP", "unknown (no response to latency probes)");
+        return out;
+    }
+    item("Nearest DERP", &region(report.preferred_derp, "RegionName"));
+    item("DERP latency", "");
+    let mut latencies: Vec<_> = report
+        .region_latency
+        .iter()
+        .map(|(id, ns)| (*ns, *id))
+        .collect();
+    latencies.sort_unstable();
+    for (ns, id) in latencies {
+        let code = format!("{}:", region(id, "RegionCode"));
+        let _ = writeln!(
+            out,
+            "\t\t- {code:>4} {:<8}({})",
+            latency(ns),
+            region(id, "RegionName")
+        );
+    }
+    out
+}
+
+/// A latency with a tenth of a millisecond.
+fn latency(ns: u64) -> String {
+    let time = std::time::Duration::from_nanos(ns);
+    if ns < 1_000_000_000 {
+        format!("{:.1}ms", time.as_secs_f64() * 1e3)
+    } else {
+        duration::millis(time)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_report_names_regions_nearest_first() {
+        let report = NetcheckReport {
+            udp: true,
+            ipv4: true,
+            global_v4: "203.0.113.7:41641".into(),
+            os_has_ipv6: true,
+            mapping_varies_by_dest_ip: Some(false),
+            preferred_derp: 2,
+            region_latency: [(1, 31_040_000), (2, 12_300_000)].into(),
+            ..NetcheckReport::default()
+        };
+        let map =
+            serde_json::json!({"Regions": {"2": {"RegionCode": "ams", "RegionName": "Amsterdam"}}});
+        let text = text(&report, &map);
+        for line in [
+            "\t* UDP: true\n",
+            "\t* IPv4: yes, 203.0.113.7:41641\n",
+            "\t* IPv6: no, but OS has support\n",
+            "\t* MappingVariesByDestIP: false\n",
+            "\t* Nearest DERP: Amsterdam\n",
+            "\t\t- ams: 12.3ms  (Amsterdam)\n\t\t-   1: 31.0ms  (1)\n",
+        ] {
+            assert!(text.contains(line), "{line:?} is not in {text}");
+        }
+    }
+}
