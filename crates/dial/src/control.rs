@@ -32,9 +32,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use serde::Serialize;
-use tokio::task::AbortHandle;
+use tokio::sync::watch;
 use url::Url;
 use warren_control_types::{
     CapabilityVersion, MapRequest, OverTlsPublicKeyResponse, PingRequest, PingResponse,
@@ -152,7 +152,30 @@ struct Shared {
 /// An open channel with HTTP/2 on it.
 struct Connection {
     sender: SendRequest<Full<Bytes>>,
-    driver: AbortHandle,
+    /// The tasks that drive the connection end when this is dropped.
+    _alive: watch::Sender<()>,
+}
+
+/// Runs the tasks of one connection for as long as its [`Connection`] lives.
+/// HTTP/2 by itself would let open streams go on.
+#[derive(Clone)]
+struct ConnectionTasks(watch::Receiver<()>);
+
+impl<F> hyper::rt::Executor<F> for ConnectionTasks
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    fn execute(&self, task: F) {
+        let mut alive = self.0.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = task => {}
+                // Nothing is ever sent: this is the end of the sender.
+                _ = alive.changed() => {}
+            }
+        });
+    }
 }
 
 impl std::fmt::Debug for Shared {
@@ -223,9 +246,7 @@ impl ControlClient {
     /// Drops the connection; the map stream and all requests on it fail. The
     /// next request opens a new one. For when the network has changed.
     pub async fn disconnect(&self) {
-        if let Some(connection) = self.shared.connection.lock().await.take() {
-            connection.driver.abort();
-        }
+        *self.shared.connection.lock().await = None;
     }
 
     /// Registers a node. Waits as long as the server does, which for a
@@ -268,7 +289,12 @@ impl ControlClient {
         let response = self.post(path, json(request), routing_hint(request));
         let response = within(watchdog, path, response).await?;
         let packing = Packing::of_request(&request.compress);
-        Ok(MapStream::new(response.into_body(), packing, watchdog))
+        Ok(MapStream::new(
+            self.clone(),
+            response.into_body(),
+            packing,
+            watchdog,
+        ))
     }
 
     /// Tells the server news of the node. `request` should have `omit_peers`
@@ -442,23 +468,22 @@ impl ControlClient {
                 return Err(failure.into());
             }
         };
-        let (sender, driver) = http2::Builder::new(TokioExecutor::new())
+        let (alive, watched) = watch::channel(());
+        let tasks = ConnectionTasks(watched);
+        let (sender, driver) = http2::Builder::new(tasks.clone())
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(2 * STREAM_WINDOW)
             .handshake(TokioIo::new(stream))
             .await
             .map_err(ControlError::Broken)?;
-        let driver = tokio::spawn(async move {
-            // Ends when the connection breaks, or when the last sender and
-            // request on it are gone.
+        hyper::rt::Executor::execute(&tasks, async move {
             if let Err(error) = driver.await {
                 tracing::debug!(%error, "the connection to the coordination server ended");
             }
         });
-        let driver = driver.abort_handle();
         *connection = Some(Connection {
             sender: sender.clone(),
-            driver,
+            _alive: alive,
         });
         Ok(sender)
     }

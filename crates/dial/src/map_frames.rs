@@ -193,7 +193,7 @@ mod tests {
             next(Packing::Zstd, &plain),
             Err(MapFrameError::Zstd(_))
         ));
-        let text = encode(b"[]", Packing::Zstd).unwrap();
+        let text = encode(b"\"text\"", Packing::Zstd).unwrap();
         assert!(matches!(
             next(Packing::Zstd, &text),
             Err(MapFrameError::Json(_))

@@ -24,7 +24,7 @@ use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
@@ -118,7 +118,8 @@ enum PinError {
 
 impl From<PinError> for rustls::Error {
     fn from(error: PinError) -> Self {
-        rustls::CertificateError::Other(OtherError(Arc::new(error))).into()
+        // `CertificateError::Other` would print as its debug form.
+        Self::General(error.to_string())
     }
 }
 

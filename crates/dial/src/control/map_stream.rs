@@ -9,6 +9,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
 use warren_control_types::MapResponse;
 
+use super::ControlClient;
 use crate::map_frames::{MapFrameError, MapFrames, Packing};
 
 /// The map stream is over before its end. Open a new one.
@@ -31,6 +32,8 @@ pub enum MapStreamError {
 /// What the server tells, for as long as the connection lives.
 #[derive(Debug)]
 pub struct MapStream {
+    /// The connection lives as long as some client does.
+    _client: ControlClient,
     body: Incoming,
     frames: MapFrames,
     watchdog: Duration,
@@ -39,9 +42,15 @@ pub struct MapStream {
 }
 
 impl MapStream {
-    pub(super) fn new(body: Incoming, packing: Packing, watchdog: Duration) -> Self {
+    pub(super) fn new(
+        client: ControlClient,
+        body: Incoming,
+        packing: Packing,
+        watchdog: Duration,
+    ) -> Self {
         let frames = MapFrames::new(packing);
         Self {
+            _client: client,
             body,
             frames,
             watchdog,

@@ -162,3 +162,94 @@ impl Race<'_> {
             .unwrap_or(Err(AttemptError::TimedOut))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::Arc;
+
+    use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+    use tokio_rustls::TlsAcceptor;
+
+    use super::*;
+
+    /// A server under TLS with a certificate that nobody trusts; it says
+    /// "welcome" inside the channel.
+    async fn untrusted_server(key: MachineSecret) -> u16 {
+        let own = rcgen::generate_simple_self_signed(["elsewhere.example".to_owned()]).unwrap();
+        let chain = vec![CertificateDer::from(own.cert)];
+        let secret = PrivatePkcs8KeyDer::from(own.signing_key.serialize_der()).into();
+        let mut config = rustls::ServerConfig::builder_with_provider(tls::provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, secret)
+            .unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut stream = acceptor.accept(stream).await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            let head = String::from_utf8(head).unwrap();
+            let initiation = head.split("X-Tailscale-Handshake: ").nth(1).unwrap();
+            let initiation = initiation.lines().next().unwrap();
+            let initiation = BASE64.decode(initiation.as_bytes()).unwrap();
+            let accepted = warren_channel::accept(&initiation, &key, &mut SystemEntropy).unwrap();
+            let mut answer = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n\
+                Upgrade: tailscale-control-protocol\r\n\r\n"
+                .to_vec();
+            answer.extend_from_slice(&accepted.response);
+            let mut channel = NoiseStream::new(stream, accepted.channel, &[], &answer);
+            channel.write_all(b"welcome to the network").await.unwrap();
+            channel.shutdown().await.unwrap();
+        });
+        port
+    }
+
+    #[tokio::test]
+    async fn tls_takes_over_when_the_plain_way_fails_whatever_its_certificate() {
+        let key = MachineSecret::from_bytes(&[0x11; 32]);
+        let tls_port = untrusted_server(key.clone()).await;
+        let mut server: ServerUrl = "https://127.0.0.1".parse().unwrap();
+        // Port 1 on loopback refuses at once.
+        server.plain_port = 1;
+        server.tls_port = Some(tls_port);
+        let race = Race {
+            server: &server,
+            machine: &MachineSecret::from_bytes(&[0x22; 32]),
+            key: key.public(),
+            version: CapabilityVersion::CURRENT,
+            dialer: &Dialer::new(),
+        };
+        let mut stream = race.run(None).await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, "welcome to the network");
+
+        // The server took one connection only. A recent dial skips the plain way.
+        let failed = race.run(Some(Instant::now())).await.err().unwrap();
+        assert!(failed.plain.is_none() && failed.tls.is_some(), "{failed}");
+        let mut plain_only = server.clone();
+        plain_only.tls_port = None;
+        let race = Race {
+            server: &plain_only,
+            ..race
+        };
+        let failed = race.run(Some(Instant::now())).await.err().unwrap();
+        assert!(failed.plain.is_some() && failed.tls.is_none(), "{failed}");
+        assert!(
+            failed
+                .to_string()
+                .contains("without TLS: cannot connect to 127.0.0.1:1")
+        );
+    }
+}
