@@ -135,7 +135,8 @@ pub enum Event {
     /// What we know about our network changed: tell control.
     NetInfo(NetInfo),
     /// Our home relay is now in this region: tell the relays (NotePreferred).
-    /// A `ConnectRelay` for it came before, a `NetInfo` follows.
+    /// A `ConnectRelay` for it came before; a `NetInfo`, for control and the
+    /// peers, follows when that relay is connected.
     HomeRelay(RegionId),
     /// Make one attempt to connect to the relay of this region, and answer
     /// with `relay_connected` or `relay_disconnected`. Repeated with a growing

@@ -37,6 +37,7 @@ const UNKNOWN_ROUND_TRIP: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) struct Direct {
     pub(crate) address: SocketAddr,
+    found: Instant,
     /// When the last pong came.
     confirmed: Instant,
     /// When data that authenticated last came from there.
@@ -50,8 +51,18 @@ pub(crate) struct Direct {
 struct Doubt {
     since: Instant,
     next_probe: Instant,
-    /// There is a reason beyond an unanswered ping: take the relay at once.
-    reasoned: bool,
+    cause: Cause,
+}
+
+/// Why a path is in doubt, the weakest reason first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Cause {
+    /// A routine check has no answer yet.
+    Check,
+    /// The peer calls: it has no path to us. That data arrives says nothing.
+    Called,
+    /// The peer is probably elsewhere: packets take the relay as well, at once.
+    Moved,
 }
 
 impl Direct {
@@ -59,6 +70,7 @@ impl Direct {
     pub(crate) fn new(now: Instant, address: SocketAddr) -> Self {
         Self {
             address,
+            found: now,
             confirmed: now,
             received: None,
             checked: now,
@@ -79,21 +91,22 @@ impl Direct {
     }
 
     /// Something hints that the path may be gone. The next check is due now.
-    pub(crate) fn suspect(&mut self, now: Instant, reasoned: bool) {
-        match &mut self.doubt {
-            Some(doubt) => doubt.reasoned |= reasoned,
-            None => {
-                self.doubt = Some(Doubt {
-                    since: now,
-                    next_probe: now,
-                    reasoned,
-                })
-            }
-        }
+    pub(crate) fn suspect(&mut self, now: Instant, cause: Cause) {
+        let doubt = self.doubt.get_or_insert(Doubt {
+            since: now,
+            next_probe: now,
+            cause,
+        });
+        doubt.cause = doubt.cause.max(cause);
+    }
+
+    /// When it became the path in use.
+    pub(crate) fn found(&self) -> Instant {
+        self.found
     }
 
     /// The last sign of life.
-    pub(crate) fn alive(&self) -> Instant {
+    fn alive(&self) -> Instant {
         self.received
             .map_or(self.confirmed, |received| received.max(self.confirmed))
     }
@@ -133,7 +146,7 @@ impl Direct {
         let doubt = self.doubt.get_or_insert(Doubt {
             since: now,
             next_probe: now,
-            reasoned: false,
+            cause: Cause::Check,
         });
         doubt.next_probe = now + gap;
     }
@@ -151,7 +164,7 @@ impl Direct {
 
     fn doubtful_at(&self, round_trip: Option<Duration>) -> Option<Instant> {
         let doubt = self.doubt.as_ref()?;
-        if doubt.reasoned {
+        if doubt.cause == Cause::Moved {
             return Some(doubt.since);
         }
         let round_trip = round_trip.unwrap_or(UNKNOWN_ROUND_TRIP);
@@ -170,10 +183,15 @@ impl Direct {
         Some(self.unless_receiving(fast, slow))
     }
 
-    /// `fast`, but not while data arrives; then `slow` at the latest.
+    /// `fast`, but in a routine check not while data arrives; then `slow` at
+    /// the latest.
     fn unless_receiving(&self, fast: Instant, slow: Instant) -> Instant {
-        self.received
-            .map_or(fast, |received| (received + RECEIVING).min(slow).max(fast))
+        let routine = self
+            .doubt
+            .as_ref()
+            .is_some_and(|doubt| doubt.cause == Cause::Check);
+        let received = self.received.filter(|_| routine);
+        received.map_or(fast, |received| (received + RECEIVING).min(slow).max(fast))
     }
 }
 

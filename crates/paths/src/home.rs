@@ -61,10 +61,8 @@ impl HomeChoice {
         let eligible = map.regions.iter().filter(|(_, region)| can_be_home(region));
         let scored = eligible.filter_map(|(id, _)| {
             let measured = *current.get(id)?;
-            let past = self
-                .history
-                .iter()
-                .filter_map(|(_, latency)| latency.get(id).copied());
+            let recent = self.history.iter().filter(|(at, _)| now < *at + HISTORY);
+            let past = recent.filter_map(|(_, latency)| latency.get(id).copied());
             let least = past.fold(measured, Duration::min);
             Some((least.mul_f64(map.home_score(*id).clamp(0.01, 100.0)), *id))
         });

@@ -276,7 +276,7 @@ impl Netcheck {
             working_ipv6: verdict(report.global_v6.is_some()),
             os_has_ipv6: Some(os_has_v6),
             working_udp: verdict(report.has_udp()),
-            preferred_derp: self.home,
+
             derp_latency,
             ..NetInfo::default()
         }

@@ -26,6 +26,8 @@ const SMALL_TAILNET: usize = 16;
 /// Periodic measurements are this far apart, at random, so that nodes that
 /// started together do not measure together.
 const PERIOD: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(26));
+/// Home is told to control after this long even if its relay was not reached.
+const HOME_PATIENCE: Duration = Duration::from_secs(2);
 /// A lost relay connection asks for a new measurement at most this often.
 const RELAY_LOSS_GAP: Duration = Duration::from_secs(5);
 /// What a ping of disco weighs without padding.
@@ -52,6 +54,11 @@ pub struct Paths {
     last_activity: Option<Instant>,
     measure_at: Option<Instant>,
     announced_home: Option<RegionId>,
+    /// The home that control and peers are told: one whose relay we reached,
+    /// so that nobody sends to a relay that does not know us yet.
+    public_home: Option<RegionId>,
+    /// When control is told of home even without that.
+    publish_home_at: Option<Instant>,
     last_net_info: Option<NetInfo>,
     paused: bool,
 }
@@ -101,6 +108,8 @@ impl Paths {
             last_activity: None,
             measure_at: None,
             announced_home: None,
+            public_home: None,
+            publish_home_at: None,
             last_net_info: None,
             paused: false,
         }
@@ -241,6 +250,12 @@ impl Paths {
         self.settle_everyone(now);
     }
 
+    /// Looks at the network around us now, because somebody asks.
+    pub fn remeasure(&mut self, now: Instant) {
+        self.measure(now);
+        self.settle_shared(now);
+    }
+
     /// The network underneath changed (interface, address, default route):
     /// nothing measured before holds any more. Packets take the relay until
     /// paths are confirmed anew.
@@ -306,6 +321,9 @@ impl Paths {
             };
             ping.waits_for_relay = !peer.ping_relay_for_person(&mut self.core, now, asked);
         }
+        // Calls that went into the old connection may be lost.
+        let searching = self.peers.values_mut().filter(|peer| peer.is_punching());
+        searching.for_each(|peer| peer.want_call(now));
         let waiting = self.peers.iter().filter(|(_, peer)| peer.call_waits());
         for handle in waiting.map(|(handle, _)| *handle).collect::<Vec<_>>() {
             self.settle(now, handle);
@@ -450,16 +468,19 @@ impl Paths {
         self.core.own.current()
     }
 
-    /// Our home relay region.
+    /// Our home relay region. Control and peers hear of it in
+    /// [`Event::NetInfo`], once its relay is reached.
     pub fn home(&self) -> Option<RegionId> {
         self.core.netcheck.home()
     }
 
     /// The newest findings about our network.
     pub fn net_info(&self) -> NetInfo {
-        self.core
-            .netcheck
-            .net_info(self.core.own.local().port_v6.is_some())
+        let os_has_v6 = self.core.own.local().port_v6.is_some();
+        NetInfo {
+            preferred_derp: self.public_home,
+            ..self.core.netcheck.net_info(os_has_v6)
+        }
     }
 
     /// Our addresses as STUN servers saw them last.
@@ -504,6 +525,7 @@ impl Paths {
                 .own
                 .deadline()
                 .map(|at| (at, Reason::PublishEndpoints)),
+            self.publish_home_at.map(|at| (at, Reason::Relay)),
             self.core.relays.deadline().map(|at| (at, Reason::Relay)),
             self.timers.first().map(|(at, _)| (*at, Reason::Peer)),
             self.core
@@ -616,6 +638,7 @@ impl Paths {
         let moved = home.is_some() && home != self.announced_home;
         if let Some(home) = home.filter(|_| moved) {
             self.announced_home = Some(home);
+            self.publish_home_at = Some(now + HOME_PATIENCE);
             self.core.relays.set_home(now, home, &mut self.core.events);
             self.core.events.push_back(Event::HomeRelay(home));
         }
@@ -630,9 +653,26 @@ impl Paths {
                 self.call_those_in_search(now);
             }
         }
-        if moved || progress.finished {
+        if self.publish_home(now) || progress.finished {
             self.tell_net_info();
         }
+    }
+
+    /// Lets the world know of home when its relay is reached, or when that
+    /// takes too long. Returns whether something is new.
+    fn publish_home(&mut self, now: Instant) -> bool {
+        let home = self.core.netcheck.home();
+        let Some(home) = home.filter(|_| home != self.public_home) else {
+            self.publish_home_at = None;
+            return false;
+        };
+        let waited = self.publish_home_at.is_some_and(|at| now >= at);
+        if !waited && !self.core.relays.is_connected(home) {
+            return false;
+        }
+        self.publish_home_at = None;
+        self.public_home = Some(home);
+        true
     }
 
     /// Control is told when something besides latency differs.

@@ -18,7 +18,7 @@ use crate::api::{Destination, PeerHandle, PeerInfo, Via};
 use crate::candidates::{Added, Candidates};
 use crate::choice;
 use crate::core::{Asked, Core, To};
-use crate::direct::{ACTIVE, Direct};
+use crate::direct::{ACTIVE, Cause, Direct};
 use crate::punch::{FAVOURITES, Punch};
 
 /// How long a peer stays warm.
@@ -36,8 +36,10 @@ const TOLD: Duration = Duration::from_secs(27);
 /// A path slower than `GOOD_ENOUGH` is compared with the others this often.
 const UPGRADE: Duration = Duration::from_secs(60);
 const GOOD_ENOUGH: Duration = Duration::from_millis(5);
-/// A path that was alive this recently is not put in doubt by a call.
-const JUST_ALIVE: Duration = Duration::from_millis(500);
+/// A call this soon after a path was found crossed it on the way.
+const JUST_FOUND: Duration = Duration::from_millis(1000);
+/// A lost path asks for a new measurement at most this often.
+const LOSS_GAP: Duration = Duration::from_secs(2);
 /// Transaction ids of answered pings that are remembered against replay.
 const ANSWERED: usize = 128;
 
@@ -51,6 +53,9 @@ pub(crate) struct Peer {
     /// The last packet for this peer.
     last_sent: Option<Instant>,
     warm_until: Option<Instant>,
+    /// The same, because the peer called. We ping then, but do not call, or
+    /// two peers would keep each other awake for ever.
+    called_until: Option<Instant>,
     punch: Option<Punch>,
     /// When all candidates were last pinged.
     last_everyone: Option<Instant>,
@@ -74,6 +79,7 @@ impl Peer {
             heard_region: None,
             last_sent: None,
             warm_until: None,
+            called_until: None,
             punch: None,
             last_everyone: None,
             call_due: None,
@@ -115,17 +121,17 @@ impl Peer {
     pub(crate) fn relay(&self, core: &Core) -> Option<RegionId> {
         let regions = &core.netcheck.map().regions;
         let known = self.info.home_derp.or(self.heard_region);
-        // In a map with one region there is nothing to guess wrong.
-        let only = || {
-            regions
-                .keys()
-                .next()
-                .copied()
-                .filter(|_| regions.len() == 1)
-        };
-        known
-            .filter(|region| regions.contains_key(region))
-            .or_else(only)
+        known.filter(|region| regions.contains_key(region))
+    }
+
+    /// Where a call may reach the peer. In a map with one region there is
+    /// nothing to guess wrong, but a peer without a home is hardly connected
+    /// yet: a lost call is repeated soon, a lost handshake is not.
+    fn call_relay(&self, core: &Core) -> Option<RegionId> {
+        let mut regions = core.netcheck.map().regions.keys();
+        let first = regions.next().copied();
+        let only = first.filter(|_| regions.next().is_none());
+        self.relay(core).or(only)
     }
 
     /// The way for packets now.
@@ -164,7 +170,7 @@ impl Peer {
         self.called = None;
         self.punch = None;
         if let Some(direct) = &mut self.direct {
-            direct.suspect(now, true);
+            direct.suspect(now, Cause::Moved);
         }
     }
 
@@ -323,11 +329,12 @@ impl Peer {
             return;
         }
         self.called_us = Some(now);
-        self.warm_up(now);
+        self.called_until = Some(now + WARM);
         // Who calls has no straight path, so ours may be gone as well.
         if let Some(direct) = &mut self.direct {
-            let elsewhere = !listed.contains(&direct.address);
-            direct.suspect(now, elsewhere && now >= direct.alive() + JUST_ALIVE);
+            let settled = now >= direct.found() + JUST_FOUND;
+            let moved = settled && !listed.contains(&direct.address);
+            direct.suspect(now, if moved { Cause::Moved } else { Cause::Called });
         }
         self.ping_everyone(core, now);
         if !self.has_good_path(now) {
@@ -408,7 +415,7 @@ impl Peer {
         let calm = self.punch.as_ref().and(self.wanted_until());
         let punch = punch.into_iter().chain(calm).min();
         let call = self.call_due.filter(|_| {
-            self.relay(core)
+            self.call_relay(core)
                 .is_some_and(|region| core.relays.is_connected(region))
         });
         let upgrade = self.upgrade_at();
@@ -425,6 +432,11 @@ impl Peer {
         };
         if direct.is_lost(now, round_trip) {
             self.direct = None;
+            // Perhaps our router has forgotten its mappings.
+            let last = core.netcheck.last_started();
+            if last.is_none_or(|at| now >= at + LOSS_GAP) {
+                core.netcheck.request(now);
+            }
             return;
         }
         let address = direct.address;
@@ -452,7 +464,8 @@ impl Peer {
                 self.ping(core, now, address, MIN_GAP);
             }
         }
-        if round.call {
+        let own_wish = self.wished_until().is_some_and(|at| now < at);
+        if round.call && own_wish {
             self.want_call(now);
         }
     }
@@ -465,7 +478,7 @@ impl Peer {
             self.call_due = None;
             return;
         };
-        let Some(region) = self.relay(core) else {
+        let Some(region) = self.call_relay(core) else {
             return;
         };
         core.want_relay(now, region);
@@ -507,13 +520,16 @@ impl Peer {
         self.candidates.get(self.in_use()?)?.round_trip.get()
     }
 
+    /// Until when we want a path for our own reasons.
+    fn wished_until(&self) -> Option<Instant> {
+        let active = self.last_sent.map(|at| at + ACTIVE);
+        active.into_iter().chain(self.warm_until).max()
+    }
+
     /// Until when a path is worth looking for.
     fn wanted_until(&self) -> Option<Instant> {
-        self.last_sent
-            .map(|at| at + ACTIVE)
-            .into_iter()
-            .chain(self.warm_until)
-            .max()
+        let wished = self.wished_until();
+        wished.into_iter().chain(self.called_until).max()
     }
 
     /// Whether to look for a straight path: somebody needs one, and there is

@@ -1,0 +1,12 @@
+//! Nodes in a small virtual internet: NATs, relays, a control server, and one
+//! clock that jumps from event to event.
+
+#![allow(clippy::unwrap_used)]
+
+mod bad_input;
+mod direct;
+mod in_use;
+mod measure;
+mod nat;
+mod reference;
+mod world;
