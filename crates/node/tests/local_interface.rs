@@ -112,8 +112,14 @@ impl Memory {
 }
 
 impl Backend for Memory {
+    /// Whoever is to log in does so as soon as somebody has seen the address.
     async fn status(&self, peers: bool) -> Reply<Status> {
-        Ok(self.0.lock().unwrap().status(peers))
+        let mut inner = self.0.lock().unwrap();
+        let status = inner.status(peers);
+        if !inner.auth_url.is_empty() {
+            inner.join();
+        }
+        Ok(status)
     }
 
     async fn prefs(&self) -> Reply<Prefs> {
@@ -162,7 +168,6 @@ impl Backend for Memory {
             browse_to_url: Some(url),
             ..Notify::new()
         });
-        inner.join();
         Ok(())
     }
 
@@ -711,4 +716,67 @@ fn wrong_usage_has_its_own_exit_code() {
         77,
         "the daemon's exit code is passed on"
     );
+}
+
+/// Other users may look; changing takes root or the operator. Shown with a
+/// process that really is another user, which only root can start.
+#[test]
+fn other_users_look_and_the_operator_changes() {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::process::CommandExt as _;
+
+    /// The user `nobody`, everywhere.
+    const NOBODY: u32 = 65534;
+
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root can start a process of another user");
+        return;
+    }
+    let served = served();
+    let folder = served.socket.parent().unwrap();
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(folder.parent().unwrap(), open.clone()).unwrap();
+    let mode = std::fs::metadata(&served.socket)
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o666, "everybody may connect");
+
+    // The build folder may be closed to others.
+    let program = folder.join("warren");
+    std::fs::copy(env!("CARGO_BIN_EXE_warren"), &program).unwrap();
+    std::fs::set_permissions(&program, open).unwrap();
+    let as_nobody = |line: &str| {
+        let output = std::process::Command::new(&program)
+            .arg("--socket")
+            .arg(&served.socket)
+            .args(line.split_whitespace())
+            .current_dir("/")
+            .uid(NOBODY)
+            .gid(NOBODY)
+            .output()
+            .unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (
+            output.status.code(),
+            text(output.stdout),
+            text(output.stderr),
+        )
+    };
+    let (code, out, _) = as_nobody("status");
+    assert_eq!((code, out.as_str()), (Some(1), "Logged out.\n"));
+    for refused in [
+        "set --shields-up",
+        "up --login-server http://c --auth-key tskey-auth-good",
+        "logout",
+    ] {
+        let (code, _, err) = as_nobody(refused);
+        assert_eq!(code, Some(1), "{refused}: {err}");
+        assert!(err.starts_with("Access denied: "), "{refused}: {err}");
+        assert!(err.contains("sudo warren set --operator=$USER"), "{err}");
+    }
+    assert!(served.backend.log().is_empty());
+    served.backend.0.lock().unwrap().prefs.operator_user = NOBODY.to_string();
+    assert_eq!(as_nobody("set --shields-up").0, Some(0));
+    assert_eq!(served.backend.log(), ["edit ShieldsUp"]);
 }
