@@ -210,7 +210,7 @@ fn maps_by_number_have_text_keys_and_null_deletes_by_name() {
         "PeersRemoved": [1, 2],
     });
     let response: MapResponse = read(text.clone());
-    assert_eq!(response.online_change[&NodeId(8)], false);
+    assert!(!response.online_change[&NodeId(8)]);
     assert_eq!(response.packet_filters["*"], None);
     assert_eq!(response.packet_filters["base"], Some(Vec::new()));
     assert_eq!(written(&response), text);

@@ -81,7 +81,7 @@ pub enum ControlError {
     TooOld,
     /// No channel came about.
     #[error(transparent)]
-    Connect(#[from] ConnectFailure),
+    Connect(#[from] Box<ConnectFailure>),
     /// The connection broke during the request.
     #[error("the connection to the coordination server broke: {0}")]
     Broken(#[source] hyper::Error),
@@ -465,7 +465,7 @@ impl ControlClient {
             Err(failure) => {
                 // The server may have got a new key; fetch it again next time.
                 *lock(&self.shared.key) = None;
-                return Err(failure.into());
+                return Err(Box::new(failure).into());
             }
         };
         let (alive, watched) = watch::channel(());
