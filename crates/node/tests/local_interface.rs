@@ -89,6 +89,8 @@ impl Inner {
             let key = NodePublic::from_bytes([200; 32]);
             let db = PeerStatus {
                 public_key: key,
+                id: "nDB".into(),
+                exit_node_option: true,
                 dns_name: "db.net.example.".into(),
                 tailscale_ips: vec![ip("100.64.0.2")],
                 online: true,
@@ -555,7 +557,7 @@ fn up_with_a_key_then_the_other_commands() {
 
     assert_eq!(
         served.warren("status").1,
-        "100.64.0.1  laptop  -  linux  -\n100.64.0.2  db      -  linux  -\n"
+        "100.64.0.1  laptop  -  linux  -\n100.64.0.2  db      -  linux  idle; offers exit node\n"
     );
     let (_, json, _) = served.warren("status --json --peers=false");
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
@@ -634,6 +636,15 @@ fn up_with_a_key_then_the_other_commands() {
         err.contains("\twarren up --accept-routes --hostname=laptop --shields-up\n"),
         "{err}"
     );
+
+    let exit_node = || served.backend.0.lock().unwrap().prefs.exit_node_id.clone();
+    assert_eq!(served.warren("set --exit-node 100.64.0.2").0, 0);
+    assert_eq!(exit_node(), "nDB");
+    assert_eq!(served.warren("set --exit-node=").0, 0);
+    assert_eq!(exit_node(), "");
+    let (code, _, err) = served.warren("set --exit-node 100.64.0.3");
+    assert_eq!(code, 1);
+    assert!(err.contains("offers to be an exit node"), "{err}");
 
     assert_eq!(served.warren("down").0, 0);
     assert_eq!(served.warren("status").1, "Tailscale is stopped.\n");

@@ -400,6 +400,12 @@ impl Prefs {
                     .to_owned(),
             );
         }
+        if let (true, Some(ip)) = (self.exit_node_id.is_empty(), self.exit_node_ip.0) {
+            return Err(format!(
+                "no known machine with the address {ip} offers to be an exit node; \
+                 connect without one, look at: warren status, then: warren set --exit-node NAME"
+            ));
+        }
         if !self.hostname.is_empty() {
             check_hostname(&self.hostname)?;
         }

@@ -15,6 +15,7 @@ use hyper::body::{Body as HttpBody, Frame};
 use serde::Serialize;
 
 use super::backend::{Backend, BackendError, Reply};
+use super::go_json::MaybeIp;
 use super::metrics;
 use super::notify::NotifyMask;
 use super::permission::Access;
@@ -205,7 +206,8 @@ where
         ("prefs", &Method::PATCH) => edit_prefs(backend, &body).await,
         ("prefs", _) => json(&backend.prefs().await?, Indent::Tab),
         ("check-prefs", _) => {
-            let prefs = Prefs::from_json(&body).map_err(Problem::bad_request)?;
+            let mut prefs = Prefs::from_json(&body).map_err(Problem::bad_request)?;
+            name_exit_node(backend, &mut prefs).await?;
             let answer = match backend.check_prefs(prefs).await {
                 Ok(()) => serde_json::json!({}),
                 Err(error) => serde_json::json!({ "Error": error.to_string() }),
@@ -213,8 +215,9 @@ where
             json(&answer, Indent::None)
         }
         ("start", _) => {
-            let options = Options::from_json(&body).map_err(Problem::bad_request)?;
-            if let Some(prefs) = &options.update_prefs {
+            let mut options = Options::from_json(&body).map_err(Problem::bad_request)?;
+            if let Some(prefs) = &mut options.update_prefs {
+                name_exit_node(backend, prefs).await?;
                 backend.check_prefs(prefs.clone()).await?;
             }
             done(backend.start(options).await)
@@ -280,9 +283,15 @@ where
 }
 
 async fn edit_prefs<B: Backend>(backend: &B, body: &[u8]) -> Outcome {
-    let change = MaskedPrefs::from_json(body).map_err(Problem::bad_request)?;
+    let mut change = MaskedPrefs::from_json(body).map_err(Problem::bad_request)?;
     if change.internal_exit_node_prior.is_some() {
         return Err(Problem::bad_request("InternalExitNodePrior cannot be set").json("Error"));
+    }
+    if let Some(MaybeIp(Some(ip))) = change.exit_node_ip
+        && let Some(id) = exit_node_at(backend, ip).await?
+    {
+        change.exit_node_id = Some(id);
+        change.exit_node_ip = Some(MaybeIp(None));
     }
     let mut outcome = backend.prefs().await?;
     change.apply_to(&mut outcome);
@@ -292,6 +301,25 @@ async fn edit_prefs<B: Backend>(backend: &B, body: &[u8]) -> Outcome {
         &backend.edit_prefs(change).await.map_err(refused)?,
         Indent::Tab,
     )
+}
+
+/// Names the exit node that is given by its address, where it is known.
+async fn name_exit_node<B: Backend>(backend: &B, prefs: &mut Prefs) -> Reply<()> {
+    if let Some(ip) = prefs.exit_node_ip.0
+        && let Some(id) = exit_node_at(backend, ip).await?
+    {
+        prefs.exit_node_id = id;
+        prefs.exit_node_ip = MaybeIp(None);
+    }
+    Ok(())
+}
+
+/// The stable id of the possible exit node with this address.
+async fn exit_node_at<B: Backend>(backend: &B, ip: IpAddr) -> Reply<Option<String>> {
+    let status = backend.status(true).await?;
+    let mut peers = status.peer.into_values();
+    let found = peers.find(|peer| peer.exit_node_option && peer.tailscale_ips.contains(&ip));
+    Ok(found.map(|peer| peer.id))
 }
 
 async fn watch<B: Backend>(backend: &B, query: &Query) -> Outcome {
