@@ -248,10 +248,11 @@ impl Coordinator {
             return RegisterOutcome::error(why);
         }
         let wanted = hostinfo(request).request_tags;
-        if let Some(tag) = wanted.iter().find(|tag| !key.tags.contains(*tag)) {
-            if !key.user.is_some_and(|user| self.access.may_tag(user, tag)) {
-                return RegisterOutcome::error(refused_tag(tag));
-            }
+        let permitted = |tag: &String| {
+            key.tags.contains(tag) || key.user.is_some_and(|user| self.access.may_tag(user, tag))
+        };
+        if let Some(tag) = wanted.iter().find(|tag| !permitted(tag)) {
+            return RegisterOutcome::error(refused_tag(tag));
         }
         let mut tags = key.tags.clone();
         tags.extend(wanted.iter().cloned());

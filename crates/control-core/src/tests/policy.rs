@@ -1,6 +1,6 @@
 //! A policy in force: who hears of whom.
 
-use super::world::World;
+use super::world::{World, request};
 
 const ONLY_TO_DB: &str = r#"{
     // members reach the database, nobody else reaches anybody
@@ -80,4 +80,28 @@ fn a_broken_policy_changes_nothing_and_says_where() {
         .to_string();
     assert!(error.contains("group:x"), "{error}");
     assert!(w.c.snapshot().policy.is_none());
+}
+
+#[test]
+fn every_wanted_tag_needs_an_owner() {
+    let mut w = World::new();
+    w.user("alice");
+    let policy = r#"{"tagOwners": {"tag:db": ["alice@"], "tag:ci": []}}"#;
+    w.c.set_policy(Some(policy.to_owned())).unwrap();
+    let alice = w.reusable("alice");
+    for (tags, refused) in [
+        (vec!["tag:db", "tag:ci"], Some("tag:ci")),
+        (vec!["tag:ci", "tag:db"], Some("tag:ci")),
+        (vec!["tag:db"], None),
+    ] {
+        let mut claim = request(1, &alice);
+        claim.hostinfo.as_mut().unwrap().request_tags =
+            tags.into_iter().map(str::to_owned).collect();
+        let error = w.answer(1, &claim).error;
+        match refused {
+            Some(tag) => assert!(error.contains(tag), "{error}"),
+            None => assert_eq!(error, ""),
+        }
+    }
+    assert!(w.c.find_node("host1").unwrap().is_tagged());
 }
