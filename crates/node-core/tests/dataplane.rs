@@ -498,7 +498,7 @@ fn items(raw: Vec<Raw>) -> Vec<Item> {
             v6,
             extension: v6 && jump == 1,
             ports: (2_000 + flow, 80),
-            id: flow.wrapping_mul(31),
+            id: flow * 31 + if jump == 2 { 0x100 } else { 0 },
             dont_fragment,
             transport,
             payload: (0..len).map(|i| (i as u8) ^ flags).collect(),

@@ -329,11 +329,10 @@ impl Handshakes {
     pub fn handle_datagram(
         &mut self,
         now: Instant,
-        wall: Duration,
+        _wall: Duration,
         source: Source,
         datagram: &[u8],
     ) {
-        let _ = wall;
         match Message::parse(datagram) {
             Ok(Message::Initiation(message)) => self.on_initiation(now, source, message),
             Ok(Message::Response(message)) => self.on_response(now, source, message),

@@ -73,9 +73,9 @@ fn sessions_are_renewed_without_losing_a_packet() {
     let mut pair = Pair::new(3);
     let mut sent = [0u32; 2];
     for round in 0..4_000 {
-        for from in 0..2 {
+        for (from, count) in sent.iter_mut().enumerate() {
             pair.send(from, &packet(round));
-            sent[from] += 1;
+            *count += 1;
         }
         pair.run(ms(100));
     }

@@ -141,13 +141,13 @@ impl Coalescer {
             .iter()
             .position(|s| s.open.as_ref().is_some_and(|o| o.key == key));
         if let Some(slot) = mine.and_then(|i| self.slots.get_mut(i)) {
-            if let Some(candidate) = &candidate {
-                if slot.join(packet, candidate, self.packets) {
-                    if slot.is_complete(candidate) {
-                        slot.send(sink);
-                    }
-                    return;
+            if let Some(candidate) = &candidate
+                && slot.join(packet, candidate, self.packets)
+            {
+                if slot.is_complete(candidate) {
+                    slot.send(sink);
                 }
+                return;
             }
             slot.send(sink);
         }

@@ -318,9 +318,11 @@ impl Recipe {
             } => {
                 out.extend(sequence.to_be_bytes());
                 out.extend(77u32.to_be_bytes());
-                out.push(((20 + options) / 4 << 4) as u8);
+                out.push((((20 + options) / 4) << 4) as u8);
                 out.push(flags);
-                out.extend([0x20, 0, 0, 0, 0, 0]);
+                // The window follows the upper half of the identification, so
+                // that a test can change it.
+                out.extend([0x20, self.id.to_be_bytes()[0], 0, 0, 0, 0]);
                 out.extend(std::iter::repeat_n(1, options));
             }
             Transport::Udp => {
