@@ -1,0 +1,72 @@
+//! A digest of everything that was delivered, to tell whether two runs were
+//! the same.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::time::Moment;
+
+/// FNV-1a over 64 bits: not for adversaries, only to notice a difference.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Trace {
+    digest: u64,
+    count: u64,
+}
+
+impl Default for Trace {
+    fn default() -> Self {
+        Self {
+            digest: 0xcbf2_9ce4_8422_2325,
+            count: 0,
+        }
+    }
+}
+
+impl Trace {
+    pub(crate) fn digest(&self) -> u64 {
+        self.digest
+    }
+
+    pub(crate) fn count(&self) -> u64 {
+        self.count
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.digest = (self.digest ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    fn begin(&mut self, at: Moment) {
+        self.count += 1;
+        self.add(&at.as_nanos().to_le_bytes());
+    }
+
+    /// A datagram was delivered.
+    pub(crate) fn datagram(&mut self, at: Moment, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
+        self.begin(at);
+        for address in [from, to] {
+            match address.ip() {
+                IpAddr::V4(v4) => self.add(&v4.octets()),
+                IpAddr::V6(v6) => self.add(&v6.octets()),
+            }
+            self.add(&address.port().to_le_bytes());
+        }
+        self.add(bytes);
+    }
+
+    /// Bytes of a stream were delivered.
+    pub(crate) fn chunk(
+        &mut self,
+        at: Moment,
+        client: usize,
+        server: usize,
+        down: bool,
+        bytes: &[u8],
+    ) {
+        self.begin(at);
+        self.add(&[u8::from(down)]);
+        self.add(&client.to_le_bytes());
+        self.add(&server.to_le_bytes());
+        self.add(bytes);
+    }
+}
