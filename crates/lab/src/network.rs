@@ -443,36 +443,36 @@ fn sysctl(inside: &Namespace, settings: &[&str]) -> Result<(), LabError> {
     })
 }
 
+/// Only the start happens on the host's thread: a command that takes long does
+/// not keep others from starting there.
 fn run(
     inside: &Namespace,
     mut command: Command,
     input: Option<String>,
 ) -> Result<String, LabError> {
-    let host = inside.name().to_owned();
-    inside.inside(move || {
-        let shown = format!("{command:?}");
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = command
-            .spawn()
-            .map_err(|error| LabError::new(format!("{host}: cannot run {shown}: {error}")))?;
-        if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input.as_ref()) {
-            stdin.write_all(input.as_bytes())?;
-        }
-        let output = child.wait_with_output()?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        if output.status.success() {
-            return Ok(text);
-        }
-        Err(LabError::new(format!(
-            "{host}: {shown} failed ({}): {}{}{text}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr),
-            input
-                .map(|input| format!("\ninput was:\n{input}\n"))
-                .unwrap_or_default(),
-        )))
-    })
+    let host = inside.name();
+    let shown = format!("{command:?}");
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let child = inside.inside(move || command.spawn());
+    let mut child =
+        child.map_err(|error| LabError::new(format!("{host}: cannot run {shown}: {error}")))?;
+    if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input.as_ref()) {
+        stdin.write_all(input.as_bytes())?;
+    }
+    let output = child.wait_with_output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() {
+        return Ok(text);
+    }
+    Err(LabError::new(format!(
+        "{host}: {shown} failed ({}): {}{}{text}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr),
+        input
+            .map(|input| format!("\ninput was:\n{input}\n"))
+            .unwrap_or_default(),
+    )))
 }

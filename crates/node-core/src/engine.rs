@@ -83,6 +83,8 @@ pub enum Output {
     View(Arc<View>),
     /// Send an empty packet to the peer through its session.
     Keepalive(PeerIndex),
+    /// Throw away the packets that wait for the peer: it does not answer.
+    DropStaged(PeerIndex),
     /// Send an IP packet of the node's own to the peer through its session.
     Inject {
         /// To whom.
@@ -887,16 +889,49 @@ impl Engine {
                 if let Some(peer) = self.peers.get_mut(peer) {
                     peer.waiting = None;
                 }
+                self.outputs.push_back(Output::DropStaged(peer));
             }
         }
     }
 
     /// From now on packets for `peer` go out under `session`.
-    fn send_with(&mut self, peer: PeerIndex, session: Arc<Session>) {
-        if let Some(peer) = self.peers.get_mut(peer) {
+    fn send_with(&mut self, index: PeerIndex, session: Arc<Session>) {
+        if let Some(peer) = self.peers.get_mut(index) {
             peer.waiting = None;
             peer.change_view(|view| view.session = Some(session));
             self.view_changed = true;
+            self.advertise_disco(index);
+        }
+    }
+
+    /// Tells the peer our disco key inside the tunnel, at the start of every
+    /// session: while the server is away it is the only way to learn it after
+    /// a restart.
+    fn advertise_disco(&mut self, index: PeerIndex) {
+        let Some(own) = self.netmap.self_node.as_ref() else {
+            return;
+        };
+        let Some(peer) = self.peers.get(index) else {
+            return;
+        };
+        let Some(node) = self.netmap.peers.get(&peer.node) else {
+            return;
+        };
+        let Some(to) = node.addresses.first().map(IpNet::addr) else {
+            return;
+        };
+        let from = single_addresses(own)
+            .into_iter()
+            .find(|from| from.is_ipv4() == to.is_ipv4());
+        let Some(from) = from.filter(|_| !node.is_wire_guard_only) else {
+            return;
+        };
+        let advertisement = tsmp::Message::DiscoAdvertisement(self.disco_key);
+        if let Ok(packet) = advertisement.packet(from, to) {
+            self.outputs.push_back(Output::Inject {
+                peer: index,
+                packet,
+            });
         }
     }
 

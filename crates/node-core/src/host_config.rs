@@ -133,11 +133,10 @@ mod tests {
             &["100.64.0.2/32"],
             &["100.64.0.2/32", "10.0.0.0/8", "0.0.0.0/0"],
         );
-        Netmap {
-            self_node: Some(own),
-            peers: [(NodeId(2), peer)].into(),
-            ..Netmap::default()
-        }
+        let mut netmap = Netmap::default();
+        netmap.self_node = Some(own);
+        netmap.peers.insert(NodeId(2), peer);
+        netmap
     }
 
     fn routes(prefs: &NodePrefs) -> Vec<String> {

@@ -45,8 +45,12 @@ const SAMPLE_BUSY: Duration = Duration::from_millis(200);
 const SAMPLE_IDLE: Duration = Duration::from_secs(1);
 /// Notifications that may wait for a listener.
 const LISTENER_QUEUE: usize = 128;
-/// A netmap is written at most this often.
-const NETMAP_WRITES: Duration = Duration::from_secs(2);
+/// A netmap is written at most this often, a big one less often.
+const NETMAP_WRITES: Duration = Duration::from_millis(100);
+/// How often a big one.
+const BIG_NETMAP_WRITES: Duration = Duration::from_secs(5);
+/// From how many peers on it is big.
+const BIG_NETMAP: usize = 200;
 /// How long a ping waits that the path engine does not look after.
 const PING_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -112,7 +116,8 @@ pub struct EngineTask {
     sessions_given: u64,
     pings: BTreeMap<u64, WaitingPing>,
     next_token: u64,
-    netmap_unsaved_since: Option<Instant>,
+    netmap_unsaved: bool,
+    netmap_saved_at: Instant,
     netmap_is_cached: bool,
 }
 
@@ -145,7 +150,8 @@ impl EngineTask {
             sessions_given: 0,
             pings: BTreeMap::new(),
             next_token: 0,
-            netmap_unsaved_since: None,
+            netmap_unsaved: false,
+            netmap_saved_at: Instant::now(),
             netmap_is_cached: false,
         }
     }
@@ -161,10 +167,11 @@ impl EngineTask {
         let mut sample = Instant::now() + SAMPLE_IDLE;
         loop {
             self.carry_out();
-            let deadline = self
-                .engine
-                .next_deadline()
-                .map_or(sample, |(at, _)| at.min(sample));
+            let due = [
+                self.engine.next_deadline().map(|(at, _)| at),
+                self.netmap_due(),
+            ];
+            let deadline = due.into_iter().flatten().fold(sample, Instant::min);
             tokio::select! {
                 message = messages.recv() => match message {
                     None | Some(Message::Stop) => break,
@@ -174,6 +181,7 @@ impl EngineTask {
                 () = tokio::time::sleep_until(deadline.into()) => {
                     let now = Instant::now();
                     self.engine.handle_timeout(now, wall_clock());
+                    self.save_netmap_if_due(now);
                     if now >= sample {
                         let busy = self.engine.sample_traffic(now, wall_clock());
                         sample = now + if busy { SAMPLE_BUSY } else { SAMPLE_IDLE };
@@ -283,13 +291,15 @@ impl EngineTask {
                 Output::Inject { peer, packet } => {
                     self.pump.order(OutCommand::Inject(peer, packet));
                 }
+                Output::DropStaged(peer) => self.pump.order(OutCommand::DropStaged(peer)),
                 Output::Host(_) => self.refresh_host(),
                 Output::Netmap(changes) => {
                     if changes.derp_map {
                         self.relays.set_map(&self.engine.netmap().derp_map);
                     }
                     self.refresh_host();
-                    self.netmap_unsaved_since.get_or_insert_with(Instant::now);
+                    self.netmap_unsaved = true;
+                    self.save_netmap_if_due(Instant::now());
                     self.settle();
                     let network_map = status::network_map(&self.engine, self.netmap_is_cached);
                     self.notify(|notify| notify.net_map = Some(Box::new(network_map)));
@@ -361,12 +371,6 @@ impl EngineTask {
     }
 
     fn housekeeping(&mut self, now: Instant) {
-        if self
-            .netmap_unsaved_since
-            .is_some_and(|since| now - since >= NETMAP_WRITES)
-        {
-            self.save_netmap();
-        }
         let late: Vec<u64> = self
             .pings
             .iter()
@@ -380,10 +384,30 @@ impl EngineTask {
         self.settle();
     }
 
+    /// Soon, so that a node that is killed right after joining still knows its
+    /// network; changes in quick succession are gathered.
+    fn save_netmap_if_due(&mut self, now: Instant) {
+        if self.netmap_due().is_some_and(|due| now >= due) {
+            self.save_netmap();
+        }
+    }
+
+    /// When the netmap is to be written; `None` when the file is up to date.
+    fn netmap_due(&self) -> Option<Instant> {
+        let big = self.engine.netmap().peers.len() > BIG_NETMAP;
+        let pause = if big {
+            BIG_NETMAP_WRITES
+        } else {
+            NETMAP_WRITES
+        };
+        self.netmap_unsaved.then(|| self.netmap_saved_at + pause)
+    }
+
     fn save_netmap(&mut self) {
-        if self.netmap_unsaved_since.take().is_none() || self.state.login.is_none() {
+        if !std::mem::take(&mut self.netmap_unsaved) || self.state.login.is_none() {
             return;
         }
+        self.netmap_saved_at = Instant::now();
         let path = self.state.netmap_path();
         let text = serde_json::to_vec(self.engine.netmap());
         // Big, and not urgent: not on the task that everything waits for.
@@ -551,7 +575,9 @@ impl EngineTask {
                 self.settle();
             }
             ControlEvent::Trouble(what) => {
-                tracing::info!(what, "coordination server");
+                if self.trouble.as_ref() != Some(&what) {
+                    tracing::info!(what, "coordination server");
+                }
                 self.trouble = Some(what);
             }
         }
@@ -788,7 +814,7 @@ impl EngineTask {
         self.state.prefs.want_running = false;
         self.state.prefs.logged_out = true;
         self.state.forget_netmap();
-        self.netmap_unsaved_since = None;
+        self.netmap_unsaved = false;
         self.auth_url.clear();
         self.candidate_key = NodeSecret::generate(&mut SystemEntropy);
         let key = self.candidate_key.clone();

@@ -18,6 +18,7 @@ pub fn describe(prefs: &Prefs) -> Hostinfo {
     tags.sort();
     Hostinfo {
         ipn_version: format!("{VERSION}-warren"),
+        app: "warren".to_owned(),
         os: "linux".to_owned(),
         os_version: text(system.release()),
         distro: release("ID"),

@@ -50,6 +50,8 @@ pub enum OutCommand {
     Keepalive(PeerIndex),
     /// Send a packet that the node itself made.
     Inject(PeerIndex, Vec<u8>),
+    /// Throw away the packets that wait for a session.
+    DropStaged(PeerIndex),
 }
 
 /// What the threads share with the rest of the daemon.
@@ -319,6 +321,7 @@ fn run_out(
             }
             for order in orders.try_iter() {
                 match order {
+                    OutCommand::DropStaged(peer) => outbound.drop_staged(peer),
                     OutCommand::Keepalive(peer) => {
                         outbound.send_keepalive(&view, now, peer, &mut sink);
                     }
