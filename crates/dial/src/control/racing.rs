@@ -4,8 +4,10 @@
 //! Without it a connection costs less and passes no inspecting proxy; but many
 //! networks block or rewrite port 80. So the plain way is tried first, and the
 //! way under TLS half a second later or as soon as the plain one has failed.
-//! Whoever connected a short while ago goes through TLS at once: a plain way
-//! that works once and breaks soon after is no way.
+//! Whoever connected to an `https://` server a short while ago tries TLS first:
+//! a plain way that works once and breaks soon after is no way. An `http://`
+//! server just answered there, so for it plain stays first. Neither order ever
+//! leaves the other way out.
 
 use std::fmt;
 use std::pin::pin;
@@ -29,7 +31,7 @@ use crate::{DialError, Dialer};
 const TLS_DELAY: Duration = Duration::from_millis(500);
 /// How long all of it may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// After a dial less than this ago the plain way is not tried.
+/// After a dial less than this ago TLS comes first.
 const RECENT: Duration = Duration::from_secs(120);
 
 const PATH: &str = "/ts2021";
@@ -112,26 +114,15 @@ impl Race<'_> {
             return plain.await.map_err(|error| fail(Some(error), None));
         };
         let tls = self.attempt(tls_port, true);
-        if last_dial.is_some_and(|last| last.elapsed() < RECENT) {
-            return tls.await.map_err(|error| fail(None, Some(error)));
-        }
-        let (mut plain, mut tls) = (pin!(plain), pin!(tls));
-        tokio::select! {
-            result = &mut plain => match result {
-                Ok(stream) => return Ok(stream),
-                Err(plain) => return tls.await.map_err(|tls| fail(Some(plain), Some(tls))),
-            },
-            () = sleep(TLS_DELAY) => {}
-        }
-        tokio::select! {
-            result = &mut plain => match result {
-                Ok(stream) => Ok(stream),
-                Err(plain) => tls.await.map_err(|tls| fail(Some(plain), Some(tls))),
-            },
-            result = &mut tls => match result {
-                Ok(stream) => Ok(stream),
-                Err(tls) => plain.await.map_err(|plain| fail(Some(plain), Some(tls))),
-            },
+        let recent = last_dial.is_some_and(|last| last.elapsed() < RECENT);
+        if recent && self.server.is_https() {
+            first_then(tls, plain)
+                .await
+                .map_err(|(tls, plain)| fail(Some(plain), Some(tls)))
+        } else {
+            first_then(plain, tls)
+                .await
+                .map_err(|(plain, tls)| fail(Some(plain), Some(tls)))
         }
     }
 
@@ -160,6 +151,32 @@ impl Race<'_> {
         timeout(TIMEOUT, attempt)
             .await
             .unwrap_or(Err(AttemptError::TimedOut))
+    }
+}
+
+/// Starts `second` when `first` has failed or takes longer than [`TLS_DELAY`];
+/// the first success wins, and only two failures fail.
+async fn first_then<T, E>(
+    first: impl Future<Output = Result<T, E>>,
+    second: impl Future<Output = Result<T, E>>,
+) -> Result<T, (E, E)> {
+    let (mut first, mut second) = (pin!(first), pin!(second));
+    tokio::select! {
+        result = &mut first => return match result {
+            Ok(value) => Ok(value),
+            Err(one) => second.await.map_err(|two| (one, two)),
+        },
+        () = sleep(TLS_DELAY) => {}
+    }
+    tokio::select! {
+        result = &mut first => match result {
+            Ok(value) => Ok(value),
+            Err(one) => second.await.map_err(|two| (one, two)),
+        },
+        result = &mut second => match result {
+            Ok(value) => Ok(value),
+            Err(two) => first.await.map_err(|one| (one, two)),
+        },
     }
 }
 
@@ -235,9 +252,10 @@ mod tests {
         stream.read_to_string(&mut text).await.unwrap();
         assert_eq!(text, "welcome to the network");
 
-        // The server took one connection only. A recent dial skips the plain way.
+        // The server took one connection only. A recent dial tries TLS first,
+        // and the plain way all the same.
         let failed = race.run(Some(Instant::now())).await.err().unwrap();
-        assert!(failed.plain.is_none() && failed.tls.is_some(), "{failed}");
+        assert!(failed.plain.is_some() && failed.tls.is_some(), "{failed}");
         let mut plain_only = server.clone();
         plain_only.tls_port = None;
         let race = Race {

@@ -45,6 +45,11 @@ impl ServerUrl {
         &self.url[url::Position::BeforeHost..url::Position::AfterPort]
     }
 
+    /// Whether the address asks for TLS.
+    pub fn is_https(&self) -> bool {
+        self.url.scheme() == "https"
+    }
+
     /// Where the server's key is.
     pub(crate) fn key_url(&self, version: CapabilityVersion) -> Url {
         let mut url = self.url.clone();
