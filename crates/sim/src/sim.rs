@@ -400,6 +400,11 @@ impl Sim {
         self.network.set_link(self.nodes[node.0].host, link);
     }
 
+    /// Another line for a relay.
+    pub fn set_relay_link(&mut self, relay: RelayIndex, link: Link) {
+        self.network.set_link(self.relays[relay.0].host, link);
+    }
+
     /// Takes a node to another network, with other addresses.
     pub fn roam(&mut self, node: NodeIndex, place: Place) {
         let host = self.nodes[node.0].host;
@@ -614,6 +619,14 @@ impl Sim {
             .flatten()
             .map(|(at, way)| (*at, Way::from(*way)))
             .collect()
+    }
+
+    /// Whether `from` has `to` in its netmap, with whatever else is known of it
+    /// by then.
+    pub fn sees(&self, from: NodeIndex, to: NodeIndex) -> bool {
+        let key = self.nodes[to.0].key();
+        let mut peers = self.nodes[from.0].engine().netmap().peers.values();
+        self.address(from).is_some() && peers.any(|peer| peer.key == key && !peer.expired)
     }
 
     /// Whether `from` has `to` in its netmap, with a home relay, and may use
