@@ -83,11 +83,14 @@ impl Node {
     }
 
     fn wait_until_it_answers(&mut self) -> Result<(), LabError> {
+        // A daemon that has ended will not answer any more: that is no reason
+        // to go on waiting.
         until("the daemon to answer", PATIENCE, || {
-            self.daemon.check_alive()?;
-            self.status_json()
-        })
-        .map(drop)
+            match self.daemon.check_alive() {
+                Err(ended) => Ok(Err(ended)),
+                Ok(()) => self.status_json().map(|_| Ok(())),
+            }
+        })?
     }
 
     /// The host it runs on.

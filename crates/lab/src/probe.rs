@@ -163,6 +163,7 @@ impl Probe {
             .filter(|shot| shot.sent >= from)
             .filter_map(|shot| shot.answered)
             .collect();
+        answers.push(from);
         answers.sort();
         let gaps = answers.windows(2).map(|pair| pair[1] - pair[0]);
         gaps.max().unwrap_or_default()

@@ -67,10 +67,11 @@ impl Control {
 
     fn wait_until_it_answers(&mut self) -> Result<(), LabError> {
         until("warren-control to answer", PATIENCE, || {
-            self.program.check_alive()?;
-            self.cli(&["users", "list", "--json"])
-        })
-        .map(drop)
+            match self.program.check_alive() {
+                Err(ended) => Ok(Err(ended)),
+                Ok(()) => self.cli(&["users", "list", "--json"]).map(|_| Ok(())),
+            }
+        })?
     }
 
     /// The address nodes are given.

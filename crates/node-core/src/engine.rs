@@ -536,6 +536,12 @@ impl Engine {
         self.drain();
     }
 
+    /// While paused nothing is sent to anybody and no path is kept.
+    pub fn set_paused(&mut self, now: Instant, paused: bool) {
+        self.paths.set_paused(now, paused);
+        self.drain();
+    }
+
     /// Looks at the network around us again.
     pub fn restun(&mut self, now: Instant) {
         self.paths.remeasure(now);

@@ -435,7 +435,7 @@ impl Item {
                 let mut recipe = self.recipe.clone();
                 (recipe.v6, recipe.dont_fragment) = (false, false);
                 let mut packet = recipe.build();
-                let field = offset / 8 | if more { 0x2000 } else { 0 };
+                let field = (offset / 8) | if more { 0x2000 } else { 0 };
                 packet[6..8].copy_from_slice(&field.to_be_bytes());
                 packet[10..12].fill(0);
                 let sum = warren_wire::ip::checksum::checksum(&packet[..20]);

@@ -9,7 +9,7 @@
 pub fn respond(request: &[u8]) -> Vec<u8> {
     let (status, body): (&str, &[u8]) = match parse(request) {
         None => ("400 Bad Request", b"cannot read the request"),
-        Some((path, body)) if path == "/echo" => ("200 OK", body),
+        Some(("/echo", body)) => ("200 OK", body),
         Some(_) => ("400 Bad Request", b"unknown c2n path"),
     };
     let head = format!(

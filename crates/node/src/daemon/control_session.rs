@@ -337,7 +337,7 @@ impl Worker {
                     }
                 },
                 Some(request) = self.asked.recv() => {
-                    if let Err(error) = answer(&client, &request).await {
+                    if let Err(error) = answer(client, &request).await {
                         tracing::debug!(%error, "a ping of the server was not answered");
                     }
                 }

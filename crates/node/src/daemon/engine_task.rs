@@ -217,6 +217,7 @@ impl EngineTask {
     fn handle(&mut self, message: Message) {
         let (now, wall) = (Instant::now(), wall_clock());
         match message {
+            Message::Udp { .. } | Message::RelayPacket { .. } if !self.is_engaged() => {}
             Message::Udp { from, packet } => self.engine.handle_udp(now, wall, from, &packet),
             Message::RelayPacket {
                 region,
@@ -312,8 +313,7 @@ impl EngineTask {
 
     /// Tells the host task what follows from netmap and preferences.
     fn refresh_host(&mut self) {
-        let running = matches!(self.backend_state, State::Starting | State::Running)
-            && self.state.prefs.want_running;
+        let running = self.is_engaged() && self.state.prefs.want_running;
         let wanted = if running {
             Wanted {
                 host: self.engine.host_config().clone(),
@@ -429,6 +429,11 @@ impl EngineTask {
 
     // ---- what the daemon is doing ----
 
+    /// Whether we take part in the network at all.
+    fn is_engaged(&self) -> bool {
+        matches!(self.backend_state, State::Starting | State::Running)
+    }
+
     /// Works out the state from what is known, and tells listeners.
     fn settle(&mut self) {
         let prefs = &self.state.prefs;
@@ -453,13 +458,15 @@ impl EngineTask {
         }
         tracing::info!(from = %self.backend_state, to = %state, "state");
         let engaged = |state| matches!(state, State::Starting | State::Running);
-        let crossed = engaged(state) != engaged(self.backend_state);
+        let crossed =
+            engaged(state) != engaged(self.backend_state) || self.backend_state == State::NoState;
         self.backend_state = state;
         if state == State::Running {
             self.auth_url.clear();
         }
         if crossed {
             self.host_ready &= engaged(state);
+            self.engine.set_paused(Instant::now(), !engaged(state));
             self.refresh_host();
         }
         self.notify(|notify| notify.state = Some(state));
@@ -551,6 +558,7 @@ impl EngineTask {
             ControlEvent::KeyExpired => self.settle(),
             ControlEvent::StreamBegins => {
                 self.trouble = None;
+                self.engine.set_control_connected(true);
                 self.engine.begin_map_stream();
             }
             ControlEvent::Map(message) => {
@@ -575,6 +583,7 @@ impl EngineTask {
                 self.settle();
             }
             ControlEvent::Trouble(what) => {
+                self.engine.set_control_connected(false);
                 if self.trouble.as_ref() != Some(&what) {
                     tracing::info!(what, "coordination server");
                 }
