@@ -117,6 +117,23 @@ fn packets_wait_for_a_session_and_for_a_path() {
 }
 
 #[test]
+fn waiting_packets_do_not_go_to_whoever_has_the_index_now() {
+    let mut pair = Pair::new();
+    let good = pair.views[0].clone();
+    pair.views[0] = support::with_peer(&good, |peer| peer.session = None);
+    pair.send(&tcp(0, 100).frame(None));
+    // The same index, but its addresses are another peer's.
+    let mut other = good;
+    other.routes = std::sync::Arc::default();
+    pair.views[0] = other;
+    pair.outbound
+        .on_view_change(&pair.views[0], pair.now, &mut pair.net);
+    pair.cross();
+    assert!(pair.host.frames.is_empty());
+    assert_eq!(pair.drops[0].get(DropReason::NoRoute), 1);
+}
+
+#[test]
 fn in_doubt_both_ways_are_used_and_the_copy_is_dropped() {
     let mut pair = Pair::new();
     let both = Destination::Both {

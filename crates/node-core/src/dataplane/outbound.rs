@@ -155,6 +155,12 @@ impl Outbound {
                         let Ok(packet) = IpPacket::parse(packet) else {
                             continue;
                         };
+                        // The netmap may have given the address, or the index,
+                        // to somebody else meanwhile.
+                        if view.routes.lookup(packet.dst) != Some(index) {
+                            self.drops.count(DropReason::NoRoute);
+                            continue;
+                        }
                         let Some(plan) = Plan::new(&vnet, &packet) else {
                             continue;
                         };
