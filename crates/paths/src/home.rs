@@ -31,6 +31,12 @@ impl HomeChoice {
         self.heard.insert(region, now);
     }
 
+    /// The connection to the relay of `region` broke: what came from it before
+    /// says nothing about now.
+    pub(crate) fn lost(&mut self, region: RegionId) {
+        self.heard.remove(&region);
+    }
+
     pub(crate) fn retain(&mut self, map: &DerpMap) {
         self.heard
             .retain(|region, _| map.regions.contains_key(region));
@@ -153,6 +159,20 @@ mod tests {
         let chosen = |at| choice.choose(at, at, &map(), &current, Some(RegionId(1)));
         assert_eq!(chosen(now + Duration::from_secs(7)), Some(RegionId(1)));
         assert_eq!(chosen(now + Duration::from_secs(9)), Some(RegionId(2)));
+    }
+
+    #[test]
+    fn a_home_whose_connection_broke_talks_no_more() {
+        let now = Instant::now();
+        let mut choice = HomeChoice::default();
+        choice.heard(now, RegionId(1));
+        choice.lost(RegionId(1));
+        let mut current = BTreeMap::from([(RegionId(2), Duration::from_millis(20))]);
+        let home = |current: &_| choice.choose(now, now, &map(), current, Some(RegionId(1)));
+        assert_eq!(home(&current), Some(RegionId(2)));
+        // It answers, so it only restarted.
+        current.insert(RegionId(1), Duration::from_millis(25));
+        assert_eq!(home(&current), Some(RegionId(1)));
     }
 
     #[test]

@@ -163,6 +163,10 @@ impl Netcheck {
         self.choice.heard(now, region);
     }
 
+    pub(crate) fn lost_relay(&mut self, region: RegionId) {
+        self.choice.lost(region);
+    }
+
     /// Takes a new map. Returns whether it differs.
     pub(crate) fn set_map(&mut self, map: &DerpMap) -> bool {
         if *map == self.map {

@@ -336,6 +336,7 @@ impl Paths {
     pub fn relay_disconnected(&mut self, now: Instant, region: RegionId) {
         let was_connected = self.core.relays.is_connected(region);
         self.core.relays.disconnected(now, region);
+        self.core.netcheck.lost_relay(region);
         self.peers.values_mut().for_each(|peer| peer.not_at(region));
         let recently = self
             .core
