@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use tokio::sync::{mpsc, oneshot};
 use warren_control_types::{DerpMap, DnsConfig};
 
-use super::Message;
 use super::engine_task::EngineTask;
+use super::{Inbox, Message};
 use crate::localapi::backend::{Backend, BackendError, Reply};
 use crate::localapi::metrics::Metric;
 use crate::localapi::notify::{Notify, NotifyMask};
@@ -22,12 +22,12 @@ pub type Request = dyn FnOnce(&mut EngineTask) + Send;
 /// Sends requests to the engine's task.
 #[derive(Clone)]
 pub struct EngineBackend {
-    engine: mpsc::UnboundedSender<Message>,
+    engine: Inbox,
 }
 
 impl EngineBackend {
     /// For the task that reads `engine`'s other end.
-    pub fn new(engine: mpsc::UnboundedSender<Message>) -> Self {
+    pub fn new(engine: Inbox) -> Self {
         Self { engine }
     }
 
@@ -39,7 +39,10 @@ impl EngineBackend {
         let stopping = || BackendError::Unavailable("the daemon is stopping".to_owned());
         let (reply, answer) = oneshot::channel();
         let request = Message::Request(Box::new(move |task| work(task, reply)));
-        self.engine.send(request).map_err(|_| stopping())?;
+        if self.engine.is_closed() {
+            return Err(stopping());
+        }
+        self.engine.tell(request);
         answer.await.map_err(|_| stopping())?
     }
 

@@ -22,7 +22,7 @@ use warren_dial::control::{ControlClient, ControlError, ServerUrl};
 use warren_keys::{DiscoPublic, Entropy as _, MachineSecret, NodeSecret};
 
 use super::entropy::SystemEntropy;
-use super::{Message, c2n};
+use super::{Inbox, Message, c2n};
 
 /// Longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -102,7 +102,7 @@ impl ControlSession {
         config: SessionConfig,
         dialer: Dialer,
         description: watch::Receiver<Description>,
-        engine: mpsc::UnboundedSender<Message>,
+        engine: Inbox,
     ) -> Self {
         let (pings, asked) = mpsc::unbounded_channel();
         let worker = Worker {
@@ -148,7 +148,7 @@ struct Worker {
     config: SessionConfig,
     dialer: Dialer,
     description: watch::Receiver<Description>,
-    engine: mpsc::UnboundedSender<Message>,
+    engine: Inbox,
     asked: mpsc::UnboundedReceiver<PingRequest>,
 }
 
@@ -347,7 +347,7 @@ impl Worker {
 
     fn tell(&self, event: ControlEvent) {
         // The engine ends after us.
-        drop(self.engine.send(Message::Control(event)));
+        self.engine.tell(Message::Control(event));
     }
 }
 

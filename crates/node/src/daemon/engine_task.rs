@@ -28,7 +28,7 @@ use super::pump::{OutCommand, Pump, Shared};
 use super::relays::Relays;
 use super::state::{Login, StateFolder};
 use super::status::{self, Surroundings};
-use super::{Message, wall_clock};
+use super::{Inbox, Message, Outbox, wall_clock};
 use crate::localapi::backend::{BackendError, Reply};
 use crate::localapi::go_json::GoTime;
 use crate::localapi::metrics::{Metric, MetricKind};
@@ -71,7 +71,7 @@ pub struct Parts {
     /// For the control session.
     pub dialer: Dialer,
     /// The task's own inbox, for those it starts.
-    pub inbox: mpsc::UnboundedSender<Message>,
+    pub inbox: Inbox,
     /// The network around.
     pub link: LinkState,
     /// The key of the engine, when nobody is logged in yet.
@@ -98,7 +98,7 @@ pub struct EngineTask {
     engine: Engine,
     state: StateFolder,
     dialer: Dialer,
-    inbox: mpsc::UnboundedSender<Message>,
+    inbox: Inbox,
     link: LinkState,
     candidate_key: NodeSecret,
     rebind: Box<dyn Fn() -> std::io::Result<warren_host::udp::UdpPair> + Send>,
@@ -160,7 +160,7 @@ impl EngineTask {
     /// as it was before.
     pub async fn run(
         mut self,
-        mut messages: mpsc::UnboundedReceiver<Message>,
+        mut messages: Outbox,
         mut outcomes: mpsc::UnboundedReceiver<Outcome>,
     ) {
         self.wake_up();
@@ -173,7 +173,7 @@ impl EngineTask {
             ];
             let deadline = due.into_iter().flatten().fold(sample, Instant::min);
             tokio::select! {
-                message = messages.recv() => match message {
+                message = messages.next() => match message {
                     None | Some(Message::Stop) => break,
                     Some(message) => self.handle(message),
                 },
@@ -284,7 +284,7 @@ impl EngineTask {
                         let addresses = found
                             .map(|addresses| addresses.map(|address| address.ip()).collect())
                             .unwrap_or_default();
-                        drop(inbox.send(Message::Resolved(name, addresses)));
+                        inbox.tell(Message::Resolved(name, addresses));
                     });
                 }
                 Output::View(view) => self.shared.publish(view),

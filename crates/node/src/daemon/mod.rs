@@ -34,6 +34,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use warren_control_types::RegionId;
 use warren_host::link::LinkChange;
 use warren_keys::{DiscoPublic, NodePublic};
@@ -43,6 +44,70 @@ use crate::cli::DaemonArgs;
 
 pub use start::{DaemonError, DaemonOptions, clean_up, run};
 pub use state::{StateError, StateFolder};
+
+/// Datagrams that may wait for the engine. Strangers can send any number: what
+/// is too much is dropped, as a full socket would.
+const WAITING_DATAGRAMS: usize = 2048;
+
+/// The way to the engine's task.
+#[derive(Clone)]
+pub struct Inbox {
+    /// What we say ourselves; its rate is ours.
+    messages: mpsc::UnboundedSender<Message>,
+    /// What comes from the network; its rate is not.
+    datagrams: mpsc::Sender<Message>,
+}
+
+/// The other end of an [`Inbox`].
+pub struct Outbox {
+    messages: mpsc::UnboundedReceiver<Message>,
+    datagrams: mpsc::Receiver<Message>,
+}
+
+impl Inbox {
+    /// Both ends.
+    pub fn new() -> (Self, Outbox) {
+        let (messages, from_us) = mpsc::unbounded_channel();
+        let (datagrams, from_network) = mpsc::channel(WAITING_DATAGRAMS);
+        let inbox = Self {
+            messages,
+            datagrams,
+        };
+        (
+            inbox,
+            Outbox {
+                messages: from_us,
+                datagrams: from_network,
+            },
+        )
+    }
+
+    /// Hands over a message. The engine ends after everybody who could send
+    /// one, so a message that is not taken is nobody's loss.
+    pub fn tell(&self, message: Message) {
+        drop(self.messages.send(message));
+    }
+
+    /// Hands over something from the network, unless too much waits already.
+    pub fn offer(&self, datagram: Message) {
+        drop(self.datagrams.try_send(datagram));
+    }
+
+    /// Whether the engine has ended.
+    pub fn is_closed(&self) -> bool {
+        self.messages.is_closed()
+    }
+}
+
+impl Outbox {
+    /// The next of either kind; `None` when nobody can send any more.
+    pub async fn next(&mut self) -> Option<Message> {
+        tokio::select! {
+            message = self.messages.recv() => message,
+            Some(datagram) = self.datagrams.recv() => Some(datagram),
+        }
+    }
+}
 
 /// Something for the engine's task to look at.
 pub enum Message {

@@ -30,8 +30,8 @@ use warren_node_core::dataplane::{
 };
 use warren_tunnel::{PeerIndex, Source};
 
-use super::Message;
 use super::relays::{RelayInbox, RelayPorts};
+use super::{Inbox, Message};
 
 /// TUN reads before what they gave is sent: enough to fill the send buffer,
 /// few enough that the first does not wait long.
@@ -125,7 +125,7 @@ impl Pump {
     /// When the system gives no more threads.
     pub fn start(
         shared: Arc<Shared>,
-        engine: UnboundedSender<Message>,
+        engine: Inbox,
         dns: UnboundedSender<Vec<u8>>,
         ports: Arc<RelayPorts>,
         inbox: RelayInbox,
@@ -168,7 +168,7 @@ impl Drop for Pump {
 
 struct OutSide<'a> {
     shared: &'a Shared,
-    engine: &'a UnboundedSender<Message>,
+    engine: &'a Inbox,
     dns: &'a UnboundedSender<Vec<u8>>,
     ports: &'a RelayPorts,
 }
@@ -215,17 +215,17 @@ impl OutSink for OutSide<'_> {
             // Not connected yet: the engine's task opens the connection, and
             // the packets wait there.
             for datagram in datagrams {
-                drop(self.engine.send(Message::RelayData {
+                self.engine.offer(Message::RelayData {
                     region: send.region,
                     to: send.to,
                     packet: datagram.to_vec(),
-                }));
+                });
             }
         }
     }
 
     fn need_session(&mut self, peer: PeerIndex) {
-        drop(self.engine.send(Message::NeedSession(peer)));
+        self.engine.tell(Message::NeedSession(peer));
     }
 
     fn local(&mut self, packet: &[u8]) {
@@ -267,7 +267,7 @@ impl OutSide<'_> {
 
 fn run_out(
     shared: &Shared,
-    engine: &UnboundedSender<Message>,
+    engine: &Inbox,
     dns: &UnboundedSender<Vec<u8>>,
     ports: &RelayPorts,
     orders: &mpsc::Receiver<OutCommand>,
@@ -337,13 +337,13 @@ fn run_out(
 
 struct InSide<'a> {
     shared: &'a Shared,
-    engine: &'a UnboundedSender<Message>,
+    engine: &'a Inbox,
     commands: mpsc::Sender<OutCommand>,
 }
 
 impl InSide<'_> {
     fn tell(&self, message: Message) {
-        drop(self.engine.send(message));
+        self.engine.tell(message);
     }
 }
 
@@ -354,7 +354,7 @@ impl InSink for InSide<'_> {
 
     fn control(&mut self, from: Source, datagram: &[u8]) {
         let packet = datagram.to_vec();
-        self.tell(match from {
+        self.engine.offer(match from {
             Source::Udp(from) => Message::Udp { from, packet },
             Source::Relay { region, key } => Message::RelayPacket {
                 region: warren_control_types::RegionId(region),
@@ -399,7 +399,7 @@ impl InSink for InSide<'_> {
 
 fn run_in(
     shared: &Shared,
-    engine: &UnboundedSender<Message>,
+    engine: &Inbox,
     commands: mpsc::Sender<OutCommand>,
     mut inbox: RelayInbox,
 ) {

@@ -20,7 +20,7 @@ use warren_host::wake::Waker;
 use warren_keys::{NodePublic, NodeSecret};
 use warren_wire::wireguard::is_transport;
 
-use super::Message;
+use super::{Inbox, Message};
 
 /// Packets that wait for a connection that is being made.
 const WAITING_PACKETS: usize = 256;
@@ -111,7 +111,7 @@ pub struct Relays {
     home: Option<RegionId>,
     connections: BTreeMap<RegionId, Connection>,
     ports: Arc<RelayPorts>,
-    engine: mpsc::UnboundedSender<Message>,
+    engine: Inbox,
     inbox: mpsc::Sender<RelayBatch>,
     waker: Arc<Waker>,
 }
@@ -121,7 +121,7 @@ impl Relays {
     pub fn new(
         dialer: Dialer,
         node_key: NodeSecret,
-        engine: mpsc::UnboundedSender<Message>,
+        engine: Inbox,
         waker: Arc<Waker>,
     ) -> (Self, RelayInbox) {
         let (inbox, batches) = mpsc::channel(INBOX_BATCHES);
@@ -168,7 +168,7 @@ impl Relays {
         self.map = map.clone();
         for region in changed {
             self.close(region);
-            drop(self.engine.send(Message::RelayDown(region)));
+            self.engine.tell(Message::RelayDown(region));
         }
     }
 
@@ -178,7 +178,7 @@ impl Relays {
             return;
         }
         let Some(definition) = self.map.regions.get(&region).cloned() else {
-            drop(self.engine.send(Message::RelayDown(region)));
+            self.engine.tell(Message::RelayDown(region));
             return;
         };
         let port = Arc::new(RelayPort::new());
@@ -244,7 +244,7 @@ impl Relays {
             {
                 match https_latency(&dialer, node, &ConnectOptions::default()).await {
                     Ok((latency, _)) => {
-                        drop(engine.send(Message::RelayLatency(region, latency)));
+                        engine.tell(Message::RelayLatency(region, latency));
                         return;
                     }
                     Err(error) => tracing::debug!(node = node.name, %error, "no latency"),
@@ -278,7 +278,7 @@ struct Task {
     definition: DerpRegion,
     options: ConnectOptions,
     port: Arc<RelayPort>,
-    engine: mpsc::UnboundedSender<Message>,
+    engine: Inbox,
     inbox: mpsc::Sender<RelayBatch>,
     waker: Arc<Waker>,
 }
@@ -301,7 +301,7 @@ impl Task {
             }
         };
         tracing::debug!(region = region.0, reason = ended, "relay connection ended");
-        drop(self.engine.send(Message::RelayDown(region)));
+        self.engine.tell(Message::RelayDown(region));
     }
 
     /// Hands on what comes, until the connection ends; returns why.
@@ -332,7 +332,7 @@ impl Task {
     }
 }
 
-fn sort(event: Event<'_>, batch: &mut RelayBatch, engine: &mpsc::UnboundedSender<Message>) {
+fn sort(event: Event<'_>, batch: &mut RelayBatch, engine: &Inbox) {
     let region = batch.region;
     let message = match event {
         Event::Packet { from, packet } if is_transport(packet) => {
@@ -340,11 +340,15 @@ fn sort(event: Event<'_>, batch: &mut RelayBatch, engine: &mpsc::UnboundedSender
             batch.packets.push((from, packet.len()));
             return;
         }
-        Event::Packet { from, packet } => Message::RelayPacket {
-            region,
-            from,
-            packet: packet.to_vec(),
-        },
+        Event::Packet { from, packet } => {
+            let packet = packet.to_vec();
+            engine.offer(Message::RelayPacket {
+                region,
+                from,
+                packet,
+            });
+            return;
+        }
         Event::Connected(_) => Message::RelayUp(region),
         Event::PeerGone { key, .. } => Message::RelayPeerGone { region, peer: key },
         Event::Restarting { .. } => Message::RelayDown(region),
@@ -354,6 +358,5 @@ fn sort(event: Event<'_>, batch: &mut RelayBatch, engine: &mpsc::UnboundedSender
         }
         Event::Health(None) | Event::PeerPresent { .. } | Event::Pong(_) => return,
     };
-    // The engine ends after all relays; a message too many is nobody's loss.
-    drop(engine.send(message));
+    engine.tell(message);
 }

@@ -25,7 +25,7 @@ use super::host_task::Host;
 use super::pump::{Pump, Shared};
 use super::relays::Relays;
 use super::state::{StateError, StateFolder};
-use super::{Message, magic_dns};
+use super::{Inbox, Message, magic_dns};
 use crate::localapi::server;
 
 /// How a daemon is told to run.
@@ -105,7 +105,7 @@ pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
         .await
         .map_err(system("cannot watch the network interfaces"))?;
 
-    let (inbox, messages) = mpsc::unbounded_channel();
+    let (inbox, messages) = Inbox::new();
     let candidate_key = NodeSecret::generate(&mut SystemEntropy);
     let node_key = state
         .login
@@ -159,7 +159,8 @@ pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
     tokio::spawn(async move {
         loop {
             let change = links.next().await;
-            if watcher.send(Message::Link(change)).is_err() {
+            watcher.tell(Message::Link(change));
+            if watcher.is_closed() {
                 return;
             }
         }
@@ -167,7 +168,7 @@ pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
     let stopper = inbox.clone();
     tokio::spawn(async move {
         stop_signal().await;
-        drop(stopper.send(Message::Stop));
+        stopper.tell(Message::Stop);
     });
 
     if state.prefs.control_url.is_empty() {
