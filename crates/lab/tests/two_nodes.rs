@@ -145,6 +145,7 @@ fn names_resolve_and_the_resolver_file_is_given_back() {
     })
     .unwrap();
     assert_eq!(page.trim(), "hello from bob");
+    dig_agrees(&alice, &bob);
     let resolv = |node: &Node| node.host().run("cat", &["/etc/resolv.conf"]).unwrap();
     assert!(resolv(&alice).contains("100.100.100.100"));
     alice.daemon().stop().unwrap();
@@ -155,6 +156,35 @@ fn names_resolve_and_the_resolver_file_is_given_back() {
         "policy rules must be gone:\n{rules}"
     );
     drop(tailnet);
+}
+
+/// A program that nobody here wrote reads the answers.
+fn dig_agrees(alice: &Node, bob: &Node) {
+    let dig = |arguments: &[&str]| {
+        let all = [&["+short", "+time=2", "+tries=1"], arguments].concat();
+        alice
+            .host()
+            .run("dig", &all)
+            .map(|text| text.trim().to_owned())
+    };
+    if dig(&["-v"]).is_err() {
+        support::skip::<()>("dig is not installed: its part of the test is left out");
+        return;
+    }
+    let (v4, v6) = (
+        address(bob, false).to_string(),
+        address(bob, true).to_string(),
+    );
+    assert_eq!(dig(&["bob.warren.internal", "A"]).unwrap(), v4);
+    assert_eq!(dig(&["BOB.warren.internal", "A"]).unwrap(), v4);
+    assert_eq!(dig(&["-x", &v4]).unwrap(), "bob.warren.internal.");
+    assert_eq!(dig(&["-x", &v6]).unwrap(), "bob.warren.internal.");
+    assert_eq!(dig(&["nobody.warren.internal", "A"]).unwrap(), "");
+    // Nothing is served over TCP, and a client learns so at once.
+    let refused = dig(&["+tcp", "bob.warren.internal", "A"])
+        .unwrap_err()
+        .to_string();
+    assert!(refused.contains("refused"), "{refused}");
 }
 
 #[test]

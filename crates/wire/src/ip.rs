@@ -25,6 +25,7 @@
 pub mod checksum;
 pub mod icmp;
 mod parse;
+pub mod tcp;
 pub mod tsmp;
 pub mod udp;
 

@@ -5,8 +5,9 @@
 //! nothing can be in the way and nothing is reachable from outside. What is to
 //! be forwarded goes out through ordinary sockets.
 //!
-//! UDP only: answers of our own always fit, and a forwarded answer that does
-//! not is cut off with the TC bit set, as the upstream did.
+//! UDP only so far: answers of our own always fit, and a forwarded answer that
+//! does not is cut off with the TC bit set, as the upstream did. A connection
+//! attempt over TCP is refused, so that nobody waits for it.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -21,7 +22,7 @@ use warren_dns::{
     Transport, is_service,
 };
 use warren_node_core::dataplane::VNET_HDR_LEN;
-use warren_wire::ip::{IpPacket, udp};
+use warren_wire::ip::{IpPacket, tcp, udp};
 
 use super::entropy::SystemEntropy;
 use super::pump::Shared;
@@ -118,6 +119,9 @@ impl Server {
         let Ok(packet) = IpPacket::parse(packet) else {
             return;
         };
+        if let Some(reset) = tcp::reset_for(&packet) {
+            self.write(&reset);
+        }
         let Some(query) = packet.udp_payload() else {
             return;
         };
@@ -148,10 +152,14 @@ impl Server {
         let Ok(packet) = udp::packet(asked, client, answer) else {
             return;
         };
-        let mut frame = vec![0; VNET_HDR_LEN];
-        frame.extend_from_slice(&packet);
+        self.write(&packet);
+    }
+
+    /// Writes a packet to the tunnel device, with an empty virtio header.
+    fn write(&self, packet: &[u8]) {
+        let frame = [&[0; VNET_HDR_LEN], packet].concat();
         if let Err(error) = self.shared.tun.write(&frame) {
-            tracing::debug!(%error, "a DNS answer was not delivered");
+            tracing::debug!(%error, "an answer was not delivered");
         }
     }
 
