@@ -16,6 +16,10 @@ pub enum Kind {
     Warren,
     /// `tailscaled`, driven by `tailscale`.
     Tailscale,
+    /// `tailscaled` that speaks to relays over WebSocket. The released one has
+    /// that only in browsers; a build with the tag `ts_debug_websockets` is
+    /// looked for under the name `tailscaled-websocket`.
+    TailscaleWebSocket,
 }
 
 impl Kind {
@@ -24,6 +28,9 @@ impl Kind {
         match self {
             Self::Warren => ours("warren").is_ok(),
             Self::Tailscale => foreign("tailscaled").is_some() && foreign("tailscale").is_some(),
+            Self::TailscaleWebSocket => {
+                foreign("tailscaled-websocket").is_some() && foreign("tailscale").is_some()
+            }
         }
     }
 }
@@ -64,7 +71,7 @@ impl Node {
                 "--port=41641".to_owned(),
                 "--tun=warren0".to_owned(),
             ],
-            Kind::Tailscale => vec![
+            Kind::Tailscale | Kind::TailscaleWebSocket => vec![
                 format!("--statedir={folder}"),
                 format!("--socket={folder}/s.sock"),
                 "--port=41641".to_owned(),
@@ -124,7 +131,9 @@ impl Node {
     pub fn cli(&self, arguments: &[&str]) -> Result<String, LabError> {
         let binary = match self.kind {
             Kind::Warren => ours("warren")?,
-            Kind::Tailscale => missing(foreign("tailscale"), "tailscale")?,
+            Kind::Tailscale | Kind::TailscaleWebSocket => {
+                missing(foreign("tailscale"), "tailscale")?
+            }
         };
         let socket = format!("--socket={}/node/s.sock", self.host.folder().display());
         let mut all = vec![socket.as_str()];
@@ -247,20 +256,26 @@ impl Node {
 }
 
 fn start_daemon(host: &Host, kind: Kind, arguments: &[String]) -> Result<Program, LabError> {
-    match kind {
-        Kind::Warren => Program::start(host, "warren", &ours("warren")?, arguments, &[]),
-        Kind::Tailscale => Program::start(
-            host,
+    let quiet = [
+        ("TS_NO_LOGS_NO_SUPPORT", "true"),
+        ("TS_DEBUG_FIREWALL_MODE", "nftables"),
+        ("TS_DISABLE_PORTMAPPER", "true"),
+        ("TS_DEBUG_DERP_WS_CLIENT", "true"),
+    ];
+    let (name, binary, environment) = match kind {
+        Kind::Warren => ("warren", ours("warren")?, [].as_slice()),
+        Kind::Tailscale => (
             "tailscaled",
-            &missing(foreign("tailscaled"), "tailscaled")?,
-            arguments,
-            &[
-                ("TS_NO_LOGS_NO_SUPPORT", "true"),
-                ("TS_DEBUG_FIREWALL_MODE", "nftables"),
-                ("TS_DISABLE_PORTMAPPER", "true"),
-            ],
+            missing(foreign("tailscaled"), "tailscaled")?,
+            &quiet[..3],
         ),
-    }
+        Kind::TailscaleWebSocket => (
+            "tailscaled",
+            missing(foreign("tailscaled-websocket"), "tailscaled-websocket")?,
+            &quiet[..],
+        ),
+    };
+    Program::start(host, name, &binary, arguments, environment)
 }
 
 fn missing(found: Option<std::path::PathBuf>, name: &str) -> Result<std::path::PathBuf, LabError> {

@@ -9,6 +9,9 @@ use crate::network::{Host, LabError};
 use crate::program::{Program, foreign, ours};
 use crate::wait::{PATIENCE, until};
 
+/// Where the lab's relays of ours serve their metrics.
+const METRICS_PORT: u16 = 9090;
+
 /// A running `warren-control`.
 pub struct Control {
     host: Host,
@@ -72,6 +75,11 @@ impl Control {
                 Ok(()) => self.cli(&["users", "list", "--json"]).map(|_| Ok(())),
             }
         })?
+    }
+
+    /// The host it runs on.
+    pub fn host(&self) -> &Host {
+        &self.host
     }
 
     /// The address nodes are given.
@@ -337,6 +345,9 @@ pub enum RelayKind {
 pub struct Relay {
     host: Host,
     program: Program,
+    name: &'static str,
+    binary: std::path::PathBuf,
+    arguments: Vec<String>,
     region: u16,
     entry: Value,
 }
@@ -351,26 +362,18 @@ impl Relay {
         let address = host.address();
         let folder = host.folder().join("relay");
         std::fs::create_dir_all(&folder)?;
-        let (program, arguments) = match kind {
+        let (name, binary, arguments) = match kind {
             RelayKind::Warren => {
                 let arguments = vec![
                     "serve".to_owned(),
                     format!("--listen={address}:443"),
                     format!("--stun-listen={address}:3478"),
+                    format!("--metrics-listen={address}:{METRICS_PORT}"),
                     "--tls=self-signed".to_owned(),
                     format!("--hostname={address}"),
                     format!("--state-dir={}", folder.display()),
                 ];
-                (
-                    Program::start(
-                        host,
-                        "warren-relay",
-                        &ours("warren-relay")?,
-                        &arguments,
-                        &[],
-                    )?,
-                    arguments,
-                )
+                ("warren-relay", ours("warren-relay")?, arguments)
             }
             RelayKind::Derper => {
                 let Some(binary) = foreign("derper") else {
@@ -387,16 +390,15 @@ impl Relay {
                     format!("-hostname={address}"),
                     format!("-c={}/derper.key", folder.display()),
                 ];
-                (
-                    Program::start(host, "derper", &binary, &arguments, &[])?,
-                    arguments,
-                )
+                ("derper", binary, arguments)
             }
         };
-        drop(arguments);
         let mut relay = Self {
             host: host.clone(),
-            program,
+            program: Program::start(host, name, &binary, &arguments, &[])?,
+            name,
+            binary,
+            arguments,
             region,
             entry: Value::Null,
         };
@@ -426,13 +428,57 @@ impl Relay {
             "CertName": pin,
             "STUNPort": 3478,
         });
-        let https = SocketAddr::new(address, 443);
+        relay.wait_until_it_listens()?;
+        Ok(Some(relay))
+    }
+
+    fn wait_until_it_listens(&self) -> Result<(), LabError> {
+        let https = SocketAddr::new(self.host.address(), 443);
         until("the relay to listen", PATIENCE, || {
-            relay.host.inside(move || {
+            self.host.inside(move || {
                 std::net::TcpStream::connect_timeout(&https, Duration::from_secs(1))
             })
+        })
+        .map(drop)
+    }
+
+    /// Starts the relay again, with its key and certificate, after it was
+    /// stopped or killed.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn restart(&mut self) -> Result<(), LabError> {
+        self.program = Program::start(&self.host, self.name, &self.binary, &self.arguments, &[])?;
+        self.wait_until_it_listens()
+    }
+
+    /// The host it runs on.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// One of the numbers that our relay counts, by its name without
+    /// `warren_relay_`.
+    ///
+    /// # Errors
+    /// When the relay does not answer or counts no such thing.
+    pub fn counter(&self, name: &str) -> Result<u64, LabError> {
+        let address = SocketAddr::new(self.host.address(), METRICS_PORT);
+        let page = self.host.inside(move || {
+            use std::io::{Read as _, Write as _};
+            let mut stream = std::net::TcpStream::connect_timeout(&address, PATIENCE)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream
+                .write_all(b"GET /metrics HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n\r\n")?;
+            let mut page = String::new();
+            stream.read_to_string(&mut page)?;
+            Ok::<_, std::io::Error>(page)
         })?;
-        Ok(Some(relay))
+        let prefix = format!("warren_relay_{name} ");
+        let value = page.lines().find_map(|line| line.strip_prefix(&prefix));
+        value
+            .and_then(|value| value.trim().parse().ok())
+            .ok_or_else(|| LabError::new(format!("the relay does not count {name}:\n{page}")))
     }
 
     /// Its region in a DERP map.

@@ -29,6 +29,10 @@ pub fn installed(kind: Kind) -> Option<()> {
             "our own binaries are not built (cargo build --profile lab --workspace --bins)"
         }
         Kind::Tailscale => "tailscale and tailscaled are neither in $WARREN_PEERS nor in PATH",
+        Kind::TailscaleWebSocket => {
+            "tailscaled-websocket (tailscaled built with the tag ts_debug_websockets) is neither in \
+             $WARREN_PEERS nor in PATH"
+        }
     })
 }
 
@@ -93,7 +97,7 @@ pub fn more(kind: Kind) -> &'static [&'static str] {
     match kind {
         Kind::Warren => &[],
         // Its resolver set-up wants a whole distribution around it.
-        Kind::Tailscale => &["--accept-dns=false"],
+        Kind::Tailscale | Kind::TailscaleWebSocket => &["--accept-dns=false"],
     }
 }
 
