@@ -17,7 +17,7 @@ use warren_control_types::RegionId;
 use warren_keys::{DiscoSecret, NodePublic};
 use warren_node_core::dataplane::{DropReason, VnetHdr};
 use warren_paths::Destination;
-use warren_tunnel::Source;
+use warren_tunnel::{PeerIndex, Source};
 use warren_wire::ip::icmp::{self, Echo};
 use warren_wire::ip::{IpPacket, Parsed, Protocol, tsmp, udp};
 
@@ -226,6 +226,39 @@ fn bad_datagrams_in_a_train_do_not_stop_it() {
     assert_eq!(pair.drops[1].get(DropReason::UnknownSession), 1);
     assert_eq!(pair.drops[1].get(DropReason::Replayed), 1);
     assert_eq!(pair.host.control.len(), 1);
+}
+
+#[test]
+fn an_exit_node_speaks_for_the_internet_but_for_no_other_peer() {
+    let own = addresses(1)[0];
+    for (source, accepted) in [
+        (own, true),
+        ("192.0.2.77".parse().unwrap(), true),
+        ("100.64.0.9".parse().unwrap(), false),
+        ("10.1.2.3".parse().unwrap(), false),
+    ] {
+        let mut pair = Pair::new();
+        let everything = "0.0.0.0/0".parse().unwrap();
+        let mut view = support::with_peer(&pair.views[1], |peer| {
+            peer.allowed_sources.push(everything);
+        });
+        let other = PeerIndex(7);
+        let mut routes = (*view.routes).clone();
+        routes.insert(everything, PEER);
+        routes.insert("100.64.0.9/32".parse().unwrap(), other);
+        routes.insert("10.0.0.0/8".parse().unwrap(), other);
+        view.routes = Arc::new(routes);
+        pair.views[1] = view;
+        let std::net::IpAddr::V4(v4) = source else {
+            unreachable!("a literal of this test")
+        };
+        let mut packet = datagram(10).build();
+        packet[12..16].copy_from_slice(&v4.octets());
+        pair.send(&plain(&packet));
+        pair.cross();
+        let refused = pair.drops[1].get(DropReason::WrongSource);
+        assert_eq!(refused, u64::from(!accepted), "{source}");
+    }
 }
 
 #[test]

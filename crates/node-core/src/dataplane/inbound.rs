@@ -148,7 +148,7 @@ impl Inbound {
         let packet = IpPacket::parse(packet).map_err(|_| DropReason::MalformedInner)?;
         let parsed = *packet.parsed();
         peer.counters.received(1, parsed.total_len as u64, at);
-        if !peer.allows_source(parsed.src) {
+        if !view.allows_source(peer, parsed.src) {
             return Err(DropReason::WrongSource);
         }
         if parsed.protocol == Protocol::TSMP {

@@ -60,24 +60,14 @@ pub struct PeerView {
     pub session: Option<Arc<Session>>,
     /// Which way packets take. With `Destination::None` packets wait.
     pub destination: Destination,
-    /// Prefixes the peer may use as source. Single addresses first makes the
+    /// Prefixes the peer may use as source, unless a longer one of another peer
+    /// holds it: see [`View::allows_source`]. Single addresses first makes the
     /// usual check one comparison.
     pub allowed_sources: Vec<IpNet>,
     /// Whether the peer may only answer: the strict filter applies to it.
     pub jailed: bool,
     /// Counters shared by all views of this peer.
     pub counters: Arc<PeerCounters>,
-}
-
-impl PeerView {
-    /// Whether packets from this peer may carry `source` as inner source
-    /// address (cryptokey routing).
-    #[inline]
-    pub fn allows_source(&self, source: IpAddr) -> bool {
-        self.allowed_sources
-            .iter()
-            .any(|prefix| prefix.contains(&source))
-    }
 }
 
 /// A session packets may arrive on.
@@ -125,6 +115,21 @@ impl View {
     #[inline]
     pub fn peer(&self, index: PeerIndex) -> Option<&Arc<PeerView>> {
         self.peers.get(usize::try_from(index.0).ok()?)?.as_ref()
+    }
+
+    /// Whether packets from `peer` may carry `source` as inner source address
+    /// (cryptokey routing): the longest prefix that holds it must be `peer`'s.
+    /// An exit node, whose prefix holds every address, may thus speak for the
+    /// internet but not for another peer.
+    #[inline]
+    pub fn allows_source(&self, peer: &PeerView, source: IpAddr) -> bool {
+        let mut allowed = peer.allowed_sources.iter();
+        match allowed.find(|prefix| prefix.contains(&source)) {
+            None => false,
+            // Nothing is longer than a single address.
+            Some(prefix) if prefix.prefix_len() == prefix.max_prefix_len() => true,
+            Some(_) => self.routes.lookup(source) == Some(peer.index),
+        }
     }
 
     /// The filter that applies to `peer`.
