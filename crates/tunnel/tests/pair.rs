@@ -239,6 +239,23 @@ fn load_is_survived_by_cookies() {
 }
 
 #[test]
+fn strangers_without_our_key_make_no_load() {
+    let mut pair = Pair::new(12);
+    let initiation = pair_take(&mut pair, 0);
+    let (now, wall) = (pair.now, pair.wall);
+    let side = &mut pair.sides[1];
+    let mut forged = initiation.clone();
+    forged[50] ^= 1;
+    for _ in 0..2_000 {
+        side.receive(now, wall, source(1), forged.clone());
+    }
+    assert_eq!(side.handshakes.counters().bad_mac, 2_000);
+    side.receive(now, wall, source(1), initiation);
+    assert_eq!(side.handshakes.counters().responses_sent, 1);
+    assert_eq!(side.handshakes.counters().cookies_sent, 0);
+}
+
+#[test]
 fn replayed_and_forged_handshakes_are_dropped_and_counted() {
     let mut pair = Pair::new(11);
     let initiation = pair_take(&mut pair, 0);
