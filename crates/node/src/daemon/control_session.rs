@@ -8,7 +8,7 @@
 //! packets: every message of the stream goes to the engine as it is.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
@@ -28,6 +28,9 @@ use super::{Inbox, Message, c2n};
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// Longest silence of a map stream: twice the keepalives and some.
 const WATCHDOG: Duration = Duration::from_secs(120);
+/// A stream that stood for less was no success: somebody else with our keys may
+/// be taking it away from us each time, or the server may be refusing.
+const STABLE: Duration = Duration::from_secs(10);
 /// A logout is a register with an end in the past; this is the moment that
 /// other clients use.
 const LOGGED_OUT_AT: i64 = 123;
@@ -156,7 +159,7 @@ struct Worker {
 enum End {
     /// Try again after a pause.
     Again,
-    /// A stream stood and broke: try again soon.
+    /// A stream stood for a while and broke: try again at once.
     Broken,
     /// Nothing more to do.
     Done,
@@ -311,19 +314,24 @@ impl Worker {
             self.tell(ControlEvent::Trouble(error.to_string()));
         }
         self.tell(ControlEvent::StreamBegins);
+        let begun = Instant::now();
+        let broken = || match begun.elapsed() {
+            long if long >= STABLE => End::Broken,
+            _ => End::Again,
+        };
         loop {
             tokio::select! {
                 message = stream.next() => match message {
                     Ok(Some(message)) => self.tell(ControlEvent::Map(Box::new(message))),
                     Err(error) => {
                         self.tell(ControlEvent::Trouble(error.to_string()));
-                        return End::Broken;
+                        return broken();
                     }
                     Ok(None) => {
                         self.tell(ControlEvent::Trouble(
                             "the coordination server ended the map stream".to_owned(),
                         ));
-                        return End::Broken;
+                        return broken();
                     }
                 },
                 changed = self.description.changed() => {
