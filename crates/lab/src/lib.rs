@@ -21,6 +21,7 @@
 //! The lab never fakes a component: what it cannot start it reports as
 //! missing, and the test skips visibly.
 
+pub mod bench;
 pub mod demo;
 mod namespace;
 mod nat;

@@ -1,8 +1,10 @@
-//! `warren-lab`: the demonstration, and the helpers its hosts run.
+//! `warren-lab`: the demonstration, the bench, and the helpers its hosts run.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
+use warren_lab::bench::{JoinOptions, Pair, Servers};
 
 /// A private network in miniature, on this machine.
 #[derive(Parser)]
@@ -21,6 +23,11 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// Measures, and asserts nothing.
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
     /// Opens http://NAME/ and prints the page.
     #[command(hide = true)]
     Fetch {
@@ -29,9 +36,46 @@ enum Command {
     },
 }
 
+#[derive(Subcommand)]
+enum Bench {
+    /// From joining to the first reply and to the direct path, ours and real.
+    Join(Join),
+}
+
+#[derive(Args)]
+struct Join {
+    /// How often every pair is measured.
+    #[arg(long, default_value_t = 3)]
+    rounds: u32,
+    /// Pairs of places: open, cone, easy, cgnat, fw, hard, noudp.
+    #[arg(long, value_delimiter = ',', default_values_t = Pair::USUAL)]
+    pairs: Vec<Pair>,
+    /// Real clients get Headscale and derper instead of our servers.
+    #[arg(long)]
+    reference_servers: bool,
+    /// The hosts have IPv6 too.
+    #[arg(long)]
+    ipv6: bool,
+    /// Leaves the real clients out.
+    #[arg(long)]
+    ours_only: bool,
+    /// Seconds that a direct path is waited for.
+    #[arg(long, default_value_t = 20)]
+    limit: u64,
+    /// Seconds that a node is idle before its memory is read.
+    #[arg(long, default_value_t = 10)]
+    idle: u64,
+    /// Also writes every trial to this file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<std::path::PathBuf>,
+}
+
 fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Demo { keep } => demo(keep),
+        Command::Bench {
+            what: Bench::Join(join),
+        } => bench_join(join),
         Command::Fetch { name } => {
             report(warren_lab::web::fetch(&name).map(|page| print!("{page}")))
         }
@@ -52,6 +96,27 @@ fn demo(keep: bool) -> ExitCode {
         }
         other => report(other.map(drop)),
     }
+}
+
+fn bench_join(join: Join) -> ExitCode {
+    if !rustix::process::geteuid().is_root() {
+        return as_root_of_a_user_namespace();
+    }
+    let servers = if join.reference_servers {
+        Servers::Reference
+    } else {
+        Servers::Ours
+    };
+    report(warren_lab::bench::join(&JoinOptions {
+        rounds: join.rounds,
+        pairs: join.pairs,
+        servers,
+        ipv6: join.ipv6,
+        ours_only: join.ours_only,
+        limit: Duration::from_secs(join.limit),
+        idle: Duration::from_secs(join.idle),
+        json: join.json,
+    }))
 }
 
 fn report(result: Result<(), warren_lab::LabError>) -> ExitCode {

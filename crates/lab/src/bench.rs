@@ -1,0 +1,135 @@
+//! Measurements, as opposed to tests: nothing here passes or fails.
+//!
+//! `warren-lab bench join` asks what a person notices who brings up a network:
+//! how long until a node runs, until the first reply comes back through the
+//! tunnel, until the path is direct, and what is lost on the way. It asks our
+//! programs and the reference's in turns, in the same namespaces and in the
+//! same minutes, because a figure taken elsewhere or at another time says
+//! little on a machine that others use too.
+
+mod local_api;
+mod machine;
+mod places;
+mod report;
+mod trial;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::{Kind, LabError, foreign};
+
+pub use places::Pair;
+use report::Report;
+use trial::Trial;
+
+/// Whose servers and relays stand between two real clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Servers {
+    /// `warren-control` and `warren-relay`: both kinds of node meet the same
+    /// network, so a difference is a difference of the nodes.
+    Ours,
+    /// Headscale and `derper`: what the real client meets in the field.
+    Reference,
+}
+
+/// What to measure, and how often.
+#[derive(Debug, Clone)]
+pub struct JoinOptions {
+    /// Rounds; every pair is measured once per round and kind of node.
+    pub rounds: u32,
+    /// Which pairs of places.
+    pub pairs: Vec<Pair>,
+    /// What real clients are given.
+    pub servers: Servers,
+    /// Gives the hosts IPv6, which is often a way around the NAT.
+    pub ipv6: bool,
+    /// Only our nodes.
+    pub ours_only: bool,
+    /// How long a direct path is waited for.
+    pub limit: Duration,
+    /// How long a node has been idle when its memory is read.
+    pub idle: Duration,
+    /// Also writes every trial to this file.
+    pub json: Option<PathBuf>,
+}
+
+/// Runs the rounds and prints the table.
+///
+/// # Errors
+/// When nothing could be measured at all, or the file cannot be written.
+/// A trial that fails is reported and the rest goes on.
+pub fn join(options: &JoinOptions) -> Result<(), LabError> {
+    let mut kinds = vec![Kind::Warren];
+    match missing(options) {
+        _ if options.ours_only => {}
+        None => kinds.push(Kind::Tailscale),
+        Some(name) => println!(
+            "not measured: real clients ({name} is neither in ${} nor in PATH)\n",
+            crate::PEERS_VARIABLE
+        ),
+    }
+    let load = machine::load();
+    let mut trials: Vec<Trial> = Vec::new();
+    let mut failures: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
+    for round in 0..options.rounds {
+        for (index, pair) in options.pairs.iter().enumerate() {
+            // Memory takes a long wait and does not depend on the place.
+            let idle = (index == 0).then_some(options.idle);
+            let mut order = kinds.clone();
+            // Neither kind always gets the warm caches.
+            if round % 2 == 1 {
+                order.reverse();
+            }
+            for kind in order {
+                match trial::run(options, *pair, kind, idle) {
+                    Ok(trial) => {
+                        eprintln!("round {} {pair} {}: {trial}", round + 1, label(kind));
+                        trials.push(trial);
+                    }
+                    Err(error) => {
+                        eprintln!(
+                            "round {} {pair} {}: FAILED: {error}",
+                            round + 1,
+                            label(kind)
+                        );
+                        failures
+                            .entry(label(kind))
+                            .or_default()
+                            .push(format!("{pair}: {error}"));
+                    }
+                }
+            }
+        }
+    }
+    if trials.is_empty() {
+        return Err(LabError::new("every trial failed; the reasons are above"));
+    }
+    let report = Report {
+        options,
+        trials: &trials,
+        failures: &failures,
+        load: (load, machine::load()),
+    };
+    println!("{}", report.text());
+    if let Some(file) = &options.json {
+        std::fs::write(file, format!("{:#}\n", report.json()))?;
+    }
+    Ok(())
+}
+
+/// The first program that real-real trials lack.
+fn missing(options: &JoinOptions) -> Option<&'static str> {
+    let mut names = vec!["tailscaled", "tailscale"];
+    if options.servers == Servers::Reference {
+        names.extend(["headscale", "derper"]);
+    }
+    names.into_iter().find(|name| foreign(name).is_none())
+}
+
+fn label(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Warren => "ours",
+        Kind::Tailscale | Kind::TailscaleWebSocket => "real",
+    }
+}
