@@ -23,7 +23,7 @@ pub use places::Pair;
 use report::Report;
 use trial::Trial;
 
-/// Whose servers and relays stand between two real clients.
+/// Whose servers and relays stand between the two nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Servers {
     /// `warren-control` and `warren-relay`: both kinds of node meet the same
@@ -40,8 +40,11 @@ pub struct JoinOptions {
     pub rounds: u32,
     /// Which pairs of places.
     pub pairs: Vec<Pair>,
-    /// What real clients are given.
-    pub servers: Servers,
+    /// What our nodes are given.
+    pub ours_on: Servers,
+    /// What real clients are given. When it is not the same, a difference is
+    /// one of nodes and servers together and cannot be told apart.
+    pub real_on: Servers,
     /// Gives the hosts IPv6, which is often a way around the NAT.
     pub ipv6: bool,
     /// Only our nodes.
@@ -61,6 +64,13 @@ pub struct JoinOptions {
 /// A trial that fails is reported and the rest goes on.
 pub fn join(options: &JoinOptions) -> Result<(), LabError> {
     let mut kinds = vec![Kind::Warren];
+    if options.ours_on == Servers::Reference
+        && let Some(name) = ["headscale", "derper"]
+            .into_iter()
+            .find(|name| foreign(name).is_none())
+    {
+        return Err(LabError::new(format!("{name} is not installed")));
+    }
     match missing(options) {
         _ if options.ours_only => {}
         None => kinds.push(Kind::Tailscale),
@@ -121,7 +131,7 @@ pub fn join(options: &JoinOptions) -> Result<(), LabError> {
 /// The first program that real-real trials lack.
 fn missing(options: &JoinOptions) -> Option<&'static str> {
     let mut names = vec!["tailscaled", "tailscale"];
-    if options.servers == Servers::Reference {
+    if options.real_on == Servers::Reference {
         names.extend(["headscale", "derper"]);
     }
     names.into_iter().find(|name| foreign(name).is_none())

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use warren_lab::bench::{JoinOptions, Pair, Servers};
 
 /// A private network in miniature, on this machine.
@@ -42,6 +42,14 @@ enum Bench {
     Join(Join),
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Who {
+    /// The real clients; ratios then compare nodes and servers together.
+    Real,
+    /// Both kinds of node.
+    All,
+}
+
 #[derive(Args)]
 struct Join {
     /// How often every pair is measured.
@@ -50,9 +58,9 @@ struct Join {
     /// Pairs of places: open, cone, easy, cgnat, fw, hard, noudp.
     #[arg(long, value_delimiter = ',', default_values_t = Pair::USUAL)]
     pairs: Vec<Pair>,
-    /// Real clients get Headscale and derper instead of our servers.
-    #[arg(long)]
-    reference_servers: bool,
+    /// Who gets Headscale and derper instead of our servers.
+    #[arg(long, value_name = "WHO", value_enum)]
+    reference_servers: Option<Who>,
     /// The hosts have IPv6 too.
     #[arg(long)]
     ipv6: bool,
@@ -102,15 +110,18 @@ fn bench_join(join: Join) -> ExitCode {
     if !rustix::process::geteuid().is_root() {
         return as_root_of_a_user_namespace();
     }
-    let servers = if join.reference_servers {
-        Servers::Reference
-    } else {
-        Servers::Ours
+    let on = |reference: bool| {
+        if reference {
+            Servers::Reference
+        } else {
+            Servers::Ours
+        }
     };
     report(warren_lab::bench::join(&JoinOptions {
         rounds: join.rounds,
         pairs: join.pairs,
-        servers,
+        ours_on: on(join.reference_servers == Some(Who::All)),
+        real_on: on(join.reference_servers.is_some()),
         ipv6: join.ipv6,
         ours_only: join.ours_only,
         limit: Duration::from_secs(join.limit),

@@ -126,7 +126,7 @@ impl Report<'_> {
         let mut text = format!(
             "Machine: {}; load {} before, {} after\n\
              Rounds: {}, each trial with fresh hosts, servers and nodes; {}\n\
-             Servers: ours for our nodes; for real ones {}\n\
+             Servers: {} for our nodes, {} for real ones{}\n\
              Figures: median (least - most)\n\n",
             machine::describe(),
             self.load.0,
@@ -137,10 +137,13 @@ impl Report<'_> {
             } else {
                 "IPv4 only"
             },
-            match self.options.servers {
-                Servers::Ours => "the same (warren-control, warren-relay)",
-                Servers::Reference => "Headscale and derper",
-            }
+            servers(self.options.ours_on),
+            servers(self.options.real_on),
+            if self.options.ours_on == self.options.real_on {
+                ""
+            } else {
+                ": ratios compare nodes AND servers"
+            },
         );
         line(&mut text, ["pair", "what", "ours", "real", "ratio", "goal"]);
         let rule = "-".repeat(98);
@@ -241,14 +244,21 @@ impl Report<'_> {
             "load": [self.load.0, self.load.1],
             "rounds": self.options.rounds,
             "ipv6": self.options.ipv6,
-            "servers_of_real_nodes": match self.options.servers {
-                Servers::Ours => "ours",
-                Servers::Reference => "reference",
+            "servers": {
+                "ours": servers(self.options.ours_on),
+                "real": servers(self.options.real_on),
             },
             "program_bytes": { "ours": ours, "real": real },
             "trials": trials.collect::<Vec<_>>(),
             "failures": self.failures,
         })
+    }
+}
+
+fn servers(servers: Servers) -> &'static str {
+    match servers {
+        Servers::Ours => "warren-control and warren-relay",
+        Servers::Reference => "Headscale and derper",
     }
 }
 

@@ -97,9 +97,9 @@ pub fn run(
     idle: Option<Duration>,
 ) -> Result<Trial, LabError> {
     let servers = if kind == Kind::Warren {
-        Servers::Ours
+        options.ours_on
     } else {
-        options.servers
+        options.real_on
     };
     let host_options = HostOptions {
         ipv4_only: !options.ipv6,
