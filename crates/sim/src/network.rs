@@ -107,7 +107,7 @@ enum Target {
 #[derive(Debug)]
 enum Gateway {
     Root,
-    Nat(Nat),
+    Nat(Box<Nat>),
     Firewall(Firewall),
 }
 
@@ -241,7 +241,7 @@ impl Network {
         let dice = self.dice.fork();
         self.segment(
             parent,
-            Gateway::Nat(Nat::new(behaviour, outside, dice)),
+            Gateway::Nat(Box::new(Nat::new(behaviour, outside, dice))),
             false,
         )
     }

@@ -5,6 +5,7 @@
 //! it wants done is left in [`Node::acts`].
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -580,8 +581,8 @@ impl Node {
     }
 
     fn relay_connect(&mut self, region: RegionId) {
-        if !self.relays.contains_key(&region) {
-            self.relays.insert(region, RelayLink::new());
+        if let Entry::Vacant(place) = self.relays.entry(region) {
+            place.insert(RelayLink::new());
             self.acts.push(Act::DialRelay(region));
         }
     }

@@ -19,7 +19,7 @@ use crate::random::Dice;
 use crate::relay::{HALF_OPEN, Relay, RelayActs};
 use crate::stream::{Purpose, Side, StreamId, Streams};
 use crate::time::{Clock, Moment, Queue, secs};
-use crate::trace::Trace;
+use crate::trace::{self, Trace};
 
 const STUN_PORT: u16 = 3_478;
 /// How long a connection attempt to nowhere takes to fail.
@@ -186,6 +186,7 @@ pub struct Sim {
     flows: Vec<Flow>,
     forbidden: BTreeSet<(usize, usize)>,
     violations: Vec<String>,
+    narrates: bool,
     trace: Trace,
     dice: Dice,
 }
@@ -233,6 +234,7 @@ impl Sim {
             flows: Vec::new(),
             forbidden: BTreeSet::new(),
             violations: Vec::new(),
+            narrates: false,
             trace: Trace::default(),
             dice,
         }
@@ -424,16 +426,21 @@ impl Sim {
         if !self.nodes[node].is_running {
             return;
         }
-        let host = self.nodes[node].host;
-        let addresses = match self.network.is_plugged(host) {
-            true => self.network.addresses(host),
-            false => Vec::new(),
-        };
-        let at = self.present(node);
+        let (at, addresses) = (self.present(node), self.interfaces(node));
         for stream in self.nodes[node].link_changed(at, addresses) {
             self.half_open(stream);
         }
         self.after(node);
+    }
+
+    /// The addresses that a node's host has now.
+    fn interfaces(&self, node: usize) -> Vec<IpAddr> {
+        let host = self.nodes[node].host;
+        if self.network.is_plugged(host) {
+            self.network.addresses(host)
+        } else {
+            Vec::new()
+        }
     }
 
     /// A stream broke without a word: the client knows, the server finds out.
@@ -460,9 +467,16 @@ impl Sim {
     /// disco key and no sessions.
     pub fn start(&mut self, node: NodeIndex) {
         let at = self.present(node.0);
-        let addresses = self.network.addresses(self.nodes[node.0].host);
+        let addresses = self.interfaces(node.0);
         self.nodes[node.0].start(at, addresses);
         self.after(node.0);
+    }
+
+    /// Starts a node again, unless it runs.
+    pub fn start_if_stopped(&mut self, node: NodeIndex) {
+        if !self.nodes[node.0].is_running {
+            self.start(node);
+        }
     }
 
     /// Kills a node and starts it again.
@@ -474,7 +488,7 @@ impl Sim {
     /// Logs a node in again, with a new node key.
     pub fn renew_key(&mut self, node: NodeIndex) {
         let at = self.present(node.0);
-        let addresses = self.network.addresses(self.nodes[node.0].host);
+        let addresses = self.interfaces(node.0);
         for stream in self.nodes[node.0].renew_key(at, addresses) {
             self.close(stream, Side::Client);
         }
@@ -657,6 +671,19 @@ impl Sim {
         self.trace.count()
     }
 
+    /// From now on every delivery is printed, to find out what went wrong.
+    pub fn narrate(&mut self) {
+        self.narrates = true;
+    }
+
+    fn name(&self, host: HostId) -> &str {
+        match self.roles[host.0] {
+            Role::Node(node) => &self.nodes[node].identity.name,
+            Role::Relay(relay) => &self.relays[relay].code,
+            Role::Control => "control",
+        }
+    }
+
     /// What must never happen and did.
     pub fn violations(&self) -> &[String] {
         &self.violations
@@ -799,6 +826,12 @@ impl Sim {
         }
         self.trace
             .datagram(self.clock.moment(), from, to, &datagram.bytes);
+        if self.narrates {
+            let (moment, bytes) = (self.clock.moment(), &datagram.bytes);
+            let (sender, receiver) = (self.name(datagram.origin), self.name(host));
+            let what = trace::name_of(bytes);
+            println!("{moment:>12.3?} {sender} -> {receiver} {what} from {from} to {to}");
+        }
         match self.roles[host.0] {
             Role::Control => {}
             Role::Relay(relay) => {
@@ -984,6 +1017,15 @@ impl Sim {
             to == Side::Client,
             bytes,
         );
+        if self.narrates {
+            let (client, server) = (self.name(stream.client), self.name(stream.server));
+            let arrow = if to == Side::Client { "<=" } else { "=>" };
+            let what = match stream.purpose {
+                Purpose::Relay(_) => trace::frames_of(bytes),
+                Purpose::Control => String::from_utf8_lossy(bytes).chars().take(300).collect(),
+            };
+            println!("{moment:>12.3?} {client} {arrow} {server} {what}");
+        }
         let at = self.present(stream.node);
         match (to, stream.purpose) {
             (Side::Client, purpose) => {

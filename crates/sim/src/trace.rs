@@ -3,6 +3,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use warren_wire::derp::{FrameKind, KEY_LEN, looks_like_disco, split};
+use warren_wire::stun::looks_like_stun;
+
 use crate::time::Moment;
 
 /// FNV-1a over 64 bits: not for adversaries, only to notice a difference.
@@ -69,4 +72,34 @@ impl Trace {
         self.add(&server.to_le_bytes());
         self.add(bytes);
     }
+}
+
+/// What kind of datagram this is, for people.
+pub(crate) fn name_of(datagram: &[u8]) -> String {
+    let len = datagram.len();
+    match datagram.first() {
+        _ if looks_like_stun(datagram) => "STUN".to_owned(),
+        _ if looks_like_disco(datagram) => "disco".to_owned(),
+        Some(1) => "handshake initiation".to_owned(),
+        Some(2) => "handshake response".to_owned(),
+        Some(3) => "handshake cookie".to_owned(),
+        Some(4) if len == 32 => "keepalive".to_owned(),
+        Some(4) => format!("data of {len} bytes"),
+        _ => format!("{len} bytes of something"),
+    }
+}
+
+/// What frames of the relay protocol are in here, for people.
+pub(crate) fn frames_of(mut bytes: &[u8]) -> String {
+    let mut names = Vec::new();
+    while let Some((kind, payload, rest)) = split(bytes) {
+        names.push(match kind {
+            FrameKind::SendPacket | FrameKind::RecvPacket => {
+                name_of(payload.get(KEY_LEN..).unwrap_or_default())
+            }
+            _ => format!("{kind:?}"),
+        });
+        bytes = rest;
+    }
+    names.join(", ")
 }

@@ -13,12 +13,28 @@ fn new_sessions_cost_no_packet() {
         let bob = sim.node("bob", b);
         sim.run_until_joined();
         let there = sim.flow(alice, bob, FlowSpec::every(millis(50)));
-        let back = sim.flow(bob, alice, FlowSpec { v6: true, ..FlowSpec::every(millis(70)) });
+        let back = sim.flow(
+            bob,
+            alice,
+            FlowSpec {
+                v6: true,
+                ..FlowSpec::every(millis(70))
+            },
+        );
         sim.run_for(secs(400));
         for flow in [there, back] {
             let report = sim.report(flow);
-            assert!(report.lost.is_empty(), "{a:?}: {:?} of {}", report.lost, report.sent);
-            assert!(report.longest_silence < millis(500), "{:?}", report.longest_silence);
+            assert!(
+                report.lost.is_empty(),
+                "{a:?}: {:?} of {}",
+                report.lost,
+                report.sent
+            );
+            assert!(
+                report.longest_silence < millis(500),
+                "{:?}",
+                report.longest_silence
+            );
         }
         let age = sim.engine(alice).handshakes().counters();
         println!("{a:?} {b:?}: {age:?}");
@@ -39,14 +55,24 @@ fn a_quiet_pair_wakes_up_without_loss() {
         sim.run_for(secs(pause));
         let report = sim.report(flow);
         println!("before {pause} s: first answer {:?}", report.first_answer);
-        assert!(report.lost.is_empty(), "before {pause} s: {:?}", report.lost);
+        assert!(
+            report.lost.is_empty(),
+            "before {pause} s: {:?}",
+            report.lost
+        );
         assert!(report.first_answer.unwrap() < millis(300), "{report:?}");
     }
 }
 
 #[test]
 fn twenty_nodes_all_find_each_other() {
-    let places = [Place::Open, Place::Cone, Place::Easy, Place::Cgnat, Place::Firewall];
+    let places = [
+        Place::Open,
+        Place::Cone,
+        Place::Easy,
+        Place::Cgnat,
+        Place::Firewall,
+    ];
     let mut sim = Sim::new(3);
     sim.relay("ams");
     let nodes: Vec<NodeIndex> = (0..20)
@@ -62,8 +88,12 @@ fn twenty_nodes_all_find_each_other() {
         }
     }
     let all_direct = |sim: &Sim| {
-        let pairs = nodes.iter().flat_map(|from| nodes.iter().map(move |to| (*from, *to)));
-        pairs.filter(|(from, to)| from != to).all(|(from, to)| sim.way(from, to) == Way::Direct)
+        let pairs = nodes
+            .iter()
+            .flat_map(|from| nodes.iter().map(move |to| (*from, *to)));
+        pairs
+            .filter(|(from, to)| from != to)
+            .all(|(from, to)| sim.way(from, to) == Way::Direct)
     };
     let direct = sim.wait_for(secs(20), all_direct);
     println!("all 380 ways direct after {direct:?}");
@@ -80,7 +110,13 @@ fn busy_run(seed: u64) -> (u64, u64) {
     let mut sim = Sim::new(seed);
     let relay = sim.relay("ams");
     sim.relay("fra");
-    let places = [Place::Easy, Place::Hard, Place::Cgnat, Place::NoUdp, Place::Firewall];
+    let places = [
+        Place::Easy,
+        Place::Hard,
+        Place::Cgnat,
+        Place::NoUdp,
+        Place::Firewall,
+    ];
     let nodes: Vec<_> = places
         .into_iter()
         .enumerate()

@@ -49,13 +49,17 @@ fn try_pair(seed: u64, a: NodeSpec, b: NodeSpec) -> Outcome {
     let began = sim.moment();
     let flow = sim.flow(alice, bob, FlowSpec::every(millis(20)));
     let both = |sim: &Sim| [sim.way(alice, bob), sim.way(bob, alice)] == [Way::Direct; 2];
-    let direct_after = sim.wait_for(secs(20), both);
-    sim.run_until(began + secs(25));
+    let direct_after = sim.wait_for(secs(8), both);
+    sim.run_until(began + secs(12));
     let report = sim.report(flow);
     Outcome {
         first_answer: report.first_answer.unwrap_or(Duration::MAX),
         direct_after,
-        ways: sim.ways(alice, bob).into_iter().map(|(_, way)| way).collect(),
+        ways: sim
+            .ways(alice, bob)
+            .into_iter()
+            .map(|(_, way)| way)
+            .collect(),
         lost: report.lost.len(),
     }
 }
@@ -127,7 +131,10 @@ fn neighbours_find_each_other_without_their_router() {
 
 #[test]
 fn the_relay_at_home_is_the_nearest_one() {
-    let link = |ms| warren_sim::Link { latency: millis(ms), ..warren_sim::Link::default() };
+    let link = |ms| warren_sim::Link {
+        latency: millis(ms),
+        ..warren_sim::Link::default()
+    };
     let mut sim = Sim::new(3);
     sim.relay_with("far", link(90));
     sim.relay_with("near", link(5));
@@ -143,9 +150,15 @@ fn the_relay_at_home_is_the_nearest_one() {
 
 #[test]
 fn nodes_with_different_homes_reach_each_other() {
-    let line = |ms| warren_sim::Link { latency: millis(ms), ..warren_sim::Link::default() };
+    let line = |ms| warren_sim::Link {
+        latency: millis(ms),
+        ..warren_sim::Link::default()
+    };
     let mut sim = Sim::new(4);
-    let (west, east) = (sim.relay_with("west", line(5)), sim.relay_with("east", line(6)));
+    let (west, east) = (
+        sim.relay_with("west", line(5)),
+        sim.relay_with("east", line(6)),
+    );
     let alice = sim.node("alice", Place::Hard);
     sim.run_for(secs(5));
     // From now on the west is full of fog.
@@ -159,5 +172,46 @@ fn nodes_with_different_homes_reach_each_other() {
     let report = sim.report(flow);
     assert!(report.lost.is_empty(), "{report:?}");
     assert_eq!(sim.way(alice, bob), Way::Relay);
-    assert!(sim.relay_clients(east) == 2, "both are connected where bob is at home");
+    assert!(
+        sim.relay_clients(east) == 2,
+        "both are connected where bob is at home"
+    );
+}
+
+#[test]
+fn no_packet_is_lost_when_a_flow_leaves_the_relay() {
+    println!("{:>9} {:<9} {:>8}", "from", "to", "direct");
+    for (n, (name_a, a)) in PLACES.into_iter().enumerate() {
+        for (name_b, b) in PLACES.into_iter().skip(n) {
+            if !can_be_direct(a, b) {
+                continue;
+            }
+            let mut sim = Sim::new(n as u64);
+            sim.relay("ams");
+            let alice = sim.node("alice", a);
+            let bob = sim.node("bob", b);
+            sim.cut(alice, bob);
+            sim.run_until_joined();
+            let flows = [(alice, bob), (bob, alice)]
+                .map(|(from, to)| sim.flow(from, to, FlowSpec::every(millis(10))));
+            sim.run_for(secs(3));
+            let ways = |sim: &Sim| [sim.way(alice, bob), sim.way(bob, alice)];
+            assert_eq!(ways(&sim), [Way::Relay; 2], "{name_a}-{name_b}");
+            sim.mend(alice, bob);
+            let direct = sim.wait_for(secs(30), |sim| ways(sim) == [Way::Direct; 2]);
+            sim.run_for(secs(5));
+            println!(
+                "{name_a:>9} {name_b:<9} {:>5} ms",
+                direct.unwrap().as_millis()
+            );
+            for flow in flows {
+                let report = sim.report(flow);
+                assert!(
+                    report.lost.is_empty(),
+                    "{name_a}-{name_b}: {:?}",
+                    report.lost
+                );
+            }
+        }
+    }
 }
