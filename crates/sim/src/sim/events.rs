@@ -1,0 +1,228 @@
+//! What happens to hosts, and what follows when they had their turn.
+
+use super::*;
+
+impl Sim {
+    pub(super) fn happen(&mut self, event: Event) {
+        match event {
+            Event::Turn {
+                segment,
+                mut datagram,
+            } => {
+                let moment = self.clock.moment();
+                match self.network.descend(moment, segment, &mut datagram) {
+                    Ok((host, delay)) => {
+                        self.queue
+                            .plan(moment + delay, Event::Arrive { host, datagram });
+                    }
+                    Err(loss) => self.network.count(loss),
+                }
+            }
+            Event::Arrive { host, datagram } => self.arrive(host, datagram),
+            Event::Opened(stream) => self.opened(stream),
+            Event::Failed(stream) => {
+                if self.streams.get(stream).is_some() {
+                    self.closed(stream, Side::Client);
+                }
+            }
+            Event::Data { stream, to, bytes } => self.data(stream, to, &bytes),
+            Event::Closed { stream, to } => self.closed(stream, to),
+            Event::HttpsAnswer {
+                node,
+                region,
+                latency,
+            } => {
+                if self.nodes[node].is_running {
+                    let at = self.present(node);
+                    self.nodes[node].https_answered(at, region, latency);
+                    self.after(node);
+                }
+            }
+            Event::Wake(host) => self.wake(host),
+            Event::Send(flow) => self.send_flow(flow),
+        }
+    }
+
+    pub(super) fn arrive(&mut self, host: HostId, mut datagram: Datagram) {
+        let Datagram { from, to, .. } = datagram;
+        if !self.network.is_plugged(host) || !self.network.addresses(host).contains(&to.ip()) {
+            self.network.count(Loss::Unplugged);
+            return;
+        }
+        self.trace
+            .datagram(self.clock.moment(), from, to, &datagram.bytes);
+        if self.narrates {
+            let (moment, bytes) = (self.clock.moment(), &datagram.bytes);
+            let (sender, receiver) = (self.name(datagram.origin), self.name(host));
+            let what = trace::name_of(bytes);
+            println!("{moment:>12.3?} {sender} -> {receiver} {what} from {from} to {to}");
+        }
+        match self.roles[host.0] {
+            Role::Control => {}
+            Role::Relay(relay) => {
+                let answer = self.relays[relay].stun(from, &datagram.bytes);
+                if let Some(answer) = answer.filter(|_| to.port() == STUN_PORT) {
+                    self.send_udp(host, STUN_PORT, from, answer);
+                }
+            }
+            Role::Node(node) => {
+                if to.port() == PORT && self.nodes[node].is_running {
+                    let at = self.present(node);
+                    self.nodes[node].datagram(at, from, &mut datagram.bytes);
+                    self.after(node);
+                }
+            }
+        }
+    }
+
+    pub(super) fn send_udp(&mut self, host: HostId, port: u16, to: SocketAddr, bytes: Vec<u8>) {
+        let moment = self.clock.moment();
+        match self.network.climb(moment, host, port, to, bytes) {
+            Ok(turned) => {
+                let event = Event::Turn {
+                    segment: turned.segment,
+                    datagram: turned.datagram,
+                };
+                self.queue.plan(moment + turned.delay, event);
+            }
+            Err(loss) => self.network.count(loss),
+        }
+    }
+
+    pub(super) fn wake(&mut self, host: HostId) {
+        let moment = self.clock.moment();
+        if self.wakes[host.0] != Some(moment) {
+            return;
+        }
+        self.wakes[host.0] = None;
+        self.circling = match self.circling {
+            (at, turns) if at == moment => (at, turns + 1),
+            _ => (moment, 0),
+        };
+        let now = self.clock.now();
+        match self.roles[host.0] {
+            Role::Node(node) => {
+                if !self.nodes[node].is_running {
+                    return;
+                }
+                assert!(
+                    self.circling.1 < IN_CIRCLES,
+                    "{} does not get past its deadline at {moment:?}: {:?}",
+                    self.nodes[node].identity.name,
+                    self.nodes[node].next_deadline().map(|(_, reason)| reason),
+                );
+                let at = self.present(node);
+                self.nodes[node].timeout(at);
+                self.after(node);
+            }
+            Role::Relay(relay) => {
+                let acts = self.relays[relay].handle_timeout(now);
+                self.after_relay(relay, acts);
+            }
+            Role::Control => {
+                let mut acts = ControlActs::default();
+                self.control
+                    .handle_timeout(now, self.clock.wall(), &mut acts);
+                self.after_control(acts);
+            }
+        }
+    }
+
+    pub(super) fn plan_wake(&mut self, host: HostId, at: Option<Instant>) {
+        let Some(at) = at else { return };
+        let at = self.clock.moment_of(at).max(self.clock.moment());
+        if self.wakes[host.0].is_none_or(|planned| at < planned) {
+            self.wakes[host.0] = Some(at);
+            self.queue.plan(at, Event::Wake(host));
+        }
+    }
+
+    pub(super) fn after(&mut self, node: usize) {
+        for act in std::mem::take(&mut self.nodes[node].acts) {
+            let host = self.nodes[node].host;
+            match act {
+                Act::Udp(to, bytes) => self.send_udp(host, PORT, to, bytes),
+                Act::DialRelay(region) => {
+                    let relay = self.relays.iter().find(|relay| relay.region == region);
+                    if let Some(server) = relay.map(|relay| relay.host) {
+                        let stream = self.dial(node, server, Purpose::Relay(region));
+                        self.nodes[node].relay_dialed(region, stream);
+                    }
+                }
+                Act::DialControl => {
+                    let stream = self.dial(node, self.control.host, Purpose::Control);
+                    self.nodes[node].control.dialed(stream);
+                }
+                Act::Send(stream, bytes) => self.send(stream, Side::Client, bytes),
+                Act::Close(stream) => self.close(stream, Side::Client),
+                Act::ProbeHttps(region) => self.probe_https(node, region),
+                Act::Resolve(name) => {
+                    // All relays tell their addresses.
+                    let at = self.present(node);
+                    self.nodes[node].resolved(at, &name, Vec::new());
+                }
+                Act::Packet(packet) => self.packet(node, &packet),
+            }
+        }
+        if !self.nodes[node].acts.is_empty() {
+            self.after(node);
+        }
+        let at = self.nodes[node].next_deadline().map(|(at, _)| at);
+        self.plan_wake(self.nodes[node].host, at);
+    }
+
+    pub(super) fn probe_https(&mut self, node: usize, region: RegionId) {
+        let relay = self
+            .relays
+            .iter()
+            .find(|relay| relay.region == region && relay.is_up);
+        let Some(server) = relay.map(|relay| relay.host) else {
+            return;
+        };
+        let client = self.nodes[node].host;
+        let there = self.network.stream_delay(client, server);
+        let back = self.network.stream_delay(client, server);
+        if let Some((there, back)) = there.zip(back) {
+            let latency = there + back;
+            let at = self.clock.moment() + latency * 3;
+            self.queue.plan(
+                at,
+                Event::HttpsAnswer {
+                    node,
+                    region,
+                    latency,
+                },
+            );
+        }
+    }
+
+    pub(super) fn after_relay(&mut self, relay: usize, acts: RelayActs) {
+        for (stream, bytes) in acts.send {
+            self.send(stream, Side::Server, bytes);
+        }
+        for stream in acts.close {
+            self.close(stream, Side::Server);
+        }
+        let at = self.relays[relay].next_deadline();
+        self.plan_wake(self.relays[relay].host, at);
+    }
+
+    pub(super) fn settle_control(&mut self) {
+        let mut acts = ControlActs::default();
+        self.control.settle(self.clock.wall(), &mut acts);
+        self.after_control(acts);
+    }
+
+    pub(super) fn after_control(&mut self, acts: ControlActs) {
+        for (stream, bytes) in acts.send {
+            self.send(stream, Side::Server, bytes);
+        }
+        for stream in acts.close {
+            self.close(stream, Side::Server);
+        }
+        let at = self
+            .control
+            .next_deadline(self.clock.now(), self.clock.wall());
+        self.plan_wake(self.control.host, at);
+    }
+}
