@@ -349,10 +349,20 @@ impl Coordinator {
             method: JoinMethod::Approval,
             auth_key: None,
         };
-        let node = self.admit(now, wall, login.machine, &login.request, admission)?;
-        self.pendings.waiting.remove(id);
-        self.outputs.push_back(Output::Decided(id.clone()));
-        Ok(node)
+        self.admit(now, wall, login.machine, &login.request, admission)
+    }
+
+    /// Ends the waiting of whoever waits with this node key, which has just
+    /// become a node's: approving it later would give two nodes one key.
+    fn end_waiting(&mut self, key: NodePublic) {
+        let outputs = &mut self.outputs;
+        self.pendings.waiting.retain(|id, login| {
+            let stays = login.request.node_key != key;
+            if !stays {
+                outputs.push_back(Output::Decided(id.clone()));
+            }
+            stays
+        });
     }
 
     /// Makes the node, or gives the node that this machine and owner already
@@ -385,6 +395,7 @@ impl Coordinator {
         });
         if let Some(known) = known.map(|node| node.id) {
             self.renew(now, known, request, admission, expiry);
+            self.end_waiting(request.node_key);
             return Ok(known);
         }
         let used = self.data.nodes.values().map(|node| node.address).collect();
@@ -427,6 +438,7 @@ impl Coordinator {
         self.outputs.push_back(Output::Notice(Notice::Joined(id)));
         self.identity_changed(id);
         self.approve_by_policy(id);
+        self.end_waiting(request.node_key);
         Ok(id)
     }
 

@@ -143,6 +143,27 @@ fn approval_lets_a_parked_login_go_on() {
 }
 
 #[test]
+fn who_waits_and_then_brings_a_key_waits_no_more() {
+    let mut w = World::new();
+    w.user("lab");
+    w.user("other");
+    let auth = w.reusable("lab");
+    let first = w.answer(1, &request(1, ""));
+    let id = PendingId(first.auth_url.rsplit('/').next().unwrap().to_owned());
+    // Somebody else has heard of the node key and waits with it, too.
+    assert!(!w.answer(2, &request(1, "")).auth_url.is_empty());
+    let node = w.join(1, &auth);
+    assert!(w.c.pending().is_empty());
+    assert_eq!(w.decided.len(), 2);
+    assert!(
+        w.c.approve(w.now, w.wall, &id, "other", BTreeSet::new())
+            .is_err()
+    );
+    assert_eq!(w.c.snapshot().nodes.len(), 1);
+    assert_eq!(w.c.node_by_key(&key(1)).unwrap().id, node);
+}
+
+#[test]
 fn who_waits_too_long_is_given_another_address() {
     let mut w = World::new();
     let first = w.answer(1, &request(1, ""));
