@@ -18,6 +18,7 @@ use warren_control_core::{
 use warren_control_types::{MapRequest, RegisterRequest, RegisterResponse};
 use warren_keys::{Entropy, MachinePublic, NodePublic};
 
+use crate::output::printable;
 use crate::store::{Saved, Store, StoreError};
 
 /// The system's random generator.
@@ -276,7 +277,7 @@ impl Hub {
                 Output::Decided(id) => drop(inner.parked.remove(&id)),
                 Output::Notice(notice) => {
                     if let Some(line) = describe(&inner.coordinator, notice) {
-                        let _ = self.lines.send(line);
+                        let _ = self.lines.send(printable(&line));
                     }
                 }
             }

@@ -25,6 +25,9 @@ use crate::hub::{Hub, Session};
 
 /// The longest request body; the reference's servers take as much.
 const MAX_BODY: usize = 1 << 20;
+/// The longest registration. It comes from machines that nobody knows yet, and
+/// is kept while they wait for approval; a real one has a few kilobytes.
+const MAX_REGISTRATION: usize = 1 << 17;
 /// Silence on a stream ends with a keepalive after 50 to 59 s; a client gives
 /// up after 120 s.
 const KEEPALIVE_FLOOR: u64 = 50;
@@ -113,11 +116,15 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let (parts, body) = request.into_parts();
-    let body = match read_body(body, MAX_BODY).await {
+    let path = parts.uri.path();
+    let limit = match path {
+        "/machine/register" => MAX_REGISTRATION,
+        _ => MAX_BODY,
+    };
+    let body = match read_body(body, limit).await {
         Ok(body) => body,
         Err(refusal) => return *refusal,
     };
-    let path = parts.uri.path();
     match (parts.method, path) {
         (Method::POST, "/machine/register") => match parse(&body) {
             Ok(request) => register(&hub, machine, &request).await,

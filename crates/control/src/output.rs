@@ -10,17 +10,26 @@ use crate::admin::{
     AuthKeyView, Command, CreatedKeyView, HealthView, NodeView, UserView, WaitingView,
 };
 
+/// What a terminal may be shown of a text that a machine made up: no control
+/// characters, which could move the cursor, rewrite lines or more.
+pub fn printable(text: &str) -> String {
+    let shown = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    text.chars().map(shown).collect()
+}
+
 /// Rows under a heading, columns two spaces apart.
 pub fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
     let mut widths: Vec<usize> = heading.iter().map(|cell| cell.chars().count()).collect();
-    for row in rows {
+    let printable_row = |row: &Vec<String>| row.iter().map(|cell| printable(cell)).collect();
+    let rows: Vec<Vec<String>> = rows.iter().map(printable_row).collect();
+    for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
     }
     let mut out = String::new();
     let heading: Vec<String> = heading.iter().map(|&cell| cell.to_owned()).collect();
-    for row in std::iter::once(&heading).chain(rows) {
+    for row in std::iter::once(&heading).chain(&rows) {
         let mut line = String::new();
         for (width, cell) in widths.iter().zip(row) {
             let _ = write!(line, "{cell:width$}  ");
@@ -244,7 +253,7 @@ fn node(node: &NodeView, now: Timestamp) -> String {
         node.given_name,
         node.id,
         node.fqdn,
-        node.name,
+        printable(&node.name),
         owner(node),
         node.ip_addresses.join(", "),
         state(node, now),
@@ -252,8 +261,8 @@ fn node(node: &NodeView, now: Timestamp) -> String {
         if node.ephemeral { ", ephemeral" } else { "" },
         node.expiry
             .map_or_else(|| "never".to_owned(), |at| relative(at, now)),
-        node.os,
-        node.version,
+        printable(&node.os),
+        printable(&node.version),
         list(&node.endpoints),
         node.home_relay
             .map_or_else(|| "-".to_owned(), |region| region.to_string()),
@@ -308,6 +317,17 @@ mod tests {
             table(&["ID", "NAME"], &rows),
             "ID  NAME\n1   long name\n22  x\n"
         );
+    }
+
+    #[test]
+    fn a_host_name_cannot_command_the_terminal() {
+        let rows = vec![vec!["\u{1b}[2Jroot\r\n".into(), "x".into()]];
+        let shown = table(&["NAME", "OS"], &rows);
+        assert_eq!(
+            shown.lines().nth(1).unwrap(),
+            "\u{fffd}[2Jroot\u{fffd}\u{fffd}  x"
+        );
+        assert_eq!(shown.lines().count(), 2);
     }
 
     #[test]
