@@ -281,6 +281,7 @@ fn run_out(
     let mut outbound = Outbound::new(Arc::clone(&shared.drops));
     let mut frame = vec![0; TUN_FRAME].into_boxed_slice();
     let mut view = shared.view.load_full();
+    let mut told_of_loss = false;
     loop {
         let mut reads = 0;
         let idle = loop {
@@ -305,8 +306,17 @@ fn run_out(
         let waker: &Waker = &shared.out_waker;
         let mut watches = [Watch::readable(waker), Watch::readable(&shared.tun)];
         let timeout = if idle { None } else { Some(Duration::ZERO) };
-        if wait(&mut watches, timeout).is_err() || watches[1].is_broken() {
+        if wait(&mut watches, timeout).is_err() {
             std::thread::yield_now();
+        } else if watches[1].is_broken() && !watches[0].is_ready() {
+            // Somebody deleted the device. That does not end, and would keep
+            // us busy with nothing: only orders are left to wait for.
+            if !told_of_loss {
+                told_of_loss = true;
+                tracing::error!("the tunnel device is gone; restart the daemon to have it again");
+            }
+            let [orders, _] = &mut watches;
+            drop(wait(std::slice::from_mut(orders), None));
         }
         if watches[0].is_ready() {
             waker.clear();
