@@ -33,9 +33,12 @@ use warren_wire::ip::tsmp;
 
 use crate::dataplane::{PeerView, RouteTable, ServiceAddresses, SessionView, View};
 use crate::host_config::{HostConfig, TUNNEL_MTU, accepted_prefixes, single_addresses};
-use crate::peers::PeerTable;
+use crate::peers::{PeerTable, Unanswered};
 use crate::prefs::NodePrefs;
 use crate::report::{ControlReport, PeerReport, PingAnswer, PingError, Pong, region_of};
+
+/// How often at most an initiation is sent again to a peer that was heard.
+const NUDGE_GAP: Duration = Duration::from_millis(250);
 
 /// What an engine is made with.
 pub struct EngineConfig {
@@ -302,7 +305,12 @@ impl Engine {
     ) -> Result<Notices, ApplyError> {
         let applied = self.netmap.apply(message, wall)?;
         if !applied.changes.is_empty() {
+            let restarted = self.restarted_peers(&applied.changes);
             self.follow(now, applied.changes);
+            for index in restarted {
+                self.handshakes.renew(now, wall, index);
+            }
+            self.drain();
         }
         self.expire_peers(now, wall);
         Ok(applied.notices)
@@ -344,6 +352,8 @@ impl Engine {
                 key: from,
             };
             self.handshakes.handle_datagram(now, wall, source, packet);
+        } else {
+            self.nudge(now, from);
         }
         self.drain();
     }
@@ -592,6 +602,22 @@ impl Engine {
     }
 
     // ---- what follows from a netmap ----
+
+    /// Peers with a session whose disco key is another: their process is a new
+    /// one, which knows nothing of that session.
+    fn restarted_peers(&self, changes: &Changes) -> Vec<PeerIndex> {
+        let restarted = |(id, delta): (&NodeId, &PeerDelta)| {
+            let PeerDelta::Changed(before) = delta else {
+                return None;
+            };
+            let now = self.netmap.peers.get(id)?;
+            let index = self.peers.index_of(*id)?;
+            let session = &self.peers.get(index)?.view.session;
+            let is_new = before.disco_key.is_some() && now.disco_key != before.disco_key;
+            (is_new && now.key == before.key && session.is_some()).then_some(index)
+        };
+        changes.peers.iter().filter_map(restarted).collect()
+    }
 
     fn follow(&mut self, now: Instant, changes: Changes) {
         if changes.derp_map {
@@ -893,7 +919,7 @@ impl Engine {
             }
             TunnelEvent::HandshakeFailed { peer } => {
                 if let Some(peer) = self.peers.get_mut(peer) {
-                    peer.waiting = None;
+                    peer.unanswered = None;
                 }
                 self.outputs.push_back(Output::DropStaged(peer));
             }
@@ -903,7 +929,7 @@ impl Engine {
     /// From now on packets for `peer` go out under `session`.
     fn send_with(&mut self, index: PeerIndex, session: Arc<Session>) {
         if let Some(peer) = self.peers.get_mut(index) {
-            peer.waiting = None;
+            peer.unanswered = None;
             peer.change_view(|view| view.session = Some(session));
             self.view_changed = true;
             self.advertise_disco(index);
@@ -972,11 +998,11 @@ impl Engine {
             self.counters.unroutable += 1;
             return;
         };
-        if peer.view.destination == Destination::None {
-            peer.waiting = Some(datagram);
-        } else {
-            send_along(&mut self.outputs, &peer.view, datagram);
-        }
+        send_along(&mut self.outputs, &peer.view, datagram.clone());
+        peer.unanswered = Some(Unanswered {
+            datagram,
+            nudged: None,
+        });
     }
 
     fn set_destination(&mut self, index: PeerIndex, destination: Destination) {
@@ -991,10 +1017,24 @@ impl Engine {
         if let Some(region) = region_of(destination) {
             self.outputs.push_back(Output::ConnectRelay(region));
         }
-        if destination != Destination::None
-            && let Some(datagram) = peer.waiting.take()
-        {
-            send_along(&mut self.outputs, &peer.view, datagram);
+        if let Some(unanswered) = &peer.unanswered {
+            send_along(&mut self.outputs, &peer.view, unanswered.datagram.clone());
+        }
+    }
+
+    /// The peer was heard through a relay: an initiation that went through it
+    /// before the peer was there is sent again.
+    fn nudge(&mut self, now: Instant, key: NodePublic) {
+        let index = self.peers.index_of_key(&key);
+        let Some(peer) = index.and_then(|index| self.peers.get_mut(index)) else {
+            return;
+        };
+        let Some(unanswered) = &mut peer.unanswered else {
+            return;
+        };
+        if unanswered.nudged.is_none_or(|at| now >= at + NUDGE_GAP) {
+            unanswered.nudged = Some(now);
+            send_along(&mut self.outputs, &peer.view, unanswered.datagram.clone());
         }
     }
 

@@ -16,6 +16,8 @@
 //! What the engine never does: read a clock, draw randomness of its own, touch
 //! the operating system, or wait.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
+
 pub mod dataplane;
 mod engine;
 mod host_config;

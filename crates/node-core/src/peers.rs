@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use ipnet::IpNet;
 use warren_control_types::NodeId;
@@ -19,8 +20,17 @@ pub(crate) struct Peer {
     pub(crate) view: Arc<PeerView>,
     /// When traffic was last reported to the path engine.
     pub(crate) seen: Seen,
-    /// A handshake message that waits until some path is known.
-    pub(crate) waiting: Option<Vec<u8>>,
+    /// The initiation that nobody has answered yet.
+    pub(crate) unanswered: Option<Unanswered>,
+}
+
+/// An initiation under way. It may have been sent into the void, as when the
+/// peer was not yet at its relay, so the same message goes out again as soon
+/// as there is a better chance; who has it already takes it for a replay.
+pub(crate) struct Unanswered {
+    pub(crate) datagram: Vec<u8>,
+    /// When it was last sent again because of a sign of life.
+    pub(crate) nudged: Option<Instant>,
 }
 
 /// The traffic counters at the last look.
@@ -49,6 +59,10 @@ impl PeerTable {
 
     pub(crate) fn index_of(&self, node: NodeId) -> Option<PeerIndex> {
         self.by_node.get(&node).copied()
+    }
+
+    pub(crate) fn index_of_key(&self, key: &NodePublic) -> Option<PeerIndex> {
+        self.by_key.get(key).copied()
     }
 
     /// In the order of their indices.
@@ -88,7 +102,7 @@ impl PeerTable {
                 counters: Arc::new(PeerCounters::new()),
             }),
             seen: Seen::default(),
-            waiting: None,
+            unanswered: None,
         };
         if free == self.slots.len() {
             self.slots.push(Some(peer));

@@ -280,6 +280,16 @@ impl Handshakes {
         self.requeue(peer);
     }
 
+    /// `peer` may have lost its sessions, as by a restart: makes a new one now,
+    /// while the present one stays in use. Does nothing while a handshake is
+    /// under way.
+    pub fn renew(&mut self, now: Instant, wall: Duration, peer: PeerIndex) {
+        if self.peers.contains_key(&peer) {
+            self.start_attempt(now, wall, peer);
+            self.requeue(peer);
+        }
+    }
+
     /// Tells when traffic with `peer` last happened, sampled from the data
     /// plane's counters: about once per second for active peers.
     pub fn note_activity(

@@ -25,6 +25,8 @@
 //! Source: J. Donenfeld, "WireGuard: Next Generation Kernel Network Tunnel",
 //! whose sections are cited where a rule comes from.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
+
 mod cookie;
 mod handshakes;
 mod load;

@@ -253,7 +253,15 @@ impl EngineTask {
                     if let Err(error) = self.rebind() {
                         tracing::warn!(%error, "sockets are as before");
                     }
+                    let here = self.link.interfaces.iter().flat_map(|it| &it.addrs);
+                    let here: Vec<IpAddr> = here.map(ipnet::IpNet::addr).collect();
+                    self.relays
+                        .close_stranded(|address| here.contains(&address));
                     self.engine.link_changed(now);
+                    if self.session.is_some() && self.state.login.is_some() {
+                        // Its connection hangs in the old network.
+                        self.connect(None);
+                    }
                 }
                 self.tell_link(now);
             }

@@ -7,6 +7,7 @@
 //! batches, everything else to the engine.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -200,6 +201,25 @@ impl Relays {
         let task = tokio::spawn(connection.run());
         self.connections.insert(region, Connection { port, task });
         self.publish();
+    }
+
+    /// Ends connections that leave from an address this machine no longer has:
+    /// they would hang until TCP gives up. The engine hears of them.
+    pub fn close_stranded(&mut self, has: impl Fn(IpAddr) -> bool) {
+        let stranded: Vec<RegionId> = self
+            .connections
+            .iter()
+            .filter(|(_, connection)| {
+                let sender = connection.port.sender.get();
+                let local = sender.and_then(DerpSender::local_addr);
+                local.is_some_and(|local| !has(local.ip()))
+            })
+            .map(|(region, _)| *region)
+            .collect();
+        for region in stranded {
+            self.close(region);
+            self.engine.tell(Message::RelayDown(region));
+        }
     }
 
     /// Ends a connection.
