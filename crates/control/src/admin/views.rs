@@ -89,7 +89,7 @@ impl NodeView {
         let user = node
             .user
             .and_then(|id| coordinator.snapshot().users.get(&id));
-        let now = i64::try_from(wall.as_secs()).unwrap_or(i64::MAX);
+        let now = moment(wall);
         Self {
             id: node.id.0,
             name: node.hostinfo.hostname.clone(),
@@ -101,9 +101,7 @@ impl NodeView {
             online: coordinator.is_online(node.id),
             last_seen: node.last_seen,
             expiry: node.key_expiry,
-            expired: node
-                .key_expiry
-                .is_some_and(|expiry| expiry.as_second() <= now),
+            expired: node.key_expiry.is_some_and(|expiry| expiry <= now),
             created_at: node.created,
             register_method: node.join_method,
             ephemeral: node.ephemeral,
@@ -128,6 +126,15 @@ impl NodeView {
                 .collect(),
         }
     }
+}
+
+/// The moment `wall` after the UNIX epoch, to the nanosecond: what is shown as
+/// expired must be refused too.
+fn moment(wall: Duration) -> Timestamp {
+    i128::try_from(wall.as_nanos())
+        .ok()
+        .and_then(|nanoseconds| Timestamp::from_nanosecond(nanoseconds).ok())
+        .unwrap_or(Timestamp::MAX)
 }
 
 /// A machine that waits.
@@ -184,8 +191,8 @@ impl AuthKeyView {
         let user = key
             .user
             .and_then(|id| coordinator.snapshot().users.get(&id));
-        let now = i64::try_from(wall.as_secs()).unwrap_or(i64::MAX);
-        let expired = key.expiry.is_some_and(|expiry| expiry.as_second() <= now);
+        let now = moment(wall);
+        let expired = key.expiry.is_some_and(|expiry| expiry <= now);
         Self {
             id: key.id.0,
             user: user.map(|user| user.name.clone()),

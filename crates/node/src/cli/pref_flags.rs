@@ -158,15 +158,23 @@ pub(super) fn change(
 /// The coordination server's address: with a scheme, without a slash at the
 /// end.
 fn login_server(text: &str) -> Result<String, Failure> {
-    let wrong = |why: &str| Failure::usage(format_args!("--login-server {text:?}: {why}"));
+    let wrong = |why: &str| {
+        Failure::usage(format_args!(
+            "--login-server {text:?}: {why}; expected http://HOST or https://HOST, as \
+             https://net.example or http://192.0.2.1:8080"
+        ))
+    };
     let with_scheme = if text.contains("://") {
         text.to_owned()
     } else {
         format!("https://{text}")
     };
     let url = url::Url::parse(&with_scheme).map_err(|error| wrong(&error.to_string()))?;
-    if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
-        return Err(wrong("expected http://HOST or https://HOST"));
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(wrong("nodes reach servers over HTTP"));
+    }
+    if !url.has_host() {
+        return Err(wrong("no host"));
     }
     Ok(with_scheme.trim_end_matches('/').to_owned())
 }
@@ -463,6 +471,7 @@ mod tests {
         for wrong in [
             "--login-server ftp://x",
             "--login-server http://",
+            "--login-server http://h:99999",
             "--advertise-routes 10.0.0.1/8",
             "--advertise-routes 0.0.0.0/0",
             "--advertise-routes x",

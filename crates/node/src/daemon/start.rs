@@ -93,6 +93,7 @@ pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
         path: options.socket.clone(),
         source,
     })?;
+    let _socket_file = RemovedAtEnd(options.socket.clone());
     let tun = Tun::create(&options.tun)?;
     tun.set_mtu(TUNNEL_MTU)?;
     let interface = tun.name().to_owned();
@@ -192,9 +193,18 @@ pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
     tracing::info!(socket = %options.socket.display(), "ready");
     EngineTask::new(parts).run(messages, outcomes).await;
     local.abort();
-    // The next daemon removes it too, but a clean end leaves nothing.
-    drop(std::fs::remove_file(&options.socket));
     Ok(())
+}
+
+/// The file of our socket. The next daemon removes a stale one too, but an
+/// orderly end leaves nothing, be it of a long run or of a start that failed.
+struct RemovedAtEnd(PathBuf);
+
+impl Drop for RemovedAtEnd {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        drop(std::fs::remove_file(&self.0));
+    }
 }
 
 /// Binds the sockets the way the user wants, any number of times.

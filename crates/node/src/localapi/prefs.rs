@@ -94,11 +94,14 @@ impl Serialize for Persist {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         use serde::ser::SerializeStruct as _;
         let zeros = "0".repeat(64);
+        // A signing key and its public half: the reference refuses the whole
+        // object when one digit is missing.
+        let signing_zeros = "0".repeat(128);
         let mut out = serializer.serialize_struct("Persist", 5)?;
         out.serialize_field("PrivateNodeKey", &format!("privkey:{zeros}"))?;
         out.serialize_field("OldPrivateNodeKey", &format!("privkey:{zeros}"))?;
         out.serialize_field("UserProfile", &self.user_profile)?;
-        out.serialize_field("NetworkLockKey", &format!("nlpriv:{zeros}"))?;
+        out.serialize_field("NetworkLockKey", &format!("nlpriv:{signing_zeros}"))?;
         out.serialize_field("NodeID", &self.node_id)?;
         out.end()
     }
@@ -510,5 +513,24 @@ impl Options {
             "UpdatePrefs": self.update_prefs,
             "AuthKey": self.auth_key,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn blank_keys_have_the_length_that_other_programs_read() {
+        let shown = serde_json::to_value(Persist::default()).unwrap();
+        for (field, prefix, digits) in [
+            ("PrivateNodeKey", "privkey:", 64),
+            ("OldPrivateNodeKey", "privkey:", 64),
+            ("NetworkLockKey", "nlpriv:", 128),
+        ] {
+            let text = shown[field].as_str().unwrap();
+            assert_eq!(text, format!("{prefix}{}", "0".repeat(digits)), "{field}");
+        }
     }
 }
