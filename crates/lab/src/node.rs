@@ -41,6 +41,7 @@ pub struct Node {
     kind: Kind,
     daemon: Program,
     arguments: Vec<String>,
+    environment: Vec<(String, String)>,
 }
 
 /// How a node reaches a peer, as its status shows it.
@@ -60,6 +61,18 @@ impl Node {
     /// # Errors
     /// When the programs are missing or the daemon does not come up.
     pub fn start(host: &Host, kind: Kind) -> Result<Self, LabError> {
+        Self::start_with(host, kind, &[])
+    }
+
+    /// As [`Node::start`], with more of the daemon's environment.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub fn start_with(
+        host: &Host,
+        kind: Kind,
+        environment: &[(&str, &str)],
+    ) -> Result<Self, LabError> {
         let folder = host.folder().join("node");
         std::fs::create_dir_all(&folder)?;
         let folder = folder.display().to_string();
@@ -78,12 +91,17 @@ impl Node {
                 "--tun=tailscale0".to_owned(),
             ],
         };
-        let daemon = start_daemon(host, kind, &arguments)?;
+        let environment: Vec<(String, String)> = environment
+            .iter()
+            .map(|&(name, value)| (name.to_owned(), value.to_owned()))
+            .collect();
+        let daemon = start_daemon(host, kind, &arguments, &environment)?;
         let mut node = Self {
             host: host.clone(),
             kind,
             daemon,
             arguments,
+            environment,
         };
         node.wait_until_it_answers()?;
         Ok(node)
@@ -120,7 +138,7 @@ impl Node {
     /// # Errors
     /// As [`Node::start`].
     pub fn restart(&mut self) -> Result<(), LabError> {
-        self.daemon = start_daemon(&self.host, self.kind, &self.arguments)?;
+        self.daemon = start_daemon(&self.host, self.kind, &self.arguments, &self.environment)?;
         self.wait_until_it_answers()
     }
 
@@ -255,14 +273,19 @@ impl Node {
     }
 }
 
-fn start_daemon(host: &Host, kind: Kind, arguments: &[String]) -> Result<Program, LabError> {
+fn start_daemon(
+    host: &Host,
+    kind: Kind,
+    arguments: &[String],
+    more: &[(String, String)],
+) -> Result<Program, LabError> {
     let quiet = [
         ("TS_NO_LOGS_NO_SUPPORT", "true"),
         ("TS_DEBUG_FIREWALL_MODE", "nftables"),
         ("TS_DISABLE_PORTMAPPER", "true"),
         ("TS_DEBUG_DERP_WS_CLIENT", "true"),
     ];
-    let (name, binary, environment) = match kind {
+    let (name, binary, own) = match kind {
         Kind::Warren => ("warren", ours("warren")?, [].as_slice()),
         Kind::Tailscale => (
             "tailscaled",
@@ -275,7 +298,12 @@ fn start_daemon(host: &Host, kind: Kind, arguments: &[String]) -> Result<Program
             &quiet[..],
         ),
     };
-    Program::start(host, name, &binary, arguments, environment)
+    let mut environment = own.to_vec();
+    environment.extend(
+        more.iter()
+            .map(|(name, value)| (name.as_str(), value.as_str())),
+    );
+    Program::start(host, name, &binary, arguments, &environment)
 }
 
 fn missing(found: Option<std::path::PathBuf>, name: &str) -> Result<std::path::PathBuf, LabError> {

@@ -457,6 +457,15 @@ impl Relay {
         &self.host
     }
 
+    /// The certificate chain of our relay (PEM).
+    ///
+    /// # Errors
+    /// When it is not where our relay keeps it.
+    pub fn certificate(&self) -> Result<String, LabError> {
+        let name = format!("relay/{}.crt", self.host.address());
+        Ok(std::fs::read_to_string(self.host.folder().join(name))?)
+    }
+
     /// One of the numbers that our relay counts, by its name without
     /// `warren_relay_`.
     ///

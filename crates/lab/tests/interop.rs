@@ -7,7 +7,9 @@ mod support;
 use support::{
     Tailnet, address, installed, lab, more, skip, start_relays, tcp_flows, traffic_flows,
 };
-use warren_lab::{Headscale, Kind, Lab, Node, PATIENCE, Place, RelayKind, derp_map, until, web};
+use warren_lab::{
+    Headscale, Kind, Lab, Node, PATIENCE, Path, Place, RelayKind, derp_map, until, web,
+};
 
 fn sees(node: &Node, peers: &[&str]) {
     until(
@@ -255,6 +257,121 @@ fn interactive_login_is_approved_at_the_server() {
             });
             assert_eq!(node.status_json().unwrap()["BackendState"], "Running");
         }
+        Some(())
+    };
+    run(&mut lab);
+}
+
+/// Real clients that speak to the relay over WebSocket, and one that does not.
+#[test]
+fn a_real_client_uses_our_relay_over_websocket() {
+    let Some(mut lab) = lab() else { return };
+    let run = |lab: &mut Lab| -> Option<()> {
+        installed(Kind::Warren)?;
+        installed(Kind::TailscaleWebSocket)?;
+        let tailnet = Tailnet::new(lab, RelayKind::Warren)?;
+        // In this form the client knows nothing of pins: like a browser it
+        // wants certificates that the machine trusts.
+        let trusted = lab.folder().join("trusted.pem");
+        let chains = tailnet
+            .relays
+            .iter()
+            .map(|relay| relay.certificate().unwrap());
+        std::fs::write(&trusted, chains.collect::<String>()).unwrap();
+        let trusted = trusted.display().to_string();
+        let join = |lab: &mut Lab, name: &str, kind| {
+            let host = lab.host(name, Place::NoUdp).unwrap();
+            let node = Node::start_with(&host, kind, &[("SSL_CERT_FILE", &trusted)]).unwrap();
+            node.up(tailnet.control.url(), &tailnet.key, more(kind))
+                .unwrap();
+            node
+        };
+        let alice = join(lab, "alice", Kind::TailscaleWebSocket);
+        let bob = join(lab, "bob", Kind::TailscaleWebSocket);
+        sees(&alice, &["bob"]);
+        sees(&bob, &["alice"]);
+        traffic_flows(&alice, &bob);
+        traffic_flows(&bob, &alice);
+        web::serve_page(bob.host()).unwrap();
+        tcp_flows(&alice, &bob);
+        assert!(matches!(alice.path_to("bob").unwrap(), Path::Relay(_)));
+        let websockets = |tailnet: &Tailnet| -> u64 {
+            let counts = tailnet
+                .relays
+                .iter()
+                .map(|relay| relay.counter("websockets_total").unwrap());
+            counts.sum()
+        };
+        let count = websockets(&tailnet);
+        assert!(count >= 2, "{count} connections over WebSocket");
+        // The forms meet at the relay: whoever speaks which is not to be seen.
+        let carol = join(lab, "carol", Kind::Warren);
+        traffic_flows(&carol, &alice);
+        traffic_flows(&bob, &carol);
+        Some(())
+    };
+    run(&mut lab);
+}
+
+/// The real command line drives our daemon.
+#[test]
+fn the_real_command_line_drives_our_daemon() {
+    let Some(mut lab) = lab() else { return };
+    let run = |lab: &mut Lab| -> Option<()> {
+        installed(Kind::Warren)?;
+        installed(Kind::Tailscale)?;
+        let tailnet = Tailnet::new(lab, RelayKind::Warren)?;
+        let alice = tailnet.join(&lab.host("alice", Place::Open).unwrap(), Kind::Warren);
+        let bob = tailnet.join(&lab.host("bob", Place::Easy).unwrap(), Kind::Warren);
+        let binary = warren_lab::foreign("tailscale")
+            .unwrap()
+            .display()
+            .to_string();
+        let socket = format!("--socket={}/node/s.sock", alice.host().folder().display());
+        let tailscale = |words: &[&str]| {
+            let mut all = vec![socket.as_str()];
+            all.extend(words);
+            alice.host().run(&binary, &all)
+        };
+        sees(&alice, &["bob"]);
+        let status: serde_json::Value =
+            serde_json::from_str(&tailscale(&["status", "--json"]).unwrap()).unwrap();
+        assert_eq!(status["BackendState"], "Running");
+        assert_eq!(status["Self"]["HostName"], "alice");
+        assert_eq!(status["Peer"].as_object().unwrap().len(), 1);
+        let text = tailscale(&["status"]).unwrap();
+        assert!(text.contains("bob") && text.contains("linux"), "{text}");
+        let addresses: Vec<String> = alice
+            .addresses()
+            .unwrap()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        let ip = tailscale(&["ip"]).unwrap();
+        assert_eq!(ip.lines().collect::<Vec<_>>(), addresses);
+        let bob_address = address(&bob, false).to_string();
+        assert_eq!(tailscale(&["ip", "-4", "bob"]).unwrap().trim(), bob_address);
+        let pong = tailscale(&["ping", "-c", "3", "--until-direct=false", "bob"]).unwrap();
+        assert!(pong.contains("pong from bob"), "{pong}");
+        let whois = tailscale(&["whois", &bob_address]).unwrap();
+        assert!(whois.contains("bob") && whois.contains("ann"), "{whois}");
+        let prefs: serde_json::Value =
+            serde_json::from_str(&tailscale(&["debug", "prefs"]).unwrap()).unwrap();
+        assert_eq!(prefs["ControlURL"], tailnet.control.url());
+        tailscale(&["set", "--hostname=renamed"]).unwrap();
+        until("the new name", PATIENCE, || bob.peer("renamed")).unwrap();
+        tailscale(&["down"]).unwrap();
+        assert_eq!(alice.status_json().unwrap()["BackendState"], "Stopped");
+        tailscale(&[
+            "up",
+            "--hostname=renamed",
+            &format!("--login-server={}", tailnet.control.url()),
+        ])
+        .unwrap();
+        assert_eq!(alice.status_json().unwrap()["BackendState"], "Running");
+        traffic_flows(&alice, &bob);
+        tailscale(&["logout"]).unwrap();
+        assert_eq!(alice.status_json().unwrap()["BackendState"], "NeedsLogin");
         Some(())
     };
     run(&mut lab);
