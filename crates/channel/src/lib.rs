@@ -16,6 +16,8 @@
 //!
 //! [`early`] is the one thing the server may say before HTTP/2 begins.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
+
 mod handshake;
 mod record;
 

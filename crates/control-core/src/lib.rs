@@ -22,6 +22,8 @@
 //! It never opens a socket or a file, never reads a clock, and draws randomness
 //! only from the [`warren_keys::Entropy`] it was given.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
+
 mod access;
 mod addresses;
 mod admin;

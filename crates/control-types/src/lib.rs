@@ -10,6 +10,8 @@
 //! [`Netmap`] is the one thing here that does something: it puts the messages
 //! of a map stream together, exactly as every other client does.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
+
 mod derp_map;
 mod dns;
 mod filter;

@@ -28,6 +28,8 @@
 //! Nothing here reads a clock, draws randomness or touches a socket: the
 //! simulator runs the same code.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
+
 mod bucket;
 mod buffer;
 pub mod client;

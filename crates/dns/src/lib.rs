@@ -20,6 +20,8 @@
 //! There is no socket and no clock here, and nothing is ever cached: upstreams
 //! do that, and local answers live for five seconds.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
+
 pub mod config;
 pub mod forwarder;
 pub mod message;

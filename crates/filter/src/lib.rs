@@ -23,6 +23,8 @@
 //! - an ICMP error passes only if it quotes a packet of its receiver;
 //! - the real IPv4 parameter-problem type counts as an error.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
+
 mod flows;
 mod local;
 mod ranges;

@@ -12,6 +12,8 @@
 //! Nothing here draws randomness: callers pass an [`Entropy`], so the
 //! simulator can replay a run byte for byte.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
+
 mod entropy;
 mod roles;
 

@@ -28,6 +28,8 @@
 //! the same outputs. What it never does: it carries no packets of users, opens
 //! no sockets, and believes no address without a pong from it.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
+
 mod api;
 mod candidates;
 mod choice;

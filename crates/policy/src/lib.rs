@@ -19,6 +19,8 @@
 //! input makes it panic: a file that is refused leaves the caller with the
 //! policy it had.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
+
 mod compile;
 mod diagnostic;
 mod file;

@@ -4,6 +4,8 @@
 //! One file per protocol. Nothing here keeps state or does IO, and no input
 //! makes it panic; each parser has a fuzz target.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
+
 pub mod control;
 pub mod derp;
 pub mod disco;
