@@ -1,6 +1,6 @@
 //! The peers of the netmap, with the dense index that the data plane uses.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,6 +11,9 @@ use warren_paths::Destination;
 use warren_tunnel::PeerIndex;
 
 use crate::dataplane::{PeerCounters, PeerView};
+
+/// Free indices that are not used again yet.
+const KEPT_FREE: usize = 256;
 
 /// One peer. Its netmap entry stays in the netmap.
 pub(crate) struct Peer {
@@ -44,6 +47,8 @@ pub(crate) struct Seen {
 #[derive(Default)]
 pub(crate) struct PeerTable {
     slots: Vec<Option<Peer>>,
+    /// Free slots, the one free for the longest time first.
+    free: VecDeque<usize>,
     by_node: BTreeMap<NodeId, PeerIndex>,
     by_key: BTreeMap<NodePublic, PeerIndex>,
 }
@@ -81,13 +86,16 @@ impl PeerTable {
             .collect()
     }
 
-    /// Adds a peer at the first index that is free.
+    /// Adds a peer. An index that was free for the longest time is used again
+    /// only when many are: messages that name a removed peer may still be on
+    /// their way.
     pub(crate) fn insert(&mut self, node: NodeId, key: NodePublic) -> PeerIndex {
-        let free = self
-            .slots
-            .iter()
-            .position(Option::is_none)
-            .unwrap_or(self.slots.len());
+        let reused = if self.free.len() > KEPT_FREE {
+            self.free.pop_front()
+        } else {
+            None
+        };
+        let free = reused.unwrap_or(self.slots.len());
         let index = PeerIndex(u32::try_from(free).unwrap_or(u32::MAX));
         let peer = Peer {
             node,
@@ -116,6 +124,7 @@ impl PeerTable {
 
     pub(crate) fn remove(&mut self, index: PeerIndex) -> Option<Peer> {
         let peer = self.slots.get_mut(slot(index)?)?.take()?;
+        self.free.push_back(slot(index)?);
         self.by_node.remove(&peer.node);
         if self.by_key.get(&peer.key) == Some(&index) {
             self.by_key.remove(&peer.key);

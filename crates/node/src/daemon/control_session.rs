@@ -26,6 +26,9 @@ use super::{Inbox, Message, c2n};
 
 /// Longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How long to wait when the server does not, with a login that a person has
+/// to finish.
+const FOLLOWUP_PAUSE: Duration = Duration::from_secs(2);
 /// Longest silence of a map stream: twice the keepalives and some.
 const WATCHDOG: Duration = Duration::from_secs(120);
 /// A stream that stood for less was no success: somebody else with our keys may
@@ -100,8 +103,10 @@ impl Drop for ControlSession {
 }
 
 impl ControlSession {
-    /// Starts talking.
+    /// Starts talking. What it tells carries `epoch`, so that the last words of
+    /// an ended session are not taken for the next one's.
     pub fn start(
+        epoch: u64,
         config: SessionConfig,
         dialer: Dialer,
         description: watch::Receiver<Description>,
@@ -109,6 +114,7 @@ impl ControlSession {
     ) -> Self {
         let (pings, asked) = mpsc::unbounded_channel();
         let worker = Worker {
+            epoch,
             config,
             dialer,
             description,
@@ -148,6 +154,7 @@ pub async fn log_out(
 }
 
 struct Worker {
+    epoch: u64,
     config: SessionConfig,
     dialer: Dialer,
     description: watch::Receiver<Description>,
@@ -244,7 +251,7 @@ impl Worker {
             if !response.auth_url.is_empty() {
                 if response.auth_url == followup {
                     // The server did not wait; do not ask it in a loop.
-                    tokio::time::sleep(pause(3)).await;
+                    tokio::time::sleep(FOLLOWUP_PAUSE).await;
                 } else {
                     self.tell(ControlEvent::AuthUrl(response.auth_url.clone()));
                 }
@@ -355,7 +362,7 @@ impl Worker {
 
     fn tell(&self, event: ControlEvent) {
         // The engine ends after us.
-        self.engine.tell(Message::Control(event));
+        self.engine.tell(Message::Control(self.epoch, event));
     }
 }
 

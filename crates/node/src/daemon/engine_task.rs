@@ -104,6 +104,8 @@ pub struct EngineTask {
     rebind: Box<dyn Fn() -> std::io::Result<warren_host::udp::UdpPair> + Send>,
 
     session: Option<ControlSession>,
+    /// The number of the present session.
+    epoch: u64,
     description: watch::Sender<Description>,
     backend_state: State,
     auth_url: String,
@@ -138,6 +140,7 @@ impl EngineTask {
             candidate_key: parts.candidate_key,
             rebind: parts.rebind,
             session: None,
+            epoch: 0,
             description,
             backend_state: State::NoState,
             auth_url: String::new(),
@@ -227,10 +230,16 @@ impl EngineTask {
                 self.engine.handle_relay(now, wall, region, from, &packet);
             }
             Message::RelayData { region, to, packet } => self.relays.send(region, &to, &packet),
-            Message::RelayUp(region) => self.engine.relay_connected(now, region),
-            Message::RelayDown(region) => {
-                self.relays.close(region);
-                self.engine.relay_disconnected(now, region);
+            Message::RelayUp(region, connection) => {
+                if self.relays.is_current(region, connection) {
+                    self.engine.relay_connected(now, region);
+                }
+            }
+            Message::RelayDown(region, connection) => {
+                if self.relays.is_current(region, connection) {
+                    self.relays.close(region);
+                    self.engine.relay_disconnected(now, region);
+                }
             }
             Message::RelayPeerGone { region, peer } => {
                 self.engine.relay_peer_gone(now, region, peer);
@@ -255,8 +264,10 @@ impl EngineTask {
                     }
                     let here = self.link.interfaces.iter().flat_map(|it| &it.addrs);
                     let here: Vec<IpAddr> = here.map(ipnet::IpNet::addr).collect();
-                    self.relays
-                        .close_stranded(|address| here.contains(&address));
+                    let stranded = self.relays.close_stranded(|it| here.contains(&it));
+                    for region in stranded {
+                        self.engine.relay_disconnected(now, region);
+                    }
                     self.engine.link_changed(now);
                     if self.session.is_some() && self.state.login.is_some() {
                         // Its connection hangs in the old network.
@@ -265,7 +276,11 @@ impl EngineTask {
                 }
                 self.tell_link(now);
             }
-            Message::Control(event) => self.control(now, wall, event),
+            Message::Control(epoch, event) => {
+                if epoch == self.epoch && self.session.is_some() {
+                    self.control(now, wall, event);
+                }
+            }
             Message::Request(request) => request(self),
             // The loop looks at it before.
             Message::Stop => {}
@@ -279,7 +294,11 @@ impl EngineTask {
             match output {
                 Output::SendUdp { to, packet } => self.shared.send_udp(to, &packet),
                 Output::SendRelay { region, to, packet } => self.relays.send(region, &to, &packet),
-                Output::ConnectRelay(region) => self.relays.connect(region),
+                Output::ConnectRelay(region) => {
+                    if !self.relays.connect(region) {
+                        self.engine.relay_disconnected(Instant::now(), region);
+                    }
+                }
                 Output::CloseRelay(region) => self.relays.close(region),
                 Output::HomeRelay(region) => self.relays.set_home(region),
                 Output::ProbeRelayHttps(region) => {
@@ -304,7 +323,9 @@ impl EngineTask {
                 Output::Host(_) => self.refresh_host(),
                 Output::Netmap(changes) => {
                     if changes.derp_map {
-                        self.relays.set_map(&self.engine.netmap().derp_map);
+                        for region in self.relays.set_map(&self.engine.netmap().derp_map) {
+                            self.engine.relay_disconnected(Instant::now(), region);
+                        }
                     }
                     self.refresh_host();
                     self.netmap_unsaved = true;
@@ -541,7 +562,9 @@ impl EngineTask {
         self.error.clear();
         self.trouble = None;
         self.refresh_description();
+        self.epoch += 1;
         self.session = Some(ControlSession::start(
+            self.epoch,
             config,
             self.dialer.clone(),
             self.description.subscribe(),
@@ -649,6 +672,7 @@ impl EngineTask {
         self.engine = Engine::new(config, now, entropy(), entropy(), entropy());
         self.relays.set_node_key(node_key.clone());
         self.host_ready = false;
+        self.engine.set_paused(now, !self.is_engaged());
         self.tell_link(now);
         self.apply_prefs(now);
     }

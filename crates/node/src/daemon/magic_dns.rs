@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
@@ -30,6 +30,8 @@ use super::wall_clock;
 
 /// The port of DNS.
 const PORT: u16 = 53;
+/// How long an upstream may take over TCP; the forwarder has given up by then.
+const TCP_PATIENCE: Duration = Duration::from_secs(10);
 /// Largest answer of an upstream over UDP.
 const MAX_ANSWER: usize = 65_535;
 
@@ -195,7 +197,9 @@ impl Server {
                 } => {
                     let outcomes = self.outcomes.clone();
                     tokio::spawn(async move {
-                        let answer = ask_over_tcp(to, &query).await.ok();
+                        let asking = ask_over_tcp(to, &query);
+                        let answer = tokio::time::timeout(TCP_PATIENCE, asking).await;
+                        let answer = answer.ok().and_then(Result::ok);
                         drop(outcomes.send((exchange, to, answer)));
                     });
                 }

@@ -136,10 +136,10 @@ pub enum Message {
         /// The packet.
         packet: Vec<u8>,
     },
-    /// A relay took our login.
-    RelayUp(RegionId),
-    /// A relay connection ended, or did not come about.
-    RelayDown(RegionId),
+    /// A relay took our login, on the connection of that number.
+    RelayUp(RegionId, u64),
+    /// The connection of that number ended, or did not come about.
+    RelayDown(RegionId, u64),
     /// A relay does not have that peer.
     RelayPeerGone {
         /// Which relay.
@@ -170,8 +170,8 @@ pub enum Message {
     },
     /// The network around this machine changed.
     Link(LinkChange),
-    /// From the coordination server.
-    Control(control_session::ControlEvent),
+    /// From the coordination server, in the session of that number.
+    Control(u64, control_session::ControlEvent),
     /// From a local program.
     Request(Box<backend::Request>),
     /// The daemon should end.

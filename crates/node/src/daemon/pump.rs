@@ -38,6 +38,8 @@ use super::{Inbox, Message};
 const READS_PER_FLUSH: usize = 16;
 /// Messages taken from a socket at once.
 const RECEIVE_BATCH: usize = 16;
+/// Relay batches taken before the sockets are looked at again.
+const RELAY_BATCHES_PER_ROUND: usize = 16;
 /// Largest frame of the TUN device: virtio header and 64 KiB.
 const TUN_FRAME: usize = 10 + 65_536;
 /// How long a full socket is waited for before packets are dropped: about as
@@ -441,7 +443,10 @@ fn run_in(
                 }
             }
         }
-        while let Ok(mut relayed) = inbox.batches.try_recv() {
+        for _ in 0..RELAY_BATCHES_PER_ROUND {
+            let Ok(mut relayed) = inbox.batches.try_recv() else {
+                break;
+            };
             busy = true;
             let now = Instant::now();
             let mut rest = relayed.bytes.as_mut_slice();

@@ -94,6 +94,8 @@ pub struct RelayInbox {
 }
 
 struct Connection {
+    /// Tells it from earlier and later ones to the same relay.
+    number: u64,
     port: Arc<RelayPort>,
     task: JoinHandle<()>,
 }
@@ -110,6 +112,7 @@ pub struct Relays {
     node_key: NodeSecret,
     map: DerpMap,
     home: Option<RegionId>,
+    made: u64,
     connections: BTreeMap<RegionId, Connection>,
     ports: Arc<RelayPorts>,
     engine: Inbox,
@@ -131,6 +134,7 @@ impl Relays {
             node_key,
             map: DerpMap::default(),
             home: None,
+            made: 0,
             connections: BTreeMap::new(),
             ports: Arc::new(ArcSwap::default()),
             engine,
@@ -158,8 +162,8 @@ impl Relays {
     }
 
     /// Uses another relay map; connections to relays that changed are closed,
-    /// and the engine hears of it.
-    pub fn set_map(&mut self, map: &DerpMap) {
+    /// and returned.
+    pub fn set_map(&mut self, map: &DerpMap) -> Vec<RegionId> {
         let changed: Vec<RegionId> = self
             .connections
             .keys()
@@ -167,21 +171,28 @@ impl Relays {
             .copied()
             .collect();
         self.map = map.clone();
-        for region in changed {
-            self.close(region);
-            self.engine.tell(Message::RelayDown(region));
+        for region in &changed {
+            self.close(*region);
         }
+        changed
     }
 
-    /// Makes one attempt to connect; the engine hears how it ended.
-    pub fn connect(&mut self, region: RegionId) {
+    /// Whether that is the number of the present connection to `region`.
+    pub fn is_current(&self, region: RegionId, number: u64) -> bool {
+        let connection = self.connections.get(&region);
+        connection.is_some_and(|connection| connection.number == number)
+    }
+
+    /// Makes one attempt to connect, unless there is a connection; the engine
+    /// hears how it ended. `false` when the map has no such relay.
+    pub fn connect(&mut self, region: RegionId) -> bool {
         if self.connections.contains_key(&region) {
-            return;
+            return true;
         }
         let Some(definition) = self.map.regions.get(&region).cloned() else {
-            self.engine.tell(Message::RelayDown(region));
-            return;
+            return false;
         };
+        self.made += 1;
         let port = Arc::new(RelayPort::new());
         let options = ConnectOptions {
             home: self.home == Some(region),
@@ -191,6 +202,7 @@ impl Relays {
             dialer: self.dialer.clone(),
             node_key: self.node_key.clone(),
             region,
+            number: self.made,
             definition,
             options,
             port: Arc::clone(&port),
@@ -199,13 +211,16 @@ impl Relays {
             waker: Arc::clone(&self.waker),
         };
         let task = tokio::spawn(connection.run());
-        self.connections.insert(region, Connection { port, task });
+        let number = self.made;
+        self.connections
+            .insert(region, Connection { number, port, task });
         self.publish();
+        true
     }
 
     /// Ends connections that leave from an address this machine no longer has:
-    /// they would hang until TCP gives up. The engine hears of them.
-    pub fn close_stranded(&mut self, has: impl Fn(IpAddr) -> bool) {
+    /// they would hang until TCP gives up. Returns them.
+    pub fn close_stranded(&mut self, has: impl Fn(IpAddr) -> bool) -> Vec<RegionId> {
         let stranded: Vec<RegionId> = self
             .connections
             .iter()
@@ -216,10 +231,10 @@ impl Relays {
             })
             .map(|(region, _)| *region)
             .collect();
-        for region in stranded {
-            self.close(region);
-            self.engine.tell(Message::RelayDown(region));
+        for region in &stranded {
+            self.close(*region);
         }
+        stranded
     }
 
     /// Ends a connection.
@@ -295,6 +310,7 @@ struct Task {
     dialer: Dialer,
     node_key: NodeSecret,
     region: RegionId,
+    number: u64,
     definition: DerpRegion,
     options: ConnectOptions,
     port: Arc<RelayPort>,
@@ -321,7 +337,7 @@ impl Task {
             }
         };
         tracing::debug!(region = region.0, reason = ended, "relay connection ended");
-        self.engine.tell(Message::RelayDown(region));
+        self.engine.tell(Message::RelayDown(region, self.number));
     }
 
     /// Hands on what comes, until the connection ends; returns why.
@@ -336,7 +352,7 @@ impl Task {
                 Err(error) => return error.to_string(),
                 Ok(events) => {
                     for event in events {
-                        sort(event, &mut batch, &self.engine);
+                        sort(event, self.number, &mut batch, &self.engine);
                     }
                 }
             }
@@ -352,7 +368,7 @@ impl Task {
     }
 }
 
-fn sort(event: Event<'_>, batch: &mut RelayBatch, engine: &Inbox) {
+fn sort(event: Event<'_>, number: u64, batch: &mut RelayBatch, engine: &Inbox) {
     let region = batch.region;
     let message = match event {
         Event::Packet { from, packet } if is_transport(packet) => {
@@ -369,9 +385,9 @@ fn sort(event: Event<'_>, batch: &mut RelayBatch, engine: &Inbox) {
             });
             return;
         }
-        Event::Connected(_) => Message::RelayUp(region),
+        Event::Connected(_) => Message::RelayUp(region, number),
         Event::PeerGone { key, .. } => Message::RelayPeerGone { region, peer: key },
-        Event::Restarting { .. } => Message::RelayDown(region),
+        Event::Restarting { .. } => Message::RelayDown(region, number),
         Event::Health(Some(problem)) => {
             tracing::warn!(region = region.0, problem, "the relay reports a problem");
             return;
