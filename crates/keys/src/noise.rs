@@ -50,9 +50,15 @@ impl SymmetricState {
     /// Starts from the protocol name. Both names in use are longer than 32
     /// bytes and therefore hashed.
     pub fn new(protocol_name: &[u8]) -> Self {
-        debug_assert!(protocol_name.len() > 32, "short names are padded, not hashed");
+        debug_assert!(
+            protocol_name.len() > 32,
+            "short names are padded, not hashed"
+        );
         let hash: [u8; 32] = Blake2s256::digest(protocol_name).into();
-        Self { chaining_key: hash, hash }
+        Self {
+            chaining_key: hash,
+            hash,
+        }
     }
 
     /// `h = HASH(h ‖ data)`.

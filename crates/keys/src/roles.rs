@@ -31,7 +31,9 @@ pub enum ParseKeyError {
 }
 
 fn parse(text: &str, prefix: &'static str) -> Result<[u8; 32], ParseKeyError> {
-    let digits = text.strip_prefix(prefix).ok_or(ParseKeyError::Prefix { expected: prefix })?;
+    let digits = text
+        .strip_prefix(prefix)
+        .ok_or(ParseKeyError::Prefix { expected: prefix })?;
     if digits.len() != 64 {
         return Err(ParseKeyError::Digits { prefix });
     }
@@ -287,12 +289,34 @@ mod tests {
         let secret = NodeSecret::from_bytes(&[0x22; 32]);
         let public = secret.public();
         assert_eq!(public.to_string().parse(), Ok(public));
-        assert_eq!(public.to_string().to_uppercase().replace("NODEKEY", "nodekey").parse(), Ok(public));
+        assert_eq!(
+            public
+                .to_string()
+                .to_uppercase()
+                .replace("NODEKEY", "nodekey")
+                .parse(),
+            Ok(public)
+        );
         assert_eq!(secret.to_text().parse::<NodeSecret>().unwrap(), secret);
-        let wrong = public.to_string().replace("nodekey:", "mkey:").parse::<NodePublic>();
-        assert_eq!(wrong, Err(ParseKeyError::Prefix { expected: "nodekey:" }));
-        for bad in ["nodekey:", "nodekey:00", &format!("nodekey:{}", "g".repeat(64))] {
-            assert_eq!(bad.parse::<NodePublic>(), Err(ParseKeyError::Digits { prefix: "nodekey:" }));
+        let wrong = public
+            .to_string()
+            .replace("nodekey:", "mkey:")
+            .parse::<NodePublic>();
+        assert_eq!(
+            wrong,
+            Err(ParseKeyError::Prefix {
+                expected: "nodekey:"
+            })
+        );
+        for bad in [
+            "nodekey:",
+            "nodekey:00",
+            &format!("nodekey:{}", "g".repeat(64)),
+        ] {
+            assert_eq!(
+                bad.parse::<NodePublic>(),
+                Err(ParseKeyError::Digits { prefix: "nodekey:" })
+            );
         }
     }
 

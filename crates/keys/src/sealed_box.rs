@@ -51,10 +51,8 @@ impl SharedKey {
     /// [`DegenerateKey`] when `their_public` is a low-order point.
     pub fn new(ours: &Scalar, their_public: &[u8; 32]) -> Result<Self, DegenerateKey> {
         let shared = ours.agree(their_public)?;
-        let derived = salsa20::hsalsa::<salsa20::cipher::consts::U10>(
-            &(*shared).into(),
-            &Default::default(),
-        );
+        let derived =
+            salsa20::hsalsa::<salsa20::cipher::consts::U10>(&(*shared).into(), &Default::default());
         Ok(Self(derived.into()))
     }
 

@@ -76,17 +76,23 @@ mod tests {
             let bytes = data_encoding::HEXLOWER.decode(s.as_bytes()).unwrap();
             bytes.try_into().unwrap()
         };
-        let alice =
-            Scalar::new(&decode("77076d0a7318a57d3c16c17251b26645c6c2b6e2b0e5d4f5d9b2e1a3f6c1b1b3"));
+        let alice = Scalar::new(&decode(
+            "77076d0a7318a57d3c16c17251b26645c6c2b6e2b0e5d4f5d9b2e1a3f6c1b1b3",
+        ));
         assert_eq!(alice.public(), alice.public());
-        let alice =
-            Scalar::new(&decode("77076d0a7318a57d3c16c17251b26645df4f6d9e4f0b0f2c4f7d9c3b5c6d4a2a"));
-        let bob =
-            Scalar::new(&decode("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb"));
+        let alice = Scalar::new(&decode(
+            "77076d0a7318a57d3c16c17251b26645df4f6d9e4f0b0f2c4f7d9c3b5c6d4a2a",
+        ));
+        let bob = Scalar::new(&decode(
+            "5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb",
+        ));
         assert_eq!(
             bob.public(),
             decode("de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f")
         );
-        assert_eq!(alice.agree(&bob.public()).unwrap(), bob.agree(&alice.public()).unwrap());
+        assert_eq!(
+            alice.agree(&bob.public()).unwrap(),
+            bob.agree(&alice.public()).unwrap()
+        );
     }
 }

@@ -234,6 +234,7 @@ impl Report<'_> {
                 "direct_s": trial.direct.map(|direct| direct.as_secs_f64()),
                 "lost_before_first_reply": trial.lost_before,
                 "lost_after_first_reply": trial.lost_after,
+                "lost_after_sent_s": trial.lost_span.map(|span| span.map(|at| at.as_secs_f64())),
                 "longest_silence_s": trial.silence.as_secs_f64(),
                 "idle_bytes": idle,
             })

@@ -38,6 +38,8 @@ pub struct Trial {
     /// Packets without an answer, of those sent from then until a second
     /// after the direct path (or until the limit).
     pub lost_after: usize,
+    /// When the first and the last of those left, where there are any.
+    pub lost_span: Option<[Duration; 2]>,
     /// The longest time without any echo, after the first.
     pub silence: Duration,
     /// Memory of both daemons after an idle time, where it was asked for.
@@ -56,7 +58,11 @@ impl fmt::Display for Trial {
             self.direct.map_or_else(|| "never".to_owned(), ms),
             self.lost_before,
             self.lost_after
-        )
+        )?;
+        match self.lost_span {
+            Some([from, to]) => write!(f, " (sent {} - {})", ms(from), ms(to)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -158,6 +164,13 @@ pub fn run(
     let (_, lost_before) = probe.lost_between(joined, first);
     let (_, lost_after) = probe.lost_between(first, end);
     let silence = probe.longest_silence(first);
+    let lost: Vec<Duration> = probe
+        .shots()
+        .iter()
+        .filter(|shot| shot.answered.is_none() && shot.sent >= first && shot.sent < end)
+        .map(|shot| shot.sent - joined)
+        .collect();
+    let lost_span = lost.first().zip(lost.last()).map(|(&from, &to)| [from, to]);
     drop(probe);
 
     let idle = idle.map(|idle| {
@@ -173,6 +186,7 @@ pub fn run(
         direct: direct.map(|direct| direct - joined),
         lost_before,
         lost_after,
+        lost_span,
         silence,
         idle: idle.flatten(),
     })
