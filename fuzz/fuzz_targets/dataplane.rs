@@ -1,0 +1,105 @@
+//! Packets through both halves of the data plane: frames of the host with any
+//! virtio header, packets of a peer that seals whatever it likes, and bytes of
+//! strangers.
+#![no_main]
+
+#[path = "../../crates/node-core/tests/support/mod.rs"]
+mod support;
+
+use std::time::Duration;
+
+use libfuzzer_sys::fuzz_target;
+use support::{HEADER, PEER, Pair, comparable, expand, sessions, udp_address};
+use warren_fuzz::steps;
+use warren_node_core::dataplane::VnetHdr;
+use warren_tunnel::Source;
+use warren_wire::ip::{Parsed, Protocol};
+use warren_wire::wireguard::{TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD, is_transport};
+
+/// What must reach the host of the packets that were sealed and let in: the
+/// packets themselves, in any order.
+fn check_joined(pair: &mut Pair, mut expected: Vec<Vec<u8>>) {
+    pair.inbound.flush(&mut pair.host);
+    let frames = std::mem::take(&mut pair.host.frames);
+    let mut got: Vec<_> = frames
+        .iter()
+        .flat_map(|frame| expand(frame))
+        .map(|p| comparable(&p))
+        .collect();
+    got.sort();
+    expected.sort();
+    assert_eq!(got, expected, "joining and cutting changed a packet");
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    let mut pair = Pair::new();
+    let [near, _] = sessions(pair.now);
+    let mut expected = Vec::new();
+    // Far from the numbers that the outbound half draws from its session.
+    let mut counter = 1_000;
+    for step in steps(bytes) {
+        match step.kind % 6 {
+            // The host sends a frame as it is.
+            0 => {
+                let before = pair.drops.each_ref().map(|drops| drops.total());
+                check_joined(&mut pair, std::mem::take(&mut expected));
+                pair.send(step.bytes);
+                pair.cross();
+                let after = pair.drops.each_ref().map(|drops| drops.total());
+                let frames = std::mem::take(&mut pair.host.frames);
+                let got: Vec<_> = frames.iter().flat_map(|frame| expand(frame)).collect();
+                let plain = VnetHdr::parse(step.bytes).filter(|(vnet, _)| *vnet == VnetHdr::PLAIN);
+                if let Some((_, packet)) = plain
+                    && before == after
+                    && let Ok(parsed) = Parsed::parse(packet)
+                    && parsed.protocol != Protocol::TSMP
+                    && pair.net.local.is_empty()
+                    && pair.net.tun.is_empty()
+                {
+                    assert_eq!(got, [&packet[..parsed.total_len]]);
+                }
+                pair.net.local.clear();
+                pair.net.tun.clear();
+            }
+            // The peer seals anything.
+            1..=3 => {
+                let mut datagram = vec![0; TRANSPORT_HEADER_LEN];
+                datagram.extend_from_slice(step.bytes);
+                datagram.resize(step.bytes.len() + TRANSPORT_OVERHEAD, 0);
+                counter += u64::from(step.arg & 1);
+                near.seal_in_place(counter, &mut datagram)
+                    .expect("there is room");
+                let before = pair.drops[1].total();
+                let len = datagram.len();
+                pair.arrive(Source::Udp(udp_address(1)), datagram, len);
+                if pair.drops[1].total() == before
+                    && let Ok(parsed) = Parsed::parse(step.bytes)
+                    && parsed.protocol != Protocol::TSMP
+                {
+                    expected.push(comparable(&step.bytes[..parsed.total_len]));
+                }
+            }
+            4 => {
+                let segment = usize::from(step.arg).max(1);
+                let control = step
+                    .bytes
+                    .chunks(segment)
+                    .filter(|d| !is_transport(d))
+                    .count();
+                let before = pair.host.control.len();
+                pair.arrive(Source::Udp(udp_address(9)), step.bytes.to_vec(), segment);
+                assert_eq!(pair.host.control.len(), before + control);
+            }
+            _ => {
+                let packet = step.bytes;
+                pair.outbound
+                    .inject(&pair.views[0], pair.now, PEER, packet, &mut pair.net);
+                pair.outbound.flush(&mut pair.net);
+                pair.net.udp.clear();
+                pair.later(Duration::from_millis(step.arg.into()));
+            }
+        }
+    }
+    check_joined(&mut pair, expected);
+    assert_eq!(HEADER, 10);
+});

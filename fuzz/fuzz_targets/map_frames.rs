@@ -1,0 +1,42 @@
+//! The frames of the map stream, plain and compressed, in pieces of any size.
+#![no_main]
+
+// The room around this file brings the asynchronous edge along; the file
+// itself needs none of it.
+#[allow(dead_code)]
+#[path = "../../crates/dial/src/map_frames.rs"]
+mod map_frames;
+
+use libfuzzer_sys::fuzz_target;
+use map_frames::{MapFrames, Packing};
+
+fn read(packing: Packing, mut stream: &[u8], piece: usize) -> (usize, bool) {
+    let mut frames = MapFrames::new(packing);
+    let mut count = 0;
+    while !stream.is_empty() {
+        let (now, later) = stream.split_at(piece.min(stream.len()));
+        stream = later;
+        frames.push(now);
+        loop {
+            match frames.next_message() {
+                Ok(Some(_)) => count += 1,
+                Ok(None) => break,
+                Err(_) => return (count, true),
+            }
+        }
+    }
+    (count, false)
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    let Some((&[kind, piece], stream)) = bytes.split_first_chunk() else {
+        return;
+    };
+    let packing = if kind & 1 == 0 {
+        Packing::Plain
+    } else {
+        Packing::Zstd
+    };
+    let whole = read(packing, stream, stream.len().max(1));
+    assert_eq!(read(packing, stream, usize::from(piece).max(1)), whole);
+});

@@ -1,0 +1,211 @@
+//! Path finding: everything strangers, relays and peers may send, in any
+//! order, while time passes.
+#![no_main]
+
+use std::collections::BTreeSet;
+
+use libfuzzer_sys::fuzz_target;
+use warren_control_types::{MapResponse, RegionId};
+use warren_fuzz::{Clock, Counting, address, disco, first_map, node, steps};
+use warren_keys::sealed_box::{NONCE_LEN, SharedKey};
+use warren_paths::{Destination, Event, LocalAddresses, Paths, PathsConfig, PeerHandle, PeerInfo};
+use warren_wire::disco::{Envelope, MAGIC, Message, Pong};
+use warren_wire::stun::{self, Request, Response};
+
+struct World {
+    paths: Paths,
+    clock: Clock,
+    /// Datagrams sent last, with their receivers.
+    sent: Vec<(std::net::SocketAddr, Vec<u8>)>,
+    pinged: BTreeSet<std::net::SocketAddr>,
+    relays_wanted: BTreeSet<RegionId>,
+}
+
+fn shared(n: u8) -> SharedKey {
+    disco(n)
+        .shared_with(disco(1).public().as_bytes())
+        .expect("an honest key")
+}
+
+/// `body` in an envelope of peer `n`.
+fn seal(n: u8, body: &[u8]) -> Vec<u8> {
+    let mut out = MAGIC.to_vec();
+    out.extend_from_slice(disco(n).public().as_bytes());
+    shared(n).seal(&[9; NONCE_LEN], body, &mut out);
+    out
+}
+
+impl World {
+    fn new() -> Self {
+        let clock = Clock::default();
+        let map: MapResponse = serde_json::from_value(first_map()).expect("written well");
+        let mut derp_map = warren_control_types::DerpMap::default();
+        derp_map.merge(map.derp_map.expect("written well"));
+        let mut paths = Paths::new(
+            PathsConfig::default(),
+            node(1).public(),
+            disco(1),
+            Box::new(Counting(1)),
+        );
+        paths.set_control_connected(true);
+        paths.set_derp_map(clock.now, &derp_map);
+        for n in [2, 3] {
+            paths.upsert_peer(clock.now, PeerHandle(n.into()), info(n, &[0, 1]));
+        }
+        paths.set_local_addresses(clock.now, local(1));
+        Self {
+            paths,
+            clock,
+            sent: Vec::new(),
+            pinged: BTreeSet::new(),
+            relays_wanted: BTreeSet::new(),
+        }
+    }
+
+    fn settle(&mut self) {
+        self.paths.handle_timeout(self.clock.now);
+        let mut count = 0;
+        while let Some(event) = self.paths.poll_event() {
+            count += 1;
+            assert!(count < 2_000, "one input, no end of events");
+            match event {
+                Event::SendUdp { to, packet } => {
+                    assert!(
+                        to.port() != 0 && !to.ip().is_unspecified(),
+                        "nobody is at {to}"
+                    );
+                    assert!(packet.len() <= 1_500 || packet.starts_with(&MAGIC));
+                    self.pinged.insert(to);
+                    self.sent.push((to, packet));
+                }
+                Event::SendRelay { to, .. } => {
+                    assert!([2, 3].map(|n| node(n).public()).contains(&to));
+                }
+                Event::Destination { peer, destination } => {
+                    assert!(peer.0 == 2 || peer.0 == 3);
+                    if let Destination::Udp(to) | Destination::Both { udp: to, .. } = destination {
+                        assert!(
+                            self.pinged.contains(&to),
+                            "{to} never proved that it listens"
+                        );
+                    }
+                }
+                Event::ConnectRelay(region) => drop(self.relays_wanted.insert(region)),
+                Event::CloseRelay(region) => drop(self.relays_wanted.remove(&region)),
+                Event::Endpoints(_)
+                | Event::NetInfo(_)
+                | Event::HomeRelay(_)
+                | Event::Pong { .. }
+                | Event::PingFailed { .. }
+                | Event::ProbeRelayHttps { .. }
+                | Event::ResolveHost { .. } => {}
+            }
+        }
+        let excess = self.sent.len().saturating_sub(64);
+        self.sent.drain(..excess);
+        if let Some((at, reason)) = self.paths.next_deadline() {
+            assert!(
+                at > self.clock.now,
+                "{reason:?} stays due: the shell would spin"
+            );
+        }
+    }
+
+    /// Answers the datagram sent `back` before the last one, if it is a
+    /// question; `from` is where the answer seems to come from.
+    fn answer(&mut self, back: u8, seen_as: std::net::SocketAddr, misplaced: bool) {
+        let Some((to, packet)) = self.sent.iter().rev().nth(back.into()) else {
+            return;
+        };
+        let from = if misplaced { seen_as } else { *to };
+        let answer = if let Ok(request) = Request::parse(packet) {
+            Response::to(&request, seen_as).emit()
+        } else {
+            let Ok(envelope) = Envelope::parse(packet) else {
+                return;
+            };
+            let opened = [2, 3]
+                .iter()
+                .find_map(|n| Some((*n, shared(*n).open(envelope.sealed).ok()?)));
+            let Some((n, body)) = opened else {
+                panic!("a disco message that no peer can read");
+            };
+            let Ok(Message::Ping(ping)) = Message::parse(&body) else {
+                return;
+            };
+            seal(
+                n,
+                &Message::Pong(Pong {
+                    tx: ping.tx,
+                    source: stun::unmap(seen_as),
+                })
+                .emit(),
+            )
+        };
+        assert!(self.paths.handle_udp(self.clock.now, from, &answer));
+    }
+}
+
+fn info(n: u8, endpoints: &[u8]) -> PeerInfo {
+    PeerInfo {
+        node_key: node(n).public(),
+        disco_key: Some(disco(n).public()),
+        endpoints: endpoints.iter().map(|n| address(*n)).collect(),
+        home_derp: Some(RegionId(u16::from(n % 2) + 1)),
+    }
+}
+
+fn local(arg: u8) -> LocalAddresses {
+    LocalAddresses {
+        port_v4: (arg & 1 != 0).then_some(41641),
+        port_v6: (arg & 2 != 0).then_some(41641),
+        interfaces: vec![address(1).ip(), address(2).ip()],
+        explicit: Vec::new(),
+    }
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    let mut world = World::new();
+    world.settle();
+    for step in steps(bytes) {
+        let now = world.clock.now;
+        let n = 2 + (step.arg & 1);
+        let peer = PeerHandle(n.into());
+        let from = address(step.arg >> 1);
+        let region = RegionId(u16::from(step.arg & 3));
+        let paths = &mut world.paths;
+        match step.kind % 16 {
+            0 => {
+                let ours = paths.handle_udp(now, from, step.bytes);
+                assert!(!ours || step.bytes.len() >= 20);
+            }
+            1 => assert!(paths.handle_udp(now, from, &seal(n, step.bytes))),
+            2 => drop(paths.handle_relay(now, region, node(n).public(), step.bytes)),
+            3 => assert!(paths.handle_relay(now, region, node(n).public(), &seal(n, step.bytes))),
+            4 | 5 => world.clock.pass(step.arg),
+            6 => paths.note_sent(now, peer),
+            7 => paths.ping(now, peer, step.arg.into(), Some(u16::from(step.arg) * 8)),
+            8 => world.answer(step.arg & 7, address(step.arg >> 3), false),
+            9 => world.answer(step.arg & 7, address(step.arg >> 3), true),
+            10 if step.arg & 4 == 0 => paths.relay_connected(now, region),
+            10 => paths.relay_disconnected(now, region),
+            11 => paths.relay_peer_gone(now, region, node(n).public()),
+            12 => match step.arg >> 5 {
+                0 => paths.link_changed(now),
+                1 => paths.remeasure(now),
+                2 => paths.host_resolved(now, "relay.example.com", vec![from.ip()]),
+                3 => paths.relay_https_latency(now, region, std::time::Duration::from_millis(9)),
+                _ => paths.set_local_addresses(now, local(step.arg)),
+            },
+            13 => paths.upsert_peer(now, peer, info(n, step.bytes)),
+            14 => paths.remove_peer(now, peer),
+            // Every answer at once: the quick way to a network that works.
+            _ => {
+                for back in 0..16 {
+                    world.answer(back, address(0), false);
+                }
+            }
+        }
+        world.settle();
+    }
+});

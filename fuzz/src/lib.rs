@@ -1,0 +1,188 @@
+//! What the fuzz targets share: fixed keys and clocks, so that every run of an
+//! input is the same, and a simple way to read a story out of bytes.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+
+use warren_keys::{DiscoSecret, Entropy, MachineSecret, NodeSecret};
+
+/// Randomness that is different at every draw and the same in every run.
+#[derive(Debug, Clone, Default)]
+pub struct Counting(pub u64);
+
+impl Entropy for Counting {
+    fn fill(&mut self, out: &mut [u8]) {
+        for byte in out {
+            // SplitMix64: cheap, and no two draws alike.
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            *byte = (mixed >> 56) as u8;
+        }
+    }
+}
+
+/// The node key pair number `n`.
+pub fn node(n: u8) -> NodeSecret {
+    NodeSecret::from_bytes(&[n; 32])
+}
+
+/// The disco key pair number `n`.
+pub fn disco(n: u8) -> DiscoSecret {
+    DiscoSecret::from_bytes(&[n ^ 0x40; 32])
+}
+
+/// The machine key pair number `n`.
+pub fn machine(n: u8) -> MachineSecret {
+    MachineSecret::from_bytes(&[n ^ 0x20; 32])
+}
+
+/// The wall clock of all targets at their start.
+pub const WALL: Duration = Duration::from_secs(1_780_000_000);
+
+/// Two clocks that only an input moves.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock {
+    /// The monotonic one.
+    pub now: Instant,
+    /// Time since the UNIX epoch.
+    pub wall: Duration,
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self {
+            now: Instant::now(),
+            wall: WALL,
+        }
+    }
+}
+
+impl Clock {
+    /// Lets up to 17 minutes pass, in steps that grow with `amount`: the
+    /// smallest are milliseconds, where pings live, the largest are minutes,
+    /// where sessions end.
+    pub fn pass(&mut self, amount: u8) {
+        let step = Duration::from_millis(1 << (amount >> 4).min(16))
+            .saturating_mul(u32::from(amount & 15) * 2);
+        self.now += step;
+        self.wall += step;
+    }
+}
+
+/// One thing that happens in a target that takes a story.
+#[derive(Debug, Clone, Copy)]
+pub struct Step<'a> {
+    /// What happens; the target knows.
+    pub kind: u8,
+    /// A small number for it.
+    pub arg: u8,
+    /// Bytes for it.
+    pub bytes: &'a [u8],
+}
+
+/// Longest story, in steps: bounds the time of one input.
+const MAX_STEPS: usize = 64;
+
+/// Reads a story: `kind:u8 arg:u8 len:u16 (little endian) bytes`, and again.
+/// Any bytes are a story; a length beyond the end means the rest.
+pub fn steps(mut rest: &[u8]) -> impl Iterator<Item = Step<'_>> {
+    std::iter::from_fn(move || {
+        let (&[kind, arg, low, high], tail) = rest.split_first_chunk()?;
+        let len = usize::from(u16::from_le_bytes([low, high])).min(tail.len());
+        let (bytes, tail) = tail.split_at(len);
+        rest = tail;
+        Some(Step { kind, arg, bytes })
+    })
+    .take(MAX_STEPS)
+}
+
+/// Writes one step of a story.
+pub fn put_step(out: &mut Vec<u8>, kind: u8, arg: u8, bytes: &[u8]) {
+    let len = u16::try_from(bytes.len()).unwrap_or(u16::MAX);
+    out.extend_from_slice(&[kind, arg]);
+    out.extend_from_slice(&len.to_le_bytes());
+    out.extend_from_slice(&bytes[..usize::from(len)]);
+}
+
+/// Damages `bytes` as `how` says: pairs of a position and a bit pattern. A
+/// stranger on the way can do this to anything.
+pub fn damage(bytes: &mut [u8], how: &[u8]) -> bool {
+    let mut changed = false;
+    for pair in how.chunks_exact(2) {
+        if !bytes.is_empty() {
+            let at = usize::from(pair[0]) % bytes.len();
+            bytes[at] ^= pair[1];
+            changed |= pair[1] != 0;
+        }
+    }
+    changed
+}
+
+/// A few addresses that say much: public, private, of the tailnet, of both
+/// families, and some where nobody can be.
+pub fn address(n: u8) -> SocketAddr {
+    const IPS: [&str; 8] = [
+        "192.0.2.1",
+        "192.168.1.7",
+        "2001:db8::1",
+        "100.64.0.2",
+        "127.0.0.1",
+        "fe80::1",
+        "0.0.0.0",
+        "::ffff:203.0.113.5",
+    ];
+    let ip = IPS[usize::from(n % 8)].parse().expect("written well");
+    SocketAddr::new(ip, [41641, 3478, 0, 65535][usize::from(n / 8 % 4)])
+}
+
+/// What a coordination server says first to node 1: its peers are nodes 2 and
+/// 3, the relays are in regions 1 and 2.
+pub fn first_map() -> serde_json::Value {
+    let peer = |n: u8| {
+        serde_json::json!({
+            "ID": n, "StableID": format!("n{n}"), "Name": format!("host{n}.example.ts.net."),
+            "User": 1, "Key": node(n).public(), "Machine": machine(n).public(),
+            "DiscoKey": disco(n).public(), "Addresses": tailnet_addresses(n),
+            "AllowedIPs": tailnet_addresses(n),
+            "Endpoints": ["192.0.2.1:41641", "192.168.1.7:41641"], "HomeDERP": n % 2 + 1,
+            "Cap": 119, "Online": true, "MachineAuthorized": true,
+            "Hostinfo": {"OS": "linux", "Hostname": format!("host{n}")},
+        })
+    };
+    let region = |n: u8| {
+        serde_json::json!({
+            "RegionID": n, "RegionCode": format!("r{n}"), "RegionName": "Region",
+            "Nodes": [{"Name": format!("{n}a"), "RegionID": n, "HostName": "relay.example.com",
+                "IPv4": format!("203.0.113.{n}"), "IPv6": format!("2001:db8::{n}")}],
+        })
+    };
+    serde_json::json!({
+        "Node": peer(1), "Peers": [peer(2), peer(3)],
+        "DERPMap": {"Regions": {"1": region(1), "2": region(2)}},
+        "DNSConfig": {"Domains": ["example.ts.net"], "Proxied": true,
+            "Resolvers": [{"Addr": "192.0.2.53"}],
+            "Routes": {"corp.example.com": [{"Addr": "192.0.2.54"}, {"Addr": "192.0.2.55"}]}},
+        "PacketFilter": [{"SrcIPs": ["*"], "DstPorts": [{"IP": "*", "Ports": {"First": 0, "Last": 65535}}]}],
+        "UserProfiles": [{"ID": 1, "LoginName": "a@example.com", "DisplayName": "A"}],
+        "Domain": "example.com", "CollectServices": false,
+    })
+}
+
+/// The prefixes of node `n`, one of each family.
+pub fn tailnet_addresses(n: u8) -> [IpNet; 2] {
+    [
+        IpNet::from(IpAddr::from([100, 64, 0, n])),
+        IpNet::from(IpAddr::from([
+            0xfd7a,
+            0x115c,
+            0xa1e0,
+            0,
+            0,
+            0,
+            0,
+            u16::from(n),
+        ])),
+    ]
+}
