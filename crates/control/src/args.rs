@@ -60,7 +60,7 @@ pub enum Top {
 #[derive(Debug, Args)]
 pub struct Serve {
     /// Address and TCP port for nodes. [default: port 8080 on all addresses]
-    #[arg(long, value_name = "IP:PORT")]
+    #[arg(long, value_name = "IP:PORT", value_parser = parse_listen)]
     pub listen: Option<SocketAddr>,
     /// Where nodes reach this server. [default: made from the address of this
     /// machine and the port]
@@ -317,6 +317,12 @@ pub fn set(a: Vec<String>, b: Vec<String>) -> BTreeSet<String> {
         .map(|text| text.trim().to_owned())
         .filter(|t| !t.is_empty())
         .collect()
+}
+
+fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        "expected an address and a port, as 0.0.0.0:8080, or [::]:8080 for both families".to_owned()
+    })
 }
 
 fn parse_stun(text: &str) -> Result<StunListen, String> {

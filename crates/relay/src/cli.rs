@@ -1,6 +1,6 @@
 //! The program `warren-relay`: its command line, and what it starts.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,9 +17,10 @@ use crate::tls::{self, Certificate, TlsError};
 use crate::verify::{VerifyUrl, VerifyUrlError};
 use crate::{listen, stun};
 
-/// The relay of a Warren network: DERP and STUN.
+/// The relay of a private network: carries packets between nodes that cannot
+/// reach each other directly (DERP), and tells nodes their addresses (STUN).
 #[derive(Debug, Parser)]
-#[command(name = "warren-relay", version, about)]
+#[command(name = "warren-relay", version)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -49,23 +50,28 @@ pub enum TlsMode {
     Off,
 }
 
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .map_err(|_| "write it as 0.0.0.0:8443, or as [::]:8443 for both families".to_owned())
+}
+
 /// `warren-relay serve`.
 #[derive(Debug, Args)]
 pub struct Serve {
     /// Address and port for DERP
-    #[arg(long, value_name = "IP:PORT", default_value = "[::]:443")]
+    #[arg(long, value_name = "IP:PORT", default_value = "[::]:443", value_parser = address)]
     pub listen: SocketAddr,
     /// Address and port for STUN
-    #[arg(long, value_name = "IP:PORT", default_value = "[::]:3478")]
+    #[arg(long, value_name = "IP:PORT", default_value = "[::]:3478", value_parser = address)]
     pub stun_listen: SocketAddr,
     /// Do not answer STUN
     #[arg(long)]
     pub no_stun: bool,
     /// Plain HTTP port beside TLS: captive portal probes, and a redirect
-    #[arg(long, value_name = "IP:PORT")]
+    #[arg(long, value_name = "IP:PORT", value_parser = address)]
     pub http_listen: Option<SocketAddr>,
     /// Where metrics are served (else only to loopback, on the DERP port)
-    #[arg(long, value_name = "IP:PORT")]
+    #[arg(long, value_name = "IP:PORT", value_parser = address)]
     pub metrics_listen: Option<SocketAddr>,
     /// How connections are secured
     #[arg(long, value_enum, default_value_t = TlsMode::SelfSigned)]
@@ -350,6 +356,7 @@ pub fn main() -> u8 {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     match cli.command {
         Command::Completion { shell } => {

@@ -42,10 +42,14 @@ pub(super) fn command() -> Command {
         .subcommand_required(true)
         .arg_required_else_help(true)
         .arg(
-            value("socket", "PATH", "the daemon's socket")
-                .global(true)
-                .env("WARREN_SOCKET")
-                .hide_env_values(true),
+            value(
+                "socket",
+                "PATH",
+                "the daemon's socket [default: /var/run/warren/warren.sock]",
+            )
+            .global(true)
+            .env("WARREN_SOCKET")
+            .hide_env_values(true),
         )
         .subcommand(
             Command::new("up")
@@ -175,8 +179,17 @@ pub(super) fn command() -> Command {
         .subcommand(
             Command::new("daemon")
                 .about("Run the daemon, in the foreground")
-                .arg(value("state-dir", "DIR", "folder for keys and settings"))
-                .arg(value("state", "FILE", "file for keys and settings"))
+                .arg(value(
+                    "state-dir",
+                    "DIR",
+                    "folder for keys, settings and the last netmap [default: /var/lib/warren, or \
+                     ~/.local/state/warren without root]",
+                ))
+                .arg(value(
+                    "state",
+                    "FILE",
+                    "file for keys and settings [default: warren.state in the folder]",
+                ))
                 .arg(value("port", "N", "UDP port; 0: any").default_value("0"))
                 .arg(value("tun", "NAME", "network interface to make").default_value("warren0"))
                 .arg(value("verbose", "LEVEL", "how much to log, 0 to 2").default_value("0"))
