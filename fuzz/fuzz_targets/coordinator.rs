@@ -13,6 +13,7 @@ use warren_control_types::{
     CapabilityVersion, DerpMap, MapRequest, MapResponse, Netmap, NodeId, RegisterAuth,
     RegisterRequest,
 };
+use warren_fuzz::json::Message as _;
 use warren_fuzz::{Clock, Counting, machine, node, steps};
 
 struct World {
@@ -64,7 +65,7 @@ impl World {
             count += 1;
             assert!(count < 100, "no end of messages");
             let json = message.to_json().expect("a message has a form");
-            let response: MapResponse = serde_json::from_slice(&json).expect("our own form");
+            let response = MapResponse::read(&json).expect("our own form");
             if let Some((_, map)) = self.clients.get_mut(&session) {
                 map.apply(response, self.clock.wall)
                     .expect("the first message is whole");
@@ -127,7 +128,7 @@ fuzz_target!(|bytes: &[u8]| {
         let (now, wall) = (world.clock.now, world.clock.wall);
         match step.kind % 8 {
             0 => {
-                let Ok(mut request) = serde_json::from_slice::<RegisterRequest>(step.bytes) else {
+                let Ok(mut request) = RegisterRequest::read(step.bytes) else {
                     continue;
                 };
                 if step.arg & 4 != 0 {
@@ -149,7 +150,7 @@ fuzz_target!(|bytes: &[u8]| {
                 }
             }
             kind @ (1 | 2) => {
-                let Ok(mut request) = serde_json::from_slice::<MapRequest>(step.bytes) else {
+                let Ok(mut request) = MapRequest::read(step.bytes) else {
                     continue;
                 };
                 if step.arg & 4 != 0 {
@@ -232,9 +233,8 @@ fuzz_target!(|bytes: &[u8]| {
             .coordinator
             .render(wall, id)
             .expect("a client's node exists");
-        let json = serde_json::to_vec(&fresh).expect("a message has a form");
         let mut whole = Netmap::default();
-        let fresh = serde_json::from_slice(&json).expect("our own form");
+        let fresh = MapResponse::read(&fresh.write()).expect("our own form");
         whole.apply(fresh, wall).expect("it is whole");
         assert_eq!(
             meaning(map),

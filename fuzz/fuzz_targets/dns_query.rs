@@ -4,15 +4,14 @@
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use warren_control_types::{MapResponse, Netmap};
+use warren_control_types::Netmap;
 use warren_dns::message::{self, Header};
 use warren_dns::{Decision, Options, Resolver, ResolverConfig, Transport};
 use warren_fuzz::{WALL, first_map};
 
 static RESOLVER: LazyLock<Resolver> = LazyLock::new(|| {
     let mut map = Netmap::default();
-    let first: MapResponse = serde_json::from_value(first_map()).expect("written well");
-    map.apply(first, WALL).expect("a whole map");
+    map.apply(first_map(), WALL).expect("a whole map");
     let own = map.self_node.as_ref().expect("the map has it");
     let options = Options {
         accept_dns: true,

@@ -3,7 +3,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use warren_control_types::RegionId;
+use warren_control_types::{MapResponse, RegionId};
+use warren_fuzz::json::Message as _;
 use warren_fuzz::{Clock, Counting, address, disco, first_map, node, steps};
 use warren_keys::sealed_box::NONCE_LEN;
 use warren_node_core::{Engine, EngineConfig};
@@ -25,9 +26,8 @@ fuzz_target!(|bytes: &[u8]| {
         Box::new(Counting(2)),
         Box::new(Counting(3)),
     );
-    let map = serde_json::from_value(first_map()).expect("written well");
     engine
-        .apply_map(clock.now, clock.wall, map)
+        .apply_map(clock.now, clock.wall, first_map())
         .expect("a whole map");
     engine.set_local_addresses(
         clock.now,
@@ -43,7 +43,7 @@ fuzz_target!(|bytes: &[u8]| {
         let from = address(step.arg);
         match step.kind % 8 {
             0 => {
-                if let Ok(message) = serde_json::from_slice(step.bytes) {
+                if let Ok(message) = MapResponse::read(step.bytes) {
                     let _ = engine.apply_map(clock.now, clock.wall, message);
                 }
             }

@@ -7,13 +7,14 @@ use warren_filter::{
     CapabilityHolders, DropReason, Filter, FlowTable, LocalAddresses, LocalSet, Verdict,
     capability_sources,
 };
+use warren_fuzz::json::Message as _;
 use warren_fuzz::{Counting, steps, tailnet_addresses};
 use warren_wire::ip::{IpPacket, Protocol};
 
 fuzz_target!(|bytes: &[u8]| {
     let mut story = steps(bytes);
     let Some(first) = story.next() else { return };
-    let Ok(rules) = serde_json::from_slice::<Vec<FilterRule>>(first.bytes) else {
+    let Ok(rules) = Vec::<FilterRule>::read(first.bytes) else {
         return;
     };
     let mut holders = CapabilityHolders::new();

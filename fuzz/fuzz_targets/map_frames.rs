@@ -9,6 +9,8 @@ mod map_frames;
 
 use libfuzzer_sys::fuzz_target;
 use map_frames::{MapFrames, Packing};
+// Holds the code that reads map responses.
+use warren_fuzz as _;
 
 fn read(packing: Packing, mut stream: &[u8], piece: usize) -> (usize, bool) {
     let mut frames = MapFrames::new(packing);

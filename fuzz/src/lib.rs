@@ -1,10 +1,14 @@
 //! What the fuzz targets share: fixed keys and clocks, so that every run of an
 //! input is the same, and a simple way to read a story out of bytes.
 
+pub mod json;
+
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use json::Message as _;
+use warren_control_types::MapResponse;
 
 use warren_keys::{DiscoSecret, Entropy, MachineSecret, NodeSecret};
 
@@ -139,7 +143,12 @@ pub fn address(n: u8) -> SocketAddr {
 
 /// What a coordination server says first to node 1: its peers are nodes 2 and
 /// 3, the relays are in regions 1 and 2.
-pub fn first_map() -> serde_json::Value {
+pub fn first_map() -> MapResponse {
+    MapResponse::read(first_map_json().to_string().as_bytes()).expect("written well")
+}
+
+/// The same as it travels.
+pub fn first_map_json() -> serde_json::Value {
     let peer = |n: u8| {
         serde_json::json!({
             "ID": n, "StableID": format!("n{n}"), "Name": format!("host{n}.example.ts.net."),

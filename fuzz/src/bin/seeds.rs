@@ -15,7 +15,7 @@ use std::{fs, io};
 use serde_json::{Value, json};
 use support::{Recipe, Transport};
 use warren_channel::{ClientHandshake, accept, early};
-use warren_fuzz::{Counting, address, disco, first_map, machine, node, put_step};
+use warren_fuzz::{Counting, address, disco, first_map_json, machine, node, put_step};
 use warren_node_core::dataplane::VnetHdr;
 use warren_tunnel::{Event, Handshakes, PeerIndex, Source};
 use warren_wire::derp::Frame;
@@ -431,7 +431,7 @@ fn path_finding(seeds: &Path) -> io::Result<()> {
             (0, 0, &gone),
             (3, 0, &peer_story[2]),
             (1, 0, &[]),
-            (0, 0, &bytes(&first_map())),
+            (0, 0, &bytes(&first_map_json())),
         ],
     )
 }
@@ -647,7 +647,7 @@ fn control(seeds: &Path) -> io::Result<()> {
     )?;
     channel.story("damaged-first", &[(0, 0, &[0, 1])])?;
 
-    let first = bytes(&first_map());
+    let first = bytes(&first_map_json());
     let frame = |payload: &[u8]| [&(payload.len() as u32).to_le_bytes(), payload].concat();
     let frames = Seeds {
         directory: seeds,
@@ -658,7 +658,7 @@ fn control(seeds: &Path) -> io::Result<()> {
     let packed = zstd::encode_all(&first[..], 0)?;
     frames.put("zstd", &[&[1, 60][..], &frame(&packed)].concat())?;
 
-    let mut peer = first_map()["Peers"][0].clone();
+    let mut peer = first_map_json()["Peers"][0].clone();
     peer["CapMap"] = json!({"x": [1, "y"]});
     let delta = bytes(&json!({
         "PeersChanged": [peer], "PeersRemoved": [3], "PeerSeenChange": {"2": true},
@@ -724,7 +724,7 @@ fn control(seeds: &Path) -> io::Result<()> {
         7,
         &json!({"legacyPublicKey": machine(1).public(), "publicKey": machine(2).public()}),
     )?;
-    typed("derp", 11, &first_map()["DERPMap"])?;
+    typed("derp", 11, &first_map_json()["DERPMap"])?;
     types.put(
         "key",
         &[&[12][..], node(1).public().to_string().as_bytes()].concat(),
