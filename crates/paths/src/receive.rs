@@ -131,6 +131,11 @@ impl Paths {
         sender: DiscoPublic,
         message: Message,
     ) {
+        // A source that nothing can be sent to: forged, or rewritten badly.
+        if from.port() == 0 || from.ip().is_unspecified() {
+            self.core.counters.disco_malformed += 1;
+            return;
+        }
         match message {
             Message::Ping(ping) => self.handle_udp_ping(now, from, sender, ping),
             Message::Pong(pong) => self.handle_pong(now, sender, Via::Udp(from), pong),

@@ -396,6 +396,8 @@ fn path_finding(seeds: &Path) -> io::Result<()> {
         "strangers",
         &[
             (0, 0, &sealed),
+            // From port 0, where no answer can go.
+            (1, 0xa2, &peer_story[0]),
             (2, 1, &sealed),
             (0, 4, &request.emit()),
             (0, 4, &Response::to(&request, address(0)).emit()),
