@@ -191,6 +191,23 @@ impl UdpSocket {
         Ok(socket)
     }
 
+    /// The same socket once more.
+    fn another_handle(&self) -> Result<UdpSocket, UdpError> {
+        let socket = self.socket.try_clone().map_err(|source| UdpError::Io {
+            action: "share",
+            address: self.local,
+            source,
+        })?;
+        Ok(UdpSocket {
+            socket,
+            local: self.local,
+            marked: self.marked,
+            gro: self.gro,
+            gso: self.gso.as_ref().map(|_| GsoMemory::new()),
+            made: self.made,
+        })
+    }
+
     /// The address and port bound.
     pub fn local_addr(&self) -> SocketAddr {
         self.local
@@ -323,6 +340,39 @@ pub fn bind_pair(ports: &[u16], options: &UdpOptions) -> Result<UdpPair, UdpErro
                 v6: v6.ok(),
             })
         }
+    }
+}
+
+impl UdpPair {
+    /// This pair with the family that it lacks, at the same port if that is
+    /// free; `None` if it lacks none, or the system does. The socket that is
+    /// there stays the same.
+    ///
+    /// # Errors
+    /// [`UdpError`] when the system has the family but gives no socket.
+    pub fn completed(&self, options: &UdpOptions) -> Result<Option<UdpPair>, UdpError> {
+        let (present, ip): (_, std::net::IpAddr) = match (&self.v4, &self.v6) {
+            (Some(v4), None) => (v4, Ipv6Addr::UNSPECIFIED.into()),
+            (None, Some(v6)) => (v6, Ipv4Addr::UNSPECIFIED.into()),
+            _ => return Ok(None),
+        };
+        let added = match bind_first(ip, [present.local.port()].into_iter(), options) {
+            Ok(added) => added,
+            Err(UdpError::NoFamily { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let present = present.another_handle()?;
+        Ok(Some(if ip.is_ipv4() {
+            UdpPair {
+                v4: Some(added),
+                v6: Some(present),
+            }
+        } else {
+            UdpPair {
+                v4: Some(present),
+                v6: Some(added),
+            }
+        }))
     }
 }
 

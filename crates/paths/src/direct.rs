@@ -61,7 +61,8 @@ pub(crate) enum Cause {
     Check,
     /// The peer calls: it has no path to us. That data arrives says nothing.
     Called,
-    /// The peer is probably elsewhere: packets take the relay as well, at once.
+    /// The peer, or we, are probably elsewhere: packets take the relay as well,
+    /// at once.
     Moved,
 }
 

@@ -257,15 +257,16 @@ impl Paths {
     }
 
     /// The network underneath changed (interface, address, default route):
-    /// nothing measured before holds any more. Packets take the relay until
-    /// paths are confirmed anew.
+    /// nothing measured before holds any more. Packets take the relay as well
+    /// as the path they took until that is confirmed anew or another is found:
+    /// many a change leaves the path as it was, and then not one packet waits.
     pub fn link_changed(&mut self, now: Instant) {
         self.core.netcheck.forget();
         self.core.own.forget_measurement(now);
         self.core.relays.retry_now(now);
         let small = self.peers.len() <= SMALL_TAILNET;
         for peer in self.peers.values_mut() {
-            peer.forget_paths();
+            peer.doubt_paths(now);
             if small || peer.is_active(now) {
                 peer.warm_up(now);
             }

@@ -236,8 +236,10 @@ impl Peer {
     }
 
     /// Our network changed: no path is believed, no measurement kept.
-    pub(crate) fn forget_paths(&mut self) {
-        self.direct = None;
+    pub(crate) fn doubt_paths(&mut self, now: Instant) {
+        if let Some(direct) = &mut self.direct {
+            direct.suspect(now, Cause::Moved);
+        }
         self.punch = None;
         self.called = None;
         self.candidates.forget_measurements();

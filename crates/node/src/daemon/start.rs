@@ -97,8 +97,11 @@ pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
     let tun = Tun::create(&options.tun)?;
     tun.set_mtu(TUNNEL_MTU)?;
     let interface = tun.name().to_owned();
-    let bind = socket_binder(options.port);
-    let sockets = bind()?;
+    let socket_options = UdpOptions {
+        mark: Some(BYPASS_MARK),
+        ..UdpOptions::default()
+    };
+    let sockets = bind_sockets(options.port, &socket_options)?;
     // Both also remove what a killed predecessor left behind.
     let router = Router::open(&interface, RouterOptions::default()).await?;
     drop(SystemDns::open(resolver_options(&interface, &options.state_dir)).await?);
@@ -188,7 +191,7 @@ pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
         inbox,
         link,
         candidate_key,
-        rebind: Box::new(move || bind().map_err(io::Error::other)),
+        socket_options,
     };
     tracing::info!(socket = %options.socket.display(), "ready");
     EngineTask::new(parts).run(messages, outcomes).await;
@@ -207,13 +210,22 @@ impl Drop for RemovedAtEnd {
     }
 }
 
-/// Binds the sockets the way the user wants, any number of times.
-fn socket_binder(port: u16) -> impl Fn() -> Result<UdpPair, UdpError> + Send {
-    let options = UdpOptions {
-        mark: Some(BYPASS_MARK),
-        ..UdpOptions::default()
-    };
-    move || bind_pair(&[port], &options)
+/// Binds the sockets. A port that is taken is no reason to stay away from the
+/// network, but whoever opened it in a router should know.
+fn bind_sockets(port: u16, options: &UdpOptions) -> Result<UdpPair, UdpError> {
+    let sockets = bind_pair(&[port], options)?;
+    for socket in [&sockets.v4, &sockets.v6].into_iter().flatten() {
+        let bound = socket.local_addr();
+        if port != 0 && bound.port() != port {
+            tracing::warn!(
+                wanted = port,
+                %bound,
+                "the UDP port is taken by another program; using another one. \
+                 Stop that program or choose a free port with --port"
+            );
+        }
+    }
+    Ok(sockets)
 }
 
 fn resolver_options(interface: &str, state_dir: &std::path::Path) -> ResolverOptions {

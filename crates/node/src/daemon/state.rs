@@ -243,15 +243,6 @@ impl StateFolder {
     pub fn netmap_path(&self) -> PathBuf {
         self.folder.join(NETMAP_FILE)
     }
-
-    /// Forgets the netmap, for a logout.
-    pub fn forget_netmap(&self) {
-        if let Err(error) = std::fs::remove_file(self.netmap_path())
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(%error, "cannot remove the kept netmap");
-        }
-    }
 }
 
 fn value(
