@@ -13,7 +13,7 @@ use warren_control_types::{FilterRule, NetPortRange, NodeId, PortRange, UserId};
 use warren_policy::{Compiled, Policy, PolicyNode, PolicyUser};
 
 use crate::records::{NodeRecord, Snapshot, UserRecord};
-use crate::routes::effective;
+use crate::routes::{effective, is_exit};
 
 /// The policy in force.
 #[derive(Debug, Default)]
@@ -89,6 +89,26 @@ impl Access {
                 in_force.compiled.can_see(viewer, peer)
             }
             Some(_) | None => true,
+        }
+    }
+
+    /// The routes behind `peer` that `viewer` is given; `primary` are those of
+    /// which the peer is the active router. Exit routes come last.
+    pub(crate) fn routes_for(
+        &self,
+        viewer: NodeId,
+        peer: &NodeRecord,
+        primary: Vec<IpNet>,
+    ) -> Vec<IpNet> {
+        match &self.policy {
+            Some(in_force) if !in_force.policy.is_allow_all() => {
+                in_force.compiled.routes_for(viewer, peer.id, &primary)
+            }
+            Some(_) | None => {
+                let mut routes = primary;
+                routes.extend(effective(peer).into_iter().filter(is_exit));
+                routes
+            }
         }
     }
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
-use warren_control_types::{NodeId, UserId};
+use warren_control_types::{NodeId, PingRequest, UserId};
+use warren_keys::MachinePublic;
 
 use crate::access::Access;
 use crate::auth_keys::AuthKeyText;
@@ -16,6 +17,9 @@ use crate::names::{check_user_name, is_label};
 use crate::records::{AuthKeyId, AuthKeyRecord, Change, NodeRecord, TAGGED_DEVICES, UserRecord};
 use crate::register::{PendingId, hostinfo};
 use crate::routes::{advertised, is_exit};
+
+/// Questions that may wait for a node that reads slowly.
+const MAX_QUESTIONS: usize = 16;
 
 /// What a new pre-auth key shall be.
 #[derive(Debug, Clone, Default)]
@@ -177,7 +181,14 @@ impl Coordinator {
         new: NewAuthKey,
     ) -> Result<(AuthKeyText, AuthKeyRecord), AdminError> {
         let user = match &new.user {
-            Some(name) => Some(self.find_user(name)?.id),
+            // Who asks for a key wants the user to be there.
+            Some(name) => match self.find_user(name) {
+                Ok(user) => Some(user.id),
+                Err(_) if name.parse::<u64>().is_err() && check_user_name(name).is_ok() => {
+                    return Err(AdminError::NoUserForKey(name.clone()));
+                }
+                Err(error) => return Err(error),
+            },
             None if new.tags.is_empty() => return Err(AdminError::KeyWithoutOwner),
             None => None,
         };
@@ -303,6 +314,29 @@ impl Coordinator {
         Ok(id)
     }
 
+    /// Puts a question to a node, over its map stream. The answer comes to the
+    /// address in the question, from the machine that is answered here.
+    ///
+    /// # Errors
+    /// No such node, or it has no stream now.
+    pub fn ask_node(
+        &mut self,
+        node: &str,
+        question: PingRequest,
+    ) -> Result<MachinePublic, AdminError> {
+        let found = self.find_node(node)?;
+        let (machine, name) = (found.machine, found.name.clone());
+        let session = self.session_of.get(&found.id).copied();
+        let open = session.and_then(|id| Some((id, self.sessions.get_mut(&id)?)));
+        let (id, session) = open.ok_or(AdminError::NotConnected(name.clone()))?;
+        if session.questions.len() >= MAX_QUESTIONS {
+            return Err(AdminError::TooManyQuestions(name));
+        }
+        session.questions.push_back(question);
+        self.outputs.push_back(Output::Wake(id));
+        Ok(machine)
+    }
+
     /// Gives a node to these tags; without any it returns to its user.
     ///
     /// # Errors
@@ -316,6 +350,7 @@ impl Coordinator {
         if tags.is_empty() && found.user.is_none() {
             return Err(AdminError::KeyWithoutOwner);
         }
+        let changed = found.tags != tags;
         if let Some(node) = self.data.nodes.get_mut(&id) {
             node.tags = tags;
             // A key that belongs to a service does not ask a person to renew it.
@@ -325,6 +360,9 @@ impl Coordinator {
         }
         self.store_node(id, true);
         self.identity_changed(id);
+        if changed {
+            self.approve_anew(id);
+        }
         Ok(id)
     }
 
@@ -375,12 +413,23 @@ impl Coordinator {
             return;
         };
         let mut approved = node.approved_routes.clone();
-        approved.extend(
-            advertised(node)
-                .into_iter()
-                .filter(|route| self.access.approves_route(node, route)),
-        );
+        approved.extend(self.approved_by_policy(node));
         self.set_approved(id, approved);
+    }
+
+    /// The node belongs to somebody else now: what was approved, was approved
+    /// for the owner before. What the policy approves for the new one, counts.
+    pub(crate) fn approve_anew(&mut self, id: NodeId) {
+        if let Some(node) = self.data.nodes.get(&id) {
+            let approved = self.approved_by_policy(node).collect();
+            self.set_approved(id, approved);
+        }
+    }
+
+    fn approved_by_policy(&self, node: &NodeRecord) -> impl Iterator<Item = IpNet> {
+        advertised(node)
+            .into_iter()
+            .filter(|route| self.access.approves_route(node, route))
     }
 
     /// The machines that wait for approval, oldest first.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
 use warren_control_types::{DerpMap, MapRequest, NodeId, UserId};
 use warren_keys::{Entropy, MachinePublic, NodePublic};
@@ -106,7 +107,8 @@ pub struct Coordinator {
     /// Nodes whose peers were told that their key has expired.
     pub(crate) told_expired: BTreeSet<NodeId>,
     pub(crate) primaries: Primaries,
-    pub(crate) peer_json: BTreeMap<NodeId, Arc<str>>,
+    /// Nodes as their peers see them, by the routes that a peer is given.
+    pub(crate) peer_json: BTreeMap<NodeId, BTreeMap<Vec<IpNet>, Arc<str>>>,
     pub(crate) entropy: Box<dyn Entropy>,
     pub(crate) outputs: VecDeque<Output>,
     next_session: u64,
@@ -190,6 +192,13 @@ impl Coordinator {
     /// The node that has this key.
     pub fn node_by_key(&self, key: &NodePublic) -> Option<&NodeRecord> {
         self.by_key.get(key).and_then(|id| self.data.nodes.get(id))
+    }
+
+    /// Whether a relay may serve whoever holds this key: a node of this network
+    /// whose key still works.
+    pub fn admits(&self, wall: Duration, key: &NodePublic) -> bool {
+        self.node_by_key(key)
+            .is_some_and(|node| !node.is_expired(timestamp(wall)))
     }
 
     /// Whether peers are told that the node is online.

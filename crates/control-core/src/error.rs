@@ -24,8 +24,15 @@ pub enum MapError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AdminError {
     /// No user has this name or number.
-    #[error("no user \"{0}\"; `warren-control users list` shows them, `users create` makes one")]
+    #[error(
+        "no user \"{0}\"; `warren-control users list` shows them, `warren-control users create NAME` makes one"
+    )]
     NoUser(String),
+    /// A key was wanted for a user that is not there, but could be.
+    #[error(
+        "no user \"{0}\"; make it first with `warren-control users create {0}`, or see who is there with `warren-control users list`"
+    )]
+    NoUserForKey(String),
     /// The name is in use.
     #[error("a user \"{0}\" exists already")]
     UserExists(String),
@@ -42,6 +49,12 @@ pub enum AdminError {
     /// No node has this name, number or address.
     #[error("no node \"{0}\"; `warren-control nodes list` shows them")]
     NoNode(String),
+    /// A node cannot be asked without a stream.
+    #[error("node \"{0}\" is not connected now, so it cannot be asked")]
+    NotConnected(String),
+    /// It has not read the questions before.
+    #[error("node \"{0}\" has not read the questions before this one yet; try again later")]
+    TooManyQuestions(String),
     /// Another machine has the name.
     #[error("the name \"{0}\" belongs to another node; choose another or rename that one first")]
     NameTaken(String),

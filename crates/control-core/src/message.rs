@@ -1,7 +1,8 @@
 //! A map message on its way out, with peers that are rendered once for all.
 //!
-//! What a peer looks like does not depend on who looks, so its JSON is made
-//! once per change and spliced into every message that needs it.
+//! What a peer looks like depends on who looks by its routes alone, so its JSON
+//! is made once per change and set of routes, and spliced into every message
+//! that needs it.
 
 use std::sync::Arc;
 

@@ -8,8 +8,16 @@
 //! with `Followup`, and that question is held open until the administrator
 //! decides ([`Output::Decided`]). Then the very same request is put to
 //! [`Coordinator::register`] again, and finds its node made.
+//!
+//! A machine waits once: a newer login with another node key takes the place of
+//! the older one, whose question is answered with a refusal, so that approving
+//! it late cannot make a node that nobody runs. Strangers can ask as often as
+//! they like, so the places are limited, in all and for each source; those that
+//! nobody waits at any more are given away first, and who is waited for is not
+//! pushed out ([`RegisterOutcome::Busy`]).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use data_encoding::HEXLOWER;
@@ -27,8 +35,10 @@ use crate::records::{AuthKeyRecord, JoinMethod, NodeRecord, TAGGED_DEVICES};
 use crate::session::{PatchFields, PeerMark};
 use crate::{addresses, update};
 
-/// How many machines may wait for approval; the oldest makes room.
+/// How many machines may wait for approval.
 const MAX_PENDING: usize = 1024;
+/// How many of them may come from one address, or one IPv6 network of 64 bits.
+const MAX_PENDING_OF_SOURCE: usize = 64;
 /// How long a machine may wait for approval.
 const PENDING_TTL: Duration = Duration::from_secs(15 * 60);
 
@@ -49,6 +59,9 @@ pub(crate) struct PendingLogin {
     pub(crate) request: Box<RegisterRequest>,
     pub(crate) since: Timestamp,
     pub(crate) deadline: Instant,
+    source: Option<IpAddr>,
+    /// Questions that are held open for it.
+    waiters: u32,
     order: u64,
 }
 
@@ -60,46 +73,48 @@ pub(crate) struct Pendings {
 }
 
 impl Pendings {
-    fn find(&self, machine: MachinePublic, key: NodePublic) -> Option<&PendingId> {
-        self.waiting
-            .iter()
-            .find(|(_, p)| p.machine == machine && p.request.node_key == key)
-            .map(|(id, _)| id)
+    fn of_machine(&self, machine: MachinePublic) -> Option<(&PendingId, &PendingLogin)> {
+        self.waiting.iter().find(|(_, p)| p.machine == machine)
     }
 
-    /// Adds one; answers who had to make room.
-    fn add(
-        &mut self,
-        now: Instant,
-        since: Timestamp,
-        machine: MachinePublic,
-        request: &RegisterRequest,
-        entropy: &mut dyn Entropy,
-    ) -> (PendingId, Option<PendingId>) {
-        let evicted = (self.waiting.len() >= MAX_PENDING)
-            .then(|| {
-                self.waiting
-                    .iter()
-                    .min_by_key(|(_, p)| p.order)
-                    .map(|(id, _)| id.clone())
-            })
-            .flatten();
-        if let Some(id) = &evicted {
-            self.waiting.remove(id);
+    /// Makes room for one more from `source`; answers who has to go. `Err` when
+    /// everybody who could go is waited for.
+    fn make_room(&mut self, source: Option<IpAddr>) -> Result<Option<PendingId>, ()> {
+        let of_source = |login: &PendingLogin| source.is_some() && login.source == source;
+        let taken = self.waiting.values().filter(|p| of_source(p)).count();
+        let crowded = taken >= MAX_PENDING_OF_SOURCE;
+        if !crowded && self.waiting.len() < MAX_PENDING {
+            return Ok(None);
         }
+        let oldest = self
+            .waiting
+            .iter()
+            .filter(|(_, login)| login.waiters == 0 && (!crowded || of_source(login)))
+            .min_by_key(|(_, login)| login.order)
+            .map(|(id, _)| id.clone())
+            .ok_or(())?;
+        self.waiting.remove(&oldest);
+        Ok(Some(oldest))
+    }
+
+    fn add(&mut self, login: PendingLogin, entropy: &mut dyn Entropy) -> PendingId {
         let mut bytes = [0; 12];
         entropy.fill(&mut bytes);
         let id = PendingId(HEXLOWER.encode(&bytes));
         self.next += 1;
-        let login = PendingLogin {
-            machine,
-            request: Box::new(request.clone()),
-            since,
-            deadline: now + PENDING_TTL,
-            order: self.next,
-        };
-        self.waiting.insert(id.clone(), login);
-        (id, evicted)
+        let order = self.next;
+        self.waiting
+            .insert(id.clone(), PendingLogin { order, ..login });
+        id
+    }
+}
+
+/// Who counts as one source: an address, or the network of an IPv6 host, which
+/// has as many addresses as it likes.
+fn one_source(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => IpAddr::V4(v4),
+        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !(u128::MAX >> 64))),
     }
 }
 
@@ -108,8 +123,11 @@ impl Pendings {
 pub enum RegisterOutcome {
     /// Answer it.
     Answer(Box<RegisterResponse>),
-    /// Hold it until [`Output::Decided`] names this id, then ask again.
+    /// Hold it until [`Output::Decided`] names this id, then ask again. When
+    /// the client goes away before that: [`Coordinator::stopped_waiting`].
     Park(PendingId),
+    /// Too many wait already; the client should try again later.
+    Busy,
 }
 
 impl RegisterOutcome {
@@ -147,6 +165,19 @@ impl Coordinator {
         machine: MachinePublic,
         request: &RegisterRequest,
     ) -> RegisterOutcome {
+        self.register_from(now, wall, machine, None, request)
+    }
+
+    /// As [`Coordinator::register`], where it is known which address the
+    /// channel comes from.
+    pub fn register_from(
+        &mut self,
+        now: Instant,
+        wall: Duration,
+        machine: MachinePublic,
+        source: Option<IpAddr>,
+        request: &RegisterRequest,
+    ) -> RegisterOutcome {
         let time = timestamp(wall);
         let have = request.version.0;
         if have < crate::MIN_CAPABILITY {
@@ -177,7 +208,7 @@ impl Coordinator {
             .filter(|key| !key.is_empty())
         {
             Some(text) => self.register_with_key(now, wall, machine, request, text),
-            None => self.register_interactive(now, time, machine, request),
+            None => self.register_interactive(now, time, machine, source, request),
         }
     }
 
@@ -279,27 +310,58 @@ impl Coordinator {
         now: Instant,
         time: Timestamp,
         machine: MachinePublic,
+        source: Option<IpAddr>,
         request: &RegisterRequest,
     ) -> RegisterOutcome {
-        let waiting = self.pendings.find(machine, request.node_key).cloned();
-        if let Some(id) = waiting {
+        let waiting = self.pendings.of_machine(machine);
+        let waiting = waiting.map(|(id, login)| (id.clone(), login.request.node_key));
+        if let Some((id, node_key)) = waiting {
             let same_url = request.followup == self.auth_url(&id);
-            return if same_url {
-                RegisterOutcome::Park(id)
-            } else {
-                self.send_to(&id)
-            };
+            if node_key == request.node_key {
+                if !same_url {
+                    return self.send_to(&id);
+                }
+                if let Some(login) = self.pendings.waiting.get_mut(&id) {
+                    login.waiters += 1;
+                }
+                return RegisterOutcome::Park(id);
+            }
+            if !request.followup.is_empty() {
+                // It goes on with what the newer login took the place of.
+                return RegisterOutcome::error(
+                    "a newer login of this machine took the place of this one; finish that one, or log in again",
+                );
+            }
+            self.pendings.waiting.remove(&id);
+            self.outputs.push_back(Output::Decided(id));
         }
-        let (id, evicted) = self
-            .pendings
-            .add(now, time, machine, request, self.entropy.as_mut());
-        if let Some(evicted) = evicted {
-            self.outputs.push_back(Output::Decided(evicted));
+        let source = source.map(one_source);
+        match self.pendings.make_room(source) {
+            Ok(None) => {}
+            Ok(Some(evicted)) => self.outputs.push_back(Output::Decided(evicted)),
+            Err(()) => return RegisterOutcome::Busy,
         }
+        let login = PendingLogin {
+            machine,
+            request: Box::new(request.clone()),
+            since: time,
+            deadline: now + PENDING_TTL,
+            source,
+            waiters: 0,
+            order: 0,
+        };
+        let id = self.pendings.add(login, self.entropy.as_mut());
         let host = hostinfo(request).hostname;
         self.outputs
             .push_back(Output::Notice(Notice::Waiting(id.clone(), host)));
         self.send_to(&id)
+    }
+
+    /// A question that was parked is no longer held open, for whatever reason.
+    pub fn stopped_waiting(&mut self, id: &PendingId) {
+        if let Some(login) = self.pendings.waiting.get_mut(id) {
+            login.waiters = login.waiters.saturating_sub(1);
+        }
     }
 
     fn send_to(&self, id: &PendingId) -> RegisterOutcome {
@@ -352,12 +414,13 @@ impl Coordinator {
         self.admit(now, wall, login.machine, &login.request, admission)
     }
 
-    /// Ends the waiting of whoever waits with this node key, which has just
-    /// become a node's: approving it later would give two nodes one key.
-    fn end_waiting(&mut self, key: NodePublic) {
+    /// Ends the waiting of this machine, which is in, and of whoever waits with
+    /// this node key, which has just become a node's: approving it later would
+    /// make a node that nobody runs, or give two nodes one key.
+    fn end_waiting(&mut self, machine: MachinePublic, key: NodePublic) {
         let outputs = &mut self.outputs;
         self.pendings.waiting.retain(|id, login| {
-            let stays = login.request.node_key != key;
+            let stays = login.request.node_key != key && login.machine != machine;
             if !stays {
                 outputs.push_back(Output::Decided(id.clone()));
             }
@@ -395,7 +458,7 @@ impl Coordinator {
         });
         if let Some(known) = known.map(|node| node.id) {
             self.renew(now, known, request, admission, expiry);
-            self.end_waiting(request.node_key);
+            self.end_waiting(machine, request.node_key);
             return Ok(known);
         }
         let used = self.data.nodes.values().map(|node| node.address).collect();
@@ -438,7 +501,7 @@ impl Coordinator {
         self.outputs.push_back(Output::Notice(Notice::Joined(id)));
         self.identity_changed(id);
         self.approve_by_policy(id);
-        self.end_waiting(request.node_key);
+        self.end_waiting(machine, request.node_key);
         Ok(id)
     }
 
@@ -485,6 +548,9 @@ impl Coordinator {
             self.announce(id, PeerMark::Patch(PatchFields::KEY));
         }
         self.take_register_details(id, request);
+        if owner_changed {
+            self.approve_anew(id);
+        }
     }
 
     /// Takes over what a registration says besides the key.

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use warren_control_types::{
     CapMap, CapabilityVersion, Debug, DnsConfig, FilterRule, Hostinfo, MapResponse, Node, NodeId,
     PeerChange, StableNodeId, UserId, UserProfile,
@@ -28,7 +29,8 @@ impl Coordinator {
         let peers: Vec<Node> = self
             .visible_peers(id)
             .into_iter()
-            .filter_map(|peer| Some(self.render_peer(self.data.nodes.get(&peer)?)))
+            .filter_map(|peer| self.data.nodes.get(&peer))
+            .map(|peer| self.render_peer(peer, &self.routes_seen(id, peer)))
             .collect();
         response.peers = (!peers.is_empty()).then_some(peers);
         Some(response)
@@ -40,7 +42,7 @@ impl Coordinator {
         let peers = self
             .visible_peers(id)
             .into_iter()
-            .filter_map(|peer| self.peer_json(peer))
+            .filter_map(|peer| self.peer_json(id, peer))
             .collect();
         Some(Message {
             head,
@@ -52,14 +54,27 @@ impl Coordinator {
     /// What the session has to hear next; `None` if it knows everything, or is
     /// no longer open. The first message is the complete map.
     pub fn next_message(&mut self, wall: Duration, session: SessionId) -> Option<Message> {
+        let news = self.next_news(wall, session);
+        let entry = self.sessions.get_mut(&session)?;
+        let Some(question) = entry.questions.pop_front() else {
+            return news;
+        };
+        let mut message = news.unwrap_or_default();
+        message.head.ping_request = Some(question);
+        Some(message)
+    }
+
+    fn next_news(&mut self, wall: Duration, session: SessionId) -> Option<Message> {
         let entry = self.sessions.get_mut(&session)?;
         let id = entry.node;
         let pending = std::mem::take(&mut entry.pending);
         match entry.told.take() {
             None => {
                 let message = self.full_message(wall, id)?;
+                let peers: BTreeSet<NodeId> = self.visible_peers(id).into_iter().collect();
                 let told = Told {
-                    peers: self.visible_peers(id).into_iter().collect(),
+                    routes: self.all_routes_seen(id, &peers),
+                    peers,
                     users: message
                         .head
                         .user_profiles
@@ -106,7 +121,11 @@ impl Coordinator {
             let visible: BTreeSet<NodeId> = self.visible_peers(id).into_iter().collect();
             head.peers_removed.extend(told.peers.difference(&visible));
             changed.extend(visible.difference(&told.peers));
+            let routes = self.all_routes_seen(id, &visible);
+            let differ = |peer: &&NodeId| routes.get(peer) != told.routes.get(peer);
+            changed.extend(visible.iter().filter(differ));
             told.peers = visible;
+            told.routes = routes;
         }
         for (peer, mark) in pending.peers {
             let visible =
@@ -160,9 +179,20 @@ impl Coordinator {
             .into_iter()
             .map(|user| self.render_user(user))
             .collect();
+        for &peer in changed.iter().chain(&head.peers_removed) {
+            let routes = match self.data.nodes.get(&peer) {
+                Some(node) if changed.contains(&peer) => self.routes_seen(id, node),
+                Some(_) | None => Vec::new(),
+            };
+            if routes.is_empty() {
+                told.routes.remove(&peer);
+            } else {
+                told.routes.insert(peer, routes);
+            }
+        }
         let peers_changed: Vec<Arc<str>> = changed
             .into_iter()
-            .filter_map(|peer| self.peer_json(peer))
+            .filter_map(|peer| self.peer_json(id, peer))
             .collect();
         if head == MapResponse::default() && peers_changed.is_empty() {
             return None;
@@ -216,20 +246,51 @@ impl Coordinator {
             .collect()
     }
 
-    fn peer_json(&mut self, id: NodeId) -> Option<Arc<str>> {
-        if let Some(json) = self.peer_json.get(&id) {
+    /// The routes behind `peer` that `viewer` is given.
+    fn routes_seen(&self, viewer: NodeId, peer: &NodeRecord) -> Vec<IpNet> {
+        // Most nodes route nothing.
+        if peer.approved_routes.is_empty() {
+            return Vec::new();
+        }
+        self.access
+            .routes_for(viewer, peer, self.primaries.of(peer.id))
+    }
+
+    fn all_routes_seen(
+        &self,
+        viewer: NodeId,
+        peers: &BTreeSet<NodeId>,
+    ) -> BTreeMap<NodeId, Vec<IpNet>> {
+        peers
+            .iter()
+            .filter_map(|id| self.data.nodes.get(id))
+            .map(|peer| (peer.id, self.routes_seen(viewer, peer)))
+            .filter(|(_, routes)| !routes.is_empty())
+            .collect()
+    }
+
+    /// A peer's JSON, made once for all viewers that are given the same routes.
+    fn peer_json(&mut self, viewer: NodeId, id: NodeId) -> Option<Arc<str>> {
+        let node = self.data.nodes.get(&id)?;
+        let routes = self.routes_seen(viewer, node);
+        if let Some(json) = self.peer_json.get(&id).and_then(|made| made.get(&routes)) {
             return Some(json.clone());
         }
-        let node = self.data.nodes.get(&id)?;
-        let json: Arc<str> = serde_json::to_string(&self.render_peer(node)).ok()?.into();
-        self.peer_json.insert(id, json.clone());
+        let json = serde_json::to_string(&self.render_peer(node, &routes)).ok()?;
+        let json: Arc<str> = json.into();
+        let made = self.peer_json.entry(id).or_default();
+        made.insert(routes, json.clone());
         Some(json)
     }
 
-    /// A node as its peers see it.
-    fn render_peer(&self, node: &NodeRecord) -> Node {
+    /// A node as a peer sees it that is given these routes.
+    fn render_peer(&self, node: &NodeRecord, routes: &[IpNet]) -> Node {
         let expired = self.told_expired.contains(&node.id);
         let mut rendered = self.render_node(node);
+        rendered.primary_routes = routes.iter().filter(|r| !is_exit(r)).copied().collect();
+        if let Some(allowed) = &mut rendered.allowed_ips {
+            allowed.extend(routes);
+        }
         rendered.hostinfo = Some(self.peer_hostinfo(&node.hostinfo));
         rendered.expired = expired;
         if expired {
@@ -245,16 +306,18 @@ impl Coordinator {
         let mut rendered = self.render_node(node);
         rendered.hostinfo = Some(node.hostinfo.clone());
         rendered.expired = self.told_expired.contains(&node.id);
+        rendered.primary_routes = self.primaries.of(node.id);
+        // All that is approved, whoever is the active router.
+        if let Some(allowed) = &mut rendered.allowed_ips {
+            allowed.extend(effective(node));
+        }
         rendered.cap_map = own_capabilities();
         rendered
     }
 
+    /// What is the same for everybody; routes are not.
     fn render_node(&self, node: &NodeRecord) -> Node {
         let addresses = node.address.prefixes().to_vec();
-        let primary_routes = self.primaries.of(node.id);
-        let mut allowed_ips = addresses.clone();
-        allowed_ips.extend(&primary_routes);
-        allowed_ips.extend(effective(node).into_iter().filter(is_exit));
         let online = self.online.contains(&node.id);
         Node {
             id: node.id,
@@ -266,14 +329,13 @@ impl Coordinator {
             key_signature: node.key_signature.clone(),
             machine: Some(node.machine),
             disco_key: node.disco,
+            allowed_ips: Some(addresses.clone()),
             addresses,
-            allowed_ips: Some(allowed_ips),
             endpoints: node.endpoints.clone(),
             home_derp: node.home_relay,
             created: Some(node.created),
             cap: Some(CapabilityVersion(node.capability)),
             tags: node.tags.iter().cloned().collect(),
-            primary_routes,
             last_seen: node.last_seen.filter(|_| !online),
             online: Some(online),
             machine_authorized: true,

@@ -1,8 +1,9 @@
 //! A session: one open map stream, what it was told, and what it has yet to hear.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use warren_control_types::{FilterRule, NodeId, UserId};
+use ipnet::IpNet;
+use warren_control_types::{FilterRule, NodeId, PingRequest, UserId};
 
 /// The number of a stream; a new one for every streaming request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -100,6 +101,8 @@ pub(crate) struct Told {
     pub(crate) peers: BTreeSet<NodeId>,
     pub(crate) users: BTreeSet<UserId>,
     pub(crate) filter: Vec<FilterRule>,
+    /// Routes behind peers; nothing for those without.
+    pub(crate) routes: BTreeMap<NodeId, Vec<IpNet>>,
 }
 
 #[derive(Debug, Clone)]
@@ -108,6 +111,8 @@ pub(crate) struct Session {
     /// `None` until the first, complete message was taken.
     pub(crate) told: Option<Told>,
     pub(crate) pending: Pending,
+    /// Questions to the node; a message carries one.
+    pub(crate) questions: VecDeque<PingRequest>,
 }
 
 impl Session {
@@ -116,6 +121,7 @@ impl Session {
             node,
             told: None,
             pending: Pending::default(),
+            questions: VecDeque::new(),
         }
     }
 }

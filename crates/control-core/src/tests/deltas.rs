@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
-use warren_control_types::{Hostinfo, MapRequest, NetInfo, RegionId};
+use warren_control_types::{Hostinfo, MapRequest, NetInfo, PingRequest, RegionId};
 use warren_keys::DiscoPublic;
 
 use super::world::{World, machine, map_request, meaning, request};
@@ -228,6 +228,42 @@ fn one_router_per_subnet_and_another_when_it_goes() {
     assert_eq!(carriers(&w), [4, 3]);
 }
 
+#[test]
+fn questions_come_one_a_message_and_need_a_stream() {
+    let (mut w, a, b) = pair();
+    let question = |n: u8| PingRequest {
+        url: format!("https://unused/c2n/{n}"),
+        types: "c2n".to_owned(),
+        ..PingRequest::default()
+    };
+    for n in 0..2 {
+        assert_eq!(w.c.ask_node("host1", question(n)), Ok(machine(1)));
+    }
+    w.c.rename_node("host2", "db").unwrap();
+    w.settle();
+    let heard = w.read(a);
+    let urls: Vec<_> = heard
+        .iter()
+        .map(|message| message.ping_request.as_ref().unwrap().url.as_str())
+        .collect();
+    assert_eq!(urls, ["https://unused/c2n/0", "https://unused/c2n/1"]);
+    assert_eq!(heard[0].peers_changed.len(), 1, "news come along");
+    assert!(
+        w.read(b)
+            .iter()
+            .all(|message| message.ping_request.is_none())
+    );
+    for n in 0..16 {
+        w.c.ask_node("host1", question(n)).unwrap();
+    }
+    let error = w.c.ask_node("host1", question(99)).unwrap_err();
+    assert!(error.to_string().contains("try again"), "{error}");
+    w.close(a);
+    let error = w.c.ask_node("host1", question(3)).unwrap_err();
+    assert!(error.to_string().contains("not connected"), "{error}");
+    assert!(w.c.ask_node("nobody", question(4)).is_err());
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Join(u8),
@@ -260,13 +296,13 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (n(), any::<bool>()).prop_map(|(a, b)| Step::Tag(a, b)),
         1 => (n(), any::<bool>()).prop_map(|(a, b)| Step::Routes(a, b)),
         1 => any::<bool>().prop_map(Step::RenameUser),
-        1 => (0_u8..4).prop_map(Step::Policy),
+        1 => (0_u8..6).prop_map(Step::Policy),
         2 => (0_u16..200).prop_map(Step::Pass),
         4 => n().prop_map(Step::Read),
     ]
 }
 
-const POLICIES: [Option<&str>; 4] = [
+const POLICIES: [Option<&str>; 6] = [
     None,
     Some(r#"{"acls": []}"#),
     Some(
@@ -274,6 +310,17 @@ const POLICIES: [Option<&str>; 4] = [
     ),
     Some(
         r#"{"acls": [{"action": "accept", "src": ["100.64.0.1"], "dst": ["100.64.0.2:*"]}, {"action": "accept", "src": ["autogroup:member"], "dst": ["10.1.0.0/16:*"]}]}"#,
+    ),
+    Some(
+        r#"{"tagOwners": {"tag:db": []}, "autoApprovers": {"routes": {"10.0.0.0/8": ["tag:db"]}, "exitNode": ["alice@"]},
+            "acls": [{"action": "accept", "src": ["autogroup:member"], "dst": ["autogroup:member:22"]},
+                     {"action": "accept", "src": ["alice@"], "dst": ["10.1.2.0/24:*", "tag:db:1", "autogroup:internet:*"]},
+                     {"action": "accept", "src": ["10.1.0.0/16"], "dst": ["bob@:*"]}]}"#,
+    ),
+    Some(
+        r#"{"tagOwners": {"tag:db": []},
+            "grants": [{"src": ["alice@"], "dst": ["10.1.0.0/16"], "ip": ["*"], "via": ["tag:db"]},
+                       {"src": ["autogroup:member"], "dst": ["autogroup:member"], "ip": ["22"]}]}"#,
     ),
 ];
 

@@ -105,3 +105,77 @@ fn every_wanted_tag_needs_an_owner() {
     }
     assert!(w.c.find_node("host1").unwrap().is_tagged());
 }
+
+#[test]
+fn routes_are_told_to_those_who_may_use_them() {
+    let mut w = World::new();
+    w.user("alice");
+    w.user("bob");
+    let (alice, bob) = (w.reusable("alice"), w.reusable("bob"));
+    let routes: Vec<ipnet::IpNet> = ["10.1.0.0/16", "0.0.0.0/0", "::/0"]
+        .into_iter()
+        .map(|route| route.parse().unwrap())
+        .collect();
+    let mut router = request(1, &alice);
+    router
+        .hostinfo
+        .as_mut()
+        .unwrap()
+        .routable_ips
+        .clone_from(&routes);
+    assert_eq!(w.answer(1, &router).error, "");
+    w.c.approve_routes("host1", &routes).unwrap();
+    w.join(2, &alice);
+    w.join(3, &bob);
+    let (a, b) = (w.open(2).unwrap(), w.open(3).unwrap());
+    w.read_all();
+    let told = |w: &World, session| {
+        let router = w.clients[&session]
+            .peers
+            .values()
+            .find(|peer| peer.base_name() == "host1")
+            .unwrap();
+        (router.allowed_ips().len(), router.primary_routes.len())
+    };
+    assert_eq!((told(&w, a), told(&w, b)), ((5, 1), (5, 1)));
+
+    // Bob may ping the router, alice may use what is behind it.
+    let policy = |subnet_for: &str| {
+        format!(
+            r#"{{"acls": [
+                {{"action": "accept", "src": ["alice@", "bob@"], "dst": ["100.64.0.1:*"]}},
+                {{"action": "accept", "src": ["{subnet_for}"], "dst": ["10.1.2.0/24:22"]}},
+                {{"action": "accept", "src": ["alice@"], "dst": ["autogroup:internet:*"]}}]}}"#
+        )
+    };
+    w.c.set_policy(Some(policy("alice@"))).unwrap();
+    w.settle();
+    w.read_all();
+    assert_eq!((told(&w, a), told(&w, b)), ((5, 1), (2, 0)));
+
+    // Another rule for the same peers: who sees whom stays, the routes change.
+    w.c.set_policy(Some(policy("bob@"))).unwrap();
+    w.settle();
+    w.read_all();
+    assert_eq!((told(&w, a), told(&w, b)), ((4, 0), (3, 1)));
+}
+
+#[test]
+fn a_router_keeps_its_own_routes_whoever_is_active() {
+    let mut w = World::new();
+    w.user("alice");
+    let alice = w.reusable("alice");
+    let route: ipnet::IpNet = "10.1.0.0/16".parse().unwrap();
+    for n in [1, 2] {
+        let mut router = request(n, &alice);
+        router.hostinfo.as_mut().unwrap().routable_ips = vec![route];
+        assert_eq!(w.answer(n, &router).error, "");
+        w.c.approve_routes(&format!("host{n}"), &[route]).unwrap();
+    }
+    let (_active, standby) = (w.open(1).unwrap(), w.open(2).unwrap());
+    w.read_all();
+    w.read(standby);
+    let own = w.clients[&standby].self_node.as_ref().unwrap();
+    assert_eq!(own.allowed_ips().len(), 3);
+    assert!(own.primary_routes.is_empty());
+}

@@ -1,6 +1,7 @@
 //! Joining, leaving, and everything that can be wrong with it.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -67,6 +68,26 @@ fn wrong_keys_are_refused_with_a_text() {
         assert!(!response.machine_authorized);
     }
     assert!(w.c.snapshot().nodes.is_empty());
+}
+
+#[test]
+fn a_key_for_nobody_says_how_to_make_somebody() {
+    let mut w = World::new();
+    let mut refusal = |user: &str| {
+        let new = NewAuthKey {
+            user: Some(user.into()),
+            ..NewAuthKey::default()
+        };
+        w.c.create_auth_key(w.wall, new).unwrap_err().to_string()
+    };
+    let text = refusal("bob");
+    assert!(text.contains("`warren-control users create bob`"), "{text}");
+    // A number is no name to be made.
+    let text = refusal("7");
+    assert!(
+        text.contains("users list") && !text.contains("create 7"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -176,24 +197,216 @@ fn who_waits_too_long_is_given_another_address() {
     assert!(!second.auth_url.is_empty() && second.auth_url != first.auth_url);
 }
 
+/// A login that the machine starts over: another node key, nothing else.
+fn another_try(n: u8, node_key: u8) -> RegisterRequest {
+    RegisterRequest {
+        node_key: key(node_key),
+        ..request(n, "")
+    }
+}
+
+fn id_of(auth_url: &str) -> PendingId {
+    PendingId(auth_url.rsplit('/').next().unwrap().to_owned())
+}
+
+#[test]
+fn a_machine_waits_once_and_its_newest_login_counts() {
+    let mut w = World::new();
+    w.user("lab");
+    let first = w.answer(1, &another_try(1, 1)).auth_url;
+    let parked = RegisterRequest {
+        followup: first.clone(),
+        ..another_try(1, 1)
+    };
+    assert!(matches!(w.register(1, &parked), RegisterOutcome::Park(_)));
+    let second = w.answer(1, &another_try(1, 2)).auth_url;
+    assert_eq!(w.c.pending().len(), 1);
+    assert_eq!(w.decided, [id_of(&first)], "who waited is answered");
+    // The older question, put again, takes nothing back.
+    let stale = w.answer(1, &parked);
+    assert!(stale.error.contains("newer login"), "{}", stale.error);
+    assert!(stale.auth_url.is_empty() && !stale.machine_authorized);
+    assert!(
+        w.c.approve(w.now, w.wall, &id_of(&first), "lab", BTreeSet::new())
+            .is_err(),
+        "it would let a ghost in"
+    );
+    w.c.approve(w.now, w.wall, &id_of(&second), "lab", BTreeSet::new())
+        .unwrap();
+    assert!(w.c.node_by_key(&key(2)).is_some());
+    assert_eq!(w.c.snapshot().nodes.len(), 1);
+}
+
+#[test]
+fn a_machine_that_joined_waits_for_nothing_more() {
+    let mut w = World::new();
+    w.user("lab");
+    let auth = w.reusable("lab");
+    let waiting = w.answer(1, &another_try(1, 2)).auth_url;
+    w.join(1, &auth);
+    assert!(w.c.pending().is_empty());
+    assert_eq!(w.decided, [id_of(&waiting)]);
+}
+
+/// Machine number `n` of thousands asks to be let in.
+fn stranger(w: &mut World, n: u32, source: Option<IpAddr>) -> RegisterOutcome {
+    let mut bytes = [7; 32];
+    bytes[..4].copy_from_slice(&n.to_le_bytes());
+    let ask = RegisterRequest {
+        node_key: warren_keys::NodePublic::from_bytes(bytes),
+        ..request(1, "")
+    };
+    let machine = warren_keys::MachinePublic::from_bytes(bytes);
+    let outcome = w.c.register_from(w.now, w.wall, machine, source, &ask);
+    w.settle();
+    outcome
+}
+
 #[test]
 fn waiting_logins_are_bounded_and_the_oldest_makes_room() {
     let mut w = World::new();
-    let first = w.answer(0, &request(0, ""));
-    for n in 0..1024_u32 {
-        let mut flood = request(1, "");
-        let mut bytes = [7; 32];
-        bytes[..4].copy_from_slice(&n.to_le_bytes());
-        flood.node_key = warren_keys::NodePublic::from_bytes(bytes);
-        let _ = w.register(1, &flood);
+    let first = w.answer(0, &request(0, "")).auth_url;
+    for n in 0..1024 {
+        let _ = stranger(&mut w, n, None);
     }
     assert_eq!(w.c.pending().len(), 1024);
-    assert_eq!(
-        w.decided,
-        [PendingId(
-            first.auth_url.rsplit('/').next().unwrap().to_owned()
-        )]
+    assert_eq!(w.decided, [id_of(&first)]);
+}
+
+#[test]
+fn who_is_waited_for_does_not_make_room() {
+    let mut w = World::new();
+    let first = w.answer(0, &request(0, "")).auth_url;
+    let parked = RegisterRequest {
+        followup: first.clone(),
+        ..request(0, "")
+    };
+    assert!(matches!(w.register(0, &parked), RegisterOutcome::Park(_)));
+    for n in 0..1024 {
+        let _ = stranger(&mut w, n, None);
+    }
+    assert_eq!(w.c.pending().len(), 1024);
+    assert!(!w.decided.contains(&id_of(&first)), "somebody waits");
+    // Once nobody does, it is the oldest.
+    w.c.stopped_waiting(&id_of(&first));
+    let _ = stranger(&mut w, 5000, None);
+    assert!(w.decided.contains(&id_of(&first)));
+}
+
+#[test]
+fn one_source_cannot_push_the_others_out() {
+    let mut w = World::new();
+    let here: Option<IpAddr> = Some([192, 0, 2, 1].into());
+    let there: Option<IpAddr> = Some([198, 51, 100, 1].into());
+    let _ = stranger(&mut w, 1_000_000, there);
+    let mut busy = 0;
+    for n in 0..3000 {
+        match stranger(&mut w, n, here) {
+            RegisterOutcome::Answer(answer) => {
+                let mut bytes = [7; 32];
+                bytes[..4].copy_from_slice(&n.to_le_bytes());
+                // Each of them stays and waits.
+                let again = RegisterRequest {
+                    node_key: warren_keys::NodePublic::from_bytes(bytes),
+                    followup: answer.auth_url,
+                    ..request(1, "")
+                };
+                let machine = warren_keys::MachinePublic::from_bytes(bytes);
+                let parked = w.c.register_from(w.now, w.wall, machine, here, &again);
+                assert!(matches!(parked, RegisterOutcome::Park(_)));
+            }
+            RegisterOutcome::Busy => busy += 1,
+            RegisterOutcome::Park(id) => panic!("parked as {id}"),
+        }
+    }
+    assert!(w.decided.is_empty(), "nobody lost its place");
+    assert_eq!((w.c.pending().len(), busy), (1 + 64, 3000 - 64));
+    assert!(matches!(
+        stranger(&mut w, 2_000_000, there),
+        RegisterOutcome::Answer(_)
+    ));
+    // A server behind a proxy sees one source; whoever left makes room.
+    let gone = w.c.pending()[1].id.clone();
+    w.c.stopped_waiting(&gone);
+    assert!(matches!(
+        stranger(&mut w, 4000, here),
+        RegisterOutcome::Answer(_)
+    ));
+    assert_eq!(w.decided, [gone]);
+}
+
+#[test]
+fn approved_routes_end_with_the_owner_they_were_approved_for() {
+    let mut w = World::new();
+    w.user("alice");
+    w.user("bob");
+    w.c.set_policy(Some(
+        r#"{"tagOwners": {"tag:a": [], "tag:b": []},
+            "autoApprovers": {"routes": {"10.2.0.0/16": ["tag:b"]}}}"#
+            .to_owned(),
+    ))
+    .unwrap();
+    let tagged = |w: &mut World, user: &str, tag: &str| {
+        w.auth_key(NewAuthKey {
+            user: Some(user.into()),
+            tags: [tag.to_owned()].into(),
+            reusable: true,
+            ..NewAuthKey::default()
+        })
+    };
+    let (a, b) = (
+        tagged(&mut w, "alice", "tag:a"),
+        tagged(&mut w, "bob", "tag:b"),
     );
+    let routes: Vec<ipnet::IpNet> = vec![
+        "10.1.0.0/16".parse().unwrap(),
+        "10.2.0.0/16".parse().unwrap(),
+    ];
+    let mut login = request(1, &a);
+    login
+        .hostinfo
+        .as_mut()
+        .unwrap()
+        .routable_ips
+        .clone_from(&routes);
+    assert_eq!(w.answer(1, &login).error, "");
+    let id = w.c.node_by_key(&key(1)).unwrap().id;
+    w.c.approve_routes("host1", &routes[..1]).unwrap();
+    w.settle();
+
+    // The same owner again keeps what the administrator decided.
+    let mut again = login.clone();
+    again.node_key = key(2);
+    assert_eq!(w.answer(1, &again).error, "");
+    assert_eq!(w.c.node(id).unwrap().approved_routes, [routes[0]].into());
+
+    let mut other = login.clone();
+    other.node_key = key(3);
+    other.auth = request(1, &b).auth;
+    assert_eq!(w.answer(1, &other).error, "");
+    assert_eq!(
+        w.c.node(id).unwrap().approved_routes,
+        [routes[1]].into(),
+        "only what the policy approves for the new owner"
+    );
+
+    // And so it is when the administrator changes the tags.
+    w.c.tag_node("host1", ["tag:a".to_owned()].into()).unwrap();
+    assert!(w.c.node(id).unwrap().approved_routes.is_empty());
+    w.settle();
+    assert_eq!(&w.stored, w.c.snapshot());
+}
+
+#[test]
+fn relays_serve_who_is_in_and_not_expired() {
+    let mut w = World::new();
+    w.user("lab");
+    let auth = w.reusable("lab");
+    w.join(1, &auth);
+    assert!(w.c.admits(w.wall, &key(1)));
+    assert!(!w.c.admits(w.wall, &key(2)), "a stranger");
+    w.c.expire_node(w.wall, "host1").unwrap();
+    assert!(!w.c.admits(w.wall, &key(1)), "expired");
 }
 
 #[test]

@@ -122,6 +122,7 @@ impl World {
         match self.register(n, request) {
             RegisterOutcome::Answer(response) => *response,
             RegisterOutcome::Park(id) => panic!("parked as {id}"),
+            RegisterOutcome::Busy => panic!("no room"),
         }
     }
 
