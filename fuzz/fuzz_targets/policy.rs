@@ -6,7 +6,7 @@ use libfuzzer_sys::fuzz_target;
 use warren_control_types::{NodeId, UserId};
 use warren_filter::{CapabilityHolders, Filter, LocalSet, capability_sources};
 use warren_fuzz::tailnet_addresses;
-use warren_policy::{Policy, PolicyNode, PolicyUser};
+use warren_policy::{Attributes, Policy, PolicyNode, PolicyUser, Role};
 
 fn users() -> Vec<PolicyUser> {
     let names = ["alice@example.com", "bob"];
@@ -14,6 +14,7 @@ fn users() -> Vec<PolicyUser> {
         id: UserId(id as i64 + 1),
         login: (*login).to_owned(),
         aliases: Vec::new(),
+        role: Role::Member,
     };
     names.iter().enumerate().map(user).collect()
 }
@@ -28,6 +29,7 @@ fn nodes() -> Vec<PolicyNode> {
             .iter()
             .map(|route| route.parse().expect("written well"))
             .collect(),
+        attributes: Attributes::default(),
     };
     vec![
         node(1, Some(1), &[], &[]),

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use warren_control_types::{FilterRule, NetPortRange, NodeId, PortRange, UserId};
-use warren_policy::{Compiled, Policy, PolicyNode, PolicyUser};
+use warren_policy::{Attributes, Compiled, Policy, PolicyNode, PolicyUser, Role};
 
 use crate::records::{NodeRecord, Snapshot, UserRecord};
 use crate::routes::{effective, is_exit};
@@ -153,6 +153,7 @@ fn policy_user(user: &UserRecord) -> PolicyUser {
         id: user.id,
         login: user.name.clone(),
         aliases: Vec::new(),
+        role: Role::Member,
     }
 }
 
@@ -170,5 +171,6 @@ fn policy_node(node: &NodeRecord) -> PolicyNode {
             IpAddr::from(node.address.v6()),
         ],
         routes: effective(node).into_iter().collect(),
+        attributes: Attributes::default(),
     }
 }

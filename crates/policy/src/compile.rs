@@ -250,6 +250,7 @@ impl Builder<'_> {
         match selector {
             Selector::Any | Selector::DangerAll => Target::Any,
             Selector::Net(net) => Target::Net(*net),
+            Selector::Set(set) => Target::Set(set.clone()),
             Selector::Internet => Target::Internet,
             identity => Target::Nodes(
                 self.out

@@ -27,12 +27,14 @@ mod file;
 mod json;
 mod node;
 mod policy;
+mod posture;
 mod promises;
 mod selector;
 mod span;
 
 pub use compile::Compiled;
 pub use diagnostic::Diagnostic;
-pub use node::{PolicyNode, PolicyUser};
+pub use node::{PolicyNode, PolicyUser, Role};
 pub use policy::Policy;
+pub use posture::{AttributeValue, Attributes, Number};
 pub use promises::FailedTest;

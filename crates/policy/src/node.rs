@@ -5,6 +5,53 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use warren_control_types::{NodeId, UserId};
 
+use crate::posture::Attributes;
+
+/// What a user is allowed to administer; `autogroup:admin` and its kin.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Role {
+    /// Nothing: an ordinary member.
+    #[default]
+    Member,
+    /// Everything, and cannot be taken off it by others. An owner is an admin
+    /// too.
+    Owner,
+    /// Everything.
+    Admin,
+    /// The policy file, routes, DNS, tags.
+    NetworkAdmin,
+    /// Users and devices.
+    ItAdmin,
+    /// What is paid.
+    BillingAdmin,
+    /// Nothing, but may look at everything.
+    Auditor,
+}
+
+impl Role {
+    /// The roles that an autogroup can name, by the name behind `autogroup:`.
+    pub(crate) const NAMED: [(&str, Self); 6] = [
+        ("owner", Self::Owner),
+        ("admin", Self::Admin),
+        ("network-admin", Self::NetworkAdmin),
+        ("it-admin", Self::ItAdmin),
+        ("billing-admin", Self::BillingAdmin),
+        ("auditor", Self::Auditor),
+    ];
+
+    /// Whether the autogroup of role `named` means a user of this role.
+    #[must_use]
+    pub fn is(self, named: Self) -> bool {
+        self == named || (self == Self::Owner && named == Self::Admin)
+    }
+
+    /// Whether a user of this role may give a node any tag.
+    #[must_use]
+    pub fn may_use_any_tag(self) -> bool {
+        matches!(self, Self::Owner | Self::Admin | Self::NetworkAdmin)
+    }
+}
+
 /// A user of the tailnet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PolicyUser {
@@ -16,6 +63,8 @@ pub struct PolicyUser {
     /// Other names that a policy may use for the user, such as the e-mail
     /// address when the login is something else.
     pub aliases: Vec<String>,
+    /// What the user administers.
+    pub role: Role,
 }
 
 /// A node of the tailnet.
@@ -32,6 +81,8 @@ pub struct PolicyNode {
     /// Routes that were approved for it, exit routes (`0.0.0.0/0`, `::/0`)
     /// included.
     pub routes: Vec<IpNet>,
+    /// What is known of the host, for postures.
+    pub attributes: Attributes,
 }
 
 impl PolicyNode {
@@ -65,5 +116,15 @@ impl PolicyUser {
         let plain = login.strip_suffix('@').unwrap_or(login);
         let names = || std::iter::once(&self.login).chain(&self.aliases);
         names().any(|name| name == login || name == plain)
+    }
+
+    /// The part before the `@` of the login (or another name) in `domain`.
+    /// Letter case of the domain does not count.
+    pub(crate) fn local_part(&self, domain: &str) -> Option<&str> {
+        std::iter::once(&self.login)
+            .chain(&self.aliases)
+            .filter_map(|name| name.rsplit_once('@'))
+            .find(|(local, of)| !local.is_empty() && of.eq_ignore_ascii_case(domain))
+            .map(|(local, _)| local)
     }
 }

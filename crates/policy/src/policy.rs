@@ -100,12 +100,16 @@ impl Policy {
     }
 
     /// Whether `user` may give a node the tag: listed in `tagOwners`, directly,
-    /// by group, or through a tag that owns it. Cycles add no owner.
+    /// by group, or through a tag that owns it. Cycles add no owner. Owners and
+    /// admins of the tailnet and of its network may use every defined tag.
     #[must_use]
     pub fn may_use_tag(&self, users: &[PolicyUser], user: UserId, tag: &str) -> bool {
         let Some(user) = users.iter().find(|candidate| candidate.id == user) else {
             return false;
         };
+        if user.role.may_use_any_tag() && self.knows_tag(tag) {
+            return true;
+        }
         let mut seen = BTreeSet::new();
         let mut open = vec![tag];
         while let Some(tag) = open.pop() {
@@ -170,17 +174,18 @@ impl Policy {
                 .groups
                 .get(group)
                 .is_some_and(|logins| logins.iter().any(|login| user.is_named(login))),
-            Selector::Domain(domain) => user
-                .login
-                .rsplit_once('@')
-                .is_some_and(|(_, of)| of.eq_ignore_ascii_case(domain)),
+            Selector::Domain(domain) => user.local_part(domain).is_some(),
+            Selector::Role(role) => user.role.is(*role),
             Selector::Member | Selector::Any => true,
             Selector::Net(_)
             | Selector::Tag(_)
             | Selector::Tagged
             | Selector::OwnUser
             | Selector::Internet
-            | Selector::DangerAll => false,
+            | Selector::DangerAll
+            | Selector::Shared
+            | Selector::Set(_)
+            | Selector::Service(_) => false,
         }
     }
 
@@ -197,16 +202,20 @@ impl Policy {
             Selector::Tag(tag) => node.tags.contains(tag),
             Selector::Tagged => node.is_tagged(),
             Selector::Member => !node.is_tagged() && node.user.is_some(),
-            Selector::User(_) | Selector::Group(_) | Selector::Domain(_) => {
+            Selector::User(_) | Selector::Group(_) | Selector::Domain(_) | Selector::Role(_) => {
                 !node.is_tagged()
                     && users
                         .iter()
                         .find(|user| Some(user.id) == node.user)
                         .is_some_and(|user| self.selects_user(selector, user))
             }
-            Selector::Net(_) | Selector::OwnUser | Selector::Internet | Selector::DangerAll => {
-                false
-            }
+            Selector::Net(_)
+            | Selector::OwnUser
+            | Selector::Internet
+            | Selector::DangerAll
+            | Selector::Shared
+            | Selector::Set(_)
+            | Selector::Service(_) => false,
         }
     }
 }

@@ -143,6 +143,7 @@ impl<'a> World<'a> {
             }
             Selector::DangerAll => true,
             Selector::Net(net) => net.contains(&src.0),
+            Selector::Set(set) => set.spans.iter().any(|span| span.contains(&at)),
             identity => self.is_node(identity, src),
         })
     }
@@ -169,6 +170,10 @@ impl<'a> World<'a> {
                 Selector::Internet => {
                     let at = Span::from(dst.0);
                     INTERNET.iter().any(|named| named.span.contains(&at))
+                }
+                Selector::Set(set) => {
+                    let at = Span::from(dst.0);
+                    set.spans.iter().any(|span| span.contains(&at))
                 }
                 Selector::OwnUser => match (src.1, dst.1) {
                     (Some(src), Some(dst)) => same_user(src, dst),

@@ -1,8 +1,12 @@
 //! Who or what a rule speaks of, and the ports and protocols it opens.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
+
+use crate::node::Role;
+use crate::span::Span;
 
 /// A source or destination of a rule. Names of hosts are resolved to their
 /// addresses when the file is read.
@@ -30,6 +34,23 @@ pub(crate) enum Selector {
     Internet,
     /// `autogroup:danger-all`: really every address.
     DangerAll,
+    /// `autogroup:admin` and its kin: the untagged nodes of users with the
+    /// role.
+    Role(Role),
+    /// `autogroup:shared`: nodes that other tailnets share in. There are none.
+    Shared,
+    /// `ipset:x`: exactly these addresses, resolved when the file is read.
+    Set(IpSet),
+    /// `svc:x`: the addresses of a service that nodes offer together. No
+    /// service has addresses yet, so that this means nobody.
+    Service(String),
+}
+
+/// Addresses under a name: ascending ranges that neither touch nor overlap.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct IpSet {
+    pub(crate) name: String,
+    pub(crate) spans: Arc<[Span]>,
 }
 
 /// Reads an address or a prefix. Host bits are cleared: the reference's

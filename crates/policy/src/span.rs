@@ -44,6 +44,89 @@ impl Span {
         }
     }
 
+    /// Both ends of one family, the first not above the last.
+    pub(crate) fn between(first: IpAddr, last: IpAddr) -> Option<Self> {
+        let span = match (first, last) {
+            (IpAddr::V4(first), IpAddr::V4(last)) => Self::v4(first, last),
+            (IpAddr::V6(first), IpAddr::V6(last)) => Self::v6(first, last),
+            _ => return None,
+        };
+        (span.first <= span.last).then_some(span)
+    }
+
+    fn address(&self, bits: u128) -> IpAddr {
+        if self.v6 {
+            Ipv6Addr::from_bits(bits).into()
+        } else {
+            // Bits of a v4 span come from v4 addresses.
+            Ipv4Addr::from_bits(u32::try_from(bits).unwrap_or(u32::MAX)).into()
+        }
+    }
+
+    /// The way a range goes on the wire in rules: an address, a prefix where
+    /// one fits, else `first-last`.
+    pub(crate) fn text(&self) -> String {
+        let (first, last) = (self.address(self.first), self.address(self.last));
+        match self.nets().as_slice() {
+            [net] => net_text(net),
+            _ => format!("{first}-{last}"),
+        }
+    }
+
+    /// The range as the fewest prefixes, ascending.
+    pub(crate) fn nets(&self) -> Vec<IpNet> {
+        let width: u32 = if self.v6 { 128 } else { 32 };
+        let mut out = Vec::new();
+        let mut first = self.first;
+        loop {
+            // The largest block that starts here and does not go beyond.
+            let mut bits = first.trailing_zeros().min(width);
+            while bits > 0 && block_end(first, bits) > self.last {
+                bits -= 1;
+            }
+            let length = u8::try_from(width - bits).unwrap_or(u8::MAX);
+            out.extend(IpNet::new(self.address(first), length));
+            match block_end(first, bits).checked_add(1) {
+                Some(next) if next <= self.last => first = next,
+                _ => return out,
+            }
+        }
+    }
+
+    /// What is left without `other`: up to two ranges.
+    pub(crate) fn without(&self, other: &Self) -> Vec<Self> {
+        if !self.overlaps(other) {
+            return vec![*self];
+        }
+        let mut out = Vec::new();
+        if self.first < other.first {
+            let last = other.first - 1;
+            out.push(Self { last, ..*self });
+        }
+        if other.last < self.last {
+            let first = other.last + 1;
+            out.push(Self { first, ..*self });
+        }
+        out
+    }
+
+    /// Joins ranges that touch or overlap; ascending.
+    pub(crate) fn union(mut spans: Vec<Self>) -> Vec<Self> {
+        spans.sort_unstable();
+        let mut out: Vec<Self> = Vec::with_capacity(spans.len());
+        for span in spans {
+            match out.last_mut() {
+                Some(before)
+                    if before.v6 == span.v6 && span.first <= before.last.saturating_add(1) =>
+                {
+                    before.last = before.last.max(span.last);
+                }
+                _ => out.push(span),
+            }
+        }
+        out
+    }
+
     pub(crate) fn overlaps(&self, other: &Self) -> bool {
         self.v6 == other.v6 && self.first <= other.last && other.first <= self.last
     }
@@ -68,6 +151,15 @@ impl From<&IpNet> for Span {
             IpNet::V4(net) => Self::v4(net.network(), net.broadcast()),
             IpNet::V6(net) => Self::v6(net.network(), net.broadcast()),
         }
+    }
+}
+
+/// The last address of a block of `2^bits` that starts at `first`.
+fn block_end(first: u128, bits: u32) -> u128 {
+    if bits >= u128::BITS {
+        u128::MAX
+    } else {
+        first | ((1 << bits) - 1)
     }
 }
 
@@ -162,5 +254,66 @@ pub(crate) fn net_text(net: &IpNet) -> String {
         net.addr().to_string()
     } else {
         net.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn span(first: &str, last: &str) -> Span {
+        Span::between(first.parse().unwrap(), last.parse().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn ranges_as_text() {
+        for (first, last, text) in [
+            ("10.0.0.0", "10.255.255.255", "10.0.0.0/8"),
+            ("10.0.0.1", "10.0.0.1", "10.0.0.1"),
+            ("10.0.0.1", "10.0.0.2", "10.0.0.1-10.0.0.2"),
+            ("0.0.0.0", "255.255.255.255", "0.0.0.0/0"),
+            ("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "::/0"),
+            ("fd00::1", "fd00::ff", "fd00::1-fd00::ff"),
+        ] {
+            assert_eq!(span(first, last).text(), text);
+        }
+        let four: IpAddr = "10.0.0.1".parse().unwrap();
+        assert_eq!(Span::between(four, "::1".parse().unwrap()), None);
+        assert_eq!(Span::between(four, "10.0.0.0".parse().unwrap()), None);
+        for named in INTERNET.iter().chain(&TAILNET) {
+            assert_eq!(named.span.text(), named.text);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn prefixes_cover_the_range_and_no_more(first: u32, length in 0u32..70_000) {
+            let last = first.saturating_add(length);
+            let span = Span::v4(first.into(), last.into());
+            let nets = span.nets();
+            let total: u64 = nets.iter().map(|net| 1u64 << (32 - net.prefix_len())).sum();
+            prop_assert_eq!(total, u64::from(last - first) + 1);
+            prop_assert!(nets.iter().all(|net| span.contains(&Span::from(net))));
+            let joined = Span::union(nets.iter().rev().map(Span::from).collect());
+            prop_assert_eq!(joined, vec![span]);
+        }
+
+        #[test]
+        fn taking_away_leaves_the_rest(a: (u8, u8), b: (u8, u8), at: u8) {
+            let make = |(x, y): (u8, u8)| {
+                let address = |n: u8| Ipv4Addr::new(10, 0, 0, n);
+                Span::v4(address(x.min(y)), address(x.max(y)))
+            };
+            let (a, b) = (make(a), make(b));
+            let at = Span::from(IpAddr::from([10, 0, 0, at]));
+            let left = a.without(&b).iter().any(|part| part.contains(&at));
+            prop_assert_eq!(left, a.contains(&at) && !b.contains(&at));
+        }
     }
 }

@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
 use warren_control_types::{FilterRule, NodeId, UserId};
-use warren_policy::{Compiled, Policy, PolicyNode, PolicyUser};
+use warren_policy::{Attributes, Compiled, Policy, PolicyNode, PolicyUser, Role};
 
 /// Percent of a folder's cases that must pass: what was reached before. Only
 /// ever raised.
@@ -146,6 +146,7 @@ impl Tailnet {
             id: UserId(user.id),
             login: user.email.clone(),
             aliases: vec![user.name.clone()],
+            role: Role::Member,
         });
         // Older nodes have lower ids, as on a server.
         let mut order: Vec<(&String, &CaseNode)> = case.nodes.iter().collect();
@@ -163,6 +164,7 @@ impl Tailnet {
                 tags: node.tags.clone(),
                 addresses: vec![node.ipv4.parse().unwrap(), node.ipv6.parse().unwrap()],
                 routes: node.approved_routes.clone(),
+                attributes: Attributes::default(),
             });
         }
         Self {

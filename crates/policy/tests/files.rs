@@ -6,13 +6,14 @@
 use ipnet::IpNet;
 use proptest::prelude::*;
 use warren_control_types::{NodeId, UserId};
-use warren_policy::{Policy, PolicyNode, PolicyUser};
+use warren_policy::{Attributes, Policy, PolicyNode, PolicyUser, Role};
 
 fn users() -> Vec<PolicyUser> {
     let user = |id, login: &str| PolicyUser {
         id: UserId(id),
         login: login.to_owned(),
         aliases: Vec::new(),
+        role: Role::Member,
     };
     vec![user(1, "alice@example.com"), user(2, "bob")]
 }
@@ -27,6 +28,7 @@ fn node(id: i64, user: Option<i64>, tags: &[&str], routes: &[&str]) -> PolicyNod
             format!("fd7a:115c:a1e0::{id}").parse().unwrap(),
         ],
         routes: routes.iter().map(|route| route.parse().unwrap()).collect(),
+        attributes: Attributes::default(),
     }
 }
 

@@ -37,6 +37,9 @@ impl Source {
                 }
                 Selector::DangerAll => parts.push(("*".to_owned(), Span::ALL.to_vec())),
                 Selector::Net(net) => parts.push((net_text(net), vec![Span::from(net)])),
+                Selector::Set(set) => {
+                    parts.extend(set.spans.iter().map(|span| (span.text(), vec![*span])));
+                }
                 _ => {}
             }
             for (node, selected) in nodes.iter().zip(&mut selected) {

@@ -4,6 +4,7 @@ use ipnet::IpNet;
 
 use super::Compiled;
 use crate::node::PolicyNode;
+use crate::selector::IpSet;
 use crate::span::{INTERNET, Span, internet_overlaps, net_text};
 
 /// A destination of a rule.
@@ -15,6 +16,8 @@ pub(super) enum Target {
     Nodes(Vec<bool>),
     /// Exactly these addresses.
     Net(IpNet),
+    /// Addresses under a name.
+    Set(IpSet),
     /// Public addresses.
     Internet,
 }
@@ -28,16 +31,8 @@ impl Target {
         match self {
             Self::Any => true,
             Self::Nodes(nodes) => nodes.get(node).copied().unwrap_or(false),
-            Self::Net(net) => {
-                let span = Span::from(net);
-                own.addresses.iter().any(|a| span.contains(&Span::from(*a)))
-                    || serves(own, &span)
-                    || (own.exit_routes().next().is_some()
-                        && internet_overlaps(&span)
-                        && own
-                            .exit_routes()
-                            .any(|exit| Span::from(exit).overlaps(&span)))
-            }
+            Self::Net(net) => receives(own, &Span::from(net)),
+            Self::Set(set) => set.spans.iter().any(|span| receives(own, span)),
             Self::Internet => own.exit_routes().next().is_some(),
         }
     }
@@ -53,6 +48,7 @@ impl Target {
         }
         match self {
             Self::Net(net) => serves(own, &Span::from(net)),
+            Self::Set(set) => set.spans.iter().any(|span| serves(own, span)),
             Self::Internet => own.exit_routes().next().is_some(),
             Self::Any => own.subnet_routes().next().is_some(),
             Self::Nodes(_) => false,
@@ -61,17 +57,16 @@ impl Target {
 
     /// The destination on `node` as it goes on the wire.
     pub(super) fn texts_on(&self, compiled: &Compiled, node: usize) -> Vec<String> {
-        if !self.reaches(compiled, node) {
+        let own = compiled.nodes.get(node);
+        let Some(own) = own.filter(|_| self.reaches(compiled, node)) else {
             return Vec::new();
-        }
+        };
         match self {
-            Self::Nodes(_) => compiled
-                .nodes
-                .get(node)
-                .into_iter()
-                .flat_map(|own| &own.addresses)
-                .map(ToString::to_string)
-                .collect(),
+            Self::Nodes(_) => own.addresses.iter().map(ToString::to_string).collect(),
+            Self::Set(set) => {
+                let here = set.spans.iter().filter(|span| receives(own, span));
+                here.map(Span::text).collect()
+            }
             Self::Any | Self::Net(_) | Self::Internet => self.literal(),
         }
     }
@@ -81,6 +76,7 @@ impl Target {
         match self {
             Self::Any => vec!["*".to_owned()],
             Self::Net(net) => vec![net_text(net)],
+            Self::Set(set) => set.spans.iter().map(Span::text).collect(),
             Self::Internet => INTERNET.iter().map(|named| named.text.to_owned()).collect(),
             Self::Nodes(_) => Vec::new(),
         }
@@ -101,6 +97,14 @@ impl Target {
             Self::Nodes(_) | Self::Internet => Vec::new(),
             Self::Net(net) if serves(own, &Span::from(net)) => vec![*net],
             Self::Net(net) => addresses().filter(|own| net.contains(own)).collect(),
+            Self::Set(set) => {
+                let mut out: Vec<IpNet> = addresses()
+                    .filter(|own| set.spans.iter().any(|span| span.contains(&own.into())))
+                    .collect();
+                let served = set.spans.iter().filter(|span| serves(own, span));
+                out.extend(served.flat_map(Span::nets));
+                out
+            }
         }
     }
 
@@ -109,6 +113,7 @@ impl Target {
         match self {
             Self::Any => true,
             Self::Net(net) => Span::from(net).overlaps(route),
+            Self::Set(set) => set.spans.iter().any(|span| span.overlaps(route)),
             Self::Internet => internet_overlaps(route),
             Self::Nodes(_) => false,
         }
@@ -120,9 +125,21 @@ impl Target {
         match self {
             Self::Any | Self::Internet => true,
             Self::Net(net) => internet_overlaps(&Span::from(net)),
+            Self::Set(set) => set.spans.iter().any(internet_overlaps),
             Self::Nodes(_) => false,
         }
     }
+}
+
+/// Whether packets to `span` arrive at the node: its own, behind it, or to the
+/// internet by way of it.
+fn receives(own: &PolicyNode, span: &Span) -> bool {
+    own.addresses.iter().any(|a| span.contains(&Span::from(*a)))
+        || serves(own, span)
+        || (internet_overlaps(span)
+            && own
+                .exit_routes()
+                .any(|exit| Span::from(exit).overlaps(span)))
 }
 
 /// Whether an approved subnet route of the node overlaps `span`.
