@@ -1,29 +1,61 @@
 //! Memory of the flows this node started, so that their answers pass.
 //!
-//! UDP and SCTP have no flag that tells an answer from a first packet. When
-//! such a packet leaves, its reversed 5-tuple is remembered; when one arrives
-//! and its tuple is remembered, it passes without a rule. Both directions
-//! refresh the entry.
+//! A packet that leaves is remembered by what its answer will look like; one
+//! that arrives and is remembered passes without a rule. Both directions
+//! refresh an entry. What is remembered, and for how long without packets:
+//!
+//! | what | known by | idle |
+//! |---|---|---|
+//! | TCP | addresses and ports | [`TCP_IDLE_SECS`] |
+//! | UDP, SCTP | addresses and ports | [`IDLE_SECS`] |
+//! | echo request | addresses and identifier | [`IDLE_SECS`] |
+//! | other protocols, fragments, IPv6 with extension headers | addresses | [`IDLE_SECS`] |
+//! | a first fragment that came in | addresses | [`FRAGMENT_SECS`] |
+//!
+//! The last two rows let nothing in by themselves: one relates ICMP errors to
+//! packets that cannot be told by ports, the other lets later fragments follow
+//! the first one.
 //!
 //! The table is shared by reference between the thread that sends and the one
 //! that receives. It is a fixed array of atomics: no lock, no allocation after
 //! [`FlowTable::new`]. A flow is known by a keyed 64-bit hash of its tuple
 //! (SipHash-1-3 under a secret key), so a stranger can neither aim at an entry
 //! nor crowd out a chosen one. A bucket of eight slots keeps the flows used
-//! last; an idle flow is forgotten after [`IDLE_SECS`]. Races between the two
-//! threads can at worst lose a refresh or forget a flow that its next packet
-//! brings back; they cannot invent one.
+//! last. Races between the two threads can at worst lose a refresh or forget a
+//! flow that its next packet brings back; they cannot invent one.
+//!
+//! A table that has just been made does not know the connections that outlived
+//! the daemon before it, and a host that only receives would never bring them
+//! back. For the first [`GRACE_SECS`] what looks like an answer passes, as it
+//! always does in the reference; each acknowledgement that leaves meanwhile
+//! makes its connection known.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use warren_keys::Entropy;
-use warren_wire::ip::Parsed;
+use warren_wire::ip::icmp::{Icmp, Quoted};
+use warren_wire::ip::{Fragment, IPV6_HEADER_LEN, IpPacket, Parsed, Protocol, Version};
 
 /// Seconds after which a flow without packets is forgotten. The reference has
 /// no time limit but room for 512 flows only; an hour with room for many
 /// thousands is longer for every busy node.
 pub const IDLE_SECS: u32 = 3600;
+
+/// The same for TCP, whose connections may be silent for days: what Linux
+/// grants an established connection. The table's size forgets them earlier on
+/// a node with very many flows; then they come back with the next packet from
+/// here.
+pub const TCP_IDLE_SECS: u32 = 5 * 86_400;
+
+/// How long later fragments may follow the first: the time that hosts keep
+/// fragments (RFC 8200 section 4.5).
+pub const FRAGMENT_SECS: u32 = 60;
+
+/// For how many seconds from its making a table lets in what looks like an
+/// answer. Longer than the longest pause between retransmissions of TCP
+/// (RFC 6298 section 2.5 allows 60 s, Linux uses 120 s).
+pub const GRACE_SECS: u32 = 180;
 
 /// Slots that a flow may lie in.
 const WAYS: usize = 8;
@@ -38,11 +70,23 @@ struct Slot {
     used: AtomicU32,
 }
 
+/// What an entry stands for.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    /// A flow with ports, or with an echo identifier in their place.
+    Flow(Protocol),
+    /// Something left between these addresses.
+    Pair,
+    /// A first fragment came in between these addresses.
+    Fragments,
+}
+
 /// Flows whose answers are expected. See the module for its life.
 #[derive(Debug)]
 pub struct FlowTable {
     key: [u64; 2],
     buckets: Box<[[Slot; WAYS]]>,
+    grace: u32,
 }
 
 impl FlowTable {
@@ -65,19 +109,104 @@ impl FlowTable {
             // Both halves of the 128-bit key.
             key: [key as u64, (key >> 64) as u64],
             buckets: buckets.into(),
+            grace: GRACE_SECS,
         }
+    }
+
+    /// The table without its time of grace: for a start from which no
+    /// connection can be older.
+    #[must_use]
+    pub fn without_grace(mut self) -> Self {
+        self.grace = 0;
+        self
     }
 
     /// Remembers that `packet` left, so that its answer may come in. For
     /// packets that do not pass [`crate::Filter::check_out`] (built by the
-    /// node itself) the caller does this. `now` counts seconds from any fixed
-    /// moment.
-    pub fn remember(&self, packet: &Parsed, now: u32) {
-        let hash = self.hash(
-            packet,
-            (packet.dst, packet.dst_port),
-            (packet.src, packet.src_port),
-        );
+    /// node itself) the caller does this. `now` counts seconds from the making
+    /// of the table.
+    pub fn remember(&self, packet: &IpPacket<'_>, now: u32) {
+        let ends = (packet.dst, packet.src);
+        if packet.is_later_fragment() {
+            return self.store(self.hash(Kind::Pair, ends, (0, 0)), now);
+        }
+        let kind = match packet.protocol {
+            protocol if protocol.has_ports() => {
+                Some((Kind::Flow(protocol), (packet.dst_port, packet.src_port)))
+            }
+            _ => match packet.icmp() {
+                Some(Icmp::EchoRequest(echo)) => {
+                    Some((Kind::Flow(packet.protocol), (echo.ident, 0)))
+                }
+                _ => None,
+            },
+        };
+        if let Some((kind, ports)) = kind {
+            self.store(self.hash(kind, ends, ports), now);
+        }
+        let behind_extensions =
+            packet.version == Version::V6 && packet.transport_offset > IPV6_HEADER_LEN;
+        if kind.is_none() || behind_extensions || packet.fragment != Fragment::Whole {
+            self.store(self.hash(Kind::Pair, ends, (0, 0)), now);
+        }
+    }
+
+    /// Whether `packet`, which arrived, answers a flow of ours. Refreshes it.
+    #[must_use]
+    pub fn expects(&self, packet: &IpPacket<'_>, now: u32) -> bool {
+        let ends = (packet.src, packet.dst);
+        let (ports, idle) = match packet.protocol {
+            Protocol::TCP => ((packet.src_port, packet.dst_port), TCP_IDLE_SECS),
+            Protocol::UDP | Protocol::SCTP => ((packet.src_port, packet.dst_port), IDLE_SECS),
+            _ => match packet.icmp() {
+                Some(Icmp::EchoReply(echo)) => ((echo.ident, 0), IDLE_SECS),
+                _ => return false,
+            },
+        };
+        self.knows(Kind::Flow(packet.protocol), ends, ports, now, idle)
+    }
+
+    /// Whether an ICMP error that arrived for `receiver` is about a packet that
+    /// left from there. `quoted`: what the error quotes of it.
+    #[must_use]
+    pub fn caused(&self, receiver: IpAddr, quoted: &[u8], now: u32) -> bool {
+        let Some(cause) = Quoted::parse(quoted).filter(|cause| cause.src == receiver) else {
+            return false;
+        };
+        if self.is_new(now) {
+            return true;
+        }
+        let ends = (cause.dst, cause.src);
+        let kind = Kind::Flow(cause.protocol);
+        if let (Some(from), Some(to)) = (cause.src_port, cause.dst_port) {
+            return self.knows(kind, ends, (to, from), now, TCP_IDLE_SECS);
+        }
+        // Without ports: an echo request, or told by addresses only.
+        quoted_ident(quoted, cause.protocol)
+            .is_some_and(|ident| self.knows(kind, ends, (ident, 0), now, IDLE_SECS))
+            || self.knows(Kind::Pair, ends, (0, 0), now, IDLE_SECS)
+    }
+
+    /// Whether the table was made so recently that connections from before are
+    /// not known yet.
+    #[must_use]
+    pub fn is_new(&self, now: u32) -> bool {
+        now < self.grace
+    }
+
+    /// A first fragment came in and may go on.
+    pub(crate) fn remember_first_fragment(&self, packet: &Parsed, now: u32) {
+        let ends = (packet.src, packet.dst);
+        self.store(self.hash(Kind::Fragments, ends, (0, 0)), now);
+    }
+
+    /// Whether a first fragment between the same addresses came in lately.
+    pub(crate) fn expects_later_fragment(&self, packet: &Parsed, now: u32) -> bool {
+        let ends = (packet.src, packet.dst);
+        self.knows(Kind::Fragments, ends, (0, 0), now, FRAGMENT_SECS)
+    }
+
+    fn store(&self, hash: u64, now: u32) {
         let Some(bucket) = self.bucket(hash) else {
             return;
         };
@@ -103,18 +232,20 @@ impl FlowTable {
         }
     }
 
-    /// Whether `packet`, which arrived, answers a flow of ours. Refreshes it.
-    #[must_use]
-    pub fn expects(&self, packet: &Parsed, now: u32) -> bool {
-        let hash = self.hash(
-            packet,
-            (packet.src, packet.src_port),
-            (packet.dst, packet.dst_port),
-        );
+    /// Whether it is remembered and not idle for too long. Refreshes it.
+    fn knows(
+        &self,
+        kind: Kind,
+        ends: (IpAddr, IpAddr),
+        ports: (u16, u16),
+        now: u32,
+        idle: u32,
+    ) -> bool {
+        let hash = self.hash(kind, ends, ports);
         let Some(slot) = self.bucket(hash).and_then(|bucket| find(bucket, hash)) else {
             return false;
         };
-        if age(slot, now) > IDLE_SECS {
+        if age(slot, now) > idle {
             return false;
         }
         touch(slot, now);
@@ -127,20 +258,37 @@ impl FlowTable {
         self.buckets.get(index)
     }
 
-    /// The hash of the tuple (remote end, local end, protocol); never 0.
-    fn hash(&self, packet: &Parsed, remote: (IpAddr, u16), local: (IpAddr, u16)) -> u64 {
-        let [remote_high, remote_low] = halves(remote.0);
-        let [local_high, local_low] = halves(local.0);
-        let rest = u64::from(remote.1)
-            | u64::from(local.1) << 16
-            | u64::from(packet.protocol.0) << 32
-            | u64::from(remote.0.is_ipv4()) << 40;
+    /// The hash of what is remembered; never 0. `ends` and `ports`: the remote
+    /// one first.
+    fn hash(&self, kind: Kind, ends: (IpAddr, IpAddr), ports: (u16, u16)) -> u64 {
+        let [remote_high, remote_low] = halves(ends.0);
+        let [local_high, local_low] = halves(ends.1);
+        let kind = match kind {
+            Kind::Flow(protocol) => u64::from(protocol.0),
+            Kind::Pair => 0x100,
+            Kind::Fragments => 0x200,
+        };
+        let rest = u64::from(ports.0)
+            | u64::from(ports.1) << 16
+            | kind << 32
+            | u64::from(ends.0.is_ipv4()) << 48;
         siphash13(
             self.key,
             [remote_high, remote_low, local_high, local_low, rest],
         )
         .max(1)
     }
+}
+
+/// The identifier of an echo request that an ICMP error quotes.
+fn quoted_ident(quoted: &[u8], protocol: Protocol) -> Option<u16> {
+    let (request, header_len) = match (quoted.first()? >> 4, protocol) {
+        (4, Protocol::ICMPV4) => (8, usize::from(quoted.first()? & 0x0f) * 4),
+        (6, Protocol::ICMPV6) => (128, IPV6_HEADER_LEN),
+        _ => return None,
+    };
+    let message: &[u8; 6] = quoted.get(header_len..)?.first_chunk()?;
+    (message[0] == request).then(|| u16::from_be_bytes([message[4], message[5]]))
 }
 
 fn find(bucket: &[Slot; WAYS], hash: u64) -> Option<&Slot> {
@@ -225,9 +373,16 @@ mod tests {
         }
     }
 
-    fn flow(src: &str, dst: &str) -> Parsed {
-        let bytes = udp::packet(src.parse().unwrap(), dst.parse().unwrap(), b"x").unwrap();
-        *IpPacket::parse(&bytes).unwrap().parsed()
+    fn flow(src: &str, dst: &str) -> Vec<u8> {
+        udp::packet(src.parse().unwrap(), dst.parse().unwrap(), b"x").unwrap()
+    }
+
+    fn remember(table: &FlowTable, src: &str, dst: &str, now: u32) {
+        table.remember(&IpPacket::parse(&flow(src, dst)).unwrap(), now);
+    }
+
+    fn expects(table: &FlowTable, src: &str, dst: &str, now: u32) -> bool {
+        table.expects(&IpPacket::parse(&flow(src, dst)).unwrap(), now)
     }
 
     #[test]
@@ -246,8 +401,8 @@ mod tests {
     #[test]
     fn only_the_exact_answer_is_expected() {
         let table = FlowTable::new(&mut Fixed(7));
-        table.remember(&flow("100.64.0.1:1000", "100.64.0.2:53"), 10);
-        assert!(table.expects(&flow("100.64.0.2:53", "100.64.0.1:1000"), 11));
+        remember(&table, "100.64.0.1:1000", "100.64.0.2:53", 10);
+        assert!(expects(&table, "100.64.0.2:53", "100.64.0.1:1000", 11));
         for (src, dst) in [
             ("100.64.0.1:1000", "100.64.0.2:53"),
             ("100.64.0.2:54", "100.64.0.1:1000"),
@@ -255,35 +410,36 @@ mod tests {
             ("100.64.0.2:53", "100.64.0.1:1001"),
             ("[::6440:2]:53", "[::6440:1]:1000"),
         ] {
-            assert!(!table.expects(&flow(src, dst), 11), "{src} {dst}");
+            assert!(!expects(&table, src, dst, 11), "{src} {dst}");
         }
     }
 
     #[test]
     fn an_idle_flow_is_forgotten_and_an_active_one_is_not() {
         let table = FlowTable::new(&mut Fixed(7));
-        let answer = flow("[fd7a::2]:53", "[fd7a::1]:1000");
-        table.remember(&flow("[fd7a::1]:1000", "[fd7a::2]:53"), 10);
-        assert!(table.expects(&answer, 10 + IDLE_SECS));
-        assert!(table.expects(&answer, 10 + 2 * IDLE_SECS));
-        assert!(!table.expects(&answer, 11 + 3 * IDLE_SECS));
-        table.remember(&flow("[fd7a::1]:1000", "[fd7a::2]:53"), 11 + 3 * IDLE_SECS);
-        assert!(table.expects(&answer, 12 + 3 * IDLE_SECS));
+        let (here, there) = ("[fd7a::1]:1000", "[fd7a::2]:53");
+        remember(&table, here, there, 10);
+        assert!(expects(&table, there, here, 10 + IDLE_SECS));
+        assert!(expects(&table, there, here, 10 + 2 * IDLE_SECS));
+        assert!(!expects(&table, there, here, 11 + 3 * IDLE_SECS));
+        remember(&table, here, there, 11 + 3 * IDLE_SECS);
+        assert!(expects(&table, there, here, 12 + 3 * IDLE_SECS));
     }
 
     #[test]
     fn a_full_bucket_gives_up_the_longest_idle_flow() {
         let table = FlowTable::with_slots(&mut Fixed(7), WAYS);
         let port = |n: u32| format!("100.64.0.1:{}", 1000 + n);
+        let server = "100.64.0.2:53";
         for n in 0..WAYS as u32 {
-            table.remember(&flow(&port(n), "100.64.0.2:53"), n);
+            remember(&table, &port(n), server, n);
         }
         // Refreshed by its answer: number 0 is now the youngest.
-        assert!(table.expects(&flow("100.64.0.2:53", &port(0)), 100));
-        table.remember(&flow(&port(50), "100.64.0.2:53"), 101);
-        assert!(table.expects(&flow("100.64.0.2:53", &port(50)), 102));
-        assert!(table.expects(&flow("100.64.0.2:53", &port(0)), 102));
-        assert!(!table.expects(&flow("100.64.0.2:53", &port(1)), 102));
-        assert!(table.expects(&flow("100.64.0.2:53", &port(2)), 102));
+        assert!(expects(&table, server, &port(0), 100));
+        remember(&table, &port(50), server, 101);
+        assert!(expects(&table, server, &port(50), 102));
+        assert!(expects(&table, server, &port(0), 102));
+        assert!(!expects(&table, server, &port(1), 102));
+        assert!(expects(&table, server, &port(2), 102));
     }
 }

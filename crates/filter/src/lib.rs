@@ -11,20 +11,47 @@
 //! Rules only allow, and only what comes in. What leaves is free, but for
 //! multicast and link-local destinations, which have no place in the tunnel.
 //!
-//! Checking neither allocates nor locks, and costs two binary searches however
-//! many rules there are. Super-packets (GSO) are checked once: all segments
-//! share the headers that decide.
+//! Checking neither allocates nor locks, and costs three binary searches and
+//! an intersection however many rules there are (see `table.rs`). Super-packets
+//! (GSO) are checked once: all segments share the headers that decide. Every
+//! verdict is counted, those by rule under their rule: the first in the list
+//! that matches.
 //!
-//! Where the reference is known to be lax, this filter is not:
-//! - later fragments must be addressed to this host;
-//! - IPv6 extension headers are walked, so rules see the real transport;
-//! - `cap:` sources are addresses here, so the destination of a rule counts
-//!   for them with ICMP and with protocols without ports too;
-//! - an ICMP error passes only if it quotes a packet of its receiver;
-//! - the real IPv4 parameter-problem type counts as an error.
+//! # Where the reference is lax and this filter is not
+//!
+//! Together with the parser ([`warren_wire::ip`]), which refuses what cannot
+//! be judged safely. Each line has a test of its own in `tests/holes.rs`.
+//!
+//! - *Fragments.* A first fragment holds the whole transport header, and no
+//!   later one reaches back into it, extension headers included. A later
+//!   fragment passes only to this host's destinations and only behind a first
+//!   one that passed, or where a rule lets its source reach its destination;
+//!   the reference accepts it without looking at its addresses.
+//! - *IPv6 extension headers* are walked (hop-by-hop, routing, destination
+//!   options, fragment; at most eight), so rules see the transport that the
+//!   host will act on. A chain that is cut off, too long, or has hop-by-hop
+//!   options elsewhere than in front is refused. Authentication headers and
+//!   encrypted payload stay protocols of their own (51, 50): a rule for TCP
+//!   does not let in TCP behind them.
+//! - *Source routes*, IPv4 options and IPv6 routing headers with stops left,
+//!   are refused: the packet would go on to where no rule was asked about.
+//! - *`cap:` sources* are addresses here, so a rule's destination counts for
+//!   them with ICMP, and protocols without ports know them too.
+//! - *ICMP errors* pass only about a flow that left from their receiver, and
+//!   the real IPv4 parameter-problem type (12) counts as one; echo replies
+//!   pass only to a request.
+//! - *TCP* that does not open a connection passes only where a rule would let
+//!   it open one, or as part of a connection that has sent something from
+//!   here; the reference accepts all of it.
+//! - *Flows*: 65,536 of them with a time limit, instead of 512 without one.
+//! - *Malformed lengths* and the reserved protocols 0 and 255 are refused in
+//!   both directions; other unknown protocols need a rule that names them with
+//!   every port.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
+mod bits;
+mod counters;
 mod flows;
 mod local;
 mod ranges;
@@ -32,17 +59,20 @@ mod rules;
 mod table;
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use warren_control_types::{CapMap, FilterRule};
-use warren_wire::ip::icmp::{Icmp, Quoted};
+use warren_wire::ip::icmp::Icmp;
 use warren_wire::ip::tsmp::{self, RejectReason};
-use warren_wire::ip::{IpPacket, Parsed, Protocol};
+use warren_wire::ip::{Fragment, IpPacket, Parsed, Protocol};
 
-pub use flows::{FlowTable, IDLE_SECS};
+pub use counters::{Count, Without};
+pub use flows::{FRAGMENT_SECS, FlowTable, GRACE_SECS, IDLE_SECS, TCP_IDLE_SECS};
 pub use local::{LocalAddresses, LocalSet};
 pub use rules::{CapabilityHolders, EntryProblem, Field, RuleProblem, capability_sources};
 
+use counters::{RuleCounters, Totals};
 use ranges::{AddressRange, AddressSet};
 use rules::{GrantRule, PortRule};
 use table::{FamilyRule, Query, Table};
@@ -80,17 +110,23 @@ pub enum DropReason {
     ShieldsUp,
     /// An ICMP error about a packet that its receiver did not send.
     UnrelatedError,
+    /// A part of a connection, or an answer, that nothing from here belongs to.
+    NoFlow,
+    /// A later fragment without a first one.
+    Fragment,
 }
 
 impl DropReason {
     /// Every reason, for counters by [`DropReason::index`].
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Multicast,
         Self::LinkLocal,
         Self::NotLocal,
         Self::NoRule,
         Self::ShieldsUp,
         Self::UnrelatedError,
+        Self::NoFlow,
+        Self::Fragment,
     ];
 
     /// Position in [`DropReason::ALL`].
@@ -109,8 +145,42 @@ impl DropReason {
             Self::NoRule => "acl",
             Self::ShieldsUp => "shields_up",
             Self::UnrelatedError => "unrelated_icmp_error",
+            Self::NoFlow => "no_flow",
+            Self::Fragment => "fragment",
         }
     }
+
+    /// The reference's name for metrics, which knows fewer reasons.
+    #[must_use]
+    pub const fn reference_name(self) -> &'static str {
+        match self {
+            Self::Multicast => "multicast",
+            Self::LinkLocal => "link_local_unicast",
+            Self::Fragment => "fragment",
+            Self::NotLocal
+            | Self::NoRule
+            | Self::ShieldsUp
+            | Self::UnrelatedError
+            | Self::NoFlow => "acl",
+        }
+    }
+}
+
+/// Where a packet goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// Out of the tunnel, to this host.
+    In,
+    /// Into the tunnel.
+    Out,
+}
+
+/// What lets a packet in.
+enum Passed {
+    /// The rule with this number.
+    Rule(u32),
+    /// Something else.
+    Without(Without),
 }
 
 /// Which rules a filter has.
@@ -122,7 +192,8 @@ enum Mode {
     ShieldsUp,
 }
 
-/// Compiled rules. Immutable; share it by reference.
+/// Compiled rules. Immutable but for what it counts; share it by reference.
+/// Clones count together.
 #[derive(Debug, Clone)]
 pub struct Filter {
     mode: Mode,
@@ -130,6 +201,8 @@ pub struct Filter {
     v4: Table<u32>,
     v6: Table<u128>,
     grants: Vec<GrantRule>,
+    rule_counters: RuleCounters,
+    totals: Arc<Totals>,
 }
 
 impl Filter {
@@ -142,13 +215,15 @@ impl Filter {
         local: LocalSet,
         holders: &CapabilityHolders,
     ) -> (Self, Vec<RuleProblem>) {
-        let (rules, problems) = rules::read(rules, holders);
+        let (read, problems) = rules::read(rules, holders);
         let filter = Self {
             mode: Mode::Rules,
             local,
-            v4: Table::new(family_v4(&rules.ports)),
-            v6: Table::new(family_v6(&rules.ports)),
-            grants: rules.grants,
+            v4: Table::new(family_v4(&read.ports)),
+            v6: Table::new(family_v6(&read.ports)),
+            grants: read.grants,
+            rule_counters: RuleCounters::new(rules),
+            totals: Arc::default(),
         };
         (filter, problems)
     }
@@ -160,9 +235,11 @@ impl Filter {
         Self {
             mode: Mode::ShieldsUp,
             local,
-            v4: Table::Empty,
-            v6: Table::Empty,
+            v4: Table::new(Vec::new()),
+            v6: Table::new(Vec::new()),
             grants: Vec::new(),
+            rule_counters: RuleCounters::default(),
+            totals: Arc::default(),
         }
     }
 
@@ -173,10 +250,24 @@ impl Filter {
     }
 
     /// The filter for packets from and to peers that are jailed (may be
-    /// reached but not reach us): the same destinations, no rules.
+    /// reached but not reach us): the same destinations, no rules. Counts
+    /// together with this one.
     #[must_use]
     pub fn jailed(&self) -> Self {
-        Self::shields_up(self.local.clone())
+        Self {
+            totals: Arc::clone(&self.totals),
+            ..Self::shields_up(self.local.clone())
+        }
+    }
+
+    /// Goes on counting where `before` stands, which this filter is about to
+    /// replace: its totals, and those of its rules that are still there. Both
+    /// may be in use at the same time.
+    #[must_use]
+    pub fn keep_counts(mut self, before: &Self) -> Self {
+        self.totals = Arc::clone(&before.totals);
+        self.rule_counters.keep(&before.rule_counters);
+        self
     }
 
     /// The destinations that count as this host.
@@ -185,33 +276,62 @@ impl Filter {
         &self.local
     }
 
+    /// Whether only answers come in, by the user's wish or for want of rules.
+    #[must_use]
+    pub fn is_shields_up(&self) -> bool {
+        self.mode == Mode::ShieldsUp
+    }
+
+    /// How many rules control sent; 0 with shields up.
+    #[must_use]
+    pub fn rule_count(&self) -> usize {
+        self.rule_counters.len()
+    }
+
+    /// What rule number `rule` let in.
+    #[must_use]
+    pub fn passed_by_rule(&self, rule: usize) -> Count {
+        self.rule_counters.read(rule)
+    }
+
+    /// What came in without a rule.
+    #[must_use]
+    pub fn passed_without_rule(&self, why: Without) -> Count {
+        self.totals.inbound.read_passed(why)
+    }
+
+    /// What went no further.
+    #[must_use]
+    pub fn dropped(&self, direction: Direction, reason: DropReason) -> Count {
+        self.totals.side(direction).read_dropped(reason)
+    }
+
+    /// About how many bytes of memory the compiled rules take.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.v4.bytes() + self.v6.bytes() + self.rule_count() * 56
+    }
+
     /// Decides about a packet that came out of the tunnel, after its source
-    /// was found to belong to the peer that sent it. `now`: seconds from any
-    /// fixed moment, the same for all callers of one `flows`.
+    /// was found to belong to the peer that sent it. `now`: seconds from the
+    /// making of `flows`.
     pub fn check_in(&self, flows: &FlowTable, packet: &IpPacket<'_>, now: u32) -> Verdict {
-        if let Some(reason) = unfit_destination(packet.dst) {
-            return Verdict::Drop(reason);
-        }
-        if !self.local.contains(packet.dst) {
-            return Verdict::Drop(DropReason::NotLocal);
-        }
-        // Without its first fragment, which is checked in full, the host can
-        // make nothing of a later one.
-        if packet.is_later_fragment() {
-            return Verdict::Accept;
-        }
-        if packet.is_icmp() {
-            return self.check_icmp(packet);
-        }
-        let protocol = packet.protocol;
-        match protocol {
-            Protocol::TCP if !packet.tcp_flags.opens() => Verdict::Accept,
-            Protocol::TSMP => Verdict::Accept,
-            Protocol::UDP | Protocol::SCTP if flows.expects(packet, now) => Verdict::Accept,
-            Protocol::TCP | Protocol::UDP | Protocol::SCTP => {
-                self.ask(packet, Query::Port(protocol, packet.dst_port))
+        let bytes = packet.total_len;
+        match self.admit(flows, packet, now) {
+            Ok(passed) => {
+                match passed {
+                    Passed::Rule(rule) => self.rule_counters.add(rule, bytes),
+                    Passed::Without(why) => self.totals.inbound.passed(why, bytes),
+                }
+                if packet.fragment == Fragment::First {
+                    flows.remember_first_fragment(packet, now);
+                }
+                Verdict::Accept
             }
-            other => self.ask(packet, Query::Whole(other)),
+            Err(reason) => {
+                self.totals.inbound.dropped(reason, bytes);
+                Verdict::Drop(reason)
+            }
         }
     }
 
@@ -219,13 +339,101 @@ impl Filter {
     /// flow so that the answer may come in.
     pub fn check_out(&self, flows: &FlowTable, packet: &IpPacket<'_>, now: u32) -> Verdict {
         if let Some(reason) = unfit_destination(packet.dst) {
+            self.totals.outbound.dropped(reason, packet.total_len);
             return Verdict::Drop(reason);
         }
-        if !packet.is_later_fragment() && matches!(packet.protocol, Protocol::UDP | Protocol::SCTP)
-        {
-            flows.remember(packet, now);
-        }
+        flows.remember(packet, now);
         Verdict::Accept
+    }
+
+    fn admit(
+        &self,
+        flows: &FlowTable,
+        packet: &IpPacket<'_>,
+        now: u32,
+    ) -> Result<Passed, DropReason> {
+        if let Some(reason) = unfit_destination(packet.dst) {
+            return Err(reason);
+        }
+        if !self.local.contains(packet.dst) {
+            return Err(DropReason::NotLocal);
+        }
+        if packet.is_later_fragment() {
+            return self.admit_later_fragment(flows, packet, now);
+        }
+        if packet.is_icmp() {
+            return self.admit_icmp(flows, packet, now);
+        }
+        let answer = Passed::Without(Without::Answer);
+        match packet.protocol {
+            Protocol::TSMP => Ok(Passed::Without(Without::NodeMessage)),
+            // What a rule allows is counted under it, established or not.
+            protocol if protocol.has_ports() => {
+                let query = Query::Port(protocol, packet.dst_port);
+                if let Some(rule) = self.find(packet.src, packet.dst, query) {
+                    return Ok(Passed::Rule(rule));
+                }
+                if packet.opens_tcp() {
+                    return Err(self.refusal());
+                }
+                if flows.expects(packet, now) {
+                    return Ok(answer);
+                }
+                match protocol {
+                    Protocol::TCP if flows.is_new(now) => Ok(answer),
+                    Protocol::TCP => Err(DropReason::NoFlow),
+                    _ => Err(self.refusal()),
+                }
+            }
+            other => self.ask(packet, Query::Whole(other)),
+        }
+    }
+
+    /// Without its first fragment, which is checked in full, a host can make
+    /// nothing of a later one but room in its memory, and an answer when it
+    /// gives up: so it has to follow one, or to come on a way that a rule opens
+    /// and where a reordered pair does no harm.
+    fn admit_later_fragment(
+        &self,
+        flows: &FlowTable,
+        packet: &Parsed,
+        now: u32,
+    ) -> Result<Passed, DropReason> {
+        let allowed = flows.expects_later_fragment(packet, now)
+            || self.find(packet.src, packet.dst, Query::Anything).is_some();
+        if allowed {
+            Ok(Passed::Without(Without::Fragment))
+        } else {
+            Err(DropReason::Fragment)
+        }
+    }
+
+    fn admit_icmp(
+        &self,
+        flows: &FlowTable,
+        packet: &IpPacket<'_>,
+        now: u32,
+    ) -> Result<Passed, DropReason> {
+        match packet.icmp() {
+            Some(Icmp::EchoReply(_)) => {
+                if flows.expects(packet, now) || flows.is_new(now) {
+                    return Ok(Passed::Without(Without::Answer));
+                }
+                let rule = self.find(packet.src, packet.dst, Query::Anything);
+                rule.map(Passed::Rule).ok_or(DropReason::NoFlow)
+            }
+            Some(Icmp::Error { quoted, .. }) => {
+                if flows.caused(packet.dst, quoted, now) {
+                    Ok(Passed::Without(Without::Error))
+                } else {
+                    Err(DropReason::UnrelatedError)
+                }
+            }
+            // Any open port implies that the host may be pinged.
+            Some(Icmp::EchoRequest(_) | Icmp::Other { .. }) | None => {
+                self.ask(packet, Query::Anything)
+            }
+        }
     }
 
     /// The message that tells the sender of a refused packet so: for TCP
@@ -241,7 +449,9 @@ impl Filter {
             DropReason::Multicast
             | DropReason::LinkLocal
             | DropReason::NotLocal
-            | DropReason::UnrelatedError => return None,
+            | DropReason::UnrelatedError
+            | DropReason::NoFlow
+            | DropReason::Fragment => return None,
         };
         tsmp::reject_for(packet, reason)
     }
@@ -268,10 +478,17 @@ impl Filter {
         out
     }
 
-    /// Whether a rule lets `src` open TCP port `port` on `dst`: for answers to
-    /// people, not for packets.
+    /// The rule that lets `src` reach `dst` with `protocol`, at `port` where the
+    /// protocol has ports: its place in the list. For answers to people, not
+    /// for packets; nothing is counted.
     #[must_use]
-    pub fn allows(&self, protocol: Protocol, src: IpAddr, dst: IpAddr, port: u16) -> bool {
+    pub fn rule_for(
+        &self,
+        protocol: Protocol,
+        src: IpAddr,
+        dst: IpAddr,
+        port: u16,
+    ) -> Option<usize> {
         let query = if protocol.has_ports() {
             Query::Port(protocol, port)
         } else if matches!(protocol, Protocol::ICMPV4 | Protocol::ICMPV6) {
@@ -279,48 +496,38 @@ impl Filter {
         } else {
             Query::Whole(protocol)
         };
-        self.local.contains(dst) && self.matches(src, dst, query)
+        let rule = self
+            .local
+            .contains(dst)
+            .then(|| self.find(src, dst, query))??;
+        usize::try_from(rule).ok()
     }
 
-    fn check_icmp(&self, packet: &IpPacket<'_>) -> Verdict {
-        match packet.icmp() {
-            Some(Icmp::EchoReply(_)) => Verdict::Accept,
-            Some(Icmp::Error { quoted, .. }) => {
-                // Routers and the host itself can only do something with an
-                // error about a packet that its receiver sent.
-                let related = Quoted::parse(quoted).is_some_and(|quoted| quoted.src == packet.dst);
-                if related {
-                    Verdict::Accept
-                } else {
-                    Verdict::Drop(DropReason::UnrelatedError)
-                }
-            }
-            // Any open port implies that the host may be pinged.
-            Some(Icmp::EchoRequest(_) | Icmp::Other { .. }) | None => {
-                self.ask(packet, Query::Anything)
-            }
-        }
+    /// Whether a rule allows it: see [`Filter::rule_for`].
+    #[must_use]
+    pub fn allows(&self, protocol: Protocol, src: IpAddr, dst: IpAddr, port: u16) -> bool {
+        self.rule_for(protocol, src, dst, port).is_some()
     }
 
-    fn ask(&self, packet: &Parsed, query: Query) -> Verdict {
-        if self.matches(packet.src, packet.dst, query) {
-            return Verdict::Accept;
-        }
-        Verdict::Drop(match self.mode {
+    fn ask(&self, packet: &Parsed, query: Query) -> Result<Passed, DropReason> {
+        let rule = self.find(packet.src, packet.dst, query);
+        rule.map(Passed::Rule).ok_or_else(|| self.refusal())
+    }
+
+    /// Why there is no rule.
+    fn refusal(&self) -> DropReason {
+        match self.mode {
             Mode::Rules => DropReason::NoRule,
             Mode::ShieldsUp => DropReason::ShieldsUp,
-        })
+        }
     }
 
-    fn matches(&self, src: IpAddr, dst: IpAddr, query: Query) -> bool {
+    #[inline]
+    fn find(&self, src: IpAddr, dst: IpAddr, query: Query) -> Option<u32> {
         match (src, dst) {
-            (IpAddr::V4(src), IpAddr::V4(dst)) => {
-                self.v4.allows(src.to_bits(), dst.to_bits(), query)
-            }
-            (IpAddr::V6(src), IpAddr::V6(dst)) => {
-                self.v6.allows(src.to_bits(), dst.to_bits(), query)
-            }
-            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
+            (IpAddr::V4(src), IpAddr::V4(dst)) => self.v4.find(src.to_bits(), dst.to_bits(), query),
+            (IpAddr::V6(src), IpAddr::V6(dst)) => self.v6.find(src.to_bits(), dst.to_bits(), query),
+            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => None,
         }
     }
 }
@@ -370,6 +577,7 @@ fn unfit_destination(dst: IpAddr) -> Option<DropReason> {
 
 fn family_v4(rules: &[PortRule]) -> Vec<FamilyRule<u32>> {
     let family = rules.iter().map(|rule| FamilyRule {
+        number: rule.number,
         sources: rule.sources.v4.clone(),
         protocols: rule.protocols,
         destinations: rule
@@ -386,6 +594,7 @@ fn family_v4(rules: &[PortRule]) -> Vec<FamilyRule<u32>> {
 
 fn family_v6(rules: &[PortRule]) -> Vec<FamilyRule<u128>> {
     let family = rules.iter().map(|rule| FamilyRule {
+        number: rule.number,
         sources: rule.sources.v6.clone(),
         protocols: rule.protocols,
         destinations: rule

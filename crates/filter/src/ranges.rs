@@ -1,16 +1,16 @@
-//! Sets of addresses as sorted ranges, and tables that map an address to what
-//! covers it with one binary search.
+//! Sets of addresses as sorted ranges, and indexes that map an address (or a
+//! port) to what covers it with one binary search.
 //!
 //! Both are built once, when a filter is compiled, and only read afterwards.
 
-use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-/// An address of one family as a number, so that ranges are plain intervals.
+use crate::bits::{Interner, NONE, Pending};
+
+/// An address of one family, or a port, as a number, so that ranges are plain intervals.
 pub(crate) trait Key: Copy + Ord + std::fmt::Debug {
-    const MIN: Self;
     /// The next address; `None` behind the last one.
     fn next(self) -> Option<Self>;
     /// The address before; `None` in front of the first one.
@@ -18,7 +18,15 @@ pub(crate) trait Key: Copy + Ord + std::fmt::Debug {
 }
 
 impl Key for u32 {
-    const MIN: Self = 0;
+    fn next(self) -> Option<Self> {
+        self.checked_add(1)
+    }
+    fn previous(self) -> Option<Self> {
+        self.checked_sub(1)
+    }
+}
+
+impl Key for u16 {
     fn next(self) -> Option<Self> {
         self.checked_add(1)
     }
@@ -28,7 +36,6 @@ impl Key for u32 {
 }
 
 impl Key for u128 {
-    const MIN: Self = 0;
     fn next(self) -> Option<Self> {
         self.checked_add(1)
     }
@@ -74,8 +81,14 @@ impl From<IpNet> for AddressRange {
 
 /// A set of addresses of one family: sorted ranges that neither overlap nor
 /// touch.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct RangeSet<K>(Vec<(K, K)>);
+
+impl<K> Default for RangeSet<K> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
 
 impl<K: Key> RangeSet<K> {
     pub(crate) fn new(mut ranges: Vec<(K, K)>) -> Self {
@@ -196,96 +209,117 @@ impl AddressSet {
     }
 }
 
-/// Maps every address to a small number: which of several items cover it.
-/// Elementary intervals, sorted by their first address; the first one starts
-/// at zero.
+/// Maps every key to the set of what covers it: cells, sorted by their first
+/// key, each with the number of a set.
 #[derive(Debug, Clone)]
-pub(crate) struct IntervalTable<K> {
+pub(crate) struct Index<K> {
     starts: Box<[K]>,
-    values: Box<[u32]>,
+    sets: Box<[u32]>,
+    /// Whether every cell holds exactly what covers each of its keys. Otherwise
+    /// neighbouring cells were joined to save memory, and a set may name more.
+    exact: bool,
 }
 
-impl<K: Key> IntervalTable<K> {
-    /// The value at `key`.
+impl<K: Key> Index<K> {
+    /// Builds the index over `items` (first key, last key, item). The ranges of
+    /// one item neither overlap nor touch. The new sets take about `limit`
+    /// bytes at most: overlaps by the thousand would otherwise grow tables
+    /// with the square of the rules.
+    pub(crate) fn new(
+        items: impl IntoIterator<Item = (K, K, u32)>,
+        interner: &mut Interner,
+        limit: usize,
+    ) -> Self {
+        // (key, false = ended before it, item)
+        let mut edges: Vec<(K, bool, u32)> = Vec::new();
+        for (from, to, item) in items {
+            edges.push((from, true, item));
+            if let Some(behind) = to.next() {
+                edges.push((behind, false, item));
+            }
+        }
+        edges.sort_unstable();
+        let mut joined = 1;
+        loop {
+            let mark = interner.mark();
+            if let Some(index) = Self::sweep(&edges, interner, joined, limit) {
+                return index;
+            }
+            interner.back_to(mark);
+            joined *= 2;
+        }
+    }
+
+    /// One try, with every `joined` cells made one. `None` when that needs more
+    /// than `limit` bytes.
+    fn sweep(
+        edges: &[(K, bool, u32)],
+        interner: &mut Interner,
+        joined: usize,
+        limit: usize,
+    ) -> Option<Self> {
+        let full = interner.bytes().saturating_add(limit);
+        let mut active = interner.sweep();
+        let mut ended = Pending::new();
+        let (mut starts, mut sets) = (Vec::new(), Vec::new());
+        let groups: Vec<&[(K, bool, u32)]> = edges.chunk_by(|a, b| a.0 == b.0).collect();
+        for cell in groups.chunks(joined) {
+            for item in std::mem::take(&mut ended) {
+                active.remove(item);
+            }
+            for (i, group) in cell.iter().enumerate() {
+                for &(_, begins, item) in *group {
+                    if begins {
+                        ended.remove(&item);
+                        active.insert(item);
+                    } else if i == 0 {
+                        active.remove(item);
+                    } else {
+                        // It covers the first keys of this cell.
+                        ended.insert(item);
+                    }
+                }
+            }
+            let Some(&(start, _, _)) = cell.first().and_then(|group| group.first()) else {
+                continue;
+            };
+            let number = interner.number(&active);
+            // A single cell has to be taken, whatever its size.
+            if interner.bytes() > full && joined < groups.len() {
+                return None;
+            }
+            if sets.last().copied().unwrap_or(NONE) != number {
+                starts.push(start);
+                sets.push(number);
+            }
+        }
+        Some(Self {
+            starts: starts.into(),
+            sets: sets.into(),
+            exact: joined == 1,
+        })
+    }
+
+    /// The number of the set at `key`.
+    #[inline]
     pub(crate) fn get(&self, key: K) -> u32 {
         let behind = self.starts.partition_point(|start| *start <= key);
         behind
             .checked_sub(1)
-            .and_then(|at| self.values.get(at))
+            .and_then(|at| self.sets.get(at))
             .copied()
-            .unwrap_or(0)
+            .unwrap_or(NONE)
     }
-}
 
-impl<K> IntervalTable<K> {
-    /// Replaces every value by the one that `numbers` has at its place.
-    pub(crate) fn translate(&mut self, numbers: &[u32]) {
-        for value in &mut self.values {
-            *value = numbers.get(*value as usize).copied().unwrap_or(0);
-        }
+    /// Whether sets name exactly what covers a key.
+    pub(crate) fn is_exact(&self) -> bool {
+        self.exact
     }
-}
 
-/// Work that building may still spend, in covered items over all intervals.
-/// Overlapping rules by the ten thousand would otherwise grow a table that is
-/// larger than any gain from it.
-#[derive(Debug)]
-pub(crate) struct Budget(pub(crate) usize);
-
-/// Builds a table whose values number the distinct sets of items; value 0 is
-/// the empty set. `None` when the budget is spent.
-pub(crate) fn cover<K: Key>(
-    items: impl IntoIterator<Item = (K, K, u32)>,
-    budget: &mut Budget,
-) -> Option<(IntervalTable<K>, Vec<Vec<u32>>)> {
-    // (address, false = ends before it, item)
-    let mut edges: Vec<(K, bool, u32)> = Vec::new();
-    for (from, to, item) in items {
-        edges.push((from, true, item));
-        if let Some(behind) = to.next() {
-            edges.push((behind, false, item));
-        }
+    /// Bytes of memory, without the sets.
+    pub(crate) fn bytes(&self) -> usize {
+        size_of_val(&*self.starts) + size_of_val(&*self.sets)
     }
-    edges.sort_unstable();
-
-    let mut sets = vec![Vec::new()];
-    let mut numbers: HashMap<Vec<u32>, u32> = HashMap::from([(Vec::new(), 0)]);
-    let mut active = BTreeSet::new();
-    let (mut starts, mut values) = (vec![K::MIN], vec![0u32]);
-    for group in edges.chunk_by(|a, b| a.0 == b.0) {
-        for &(_, begins, item) in group {
-            if begins {
-                active.insert(item);
-            } else {
-                active.remove(&item);
-            }
-        }
-        let Some(&(at, _, _)) = group.first() else {
-            continue;
-        };
-        budget.0 = budget.0.checked_sub(active.len())?;
-        let set: Vec<u32> = active.iter().copied().collect();
-        let number = match numbers.get(&set) {
-            Some(number) => *number,
-            None => {
-                let number = u32::try_from(sets.len()).ok()?;
-                sets.push(set.clone());
-                numbers.insert(set, number);
-                number
-            }
-        };
-        if at == K::MIN {
-            values = vec![number];
-        } else if values.last() != Some(&number) {
-            starts.push(at);
-            values.push(number);
-        }
-    }
-    let table = IntervalTable {
-        starts: starts.into(),
-        values: values.into(),
-    };
-    Some((table, sets))
 }
 
 #[cfg(test)]
@@ -327,15 +361,27 @@ mod tests {
         }
 
         #[test]
-        fn tables_tell_exactly_what_covers(a in ranges(), b in ranges()) {
-            let (a, b) = (RangeSet::new(a), RangeSet::new(b));
-            let items = a.ranges().iter().map(|(f, t)| (*f, *t, 0))
-                .chain(b.ranges().iter().map(|(f, t)| (*f, *t, 1)));
-            let (table, sets) = cover(items, &mut Budget(1000)).unwrap();
+        fn an_index_tells_what_covers_and_when_tight_never_less(
+            items in proptest::collection::vec(ranges(), 0..30), limit in 0usize..400,
+        ) {
+            let items: Vec<RangeSet<u32>> = items.into_iter().map(RangeSet::new).collect();
+            let spans = || (0u32..).zip(&items).flat_map(|(number, set)| {
+                set.ranges().iter().map(move |(from, to)| (*from, *to, number))
+            });
+            let mut interner = Interner::new(items.len());
+            let exact = Index::new(spans(), &mut interner, usize::MAX);
+            let tight = Index::new(spans(), &mut interner, limit);
+            prop_assert!(exact.is_exact());
+            let sets = interner.finish();
             for key in probes() {
-                let set = &sets[table.get(key) as usize];
-                prop_assert_eq!(set.contains(&0), a.contains(key));
-                prop_assert_eq!(set.contains(&1), b.contains(key));
+                for (number, item) in (0u32..).zip(&items) {
+                    let in_set = |set| sets.first_common(set, set, None, |m| m == number).is_some();
+                    prop_assert_eq!(in_set(exact.get(key)), item.contains(key));
+                    prop_assert!(in_set(tight.get(key)) || !item.contains(key));
+                    if tight.is_exact() {
+                        prop_assert_eq!(in_set(tight.get(key)), item.contains(key));
+                    }
+                }
             }
         }
     }

@@ -154,6 +154,8 @@ pub(crate) struct Destination {
 /// A rule that opens ports.
 #[derive(Debug, Clone)]
 pub(crate) struct PortRule {
+    /// Its place in the list.
+    pub(crate) number: u32,
     pub(crate) sources: AddressSet,
     pub(crate) protocols: ProtocolSet,
     pub(crate) destinations: Vec<Destination>,
@@ -197,6 +199,8 @@ pub(crate) fn read(rules: &[FilterRule], holders: &CapabilityHolders) -> (Rules,
         let protocols = reader.protocols(rule);
         if !destinations.is_empty() && !protocols.is_empty() {
             out.ports.push(PortRule {
+                // A message holds far fewer.
+                number: u32::try_from(index).unwrap_or(u32::MAX),
                 sources: sources.clone(),
                 protocols,
                 destinations,

@@ -1,24 +1,31 @@
-//! Rules of one family, arranged so that a packet costs two binary searches.
+//! Rules of one family, arranged so that a packet costs three binary searches
+//! and an intersection, however many rules there are.
 //!
-//! Every source address belongs to a class: the set of rules that have it as
-//! a source. Every class has a table of destinations: which ports and
-//! protocols its rules open there. Classes and openings that are equal are
-//! stored once, so allow-all is one class with one opening.
+//! A rule is taken apart into *blocks*: products of a set of sources, a set of
+//! destinations, a set of ports and a set of protocols. (A rule that lists
+//! every address with the same ports is one block.) Three indexes tell which
+//! blocks have a source, a destination, a port; a block that is in all three
+//! sets matches, and since blocks are numbered in the order of the rules, the
+//! smallest is the first rule that matches: the one that is counted and named.
 //!
-//! Rules that overlap by the thousand could make these tables larger than
-//! they are worth; then, and only then, the rules are kept as a list and
-//! walked.
+//! Memory: ten thousand rules for single hosts take a few hundred kilobytes.
+//! Rules that overlap by the thousand would make the sets grow with the square
+//! of their number; beyond [`LIMIT`] neighbouring cells of an index are joined,
+//! and what it names is then checked against the block itself.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use warren_wire::ip::Protocol;
 
-use crate::ranges::{Budget, IntervalTable, Key, RangeSet, cover};
+use crate::bits::{Interner, NONE, Sets};
+use crate::ranges::{Index, Key, RangeSet};
 use crate::rules::ProtocolSet;
 
 /// A rule of one family.
 #[derive(Debug, Clone)]
 pub(crate) struct FamilyRule<K> {
+    /// Its place in the list that control sent.
+    pub(crate) number: u32,
     pub(crate) sources: RangeSet<K>,
     pub(crate) protocols: ProtocolSet,
     /// First address, last address, ports.
@@ -38,178 +45,199 @@ pub(crate) enum Query {
 
 const ALL_PORTS: (u16, u16) = (0, u16::MAX);
 
-/// Elementary intervals times covering items that a table may cost to build.
-const BUDGET: usize = 1 << 22;
+/// Bytes of sets that one index may add before it is made coarser.
+const LIMIT: usize = 16 << 20;
 
-/// What is open at a destination. Equal ones are stored once.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
-pub(crate) struct Opening {
-    /// Sorted port ranges that do not overlap, for the protocols with ports.
-    tcp: Box<[(u16, u16)]>,
-    udp: Box<[(u16, u16)]>,
-    sctp: Box<[(u16, u16)]>,
-    /// Protocols with a rule for every port.
-    whole: ProtocolSet,
-}
+/// The protocols with ports, in the order of [`Table::ports`].
+const WITH_PORTS: [Protocol; 3] = [Protocol::TCP, Protocol::UDP, Protocol::SCTP];
 
-impl Opening {
-    fn new(parts: &[(ProtocolSet, (u16, u16))]) -> Self {
-        let ports = |protocol| {
-            let ranges = parts
-                .iter()
-                .filter(|(protocols, _)| protocols.contains(protocol))
-                .map(|(_, (from, to))| (u32::from(*from), u32::from(*to)))
-                .collect();
-            let set: RangeSet<u32> = RangeSet::new(ranges);
-            set.ranges()
-                .iter()
-                // Built from u16 above; joined ranges end where one of them did.
-                .map(|(from, to)| (*from as u16, *to as u16))
-                .collect()
-        };
-        let mut whole = ProtocolSet::default();
-        for (protocols, _) in parts.iter().filter(|(_, ports)| *ports == ALL_PORTS) {
-            whole.extend(protocols);
-        }
-        Self {
-            tcp: ports(Protocol::TCP),
-            udp: ports(Protocol::UDP),
-            sctp: ports(Protocol::SCTP),
-            whole,
-        }
-    }
-
-    fn allows(&self, query: Query) -> bool {
-        let ranges = match query {
-            Query::Anything => return true,
-            Query::Whole(protocol) => return self.whole.contains(protocol),
-            Query::Port(Protocol::TCP, _) => &self.tcp,
-            Query::Port(Protocol::UDP, _) => &self.udp,
-            Query::Port(Protocol::SCTP, _) => &self.sctp,
-            Query::Port(_, _) => return false,
-        };
-        let Query::Port(_, port) = query else {
-            return false;
-        };
-        let behind = ranges.partition_point(|(from, _)| *from <= port);
-        behind
-            .checked_sub(1)
-            .and_then(|at| ranges.get(at))
-            .is_some_and(|(_, to)| port <= *to)
-    }
+/// A product of sources, destinations, ports and protocols.
+#[derive(Debug, Clone)]
+struct Block<K> {
+    rule: u32,
+    /// Which of [`Table::sources`].
+    sources: u32,
+    destinations: RangeSet<K>,
+    ports: RangeSet<u16>,
+    /// Whether the rule names all ports in one entry, as protocols without
+    /// ports need it.
+    whole: bool,
+    protocols: ProtocolSet,
 }
 
 /// The rules of one family.
 #[derive(Debug, Clone)]
-pub(crate) enum Table<K> {
-    /// No rule: nothing matches.
-    Empty,
-    /// Two binary searches.
-    Indexed {
-        /// Source to class; 0 is "no rule".
-        classes: IntervalTable<K>,
-        /// Class to destinations; destination to opening, 0 is "nothing".
-        destinations: Box<[IntervalTable<K>]>,
-        openings: Box<[Opening]>,
-    },
-    /// Too many overlaps for an index.
-    List(Vec<FamilyRule<K>>),
+pub(crate) struct Table<K> {
+    blocks: Box<[Block<K>]>,
+    sources: Box<[RangeSet<K>]>,
+    sets: Sets,
+    by_source: Index<K>,
+    by_destination: Index<K>,
+    /// By [`WITH_PORTS`].
+    ports: [Index<u16>; 3],
+    /// Blocks with every port, by protocol; sorted.
+    whole: Box<[(u8, u32)]>,
 }
 
 impl<K: Key> Table<K> {
-    pub(crate) fn new(mut rules: Vec<FamilyRule<K>>) -> Self {
-        rules.retain(|rule| !rule.sources.is_empty() && !rule.destinations.is_empty());
-        if rules.is_empty() {
-            return Self::Empty;
-        }
-        Self::index(&rules, &mut Budget(BUDGET)).unwrap_or(Self::List(rules))
+    pub(crate) fn new(rules: Vec<FamilyRule<K>>) -> Self {
+        Self::with_limit(rules, LIMIT)
     }
 
-    fn index(rules: &[FamilyRule<K>], budget: &mut Budget) -> Option<Self> {
-        let sources = (0u32..).zip(rules).flat_map(|(number, rule)| {
-            let ranges = rule.sources.ranges().iter();
-            ranges.map(move |(from, to)| (*from, *to, number))
-        });
-        let (classes, members) = cover(sources, budget)?;
-
-        let mut openings = vec![Opening::default()];
-        let mut numbers: HashMap<Opening, u32> = HashMap::new();
-        let mut destinations = Vec::with_capacity(members.len());
-        for class in &members {
-            let mut parts = Vec::new();
-            let mut spans = Vec::new();
-            for rule in class
-                .iter()
-                .filter_map(|number| rules.get(*number as usize))
-            {
-                for &(from, to, ports) in &rule.destinations {
-                    spans.push((from, to, u32::try_from(parts.len()).ok()?));
-                    parts.push((rule.protocols, ports));
-                }
+    fn with_limit(rules: Vec<FamilyRule<K>>, limit: usize) -> Self {
+        let (mut blocks, mut sources) = (Vec::new(), Vec::new());
+        for rule in rules {
+            if rule.sources.is_empty() {
+                continue;
             }
-            let (mut table, sets) = cover(spans, budget)?;
-            let mut translated = Vec::with_capacity(sets.len());
-            for set in &sets {
-                if set.is_empty() {
-                    translated.push(0);
-                    continue;
-                }
-                let chosen: Vec<_> = set
+            // Rules beyond four thousand million do not fit into a message.
+            let place = sources.len() as u32;
+            let before = blocks.len();
+            blocks.extend(split(&rule, place));
+            if blocks.len() > before {
+                sources.push(rule.sources);
+            }
+        }
+        let numbered = || (0u32..).zip(&blocks);
+        let mut interner = Interner::new(blocks.len());
+        let no_sources = RangeSet::default();
+        let by_source = Index::new(
+            numbered().flat_map(|(number, block)| {
+                let set = sources.get(block.sources as usize).unwrap_or(&no_sources);
+                set.ranges()
                     .iter()
-                    .filter_map(|part| parts.get(*part as usize).copied())
-                    .collect();
-                let opening = Opening::new(&chosen);
-                let next = u32::try_from(openings.len()).ok()?;
-                let number = *numbers.entry(opening).or_insert_with_key(|opening| {
-                    openings.push(opening.clone());
-                    next
+                    .map(move |(from, to)| (*from, *to, number))
+            }),
+            &mut interner,
+            limit,
+        );
+        let by_destination = Index::new(
+            numbered().flat_map(|(number, block)| {
+                let ranges = block.destinations.ranges().iter();
+                ranges.map(move |(from, to)| (*from, *to, number))
+            }),
+            &mut interner,
+            limit,
+        );
+        let ports = WITH_PORTS.map(|protocol| {
+            let spans = numbered()
+                .filter(|(_, block)| block.protocols.contains(protocol))
+                .flat_map(|(number, block)| {
+                    let ranges = block.ports.ranges().iter();
+                    ranges.map(move |(from, to)| (*from, *to, number))
                 });
-                translated.push(number);
+            Index::new(spans, &mut interner, limit)
+        });
+        let mut without_ports = ProtocolSet::default();
+        let of_every_port = blocks.iter().filter(|block| block.whole);
+        of_every_port.for_each(|block| without_ports.extend(&block.protocols));
+        let mut whole = Vec::new();
+        for protocol in (0..=u8::MAX).filter(|number| without_ports.contains(Protocol(*number))) {
+            let mut set = interner.sweep();
+            numbered()
+                .filter(|(_, block)| block.whole && block.protocols.contains(Protocol(protocol)))
+                .for_each(|(number, _)| set.insert(number));
+            let number = interner.number(&set);
+            if number != NONE {
+                whole.push((protocol, number));
             }
-            table.translate(&translated);
-            destinations.push(table);
         }
-        Some(Self::Indexed {
-            classes,
-            destinations: destinations.into(),
-            openings: openings.into(),
-        })
+        Self {
+            sets: interner.finish(),
+            by_source,
+            by_destination,
+            ports,
+            whole: whole.into(),
+            blocks: blocks.into(),
+            sources: sources.into(),
+        }
     }
 
-    /// Whether a rule allows what is asked from `src` to `dst`.
-    pub(crate) fn allows(&self, src: K, dst: K, query: Query) -> bool {
-        match self {
-            Self::Empty => false,
-            Self::Indexed {
-                classes,
-                destinations,
-                openings,
-            } => destinations
-                .get(classes.get(src) as usize)
-                .map(|table| table.get(dst) as usize)
-                .filter(|opening| *opening != 0)
-                .and_then(|opening| openings.get(opening))
-                .is_some_and(|opening| opening.allows(query)),
-            Self::List(rules) => rules.iter().any(|rule| rule.allows(src, dst, query)),
+    /// The first rule that allows what is asked from `src` to `dst`.
+    #[inline]
+    pub(crate) fn find(&self, src: K, dst: K, query: Query) -> Option<u32> {
+        let sources = self.by_source.get(src);
+        if sources == NONE {
+            return None;
         }
+        let destinations = self.by_destination.get(dst);
+        let mut exact = self.by_source.is_exact() && self.by_destination.is_exact();
+        let third = match query {
+            Query::Anything => None,
+            Query::Whole(protocol) => {
+                let at = self
+                    .whole
+                    .binary_search_by_key(&protocol.0, |(number, _)| *number);
+                Some(self.whole.get(at.ok()?)?.1)
+            }
+            Query::Port(protocol, port) => {
+                let at = WITH_PORTS.iter().position(|known| *known == protocol)?;
+                let index = self.ports.get(at)?;
+                exact &= index.is_exact();
+                Some(index.get(port))
+            }
+        };
+        let fits = |number| exact || self.fits(number, src, dst, query);
+        let block = self.sets.first_common(sources, destinations, third, fits)?;
+        self.blocks.get(block as usize).map(|block| block.rule)
+    }
+
+    /// Looks at a block itself, where an index was joined.
+    #[cold]
+    fn fits(&self, block: u32, src: K, dst: K, query: Query) -> bool {
+        let Some(block) = self.blocks.get(block as usize) else {
+            return false;
+        };
+        let port_fits = match query {
+            // Those sets are never joined.
+            Query::Anything | Query::Whole(_) => true,
+            Query::Port(_, port) => block.ports.contains(port),
+        };
+        port_fits
+            && block.destinations.contains(dst)
+            && self
+                .sources
+                .get(block.sources as usize)
+                .is_some_and(|sources| sources.contains(src))
+    }
+
+    /// About how many bytes of memory the table takes.
+    pub(crate) fn bytes(&self) -> usize {
+        let ranges = |set: &RangeSet<K>| size_of_val(set.ranges());
+        let blocks = self.blocks.iter().map(|block| {
+            size_of_val(block) + ranges(&block.destinations) + size_of_val(block.ports.ranges())
+        });
+        let sources = self
+            .sources
+            .iter()
+            .map(|set| size_of_val(set) + ranges(set));
+        let indexes = self.by_source.bytes() + self.by_destination.bytes();
+        let ports: usize = self.ports.iter().map(Index::bytes).sum();
+        blocks.sum::<usize>() + sources.sum::<usize>() + indexes + ports + self.sets.bytes()
     }
 }
 
-impl<K: Key> FamilyRule<K> {
-    fn allows(&self, src: K, dst: K, query: Query) -> bool {
-        let ports_match = |ports: (u16, u16)| match query {
-            Query::Anything => true,
-            Query::Whole(protocol) => self.protocols.contains(protocol) && ports == ALL_PORTS,
-            Query::Port(protocol, port) => {
-                self.protocols.contains(protocol) && ports.0 <= port && port <= ports.1
-            }
-        };
-        self.sources.contains(src)
-            && self
-                .destinations
-                .iter()
-                .any(|&(from, to, ports)| from <= dst && dst <= to && ports_match(ports))
+/// The blocks of a rule: destinations with the same ports together.
+fn split<K: Key>(rule: &FamilyRule<K>, sources: u32) -> Vec<Block<K>> {
+    let mut by_range: BTreeMap<(K, K), Vec<(u16, u16)>> = BTreeMap::new();
+    for &(from, to, ports) in &rule.destinations {
+        by_range.entry((from, to)).or_default().push(ports);
     }
+    let mut by_ports: BTreeMap<(bool, RangeSet<u16>), Vec<(K, K)>> = BTreeMap::new();
+    for (range, ports) in by_range {
+        let whole = ports.contains(&ALL_PORTS);
+        let key = (whole, RangeSet::new(ports));
+        by_ports.entry(key).or_default().push(range);
+    }
+    let blocks = by_ports.into_iter().map(|((whole, ports), ranges)| Block {
+        rule: rule.number,
+        sources,
+        destinations: RangeSet::new(ranges),
+        ports,
+        whole,
+        protocols: rule.protocols,
+    });
+    blocks.collect()
 }
 
 #[cfg(test)]
@@ -219,48 +247,81 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn rule() -> impl Strategy<Value = FamilyRule<u32>> {
+    /// What the rules say, one after the other.
+    fn walk<K: Key>(rules: &[FamilyRule<K>], src: K, dst: K, query: Query) -> Option<u32> {
+        let matching = rules.iter().find(|rule| {
+            let ports_match = |ports: (u16, u16)| match query {
+                Query::Anything => true,
+                Query::Whole(protocol) => rule.protocols.contains(protocol) && ports == ALL_PORTS,
+                Query::Port(protocol, port) => {
+                    rule.protocols.contains(protocol) && ports.0 <= port && port <= ports.1
+                }
+            };
+            rule.sources.contains(src)
+                && rule
+                    .destinations
+                    .iter()
+                    .any(|&(from, to, ports)| from <= dst && dst <= to && ports_match(ports))
+        });
+        matching.map(|rule| rule.number)
+    }
+
+    fn rules() -> impl Strategy<Value = Vec<FamilyRule<u32>>> {
         let range = (0u32..12, 0u32..6).prop_map(|(from, len)| (from, from + len));
         let ports = prop_oneof![
             Just(ALL_PORTS),
             (0u16..6, 0u16..4).prop_map(|(from, len)| (from, from + len)),
             Just((u16::MAX - 1, u16::MAX)),
+            Just((0, 99)),
+            Just((100, u16::MAX)),
         ];
         let protocol = prop_oneof![Just(6u8), Just(17), Just(132), Just(1), Just(47)];
-        (
+        let rule = (
             proptest::collection::vec(range.clone(), 0..3),
             proptest::collection::vec(protocol, 1..3),
-            proptest::collection::vec((range, ports), 0..3),
-        )
-            .prop_map(|(sources, protocols, destinations)| {
-                let mut set = ProtocolSet::default();
-                protocols.into_iter().for_each(|p| set.insert(p));
-                FamilyRule {
-                    sources: RangeSet::new(sources),
-                    protocols: set,
-                    destinations: destinations
-                        .into_iter()
-                        .map(|((from, to), ports)| (from, to, ports))
-                        .collect(),
-                }
-            })
+            proptest::collection::vec((range, ports), 0..4),
+        );
+        proptest::collection::vec(rule, 0..40).prop_map(|rules| {
+            let rules = (0u32..).zip(rules);
+            rules
+                .map(|(number, (sources, protocols, destinations))| {
+                    let mut set = ProtocolSet::default();
+                    protocols.into_iter().for_each(|p| set.insert(p));
+                    FamilyRule {
+                        // Rules in between do not open ports.
+                        number: number * 2,
+                        sources: RangeSet::new(sources),
+                        protocols: set,
+                        destinations: destinations
+                            .into_iter()
+                            .map(|((from, to), ports)| (from, to, ports))
+                            .collect(),
+                    }
+                })
+                .collect()
+        })
     }
 
     proptest! {
         #[test]
-        fn the_index_answers_as_the_list(rules in proptest::collection::vec(rule(), 1..6)) {
-            let index = Table::index(&rules, &mut Budget(BUDGET)).unwrap();
-            let list = Table::List(rules);
+        fn the_index_answers_as_the_list_however_little_room_it_has(
+            rules in rules(), limit in prop_oneof![Just(0), 1usize..2000, Just(LIMIT)],
+        ) {
+            let table = Table::with_limit(rules.clone(), limit);
             for src in 0..18 {
                 for dst in 0..18 {
-                    let mut queries = vec![Query::Anything, Query::Whole(Protocol(47)), Query::Whole(Protocol(1))];
-                    for protocol in [Protocol::TCP, Protocol::UDP, Protocol::SCTP] {
+                    let mut queries = vec![
+                        Query::Anything,
+                        Query::Whole(Protocol(47)),
+                        Query::Whole(Protocol(1)),
+                    ];
+                    for protocol in WITH_PORTS {
                         queries.extend([0, 3, 7, 80, u16::MAX].map(|p| Query::Port(protocol, p)));
                     }
                     for query in queries {
                         prop_assert_eq!(
-                            index.allows(src, dst, query),
-                            list.allows(src, dst, query),
+                            table.find(src, dst, query),
+                            walk(&rules, src, dst, query),
                             "{} {} {:?}", src, dst, query
                         );
                     }
@@ -270,16 +331,32 @@ mod tests {
     }
 
     #[test]
-    fn overlaps_beyond_the_budget_fall_back_to_the_list() {
+    fn nested_rules_take_bounded_memory() {
         let rules: Vec<FamilyRule<u32>> = (0..3000)
-            .map(|n| FamilyRule {
-                sources: RangeSet::new(vec![(n, u32::MAX - n)]),
-                protocols: ProtocolSet::default(),
-                destinations: vec![(n, u32::MAX - n, ALL_PORTS)],
+            .map(|n| {
+                let mut protocols = ProtocolSet::default();
+                protocols.insert(6);
+                FamilyRule {
+                    number: n,
+                    sources: RangeSet::new(vec![(n, u32::MAX - n)]),
+                    protocols,
+                    destinations: vec![(n, u32::MAX - n, (n as u16, 9999))],
+                }
             })
             .collect();
-        let table = Table::new(rules);
-        assert!(matches!(table, Table::List(_)));
-        assert!(table.allows(5, 5, Query::Anything));
+        let limit = 64 << 10;
+        let table = Table::with_limit(rules.clone(), limit);
+        let input: usize = rules.len() * (size_of::<Block<u32>>() + 64);
+        assert!(table.bytes() < input + 6 * limit, "{}", table.bytes());
+        for (src, dst, port) in [
+            (5, 5, 9),
+            (0, 9, 2),
+            (2999, 2999, 2999),
+            (7, 2, 1),
+            (2998, 1, 0),
+        ] {
+            let query = Query::Port(Protocol::TCP, port);
+            assert_eq!(table.find(src, dst, query), walk(&rules, src, dst, query));
+        }
     }
 }

@@ -7,12 +7,12 @@ use std::net::IpAddr;
 use serde_json::json;
 use warren_control_types::FilterRule;
 use warren_filter::{
-    CapabilityHolders, DropReason, Filter, FlowTable, LocalAddresses, LocalSet, Verdict,
+    CapabilityHolders, Direction, DropReason, Filter, FlowTable, LocalAddresses, LocalSet, Verdict,
     capability_sources, permits_unsigned,
 };
 use warren_keys::Entropy;
 use warren_wire::ip::tsmp::{Message, RejectReason};
-use warren_wire::ip::{IpPacket, Protocol, icmp, udp};
+use warren_wire::ip::{IpPacket, Protocol, udp};
 
 struct Zero;
 
@@ -95,42 +95,106 @@ fn a_refused_connection_is_told_why() {
 }
 
 #[test]
-fn an_error_passes_only_about_a_packet_of_ours() {
+fn counts_go_on_when_rules_change() {
+    let flows = FlowTable::with_slots(&mut Zero, 64).without_grace();
+    let rule = |src: &str, port: u16| {
+        json!({
+            "SrcIPs": [src],
+            "DstPorts": [{"IP": "100.64.0.1", "Ports": {"First": port, "Last": port}}],
+        })
+    };
+    let before = compile(json!([
+        rule("100.64.0.2", 22),
+        rule("100.64.0.2", 80),
+        rule("*", 22)
+    ]));
+    let comes = |filter: &Filter, src: u8, port| {
+        let bytes = syn([100, 64, 0, src], [100, 64, 0, 1], port);
+        filter.check_in(&flows, &IpPacket::parse(&bytes).unwrap(), 0)
+    };
+    let packets = |filter: &Filter| -> Vec<u64> {
+        (0..filter.rule_count())
+            .map(|rule| filter.passed_by_rule(rule).packets)
+            .collect()
+    };
+    assert!(comes(&before, 2, 22).is_accept() && comes(&before, 3, 22).is_accept());
+    assert!(comes(&before, 2, 80).is_accept() && !comes(&before, 3, 80).is_accept());
+    // The first rule that matches counts.
+    assert_eq!(packets(&before), [1, 1, 1]);
+    assert_eq!(before.passed_by_rule(0).bytes, 40);
+
+    let after = compile(json!([
+        rule("100.64.0.9", 9),
+        rule("*", 22),
+        rule("100.64.0.2", 22)
+    ]))
+    .keep_counts(&before);
+    assert_eq!(packets(&after), [0, 1, 1]);
+    // The thread that has not seen the change yet counts too.
+    assert!(comes(&before, 2, 80).is_accept() && comes(&before, 2, 22).is_accept());
+    assert_eq!(packets(&after), [0, 1, 2]);
+    assert!(!comes(&after.jailed(), 2, 22).is_accept() && !comes(&after, 3, 80).is_accept());
+    for filter in [&before, &after, &after.jailed()] {
+        let drops = |reason| filter.dropped(Direction::In, reason).packets;
+        assert_eq!(
+            (drops(DropReason::NoRule), drops(DropReason::ShieldsUp)),
+            (2, 1)
+        );
+    }
+}
+
+#[test]
+fn what_leaves_is_free_but_has_to_fit_the_tunnel() {
     let flows = FlowTable::with_slots(&mut Zero, 64);
     let filter = compile(json!([]));
-    let ours = udp::packet(
-        "100.64.0.1:5000".parse().unwrap(),
-        "100.64.0.2:53".parse().unwrap(),
-        b"q",
-    )
-    .unwrap();
-    let others = udp::packet(
-        "100.64.0.9:5000".parse().unwrap(),
-        "100.64.0.2:53".parse().unwrap(),
-        b"q",
-    )
-    .unwrap();
-    for (kind, quoted, verdict) in [
-        (3, &ours, Verdict::Accept),
-        (12, &ours, Verdict::Accept),
-        (3, &others, Verdict::Drop(DropReason::UnrelatedError)),
-        (13, &ours, Verdict::Drop(DropReason::NoRule)),
+    for (dst, dropped) in [
+        ("100.64.0.2:53", None),
+        ("224.0.0.251:5353", Some(DropReason::Multicast)),
+        ("169.254.0.9:53", Some(DropReason::LinkLocal)),
+        ("169.254.169.254:80", None),
     ] {
-        // An echo request turned into an error: the checksum is not looked at.
-        let mut error = icmp::echo_request(
-            "100.64.0.2".parse().unwrap(),
-            "100.64.0.1".parse().unwrap(),
-            icmp::Echo {
-                ident: 0,
-                sequence: 0,
-                data: quoted,
-            },
-        )
-        .unwrap();
-        error[20] = kind;
-        let packet = IpPacket::parse(&error).unwrap();
-        assert_eq!(filter.check_in(&flows, &packet, 0), verdict, "type {kind}");
+        let bytes = udp::packet(
+            "100.64.0.1:5000".parse().unwrap(),
+            dst.parse().unwrap(),
+            b"q",
+        );
+        let bytes = bytes.unwrap();
+        let verdict = filter.check_out(&flows, &IpPacket::parse(&bytes).unwrap(), 0);
+        assert_eq!(
+            verdict,
+            dropped.map_or(Verdict::Accept, Verdict::Drop),
+            "{dst}"
+        );
+        if let Some(reason) = dropped {
+            assert_eq!(filter.dropped(Direction::Out, reason).packets, 1);
+            assert_eq!(filter.dropped(Direction::In, reason).packets, 0);
+        }
     }
+}
+
+#[test]
+fn the_rule_that_lets_in_has_a_number() {
+    let filter = compile(json!([
+        {"SrcIPs": ["100.64.0.2"], "CapGrant": [{"Dsts": ["100.64.0.1/32"], "CapMap": {"a": null}}]},
+        {"SrcIPs": ["100.64.0.0/24"], "DstPorts": [{"IP": "*", "Ports": {"First": 80, "Last": 90}}]},
+        {"SrcIPs": ["100.64.0.2"], "DstPorts": [{"IP": "*", "Ports": {"First": 0, "Last": 65535}}]},
+    ]));
+    let rule = |protocol, src: &str, dst: &str, port| {
+        filter.rule_for(protocol, src.parse().unwrap(), dst.parse().unwrap(), port)
+    };
+    assert_eq!(rule(Protocol::TCP, "100.64.0.2", "100.64.0.1", 80), Some(1));
+    assert_eq!(rule(Protocol::UDP, "100.64.0.2", "100.64.0.1", 91), Some(2));
+    assert_eq!(rule(Protocol::UDP, "100.64.0.3", "100.64.0.1", 91), None);
+    assert_eq!(rule(Protocol::SCTP, "100.64.0.2", "100.64.0.1", 91), None);
+    assert_eq!(
+        rule(Protocol::ICMPV4, "100.64.0.3", "100.64.0.1", 0),
+        Some(1)
+    );
+    assert_eq!(
+        rule(Protocol::TCP, "100.64.0.2", "100.64.0.7", 80),
+        None,
+        "not this host"
+    );
 }
 
 #[test]

@@ -10,7 +10,10 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use proptest::prelude::*;
 use warren_control_types::{FilterRule, NetPortRange, PortRange};
-use warren_filter::{CapabilityHolders, Filter, FlowTable, LocalAddresses, LocalSet, Verdict};
+use warren_filter::{
+    CapabilityHolders, Count, Direction, DropReason, Filter, FlowTable, LocalAddresses, LocalSet,
+    Verdict, Without,
+};
 use warren_keys::Entropy;
 use warren_wire::ip::IpPacket;
 
@@ -36,6 +39,8 @@ struct Packet {
     extension: bool,
     /// Make it a later fragment.
     later_fragment: bool,
+    /// Make it a first fragment.
+    first_fragment: bool,
 }
 
 const ADDRESSES: [&str; 10] = [
@@ -72,11 +77,11 @@ fn packet() -> impl Strategy<Value = Packet> {
             0u8..2,
         ),
         any::<bool>(),
-        proptest::bool::weighted(0.1),
+        prop_oneof![6 => Just((false, false)), 1 => Just((true, false)), 1 => Just((false, true))],
     )
         .prop_filter("one family", |p| p.1.is_ipv4() == p.2.is_ipv4())
         .prop_map(
-            |(outbound, src, dst, protocol, ports, flags, icmp, extension, later_fragment)| {
+            |(outbound, src, dst, protocol, ports, flags, icmp, extension, fragment)| {
                 Packet {
                     outbound,
                     src,
@@ -87,7 +92,8 @@ fn packet() -> impl Strategy<Value = Packet> {
                     icmp,
                     extension,
                     // TSMP is never fragmented; the parser refuses it.
-                    later_fragment: later_fragment && protocol != 99,
+                    later_fragment: fragment.0 && protocol != 99,
+                    first_fragment: fragment.1 && protocol != 99,
                 }
             },
         )
@@ -115,6 +121,8 @@ impl Packet {
                 let mut out = vec![0x45, 0, 0, 48, 0, 0, 0, 0, 64, self.protocol, 0, 0];
                 if self.later_fragment {
                     out[7] = 20;
+                } else if self.first_fragment {
+                    out[6] = 0x20;
                 }
                 out.extend(src.octets());
                 out.extend(dst.octets());
@@ -126,6 +134,9 @@ impl Packet {
                 let mut next = self.protocol;
                 if self.later_fragment {
                     middle = vec![next, 0, 0, 160, 0, 0, 0, 1];
+                    next = 44;
+                } else if self.first_fragment {
+                    middle = vec![next, 0, 0, 1, 0, 0, 0, 1];
                     next = 44;
                 }
                 if self.extension {
@@ -222,6 +233,8 @@ struct Model {
     rules: Vec<FilterRule>,
     shields_up: bool,
     flows: BTreeSet<(u8, IpAddr, u16, IpAddr, u16)>,
+    /// Addresses between which a first fragment came in.
+    first_fragments: BTreeSet<(IpAddr, IpAddr)>,
 }
 
 impl Model {
@@ -255,11 +268,18 @@ impl Model {
         if bad_destination {
             return false;
         }
-        let has_flow = matches!(p.protocol, 17 | 132);
+        let v4 = p.dst.is_ipv4();
+        let is_icmp = (v4 && p.protocol == 1) || (!v4 && p.protocol == 58);
+        let has_flow = matches!(p.protocol, 6 | 17 | 132);
         if p.outbound {
             if has_flow && !p.later_fragment {
                 self.flows
                     .insert((p.protocol, p.dst, p.ports.1, p.src, p.ports.0));
+            }
+            let request = if v4 { (8, 0) } else { (128, 0) };
+            if is_icmp && !p.later_fragment && p.icmp == request {
+                // The identifier of all of them is zero.
+                self.flows.insert((p.protocol, p.dst, 0, p.src, 0));
             }
             return true;
         }
@@ -267,16 +287,25 @@ impl Model {
             return false;
         }
         if p.later_fragment {
-            return true;
+            return self.first_fragments.contains(&(p.src, p.dst)) || self.any_rule(p, |_, _| true);
         }
+        let passes = self.accepts_transport(p, is_icmp);
+        if passes && p.first_fragment {
+            self.first_fragments.insert((p.src, p.dst));
+        }
+        passes
+    }
+
+    fn accepts_transport(&self, p: &Packet, is_icmp: bool) -> bool {
         let v4 = p.dst.is_ipv4();
-        if (v4 && p.protocol == 1) || (!v4 && p.protocol == 58) {
+        if is_icmp {
             let reply = if v4 { (0, 0) } else { (129, 0) };
             // The quoted packet of these is all zero: no packet of the
             // receiver, so errors never pass.
             let errors: &[u8] = if v4 { &[3, 11, 12] } else { &[1, 2, 3, 4] };
             if p.icmp == reply {
-                return true;
+                return self.flows.contains(&(p.protocol, p.src, 0, p.dst, 0))
+                    || self.any_rule(p, |_, _| true);
             }
             if errors.contains(&p.icmp.0) {
                 return false;
@@ -287,11 +316,10 @@ impl Model {
             protocols.contains(&i64::from(p.protocol)) && ports.contains(p.ports.1)
         };
         match p.protocol {
-            6 => p.flags & 0x12 != 0x02 || self.any_rule(p, by_port),
-            17 | 132 => {
-                self.flows
-                    .contains(&(p.protocol, p.src, p.ports.0, p.dst, p.ports.1))
-                    || self.any_rule(p, by_port)
+            6 | 17 | 132 => {
+                let opens = p.protocol == 6 && p.flags & 0x12 == 0x02;
+                let flow = (p.protocol, p.src, p.ports.0, p.dst, p.ports.1);
+                (!opens && self.flows.contains(&flow)) || self.any_rule(p, by_port)
             }
             99 => true,
             other => self.any_rule(p, |protocols, ports| {
@@ -330,8 +358,9 @@ proptest! {
         if shields_up {
             filter = filter.jailed();
         }
-        let flows = FlowTable::with_slots(&mut Zero, 1024);
+        let flows = FlowTable::with_slots(&mut Zero, 1024).without_grace();
         let mut model = Model { rules, shields_up, ..Model::default() };
+        let mut seen = Count::default();
         for packet in &packets {
             let bytes = packet.bytes();
             let view = IpPacket::parse(&bytes).unwrap();
@@ -340,9 +369,18 @@ proptest! {
             } else {
                 filter.check_in(&flows, &view, 1)
             };
+            if !packet.outbound {
+                seen = seen + Count { packets: 1, bytes: bytes.len() as u64 };
+            }
             prop_assert_eq!(
                 verdict == Verdict::Accept, model.accepts(packet), "{:?} {:?}", packet, verdict
             );
         }
+        // Every packet that came is counted, once.
+        let by_rule = (0..filter.rule_count()).map(|rule| filter.passed_by_rule(rule));
+        let without = Without::ALL.map(|why| filter.passed_without_rule(why));
+        let drops = DropReason::ALL.map(|reason| filter.dropped(Direction::In, reason));
+        let counted = by_rule.chain(without).chain(drops).fold(Count::default(), |a, b| a + b);
+        prop_assert_eq!(counted, seen);
     }
 }

@@ -38,6 +38,10 @@ fn parse_v4(bytes: &[u8]) -> Result<Parsed, Malformed> {
         return Err(Malformed::HeaderLength);
     }
     let packet = bytes.get(..total_len).ok_or(Malformed::TotalLength)?;
+    if header_len > IPV4_HEADER_LEN {
+        let options = packet.get(IPV4_HEADER_LEN..header_len);
+        refuse_source_route(options.ok_or(Malformed::HeaderLength)?)?;
+    }
 
     let flags_offset = u16::from_be_bytes([header[6], header[7]]);
     let more = flags_offset & 0x2000 != 0;
@@ -71,6 +75,30 @@ fn parse_v4(bytes: &[u8]) -> Result<Parsed, Malformed> {
     )
 }
 
+/// Walks IPv4 options (RFC 791 section 3.1). A router among the nodes would
+/// send a source routed packet on to a destination that no rule was asked
+/// about.
+fn refuse_source_route(mut options: &[u8]) -> Result<(), Malformed> {
+    const END: u8 = 0;
+    const NO_OPERATION: u8 = 1;
+    const LOOSE_SOURCE_ROUTE: u8 = 131;
+    const STRICT_SOURCE_ROUTE: u8 = 137;
+    while let Some((kind, rest)) = options.split_first() {
+        options = match *kind {
+            END => return Ok(()),
+            NO_OPERATION => rest,
+            LOOSE_SOURCE_ROUTE | STRICT_SOURCE_ROUTE => return Err(Malformed::SourceRoute),
+            _ => {
+                // The length counts kind and length too.
+                let len = rest.first().map_or(0, |len| usize::from(*len));
+                let behind = options.get(len..).filter(|_| len >= 2);
+                behind.ok_or(Malformed::HeaderLength)?
+            }
+        };
+    }
+    Ok(())
+}
+
 fn parse_v6(bytes: &[u8]) -> Result<Parsed, Malformed> {
     let header: &[u8; IPV6_HEADER_LEN] = bytes.first_chunk().ok_or(Malformed::ShortHeader)?;
     let total_len = IPV6_HEADER_LEN + usize::from(u16::from_be_bytes([header[4], header[5]]));
@@ -81,6 +109,13 @@ fn parse_v6(bytes: &[u8]) -> Result<Parsed, Malformed> {
     let dst: &[u8; 16] = rest.first_chunk().ok_or(Malformed::ShortHeader)?;
 
     let chain = walk_extensions(packet, header[6])?;
+    if chain.fragment == Fragment::First
+        && chain.behind_fragment + chain.protocol.min_header_len() > usize::from(MIN_LATER_OFFSET)
+    {
+        // Extension headers push the transport header to where a later
+        // fragment may begin.
+        return Err(Malformed::FragmentOverlap);
+    }
     transport(
         packet,
         Parsed {
@@ -103,6 +138,8 @@ struct Chain {
     protocol: Protocol,
     fragment: Fragment,
     end: usize,
+    /// Bytes of extension headers behind the fragment header.
+    behind_fragment: usize,
 }
 
 /// Follows hop-by-hop, routing, destination option and fragment headers
@@ -112,6 +149,7 @@ fn walk_extensions(packet: &[u8], first: u8) -> Result<Chain, Malformed> {
     let mut next = first;
     let mut end = IPV6_HEADER_LEN;
     let mut fragment = Fragment::Whole;
+    let mut fragmentable = end;
     for step in 0..=MAX_EXTENSIONS {
         // Behind the fragment header of a later fragment there is only data;
         // the chain goes on in the first fragment.
@@ -120,6 +158,7 @@ fn walk_extensions(packet: &[u8], first: u8) -> Result<Chain, Malformed> {
                 protocol: Protocol(next),
                 fragment,
                 end,
+                behind_fragment: 0,
             });
         }
         match next {
@@ -130,9 +169,9 @@ fn walk_extensions(packet: &[u8], first: u8) -> Result<Chain, Malformed> {
                     .get(end..)
                     .and_then(|rest| rest.first_chunk())
                     .ok_or(Malformed::Extensions)?;
-                // Type 0 with hops left would be sent on by the receiver
-                // (RFC 5095 forbids it).
-                if next == ROUTING && fixed[2] == 0 && fixed[3] != 0 {
+                // With stops left it would go on to a destination that no rule
+                // was asked about, whatever its type (RFC 5095 forbids type 0).
+                if next == ROUTING && fixed[3] != 0 {
                     return Err(Malformed::SourceRoute);
                 }
                 next = fixed[0];
@@ -150,6 +189,7 @@ fn walk_extensions(packet: &[u8], first: u8) -> Result<Chain, Malformed> {
                 let field = u16::from_be_bytes([fixed[2], fixed[3]]);
                 next = fixed[0];
                 end += 8;
+                fragmentable = end;
                 fragment = match (field & 0xfff8, field & 1 != 0) {
                     // "Atomic" fragment (RFC 6946): whole, with a header.
                     (0, false) => Fragment::Whole,
@@ -165,6 +205,7 @@ fn walk_extensions(packet: &[u8], first: u8) -> Result<Chain, Malformed> {
                     protocol: Protocol(other),
                     fragment,
                     end,
+                    behind_fragment: end - fragmentable,
                 });
             }
         }

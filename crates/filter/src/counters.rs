@@ -1,0 +1,204 @@
+//! What a filter counts: packets and bytes by rule, by what let them in
+//! without a rule, and by reason of a drop.
+//!
+//! Relaxed atomics. Rules and whatever else comes in are counted by the thread
+//! that receives, drops on the way out by the one that sends, on cache lines
+//! apart: neither waits for the other. Readings may be a moment old.
+//!
+//! Counters outlive the filter that counts: see
+//! [`Filter::keep_counts`](crate::Filter::keep_counts).
+
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use warren_control_types::FilterRule;
+
+use crate::{Direction, DropReason};
+
+/// Packets and their bytes. A superpacket is one packet here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Count {
+    /// Packets.
+    pub packets: u64,
+    /// Their bytes, IP headers included.
+    pub bytes: u64,
+}
+
+impl std::ops::Add for Count {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            packets: self.packets.wrapping_add(other.packets),
+            bytes: self.bytes.wrapping_add(other.bytes),
+        }
+    }
+}
+
+/// What lets a packet in without a rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Without {
+    /// It answers a flow of ours.
+    Answer,
+    /// An ICMP error about a packet of ours.
+    Error,
+    /// A later fragment behind a first one that passed.
+    Fragment,
+    /// A message from node to node.
+    NodeMessage,
+}
+
+impl Without {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Answer, Self::Error, Self::Fragment, Self::NodeMessage];
+
+    /// A short name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Answer => "answer",
+            Self::Error => "icmp_error",
+            Self::Fragment => "fragment",
+            Self::NodeMessage => "node_message",
+        }
+    }
+}
+
+/// A count that grows.
+#[derive(Debug, Default)]
+pub(crate) struct Growing {
+    packets: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Growing {
+    #[inline]
+    pub(crate) fn add(&self, bytes: usize) {
+        self.packets.fetch_add(1, Relaxed);
+        self.bytes.fetch_add(bytes as u64, Relaxed);
+    }
+
+    pub(crate) fn read(&self) -> Count {
+        Count {
+            packets: self.packets.load(Relaxed),
+            bytes: self.bytes.load(Relaxed),
+        }
+    }
+}
+
+/// One thread's share. Two cache lines apart from the next, because processors
+/// fetch lines in pairs.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(crate) struct Side {
+    without: [Growing; Without::ALL.len()],
+    drops: [Growing; DropReason::ALL.len()],
+}
+
+impl Side {
+    #[inline]
+    pub(crate) fn passed(&self, why: Without, bytes: usize) {
+        if let Some(count) = self.without.get(why as usize) {
+            count.add(bytes);
+        }
+    }
+
+    #[inline]
+    pub(crate) fn dropped(&self, reason: DropReason, bytes: usize) {
+        if let Some(count) = self.drops.get(reason.index()) {
+            count.add(bytes);
+        }
+    }
+
+    pub(crate) fn read_passed(&self, why: Without) -> Count {
+        self.without
+            .get(why as usize)
+            .map(Growing::read)
+            .unwrap_or_default()
+    }
+
+    pub(crate) fn read_dropped(&self, reason: DropReason) -> Count {
+        self.drops
+            .get(reason.index())
+            .map(Growing::read)
+            .unwrap_or_default()
+    }
+}
+
+/// Everything that is not counted by rule.
+#[derive(Debug, Default)]
+pub(crate) struct Totals {
+    pub(crate) inbound: Side,
+    pub(crate) outbound: Side,
+}
+
+impl Totals {
+    pub(crate) fn side(&self, direction: Direction) -> &Side {
+        match direction {
+            Direction::In => &self.inbound,
+            Direction::Out => &self.outbound,
+        }
+    }
+}
+
+/// The counters of the rules, in their order, and what tells the rules apart.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct RuleCounters {
+    counts: Box<[Arc<Growing>]>,
+    identities: Box<[u64]>,
+}
+
+impl RuleCounters {
+    pub(crate) fn new(rules: &[FilterRule]) -> Self {
+        Self {
+            counts: rules.iter().map(|_| Arc::default()).collect(),
+            identities: rules.iter().map(identity).collect(),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn add(&self, rule: u32, bytes: usize) {
+        if let Some(count) = self.counts.get(rule as usize) {
+            count.add(bytes);
+        }
+    }
+
+    pub(crate) fn read(&self, rule: usize) -> Count {
+        self.counts
+            .get(rule)
+            .map(|count| count.read())
+            .unwrap_or_default()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.counts.len()
+    }
+
+    /// Goes on with the counts of the rules in `before` that are still there;
+    /// of several equal ones the first goes on with the first.
+    pub(crate) fn keep(&mut self, before: &Self) {
+        let mut known: std::collections::HashMap<u64, std::collections::VecDeque<&Arc<Growing>>> =
+            std::collections::HashMap::new();
+        for (identity, count) in before.identities.iter().zip(&before.counts) {
+            known.entry(*identity).or_default().push_back(count);
+        }
+        for (identity, count) in self.identities.iter().zip(&mut self.counts) {
+            if let Some(old) = known.get_mut(identity).and_then(|old| old.pop_front()) {
+                *count = Arc::clone(old);
+            }
+        }
+    }
+}
+
+/// What tells a rule from others, for counting only: should two be taken for
+/// one, their counts mix and nothing else happens.
+fn identity(rule: &FilterRule) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    rule.src_ips.hash(&mut hasher);
+    rule.ip_proto.hash(&mut hasher);
+    for dst in &rule.dst_ports {
+        (&dst.ip, dst.ports.first, dst.ports.last).hash(&mut hasher);
+    }
+    hasher.finish()
+}
