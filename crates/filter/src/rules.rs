@@ -19,7 +19,7 @@ use crate::ranges::{AddressRange, AddressSet};
 
 /// The addresses of the peers that hold a node capability, by capability: what
 /// `cap:` sources stand for. A change among the peers means a new filter.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CapabilityHolders(BTreeMap<String, Vec<IpNet>>);
 
 impl CapabilityHolders {

@@ -223,7 +223,8 @@ fn split<K: Key>(rule: &FamilyRule<K>, sources: u32) -> Vec<Block<K>> {
     for &(from, to, ports) in &rule.destinations {
         by_range.entry((from, to)).or_default().push(ports);
     }
-    let mut by_ports: BTreeMap<(bool, RangeSet<u16>), Vec<(K, K)>> = BTreeMap::new();
+    // By whether one entry names every port, and by ports.
+    let mut by_ports = BTreeMap::<(bool, RangeSet<u16>), Vec<(K, K)>>::new();
     for (range, ports) in by_range {
         let whole = ports.contains(&ALL_PORTS);
         let key = (whole, RangeSet::new(ports));

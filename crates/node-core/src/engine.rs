@@ -18,10 +18,7 @@ use warren_control_types::{
     ApplyError, CapMap, Changes, EndpointType, MapResponse, NetInfo, Netmap, Node, NodeId, Notices,
     PeerDelta, RegionId,
 };
-use warren_filter::{
-    CapabilityHolders, Filter, FlowTable, LocalAddresses as FilterAddresses, LocalSet,
-    capability_sources,
-};
+use warren_filter::{Filter, FlowTable, RuleProblem};
 use warren_keys::{DiscoPublic, DiscoSecret, Entropy, NodePublic, NodeSecret};
 use warren_paths::{
     Destination, Event as PathEvent, LocalAddresses, Paths, PathsConfig, PeerHandle, PeerInfo,
@@ -33,6 +30,7 @@ use warren_wire::ip::tsmp;
 
 use crate::dataplane::{PeerView, RouteTable, ServiceAddresses, SessionView, View};
 use crate::host_config::{HostConfig, TUNNEL_MTU, accepted_prefixes, single_addresses};
+use crate::packet_filter::PacketFilter;
 use crate::peers::{PeerTable, Unanswered};
 use crate::prefs::NodePrefs;
 use crate::report::{ControlReport, PeerReport, PingAnswer, PingError, Pong, region_of};
@@ -128,8 +126,7 @@ pub struct Engine {
     handshakes: Handshakes,
     sessions: FxHashMap<u32, SessionView>,
     routes: Arc<RouteTable>,
-    filter: Arc<Filter>,
-    jailed_filter: Arc<Filter>,
+    packet_filter: PacketFilter,
     flows: Arc<FlowTable>,
     host_config: HostConfig,
     report: ControlReport,
@@ -174,8 +171,7 @@ impl Engine {
             handshakes: Handshakes::new(config.node_key, handshake_entropy),
             sessions: FxHashMap::default(),
             routes: Arc::new(RouteTable::new()),
-            filter: Arc::new(Filter::block_all()),
-            jailed_filter: Arc::new(Filter::block_all()),
+            packet_filter: PacketFilter::default(),
             flows: Arc::new(flows),
             host_config: HostConfig::default(),
             report: ControlReport {
@@ -256,6 +252,17 @@ impl Engine {
             .collect()
     }
 
+    /// The packet filter in force, with its counters. Its rules are those of
+    /// the netmap, in order, unless shields are up.
+    pub fn filter(&self) -> &Arc<Filter> {
+        self.packet_filter.filter()
+    }
+
+    /// The entries of the netmap's packet filter that could not be used.
+    pub fn filter_problems(&self) -> &[RuleProblem] {
+        self.packet_filter.problems()
+    }
+
     /// The peer that has `address`, or serves a route to it.
     pub fn peer_at(&self, address: IpAddr) -> Option<&Node> {
         let index = self.routes.lookup(address)?;
@@ -275,7 +282,7 @@ impl Engine {
             self.refresh_peer(now, id);
         }
         self.rebuild_routes();
-        self.rebuild_filter();
+        self.refresh_filter(false);
         self.refresh_host();
     }
 
@@ -527,7 +534,7 @@ impl Engine {
         });
         let mut caps = CapMap::default();
         for (source, destination) in pairs {
-            for (name, values) in self.filter.caps_for(source, destination).0 {
+            for (name, values) in self.packet_filter.filter().caps_for(source, destination).0 {
                 caps.entry(name).or_insert(values);
             }
         }
@@ -641,8 +648,8 @@ impl Engine {
             self.refresh_host();
             self.view_changed = true;
         }
-        if changes.self_node || changes.filters {
-            self.rebuild_filter();
+        if changes.self_node || changes.filters || !changes.peers.is_empty() {
+            self.refresh_filter(changes.filters);
         }
         self.outputs.push_back(Output::Netmap(Box::new(changes)));
         self.drain();
@@ -751,44 +758,12 @@ impl Engine {
         self.view_changed = true;
     }
 
-    fn rebuild_filter(&mut self) {
-        let own = self.netmap.self_node.as_ref();
-        let addresses: Vec<IpAddr> = own.map(single_addresses).unwrap_or_default();
-        // Only what the server approved of our routes is ours to deliver to.
-        let allowed = own.map(Node::allowed_ips).unwrap_or_default();
-        let routes: Vec<_> = self
-            .prefs
-            .advertise_routes
-            .iter()
-            .filter(|route| allowed.contains(route))
-            .copied()
-            .collect();
-        let local = LocalSet::new(&FilterAddresses {
-            addresses: &addresses,
-            advertised: &routes,
-            ..FilterAddresses::default()
-        });
-        let rules: Vec<_> = self.netmap.packet_filter().cloned().collect();
-        let mut holders = CapabilityHolders::new();
-        for capability in capability_sources(&rules) {
-            for peer in self
-                .netmap
-                .peers
-                .values()
-                .filter(|peer| peer.cap_map.has(capability))
-            {
-                holders.add(capability, &peer.addresses);
-            }
+    /// Brings the filter in line; `rules`: whether they may have changed.
+    fn refresh_filter(&mut self, rules: bool) {
+        if self.packet_filter.refresh(&self.netmap, &self.prefs, rules) {
+            self.counters.bad_rules += self.packet_filter.problems().len() as u64;
+            self.view_changed = true;
         }
-        let (filter, problems) = if self.prefs.shields_up {
-            (Filter::shields_up(local.clone()), Vec::new())
-        } else {
-            Filter::compile(&rules, local.clone(), &holders)
-        };
-        self.counters.bad_rules += problems.len() as u64;
-        self.filter = Arc::new(filter);
-        self.jailed_filter = Arc::new(Filter::shields_up(local));
-        self.view_changed = true;
     }
 
     fn refresh_host(&mut self) {
@@ -806,8 +781,8 @@ impl Engine {
             peers: self.peers.views(),
             routes: Arc::clone(&self.routes),
             sessions: self.sessions.clone(),
-            filter: Arc::clone(&self.filter),
-            jailed_filter: Arc::clone(&self.jailed_filter),
+            filter: Arc::clone(self.packet_filter.filter()),
+            jailed_filter: Arc::clone(self.packet_filter.jailed()),
             flows: Arc::clone(&self.flows),
             addresses: own.map(single_addresses).unwrap_or_default(),
             service: ServiceAddresses::default(),

@@ -21,6 +21,7 @@
 pub mod dataplane;
 mod engine;
 mod host_config;
+mod packet_filter;
 mod peers;
 mod prefs;
 mod report;

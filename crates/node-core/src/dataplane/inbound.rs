@@ -272,16 +272,16 @@ fn judge<S: InSink>(
     packet: &IpPacket<'_>,
     sink: &mut S,
 ) -> Result<(), DropReason> {
+    let peer_api = view.peer_api_port == Some(packet.dst_port)
+        && packet.opens_tcp()
+        && view.addresses.contains(&packet.dst);
+    if peer_api {
+        return Ok(());
+    }
     let filter = view.filter_for(peer);
     match filter.check_in(&view.flows, packet, seconds(view, now)) {
         warren_filter::Verdict::Accept => Ok(()),
         warren_filter::Verdict::Drop(reason) => {
-            let peer_api = view.peer_api_port == Some(packet.dst_port)
-                && packet.opens_tcp()
-                && view.addresses.contains(&packet.dst);
-            if peer_api {
-                return Ok(());
-            }
             if let Some(refusal) = filter.rejection(packet, reason) {
                 sink.out(peer.index, &refusal);
             }

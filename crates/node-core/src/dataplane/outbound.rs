@@ -96,7 +96,8 @@ impl Outbound {
         let sent = || -> Result<(), DropReason> {
             let peer = view.peer(peer).ok_or(DropReason::NoRoute)?;
             let packet = IpPacket::parse(packet).map_err(|_| DropReason::Malformed)?;
-            if packet.protocol == Protocol::UDP && !packet.is_later_fragment() {
+            // Nodes' own messages need no memory to be answered.
+            if packet.protocol != Protocol::TSMP {
                 view.flows.remember(&packet, seconds(view, now));
             }
             let plan = Plan::new(&VnetHdr::PLAIN, &packet).ok_or(DropReason::Malformed)?;
