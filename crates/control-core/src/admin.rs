@@ -15,7 +15,7 @@ use crate::coordinator::{Coordinator, Output, timestamp};
 use crate::error::AdminError;
 use crate::names::{check_user_name, is_label};
 use crate::records::{AuthKeyId, AuthKeyRecord, Change, NodeRecord, TAGGED_DEVICES, UserRecord};
-use crate::register::{PendingId, hostinfo};
+use crate::register::{PendingId, hostinfo, usable};
 use crate::routes::{advertised, is_exit};
 
 /// Questions that may wait for a node that reads slowly.
@@ -221,6 +221,28 @@ impl Coordinator {
         self.store_auth_key(&record);
         self.data.auth_keys.insert(id, record.clone());
         Ok((text, record))
+    }
+
+    /// How long a pre-auth key still lets machines in; `None` if it does not.
+    pub fn auth_key_left(&self, wall: Duration, text: &str) -> Option<Duration> {
+        let now = timestamp(wall);
+        let key = self.auth_key(text).filter(|key| usable(key, now).is_ok())?;
+        let left = key
+            .expiry
+            .map(|end| Duration::try_from(end.duration_since(now)));
+        left.map_or(Some(Duration::MAX), Result::ok)
+    }
+
+    /// Deletes a pre-auth key that nobody used. Others stay: nodes name them.
+    pub fn forget_auth_key(&mut self, text: &str) {
+        let unused = self.auth_key(text).filter(|key| key.uses == 0);
+        if let Some(id) = unused.map(|key| key.id) {
+            self.data.auth_keys.remove(&id);
+            self.outputs.push_back(Output::Store {
+                change: Change::AuthKeyGone(id),
+                durable: true,
+            });
+        }
     }
 
     /// Makes a pre-auth key stop working now. Nodes that used it stay.

@@ -257,6 +257,13 @@ impl Coordinator {
         RegisterOutcome::expired()
     }
 
+    /// The pre-auth key with this text.
+    pub(crate) fn auth_key(&self, text: &str) -> Option<&AuthKeyRecord> {
+        let text = AuthKeyText::parse(text)?;
+        let record = self.data.auth_keys.get(&text.id())?;
+        text.matches(&record.digest).then_some(record)
+    }
+
     fn register_with_key(
         &mut self,
         now: Instant,
@@ -266,11 +273,7 @@ impl Coordinator {
         text: &str,
     ) -> RegisterOutcome {
         let time = timestamp(wall);
-        let key = AuthKeyText::parse(text).and_then(|text| {
-            let record = self.data.auth_keys.get(&text.id())?;
-            text.matches(&record.digest).then(|| record.clone())
-        });
-        let Some(mut key) = key else {
+        let Some(mut key) = self.auth_key(text).cloned() else {
             return RegisterOutcome::error(
                 "invalid pre auth key: this server does not know it; make one with `warren-control preauthkeys create`",
             );
@@ -617,7 +620,8 @@ pub(crate) fn hostinfo(request: &RegisterRequest) -> Hostinfo {
     request.hostinfo.clone().unwrap_or_default()
 }
 
-fn usable(key: &AuthKeyRecord, time: Timestamp) -> Result<(), String> {
+/// Whether the key lets a machine in; if not, why.
+pub(crate) fn usable(key: &AuthKeyRecord, time: Timestamp) -> Result<(), String> {
     if let Some(expiry) = key.expiry.filter(|expiry| *expiry <= time) {
         return Err(format!(
             "authkey expired at {expiry:.0}; make a new one with `warren-control preauthkeys create`"

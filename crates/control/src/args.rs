@@ -18,7 +18,7 @@ pub struct Cli {
         long,
         global = true,
         env = "WARREN_CONTROL_STATE_DIR",
-        default_value = "./warren-control",
+        default_value = crate::output::DEFAULT_STATE_DIR,
         value_name = "DIR"
     )]
     pub state_dir: PathBuf,
@@ -49,6 +49,9 @@ pub enum Top {
     Policy(Policy),
     /// How the server is.
     Health,
+    /// Look into what is connected.
+    #[command(subcommand)]
+    Debug(Debugging),
     /// Print a completion script for a shell.
     Completion {
         /// Which shell.
@@ -264,6 +267,22 @@ pub enum Preauthkeys {
     },
 }
 
+/// `debug`.
+#[derive(Debug, Subcommand)]
+pub enum Debugging {
+    /// Put a request to a connected node and show its answer: /echo is known to
+    /// all, other paths depend on the program.
+    C2n {
+        /// Name, number or address.
+        node: String,
+        /// What to ask for, as /echo.
+        path: String,
+        /// Body to send; makes it a POST.
+        #[arg(long, value_name = "TEXT")]
+        data: Option<String>,
+    },
+}
+
 /// `policy`.
 #[derive(Debug, Subcommand)]
 pub enum Policy {
@@ -408,6 +427,7 @@ mod tests {
             "warren-control nodes register --key abc --user NAME",
             "warren-control nodes approve-routes db --routes 10.0.0.0/8,::/0",
             "warren-control policy set --allow-all",
+            "warren-control debug c2n laptop /echo --data hello",
         ] {
             if let Err(error) = parse(line) {
                 panic!("{line}: {error}");

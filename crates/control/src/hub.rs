@@ -7,6 +7,7 @@
 //! way to those it concerns the moment it is made.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -15,10 +16,11 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use warren_control_core::{
     Coordinator, MapError, Message, Notice, Output, PendingId, RegisterOutcome, SessionId,
 };
-use warren_control_types::{MapRequest, RegisterRequest, RegisterResponse};
+use warren_control_types::{MapRequest, PingRequest, RegisterRequest, RegisterResponse};
 use warren_keys::{Entropy, MachinePublic, NodePublic};
 
-use crate::output::printable;
+use crate::output::{Hints, printable};
+use crate::questions::{self, QuestionError, Questions};
 use crate::store::{Saved, Store, StoreError};
 
 /// The system's random generator.
@@ -59,6 +61,30 @@ pub struct Hub {
     store: Store,
     timer: Notify,
     lines: mpsc::UnboundedSender<String>,
+    hints: Hints,
+    questions: Questions,
+}
+
+/// What became of a registration.
+#[derive(Debug)]
+pub enum Registration {
+    /// This answer.
+    Answer(Box<RegisterResponse>),
+    /// Too many machines wait; the client is to try again later.
+    Busy,
+}
+
+/// The place of somebody who waits for a decision; given back when the client
+/// goes away, too.
+struct Place<'a> {
+    hub: &'a Hub,
+    id: PendingId,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.hub.lock().coordinator.stopped_waiting(&self.id);
+    }
 }
 
 impl std::fmt::Debug for Hub {
@@ -68,11 +94,13 @@ impl std::fmt::Debug for Hub {
 }
 
 impl Hub {
-    /// Takes ownership. Lines for the administrator's terminal go to `lines`.
+    /// Takes ownership. Lines for the administrator's terminal go to `lines`;
+    /// commands in them are written with `hints`.
     pub fn new(
         coordinator: Coordinator,
         store: Store,
         lines: mpsc::UnboundedSender<String>,
+        hints: Hints,
     ) -> Arc<Self> {
         let inner = Inner {
             coordinator,
@@ -84,6 +112,8 @@ impl Hub {
             store,
             timer: Notify::new(),
             lines,
+            hints,
+            questions: Questions::default(),
         })
     }
 
@@ -130,18 +160,22 @@ impl Hub {
     pub async fn register(
         &self,
         machine: MachinePublic,
+        source: Option<IpAddr>,
         request: &RegisterRequest,
-    ) -> Result<Box<RegisterResponse>, StoreError> {
+    ) -> Result<Registration, StoreError> {
         loop {
-            let (outcome, decided, saved) = {
+            let (outcome, decided, saved, _place) = {
                 let mut inner = self.lock();
-                let outcome =
-                    inner
-                        .coordinator
-                        .register(Instant::now(), wall_clock(), machine, request);
+                let outcome = inner.coordinator.register_from(
+                    Instant::now(),
+                    wall_clock(),
+                    machine,
+                    source,
+                    request,
+                );
                 // Under the same lock, or a decision in between would be missed.
                 let decided = match &outcome {
-                    RegisterOutcome::Answer(_) => None,
+                    RegisterOutcome::Answer(_) | RegisterOutcome::Busy => None,
                     RegisterOutcome::Park(id) => {
                         let (sender, receiver) = oneshot::channel();
                         let waiting = inner.parked.entry(id.clone()).or_default();
@@ -150,12 +184,22 @@ impl Hub {
                         Some(receiver)
                     }
                 };
+                let place = match &outcome {
+                    RegisterOutcome::Answer(_) | RegisterOutcome::Busy => None,
+                    RegisterOutcome::Park(id) => Some(Place {
+                        hub: self,
+                        id: id.clone(),
+                    }),
+                };
                 let saved = self.carry_out(&mut inner);
-                (outcome, decided, saved)
+                (outcome, decided, saved, place)
             };
             saved.wait().await?;
             match (outcome, decided) {
-                (RegisterOutcome::Answer(response), _) => return Ok(response),
+                (RegisterOutcome::Answer(response), _) => {
+                    return Ok(Registration::Answer(response));
+                }
+                (RegisterOutcome::Busy, _) => return Ok(Registration::Busy),
                 (RegisterOutcome::Park(_), Some(decided)) => {
                     // Either way the question is put again.
                     let _ = decided.await;
@@ -217,9 +261,43 @@ impl Hub {
             .ok_or(MapError::NotFound)
     }
 
-    /// Whether the key belongs to a node of this network.
+    /// Whether the key belongs to a node of this network, and still works.
     pub fn admits(&self, key: &NodePublic) -> bool {
-        self.read(|coordinator| coordinator.node_by_key(key).is_some())
+        self.read(|coordinator| coordinator.admits(wall_clock(), key))
+    }
+
+    /// Puts an HTTP request to a node: status and body of its response.
+    ///
+    /// # Errors
+    /// The node cannot be asked or does not answer: the text says why.
+    pub async fn ask(&self, node: &str, payload: Vec<u8>) -> Result<(u16, Vec<u8>), String> {
+        let waiting = self.questions.open();
+        let question = PingRequest {
+            url: waiting.url(),
+            url_is_noise: true,
+            types: "c2n".to_owned(),
+            payload,
+            ..PingRequest::default()
+        };
+        let (asked, _rows) = self.change(|coordinator, _, _| {
+            let machine = coordinator.ask_node(node, question)?;
+            // Before the lock is given back, and so before it can answer.
+            waiting.is_put_to(machine);
+            Ok::<_, warren_control_core::AdminError>(())
+        });
+        asked.map_err(|error| error.to_string())?;
+        let answer = waiting.answer().await;
+        let answer = answer.ok_or_else(|| QuestionError::Silence(node.to_owned()).to_string())?;
+        let (status, body) = questions::read_response(&answer).map_err(|why| {
+            let node = node.to_owned();
+            QuestionError::Nonsense { node, why }.to_string()
+        })?;
+        Ok((status, body.to_vec()))
+    }
+
+    /// Takes a node's answer to a question; whether somebody waited for it.
+    pub fn answered(&self, path: &str, machine: MachinePublic, answer: bytes::Bytes) -> bool {
+        self.questions.answered(path, machine, answer)
     }
 
     /// Waits until everything is on disk.
@@ -277,7 +355,7 @@ impl Hub {
                 Output::Decided(id) => drop(inner.parked.remove(&id)),
                 Output::Notice(notice) => {
                     if let Some(line) = describe(&inner.coordinator, notice) {
-                        let _ = self.lines.send(printable(&line));
+                        let _ = self.lines.send(self.hints.complete(&printable(&line)));
                     }
                 }
             }

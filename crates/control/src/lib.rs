@@ -9,6 +9,7 @@
 //! * [`noise`] takes the upgraded connection, makes the Noise handshake and
 //!   serves HTTP/2 inside it;
 //! * [`machine`] is what is served there: registration and the map stream;
+//! * [`questions`] are what this server asks nodes, over their map streams;
 //! * [`hub`] is the one owner of the coordinator; it carries the coordinator's
 //!   wishes to sessions, to the timer and to the store;
 //! * [`store`] writes rows to SQLite from a thread of its own, in batches;
@@ -25,6 +26,7 @@ pub mod machine;
 pub mod noise;
 pub mod output;
 pub mod pages;
+pub mod questions;
 pub mod run;
 pub mod server;
 pub mod state_dir;

@@ -6,6 +6,7 @@
 //! messages, never a longer queue.
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,13 +22,17 @@ use warren_control_core::MapError;
 use warren_control_types::{MapRequest, RegisterRequest};
 use warren_keys::MachinePublic;
 
-use crate::hub::{Hub, Session};
+use crate::hub::{Hub, Registration, Session};
 
 /// The longest request body; the reference's servers take as much.
 const MAX_BODY: usize = 1 << 20;
 /// The longest registration. It comes from machines that nobody knows yet, and
 /// is kept while they wait for approval; a real one has a few kilobytes.
-const MAX_REGISTRATION: usize = 1 << 17;
+const MAX_REGISTRATION: usize = 1 << 16;
+/// How long a request body may take. What is sent here fits into a few packets.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// When to come again, in seconds, if too many machines wait for approval.
+const BUSY_RETRY: &str = "30";
 /// Silence on a stream ends with a keepalive after 50 to 59 s; a client gives
 /// up after 120 s.
 const KEEPALIVE_FLOOR: u64 = 50;
@@ -74,7 +79,7 @@ pub fn json<T: serde::Serialize>(status: StatusCode, value: &T) -> Response<Repl
     }
 }
 
-/// Reads a body of at most `limit` bytes.
+/// Reads a body of at most `limit` bytes, in half a minute at most.
 ///
 /// # Errors
 /// The refusal to answer with.
@@ -83,7 +88,17 @@ where
     B: Body<Data = Bytes>,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    match Limited::new(body, limit).collect().await {
+    let collected = Limited::new(body, limit).collect();
+    let Ok(collected) = tokio::time::timeout(BODY_TIMEOUT, collected).await else {
+        return Err(Box::new(text(
+            StatusCode::REQUEST_TIMEOUT,
+            format!(
+                "the request body took longer than {} s",
+                BODY_TIMEOUT.as_secs()
+            ),
+        )));
+    };
+    match collected {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(Box::new(text(
             StatusCode::PAYLOAD_TOO_LARGE,
@@ -105,10 +120,12 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Box<Response<ReplyBody>>
     })
 }
 
-/// Answers one request of the machine at the other end of the channel.
+/// Answers one request of the machine at the other end of the channel, which
+/// comes from `source` as far as that is known.
 pub async fn handle<B>(
     hub: Arc<Hub>,
     machine: MachinePublic,
+    source: Option<IpAddr>,
     request: Request<B>,
 ) -> Response<ReplyBody>
 where
@@ -127,7 +144,7 @@ where
     };
     match (parts.method, path) {
         (Method::POST, "/machine/register") => match parse(&body) {
-            Ok(request) => register(&hub, machine, &request).await,
+            Ok(request) => register(&hub, machine, source, &request).await,
             Err(refusal) => *refusal,
         },
         (Method::POST, "/machine/map") => match parse(&body) {
@@ -144,26 +161,56 @@ where
         (_, "/machine/register" | "/machine/map") => {
             text(StatusCode::METHOD_NOT_ALLOWED, "use POST")
         }
-        (_, path) if path.starts_with("/machine/") => text(
-            StatusCode::NOT_IMPLEMENTED,
-            format!("{path} is not available on this server"),
-        ),
+        (_, path) if path.starts_with("/machine/") => {
+            text(StatusCode::NOT_IMPLEMENTED, not_available(path))
+        }
         // Answers to questions this server asks nodes arrive here, at paths it
-        // made up. It has asked nothing with this path, or no longer waits.
-        (Method::POST | Method::HEAD, path) if path.starts_with("/c2n/") => {
-            text(StatusCode::NOT_FOUND, "nobody waits for this answer")
+        // made up.
+        (Method::POST, path) if path.starts_with("/c2n/") => {
+            if hub.answered(path, machine, body) {
+                let mut response = Response::new(whole(Bytes::new()));
+                *response.status_mut() = StatusCode::NO_CONTENT;
+                response
+            } else {
+                text(StatusCode::NOT_FOUND, "nobody waits for this answer")
+            }
         }
         (_, path) => text(StatusCode::NOT_FOUND, format!("{path} is not known here")),
     }
 }
 
+/// What is not there, for the person who wanted it.
+fn not_available(path: &str) -> String {
+    let what = match path.trim_start_matches("/machine/") {
+        "set-dns" => {
+            "this server sets no DNS records, so it cannot prove to a certificate authority who a node is: certificates for node names are not available"
+        }
+        "id-token" => "this server issues no identity tokens",
+        rest if rest.starts_with("tka/") => "this server has no tailnet lock",
+        _ => return format!("{path} is not available on this server"),
+    };
+    format!("{what} ({path})")
+}
+
 async fn register(
     hub: &Hub,
     machine: MachinePublic,
+    source: Option<IpAddr>,
     request: &RegisterRequest,
 ) -> Response<ReplyBody> {
-    match hub.register(machine, request).await {
-        Ok(response) => json(StatusCode::OK, &response),
+    match hub.register(machine, source, request).await {
+        Ok(Registration::Answer(response)) => json(StatusCode::OK, &response),
+        Ok(Registration::Busy) => {
+            let mut response = text(
+                StatusCode::TOO_MANY_REQUESTS,
+                "too many machines wait for approval; try again later",
+            );
+            response.headers_mut().insert(
+                http::header::RETRY_AFTER,
+                http::HeaderValue::from_static(BUSY_RETRY),
+            );
+            response
+        }
         // Not an `Error` text: the client should simply try again.
         Err(error) => {
             tracing::error!("a registration could not be saved: {error}");
@@ -267,6 +314,36 @@ mod tests {
             KEEPALIVE
         );
         assert_eq!(squeezed, frame(KEEPALIVE, true));
+    }
+
+    /// A body whose end does not come.
+    struct Endless;
+
+    impl Body for Endless {
+        type Data = Bytes;
+        type Error = std::io::Error;
+
+        fn poll_frame(
+            self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+            std::task::Poll::Pending
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_does_not_end_is_not_waited_for() {
+        tokio::time::pause();
+        let refusal = read_body(Endless, 100).await.unwrap_err();
+        assert_eq!(refusal.status(), StatusCode::REQUEST_TIMEOUT);
+    }
+
+    #[test]
+    fn what_is_not_there_says_what_that_means() {
+        assert!(not_available("/machine/set-dns").contains("certificates"));
+        assert!(not_available("/machine/id-token").contains("identity"));
+        assert!(not_available("/machine/tka/sync/offer").contains("tailnet lock"));
+        assert!(not_available("/machine/x").starts_with("/machine/x is not"));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! with prior knowledge. From here on the machine key of the peer is proven.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,11 +52,16 @@ pub struct Upgrader {
 }
 
 impl Upgrader {
-    /// Answers a request for `/ts2021`. The rest happens in a task of its own.
-    pub fn upgrade(self: &Arc<Self>, request: Request<Incoming>) -> Response<ReplyBody> {
+    /// Answers a request for `/ts2021` from `source`. The rest happens in a task
+    /// of its own.
+    pub fn upgrade(
+        self: &Arc<Self>,
+        source: Option<IpAddr>,
+        request: Request<Incoming>,
+    ) -> Response<ReplyBody> {
         match *request.method() {
-            Method::POST => self.upgrade_native(request),
-            Method::GET => self.upgrade_websocket(request),
+            Method::POST => self.upgrade_native(source, request),
+            Method::GET => self.upgrade_websocket(source, request),
             _ => text(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "use POST, or GET with a WebSocket",
@@ -63,7 +69,11 @@ impl Upgrader {
         }
     }
 
-    fn upgrade_native(self: &Arc<Self>, mut request: Request<Incoming>) -> Response<ReplyBody> {
+    fn upgrade_native(
+        self: &Arc<Self>,
+        source: Option<IpAddr>,
+        mut request: Request<Incoming>,
+    ) -> Response<ReplyBody> {
         let headers = request.headers();
         if request.version() != http::Version::HTTP_11 {
             return text(StatusCode::BAD_REQUEST, "make request over HTTP/1");
@@ -88,7 +98,10 @@ impl Upgrader {
         let upgraded = hyper::upgrade::on(&mut request);
         tokio::spawn(async move {
             match upgraded.await {
-                Ok(upgraded) => this.serve(TokioIo::new(upgraded), accepted, true).await,
+                Ok(upgraded) => {
+                    this.serve(TokioIo::new(upgraded), accepted, source, true)
+                        .await;
+                }
                 Err(error) => tracing::debug!("an upgrade did not happen: {error}"),
             }
         });
@@ -100,7 +113,11 @@ impl Upgrader {
         response
     }
 
-    fn upgrade_websocket(self: &Arc<Self>, mut request: Request<Incoming>) -> Response<ReplyBody> {
+    fn upgrade_websocket(
+        self: &Arc<Self>,
+        source: Option<IpAddr>,
+        mut request: Request<Incoming>,
+    ) -> Response<ReplyBody> {
         let headers = request.headers();
         let has = |name: header::HeaderName, wanted: &str| {
             headers
@@ -172,6 +189,7 @@ impl Upgrader {
             this.serve(
                 tokio::io::join(Box::pin(reader), Box::pin(writer)),
                 accepted,
+                source,
                 false,
             )
             .await;
@@ -201,8 +219,13 @@ impl Upgrader {
             .map_err(|error| format!("the handshake failed: {error}"))
     }
 
-    async fn serve<S>(self: Arc<Self>, stream: S, accepted: Accepted, may_be_early: bool)
-    where
+    async fn serve<S>(
+        self: Arc<Self>,
+        stream: S,
+        accepted: Accepted,
+        source: Option<IpAddr>,
+        may_be_early: bool,
+    ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Accepted {
@@ -222,7 +245,8 @@ impl Upgrader {
         let service = hyper::service::service_fn(move |request: Request<Incoming>| {
             let hub = hub.clone();
             async move {
-                Ok::<_, std::convert::Infallible>(machine::handle(hub, machine, request).await)
+                let answer = machine::handle(hub, machine, source, request).await;
+                Ok::<_, std::convert::Infallible>(answer)
             }
         });
         let served = hyper::server::conn::http2::Builder::new(TokioExecutor::new())

@@ -1,20 +1,82 @@
 //! What people read: aligned tables, relative times, no colour.
 
 use std::fmt::Write as _;
+use std::path::Path;
 
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::admin::{
-    AuthKeyView, Command, CreatedKeyView, HealthView, NodeView, UserView, WaitingView,
+    AuthKeyView, C2nView, Command, CreatedKeyView, HealthView, NodeView, UserView, WaitingView,
 };
+
+/// Where the state is unless `--state-dir` says otherwise.
+pub const DEFAULT_STATE_DIR: &str = "./warren-control";
+/// How commands begin.
+const PROGRAM: &str = "warren-control ";
+/// Subcommands that ask a server.
+const AREAS: [&str; 6] = [
+    "users ",
+    "nodes ",
+    "preauthkeys ",
+    "policy ",
+    "health",
+    "debug ",
+];
 
 /// What a terminal may be shown of a text that a machine made up: no control
 /// characters, which could move the cursor, rewrite lines or more.
 pub fn printable(text: &str) -> String {
     let shown = |c: char| if c.is_control() { '\u{fffd}' } else { c };
     text.chars().map(shown).collect()
+}
+
+/// How commands are written in messages: for a state folder that is not the
+/// default one, with its `--state-dir`, or they would speak to another server.
+#[derive(Debug, Clone, Default)]
+pub struct Hints {
+    option: Option<String>,
+}
+
+impl Hints {
+    /// For the server of this state folder.
+    pub fn new(state_dir: &Path) -> Self {
+        let option = (state_dir != Path::new(DEFAULT_STATE_DIR))
+            .then(|| format!("--state-dir {}", shell_word(&state_dir.to_string_lossy())));
+        Self { option }
+    }
+
+    /// The text, with the option in every command it names.
+    pub fn complete(&self, text: &str) -> String {
+        let Some(option) = &self.option else {
+            return text.to_owned();
+        };
+        let mut out = String::with_capacity(text.len() + option.len());
+        let mut rest = text;
+        while let Some(at) = rest.find(PROGRAM) {
+            let (before, command) = rest.split_at(at + PROGRAM.len());
+            out.push_str(before);
+            let has_one = command.starts_with("--state-dir")
+                || command.starts_with("serve")
+                || !AREAS.iter().any(|area| command.starts_with(area));
+            if !has_one {
+                out.push_str(option);
+                out.push(' ');
+            }
+            rest = command;
+        }
+        out + rest
+    }
+}
+
+/// A word that a shell takes as it is.
+fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:@%,".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', "'\\''"))
 }
 
 /// Rows under a heading, columns two spaces apart.
@@ -168,6 +230,18 @@ pub fn render(
             "no policy from now on: every node may reach every node\n".to_owned()
         }
         Command::PolicyCheck { .. } => "the policy is good\n".to_owned(),
+        Command::DebugC2n { .. } => {
+            let answer: C2nView = read(answer)?;
+            let body: String = answer
+                .body
+                .split_inclusive('\n')
+                .map(|line| match line.strip_suffix('\n') {
+                    Some(line) => printable(line) + "\n",
+                    None => printable(line) + "\n",
+                })
+                .collect();
+            format!("{}\n{body}", answer.status)
+        }
         Command::Health => {
             let health: HealthView = read(answer)?;
             let database = if health.database { "ok" } else { "CANNOT SAVE; see the server's log" };
@@ -306,6 +380,27 @@ fn auth_keys(keys: &[AuthKeyView], now: Timestamp) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn hints_lead_to_the_same_server() {
+        let text = "no node; `warren-control nodes list` shows them\nstart it with `warren-control serve`\nwarren-control 0.1.0\n";
+        assert_eq!(
+            Hints::new(Path::new(DEFAULT_STATE_DIR)).complete(text),
+            text
+        );
+        let hints = Hints::new(Path::new("/srv/net"));
+        let complete = hints.complete(text);
+        assert_eq!(
+            complete,
+            "no node; `warren-control --state-dir /srv/net nodes list` shows them\nstart it with `warren-control serve`\nwarren-control 0.1.0\n"
+        );
+        assert_eq!(hints.complete(&complete), complete, "once");
+        let odd = Hints::new(Path::new("my net's"));
+        assert_eq!(
+            odd.complete("warren-control health"),
+            r"warren-control --state-dir 'my net'\''s' health"
+        );
+    }
 
     #[test]
     fn columns_line_up() {

@@ -18,10 +18,12 @@ use warren_relay::tls::Certificate;
 use warren_relay::{Applicant, Relay};
 
 use crate::admin::{self, Command, Door};
-use crate::args::{self, Cli, Nodes, Policy, Preauthkeys, Serve, StunListen, Top, Users};
+use crate::args::{
+    self, Cli, Debugging, Nodes, Policy, Preauthkeys, Serve, StunListen, Top, Users,
+};
 use crate::hub::{Hub, OsEntropy, wall_clock};
 use crate::noise::Upgrader;
-use crate::output;
+use crate::output::{self, Hints};
 use crate::server::{Server, Tls};
 use crate::state_dir::StateDir;
 use crate::store::Store;
@@ -34,6 +36,8 @@ const DEFAULT_PORT: u16 = 8080;
 const STUN_PORT: u16 = 3478;
 /// How long the key works that `serve` prints.
 const FIRST_KEY_LIFETIME: Duration = Duration::from_secs(3600);
+/// How much of that must be left for the key to be printed again.
+const FIRST_KEY_REST: Duration = Duration::from_secs(600);
 
 /// Runs the program.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -163,15 +167,26 @@ async fn run(cli: Cli) -> Result<(), Failure> {
             text: file.map(|file| read_text(&file)).transpose()?,
         },
         Top::Health => Command::Health,
+        Top::Debug(Debugging::C2n { node, path, data }) => Command::DebugC2n { node, path, data },
     };
-    let answer = admin::ask(&cli.state_dir, &command).await?;
+    let hints = Hints::new(&cli.state_dir);
+    let answer = admin::ask(&cli.state_dir, &command).await;
+    let answer = answer.map_err(|error| Failure::Failed(hints.complete(&error.to_string())))?;
     let text = if cli.json {
         format!("{}\n", serde_json::to_string_pretty(&answer)?)
     } else {
         let now = jiff::Timestamp::now();
-        output::render(&command, &answer, now)?
+        let text = output::render(&command, &answer, now)?;
+        // A policy is shown as it is.
+        match command {
+            Command::PolicyGet if answer["policy"].is_string() => text,
+            _ => hints.complete(&text),
+        }
     };
     print(text);
+    if matches!(command, Command::DebugC2n { .. }) && answer["status"].as_u64() >= Some(400) {
+        return Err(Failure::Failed("the node refused".to_owned()));
+    }
     let sick = matches!(command, Command::Health) && answer["status"] != "pass";
     if sick {
         Err(Failure::Failed("the server is not well".to_owned()))
@@ -237,6 +252,7 @@ impl Running {
 
 async fn run_server(state_dir: &Path, serve: Serve) -> Result<(), Failure> {
     let filter = tracing_subscriber::EnvFilter::try_from_env("WARREN_LOG")
+        .or_else(|_| tracing_subscriber::EnvFilter::try_from_default_env())
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -360,28 +376,12 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
     .map_err(|why| Failure::Failed(format!("the stored policy no longer reads:\n{why}")))?;
 
     let (sender, lines) = mpsc::unbounded_channel();
-    let hub = Hub::new(coordinator, store, sender);
+    let hints = Hints::new(state_dir);
+    let hub = Hub::new(coordinator, store, sender, hints.clone());
     if policy.is_some() {
         hub.change_saved(|c, _, _| c.set_policy(policy)).await??;
     }
-    let first_key = hub
-        .change_saved(|c, _, wall| {
-            if c.snapshot().users.is_empty() {
-                c.create_user(wall, &serve.user)?;
-            }
-            let owner = c
-                .find_user(&serve.user)
-                .ok()
-                .or_else(|| c.snapshot().users.values().next())
-                .map(|user| user.name.clone());
-            let new = NewAuthKey {
-                user: owner,
-                lifetime: Some(FIRST_KEY_LIFETIME),
-                ..NewAuthKey::default()
-            };
-            c.create_auth_key(wall, new).map(|(text, _)| text.expose())
-        })
-        .await??;
+    let invitation = invite(&hub, &state, &serve.user).await?;
 
     let relay = with_relay.then(|| {
         let mut config = warren_relay::Config::new(relay_secret);
@@ -422,7 +422,8 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
         with_relay,
         stun_port,
         allow_all: hub.read(|c| c.snapshot().policy.is_none()),
-        key: &first_key,
+        invitation: &invitation,
+        hints: &hints,
     });
     Ok(Running {
         hub,
@@ -444,7 +445,65 @@ struct BannerFacts<'a> {
     with_relay: bool,
     stun_port: Option<u16>,
     allow_all: bool,
-    key: &'a str,
+    invitation: &'a Invitation,
+    hints: &'a Hints,
+}
+
+/// How the first lines of `serve` say to add a machine.
+enum Invitation {
+    /// With this key, which works for so long: no machine is here yet.
+    Key(String, Duration),
+    /// With a key that this user makes.
+    Make(String),
+}
+
+/// A key for the first machine; the one of the last start if it still works for
+/// a while. Once a machine is here, its administrator makes keys as needed.
+async fn invite(hub: &Hub, state: &StateDir, user: &str) -> Result<Invitation, Failure> {
+    let kept = state.first_key()?;
+    let made = hub
+        .change_saved(|c, _, wall| {
+            if c.snapshot().users.is_empty() {
+                c.create_user(wall, user)?;
+            }
+            let owner = c
+                .find_user(user)
+                .ok()
+                .or_else(|| c.snapshot().users.values().next())
+                .map(|user| user.name.clone());
+            if !c.snapshot().nodes.is_empty() {
+                return Ok((Invitation::Make(owner.unwrap_or_default()), None));
+            }
+            if let Some(text) = &kept {
+                let left = c.auth_key_left(wall, text);
+                if let Some(left) = left.filter(|left| *left >= FIRST_KEY_REST) {
+                    return Ok((Invitation::Key(text.to_string(), left), None));
+                }
+                // Never used: nobody misses it.
+                c.forget_auth_key(text);
+            }
+            let new = NewAuthKey {
+                user: owner,
+                lifetime: Some(FIRST_KEY_LIFETIME),
+                ..NewAuthKey::default()
+            };
+            let (text, _) = c.create_auth_key(wall, new)?;
+            let text = text.expose();
+            let invitation = Invitation::Key(text.clone(), FIRST_KEY_LIFETIME);
+            Ok::<_, warren_control_core::AdminError>((invitation, Some(text)))
+        })
+        .await??;
+    match made {
+        (Invitation::Make(user), _) => {
+            state.forget_first_key();
+            Ok(Invitation::Make(user))
+        }
+        (invitation, None) => Ok(invitation),
+        (invitation, Some(fresh)) => {
+            state.keep_first_key(&fresh)?;
+            Ok(invitation)
+        }
+    }
 }
 
 fn banner(facts: &BannerFacts<'_>) -> String {
@@ -474,10 +533,29 @@ fn banner(facts: &BannerFacts<'_>) -> String {
         "set; see: warren-control policy get"
     };
     let url = facts.server_url;
-    let key = facts.key;
+    let (title, key) = match facts.invitation {
+        Invitation::Key(key, left) => {
+            let time = match left.as_secs() / 60 {
+                60 => "1 hour".to_owned(),
+                minutes => format!("{minutes} minutes"),
+            };
+            (
+                format!("Add a machine (key works once, for {time}):"),
+                key.as_str(),
+            )
+        }
+        Invitation::Make(user) => (
+            format!(
+                "Add a machine (KEY comes from: warren-control preauthkeys create --user {user}):"
+            ),
+            "KEY",
+        ),
+    };
+    let title = facts.hints.complete(&title);
+    let policy = facts.hints.complete(policy);
     format!(
         "warren-control {}   state {state}{new}\n  control   {url}{how}\n  relay     {relay}\n  policy    {policy}\n\n\
-         Add a machine (key works once, for 1 hour):\n  \
+         {title}\n  \
          warren up --login-server {url} --auth-key {key}\n  \
          tailscale up --login-server {url} --auth-key {key}\n\n",
         env!("CARGO_PKG_VERSION"),

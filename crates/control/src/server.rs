@@ -7,7 +7,7 @@
 //! HTTP response. Everything else goes to hyper as if nobody had looked.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -159,9 +159,11 @@ impl Server {
             }
         }
         let stream = Prefixed::new(seen, stream);
+        // Through a proxy on this machine everybody comes from here.
+        let source = Some(peer.ip().to_canonical()).filter(|ip| !ip.is_loopback());
         let service = hyper::service::service_fn(move |request: Request<Incoming>| {
             let server = self.clone();
-            async move { Ok::<_, Infallible>(server.answer(request).await) }
+            async move { Ok::<_, Infallible>(server.answer(source, request).await) }
         });
         let served = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
@@ -175,11 +177,15 @@ impl Server {
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Response<ReplyBody> {
+    async fn answer(
+        &self,
+        source: Option<IpAddr>,
+        request: Request<Incoming>,
+    ) -> Response<ReplyBody> {
         let method = request.method().clone();
         let path = request.uri().path().to_owned();
         match (&method, path.as_str()) {
-            (_, "/ts2021") => self.upgrader.upgrade(request),
+            (_, "/ts2021") => self.upgrader.upgrade(source, request),
             (&Method::GET, "/key") => self.key(request.uri().query().unwrap_or_default()),
             (&Method::GET | &Method::HEAD, "/health") => self.health(),
             (&Method::GET, "/version") => json(StatusCode::OK, &Version::own()),

@@ -143,6 +143,34 @@ impl StateDir {
         }
     }
 
+    fn first_key_path(&self) -> PathBuf {
+        self.path.join("first.key")
+    }
+
+    /// The pre-auth key that the last start printed, if it is kept.
+    ///
+    /// # Errors
+    /// It is there and cannot be read.
+    pub fn first_key(&self) -> Result<Option<Zeroizing<String>>, StateDirError> {
+        let text = self.read_secret(&self.first_key_path())?;
+        Ok(text.map(|text| Zeroizing::new(text.trim().to_owned())))
+    }
+
+    /// Keeps the pre-auth key that is printed, so that the next start need not
+    /// make another one.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn keep_first_key(&self, text: &str) -> Result<(), StateDirError> {
+        write_private(&self.first_key_path(), format!("{text}\n").as_bytes())
+    }
+
+    /// Forgets it.
+    pub fn forget_first_key(&self) {
+        // A file that stays behind holds a key that is used or expires.
+        let _ = fs::remove_file(self.first_key_path());
+    }
+
     fn read_secret(&self, path: &Path) -> Result<Option<Zeroizing<String>>, StateDirError> {
         match fs::read_to_string(path) {
             Ok(text) => Ok(Some(Zeroizing::new(text))),

@@ -6,9 +6,10 @@ mod support;
 
 use std::path::Path;
 
-use support::{Node, options, reusable, serve};
+use support::{Node, admin, options, reusable, serve};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use warren_control::admin::Command;
 use warren_control::run::{Failure, start};
 
 /// Sends bytes, reads until the server closes.
@@ -80,6 +81,11 @@ async fn verify_knows_the_nodes_of_this_network() {
     assert!(ask().await.ends_with("{\"Allow\":false}"));
     node.register(&reusable(dir.path()).await).await;
     assert!(ask().await.ends_with("{\"Allow\":true}"));
+    let expire = Command::NodesExpire {
+        node: "laptop".into(),
+    };
+    admin(dir.path(), expire).await.unwrap();
+    assert!(ask().await.ends_with("{\"Allow\":false}"), "expired");
     server.stop().await.unwrap();
 }
 

@@ -7,7 +7,9 @@ mod support;
 use http::{Method, StatusCode};
 use support::{Node, admin, key, reusable, serve};
 use warren_control::admin::Command;
+use warren_control::hub::OsEntropy;
 use warren_control_types::{CapabilityVersion, MapRequest, RegisterRequest};
+use warren_keys::NodeSecret;
 
 #[tokio::test]
 async fn two_nodes_join_and_see_each_other_at_once() {
@@ -128,6 +130,7 @@ async fn an_approval_wakes_the_machine_that_waits() {
     let parked = tokio::spawn(async move { client.register(&followup).await.unwrap() });
     let line = server.lines.recv().await.unwrap();
     assert!(line.contains(&format!("nodes approve {id}")), "{line}");
+    assert!(line.contains("warren-control --state-dir "), "{line}");
     let waiting = admin(dir.path(), Command::NodesWaiting).await.unwrap();
     assert_eq!(waiting[0]["name"], "laptop");
     let approve = Command::NodesApprove {
@@ -146,6 +149,127 @@ async fn an_approval_wakes_the_machine_that_waits() {
     );
     node.poll("zstd").await;
     server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_login_started_over_answers_the_first_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path()).await;
+    let mut node = Node::new(&server.server_url, "laptop");
+    let url = node.register("").await.auth_url;
+    let followup = RegisterRequest {
+        followup: url,
+        ..node.request("")
+    };
+    let client = node.client.clone();
+    let parked = tokio::spawn(async move { client.register(&followup).await.unwrap() });
+    node.secret = NodeSecret::generate(&mut OsEntropy);
+    let newer = node.register("").await.auth_url;
+    assert!(parked.await.unwrap().error.contains("newer login"));
+    let waiting = admin(dir.path(), Command::NodesWaiting).await.unwrap();
+    assert_eq!(waiting.as_array().unwrap().len(), 1);
+    assert!(newer.ends_with(waiting[0]["id"].as_str().unwrap()));
+    server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_connected_node_can_be_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path()).await;
+    let auth = reusable(dir.path()).await;
+    let (mut node, other) = (
+        Node::new(&server.server_url, "laptop"),
+        Node::new(&server.server_url, "other"),
+    );
+    node.register(&auth).await;
+    other.register(&auth).await;
+    let ask = |path: &str| {
+        let question = Command::DebugC2n {
+            node: "laptop".into(),
+            path: path.into(),
+            data: Some("hello".into()),
+        };
+        let dir = dir.path().to_owned();
+        async move { admin(&dir, question).await }
+    };
+    let refusal = ask("/echo").await.unwrap_err();
+    assert!(refusal.contains("not connected"), "{refusal}");
+    node.poll("zstd").await;
+    assert!(ask("no path").await.unwrap_err().contains("/echo"));
+
+    let asked = tokio::spawn(ask("/echo"));
+    let question = loop {
+        if let Some(question) = node.next().await.unwrap().ping_request {
+            break question;
+        }
+    };
+    assert_eq!(
+        (question.types.as_str(), question.url_is_noise),
+        ("c2n", true)
+    );
+    assert!(question.payload.starts_with(b"POST /echo HTTP/1.1\r\n"));
+    assert!(question.payload.ends_with(b"\r\n\r\nhello"));
+    let response = |body: &str| format!("HTTP/1.1 200 OK\r\n\r\n{body}").into_bytes();
+    // Nobody else may answer, even who knows the address.
+    let _ = other
+        .client
+        .post_c2n_response(&question, response("forged"))
+        .await;
+    node.client
+        .post_c2n_response(&question, response("hello"))
+        .await
+        .unwrap();
+    let answer = asked.await.unwrap().unwrap();
+    assert_eq!(
+        (&answer["status"], &answer["body"]),
+        (&200.into(), &"hello".into())
+    );
+    server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_first_key_is_printed_until_a_machine_is_here() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = serve(dir.path()).await;
+    let key_in = |banner: &str| {
+        let (_, key) = banner.split_once("--auth-key ").unwrap();
+        key.split_whitespace().next().unwrap().to_owned()
+    };
+    let key = key_in(&first.banner);
+    assert!(key.starts_with("wk-"), "{}", first.banner);
+    first.stop().await.unwrap();
+
+    let second = serve(dir.path()).await;
+    assert_eq!(key_in(&second.banner), key);
+    let keys = admin(dir.path(), Command::PreauthkeysList).await.unwrap();
+    assert_eq!(keys.as_array().unwrap().len(), 1, "no key per start");
+    let expire = Command::PreauthkeysExpire {
+        id: keys[0]["id"].as_i64().unwrap(),
+    };
+    admin(dir.path(), expire).await.unwrap();
+    second.stop().await.unwrap();
+
+    // One that no longer works is replaced.
+    let third = serve(dir.path()).await;
+    let fresh = key_in(&third.banner);
+    assert_ne!(fresh, key);
+    let keys = admin(dir.path(), Command::PreauthkeysList).await.unwrap();
+    assert_eq!(keys.as_array().unwrap().len(), 1);
+    let node = Node::new(&third.server_url, "laptop");
+    assert_eq!(node.register(&fresh).await.error, "");
+    third.stop().await.unwrap();
+
+    let fourth = serve(dir.path()).await;
+    assert_eq!(key_in(&fourth.banner), "KEY");
+    let state = dir.path().join("state");
+    let command = format!(
+        "warren-control --state-dir {} preauthkeys create --user default",
+        state.display()
+    );
+    assert!(fourth.banner.contains(&command), "{}", fourth.banner);
+    let keys = admin(dir.path(), Command::PreauthkeysList).await.unwrap();
+    assert_eq!(keys.as_array().unwrap().len(), 1);
+    fourth.stop().await.unwrap();
 }
 
 #[tokio::test]

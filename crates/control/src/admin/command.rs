@@ -4,15 +4,17 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Method;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use warren_control_core::{AdminError, AuthKeyId, Coordinator, NewAuthKey, PendingId};
 
 use crate::admin::views::{
-    AuthKeyView, CreatedKeyView, HealthView, NodeView, UserView, WaitingView,
+    AuthKeyView, C2nView, CreatedKeyView, HealthView, NodeView, UserView, WaitingView,
 };
 use crate::hub::{Hub, wall_clock};
+use crate::questions;
 
 /// One wish.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -86,6 +88,12 @@ pub enum Command {
         text: String,
     },
     Health,
+    DebugC2n {
+        node: String,
+        path: String,
+        /// What to send; nothing is a GET.
+        data: Option<String>,
+    },
 }
 
 /// Why a wish was not fulfilled, for the person who had it.
@@ -263,6 +271,19 @@ impl Command {
                 Ok(json!({ "ok": true }))
             }
             Self::Health => view(HealthView::new(hub)),
+            Self::DebugC2n { node, path, data } => {
+                let method = if data.is_some() {
+                    Method::POST
+                } else {
+                    Method::GET
+                };
+                let body = data.unwrap_or_default();
+                let request = questions::request(&method, &path, body.as_bytes())
+                    .map_err(|error| Refusal(error.to_string()))?;
+                let (status, body) = hub.ask(&node, request).await.map_err(Refusal)?;
+                let body = String::from_utf8_lossy(&body).into_owned();
+                view(C2nView { status, body })
+            }
         }
     }
 }

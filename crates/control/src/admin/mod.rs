@@ -10,4 +10,6 @@ mod views;
 
 pub use command::Command;
 pub use door::{AskError, Door, ask, serve};
-pub use views::{AuthKeyView, CreatedKeyView, HealthView, NodeView, UserView, WaitingView};
+pub use views::{
+    AuthKeyView, C2nView, CreatedKeyView, HealthView, NodeView, UserView, WaitingView,
+};

@@ -218,6 +218,15 @@ pub struct CreatedKeyView {
     pub record: AuthKeyView,
 }
 
+/// What a node answered to a question.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct C2nView {
+    /// The HTTP status.
+    pub status: u16,
+    /// The body, as far as it is text.
+    pub body: String,
+}
+
 /// How the server is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthView {
