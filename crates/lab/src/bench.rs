@@ -6,7 +6,10 @@
 //! programs and the reference's in turns, in the same namespaces and in the
 //! same minutes, because a figure taken elsewhere or at another time says
 //! little on a machine that others use too.
+//!
+//! `warren-lab bench dataplane` asks how fast bytes then go: see [`dataplane`].
 
+pub mod dataplane;
 mod local_api;
 mod machine;
 mod places;

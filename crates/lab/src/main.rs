@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use warren_lab::bench::dataplane::{DataplaneOptions, Item, LoadKind, Who as Contender};
 use warren_lab::bench::{JoinOptions, Pair, Servers};
 
 /// A private network in miniature, on this machine.
@@ -28,6 +29,12 @@ enum Command {
         #[command(subcommand)]
         what: Bench,
     },
+    /// One end of a measurement; answers each line of its input.
+    #[command(hide = true)]
+    Load {
+        #[command(subcommand)]
+        kind: LoadKind,
+    },
     /// Opens http://NAME/ and prints the page.
     #[command(hide = true)]
     Fetch {
@@ -40,6 +47,40 @@ enum Command {
 enum Bench {
     /// From joining to the first reply and to the direct path, ours and real.
     Join(Join),
+    /// Throughput, loss, latency, CPU and memory: ours, the reference, and
+    /// what the machine could do.
+    Dataplane(Dataplane),
+}
+
+#[derive(Args)]
+struct Dataplane {
+    /// How often everything is measured.
+    #[arg(long, default_value_t = 3)]
+    rounds: u32,
+    /// One short round, for a look.
+    #[arg(long)]
+    quick: bool,
+    /// Only these: memory, ping, tcp1, tcp4, udp05, udp3, udpmax, pingload,
+    /// relay, parts.
+    #[arg(long, value_name = "ITEMS", value_delimiter = ',', default_values_t = Item::ALL)]
+    only: Vec<Item>,
+    /// Only with these: ours, reference, boringtun, roofline, shuttle, raw.
+    #[arg(long, value_name = "WHO", value_delimiter = ',', default_values_t = Contender::ALL)]
+    who: Vec<Contender>,
+    /// Only with ours.
+    #[arg(long, conflicts_with = "who")]
+    ours_only: bool,
+    /// Also records with `perf` where our daemons' time goes.
+    #[arg(long)]
+    profile: bool,
+    /// Where table, figures and picture are written.
+    #[arg(
+        long,
+        value_name = "FOLDER",
+        default_value = "bench/results",
+        overrides_with = "out"
+    )]
+    out: std::path::PathBuf,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -84,6 +125,10 @@ fn main() -> ExitCode {
         Command::Bench {
             what: Bench::Join(join),
         } => bench_join(join),
+        Command::Bench {
+            what: Bench::Dataplane(dataplane),
+        } => bench_dataplane(dataplane),
+        Command::Load { kind } => report(warren_lab::bench::dataplane::run_load(&kind)),
         Command::Fetch { name } => {
             report(warren_lab::web::fetch(&name).map(|page| print!("{page}")))
         }
@@ -127,6 +172,24 @@ fn bench_join(join: Join) -> ExitCode {
         limit: Duration::from_secs(join.limit),
         idle: Duration::from_secs(join.idle),
         json: join.json,
+    }))
+}
+
+fn bench_dataplane(dataplane: Dataplane) -> ExitCode {
+    if !rustix::process::geteuid().is_root() {
+        return as_root_of_a_user_namespace();
+    }
+    report(warren_lab::bench::dataplane::run(&DataplaneOptions {
+        rounds: if dataplane.quick { 1 } else { dataplane.rounds },
+        quick: dataplane.quick,
+        items: dataplane.only,
+        who: if dataplane.ours_only {
+            vec![Contender::Ours]
+        } else {
+            dataplane.who
+        },
+        profile: dataplane.profile,
+        folder: dataplane.out,
     }))
 }
 

@@ -1,0 +1,466 @@
+//! `warren-lab bench dataplane`: how fast bytes go through a tunnel, what that
+//! costs, and how far it is from what the machine could do.
+//!
+//! Ours, the reference and other things are up side by side, each on two hosts
+//! of its own, and get every piece of work in turns: who is first changes with
+//! each round. The *roofline* takes its turns too. It moves the same bytes
+//! through the same kernel interfaces with the same cipher, in the least code
+//! that can do so; see [`pipeline`].
+//!
+//! Nothing here passes or fails. What is missing or breaks is said, and the
+//! rest goes on.
+
+mod boringtun;
+mod cut;
+mod drive;
+mod ends;
+mod figures;
+mod inet;
+mod items;
+mod join;
+mod load;
+mod parts;
+mod picture;
+mod pipeline;
+mod profile;
+mod table;
+mod trains;
+mod usage;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::machine::{self, Memory};
+use crate::{Kind, LabError, RelayKind, foreign, ours};
+use figures::{Figure, Spreads};
+use items::Spans;
+
+pub use ends::Who;
+use ends::{Ends, Route};
+pub use items::Item;
+pub use load::{LoadKind, run as run_load};
+
+/// How long nodes do nothing before their memory counts as idle.
+const IDLE: Duration = Duration::from_secs(10);
+const IDLE_QUICK: Duration = Duration::from_secs(3);
+const MIB: f64 = 1024.0 * 1024.0;
+
+/// What to measure, and how often.
+#[derive(Debug, Clone)]
+pub struct DataplaneOptions {
+    /// How often everything is measured.
+    pub rounds: u32,
+    /// Short pieces of work, for a look.
+    pub quick: bool,
+    /// Which pieces of work.
+    pub items: Vec<Item>,
+    /// Whom to give them.
+    pub who: Vec<Who>,
+    /// Also records where our daemons' time goes.
+    pub profile: bool,
+    /// Where table, figures and picture are written.
+    pub folder: PathBuf,
+}
+
+/// Everything a run found.
+pub struct Outcome {
+    figures: Vec<Figure>,
+    spreads: Spreads,
+    rounds: u32,
+    quick: bool,
+    load: (String, String),
+    missing: Vec<(Who, String)>,
+    failures: Vec<String>,
+    profile: Option<String>,
+}
+
+/// Set by Ctrl-C; everything that takes long looks at it.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+fn check_interrupt() -> Result<(), LabError> {
+    if INTERRUPTED.load(Ordering::Relaxed) {
+        return Err(LabError::new("interrupted"));
+    }
+    Ok(())
+}
+
+/// Lets `span` pass: the length of a measurement, never a wait for something.
+fn pause(span: Duration) -> Result<(), LabError> {
+    let end = Instant::now() + span;
+    loop {
+        check_interrupt()?;
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(());
+        }
+        std::thread::park_timeout(left.min(Duration::from_millis(50)));
+    }
+}
+
+/// As [`crate::until`], and ends at once after Ctrl-C.
+fn until<T>(
+    what: &str,
+    limit: Duration,
+    mut look: impl FnMut() -> Result<T, LabError>,
+) -> Result<T, LabError> {
+    crate::until(what, limit, || match check_interrupt() {
+        Err(interrupted) => Ok(Err(interrupted)),
+        Ok(()) => look().map(Ok),
+    })?
+}
+
+/// Measures, prints the table, and writes it to the folder beside the figures
+/// and the picture. After Ctrl-C, with what there is by then.
+///
+/// # Errors
+/// When nothing could be measured at all, or a file cannot be written.
+pub fn run(options: &DataplaneOptions) -> Result<(), LabError> {
+    std::fs::create_dir_all(&options.folder)?;
+    watch_for_interrupt();
+    let mut run = Run::new(options);
+    for round in 1..=options.rounds {
+        if run.round(round).is_err() {
+            break;
+        }
+    }
+    run.sizes();
+    let outcome = run.finish();
+    if outcome.figures.is_empty() {
+        for failure in &outcome.failures {
+            eprintln!("{failure}");
+        }
+        return Err(LabError::new("nothing could be measured"));
+    }
+    let table = table::markdown(&outcome);
+    print!("{table}");
+    let write = |name: &str, text: &str| std::fs::write(options.folder.join(name), text);
+    write("dataplane.md", &table)?;
+    write("dataplane.json", &format!("{:#}\n", table::json(&outcome)))?;
+    if let Some(picture) = picture::svg(&outcome) {
+        write("dataplane.svg", &picture)?;
+    }
+    eprintln!(
+        "written: {}/dataplane.{{md,json,svg}}",
+        options.folder.display()
+    );
+    check_interrupt()
+}
+
+/// The first Ctrl-C (or SIGTERM) ends the run in order, with everything that
+/// was started; the second one at once, which the kernel cleans up after too.
+fn watch_for_interrupt() {
+    std::thread::spawn(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        let Ok(runtime) = runtime else { return };
+        runtime.block_on(async {
+            use tokio::signal::unix::{SignalKind, signal};
+            let (Ok(mut interrupt), Ok(mut terminate)) = (
+                signal(SignalKind::interrupt()),
+                signal(SignalKind::terminate()),
+            ) else {
+                return;
+            };
+            loop {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+                if INTERRUPTED.swap(true, Ordering::Relaxed) {
+                    std::process::exit(130);
+                }
+                eprintln!("ending; once more to end at once");
+            }
+        });
+    });
+}
+
+/// A run on its way.
+struct Run<'a> {
+    options: &'a DataplaneOptions,
+    spans: Spans,
+    who: Vec<Who>,
+    load: String,
+    rounds: u32,
+    figures: Vec<Figure>,
+    missing: Vec<(Who, String)>,
+    failures: Vec<String>,
+    profile: Option<String>,
+}
+
+impl<'a> Run<'a> {
+    fn new(options: &'a DataplaneOptions) -> Self {
+        let (mut who, mut missing) = (Vec::new(), Vec::new());
+        for candidate in Who::ALL.into_iter().filter(|who| options.who.contains(who)) {
+            match lacks(candidate) {
+                None => who.push(candidate),
+                Some(why) => {
+                    eprintln!("not measured: {candidate}, because {why}");
+                    missing.push((candidate, why));
+                }
+            }
+        }
+        Self {
+            options,
+            spans: if options.quick {
+                Spans::QUICK
+            } else {
+                Spans::FULL
+            },
+            who,
+            load: machine::load(),
+            rounds: 0,
+            figures: Vec::new(),
+            missing,
+            failures: Vec::new(),
+            profile: None,
+        }
+    }
+
+    fn wants(&self, item: Item) -> bool {
+        self.options.items.contains(&item)
+    }
+
+    /// One round. An error is the interruption and nothing else.
+    fn round(&mut self, round: u32) -> Result<(), LabError> {
+        self.rounds = round;
+        self.direct(round)?;
+        if self.wants(Item::Relay) {
+            self.relayed(round)?;
+        }
+        Ok(())
+    }
+
+    /// Everything that has a direct path, side by side.
+    fn direct(&mut self, round: u32) -> Result<(), LabError> {
+        let items: Vec<Item> = Item::ALL
+            .into_iter()
+            .filter(|item| *item != Item::Relay && self.wants(*item))
+            .collect();
+        if items.is_empty() {
+            return Ok(());
+        }
+        let mut stages: Vec<Ends> = Vec::new();
+        for who in self.order(round) {
+            let needed = items.iter().any(|item| match item {
+                Item::Memory => who.kind().is_some(),
+                Item::Parts => who == Who::Raw || who == Who::Shuttle,
+                item => item.concerns(who),
+            });
+            if needed {
+                let started = Ends::start(who, Route::Direct);
+                if let Some(ends) = self.kept(round, who, "start", started)? {
+                    self.starts(round, &ends);
+                    stages.push(ends);
+                }
+            }
+        }
+        if self.wants(Item::Memory) {
+            let idle = if self.options.quick { IDLE_QUICK } else { IDLE };
+            pause(idle)?;
+            for ends in stages.iter_mut().filter(|ends| ends.who.kind().is_some()) {
+                let memory = ends.memory();
+                self.memory(round, ends.who, ["idle", "idle_anon"], &memory);
+            }
+        }
+        let mut most: BTreeMap<Who, Vec<Memory>> = BTreeMap::new();
+        for item in items {
+            for ends in &mut stages {
+                if item == Item::Parts && ends.who == Who::Raw {
+                    let measured = parts::measure(ends, self.spans);
+                    if let Some(found) = self.kept(round, Who::Roofline, "parts", measured)? {
+                        self.add(round, Who::Roofline, "parts", found);
+                    }
+                } else if item.concerns(ends.who) {
+                    let measured = items::run(item, ends, self.spans);
+                    if let Some(found) = self.kept(round, ends.who, item.name(), measured)? {
+                        self.add(round, ends.who, item.name(), found);
+                    }
+                    // At once: others' turns would be time to give it back.
+                    if ends.who.kind().is_some() {
+                        raise(most.entry(ends.who).or_default(), &ends.memory());
+                    }
+                }
+            }
+        }
+        if self.wants(Item::Memory) {
+            for (who, memory) in most {
+                self.memory(round, who, ["loaded", "loaded_anon"], &memory);
+            }
+        }
+        if self.options.profile && round == self.options.rounds {
+            self.record(&mut stages);
+        }
+        Ok(())
+    }
+
+    /// TCP through relays, one after the other.
+    fn relayed(&mut self, round: u32) -> Result<(), LabError> {
+        let mut turns = vec![
+            (Who::Ours, RelayKind::Warren, "relay"),
+            (Who::Reference, RelayKind::Derper, "relay"),
+            (Who::Ours, RelayKind::Derper, "derper"),
+        ];
+        turns.retain(|(who, relay, _)| {
+            self.who.contains(who) && (*relay == RelayKind::Warren || foreign("derper").is_some())
+        });
+        if round.is_multiple_of(2) {
+            turns.reverse();
+        }
+        for (who, relay, name) in turns {
+            let measured = Ends::start(who, Route::Relayed(relay))
+                .and_then(|ends| items::run(Item::Relay, &ends, self.spans));
+            if let Some(found) = self.kept(round, who, name, measured)? {
+                if who == Who::Reference {
+                    // Its relay is derper in both comparisons.
+                    self.add(round, who, "derper", found.clone());
+                }
+                self.add(round, who, name, found);
+            }
+        }
+        Ok(())
+    }
+
+    /// Neither is always the first, with the caches cold.
+    fn order(&self, round: u32) -> Vec<Who> {
+        let mut order = self.who.clone();
+        if round.is_multiple_of(2) {
+            order.reverse();
+        }
+        order
+    }
+
+    /// What came out, or a note that it failed.
+    fn kept<T>(
+        &mut self,
+        round: u32,
+        who: Who,
+        what: &str,
+        result: Result<T, LabError>,
+    ) -> Result<Option<T>, LabError> {
+        // Whatever fails after Ctrl-C failed because of it.
+        check_interrupt()?;
+        match result {
+            Ok(value) => Ok(Some(value)),
+            Err(error) => {
+                let failure = format!("round {round} {what} {who}: {error}");
+                eprintln!("FAILED: {failure}");
+                self.failures.push(failure);
+                Ok(None)
+            }
+        }
+    }
+
+    fn add(&mut self, round: u32, who: Who, item: &str, found: items::Found) {
+        let mut shown = String::new();
+        for (name, value) in found {
+            shown += &format!(" {name} {value:.3}");
+            self.figures.push(Figure {
+                metric: format!("{item}.{name}"),
+                who,
+                round,
+                value,
+            });
+        }
+        eprintln!("round {round} {item:<8} {who:<10}{shown}");
+    }
+
+    fn starts(&mut self, round: u32, ends: &Ends) {
+        for start in &ends.start {
+            let found = vec![
+                ("running", start.running.as_secs_f64()),
+                ("answering", start.answering.as_secs_f64()),
+            ];
+            self.add(round, ends.who, "start", found);
+        }
+    }
+
+    #[allow(clippy::cast_precision_loss)] // sizes far below 2^52
+    fn memory(&mut self, round: u32, who: Who, names: [&'static str; 2], memory: &[Memory]) {
+        for node in memory {
+            let values = [node.resident, node.anonymous].map(|it| it as f64 / MIB);
+            self.add(
+                round,
+                who,
+                "memory",
+                names.into_iter().zip(values).collect(),
+            );
+        }
+    }
+
+    fn record(&mut self, stages: &mut [Ends]) {
+        for ends in stages {
+            if ends.who.kind() != Some(Kind::Warren) {
+                continue;
+            }
+            let text = profile::tcp(ends, self.spans, &self.options.folder);
+            self.profile = Some(text.unwrap_or_else(|error| format!("\nNo profile: {error}.\n")));
+        }
+    }
+
+    /// What has to be installed on a machine to be a node: one file of ours,
+    /// two of the reference.
+    #[allow(clippy::cast_precision_loss)] // sizes far below 2^52
+    fn sizes(&mut self) {
+        if !self.wants(Item::Memory) {
+            return;
+        }
+        let of = |name: &str| machine::size(foreign(name).as_deref());
+        let sizes = [
+            (Who::Ours, machine::size(ours("warren").ok().as_deref())),
+            (
+                Who::Reference,
+                of("tailscaled").zip(of("tailscale")).map(|(a, b)| a + b),
+            ),
+            (Who::BoringTun, of(boringtun::PROGRAM)),
+        ];
+        for (who, size) in sizes {
+            if let Some(size) = size.filter(|_| self.who.contains(&who)) {
+                self.add(0, who, "size", vec![("files", size as f64 / MIB)]);
+            }
+        }
+    }
+
+    fn finish(self) -> Outcome {
+        Outcome {
+            spreads: Spreads::of(&self.figures),
+            figures: self.figures,
+            rounds: self.rounds,
+            quick: self.options.quick,
+            load: (self.load, machine::load()),
+            missing: self.missing,
+            failures: self.failures,
+            profile: self.profile,
+        }
+    }
+}
+
+/// Keeps the most that was seen of each node.
+fn raise(most: &mut Vec<Memory>, now: &[Memory]) {
+    if most.is_empty() {
+        most.extend_from_slice(now);
+    }
+    for (most, now) in most.iter_mut().zip(now) {
+        if now.resident > most.resident {
+            *most = *now;
+        }
+    }
+}
+
+/// Why it cannot be measured here.
+fn lacks(who: Who) -> Option<String> {
+    let programs: &[&str] = match who {
+        Who::Ours => return ours("warren").err().map(|error| error.to_string()),
+        Who::Reference => &["tailscaled", "tailscale"],
+        Who::BoringTun => &[boringtun::PROGRAM],
+        Who::Roofline | Who::Shuttle | Who::Raw => &[],
+    };
+    let missing = programs.iter().find(|name| foreign(name).is_none())?;
+    Some(format!(
+        "{missing} is neither in ${} nor in PATH",
+        crate::PEERS_VARIABLE
+    ))
+}

@@ -1,0 +1,468 @@
+//! The work that is given to each of them.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::drive::{Load, number};
+use super::ends::{Ends, Who};
+use super::usage::machine;
+use super::{check_interrupt, pause, until};
+use crate::{LabError, PATIENCE};
+
+/// A piece of work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Item {
+    /// TCP, one stream.
+    Tcp1,
+    /// TCP, four streams.
+    Tcp4,
+    /// Single datagrams, 0.5 Gbit/s offered.
+    Udp05,
+    /// Single datagrams, 3 Gbit/s offered.
+    Udp3,
+    /// The highest rate of single datagrams with under 1 % lost.
+    UdpMax,
+    /// Round trips, idle.
+    Ping,
+    /// Round trips beside TCP.
+    PingLoad,
+    /// TCP through relays.
+    Relay,
+    /// Memory, idle and after everything else.
+    Memory,
+    /// The bare parts alone.
+    Parts,
+}
+
+impl Item {
+    /// All, in the order in which they run.
+    pub const ALL: [Self; 10] = [
+        Self::Memory,
+        Self::Ping,
+        Self::Tcp1,
+        Self::Tcp4,
+        Self::Udp05,
+        Self::Udp3,
+        Self::UdpMax,
+        Self::PingLoad,
+        Self::Relay,
+        Self::Parts,
+    ];
+
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp1 => "tcp1",
+            Self::Tcp4 => "tcp4",
+            Self::Udp05 => "udp05",
+            Self::Udp3 => "udp3",
+            Self::UdpMax => "udpmax",
+            Self::Ping => "ping",
+            Self::PingLoad => "pingload",
+            Self::Relay => "relay",
+            Self::Memory => "memory",
+            Self::Parts => "parts",
+        }
+    }
+
+    /// Whether `who` is measured with it, on a direct path.
+    pub fn concerns(self, who: Who) -> bool {
+        match self {
+            Self::Tcp1 | Self::Tcp4 => true,
+            Self::Udp05 | Self::Udp3 | Self::UdpMax => !matches!(who, Who::Shuttle),
+            Self::Ping | Self::PingLoad => who != Who::Shuttle,
+            // These have turns of their own.
+            Self::Relay | Self::Memory | Self::Parts => false,
+        }
+    }
+}
+
+impl fmt::Display for Item {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Item {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|item| item.name() == text)
+            .ok_or_else(|| {
+                let names = Self::ALL.map(Self::name).join(", ");
+                format!("nothing is called `{text}`; there are {names}")
+            })
+    }
+}
+
+/// How long each piece of work lasts.
+#[derive(Debug, Clone, Copy)]
+pub struct Spans {
+    /// TCP before it counts.
+    pub warm_up: Duration,
+    /// TCP while it counts.
+    pub tcp: Duration,
+    /// Datagrams at one rate.
+    pub udp: Duration,
+    /// Datagrams at each rate of the search.
+    pub probe: Duration,
+    /// Round trips of one series.
+    pub pings: u16,
+}
+
+impl Spans {
+    /// For figures.
+    pub const FULL: Self = Self {
+        warm_up: Duration::from_millis(1000),
+        tcp: Duration::from_secs(5),
+        udp: Duration::from_secs(3),
+        probe: Duration::from_millis(1500),
+        pings: 600,
+    };
+    /// For a look.
+    pub const QUICK: Self = Self {
+        warm_up: Duration::from_millis(500),
+        tcp: Duration::from_secs(2),
+        udp: Duration::from_millis(1500),
+        probe: Duration::from_millis(700),
+        pings: 300,
+    };
+}
+
+const GIGA: f64 = 1e9;
+const DATAGRAM: usize = 1200;
+const PING_INTERVAL: Duration = Duration::from_millis(5);
+/// What an attempt may lose, in percent, to pass.
+const MAY_LOSE: f64 = 1.0;
+/// Which part of what was asked the generator must have sent for an attempt
+/// to say something about the tunnel.
+const MUST_SEND: f64 = 0.95;
+
+/// What a piece of work found: metrics' names behind the point, and values.
+pub type Found = Vec<(&'static str, f64)>;
+
+/// Does `item` on `ends`.
+///
+/// # Errors
+/// When a generator fails, or the path is another than it should be.
+pub fn run(item: Item, ends: &Ends, spans: Spans) -> Result<Found, LabError> {
+    // Paths that were quiet during others' turns may start elsewhere.
+    ends.settle()?;
+    let found = match item {
+        Item::Tcp1 => Tcp::start(ends, 1)?.measure(spans),
+        Item::Tcp4 => Tcp::start(ends, 4)?.measure(spans),
+        Item::Udp05 => udp(ends, 0.5, spans.udp).map(|it| it.found()),
+        Item::Udp3 => udp(ends, 3.0, spans.udp).map(|it| it.found()),
+        Item::UdpMax => udp_max(ends, spans),
+        Item::Ping => ping(ends, spans),
+        Item::PingLoad => ping_beside_tcp(ends, spans),
+        Item::Relay => relay(ends, spans),
+        Item::Memory | Item::Parts => Ok(Vec::new()),
+    }?;
+    ends.check_route()?;
+    Ok(found)
+}
+
+/// A moment: processor time of both ends, the relay and the machine.
+struct Clock {
+    out: f64,
+    in_: f64,
+    relay: f64,
+    machine: f64,
+}
+
+impl Clock {
+    fn read(ends: &Ends) -> Self {
+        Self {
+            out: ends.cpu[0].seconds(),
+            in_: ends.cpu[1].seconds(),
+            relay: ends.relay.seconds(),
+            machine: machine(),
+        }
+    }
+
+    /// CPU seconds per GB since this moment. Where nothing arrived there is
+    /// nothing to divide by.
+    fn per_gigabyte(&self, ends: &Ends, bytes: f64) -> Found {
+        let now = Self::read(ends);
+        let per = |from: f64, to: f64| (to - from) / (bytes / GIGA);
+        let mut found = Vec::new();
+        if bytes <= 0.0 {
+            return found;
+        }
+        if !ends.cpu[0].is_empty() {
+            found.push(("cpu_out", per(self.out, now.out)));
+            found.push(("cpu_in", per(self.in_, now.in_)));
+        }
+        if !ends.relay.is_empty() {
+            found.push(("cpu_relay", per(self.relay, now.relay)));
+        }
+        found.push(("cpu_all", per(self.machine, now.machine)));
+        found
+    }
+}
+
+/// TCP connections that carry as much as they can, until dropped.
+pub struct Tcp<'a> {
+    ends: &'a Ends,
+    // The source first: the sink is not to see its own end as one of the line.
+    _source: Load,
+    sink: Load,
+}
+
+impl<'a> Tcp<'a> {
+    /// Connects, and waits for the first bytes.
+    ///
+    /// # Errors
+    /// When nothing arrives.
+    pub fn start(ends: &'a Ends, streams: usize) -> Result<Self, LabError> {
+        let mut sink = Load::start(&ends.hosts[1], &["tcp-sink".to_owned()])?;
+        let to = format!("{}:{}", ends.target, sink.port());
+        let arguments = ["tcp-source".to_owned(), to, streams.to_string()];
+        let source = Load::start(&ends.hosts[0], &arguments)?;
+        until("bytes through the tunnel", PATIENCE, || {
+            match number(&sink.ask()?, "bytes")? {
+                bytes if bytes > 0.0 => Ok(()),
+                _ => Err(LabError::new("none came")),
+            }
+        })?;
+        Ok(Self {
+            ends,
+            _source: source,
+            sink,
+        })
+    }
+
+    /// Warms up, and counts.
+    ///
+    /// # Errors
+    /// When a generator ends, or somebody pressed Ctrl-C.
+    pub fn measure(&mut self, spans: Spans) -> Result<Found, LabError> {
+        pause(spans.warm_up)?;
+        self.count(|| pause(spans.tcp))
+    }
+
+    /// Counts what arrives while `meanwhile` runs.
+    fn count(
+        &mut self,
+        meanwhile: impl FnOnce() -> Result<(), LabError>,
+    ) -> Result<Found, LabError> {
+        let before = self.sink.ask()?;
+        let clock = Clock::read(self.ends);
+        meanwhile()?;
+        let after = self.sink.ask()?;
+        let bytes = number(&after, "bytes")? - number(&before, "bytes")?;
+        let seconds = number(&after, "at")? - number(&before, "at")?;
+        let mut found = vec![("rate", bytes * 8.0 / seconds / GIGA)];
+        found.extend(clock.per_gigabyte(self.ends, bytes));
+        Ok(found)
+    }
+}
+
+/// What came of datagrams at one rate.
+struct Datagrams {
+    /// Gbit/s that the generator handed over.
+    sent: f64,
+    /// Gbit/s that arrived.
+    received: f64,
+    /// Percent.
+    lost: f64,
+    /// Percent of all that came behind a later one.
+    late: f64,
+    cpu: Found,
+}
+
+impl Datagrams {
+    fn found(self) -> Found {
+        let mut found = vec![
+            ("sent", self.sent),
+            ("rate", self.received),
+            ("lost", self.lost),
+            ("late", self.late),
+        ];
+        found.extend(self.cpu);
+        found
+    }
+}
+
+/// Sends at `rate` Gbit/s for `span`.
+fn udp(ends: &Ends, rate: f64, span: Duration) -> Result<Datagrams, LabError> {
+    check_interrupt()?;
+    let mut sink = Load::start(&ends.hosts[1], &["udp-sink".to_owned()])?;
+    let arguments = [
+        "udp-source".to_owned(),
+        format!("{}:{}", ends.target, sink.port()),
+        format!("{:.0}", rate * GIGA / 8.0),
+        DATAGRAM.to_string(),
+        span.as_millis().to_string(),
+    ];
+    let mut source = Load::start(&ends.hosts[0], &arguments)?;
+    let clock = Clock::read(ends);
+    let sent = source.ask()?;
+    // What still waits in queues belongs to it: until nothing more arrives.
+    let received = settled(&mut sink)?;
+    let bytes = number(&received, "bytes")?;
+    let cpu = clock.per_gigabyte(ends, bytes);
+    let seconds = number(&sent, "seconds")?;
+    let datagrams = number(&sent, "datagrams")?.max(1.0);
+    let arrived = number(&received, "datagrams")?;
+    Ok(Datagrams {
+        sent: number(&sent, "bytes")? * 8.0 / seconds / GIGA,
+        received: bytes * 8.0 / seconds / GIGA,
+        lost: (1.0 - arrived / datagrams).max(0.0) * 100.0,
+        late: number(&received, "late")? / arrived.max(1.0) * 100.0,
+        cpu,
+    })
+}
+
+/// The sink's counts once they stand still.
+fn settled(sink: &mut Load) -> Result<Value, LabError> {
+    /// Looks without a new datagram, 10 ms apart, that make an end.
+    const QUIET: u32 = 20;
+    let mut last = Value::Null;
+    let mut quiet = 0;
+    until("the last datagram", PATIENCE, || {
+        let now = sink.ask()?;
+        quiet = if now == last { quiet + 1 } else { 0 };
+        last = now;
+        if quiet < QUIET {
+            return Err(LabError::new("they still come"));
+        }
+        Ok(last.clone())
+    })
+}
+
+/// Searches: up in large steps until datagrams are lost, then by halves. A
+/// rate may fail once, since this machine does other things too.
+fn udp_max(ends: &Ends, spans: Spans) -> Result<Found, LabError> {
+    const START: f64 = 0.4;
+    const STEP: f64 = 1.6;
+    const HALVINGS: usize = 4;
+    const LEAST: f64 = 0.01;
+    // What passes, if it does; and whether the generator kept up.
+    let attempt = |rate: f64| -> Result<(Option<f64>, bool), LabError> {
+        let mut kept_up = true;
+        for _ in 0..2 {
+            let it = udp(ends, rate, spans.probe)?;
+            kept_up = it.sent >= MUST_SEND * rate;
+            if it.lost < MAY_LOSE {
+                return Ok((Some(it.received), kept_up));
+            }
+        }
+        Ok((None, kept_up))
+    };
+    let (mut good, mut bad) = (None, None);
+    let mut best = 0.0_f64;
+    let mut rate = START;
+    while good.is_none() || bad.is_none() {
+        let (received, kept_up) = attempt(rate)?;
+        match received {
+            Some(received) => {
+                best = best.max(received);
+                good = Some(rate);
+                if !kept_up {
+                    // More cannot be offered from here: a limit of the generator.
+                    return Ok(vec![("rate", best), ("generator_limit", 1.0)]);
+                }
+                rate *= STEP;
+            }
+            None => {
+                bad = Some(rate);
+                rate /= STEP;
+            }
+        }
+        if rate < LEAST {
+            return Ok(vec![("rate", best)]);
+        }
+    }
+    if let (Some(mut good), Some(mut bad)) = (good, bad) {
+        for _ in 0..HALVINGS {
+            let middle = f64::sqrt(good * bad);
+            match attempt(middle)?.0 {
+                Some(received) => {
+                    best = best.max(received);
+                    good = middle;
+                }
+                None => bad = middle,
+            }
+        }
+    }
+    Ok(vec![("rate", best)])
+}
+
+fn ping(ends: &Ends, spans: Spans) -> Result<Found, LabError> {
+    let mut ping = ends.ping(spans.pings, PING_INTERVAL)?;
+    round_trips(&ping.ask()?)
+}
+
+fn ping_beside_tcp(ends: &Ends, spans: Spans) -> Result<Found, LabError> {
+    let mut ping = ends.ping(spans.pings, PING_INTERVAL)?;
+    let mut tcp = Tcp::start(ends, 1)?;
+    pause(spans.warm_up)?;
+    let mut answer = Value::Null;
+    let tcp = tcp.count(|| {
+        answer = ping.ask()?;
+        Ok(())
+    })?;
+    let mut found = round_trips(&answer)?;
+    found.extend(tcp.into_iter().filter(|(name, _)| *name == "rate"));
+    Ok(found)
+}
+
+fn round_trips(answer: &Value) -> Result<Found, LabError> {
+    let times = answer["ms"].as_array().into_iter().flatten();
+    let mut times: Vec<f64> = times.filter_map(Value::as_f64).collect();
+    times.sort_by(f64::total_cmp);
+    let lost = number(answer, "lost")?;
+    let (Some(&least), Some(&most)) = (times.first(), times.last()) else {
+        return Err(LabError::new("no ping came back"));
+    };
+    #[allow(clippy::cast_precision_loss)] // a few hundred
+    let count = times.len() as f64;
+    // The nearest rank: the smallest that at least 99 % do not exceed.
+    let p99 = times[(times.len() * 99).div_ceil(100) - 1];
+    Ok(vec![
+        ("min", least),
+        ("avg", times.iter().sum::<f64>() / count),
+        ("p99", p99),
+        ("max", most),
+        ("lost", lost / (lost + count) * 100.0),
+    ])
+}
+
+fn relay(ends: &Ends, spans: Spans) -> Result<Found, LabError> {
+    let mut found = Tcp::start(ends, 1)?.measure(spans)?;
+    // A series of its own: the pings are not to count as load of the first.
+    let beside = ping_beside_tcp(ends, spans)?;
+    found.extend(beside.into_iter().filter(|(name, _)| *name == "p99"));
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn every_item_is_read_back_by_its_name() {
+        for item in Item::ALL {
+            assert_eq!(item.to_string().parse::<Item>().unwrap(), item);
+        }
+        assert!("tcp".parse::<Item>().unwrap_err().contains("tcp4"));
+    }
+
+    #[test]
+    fn round_trips_are_summed_up_by_nearest_rank() {
+        let times: Vec<f64> = (1..=100).rev().map(f64::from).collect();
+        let found = round_trips(&serde_json::json!({ "ms": times, "lost": 25 })).unwrap();
+        let of = |name: &str| found.iter().find(|(it, _)| *it == name).unwrap().1;
+        assert_eq!((of("min"), of("p99"), of("max")), (1.0, 99.0, 100.0));
+        assert_eq!((of("avg"), of("lost")), (50.5, 20.0));
+        assert!(round_trips(&serde_json::json!({ "ms": [], "lost": 9 })).is_err());
+    }
+}

@@ -1,0 +1,139 @@
+//! The bare parts, one at a time, and the bound that follows from their sum.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use warren_host::poll::{Watch, wait};
+use warren_host::udp::{MAX_PAYLOAD_V4, RecvBatch};
+use warren_keys::noise::MessageKey;
+use warren_tunnel::{Role, Session};
+
+use super::figures::Spreads;
+use super::items::{Found, Spans};
+use super::pipeline::{TUNNEL_MTU, socket};
+use super::trains::{HEADER_LEN, TAG_LEN};
+use super::usage::machine;
+use super::{Ends, Who};
+use super::{pause, until};
+use crate::{LabError, PATIENCE};
+
+/// A full packet of the tunnel on the wire.
+const DATAGRAM: usize = TUNNEL_MTU as usize + HEADER_LEN + TAG_LEN;
+/// IP and TCP headers, with the timestamps that TCP of Linux sends.
+const INNER_HEADERS: usize = 52;
+const GIGA: f64 = 1e9;
+
+/// Measures the parts; `ends` are hosts with nothing between them.
+///
+/// # Errors
+/// When a socket cannot be had, or somebody pressed Ctrl-C.
+pub fn measure(ends: &Ends, spans: Spans) -> Result<Found, LabError> {
+    let mut found = udp_gso(ends, spans)?;
+    let (seal, open) = aead(DATAGRAM, spans.probe);
+    let (seal_64k, _) = aead(65_536, spans.probe);
+    found.extend([("seal", seal), ("open", open), ("seal_64k", seal_64k)]);
+    Ok(found)
+}
+
+/// One thread sends the longest trains there are, another takes them.
+fn udp_gso(ends: &Ends, spans: Spans) -> Result<Found, LabError> {
+    let [from, to] = [socket(&ends.hosts[0])?, socket(&ends.hosts[1])?];
+    let target: SocketAddr = to.local_addr();
+    let stop = AtomicBool::new(false);
+    let bytes = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let payload = vec![0x5a; MAX_PAYLOAD_V4 / DATAGRAM * DATAGRAM];
+            while !stop.load(Ordering::Relaxed) {
+                if from.send_gso(target, &payload, DATAGRAM).is_err() {
+                    drop(wait(
+                        &mut [Watch::writable(&from)],
+                        Some(Duration::from_millis(20)),
+                    ));
+                }
+            }
+        });
+        scope.spawn(|| {
+            let mut batch = RecvBatch::new(16);
+            while !stop.load(Ordering::Relaxed) {
+                let watch = Watch::readable(&to);
+                drop(wait(&mut [watch], Some(Duration::from_millis(20))));
+                while to.recv_batch(&mut batch).is_ok() && !stop.load(Ordering::Relaxed) {
+                    let len: usize = batch.trains().map(|train| train.data.len()).sum();
+                    bytes.fetch_add(len as u64, Ordering::Relaxed);
+                }
+            }
+        });
+        let measured = measured(&bytes, spans);
+        stop.store(true, Ordering::Relaxed);
+        measured
+    })
+}
+
+#[allow(clippy::cast_precision_loss)] // counts far below 2^52
+fn measured(bytes: &AtomicU64, spans: Spans) -> Result<Found, LabError> {
+    until("datagrams", PATIENCE, || {
+        match bytes.load(Ordering::Relaxed) {
+            0 => Err(LabError::new("none came")),
+            _ => Ok(()),
+        }
+    })?;
+    pause(spans.warm_up)?;
+    let (start, first, busy) = (Instant::now(), bytes.load(Ordering::Relaxed), machine());
+    pause(spans.udp)?;
+    let moved = (bytes.load(Ordering::Relaxed) - first) as f64;
+    let seconds = start.elapsed().as_secs_f64();
+    Ok(vec![
+        ("gso", moved * 8.0 / seconds / GIGA),
+        ("gso_cpu", (machine() - busy) / (moved / GIGA)),
+    ])
+}
+
+/// GB/s that one core seals and opens in datagrams of `len` bytes, with the
+/// session that the tunnel uses.
+#[allow(clippy::cast_precision_loss)] // counts far below 2^52
+fn aead(len: usize, span: Duration) -> (f64, f64) {
+    /// As much as a train holds, which is what is in the cache together.
+    const TOGETHER: usize = 65_536;
+    let key = |byte: u8| MessageKey::new([byte; 32]);
+    let now = Instant::now();
+    let sender = Session::new(Role::Initiator, 1, 2, &key(1), &key(2), now);
+    let receiver = Session::new(Role::Responder, 2, 1, &key(2), &key(1), now);
+    let mut buffer = vec![0x5a_u8; (TOGETHER / len).max(1) * len];
+    let (mut sealing, mut opening, mut bytes) = (Duration::ZERO, Duration::ZERO, 0_usize);
+    let mut counter = 0;
+    while sealing + opening < span {
+        let start = Instant::now();
+        for datagram in buffer.chunks_exact_mut(len) {
+            let sealed = sender.seal_in_place(counter, datagram);
+            debug_assert!(sealed.is_ok());
+            counter += 1;
+        }
+        let middle = Instant::now();
+        for datagram in buffer.chunks_exact_mut(len) {
+            let opened = receiver.open_in_place(datagram);
+            debug_assert!(opened.is_ok());
+        }
+        opening += middle.elapsed();
+        sealing += middle - start;
+        bytes += buffer.len();
+    }
+    let per = |time: Duration| bytes as f64 / time.as_secs_f64() / GIGA;
+    (per(sealing), per(opening))
+}
+
+/// The bound from the sum of the parts: CPU seconds that a GB of TCP payload
+/// costs on the whole machine, and Gbit/s if all cores did nothing else.
+#[allow(clippy::cast_precision_loss)] // small numbers
+pub fn bound(spreads: &Spreads) -> Option<(f64, f64)> {
+    let of = |key: &str, who| spreads.of_key(key, who).map(|spread| spread.median);
+    // On the wire there are more bytes than payload.
+    let grown = DATAGRAM as f64 / (usize::from(TUNNEL_MTU) - INNER_HEADERS) as f64;
+    let wire = of("parts.gso_cpu", Who::Roofline)?
+        + 1.0 / of("parts.seal", Who::Roofline)?
+        + 1.0 / of("parts.open", Who::Roofline)?;
+    let seconds = of("tcp1.cpu_all", Who::Shuttle)? + grown * wire;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    Some((seconds, cores as f64 * 8.0 / seconds))
+}

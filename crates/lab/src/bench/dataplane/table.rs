@@ -1,0 +1,243 @@
+//! The figures as a table for people and as JSON for programs.
+
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+use super::Outcome;
+use super::ends::Who;
+use super::figures::{METRICS, Metric, PARTS, Spread};
+use super::parts;
+use crate::bench::machine;
+
+/// The columns, with what stands above them.
+const COLUMNS: [Who; 4] = [Who::Ours, Who::Reference, Who::BoringTun, Who::Roofline];
+
+/// All of it, as Markdown.
+pub fn markdown(outcome: &Outcome) -> String {
+    let mut text = head(outcome);
+    let columns: Vec<Who> = COLUMNS
+        .into_iter()
+        .filter(|who| {
+            METRICS
+                .iter()
+                .any(|metric| outcome.spreads.get(metric, *who).is_some())
+        })
+        .collect();
+    text += "| what | unit |";
+    for who in &columns {
+        let _ = write!(text, " {who} |");
+    }
+    text += " ratio | of roofline | goal |\n|---|---|";
+    text += &"--:|".repeat(columns.len());
+    text += "--:|--:|---|\n";
+    for metric in METRICS {
+        let any = columns
+            .iter()
+            .any(|who| outcome.spreads.get(metric, *who).is_some());
+        if any {
+            row(&mut text, outcome, metric, &columns);
+        }
+    }
+    text +=
+        "\n`ratio` is ours divided by the reference, `of roofline` ours divided by the roofline.\n";
+    text += &roofline(outcome);
+    for failure in &outcome.failures {
+        let _ = writeln!(text, "\nFAILED: {}", failure.replace('\n', "\n    "));
+    }
+    if let Some(profile) = &outcome.profile {
+        let _ = writeln!(text, "\n## Where the time goes\n{profile}");
+    }
+    text
+}
+
+fn head(outcome: &Outcome) -> String {
+    let mut text = String::from("# The data plane, measured\n\n");
+    let _ = writeln!(
+        text,
+        "Machine: {}; load {} before, {} after. Both ends, the servers and the load generator \
+         share it.  \nRounds: {}{}. Figures: median (least - most).",
+        machine::describe(),
+        outcome.load.0,
+        outcome.load.1,
+        outcome.rounds,
+        if outcome.quick {
+            ", short ones (`--quick`)"
+        } else {
+            ""
+        },
+    );
+    for (who, why) in &outcome.missing {
+        let _ = writeln!(text, "\nNot measured: {who}, because {why}.");
+    }
+    text.push('\n');
+    text
+}
+
+fn row(text: &mut String, outcome: &Outcome, metric: &Metric, columns: &[Who]) {
+    let indented = metric.title.strip_prefix("  ");
+    let title = indented.map_or_else(|| metric.title.to_owned(), |rest| format!("&emsp;{rest}"));
+    let _ = write!(text, "| {title} | {} |", metric.unit);
+    for who in columns {
+        let _ = write!(text, " {} |", cell(outcome, metric, *who));
+    }
+    let ratio = |to| {
+        let ratio = outcome.spreads.ratio(metric, to);
+        ratio.map_or(String::new(), |ratio| format!("{ratio:.2}"))
+    };
+    let goals: Vec<String> = metric
+        .goals
+        .iter()
+        .map(|goal| outcome.spreads.verdict(metric, *goal))
+        .collect();
+    let _ = writeln!(
+        text,
+        " {} | {} | {} |",
+        ratio(Who::Reference),
+        ratio(Who::Roofline),
+        goals.join(", ")
+    );
+}
+
+fn cell(outcome: &Outcome, metric: &Metric, who: Who) -> String {
+    let Some(spread) = outcome.spreads.get(metric, who) else {
+        return String::new();
+    };
+    let limited = metric.key == "udpmax.rate"
+        && outcome
+            .spreads
+            .of_key("udpmax.generator_limit", who)
+            .is_some();
+    format!(
+        "{}{}",
+        if limited { "at least " } else { "" },
+        shown(spread, metric.digits)
+    )
+}
+
+/// Median and, where there is more than one, both ends.
+pub fn shown(spread: Spread, digits: usize) -> String {
+    let Spread {
+        median,
+        least,
+        most,
+    } = spread;
+    if least == most {
+        format!("{median:.digits$}")
+    } else {
+        format!("{median:.digits$} ({least:.digits$} - {most:.digits$})")
+    }
+}
+
+/// What the roofline is made of.
+fn roofline(outcome: &Outcome) -> String {
+    let mut text = String::new();
+    let mut line = |title: &str, unit: &str, figure: String| {
+        let _ = writeln!(text, "| {title} | {unit} | {figure} |");
+    };
+    let of = |key: &str, who| outcome.spreads.of_key(key, who);
+    for (key, title, unit) in [
+        ("tcp1.rate", "raw veth, TCP, 1 stream", "Gbit/s"),
+        ("tcp1.cpu_all", "&emsp;whole machine", "CPU s/GB"),
+        (
+            "udpmax.rate",
+            "raw veth, UDP 1,200 B, under 1 % lost",
+            "Gbit/s",
+        ),
+        ("ping.avg", "raw veth, round trip, mean", "ms"),
+    ] {
+        if let Some(spread) = of(key, Who::Raw) {
+            line(title, unit, shown(spread, 3));
+        }
+    }
+    for (key, title, unit) in [
+        (
+            "tcp1.rate",
+            "superpackets from TUN to TUN, TCP, 1 stream",
+            "Gbit/s",
+        ),
+        ("tcp1.cpu_all", "&emsp;whole machine", "CPU s/GB"),
+        (
+            "tcp4.rate",
+            "superpackets from TUN to TUN, TCP, 4 streams",
+            "Gbit/s",
+        ),
+    ] {
+        if let Some(spread) = of(key, Who::Shuttle) {
+            line(title, unit, shown(spread, 2));
+        }
+    }
+    for metric in PARTS {
+        if let Some(spread) = outcome.spreads.get(metric, Who::Roofline) {
+            let title = metric.title.replace("  ", "&emsp;");
+            line(&title, metric.unit, shown(spread, metric.digits));
+        }
+    }
+    if let Some((seconds, rate)) = parts::bound(&outcome.spreads) {
+        line(
+            "sum of the parts, whole machine",
+            "CPU s/GB",
+            format!("{seconds:.2}"),
+        );
+        line(
+            "all cores busy with nothing else",
+            "Gbit/s",
+            format!("{rate:.2}"),
+        );
+    }
+    if text.is_empty() {
+        return text;
+    }
+    format!(
+        "\n## The roofline and its parts\n\n\
+         The column `roofline` is measured: TUN read, cut and seal, UDP with GSO, GRO, open, join, \
+         TUN write, in two threads per end, with one fixed session and no node around it. The sum \
+         below is computed: processor time per GB of superpackets from TUN to TUN (load generator \
+         included), of UDP with GSO, of sealing and of opening, divided into the cores.\n\n\
+         | part | unit | |\n|---|---|--:|\n{text}"
+    )
+}
+
+/// Everything, round by round.
+pub fn json(outcome: &Outcome) -> Value {
+    let figures = outcome.figures.iter().map(|figure| {
+        json!({
+            "metric": figure.metric,
+            "who": figure.who.name(),
+            "round": figure.round,
+            "value": figure.value,
+        })
+    });
+    let summary = outcome.spreads.all().map(|(key, who, spread)| {
+        json!({
+            "metric": key,
+            "who": who.name(),
+            "median": spread.median,
+            "least": spread.least,
+            "most": spread.most,
+        })
+    });
+    let units = METRICS.iter().chain(PARTS).map(|metric| {
+        let entry = json!({ "unit": metric.unit, "more_is_better": metric.more });
+        (metric.key.to_owned(), entry)
+    });
+    let missing = outcome
+        .missing
+        .iter()
+        .map(|(who, why)| json!({ "who": who.name(), "why": why }));
+    let bound = parts::bound(&outcome.spreads);
+    json!({
+        "machine": machine::describe(),
+        "load": [outcome.load.0, outcome.load.1],
+        "rounds": outcome.rounds,
+        "quick": outcome.quick,
+        "metrics": units.collect::<serde_json::Map<_, _>>(),
+        "summary": summary.collect::<Vec<_>>(),
+        "figures": figures.collect::<Vec<_>>(),
+        "sum_of_parts": bound.map(|(seconds, rate)| {
+            json!({ "cpu_s_per_gb": seconds, "gbit_s": rate })
+        }),
+        "missing": missing.collect::<Vec<_>>(),
+        "failures": outcome.failures,
+    })
+}

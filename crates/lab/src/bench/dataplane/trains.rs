@@ -1,0 +1,148 @@
+//! Datagrams on their way out, kept so that the kernel gets them as trains.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use warren_host::poll::{Watch, wait};
+use warren_host::udp::{Datagrams, MAX_PAYLOAD_V4, MAX_SEGMENTS, UdpSocket};
+use warren_tunnel::Session;
+
+/// Header and tag of a WireGuard data message.
+pub const HEADER_LEN: usize = 16;
+/// The Poly1305 tag.
+pub const TAG_LEN: usize = 16;
+/// WireGuard pads content to that (whitepaper, section 5.4.6).
+const PADDING: usize = 16;
+/// Trains in one batch.
+const TRAINS: usize = 64;
+/// Room for the largest superpacket and what it grows by, on top of what is
+/// waiting.
+const ROOM: usize = 1 << 20;
+const ONE_MORE: usize = 128 * 1024;
+/// How long a full socket is waited for.
+const FULL: Duration = Duration::from_millis(20);
+
+#[derive(Clone, Copy, Default)]
+struct Train {
+    start: usize,
+    len: usize,
+    segment_len: usize,
+    segments: usize,
+    /// A shorter datagram ends a train.
+    closed: bool,
+}
+
+/// A send buffer.
+pub struct Trains {
+    buffer: Box<[u8]>,
+    used: usize,
+    trains: [Train; TRAINS],
+    count: usize,
+}
+
+impl Trains {
+    /// An empty one.
+    pub fn new() -> Self {
+        Self {
+            buffer: vec![0; ROOM].into_boxed_slice(),
+            used: 0,
+            trains: [Train::default(); TRAINS],
+            count: 0,
+        }
+    }
+
+    /// Whether it should be sent before more is read.
+    pub fn is_full(&self) -> bool {
+        // A superpacket needs up to two trains.
+        self.count + 2 > TRAINS || self.used + ONE_MORE > self.buffer.len()
+    }
+
+    /// Adds one packet of `len` bytes, which `write` puts down, sealed with
+    /// `counter`.
+    pub fn push(
+        &mut self,
+        session: &Session,
+        counter: u64,
+        len: usize,
+        write: impl FnOnce(&mut [u8]),
+    ) {
+        let padded = len.next_multiple_of(PADDING);
+        let total = HEADER_LEN + padded + TAG_LEN;
+        let Some(datagram) = self.buffer.get_mut(self.used..self.used + total) else {
+            return;
+        };
+        let content = &mut datagram[HEADER_LEN..HEADER_LEN + padded];
+        write(&mut content[..len]);
+        content[len..].fill(0);
+        if session.seal_in_place(counter, datagram).is_err() {
+            return;
+        }
+        let last = self.count.checked_sub(1).map(|i| &mut self.trains[i]);
+        match last {
+            Some(train)
+                if !train.closed
+                    && total <= train.segment_len
+                    && train.segments < MAX_SEGMENTS
+                    && train.len + total <= MAX_PAYLOAD_V4 =>
+            {
+                train.len += total;
+                train.segments += 1;
+                train.closed = total < train.segment_len;
+            }
+            _ => {
+                let Some(train) = self.trains.get_mut(self.count) else {
+                    return;
+                };
+                *train = Train {
+                    start: self.used,
+                    len: total,
+                    segment_len: total,
+                    segments: 1,
+                    closed: false,
+                };
+                self.count += 1;
+            }
+        }
+        self.used += total;
+    }
+
+    /// What is waiting, train by train, with the length of its datagrams.
+    #[cfg(test)]
+    pub fn pieces(&self) -> impl Iterator<Item = (&[u8], usize)> {
+        self.trains[..self.count].iter().map(|train| {
+            let bytes = &self.buffer[train.start..train.start + train.len];
+            (bytes, train.segment_len)
+        })
+    }
+
+    /// Sends everything; what a socket that stays full does not take is lost.
+    pub fn send(&mut self, socket: &UdpSocket, to: SocketAddr) {
+        let nothing = Datagrams {
+            to: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+            payload: &[],
+            segment_len: 0,
+        };
+        let mut batch = [nothing; TRAINS];
+        for (entry, train) in batch.iter_mut().zip(&self.trains[..self.count]) {
+            *entry = Datagrams {
+                to,
+                payload: &self.buffer[train.start..train.start + train.len],
+                segment_len: train.segment_len,
+            };
+        }
+        let mut rest = &mut batch[..self.count];
+        while !rest.is_empty() {
+            // A datagram that the system refuses is lost.
+            let outcome = socket.send_batch(rest, |_, _| {});
+            rest = &mut rest[outcome.done..];
+            if let Some(first) = rest.first_mut() {
+                first.payload = &first.payload[outcome.offset..];
+                if !matches!(wait(&mut [Watch::writable(socket)], Some(FULL)), Ok(1..)) {
+                    break;
+                }
+            }
+        }
+        self.used = 0;
+        self.count = 0;
+    }
+}
