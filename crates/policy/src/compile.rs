@@ -111,6 +111,7 @@ impl Policy {
                 app: Vec::new(),
                 app_to: Vec::new(),
                 via: Vec::new(),
+                postures: Vec::new(),
             });
         }
         for rule in &self.rules {
@@ -134,7 +135,7 @@ struct Builder<'p> {
 
 impl Builder<'_> {
     fn rule(&mut self, rule: &Rule) {
-        let source = Source::resolve(self.policy, self.users, &self.out.nodes, &rule.sources);
+        let source = self.resolve(&rule.sources, &rule.postures);
         let source = self.intern(source);
         let usable = !self.source_is_empty(source);
         for reach in rule.reach.iter().filter(|_| usable) {
@@ -209,7 +210,7 @@ impl Builder<'_> {
         let to = self.targets(&others);
         self.grant(source, to, !own.is_empty(), map);
 
-        let reversed = Source::resolve(self.policy, self.users, &self.out.nodes, &others);
+        let reversed = self.resolve(&others, &[]);
         for (name, counterpart) in COMPANIONS {
             if !rule.app.iter().any(|(granted, _)| granted == name) {
                 continue;
@@ -218,7 +219,7 @@ impl Builder<'_> {
             let to = if others.is_empty() {
                 Vec::new()
             } else {
-                self.targets(&rule.sources)
+                self.source_targets(rule)
             };
             let reversed = self.intern(reversed.clone());
             self.grant(reversed, to, false, map.clone());
@@ -237,6 +238,27 @@ impl Builder<'_> {
         if !to.is_empty() {
             self.out.items.push(Item::Capabilities { source, to, map });
         }
+    }
+
+    fn resolve(&self, selectors: &[Selector], postures: &[String]) -> Source {
+        let nodes = &self.out.nodes;
+        Source::resolve(self.policy, self.users, nodes, selectors, postures)
+    }
+
+    /// The sources of a rule as destinations, those without its posture aside.
+    fn source_targets(&self, rule: &Rule) -> Vec<Target> {
+        if rule.postures.is_empty() {
+            return self.targets(&rule.sources);
+        }
+        let means = |selector: &Selector, node: &PolicyNode| {
+            self.policy.has_posture(&rule.postures, &node.attributes)
+                && self.policy.targets_node(selector, self.users, node)
+        };
+        let targets = rule.sources.iter().map(|selector| {
+            let nodes = self.out.nodes.iter();
+            Target::Nodes(nodes.map(|node| means(selector, node)).collect())
+        });
+        targets.collect()
     }
 
     fn targets(&self, selectors: &[Selector]) -> Vec<Target> {

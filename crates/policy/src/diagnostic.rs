@@ -16,9 +16,42 @@ pub struct Diagnostic {
     pub line: usize,
     /// Column of the first byte in characters, from 1.
     pub column: usize,
-    /// The piece of text that is meant, cut to its first line.
+    /// The piece of text that is meant, cut to its first line and to 200
+    /// characters.
     pub text: String,
 }
+
+/// An error before its line is known.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) span: Range<usize>,
+    message: String,
+    help: Option<String>,
+}
+
+impl Found {
+    pub(crate) fn new(
+        span: Range<usize>,
+        message: impl Into<String>,
+        help: Option<String>,
+    ) -> Self {
+        Self {
+            span,
+            message: message.into(),
+            help,
+        }
+    }
+}
+
+/// Characters of a line that [`Diagnostic::render`] shows.
+const SHOWN: usize = 100;
+
+/// Characters of a line shown in front of the piece of text that is meant, if
+/// the line is too long.
+const LEAD: usize = 40;
+
+/// Characters of a piece of text that are kept.
+const KEPT: usize = 200;
 
 impl Diagnostic {
     /// An error about the bytes `span` of `source`.
@@ -28,44 +61,145 @@ impl Diagnostic {
         message: impl Into<String>,
         help: Option<String>,
     ) -> Self {
-        let before = source.get(..span.start).unwrap_or(source);
-        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
-        let text = source.get(span.clone()).unwrap_or_default();
-        Self {
-            message: message.into(),
-            help,
-            line: before.matches('\n').count() + 1,
-            column: before.get(line_start..).unwrap_or_default().chars().count() + 1,
-            text: text.lines().next().unwrap_or_default().to_owned(),
-            span,
-        }
+        let mut place = Place::default();
+        place.advance(source, span.start);
+        place.say(source, Found::new(span, message, help))
+    }
+
+    /// Errors with their lines, in one pass over `source`. They come in the
+    /// order of their places.
+    pub(crate) fn locate(source: &str, found: Vec<Found>) -> Vec<Self> {
+        let mut place = Place::default();
+        let found = found.into_iter().map(|found| {
+            place.advance(source, found.span.start);
+            place.say(source, found)
+        });
+        found.collect()
+    }
+
+    /// A file that is not UTF-8.
+    pub(crate) fn not_utf8(bytes: &[u8], error: std::str::Utf8Error) -> Self {
+        let at = error.valid_up_to();
+        let valid = bytes
+            .get(..at)
+            .and_then(|valid| std::str::from_utf8(valid).ok())
+            .unwrap_or_default();
+        let byte = bytes.get(at).copied().unwrap_or_default();
+        let end = error.error_len().map_or(bytes.len(), |len| at + len);
+        let help = "save the file as UTF-8, without byte order mark".to_owned();
+        let message = format!("the file is not UTF-8: byte 0x{byte:02x} at offset {at}");
+        let mut out = Self::new(valid, at..at, message, Some(help));
+        out.span = at..end;
+        out.text = char::REPLACEMENT_CHARACTER.to_string();
+        out
     }
 
     /// The error with the line it is in and a mark under the piece of text,
-    /// for a terminal. `source` is the file that was parsed.
+    /// for a terminal. `source` is the file that was parsed. Of a very long
+    /// line only the part around the mark is shown.
     #[must_use]
     pub fn render(&self, file: &str, source: &str) -> String {
-        let line = source
-            .lines()
-            .nth(self.line.saturating_sub(1))
-            .unwrap_or_default();
+        let start = self.span.start.min(source.len());
+        let start = (0..=start)
+            .rev()
+            .find(|at| source.is_char_boundary(*at))
+            .unwrap_or(0);
+        let (before, after) = source.split_at(start);
+        let before = before.rsplit('\n').next().unwrap_or_default();
+        let after = after.lines().next().unwrap_or_default();
+        let is_long = self.column - 1 + after.chars().take(SHOWN).count() > SHOWN;
+        let lead_limit = if is_long { LEAD } else { SHOWN };
+        let mut lead: String = before.chars().rev().take(lead_limit).collect();
+        lead = lead.chars().rev().collect();
+        if lead.len() < before.len() {
+            lead.insert(0, '…');
+        }
+        let left = SHOWN.saturating_sub(lead.chars().count()).max(1);
+        let mut shown: String = after.chars().take(left).collect();
+        let marked = self
+            .text
+            .chars()
+            .count()
+            .clamp(1, shown.chars().count().max(1));
+        if shown.len() < after.len() {
+            shown.push('…');
+        }
         let number = self.line.to_string();
         let margin = " ".repeat(number.len());
         // Tabs stay tabs in front of the mark, so that it stands below.
-        let lead: String = line
+        let indent: String = lead
             .chars()
-            .take(self.column.saturating_sub(1))
             .map(|c| if c == '\t' { '\t' } else { ' ' })
             .collect();
-        let mark = "^".repeat(self.text.chars().count().max(1));
+        let mark = "^".repeat(marked);
         let mut out = format!(
-            "error: {}\n{margin}--> {file}:{}:{}\n{margin} |\n{number} | {line}\n{margin} | {lead}{mark}\n",
+            "error: {}\n{margin}--> {file}:{}:{}\n{margin} |\n{number} | {lead}{shown}\n{margin} | {indent}{mark}\n",
             self.message, self.line, self.column
         );
         if let Some(help) = &self.help {
             out.push_str(&format!("{margin} = help: {help}\n"));
         }
         out
+    }
+
+    /// The error for programs: `message`, `help` (or null), `line`, `column`,
+    /// `start` and `end` (bytes of the file), `text`.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "message": self.message,
+            "help": self.help,
+            "line": self.line,
+            "column": self.column,
+            "start": self.span.start,
+            "end": self.span.end,
+            "text": self.text,
+        })
+    }
+}
+
+/// How far a file was read: the line and column of a byte.
+struct Place {
+    at: usize,
+    line: usize,
+    column: usize,
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Self {
+            at: 0,
+            line: 1,
+            column: 1,
+        }
+    }
+}
+
+impl Place {
+    fn advance(&mut self, source: &str, to: usize) {
+        for c in source.get(self.at..to).unwrap_or_default().chars() {
+            if c == '\n' {
+                self.line += 1;
+                self.column = 1;
+            } else {
+                self.column += 1;
+            }
+        }
+        self.at = self.at.max(to);
+    }
+
+    /// The error at this place.
+    fn say(&self, source: &str, found: Found) -> Diagnostic {
+        let text = source.get(found.span.clone()).unwrap_or_default();
+        let text = text.lines().next().unwrap_or_default();
+        Diagnostic {
+            message: found.message,
+            help: found.help,
+            line: self.line,
+            column: self.column,
+            text: text.chars().take(KEPT).collect(),
+            span: found.span,
+        }
     }
 }
 
@@ -81,6 +215,9 @@ impl fmt::Display for Diagnostic {
 
 impl std::error::Error for Diagnostic {}
 
+/// Names of about the right length that a wrong one is compared with.
+const CANDIDATES: usize = 2_000;
+
 /// "did you mean" for a name that is not among `known`, if one is close.
 pub(crate) fn did_you_mean<'a>(
     name: &str,
@@ -89,6 +226,8 @@ pub(crate) fn did_you_mean<'a>(
     let limit = name.chars().count() / 3 + 1;
     known
         .into_iter()
+        .filter(|candidate| candidate.len().abs_diff(name.len()) <= limit * 4)
+        .take(CANDIDATES)
         .map(|candidate| (distance(name, candidate), candidate))
         .filter(|(distance, _)| *distance <= limit)
         .min()

@@ -2,71 +2,105 @@
 //! place.
 //!
 //! Reading goes on after an error, so that all of them are reported; only text
-//! that is no HuJSON ends it at once.
+//! that is no HuJSON ends it at once. It takes time linear in the length of
+//! the file, errors included: there is a bound on how many are kept and on
+//! how many suggestions are looked for.
 
-mod entries;
+mod assertions;
+mod attributes;
+mod ipsets;
+mod names;
+mod network;
+mod postures;
 mod rules;
+mod selectors;
+mod ssh;
+mod ssh_tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use crate::diagnostic::{Diagnostic, did_you_mean};
+use crate::diagnostic::{Diagnostic, Found, did_you_mean};
 use crate::json::{self, Member, Spanned, Value};
 use crate::policy::Policy;
-use crate::selector::{Selector, parse_net};
+use crate::selector::IpSet;
 
-/// Sections this version reads.
-const SECTIONS: [&str; 8] = [
+/// The sections of the language.
+const SECTIONS: [&str; 18] = [
     "acls",
     "grants",
     "groups",
     "hosts",
+    "ipsets",
     "tagOwners",
     "autoApprovers",
-    "tests",
-    "randomizeClientPort",
-];
-
-/// Sections of the language that this version does not enforce. Taking a file
-/// and ignoring them would promise what is not done.
-const LATER_SECTIONS: [&str; 10] = [
     "ssh",
+    "tests",
     "sshTests",
     "nodeAttrs",
     "postures",
     "defaultSrcPosture",
-    "ipsets",
+    "attrConfig",
     "derpMap",
     "disableIPv4",
     "OneCGNATRoute",
-    "attrConfig",
+    "randomizeClientPort",
 ];
 
-pub(crate) fn read(source: &str) -> Result<Policy, Vec<Diagnostic>> {
+/// Errors that are kept; the others are counted.
+const KEPT_ERRORS: usize = 500;
+
+/// Errors for which a similar name is looked for.
+const SUGGESTIONS: usize = 100;
+
+/// What a file is read for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Context {
+    /// The login domains of the tailnet, which alone `user:*@domain` and
+    /// `localpart:*@domain` may name. `None`: any domain.
+    pub domains: Option<BTreeSet<String>>,
+}
+
+pub(crate) fn read(source: &str, context: &Context) -> Result<Policy, Vec<Diagnostic>> {
     let tree = json::parse(source).map_err(|error| vec![error])?;
     let Some(tree) = tree else {
         return Ok(Policy::allow_all());
     };
     let mut reader = Reader {
-        source,
+        context,
         problems: Vec::new(),
+        more_problems: 0,
         hosts: BTreeMap::new(),
+        ipsets: BTreeMap::new(),
+        default_posture: Vec::new(),
+        member_name: None,
         policy: Policy::default(),
     };
     reader.file(&tree);
     if reader.problems.is_empty() {
-        Ok(reader.policy)
-    } else {
-        reader.problems.sort_by_key(|problem| problem.span.start);
-        Err(reader.problems)
+        return Ok(reader.policy);
     }
+    let mut problems = reader.problems;
+    problems.sort_by_key(|problem| problem.span.start);
+    if reader.more_problems > 0 {
+        let end = source.len();
+        let message = format!("{} more errors are not shown", reader.more_problems);
+        problems.push(Found::new(end..end, message, None));
+    }
+    Err(Diagnostic::locate(source, problems))
 }
 
 /// What is known while a file is read.
-struct Reader<'s> {
-    source: &'s str,
-    problems: Vec<Diagnostic>,
+struct Reader<'c> {
+    context: &'c Context,
+    problems: Vec<Found>,
+    more_problems: usize,
     hosts: BTreeMap<String, ipnet::IpNet>,
+    ipsets: BTreeMap<String, IpSet>,
+    /// For rules that name no posture.
+    default_posture: Vec<String>,
+    /// Which of the names of `autogroup:member` the file uses.
+    member_name: Option<String>,
     policy: Policy,
 }
 
@@ -90,7 +124,7 @@ struct Text<'t> {
     span: Range<usize>,
 }
 
-impl<'s> Reader<'s> {
+impl Reader<'_> {
     fn problem(&mut self, span: &Range<usize>, message: impl Into<String>) {
         self.problem_with(span, message, None);
     }
@@ -101,30 +135,31 @@ impl<'s> Reader<'s> {
         message: impl Into<String>,
         help: Option<String>,
     ) {
-        let found = Diagnostic::new(self.source, span.clone(), message, help);
-        self.problems.push(found);
+        if self.problems.len() < KEPT_ERRORS {
+            self.problems.push(Found::new(span.clone(), message, help));
+        } else {
+            self.more_problems += 1;
+        }
+    }
+
+    /// "did you mean", as long as there are not too many errors to care.
+    fn suggest<'a>(&self, name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+        if self.problems.len() >= SUGGESTIONS {
+            return None;
+        }
+        did_you_mean(name, known)
     }
 
     fn file(&mut self, tree: &Spanned) {
-        let known: Vec<&str> = SECTIONS.iter().chain(&LATER_SECTIONS).copied().collect();
-        let Some(fields) = self.fields(tree, "the policy", &known) else {
+        let Some(fields) = self.fields(tree, "the policy", &SECTIONS) else {
             return;
         };
-        for name in LATER_SECTIONS {
-            let Some(value) = fields.get(name) else {
-                continue;
-            };
-            if !is_empty(value) {
-                self.problem_with(
-                    &value.span,
-                    format!("section {name:?} is not supported by this version"),
-                    Some("remove it; what it asks for would not be enforced".to_owned()),
-                );
-            }
-        }
         // Names first: rules refer to them.
         if let Some(value) = fields.get("hosts") {
             self.hosts(value);
+        }
+        if let Some(value) = fields.get("ipsets") {
+            self.ipsets(value);
         }
         if let Some(value) = fields.get("groups") {
             self.groups(value);
@@ -135,6 +170,10 @@ impl<'s> Reader<'s> {
         if let Some(value) = fields.get("autoApprovers") {
             self.auto_approvers(value);
         }
+        if let Some(value) = fields.get("postures") {
+            self.postures(value);
+        }
+        self.default_posture = self.posture_names(fields.get("defaultSrcPosture"));
         let (grants, acls) = (fields.get("grants"), fields.get("acls"));
         self.policy.open = grants.is_none() && acls.is_none();
         for rule in self.items(grants, "grants") {
@@ -143,15 +182,22 @@ impl<'s> Reader<'s> {
         for rule in self.items(acls, "acls") {
             self.acl(rule);
         }
+        for rule in self.items(fields.get("ssh"), "ssh") {
+            self.ssh_rule(rule);
+        }
+        for entry in self.items(fields.get("nodeAttrs"), "nodeAttrs") {
+            self.node_attribute(entry);
+        }
+        if let Some(value) = fields.get("attrConfig") {
+            self.attribute_config(value);
+        }
         for test in self.items(fields.get("tests"), "tests") {
             self.test(test);
         }
-        if let Some(value) = fields.get("randomizeClientPort") {
-            match value.value {
-                Value::Bool(on) => self.policy.randomize_client_port = on,
-                _ => self.expected(value, "true or false"),
-            }
+        for test in self.items(fields.get("sshTests"), "sshTests") {
+            self.ssh_test(test);
         }
+        self.network_options(&fields);
     }
 
     /// Says that another kind of value belongs there.
@@ -167,14 +213,15 @@ impl<'s> Reader<'s> {
             self.expected(value, &format!("an object for {what}"));
             return Vec::new();
         };
-        let mut first: BTreeMap<&str, ()> = BTreeMap::new();
+        let mut seen: BTreeSet<&str> = BTreeSet::new();
         let mut out = Vec::new();
         for member in members {
-            if first.insert(&member.name, ()).is_some() {
+            // Names are looked up trimmed, so that is what must be unique.
+            if seen.insert(member.name.trim()) {
+                out.push(member);
+            } else {
                 let message = format!("{:?} is there twice in {what}", member.name);
                 self.problem(&member.name_span, message);
-            } else {
-                out.push(member);
             }
         }
         out
@@ -183,15 +230,41 @@ impl<'s> Reader<'s> {
     /// The fields of an object with fixed names. Letter case does not count;
     /// unknown names and duplicates are errors.
     fn fields<'t>(&mut self, value: &'t Spanned, what: &str, known: &[&str]) -> Option<Fields<'t>> {
+        self.fields_but(value, what, known, |_| false)
+    }
+
+    /// The same, for objects in which members whose name begins with # are
+    /// notes of an admin console.
+    fn fields_and_notes<'t>(
+        &mut self,
+        value: &'t Spanned,
+        what: &str,
+        known: &[&str],
+    ) -> Option<Fields<'t>> {
+        self.fields_but(value, what, known, |name| name.starts_with('#'))
+    }
+
+    fn fields_but<'t>(
+        &mut self,
+        value: &'t Spanned,
+        what: &str,
+        known: &[&str],
+        skipped: impl Fn(&str) -> bool,
+    ) -> Option<Fields<'t>> {
         let Value::Object(members) = &value.value else {
             self.expected(value, &format!("an object for {what}"));
             return None;
         };
         let mut out = BTreeMap::new();
-        for member in members {
+        for member in members.iter().filter(|member| !skipped(&member.name)) {
             let lower = member.name.to_ascii_lowercase();
             if !known.iter().any(|name| name.eq_ignore_ascii_case(&lower)) {
-                let help = did_you_mean(&member.name, known.iter().copied());
+                let help = self
+                    .suggest(&member.name, known.iter().copied())
+                    .or_else(|| {
+                        let known = known.join(", ");
+                        Some(format!("{what} may have: {known}"))
+                    });
                 let message = format!("unknown field: {:?}", member.name);
                 self.problem_with(&member.name_span, message, help);
             } else if out.insert(lower, &member.value).is_some() {
@@ -200,6 +273,16 @@ impl<'s> Reader<'s> {
             }
         }
         Some(Fields(out))
+    }
+
+    /// The value of a field with an old name, of which only one may be there.
+    fn renamed<'t>(&mut self, fields: &Fields<'t>, name: &str, old: &str) -> Option<&'t Spanned> {
+        let (new_value, old_value) = (fields.get(name), fields.get(old));
+        if let (Some(_), Some(value)) = (new_value, old_value) {
+            let message = format!("{old:?} is the old name of {name:?}; only one may be there");
+            self.problem(&value.span, message);
+        }
+        new_value.or(old_value)
     }
 
     /// The elements of an array; nothing for an absent one.
@@ -237,243 +320,16 @@ impl<'s> Reader<'s> {
         }
     }
 
-    fn hosts(&mut self, value: &Spanned) {
-        for member in self.members(value, "hosts") {
-            let name = member.name.trim();
-            if name.is_empty() || name.contains(['@', ':']) {
-                let message = format!("host name {name:?} must not be empty or contain @ or :");
-                self.problem(&member.name_span, message);
-                continue;
-            }
-            let Some(text) = self.text(&member.value) else {
-                continue;
-            };
-            match parse_net(text.text) {
-                Some(net) => {
-                    self.hosts.insert(name.to_owned(), net);
-                }
-                None => {
-                    let message =
-                        format!("hosts[{name:?}]: {:?} is no address or prefix", text.text);
-                    self.problem(&text.span, message);
-                }
+    /// A boolean field; absent is `false`.
+    fn flag(&mut self, value: Option<&Spanned>) -> bool {
+        match value.map(|value| (value, &value.value)) {
+            None => false,
+            Some((_, Value::Bool(on))) => *on,
+            Some((value, _)) => {
+                self.expected(value, "true or false");
+                false
             }
         }
-    }
-
-    fn groups(&mut self, value: &Spanned) {
-        for member in self.members(value, "groups") {
-            let name = member.name.trim();
-            if !name.starts_with("group:") {
-                let message = format!("group name {name:?} must start with \"group:\"");
-                self.problem(&member.name_span, message);
-                continue;
-            }
-            let mut logins = Vec::new();
-            for text in self.texts(Some(&member.value).filter(|v| !v.is_null()), name) {
-                let login = text.text;
-                if login.starts_with("group:") {
-                    let message =
-                        format!("groups[{name:?}]: {login:?}: group members cannot be recursive");
-                    self.problem(&text.span, message);
-                } else if login.starts_with("tag:")
-                    || login.starts_with("autogroup:")
-                    || !login.contains('@')
-                {
-                    let message = format!("groups[{name:?}]: {login:?} is no login name");
-                    let help = "members are login names such as alice@example.com".to_owned();
-                    self.problem_with(&text.span, message, Some(help));
-                } else {
-                    logins.push(login.to_owned());
-                }
-            }
-            self.policy.groups.insert(name.to_owned(), logins);
-        }
-    }
-
-    fn tag_owners(&mut self, value: &Spanned) {
-        let members = self.members(value, "tagOwners");
-        // All tags are known before their owners are looked at.
-        for member in &members {
-            let name = member.name.trim();
-            let first = name.strip_prefix("tag:").map(|rest| rest.chars().next());
-            let rest_fits = name
-                .chars()
-                .skip(4)
-                .all(|c| c.is_ascii_alphanumeric() || c == '-');
-            let message = match first {
-                None => format!("tagOwners[{name:?}]: tag names must start with \"tag:\""),
-                Some(first) if !first.is_some_and(|c| c.is_ascii_alphabetic()) => {
-                    format!("tagOwners[{name:?}]: tag names must start with a letter, after 'tag:'")
-                }
-                Some(_) if !rest_fits => format!(
-                    "tagOwners[{name:?}]: tag names can only contain letters, digits and dashes"
-                ),
-                Some(_) => {
-                    self.policy.tag_owners.insert(name.to_owned(), Vec::new());
-                    continue;
-                }
-            };
-            self.problem(&member.name_span, message);
-        }
-        for member in members {
-            let name = member.name.trim();
-            let owners = self.identities(&member.value, &format!("tagOwners[{name:?}]"));
-            if let Some(list) = self.policy.tag_owners.get_mut(name) {
-                *list = owners;
-            }
-        }
-    }
-
-    fn auto_approvers(&mut self, value: &Spanned) {
-        let known = ["routes", "exitNode", "services"];
-        let Some(fields) = self.fields(value, "autoApprovers", &known) else {
-            return;
-        };
-        if let Some(services) = fields.get("services").filter(|value| !is_empty(value)) {
-            self.problem(
-                &services.span,
-                "autoApprovers.services is not supported by this version",
-            );
-        }
-        if let Some(routes) = fields.get("routes") {
-            for member in self.members(routes, "autoApprovers.routes") {
-                let approvers = self.identities(&member.value, "autoApprovers.routes");
-                match parse_net(member.name.trim()) {
-                    Some(net) => self.policy.route_approvers.push((net, approvers)),
-                    None => {
-                        let message = format!("{:?} is no prefix", member.name);
-                        self.problem(&member.name_span, message);
-                    }
-                }
-            }
-        }
-        if let Some(list) = fields.get("exitNode") {
-            self.policy.exit_approvers = self.identities(list, "autoApprovers.exitNode");
-        }
-    }
-
-    /// A list of owners or approvers: users, groups, tags, member, tagged.
-    fn identities(&mut self, value: &Spanned, what: &str) -> Vec<Selector> {
-        let mut out = Vec::new();
-        for text in self.texts(Some(value).filter(|value| !value.is_null()), what) {
-            match self.selector(&text, "") {
-                Some(
-                    selector @ (Selector::User(_)
-                    | Selector::Group(_)
-                    | Selector::Tag(_)
-                    | Selector::Member
-                    | Selector::Tagged),
-                ) => out.push(selector),
-                Some(_) => {
-                    let message = format!("{what}: {:?} cannot be used here", text.text);
-                    let help = "expected users, groups or tags".to_owned();
-                    self.problem_with(&text.span, message, Some(help));
-                }
-                None => {}
-            }
-        }
-        out
-    }
-
-    /// Reads a selector of any kind. `side` goes in front of messages
-    /// (`src=`); errors are noted.
-    fn selector(&mut self, text: &Text<'_>, side: &str) -> Option<Selector> {
-        let name = text.text;
-        if let Some(net) = parse_net(name) {
-            return Some(Selector::Net(net));
-        }
-        if name == "*" {
-            return Some(Selector::Any);
-        }
-        if let Some(domain) = name.strip_prefix("user:*@") {
-            return Some(Selector::Domain(domain.to_owned()));
-        }
-        if name.starts_with("group:") {
-            if self.policy.groups.contains_key(name) {
-                return Some(Selector::Group(name.to_owned()));
-            }
-            let help = did_you_mean(name, self.policy.groups.keys().map(String::as_str))
-                .or_else(|| Some(format!("define {name:?} in \"groups\"")));
-            self.problem_with(&text.span, format!("{side}group not found: {name:?}"), help);
-            return None;
-        }
-        if name.starts_with("tag:") {
-            return self.tag(text, side).map(Selector::Tag);
-        }
-        if let Some(autogroup) = name.strip_prefix("autogroup:") {
-            return self.autogroup(text, autogroup);
-        }
-        if name.starts_with("ipset:") || name.starts_with("svc:") {
-            self.problem(
-                &text.span,
-                format!("{name:?} is not supported by this version"),
-            );
-            return None;
-        }
-        if name.contains('@') {
-            return Some(Selector::User(name.to_owned()));
-        }
-        if let Some(net) = self.hosts.get(name) {
-            return Some(Selector::Net(*net));
-        }
-        let help = did_you_mean(name, self.hosts.keys().map(String::as_str)).or_else(|| {
-            Some(
-                "expected *, an address, a host of \"hosts\", a login, group:, tag: or autogroup:"
-                    .to_owned(),
-            )
-        });
-        let message = if name.contains(':') {
-            format!("{side}{name:?} is not valid")
-        } else {
-            format!("{side}host not found: {name:?}")
-        };
-        self.problem_with(&text.span, message, help);
-        None
-    }
-
-    /// A tag that must be a key of `tagOwners`.
-    fn tag(&mut self, text: &Text<'_>, side: &str) -> Option<String> {
-        let name = text.text;
-        if self.policy.tag_owners.contains_key(name) {
-            return Some(name.to_owned());
-        }
-        let help = did_you_mean(name, self.policy.tag_owners.keys().map(String::as_str))
-            .or_else(|| Some(format!("define {name:?} in \"tagOwners\"")));
-        self.problem_with(&text.span, format!("{side}tag not found: {name:?}"), help);
-        None
-    }
-
-    fn autogroup(&mut self, text: &Text<'_>, name: &str) -> Option<Selector> {
-        const KNOWN: [&str; 5] = ["member", "tagged", "self", "internet", "danger-all"];
-        const LATER: [&str; 8] = [
-            "owner",
-            "admin",
-            "network-admin",
-            "it-admin",
-            "billing-admin",
-            "auditor",
-            "shared",
-            "nonroot",
-        ];
-        Some(match name {
-            "member" | "members" => Selector::Member,
-            "tagged" => Selector::Tagged,
-            "self" => Selector::OwnUser,
-            "internet" => Selector::Internet,
-            "danger-all" => Selector::DangerAll,
-            other => {
-                let (message, help) = if LATER.contains(&other) {
-                    let message = format!("{:?} is not supported by this version", text.text);
-                    (message, None)
-                } else {
-                    let message = format!("unknown autogroup: {:?}", text.text);
-                    (message, did_you_mean(other, KNOWN))
-                };
-                self.problem_with(&text.span, message, help);
-                return None;
-            }
-        })
     }
 }
 

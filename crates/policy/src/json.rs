@@ -151,11 +151,28 @@ enum Place {
     BlockComment { star: bool },
 }
 
+/// How deep arrays and objects may stand in each other. The language itself
+/// needs five; the rest is for values that are passed through.
+const MAX_DEPTH: usize = 64;
+
 /// Refuses what the parser would let pass: white space that JSON does not
-/// know and control characters inside strings.
+/// know, control characters inside strings, and nesting that would make it go
+/// deep.
 fn check_characters(source: &str) -> Result<(), Diagnostic> {
     let mut place = Place::Outside;
+    let mut depth: usize = 0;
     for (at, c) in source.char_indices() {
+        if matches!(place, Place::Outside | Place::Slash) {
+            match c {
+                '[' | '{' => depth += 1,
+                ']' | '}' => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+        }
+        if depth > MAX_DEPTH {
+            let message = format!("nested deeper than {MAX_DEPTH} arrays and objects");
+            return Err(Diagnostic::new(source, at..at + 1, message, None));
+        }
         let refuse = |message: &str| {
             let span = at..at + c.len_utf8();
             let message = format!("{message} (U+{:04X})", u32::from(c));
@@ -222,7 +239,10 @@ mod tests {
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
-        assert!(parse(&"[".repeat(100_000)).is_err());
+        let bomb = parse(&"[{\"a\":".repeat(100_000)).unwrap_err();
+        assert!(bomb.message.contains("nested deeper"), "{bomb}");
+        let deep = format!("{}{}", "[".repeat(MAX_DEPTH), "]".repeat(MAX_DEPTH));
+        assert!(parse(&deep).is_ok());
     }
 
     #[test]

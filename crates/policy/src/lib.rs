@@ -21,9 +21,12 @@
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
+mod attributes;
 mod compile;
 mod diagnostic;
+pub mod explain;
 mod file;
+mod go_duration;
 mod json;
 mod node;
 mod policy;
@@ -31,10 +34,14 @@ mod posture;
 mod promises;
 mod selector;
 mod span;
+mod ssh;
 
+pub use attributes::{AttributeConfig, AttributeKind, HostedTailnet};
 pub use compile::Compiled;
 pub use diagnostic::Diagnostic;
+pub use file::Context;
 pub use node::{PolicyNode, PolicyUser, Role};
-pub use policy::Policy;
+pub use policy::{Policy, RelayRegions};
 pub use posture::{AttributeValue, Attributes, Number};
 pub use promises::FailedTest;
+pub use ssh::{FailedSshTest, SshCheck, SshExpectation, SshRules};

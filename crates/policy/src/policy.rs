@@ -4,11 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use serde_json::Value;
-use warren_control_types::UserId;
+use warren_control_types::{DerpMap, DerpRegion, RegionId, UserId};
 
+use crate::attributes::{AttributeConfig, NodeAttribute};
 use crate::diagnostic::Diagnostic;
+use crate::file::Context;
 use crate::node::{PolicyNode, PolicyUser};
+use crate::posture::{Assertion, Attributes};
 use crate::selector::{Ports, Selector};
+use crate::ssh::{SshRule, SshTest};
 
 /// A policy, independent of any node.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -21,8 +25,18 @@ pub struct Policy {
     pub(crate) tag_owners: BTreeMap<String, Vec<Selector>>,
     pub(crate) route_approvers: Vec<(IpNet, Vec<Selector>)>,
     pub(crate) exit_approvers: Vec<Selector>,
+    /// By `svc:x` or by the tag of services.
+    pub(crate) service_approvers: BTreeMap<String, Vec<Selector>>,
     pub(crate) tests: Vec<Test>,
+    pub(crate) ssh: Vec<SshRule>,
+    pub(crate) ssh_tests: Vec<SshTest>,
+    pub(crate) node_attributes: Vec<NodeAttribute>,
+    pub(crate) attribute_configs: BTreeMap<String, AttributeConfig>,
+    pub(crate) postures: BTreeMap<String, Vec<Assertion>>,
+    pub(crate) relay_regions: RelayRegions,
     pub(crate) randomize_client_port: bool,
+    pub(crate) disable_ipv4: bool,
+    pub(crate) one_cgnat_route: Option<bool>,
 }
 
 /// A grant, or one acl: sources once, and what they may reach.
@@ -36,6 +50,8 @@ pub(crate) struct Rule {
     pub(crate) app_to: Vec<Selector>,
     /// Tags of the routers that may carry the traffic; empty: any.
     pub(crate) via: Vec<String>,
+    /// Postures of which a source node must have one; empty: none needed.
+    pub(crate) postures: Vec<String>,
 }
 
 /// Some destinations with one protocol and its ports.
@@ -55,6 +71,8 @@ pub(crate) struct Test {
     pub(crate) protocol: Option<u8>,
     pub(crate) accept: Vec<TestTarget>,
     pub(crate) deny: Vec<TestTarget>,
+    /// What the source is taken to be like.
+    pub(crate) attributes: Attributes,
 }
 
 /// A destination of a test.
@@ -65,11 +83,56 @@ pub(crate) struct TestTarget {
     pub(crate) text: String,
 }
 
+/// What a policy does to the relays of the tailnet (`derpMap`).
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RelayRegions {
+    /// The server's own regions are left out.
+    pub omit_default_regions: bool,
+    /// Regions to add or replace; `None` takes one away.
+    pub regions: BTreeMap<RegionId, Option<DerpRegion>>,
+}
+
+impl RelayRegions {
+    /// Whether the policy leaves the relays alone.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        !self.omit_default_regions && self.regions.is_empty()
+    }
+
+    /// Applies the policy to the server's relays.
+    pub fn apply(&self, map: &mut DerpMap) {
+        if self.omit_default_regions {
+            map.regions.clear();
+            map.omit_default_regions = true;
+        }
+        for (id, region) in &self.regions {
+            match region {
+                Some(region) => map.regions.insert(*id, region.clone()),
+                None => map.regions.remove(id),
+            };
+        }
+    }
+}
+
 impl Policy {
     /// Reads a policy file. An empty file, like one with neither `acls` nor
-    /// `grants`, allows everything. All errors are returned at once.
+    /// `grants`, allows everything. All errors are returned at once, in the
+    /// order of their places (of very many, the first five hundred).
     pub fn parse(source: &str) -> Result<Self, Vec<Diagnostic>> {
-        crate::file::read(source)
+        Self::parse_in(source, &Context::default())
+    }
+
+    /// Reads a policy file for a tailnet of which more is known.
+    pub fn parse_in(source: &str, context: &Context) -> Result<Self, Vec<Diagnostic>> {
+        crate::file::read(source, context)
+    }
+
+    /// Reads a policy file that may not even be text.
+    pub fn parse_bytes(source: &[u8], context: &Context) -> Result<Self, Vec<Diagnostic>> {
+        match std::str::from_utf8(source) {
+            Ok(source) => Self::parse_in(source, context),
+            Err(error) => Err(vec![Diagnostic::not_utf8(source, error)]),
+        }
     }
 
     /// The policy of a tailnet that has none: everyone may reach everyone.
@@ -97,6 +160,23 @@ impl Policy {
     #[must_use]
     pub fn randomize_client_port(&self) -> bool {
         self.randomize_client_port
+    }
+
+    /// What the policy does to the relays.
+    #[must_use]
+    pub fn relay_regions(&self) -> &RelayRegions {
+        &self.relay_regions
+    }
+
+    /// Whether a host with these attributes has one of the postures. No
+    /// posture asks for nothing.
+    pub(crate) fn has_posture(&self, postures: &[String], attributes: &Attributes) -> bool {
+        postures.is_empty()
+            || postures.iter().any(|posture| {
+                self.postures
+                    .get(posture)
+                    .is_some_and(|all| all.iter().all(|one| one.holds(attributes)))
+            })
     }
 
     /// Whether `user` may give a node the tag: listed in `tagOwners`, directly,
@@ -164,6 +244,23 @@ impl Policy {
             .iter()
             .filter(|(key, _)| key.contains(&route))
             .any(|(_, list)| is_approver(list))
+    }
+
+    /// Whether `node` may offer a service without asking anyone: it is an
+    /// approver of the service's name or of one of its tags.
+    #[must_use]
+    pub fn approves_service(
+        &self,
+        users: &[PolicyUser],
+        node: &PolicyNode,
+        service: &str,
+        service_tags: &[String],
+    ) -> bool {
+        std::iter::once(service)
+            .chain(service_tags.iter().map(String::as_str))
+            .filter_map(|name| self.service_approvers.get(name))
+            .flatten()
+            .any(|selector| self.selects_node(selector, users, node))
     }
 
     /// Whether an identity selector means `user`.

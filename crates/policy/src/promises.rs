@@ -96,7 +96,7 @@ impl<'a> World<'a> {
             };
             destinations
                 .iter()
-                .any(|destination| self.reaches(source, destination, test.protocol, target.port))
+                .any(|destination| self.reaches(test, source, destination, target.port))
         });
         Some(all)
     }
@@ -122,14 +122,20 @@ impl<'a> World<'a> {
             .collect()
     }
 
-    fn reaches(&self, src: &Place<'_>, dst: &Place<'_>, protocol: Option<u8>, port: u16) -> bool {
+    fn reaches(&self, test: &Test, src: &Place<'_>, dst: &Place<'_>, port: u16) -> bool {
+        // What a node is like counts as the test says; what stands behind a
+        // node has no posture.
+        let posed = |rule: &Rule| {
+            src.1.is_none() || self.policy.has_posture(&rule.postures, &test.attributes)
+        };
         self.policy.open
             || self.policy.rules.iter().any(|rule| {
                 self.is_source(rule, src)
+                    && posed(rule)
                     && rule
                         .reach
                         .iter()
-                        .any(|reach| self.opens(reach, src, dst, protocol, port))
+                        .any(|reach| self.opens(reach, src, dst, test.protocol, port))
             })
     }
 

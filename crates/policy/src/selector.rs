@@ -63,6 +63,18 @@ pub(crate) fn parse_net(text: &str) -> Option<IpNet> {
     Some(net.trunc())
 }
 
+/// Whether `name` is `svc:` and the name of a service: one DNS label.
+pub(crate) fn is_service_name(name: &str) -> bool {
+    name.strip_prefix("svc:").is_some_and(|label| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    })
+}
+
 /// A port range, both ends included; `*` is 0 to 65535.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Ports {

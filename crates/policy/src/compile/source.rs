@@ -1,5 +1,7 @@
 //! Sources of rules, resolved.
 
+use std::net::IpAddr;
+
 use crate::node::{PolicyNode, PolicyUser};
 use crate::policy::Policy;
 use crate::selector::Selector;
@@ -24,26 +26,44 @@ impl Source {
         users: &[PolicyUser],
         nodes: &[PolicyNode],
         selectors: &[Selector],
+        postures: &[String],
     ) -> Self {
         let mut parts: Vec<(String, Vec<Span>)> = Vec::new();
         let mut selected = vec![false; nodes.len()];
+        let passes: Vec<bool> = nodes
+            .iter()
+            .map(|node| policy.has_posture(postures, &node.attributes))
+            .collect();
+        let all_pass = passes.iter().all(|passes| *passes);
         for selector in selectors {
-            match selector {
+            let own = match selector {
                 Selector::Any => {
                     let ranges = TAILNET.iter();
-                    parts.extend(ranges.map(|named| (named.text.to_owned(), vec![named.span])));
                     let routes = nodes.iter().flat_map(PolicyNode::subnet_routes);
-                    parts.extend(routes.map(|route| (net_text(route), vec![Span::from(route)])));
+                    let routes = routes.map(|route| (net_text(route), vec![Span::from(route)]));
+                    // What stands behind a node has no posture.
+                    if all_pass {
+                        parts.extend(routes);
+                        ranges
+                            .map(|named| (named.text.to_owned(), vec![named.span]))
+                            .collect()
+                    } else {
+                        let own = nodes.iter().zip(&passes).filter(|(_, passes)| **passes);
+                        let own = own.flat_map(|(node, _)| &node.addresses);
+                        parts.extend(own.map(|a| (a.to_string(), vec![Span::from(*a)])));
+                        routes.collect()
+                    }
                 }
-                Selector::DangerAll => parts.push(("*".to_owned(), Span::ALL.to_vec())),
-                Selector::Net(net) => parts.push((net_text(net), vec![Span::from(net)])),
-                Selector::Set(set) => {
-                    parts.extend(set.spans.iter().map(|span| (span.text(), vec![*span])));
-                }
-                _ => {}
-            }
-            for (node, selected) in nodes.iter().zip(&mut selected) {
-                if !policy.selects_node(selector, users, node) {
+                Selector::DangerAll if all_pass => vec![("*".to_owned(), Span::ALL.to_vec())],
+                Selector::DangerAll => of_those_that_pass(&Span::ALL, nodes, &passes),
+                Selector::Net(net) if all_pass => vec![(net_text(net), vec![Span::from(net)])],
+                Selector::Net(net) => of_those_that_pass(&[Span::from(net)], nodes, &passes),
+                Selector::Set(set) => of_those_that_pass(&set.spans, nodes, &passes),
+                _ => Vec::new(),
+            };
+            parts.extend(own);
+            for ((node, selected), passes) in nodes.iter().zip(&mut selected).zip(&passes) {
+                if !passes || !policy.selects_node(selector, users, node) {
                     continue;
                 }
                 *selected = true;
@@ -85,4 +105,37 @@ impl Source {
     pub(super) fn overlaps(&self, span: &Span) -> bool {
         self.spans.iter().any(|own| own.overlaps(span))
     }
+}
+
+/// Ranges without the addresses of nodes that lack the posture. Where there
+/// are such nodes, the tailnet's own ranges give way to the addresses of the
+/// others.
+fn of_those_that_pass(
+    spans: &[Span],
+    nodes: &[PolicyNode],
+    passes: &[bool],
+) -> Vec<(String, Vec<Span>)> {
+    let one = |span: Span| (span.text(), vec![span]);
+    let mut out = Vec::new();
+    for span in spans {
+        let inside = |address: &IpAddr| span.contains(&Span::from(*address));
+        let lacking = nodes
+            .iter()
+            .zip(passes)
+            .any(|(node, passes)| !passes && node.addresses.iter().any(inside));
+        if !lacking {
+            out.push(one(*span));
+            continue;
+        }
+        let ranges = TAILNET.iter().fold(vec![*span], |left, named| {
+            left.iter()
+                .flat_map(|part| part.without(&named.span))
+                .collect()
+        });
+        out.extend(ranges.into_iter().map(one));
+        let passing = nodes.iter().zip(passes).filter(|(_, passes)| **passes);
+        let passing = passing.flat_map(|(node, _)| &node.addresses);
+        out.extend(passing.filter(|a| inside(a)).map(|a| one(Span::from(*a))));
+    }
+    out
 }

@@ -34,12 +34,13 @@ impl Reader<'_> {
             let message = "test(s) failed: a test's proto is tcp, udp, sctp or absent";
             self.problem(&proto.span, message);
         }
-        let source = fields
-            .get("src")
-            .or(fields.get("user"))
+        let attributes = self.posed_attributes(&fields);
+        let source = self
+            .renamed(&fields, "src", "user")
             .and_then(|value| self.text(value))
             .filter(|text| !text.text.is_empty());
-        let accept = self.targets(fields.get("accept").or(fields.get("allow")));
+        let accept = self.renamed(&fields, "accept", "allow");
+        let accept = self.targets(accept);
         let deny = self.targets(fields.get("deny"));
         if accept.is_empty() && deny.is_empty() && self.problems.len() == before {
             self.problem(&value.span, "test(s) failed: the test asserts nothing");
@@ -49,7 +50,15 @@ impl Reader<'_> {
             return;
         };
         match self.selector(&source, "test(s) failed: src=") {
-            Some(Selector::Any | Selector::OwnUser | Selector::Internet | Selector::DangerAll) => {
+            Some(
+                Selector::Any
+                | Selector::OwnUser
+                | Selector::Internet
+                | Selector::DangerAll
+                | Selector::Shared
+                | Selector::Set(_)
+                | Selector::Service(_),
+            ) => {
                 let message = format!("test(s) failed: {:?} cannot be a src", source.text);
                 self.problem(&source.span, message);
             }
@@ -59,6 +68,7 @@ impl Reader<'_> {
                 protocol,
                 accept,
                 deny,
+                attributes,
             }),
             None => {}
         }
@@ -91,7 +101,11 @@ impl Reader<'_> {
         let to = self.selector(&host_text, "test(s) failed: ")?;
         let unfit = match &to {
             Selector::Net(net) => net.prefix_len() != net.max_prefix_len() || host.contains('/'),
-            Selector::Any | Selector::Internet | Selector::DangerAll => true,
+            Selector::Any
+            | Selector::Internet
+            | Selector::DangerAll
+            | Selector::Shared
+            | Selector::Set(_) => true,
             _ => false,
         };
         if unfit {

@@ -1,8 +1,7 @@
 //! The rule sections: `acls` and `grants`.
 
 use super::{Fields, Reader, Text, is_empty};
-use crate::diagnostic::did_you_mean;
-use crate::json::{Spanned, Value};
+use crate::json::Spanned;
 use crate::policy::{Reach, Rule};
 use crate::selector::{Ports, Selector, has_ports, parse_ports, parse_protocol, protocol_names};
 
@@ -22,16 +21,7 @@ const SELF_NEEDS_USERS: &str =
 impl Reader<'_> {
     /// An entry of `acls`.
     pub(super) fn acl(&mut self, value: &Spanned) {
-        let notes: Vec<&str> = match &value.value {
-            // Members whose name begins with # are notes of an admin console.
-            Value::Object(members) => members
-                .iter()
-                .map(|member| member.name.as_str())
-                .filter(|name| name.starts_with('#'))
-                .collect(),
-            _ => Vec::new(),
-        };
-        let mut known = vec![
+        let known = [
             "action",
             "src",
             "dst",
@@ -40,19 +30,20 @@ impl Reader<'_> {
             "ports",
             "srcPosture",
         ];
-        known.extend(notes);
-        let Some(fields) = self.fields(value, "an acl", &known) else {
+        let Some(fields) = self.fields_and_notes(value, "an acl", &known) else {
             return;
         };
-        self.no_posture(&fields);
+        let postures = self.rule_postures(&fields);
         self.action(value, &fields);
         let protocol = self.protocol(&fields);
-        let sources = self.sources(fields.get("src").or(fields.get("users")));
+        let sources = self.renamed(&fields, "src", "users");
+        let sources = self.sources(sources);
 
         // Self destinations go last when other kinds stand beside them.
         let (mut reach, mut own) = (Vec::new(), Vec::new());
         let mut only_autogroups = true;
-        for text in self.texts(fields.get("dst").or(fields.get("ports")), "dst") {
+        let destinations = self.renamed(&fields, "dst", "ports");
+        for text in self.texts(destinations, "dst") {
             only_autogroups &= text.text.starts_with("autogroup:");
             let Some((to, ports)) = self.destination_with_ports(&text, protocol) else {
                 continue;
@@ -83,6 +74,7 @@ impl Reader<'_> {
             app: Vec::new(),
             app_to: Vec::new(),
             via: Vec::new(),
+            postures,
         });
     }
 
@@ -92,7 +84,7 @@ impl Reader<'_> {
         let Some(fields) = self.fields(value, "a grant", &known) else {
             return;
         };
-        self.no_posture(&fields);
+        let postures = self.rule_postures(&fields);
         let sources = self.sources(fields.get("src"));
         let via = self.via(&fields);
         let (ip, app) = (fields.get("ip"), fields.get("app"));
@@ -120,13 +112,8 @@ impl Reader<'_> {
             app_to: if app.is_empty() { Vec::new() } else { to },
             app,
             via,
+            postures,
         });
-    }
-
-    fn no_posture(&mut self, fields: &Fields<'_>) {
-        if let Some(value) = fields.get("srcPosture").filter(|value| !is_empty(value)) {
-            self.problem(&value.span, "srcPosture is not supported by this version");
-        }
     }
 
     fn action(&mut self, rule: &Spanned, fields: &Fields<'_>) {
@@ -156,7 +143,8 @@ impl Reader<'_> {
     }
 
     fn unknown_protocol(&mut self, text: &Text<'_>, name: &str) {
-        let help = did_you_mean(name, protocol_names())
+        let help = self
+            .suggest(name, protocol_names())
             .or_else(|| Some("expected a protocol name or a number from 0 to 255".to_owned()));
         self.problem_with(&text.span, format!("unknown protocol: {name:?}"), help);
     }
@@ -165,7 +153,7 @@ impl Reader<'_> {
         let mut out = Vec::new();
         for text in self.texts(value, "src") {
             match self.selector(&text, "src=") {
-                Some(Selector::OwnUser | Selector::Internet) => {
+                Some(Selector::OwnUser | Selector::Internet | Selector::Service(_)) => {
                     let message = format!("{:?} not valid on the src side of a rule", text.text);
                     self.problem(&text.span, message);
                 }
@@ -178,7 +166,11 @@ impl Reader<'_> {
     /// Whether `autogroup:self` may stand beside these sources.
     fn self_allowed(&self, sources: &[Selector], any_too: bool) -> bool {
         sources.iter().all(|source| match source {
-            Selector::User(_) | Selector::Group(_) | Selector::Domain(_) | Selector::Member => true,
+            Selector::User(_)
+            | Selector::Group(_)
+            | Selector::Domain(_)
+            | Selector::Member
+            | Selector::Role(_) => true,
             Selector::Any => any_too,
             _ => false,
         })
@@ -214,11 +206,22 @@ impl Reader<'_> {
             span: text.span.clone(),
         };
         let to = self.selector(&host, &format!("dst={:?}: ", host.text))?;
-        if to == Selector::DangerAll {
-            self.problem(&text.span, "cannot use autogroup:danger-all as a dst");
-            return None;
+        match to {
+            Selector::DangerAll => {
+                self.problem(&text.span, "cannot use autogroup:danger-all as a dst");
+                None
+            }
+            Selector::Shared => {
+                self.problem(&text.span, "cannot use autogroup:shared as a dst");
+                None
+            }
+            Selector::Service(_) => {
+                let help = "write a grant instead".to_owned();
+                self.problem_with(&text.span, "acls cannot have services as dst", Some(help));
+                None
+            }
+            to => Some((to, ports)),
         }
-        Some((to, ports))
     }
 
     fn ports(
@@ -253,6 +256,7 @@ impl Reader<'_> {
         let to = self.selector(text, &format!("dst={:?}: ", text.text))?;
         let message = match &to {
             Selector::DangerAll => "cannot use autogroup:danger-all as a dst".to_owned(),
+            Selector::Shared => "cannot use autogroup:shared as a dst".to_owned(),
             Selector::Internet if with_app => {
                 "cannot use app grants with autogroup:internet".to_owned()
             }
@@ -336,7 +340,7 @@ impl Reader<'_> {
                 out.push(text.text.to_owned());
             } else {
                 let tags = self.policy.tag_owners.keys().map(String::as_str);
-                let help = did_you_mean(text.text, tags);
+                let help = self.suggest(text.text, tags);
                 self.problem_with(&text.span, format!("tag {:?} not found", text.text), help);
             }
         }

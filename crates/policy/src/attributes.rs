@@ -1,0 +1,245 @@
+//! The `nodeAttrs` section and its kin: what nodes may do besides talking to
+//! each other, as entries of their capability map.
+//!
+//! What a policy gives ([`Policy::node_attributes`]) is kept apart from what
+//! the hosted service tells every node anyway ([`Policy::hosted_baseline`]):
+//! the latter speaks of features of the service that another server need not
+//! have.
+
+use ipnet::{IpNet, Ipv4Net};
+use serde_json::Value;
+use warren_control_types::CapMap;
+
+use crate::node::{PolicyNode, PolicyUser, Role};
+use crate::policy::Policy;
+use crate::selector::Selector;
+use crate::span::Span;
+
+/// Take the IPv4 address off a node.
+const DISABLE_IPV4: &str = "disable-ipv4";
+
+/// A random UDP port instead of the usual one.
+const RANDOMIZE_CLIENT_PORT: &str = "randomize-client-port";
+
+/// Offer the node when someone asks for a good exit node.
+const SUGGEST_EXIT_NODE: &str = "suggest-exit-node";
+
+/// Publish services to the internet.
+const FUNNEL: &str = "funnel";
+
+/// An entry of `nodeAttrs`.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct NodeAttribute {
+    pub(crate) targets: Vec<Selector>,
+    pub(crate) attributes: Vec<String>,
+    /// Application capabilities with their values, in file order.
+    pub(crate) app: Vec<(String, Vec<Value>)>,
+    /// Where matching nodes get their addresses from.
+    pub(crate) ip_pool: Vec<Ipv4Net>,
+}
+
+/// What kind of value an attribute of `attrConfig` holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttributeKind {
+    /// Text.
+    Text,
+    /// Yes or no.
+    Bool,
+    /// A number.
+    Number,
+}
+
+/// An entry of `attrConfig`: how a custom attribute of hosts is handled.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AttributeConfig {
+    /// What its values are; `None`: not said.
+    pub kind: Option<AttributeKind>,
+    /// Whether a node may set it itself.
+    pub allow_set_by_node: bool,
+    /// Peers that are told of it.
+    pub(crate) broadcast_to: Vec<Selector>,
+}
+
+/// What the hosted service's baseline needs to know of the tailnet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostedTailnet<'a> {
+    /// The name that is shown for the tailnet.
+    pub display_name: &'a str,
+    /// Whether nodes update themselves; `None`: nothing is said about it.
+    pub auto_update: Option<bool>,
+    /// Whether nodes can get certificates.
+    pub https: bool,
+}
+
+impl Policy {
+    /// What the policy lets `node` do: its own view of its capability map.
+    /// Entries of all matching targets are united.
+    #[must_use]
+    pub fn node_attributes(&self, users: &[PolicyUser], node: &PolicyNode) -> CapMap {
+        let mut out = CapMap::default();
+        for entry in self.entries_for(users, node) {
+            for name in &entry.attributes {
+                out.entry(name.clone()).or_default();
+                if name == FUNNEL {
+                    out.entry("https://tailscale.com/cap/funnel-ports?ports=443,8443,10000".into())
+                        .or_default();
+                }
+            }
+            for (name, values) in &entry.app {
+                let all = out.entry(name.clone()).or_default();
+                for value in values {
+                    if !all.contains(value) {
+                        all.push(value.clone());
+                    }
+                }
+            }
+        }
+        if self.randomize_client_port {
+            out.entry(RANDOMIZE_CLIENT_PORT.into()).or_default();
+        }
+        if self.disable_ipv4 {
+            out.entry(DISABLE_IPV4.into()).or_default();
+        }
+        match self.one_cgnat_route {
+            Some(true) => out.entry("one-cgnat?v=true".into()).or_default(),
+            Some(false) => out.entry("one-cgnat?v=false".into()).or_default(),
+            None => return out,
+        };
+        out
+    }
+
+    /// What peers are told that `node` may do.
+    #[must_use]
+    pub fn peer_attributes(&self, node: &PolicyNode) -> CapMap {
+        // As on the hosted service, every approved exit node is suggested,
+        // whether nodeAttrs names the attribute or not.
+        let suggested = node.exit_routes().next().map(|_| SUGGEST_EXIT_NODE);
+        suggested.into_iter().collect()
+    }
+
+    /// Whether `node` has no IPv4 address in anybody's eyes. Subnet routes of
+    /// IPv4 stay.
+    #[must_use]
+    pub fn disables_ipv4(&self, users: &[PolicyUser], node: &PolicyNode) -> bool {
+        self.disable_ipv4
+            || self
+                .entries_for(users, node)
+                .any(|entry| entry.attributes.iter().any(|name| name == DISABLE_IPV4))
+    }
+
+    /// Where `node`, which is about to register, gets its IPv4 address from:
+    /// any of these; anywhere if there is none. A node that has no address yet
+    /// matches by what it is.
+    #[must_use]
+    pub fn ip_pools(&self, users: &[PolicyUser], node: &PolicyNode) -> Vec<Ipv4Net> {
+        let mut out: Vec<Ipv4Net> = Vec::new();
+        for net in self
+            .entries_for(users, node)
+            .flat_map(|entry| &entry.ip_pool)
+        {
+            if !out.contains(net) {
+                out.push(*net);
+            }
+        }
+        out
+    }
+
+    /// How a custom attribute of hosts is handled.
+    #[must_use]
+    pub fn attribute_config(&self, name: &str) -> Option<&AttributeConfig> {
+        self.attribute_configs.get(name)
+    }
+
+    /// Whether `peer` is told the custom attribute `name` of other nodes.
+    #[must_use]
+    pub fn is_told_attribute(&self, users: &[PolicyUser], peer: &PolicyNode, name: &str) -> bool {
+        self.attribute_config(name).is_some_and(|config| {
+            let mut selectors = config.broadcast_to.iter();
+            selectors.any(|selector| self.targets_node(selector, users, peer))
+        })
+    }
+
+    /// What the hosted service tells `node` that it may do, policy apart.
+    #[must_use]
+    pub fn hosted_baseline(
+        &self,
+        users: &[PolicyUser],
+        node: &PolicyNode,
+        tailnet: &HostedTailnet<'_>,
+    ) -> CapMap {
+        let mut out: CapMap = [
+            "https://tailscale.com/cap/file-sharing",
+            "https://tailscale.com/cap/ssh",
+            "https://tailscale.com/cap/tailnet-lock",
+            "probe-udp-lifetime",
+            "ssh-behavior-v1",
+            "ssh-env-vars",
+            "store-appc-routes",
+        ]
+        .into_iter()
+        .collect();
+        out.insert(
+            "tailnet-display-name".to_owned(),
+            vec![tailnet.display_name.into()],
+        );
+        if let Some(auto_update) = tailnet.auto_update {
+            out.insert("default-auto-update".to_owned(), vec![auto_update.into()]);
+        }
+        // A tagged node is the tailnet owner's: an owner may use every tag.
+        let owner = users.iter().find(|user| user.role == Role::Owner);
+        let user = if node.is_tagged() {
+            owner
+        } else {
+            users.iter().find(|user| Some(user.id) == node.user)
+        };
+        let role = user.map_or(Role::Member, |user| user.role);
+        if role.is(Role::Admin) && !node.is_tagged() {
+            out.insert("https://tailscale.com/cap/is-admin".to_owned(), Vec::new());
+        }
+        if role.is(Role::Owner) {
+            out.insert("https://tailscale.com/cap/is-owner".to_owned(), Vec::new());
+        }
+        let publishes = self
+            .entries_for(users, node)
+            .any(|entry| entry.attributes.iter().any(|name| name == FUNNEL));
+        if publishes && !tailnet.https {
+            let warning = "https://tailscale.com/cap/warn-funnel-no-https";
+            out.insert(warning.to_owned(), Vec::new());
+        }
+        out
+    }
+
+    fn entries_for<'a>(
+        &'a self,
+        users: &'a [PolicyUser],
+        node: &'a PolicyNode,
+    ) -> impl Iterator<Item = &'a NodeAttribute> {
+        self.node_attributes.iter().filter(move |entry| {
+            entry
+                .targets
+                .iter()
+                .any(|selector| self.targets_node(selector, users, node))
+        })
+    }
+
+    /// Whether a selector means `node` by what it is or by one of its
+    /// addresses.
+    pub(crate) fn targets_node(
+        &self,
+        selector: &Selector,
+        users: &[PolicyUser],
+        node: &PolicyNode,
+    ) -> bool {
+        match selector {
+            Selector::Net(net) => node
+                .addresses
+                .iter()
+                .any(|address| net.contains(&IpNet::from(*address))),
+            Selector::Set(set) => node.addresses.iter().any(|address| {
+                let at = Span::from(*address);
+                set.spans.iter().any(|span| span.contains(&at))
+            }),
+            identity => self.selects_node(identity, users, node),
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! The `ssh` section: who may log in to a node over SSH, and as whom.
+//!
+//! [`Policy::compile_ssh`] resolves every selector of the section once;
+//! [`SshRules::policy_for`] then says what one node is told. A node decides by
+//! the first rule that matches, so order is meaning: rules that ask for a
+//! check come before those that accept, each kind in the order of the file.
+//!
+//! What a check's period is, and what happens when it succeeded, never goes
+//! to the node: it asks this server, which looks it up with
+//! [`SshRules::check_for`].
+
+mod promises;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use warren_control_types::{
+    NodeId, SshAction, SshPolicy, SshPrincipal, SshRecorderFailureAction, UserId,
+};
+
+use crate::node::{PolicyNode, PolicyUser};
+use crate::policy::Policy;
+use crate::posture::Attributes;
+use crate::selector::Selector;
+
+pub use promises::{FailedSshTest, SshExpectation};
+
+/// Where a recorder listens.
+const RECORDER_PORT: u16 = 80;
+
+/// An entry of `ssh`.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct SshRule {
+    /// `None`: accepted as it is. Else how long a check holds; zero asks every
+    /// time.
+    pub(crate) check: Option<Duration>,
+    pub(crate) sources: Vec<Selector>,
+    pub(crate) to: Vec<Selector>,
+    pub(crate) logins: Logins,
+    pub(crate) accept_env: Vec<String>,
+    pub(crate) postures: Vec<String>,
+    pub(crate) recorders: Vec<Selector>,
+    pub(crate) enforce_recorder: bool,
+}
+
+/// The `users` of a rule: local users of the destination.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Logins {
+    /// `root`.
+    pub(crate) root: bool,
+    /// `autogroup:nonroot`: anyone but root.
+    pub(crate) nonroot: bool,
+    /// By name.
+    pub(crate) names: BTreeSet<String>,
+    /// `localpart:*@domain`: the part of the source's own login before the @.
+    pub(crate) domains: Vec<String>,
+}
+
+/// An entry of `sshTests`.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct SshTest {
+    pub(crate) source: Selector,
+    pub(crate) source_text: String,
+    pub(crate) to: Vec<(Selector, String)>,
+    pub(crate) accept: Vec<String>,
+    pub(crate) check: Vec<String>,
+    pub(crate) deny: Vec<String>,
+    /// What the source is taken to be like.
+    pub(crate) attributes: Attributes,
+}
+
+/// The `ssh` section beside the users and nodes of the moment.
+#[derive(Debug, Clone)]
+pub struct SshRules {
+    /// Ascending by id.
+    nodes: Vec<PolicyNode>,
+    /// Checks before accepts, else in file order.
+    rules: Vec<Resolved>,
+}
+
+/// One rule.
+#[derive(Debug, Clone)]
+struct Resolved {
+    check: Option<Duration>,
+    /// What an accepted session may do.
+    accept: SshAction,
+    accept_env: Vec<String>,
+    /// Wanted user to local user, for every source.
+    users: BTreeMap<String, String>,
+    /// Whether users get in by the name of their login.
+    by_login: bool,
+    /// Those names.
+    local_parts: BTreeMap<UserId, String>,
+    /// Source nodes (indices, ascending) of each user, in user order.
+    user_sources: BTreeMap<UserId, Vec<usize>>,
+    /// Tagged source nodes, one time for each of the tags that select them.
+    tagged_sources: Vec<usize>,
+    /// Destinations, `autogroup:self` aside.
+    to: BTreeSet<usize>,
+    to_own_user: bool,
+}
+
+/// What a check asks for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SshCheck {
+    /// How long an earlier check still counts; zero: it never does.
+    pub period: Duration,
+    /// What the session may do once the check has succeeded.
+    pub then: SshAction,
+}
+
+impl Policy {
+    /// Resolves the `ssh` section for these users and nodes.
+    #[must_use]
+    pub fn compile_ssh(&self, users: &[PolicyUser], nodes: &[PolicyNode]) -> SshRules {
+        self.ssh_rules(users, nodes, None)
+    }
+
+    /// The rules as they are; with `posed`, every node is taken to have these
+    /// attributes.
+    fn ssh_rules(
+        &self,
+        users: &[PolicyUser],
+        nodes: &[PolicyNode],
+        posed: Option<&Attributes>,
+    ) -> SshRules {
+        let mut nodes = nodes.to_vec();
+        nodes.sort_by_key(|node| node.id);
+        let resolve = |rule: &SshRule| self.resolve_ssh(users, &nodes, rule, posed);
+        let mut rules: Vec<Resolved> = self.ssh.iter().map(resolve).collect();
+        rules.sort_by_key(|rule| rule.check.is_none());
+        SshRules { nodes, rules }
+    }
+
+    fn resolve_ssh(
+        &self,
+        users: &[PolicyUser],
+        nodes: &[PolicyNode],
+        rule: &SshRule,
+        posed: Option<&Attributes>,
+    ) -> Resolved {
+        let selects = |selectors: &[Selector], node: &PolicyNode| {
+            selectors
+                .iter()
+                .any(|selector| self.selects_node(selector, users, node))
+        };
+        let mut user_sources: BTreeMap<UserId, Vec<usize>> = BTreeMap::new();
+        let mut tagged_sources = Vec::new();
+        let mut to = BTreeSet::new();
+        for (index, node) in nodes.iter().enumerate() {
+            if selects(&rule.to, node) {
+                to.insert(index);
+            }
+            if !self.has_posture(&rule.postures, posed.unwrap_or(&node.attributes)) {
+                continue;
+            }
+            if node.is_tagged() {
+                let tags = rule.sources.iter().flat_map(|selector| match selector {
+                    Selector::Tag(tag) if node.tags.contains(tag) => vec![tag],
+                    Selector::Tagged => node.tags.iter().collect(),
+                    _ => Vec::new(),
+                });
+                let tags: BTreeSet<&String> = tags.collect();
+                tagged_sources.extend(tags.iter().map(|_| index));
+            } else if let Some(user) = node.user.filter(|_| selects(&rule.sources, node)) {
+                user_sources.entry(user).or_default().push(index);
+            }
+        }
+        let mut names: BTreeMap<String, String> = BTreeMap::new();
+        if rule.logins.nonroot {
+            names.insert("*".to_owned(), "=".to_owned());
+        }
+        let root = if rule.logins.root { "root" } else { "" };
+        names.insert("root".to_owned(), root.to_owned());
+        names.extend(rule.logins.names.iter().map(|n| (n.clone(), n.clone())));
+        let local_parts = users.iter().filter_map(|user| {
+            let mut domains = rule.logins.domains.iter();
+            let local = domains.find_map(|domain| user.local_part(domain))?;
+            Some((user.id, local.to_owned()))
+        });
+        let recorders = nodes
+            .iter()
+            .filter(|node| selects(&rule.recorders, node))
+            .flat_map(|node| &node.addresses)
+            .map(|address| SocketAddr::new(*address, RECORDER_PORT));
+        let enforced = rule.enforce_recorder.then(|| SshRecorderFailureAction {
+            reject_session_with_message: "This session must be recorded, and no recorder answers."
+                .to_owned(),
+            terminate_session_with_message: "The recorder of this session is gone.".to_owned(),
+            ..SshRecorderFailureAction::default()
+        });
+        Resolved {
+            check: rule.check,
+            accept: SshAction {
+                accept: true,
+                allow_agent_forwarding: true,
+                allow_local_port_forwarding: true,
+                allow_remote_port_forwarding: true,
+                recorders: recorders.collect(),
+                on_recording_failure: enforced.filter(|_| !rule.recorders.is_empty()),
+                ..SshAction::default()
+            },
+            accept_env: rule.accept_env.clone(),
+            users: names,
+            by_login: !rule.logins.domains.is_empty(),
+            local_parts: local_parts.collect(),
+            user_sources,
+            tagged_sources,
+            to,
+            to_own_user: rule.to.contains(&Selector::OwnUser),
+        }
+    }
+}
+
+impl SshRules {
+    /// What `node` is told. `base_url` is where nodes reach this server, for
+    /// checks: without a slash at the end.
+    #[must_use]
+    pub fn policy_for(&self, node: NodeId, base_url: &str) -> SshPolicy {
+        let Ok(index) = self.nodes.binary_search_by_key(&node, |node| node.id) else {
+            return SshPolicy::default();
+        };
+        let mut out = SshPolicy::default();
+        for rule in &self.rules {
+            let mut say = |sources: &[usize], users: &BTreeMap<String, String>| {
+                if sources.is_empty() {
+                    return;
+                }
+                let action = match rule.check {
+                    None => rule.accept.clone(),
+                    Some(_) => SshAction {
+                        hold_and_delegate: format!(
+                            "{base_url}/machine/ssh/action/$SRC_NODE_ID/to/$DST_NODE_ID?local_user=$LOCAL_USER"
+                        ),
+                        ..SshAction::default()
+                    },
+                };
+                out.rules.push(warren_control_types::SshRule {
+                    principals: self.principals(sources),
+                    ssh_users: users.clone(),
+                    action: Some(action),
+                    accept_env: rule.accept_env.clone(),
+                    ..Default::default()
+                });
+            };
+            for part in self.parts(rule, index) {
+                say(&part.sources, &rule.users);
+                if let Some(local) = part.local_part {
+                    say(
+                        &part.sources,
+                        &BTreeMap::from([(local.to_owned(), local.to_owned())]),
+                    );
+                }
+            }
+        }
+        out
+    }
+
+    /// What a check of a session from `source` to `local_user` on
+    /// `destination` asks for; `None`: no rule asks for a check there.
+    #[must_use]
+    pub fn check_for(
+        &self,
+        source: NodeId,
+        destination: NodeId,
+        local_user: &str,
+    ) -> Option<SshCheck> {
+        let index = |id: NodeId| self.nodes.binary_search_by_key(&id, |node| node.id).ok();
+        let (source, destination) = (index(source)?, index(destination)?);
+        let rule = self.rules.iter().find(|rule| {
+            rule.check.is_some() && self.lets_in(rule, source, destination, local_user)
+        })?;
+        Some(SshCheck {
+            period: rule.check?,
+            then: rule.accept.clone(),
+        })
+    }
+
+    /// Whether a rule in what `destination` is told lets `source` in as
+    /// `user`.
+    fn lets_in(&self, rule: &Resolved, source: usize, destination: usize, user: &str) -> bool {
+        self.parts(rule, destination).iter().any(|part| {
+            part.sources.contains(&source)
+                && (allows(&rule.users, user) || part.local_part == Some(user))
+        })
+    }
+
+    /// What a rule says on a node, part by part.
+    fn parts<'a>(&self, rule: &'a Resolved, node: usize) -> Vec<Part<'a>> {
+        let own_user = self
+            .nodes
+            .get(node)
+            .filter(|own| !own.is_tagged())
+            .and_then(|own| own.user);
+        let of_user = |user: UserId| {
+            rule.user_sources.get(&user).map(|sources| Part {
+                sources: sources.clone(),
+                local_part: rule.local_parts.get(&user).map(String::as_str),
+            })
+        };
+        let mut out = Vec::new();
+        if rule.to_own_user {
+            out.extend(own_user.and_then(of_user));
+        }
+        if rule.to.contains(&node) {
+            if rule.by_login {
+                out.extend(rule.user_sources.keys().copied().filter_map(of_user));
+                out.push(Part::plain(rule.tagged_sources.clone()));
+            } else {
+                let users = rule.user_sources.values().flatten();
+                let all = users.chain(&rule.tagged_sources).copied();
+                out.push(Part::plain(all.collect()));
+            }
+        } else if rule.by_login && !rule.to.is_empty() {
+            // With names that depend on the source, a source is told what it
+            // may do itself, though nobody may log in to it.
+            match own_user {
+                Some(user) => {
+                    let sources = rule.user_sources.get(&user);
+                    if sources.is_some_and(|sources| sources.contains(&node)) {
+                        out.extend(of_user(user));
+                    }
+                }
+                None if rule.tagged_sources.contains(&node) => {
+                    out.push(Part::plain(vec![node]));
+                }
+                None => {}
+            }
+        }
+        out
+    }
+
+    /// One principal for each address, ascending as text.
+    fn principals(&self, sources: &[usize]) -> Vec<SshPrincipal> {
+        let mut addresses: Vec<String> = sources
+            .iter()
+            .filter_map(|source| self.nodes.get(*source))
+            .flat_map(|node| &node.addresses)
+            .map(IpAddr::to_string)
+            .collect();
+        addresses.sort_unstable();
+        let principal = |node_ip| SshPrincipal {
+            node_ip,
+            ..SshPrincipal::default()
+        };
+        addresses.into_iter().map(principal).collect()
+    }
+}
+
+/// Some sources of a rule that are told of together.
+struct Part<'a> {
+    sources: Vec<usize>,
+    /// The name that these may use besides those of the rule.
+    local_part: Option<&'a str>,
+}
+
+impl Part<'_> {
+    fn plain(sources: Vec<usize>) -> Self {
+        Self {
+            sources,
+            local_part: None,
+        }
+    }
+}
+
+/// Whether a map of users lets someone in as `user`.
+fn allows(users: &BTreeMap<String, String>, user: &str) -> bool {
+    match users.get(user) {
+        Some(local) => !user.is_empty() && !local.is_empty(),
+        None => user != "root" && !user.is_empty() && users.contains_key("*"),
+    }
+}
