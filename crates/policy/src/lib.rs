@@ -25,6 +25,7 @@ mod attributes;
 mod compile;
 mod diagnostic;
 pub mod explain;
+pub mod explain;
 mod file;
 mod go_duration;
 mod json;

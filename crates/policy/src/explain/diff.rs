@@ -1,0 +1,338 @@
+//! What a new policy lets pass that the old one did not, and the reverse.
+//!
+//! Both are put beside the same users and nodes. Machines that no name in
+//! either file tells apart are one place; so is every range of addresses that
+//! the files tell apart. Rules that mean the same on both sides fall away, and
+//! only what the others touch is compared, pair by pair. What is left is told
+//! with the names that the files use.
+
+mod atoms;
+mod board;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+use super::ports::Services;
+use super::scene::Scene;
+use crate::policy::Policy;
+use atoms::{Atom, What};
+use board::{Board, Spot};
+
+/// What two policies allow differently.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Diff {
+    /// What the new one allows and the old one does not.
+    pub gained: Vec<Change>,
+    /// What the old one allows and the new one does not.
+    pub lost: Vec<Change>,
+    /// What else became different.
+    pub notes: Vec<String>,
+    pairs_gained: usize,
+    pairs_lost: usize,
+}
+
+/// Something between some places that one policy allows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Change {
+    /// From these, with the names of the files.
+    pub from: Vec<String>,
+    /// To these.
+    pub to: Vec<String>,
+    /// Ports and protocols, or another right.
+    pub service: String,
+    /// Tags of the routers that must carry it.
+    pub via: Vec<String>,
+    /// Pairs of machines or ranges concerned.
+    pub pairs: usize,
+    /// The ports and protocols as data; null for another right.
+    pub ports: Value,
+}
+
+impl Diff {
+    /// Whether both allow the same.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.gained.is_empty() && self.lost.is_empty() && self.notes.is_empty()
+    }
+
+    /// Pairs of machines (or ranges of addresses) that gain something.
+    #[must_use]
+    pub fn pairs_gained(&self) -> usize {
+        self.pairs_gained
+    }
+
+    /// Pairs that lose something.
+    #[must_use]
+    pub fn pairs_lost(&self) -> usize {
+        self.pairs_lost
+    }
+
+    /// For a terminal.
+    #[must_use]
+    pub fn text(&self) -> String {
+        if self.is_empty() {
+            return "no difference in what is allowed\n".to_owned();
+        }
+        let mut out = String::new();
+        for (sign, word, changes, pairs) in [
+            ('+', "gained", &self.gained, self.pairs_gained),
+            ('-', "lost", &self.lost, self.pairs_lost),
+        ] {
+            if changes.is_empty() {
+                continue;
+            }
+            let _ = writeln!(out, "{word}: {}", counted(pairs));
+            for change in changes {
+                let via = if change.via.is_empty() {
+                    String::new()
+                } else {
+                    format!(" via {}", change.via.join(", "))
+                };
+                let _ = writeln!(
+                    out,
+                    "  {sign} {} -> {}  {}{via}  ({})",
+                    change.from.join(", "),
+                    change.to.join(", "),
+                    change.service,
+                    counted(change.pairs)
+                );
+            }
+        }
+        for note in &self.notes {
+            let _ = writeln!(out, "note: {note}");
+        }
+        out
+    }
+
+    /// For programs.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        let changes = |changes: &[Change]| -> Value {
+            changes
+                .iter()
+                .map(|change| {
+                    json!({
+                        "from": change.from,
+                        "to": change.to,
+                        "service": change.service,
+                        "via": change.via,
+                        "pairs": change.pairs,
+                        "ports": change.ports,
+                    })
+                })
+                .collect()
+        };
+        json!({
+            "gained": changes(&self.gained),
+            "lost": changes(&self.lost),
+            "pairs_gained": self.pairs_gained,
+            "pairs_lost": self.pairs_lost,
+            "notes": self.notes,
+        })
+    }
+}
+
+fn counted(pairs: usize) -> String {
+    if pairs == 1 {
+        "1 pair".to_owned()
+    } else {
+        format!("{pairs} pairs")
+    }
+}
+
+impl Scene<'_> {
+    /// What changes when `after` takes the place of this policy, for the users
+    /// and nodes of this scene.
+    #[must_use]
+    pub fn diff(&self, after: &Scene<'_>) -> Diff {
+        let board = Board::new(self, after.policy);
+        let before_atoms = atoms::of(&board, self.policy);
+        let after_atoms = atoms::of(&board, after.policy);
+        let (only_before, only_after) = different(&before_atoms, &after_atoms);
+        let (gained, pairs_gained) = one_way(
+            &board,
+            after.policy,
+            &only_after,
+            &after_atoms,
+            &before_atoms,
+        );
+        let (lost, pairs_lost) = one_way(
+            &board,
+            self.policy,
+            &only_before,
+            &before_atoms,
+            &after_atoms,
+        );
+        let mut notes = Vec::new();
+        if self.policy.open != after.policy.open {
+            notes.push(if after.policy.open {
+                "the new policy has no rules and so allows everything".to_owned()
+            } else {
+                "the old policy had no rules and so allowed everything".to_owned()
+            });
+        }
+        let rules_differ =
+            self.policy.rules != after.policy.rules || self.policy.groups != after.policy.groups;
+        if gained.is_empty() && lost.is_empty() && notes.is_empty() && rules_differ {
+            notes.push("the rules differ, but not for the machines that are there now".to_owned());
+        }
+        Diff {
+            gained,
+            lost,
+            notes,
+            pairs_gained,
+            pairs_lost,
+        }
+    }
+}
+
+/// What stands on one side only, rule parts that are there twice counted.
+fn different(before: &[Atom], after: &[Atom]) -> (Vec<Atom>, Vec<Atom>) {
+    let mut counts: BTreeMap<&Atom, i64> = BTreeMap::new();
+    for atom in before {
+        *counts.entry(atom).or_default() -= 1;
+    }
+    for atom in after {
+        *counts.entry(atom).or_default() += 1;
+    }
+    let side = |wanted: fn(i64) -> bool| {
+        counts
+            .iter()
+            .filter(|(_, count)| wanted(**count))
+            .map(|(atom, _)| (*atom).clone())
+            .collect()
+    };
+    (side(|count| count < 0), side(|count| count > 0))
+}
+
+/// What a pair may do: ports by the routers that must carry them, and other
+/// rights.
+#[derive(Default)]
+struct Rights {
+    ports: BTreeMap<Vec<String>, Services>,
+    other: BTreeSet<String>,
+}
+
+/// What `here` allows beyond `there`, where the atoms that differ touch.
+fn one_way(
+    board: &Board<'_>,
+    policy: &Policy,
+    candidates: &[Atom],
+    here: &[Atom],
+    there: &[Atom],
+) -> (Vec<Change>, usize) {
+    let mut pairs: BTreeSet<(usize, usize)> = BTreeSet::new();
+    for atom in candidates {
+        for from in &atom.from {
+            pairs.extend(atom.to.iter().map(|to| (*from, *to)));
+        }
+    }
+    let (here, there) = (by_source(board, here), by_source(board, there));
+    // What differs -> destination -> sources.
+    type Key = (String, Vec<String>, String);
+    let mut found: BTreeMap<Key, (Value, BTreeMap<usize, BTreeSet<usize>>)> = BTreeMap::new();
+    let mut total = 0;
+    for (from, to) in pairs {
+        let size = board.pairs(from, to);
+        if size == 0 {
+            continue;
+        }
+        let mine = rights(board, &here, from, to);
+        let theirs = rights(board, &there, from, to);
+        let mut differs = false;
+        let mut note = |key: Key, ports: Value| {
+            differs = true;
+            let (_, places) = found.entry(key).or_insert_with(|| (ports, BTreeMap::new()));
+            places.entry(to).or_default().insert(from);
+        };
+        for (via, services) in &mine.ports {
+            let mut left = services.clone();
+            // What is open by any router is open by these too.
+            for (other, services) in &theirs.ports {
+                if other.is_empty() || other == via {
+                    left = left.minus(services);
+                }
+            }
+            if !left.is_empty() {
+                note((left.text(), via.clone(), String::new()), left.json());
+            }
+        }
+        for right in mine.other.difference(&theirs.other) {
+            note((right.clone(), Vec::new(), right.clone()), Value::Null);
+        }
+        if differs {
+            total += size;
+        }
+    }
+    let mut out = Vec::new();
+    for ((service, via, _), (ports, by_destination)) in found {
+        let mut by_sources: BTreeMap<BTreeSet<usize>, BTreeSet<usize>> = BTreeMap::new();
+        for (to, from) in by_destination {
+            by_sources.entry(from).or_default().insert(to);
+        }
+        for (from, to) in by_sources {
+            let pairs = from
+                .iter()
+                .flat_map(|from| to.iter().map(move |to| board.pairs(*from, *to)))
+                .sum();
+            // The rules that made the difference name it best.
+            let near: Vec<&Atom> = candidates
+                .iter()
+                .filter(|atom| !atom.from.is_disjoint(&from) && !atom.to.is_disjoint(&to))
+                .collect();
+            out.push(Change {
+                from: board.labels(policy, &from, &near),
+                to: board.labels(policy, &to, &near),
+                service: service.clone(),
+                via: via.clone(),
+                pairs,
+                ports: ports.clone(),
+            });
+        }
+    }
+    out.sort_by(|a, b| (&a.from, &a.to, &a.service).cmp(&(&b.from, &b.to, &b.service)));
+    (out, total)
+}
+
+fn by_source<'a>(board: &Board<'_>, atoms: &'a [Atom]) -> Vec<Vec<&'a Atom>> {
+    let mut out = vec![Vec::new(); board.spots.len()];
+    for atom in atoms {
+        for from in &atom.from {
+            if let Some(list) = out.get_mut(*from) {
+                list.push(atom);
+            }
+        }
+    }
+    out
+}
+
+fn rights(board: &Board<'_>, atoms: &[Vec<&Atom>], from: usize, to: usize) -> Rights {
+    let mut out = Rights::default();
+    for atom in atoms.get(from).into_iter().flatten() {
+        let direct = atom.to.contains(&to);
+        let own = board.own();
+        let by_own = !direct && atom.to.contains(&own) && board.is_of_one_user(from, to);
+        let all_own = !direct
+            && matches!(board.spots.get(to), Some(Spot::Own))
+            && board
+                .own_places(from)
+                .is_some_and(|places| places.iter().all(|place| atom.to.contains(place)));
+        if !(direct || by_own || all_own) {
+            continue;
+        }
+        match &atom.what {
+            What::Ports { via, reach } => {
+                out.ports
+                    .entry(via.clone())
+                    .or_default()
+                    .add_open(reach.protocol, &reach.ports);
+            }
+            What::Right(text) => {
+                out.other.insert(text.clone());
+            }
+        }
+    }
+    out
+}

@@ -1,0 +1,122 @@
+//! Rules in terms of places: the parts that two policies are compared by.
+
+use std::collections::BTreeSet;
+
+use super::board::Board;
+use crate::policy::{Policy, Rule};
+use crate::selector::{Ports, Selector};
+
+/// Part of a rule: one group of destinations with its ports, or one right.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Atom {
+    pub(super) from: BTreeSet<usize>,
+    pub(super) to: BTreeSet<usize>,
+    pub(super) what: What,
+    /// The names of the rule, to call places by. Two rules that mean the same
+    /// are the same whatever names they use.
+    pub(super) names: Names,
+}
+
+/// What is allowed.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum What {
+    Ports {
+        via: Vec<String>,
+        reach: Open,
+    },
+    /// A capability with its values, or a login by SSH.
+    Right(String),
+}
+
+/// A protocol and its ports.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Open {
+    pub(super) protocol: Option<u8>,
+    pub(super) ports: Vec<Ports>,
+}
+
+/// Selectors that do not count in comparisons.
+#[derive(Debug, Clone)]
+pub(super) struct Names(pub(super) Vec<Selector>);
+
+impl PartialEq for Names {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Names {}
+
+impl PartialOrd for Names {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Names {
+    fn cmp(&self, _: &Self) -> std::cmp::Ordering {
+        std::cmp::Ordering::Equal
+    }
+}
+
+/// The rules of a policy in parts.
+pub(super) fn of(board: &Board<'_>, policy: &Policy) -> Vec<Atom> {
+    let mut out = Vec::new();
+    if policy.open {
+        let any = [Selector::Any];
+        out.push(Atom {
+            from: board.sources(policy, &any),
+            to: board.destinations(policy, &any),
+            what: What::Ports {
+                via: Vec::new(),
+                reach: Open {
+                    protocol: None,
+                    ports: vec![Ports::ALL],
+                },
+            },
+            names: Names(any.to_vec()),
+        });
+    }
+    for rule in &policy.rules {
+        of_rule(board, policy, rule, &mut out);
+    }
+    out.retain(|atom| !atom.from.is_empty() && !atom.to.is_empty());
+    out
+}
+
+fn of_rule(board: &Board<'_>, policy: &Policy, rule: &Rule, out: &mut Vec<Atom>) {
+    let from = board.sources(policy, &rule.sources);
+    let names = |to: &[Selector]| Names(rule.sources.iter().chain(to).cloned().collect());
+    for reach in &rule.reach {
+        let mut ports = reach.ports.clone();
+        ports.sort_unstable();
+        out.push(Atom {
+            from: from.clone(),
+            to: board.destinations(policy, &reach.to),
+            what: What::Ports {
+                via: rule.via.clone(),
+                reach: Open {
+                    protocol: reach.protocol,
+                    ports,
+                },
+            },
+            names: names(&reach.to),
+        });
+    }
+    for (name, values) in &rule.app {
+        let values: Vec<String> = values.iter().map(ToString::to_string).collect();
+        let mut text = format!("capability {name}");
+        if !values.is_empty() {
+            text = format!("{text} {}", values.join(" "));
+        }
+        if !rule.via.is_empty() {
+            text = format!("{text} via {}", rule.via.join(", "));
+        }
+        out.push(Atom {
+            from: from.clone(),
+            to: board.destinations(policy, &rule.app_to),
+            what: What::Right(text),
+            names: names(&rule.app_to),
+        });
+    }
+}

@@ -1,0 +1,404 @@
+//! The smallest edit of a policy file that lets a packet pass.
+//!
+//! Candidates are made from rules that lack one thing (the source, the
+//! destination, the port), and from a new rule. Each is applied to the text,
+//! the result is read like any policy and the packet is put to it: only edits
+//! that work are offered.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::ops::Range;
+
+use warren_control_types::NodeId;
+
+use super::evaluate::{Packet, evaluate, opens};
+use super::layout::{Layout, List, Place, RuleLayout, Section};
+use super::ports::{DEFAULT, has_ports, protocol_name};
+use super::scene::{Endpoint, Scene};
+use crate::node::PolicyNode;
+use crate::policy::Policy;
+
+/// How many candidates are tried before a new rule is proposed.
+const TRIES: usize = 24;
+
+/// A replacement in a policy file that lets a packet pass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Edit {
+    /// What is done, for people.
+    pub what: String,
+    /// The bytes that go.
+    pub span: Range<usize>,
+    /// What comes there.
+    pub text: String,
+    /// Where.
+    pub place: Place,
+    /// The lines that change, as they are.
+    pub before: Vec<String>,
+    /// The same lines after the edit.
+    pub after: Vec<String>,
+    /// How many other pairs of machines would gain something.
+    pub others: usize,
+}
+
+impl Edit {
+    /// The file after the edit. `source` is the text that was explained.
+    #[must_use]
+    pub fn apply(&self, source: &str) -> String {
+        let head = source.get(..self.span.start).unwrap_or_default();
+        let tail = source.get(self.span.end..).unwrap_or_default();
+        format!("{head}{}{tail}", self.text)
+    }
+}
+
+/// What to do before it is known whether it helps.
+struct Candidate {
+    what: String,
+    span: Range<usize>,
+    text: String,
+}
+
+/// The smallest edit; after it, if it lets others pass too, the narrowest.
+pub(super) fn edits(
+    scene: &Scene<'_>,
+    layout: &Layout,
+    source: &Endpoint,
+    destination: &Endpoint,
+    packet: &Packet,
+) -> Vec<Edit> {
+    if scene.policy.open {
+        return Vec::new();
+    }
+    // Routes that wait for an approval count: the answer asks for it anyway.
+    let nodes = with_offered_routes(scene);
+    let receivers: Vec<&PolicyNode> = match nodes
+        .iter()
+        .find(|node| node.has_address(packet.destination))
+    {
+        Some(owner) => vec![owner],
+        None => nodes
+            .iter()
+            .filter(|node| super::evaluate::is_for(node, packet.destination))
+            .collect(),
+    };
+    if receivers.is_empty() {
+        return Vec::new();
+    }
+    let scene = Scene {
+        nodes: &nodes,
+        ..scene.clone()
+    };
+    let workshop = Workshop {
+        scene: &scene,
+        layout,
+        packet,
+        receivers: receivers.iter().map(|node| node.id).collect(),
+        from: spelled(scene.policy, source, packet.source),
+        to: spelled(scene.policy, destination, packet.destination),
+    };
+    let mut candidates = workshop.candidates(&receivers);
+    candidates.sort_by_key(|candidate| {
+        (
+            candidate.text.len() + candidate.span.len(),
+            candidate.span.start,
+        )
+    });
+    let works = |candidate: Candidate| workshop.tried(candidate);
+    let mut out: Vec<Edit> = candidates
+        .into_iter()
+        .take(TRIES)
+        .find_map(works)
+        .into_iter()
+        .collect();
+    if out.first().is_none_or(|edit| edit.others > 0)
+        && let Some(rule) = workshop.new_rule().and_then(works)
+        && out.first().is_none_or(|edit| rule.others < edit.others)
+    {
+        out.push(rule);
+    }
+    out
+}
+
+fn with_offered_routes(scene: &Scene<'_>) -> Vec<PolicyNode> {
+    let mut nodes = scene.nodes.to_vec();
+    for node in &mut nodes {
+        for route in scene.offered.get(&node.id).into_iter().flatten() {
+            if !node.routes.contains(route) {
+                node.routes.push(*route);
+            }
+        }
+    }
+    nodes
+}
+
+/// How a rule names an end: a tag, a user, or the address.
+fn spelled(policy: &Policy, end: &Endpoint, address: IpAddr) -> String {
+    let first = end.owner.split(',').next().unwrap_or_default();
+    let usable = if first.starts_with("tag:") {
+        policy.knows_tag(first)
+    } else {
+        first.contains('@')
+    };
+    if end.node.is_some() && usable {
+        first.to_owned()
+    } else {
+        address.to_string()
+    }
+}
+
+struct Workshop<'a> {
+    scene: &'a Scene<'a>,
+    layout: &'a Layout,
+    packet: &'a Packet,
+    receivers: Vec<NodeId>,
+    from: String,
+    to: String,
+}
+
+impl Workshop<'_> {
+    fn candidates(&self, receivers: &[&PolicyNode]) -> Vec<Candidate> {
+        let mut out = Vec::new();
+        for (at, rule) in self.scene.policy.rules.iter().enumerate() {
+            let Some(written) = self.layout.rules.get(at) else {
+                continue;
+            };
+            if rule.reach.is_empty() && written.section == Section::Grants {
+                continue;
+            }
+            let world = self.scene.world();
+            let source = rule
+                .sources
+                .iter()
+                .any(|selector| world.is_source(selector, self.packet.source));
+            let means = |to| {
+                receivers
+                    .iter()
+                    .any(|node| world.is_destination(to, node, self.packet.destination))
+            };
+            let open = |reach| opens(reach, self.packet.protocol, self.packet.port);
+            let destination = rule.reach.iter().any(|reach| reach.to.iter().any(means));
+            let both = rule
+                .reach
+                .iter()
+                .any(|reach| open(reach) && reach.to.iter().any(means));
+            if !source && both {
+                out.extend(addition("add a source", &written.src, &self.from));
+            }
+            if source && !destination {
+                out.extend(self.add_destination(written, rule.reach.iter().any(open)));
+            }
+            if source && destination && !both {
+                match written.section {
+                    Section::Grants => {
+                        out.extend(addition("open the port", &written.ip, &self.ip_entry()));
+                    }
+                    Section::Acls => {
+                        for (reach_at, reach) in rule.reach.iter().enumerate() {
+                            let fits = self.protocol_fits(reach.protocol);
+                            if fits && reach.to.iter().any(means) {
+                                out.extend(self.add_port(at, reach_at));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    fn protocol_fits(&self, protocol: Option<u8>) -> bool {
+        match protocol {
+            Some(only) => only == self.packet.protocol,
+            None => DEFAULT.contains(&self.packet.protocol),
+        }
+    }
+
+    /// `"tag:db:22"` becomes `"tag:db:22,5432"`.
+    fn add_port(&self, rule: usize, reach: usize) -> Option<Candidate> {
+        let entry = self.layout.destination(rule, reach, 0)?;
+        let what = "open the port".to_owned();
+        if has_ports(self.packet.protocol) {
+            let more = format!(",{}", self.packet.port);
+            let as_written = self.scene.text.get(entry.span.clone());
+            // Before the closing quote, unless the string is written oddly.
+            if as_written == Some(quoted(&entry.text).as_str()) {
+                let at = entry.span.end - 1;
+                return Some(Candidate {
+                    what,
+                    span: at..at,
+                    text: more,
+                });
+            }
+            return Some(Candidate {
+                what,
+                span: entry.span.clone(),
+                text: quoted(&(entry.text.clone() + &more)),
+            });
+        }
+        let (host, _) = entry.text.rsplit_once(':')?;
+        Some(Candidate {
+            what,
+            span: entry.span.clone(),
+            text: quoted(&format!("{host}:*")),
+        })
+    }
+
+    fn add_destination(&self, written: &RuleLayout, open: bool) -> Option<Candidate> {
+        match written.section {
+            Section::Acls => addition("add a destination", &written.dst, &self.acl_destination()),
+            Section::Grants if open => addition("add a destination", &written.dst, &self.to),
+            Section::Grants => None,
+        }
+    }
+
+    fn acl_destination(&self) -> String {
+        let host = match self.to.parse::<IpAddr>() {
+            Ok(IpAddr::V6(address)) => format!("[{address}]"),
+            Ok(IpAddr::V4(_)) | Err(_) => self.to.clone(),
+        };
+        if has_ports(self.packet.protocol) {
+            format!("{host}:{}", self.packet.port)
+        } else {
+            format!("{host}:*")
+        }
+    }
+
+    fn ip_entry(&self) -> String {
+        let name = protocol_name(self.packet.protocol);
+        if has_ports(self.packet.protocol) {
+            format!("{name}:{}", self.packet.port)
+        } else {
+            format!("{name}:*")
+        }
+    }
+
+    /// A rule for these two alone, behind the last one of its section.
+    fn new_rule(&self) -> Option<Candidate> {
+        let section = match (&self.layout.acls, &self.layout.grants) {
+            (Some(_), _) => Section::Acls,
+            (None, _) => Section::Grants,
+        };
+        let array = match section {
+            Section::Acls => self.layout.acls.clone(),
+            Section::Grants => self.layout.grants.clone(),
+        }?;
+        let proto = if self.packet.protocol == 6 {
+            String::new()
+        } else {
+            let name = protocol_name(self.packet.protocol);
+            format!(", \"proto\": {}", quoted(&name))
+        };
+        let rule = match section {
+            Section::Acls => format!(
+                "{{\"action\": \"accept\", \"src\": [{}], \"dst\": [{}]{proto}}}",
+                quoted(&self.from),
+                quoted(&self.acl_destination())
+            ),
+            Section::Grants => format!(
+                "{{\"src\": [{}], \"dst\": [{}], \"ip\": [{}]}}",
+                quoted(&self.from),
+                quoted(&self.to),
+                quoted(&self.ip_entry())
+            ),
+        };
+        let last = self
+            .layout
+            .rules
+            .iter()
+            .rfind(|rule| rule.section == section);
+        let (at, text) = match last {
+            Some(last) => {
+                let text = self.scene.text;
+                let before = text.get(..last.span.start).unwrap_or_default();
+                let line = before.rfind('\n').map_or(0, |at| at + 1);
+                let lead = before.get(line..).unwrap_or_default();
+                // On a line of its own where the last rule has one.
+                let between = if lead.chars().all(char::is_whitespace) && line > 0 {
+                    format!("\n{lead}")
+                } else {
+                    " ".to_owned()
+                };
+                (last.span.end, format!(",{between}{rule}"))
+            }
+            None => (array.start + 1, rule),
+        };
+        Some(Candidate {
+            what: "add a rule".to_owned(),
+            span: at..at,
+            text,
+        })
+    }
+
+    /// Applies a candidate and puts the packet to the result.
+    fn tried(&self, candidate: Candidate) -> Option<Edit> {
+        let mut edit = Edit {
+            what: candidate.what,
+            place: Place::of(self.scene.text, &candidate.span),
+            span: candidate.span,
+            text: candidate.text,
+            before: Vec::new(),
+            after: Vec::new(),
+            others: 0,
+        };
+        let text = edit.apply(self.scene.text);
+        let policy = Policy::parse(&text).ok()?;
+        let lets_in = |receiver: &NodeId| {
+            evaluate(
+                &policy,
+                self.scene.users,
+                self.scene.nodes,
+                *receiver,
+                self.packet,
+            )
+            .allowed
+        };
+        if !self.receivers.iter().any(lets_in) {
+            return None;
+        }
+        let names = BTreeMap::new();
+        let offered = BTreeMap::new();
+        let after = Scene {
+            policy: &policy,
+            text: &text,
+            names: &names,
+            offered: &offered,
+            ..self.scene.clone()
+        };
+        edit.others = self.scene.diff(&after).pairs_gained().saturating_sub(1);
+        let old = self.scene.text;
+        edit.before = lines(old, &edit.span);
+        edit.after = lines(&text, &(edit.span.start..edit.span.start + edit.text.len()));
+        Some(edit)
+    }
+}
+
+/// One more string at the end of a list.
+fn addition(what: &str, list: &List, text: &str) -> Option<Candidate> {
+    let span = list.span.clone()?;
+    let (at, text) = match list.entries.last() {
+        Some(last) => (last.span.end, format!(", {}", quoted(text))),
+        None => (span.start + 1, quoted(text)),
+    };
+    Some(Candidate {
+        what: what.to_owned(),
+        span: at..at,
+        text,
+    })
+}
+
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+/// The whole lines that the bytes touch.
+fn lines(text: &str, span: &Range<usize>) -> Vec<String> {
+    let start = text
+        .get(..span.start)
+        .and_then(|before| before.rfind('\n'))
+        .map_or(0, |at| at + 1);
+    let end = text
+        .get(span.end..)
+        .and_then(|after| after.find('\n'))
+        .map_or(text.len(), |at| span.end + at);
+    let touched = text.get(start..end).unwrap_or_default();
+    touched.lines().map(str::to_owned).collect()
+}

@@ -1,0 +1,423 @@
+//! The plain evaluator: rule by rule, selector by selector, packet by packet.
+//!
+//! It shares nothing with the compiler but the parsed policy. Where both
+//! agree, each has been checked by something that was made another way.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net};
+use warren_control_types::NodeId;
+
+use crate::node::{PolicyNode, PolicyUser, Role};
+use crate::policy::{Policy, Reach, Rule};
+use crate::selector::{IpSet, Selector};
+use crate::span::Span;
+
+/// The first packet of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Packet {
+    /// Who opens it.
+    pub source: IpAddr,
+    /// To where.
+    pub destination: IpAddr,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Destination port; means something with TCP, UDP and SCTP only.
+    pub port: u16,
+}
+
+/// One way in which a rule lets a packet in, as positions in the parsed policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Opening {
+    /// Which rule: grants in file order, then acls in file order.
+    pub rule: usize,
+    /// Which of its sources.
+    pub source: usize,
+    /// Which of its groups of destinations.
+    pub reach: usize,
+    /// Which destination in that group.
+    pub destination: usize,
+}
+
+/// What becomes of a packet at one node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// Whether it is let in.
+    pub allowed: bool,
+    /// The rules that let it in. None when it is refused, or when the policy
+    /// has no rules at all and so lets TCP, UDP and ICMP in.
+    pub by: Vec<Opening>,
+}
+
+/// Whether `receiver` lets in a packet that was brought to it.
+#[must_use]
+pub fn evaluate(
+    policy: &Policy,
+    users: &[PolicyUser],
+    nodes: &[PolicyNode],
+    receiver: NodeId,
+    packet: &Packet,
+) -> Verdict {
+    let refused = Verdict {
+        allowed: false,
+        by: Vec::new(),
+    };
+    let Some(receiver) = nodes.iter().find(|node| node.id == receiver) else {
+        return refused;
+    };
+    if !is_for(receiver, packet.destination)
+        || packet.source.is_ipv4() != packet.destination.is_ipv4()
+    {
+        return refused;
+    }
+    let world = World {
+        policy,
+        users,
+        nodes,
+    };
+    if policy.open {
+        return Verdict {
+            allowed: world.is_anyone(packet.source) && is_usual(packet.protocol),
+            by: Vec::new(),
+        };
+    }
+    let mut by = Vec::new();
+    for (rule_at, rule) in policy.rules.iter().enumerate() {
+        for (source_at, source) in rule.sources.iter().enumerate() {
+            for (reach_at, reach) in rule.reach.iter().enumerate() {
+                if !opens(reach, packet.protocol, packet.port) {
+                    continue;
+                }
+                for (to_at, to) in reach.to.iter().enumerate() {
+                    if world.lets_in(rule, source, to, receiver, packet) {
+                        by.push(Opening {
+                            rule: rule_at,
+                            source: source_at,
+                            reach: reach_at,
+                            destination: to_at,
+                        });
+                    }
+                }
+            }
+        }
+    }
+    Verdict {
+        allowed: !by.is_empty(),
+        by,
+    }
+}
+
+/// Whether a packet with this destination has come to the right node: an
+/// address of its own, one behind an approved route, or a public one at an
+/// exit node.
+pub(super) fn is_for(node: &PolicyNode, destination: IpAddr) -> bool {
+    let link_local = match destination {
+        // The metadata service of clouds is reached by way of a node.
+        IpAddr::V4(a) => a.is_link_local() && a != Ipv4Addr::new(169, 254, 169, 254),
+        IpAddr::V6(a) => a.is_unicast_link_local(),
+    };
+    if destination.is_multicast() || link_local {
+        return false;
+    }
+    node.addresses.contains(&destination)
+        || node
+            .routes
+            .iter()
+            .any(|route| route.prefix_len() != 0 && route.contains(&destination))
+        || (node
+            .routes
+            .iter()
+            .any(|route| route.prefix_len() == 0 && route.contains(&destination))
+            && !is_private(destination))
+}
+
+/// What an exit node does not open by its default route.
+fn is_private(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(a) => {
+            let [first, second, ..] = a.octets();
+            a.is_private()
+                || a.is_link_local()
+                || first >= 224
+                || (first == 100 && second & 0xc0 == 64)
+        }
+        IpAddr::V6(a) => a.is_unicast_link_local() || a.is_multicast() || is_tailnet_v6(a),
+    }
+}
+
+fn is_tailnet_v6(address: Ipv6Addr) -> bool {
+    address.segments().get(..3) == Some(&[0xfd7a, 0x115c, 0xa1e0])
+}
+
+/// What is open when no protocol is named: ICMP, TCP, UDP.
+fn is_usual(protocol: u8) -> bool {
+    matches!(protocol, 1 | 6 | 17 | 58)
+}
+
+/// Whether protocol and port are open. A host that may be reached at all may
+/// be pinged; protocols without ports need every port.
+pub(super) fn opens(reach: &Reach, protocol: u8, port: u16) -> bool {
+    let named = match reach.protocol {
+        Some(only) => only == protocol,
+        None => is_usual(protocol),
+    };
+    match protocol {
+        1 | 58 => !reach.ports.is_empty(),
+        6 | 17 | 132 => {
+            named
+                && reach
+                    .ports
+                    .iter()
+                    .any(|ports| ports.first <= port && port <= ports.last)
+        }
+        _ => {
+            named
+                && reach
+                    .ports
+                    .iter()
+                    .any(|ports| ports.first == 0 && ports.last == u16::MAX)
+        }
+    }
+}
+
+/// A policy beside users and nodes.
+#[derive(Clone, Copy)]
+pub(super) struct World<'a> {
+    pub(super) policy: &'a Policy,
+    pub(super) users: &'a [PolicyUser],
+    pub(super) nodes: &'a [PolicyNode],
+}
+
+impl<'a> World<'a> {
+    fn lets_in(
+        &self,
+        rule: &Rule,
+        source: &Selector,
+        to: &Selector,
+        receiver: &PolicyNode,
+        packet: &Packet,
+    ) -> bool {
+        if *to == Selector::OwnUser {
+            let Some(sender) = self.owner(packet.source) else {
+                return false;
+            };
+            return are_of_one_user(sender, receiver)
+                && self.means_node(source, sender)
+                && receiver.addresses.contains(&packet.destination);
+        }
+        self.is_source(source, packet.source)
+            && self.is_destination(to, receiver, packet.destination)
+            && if rule.via.is_empty() {
+                self.is_told(to, receiver)
+            } else {
+                self.is_told_as_router(&rule.via, to, receiver)
+            }
+    }
+
+    /// Whether a selector among the sources means the address.
+    pub(super) fn is_source(&self, selector: &Selector, address: IpAddr) -> bool {
+        match selector {
+            Selector::Any => self.is_anyone(address),
+            Selector::DangerAll => true,
+            Selector::Net(net) => net.contains(&address),
+            Selector::Set(set) => holds(set, address),
+            identity => self
+                .owner(address)
+                .is_some_and(|node| self.means_node(identity, node)),
+        }
+    }
+
+    /// Whether `*` among the sources means the address: the tailnet's own
+    /// ranges, without those that ChromeOS uses, and all approved subnets.
+    pub(super) fn is_anyone(&self, address: IpAddr) -> bool {
+        let in_tailnet = match address {
+            IpAddr::V4(a) => {
+                let [first, second, third, _] = a.octets();
+                let chromeos = second == 115 && (third == 92 || third == 93);
+                first == 100 && second & 0xc0 == 64 && !chromeos
+            }
+            IpAddr::V6(a) => is_tailnet_v6(a),
+        };
+        in_tailnet
+            || self
+                .nodes
+                .iter()
+                .flat_map(|node| &node.routes)
+                .any(|route| route.prefix_len() != 0 && route.contains(&address))
+    }
+
+    /// Whether a selector among the destinations means the address at this
+    /// node.
+    pub(super) fn is_destination(
+        &self,
+        selector: &Selector,
+        receiver: &PolicyNode,
+        address: IpAddr,
+    ) -> bool {
+        match selector {
+            Selector::Any | Selector::DangerAll => true,
+            Selector::Net(net) => net.contains(&address),
+            Selector::Set(set) => holds(set, address),
+            Selector::Internet => is_internet(address),
+            identity => {
+                receiver.addresses.contains(&address) && self.means_node(identity, receiver)
+            }
+        }
+    }
+
+    /// Whether the node is told of a destination at all.
+    fn is_told(&self, to: &Selector, node: &PolicyNode) -> bool {
+        let has_exit = node.routes.iter().any(|route| route.prefix_len() == 0);
+        match to {
+            Selector::Any | Selector::DangerAll => true,
+            Selector::Internet => has_exit,
+            Selector::Net(net) => {
+                let owns = node.addresses.iter().any(|own| net.contains(own));
+                let same_family = |route: &IpNet| route.addr().is_ipv4() == net.addr().is_ipv4();
+                let exit = node
+                    .routes
+                    .iter()
+                    .any(|route| route.prefix_len() == 0 && same_family(route));
+                owns || serves(node, net) || (exit && touches_internet(net))
+            }
+            Selector::Set(set) => {
+                let own = node.addresses.iter().any(|own| holds(set, *own));
+                let served = node.routes.iter().any(|route| {
+                    let route_span = Span::from(route);
+                    set.spans.iter().any(|span| {
+                        span.overlaps(&route_span)
+                            && (route.prefix_len() != 0 || crate::span::internet_overlaps(span))
+                    })
+                });
+                own || served
+            }
+            identity => self.means_node(identity, node),
+        }
+    }
+
+    /// The same for a grant that names routers.
+    fn is_told_as_router(&self, via: &[String], to: &Selector, node: &PolicyNode) -> bool {
+        if !node.tags.iter().any(|tag| via.contains(tag)) {
+            return false;
+        }
+        match to {
+            Selector::Any => node.routes.iter().any(|route| route.prefix_len() != 0),
+            Selector::Internet => node.routes.iter().any(|route| route.prefix_len() == 0),
+            Selector::Net(net) => serves(node, net),
+            Selector::Set(set) => node.routes.iter().any(|route| {
+                let route_span = Span::from(route);
+                route.prefix_len() != 0 && set.spans.iter().any(|span| span.overlaps(&route_span))
+            }),
+            _ => false,
+        }
+    }
+
+    /// The node that has the address.
+    pub(super) fn owner(&self, address: IpAddr) -> Option<&'a PolicyNode> {
+        self.nodes
+            .iter()
+            .find(|node| node.addresses.contains(&address))
+    }
+
+    /// Whether a selector means a node by what it is.
+    pub(super) fn means_node(&self, selector: &Selector, node: &PolicyNode) -> bool {
+        let tagged = !node.tags.is_empty();
+        let of_user = |wanted: &dyn Fn(&PolicyUser) -> bool| {
+            !tagged
+                && self
+                    .users
+                    .iter()
+                    .any(|user| node.user == Some(user.id) && wanted(user))
+        };
+        match selector {
+            Selector::Any => true,
+            Selector::Tagged => tagged,
+            Selector::Member => !tagged && node.user.is_some(),
+            Selector::Tag(tag) => node.tags.iter().any(|own| own == tag),
+            Selector::User(login) => of_user(&|user| is_called(user, login)),
+            Selector::Group(group) => of_user(&|user| {
+                let members = self.policy.groups.get(group);
+                members.is_some_and(|logins| logins.iter().any(|login| is_called(user, login)))
+            }),
+            Selector::Domain(domain) => of_user(&|user| {
+                let end = format!("@{}", domain.to_ascii_lowercase());
+                std::iter::once(&user.login)
+                    .chain(&user.aliases)
+                    .any(|name| name.len() > end.len() && name.to_ascii_lowercase().ends_with(&end))
+            }),
+            Selector::Role(role) => of_user(&|user| {
+                user.role == *role || (user.role == Role::Owner && *role == Role::Admin)
+            }),
+            Selector::Net(_)
+            | Selector::Set(_)
+            | Selector::OwnUser
+            | Selector::Internet
+            | Selector::DangerAll
+            | Selector::Shared
+            | Selector::Service(_) => false,
+        }
+    }
+}
+
+/// Whether a login in a policy means the user. `name@` is this server's own
+/// user `name`.
+pub(super) fn is_called(user: &PolicyUser, login: &str) -> bool {
+    let local = login.strip_suffix('@');
+    std::iter::once(&user.login)
+        .chain(&user.aliases)
+        .any(|name| name == login || Some(name.as_str()) == local)
+}
+
+fn holds(set: &IpSet, address: IpAddr) -> bool {
+    let address = Span::from(address);
+    set.spans.iter().any(|span| span.contains(&address))
+}
+
+/// Whether both are untagged nodes of one user.
+pub(super) fn are_of_one_user(a: &PolicyNode, b: &PolicyNode) -> bool {
+    a.tags.is_empty() && b.tags.is_empty() && a.user.is_some() && a.user == b.user
+}
+
+/// Whether an approved subnet route of the node overlaps the prefix: one of
+/// two prefixes that overlap contains the other.
+fn serves(node: &PolicyNode, net: &IpNet) -> bool {
+    node.routes
+        .iter()
+        .any(|route| route.prefix_len() != 0 && (route.contains(net) || net.contains(route)))
+}
+
+/// The IPv4 networks that `autogroup:internet` leaves out; IPv6 is 2000::/3.
+const NOT_INTERNET: [(Ipv4Addr, u8); 5] = [
+    (Ipv4Addr::new(10, 0, 0, 0), 8),
+    (Ipv4Addr::new(100, 64, 0, 0), 10),
+    (Ipv4Addr::new(169, 254, 0, 0), 16),
+    (Ipv4Addr::new(172, 16, 0, 0), 12),
+    (Ipv4Addr::new(192, 168, 0, 0), 16),
+];
+
+fn private_v4() -> impl Iterator<Item = Ipv4Net> {
+    NOT_INTERNET
+        .into_iter()
+        .filter_map(|(network, length)| Ipv4Net::new(network, length).ok())
+}
+
+pub(super) fn is_internet(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(a) => !private_v4().any(|net| net.contains(&a)),
+        IpAddr::V6(a) => a.octets().first().is_some_and(|first| first >> 5 == 1),
+    }
+}
+
+/// Whether some address of the prefix is public.
+fn touches_internet(net: &IpNet) -> bool {
+    match net {
+        // Private networks do not touch each other, so a prefix is private as
+        // a whole or it is not within one of them.
+        IpNet::V4(net) => !private_v4().any(|private| private.contains(net)),
+        IpNet::V6(net) => {
+            let global = [0x2000, 0, 0, 0, 0, 0, 0, 0];
+            let first = Ipv6Addr::from(global);
+            is_internet(IpAddr::V6(net.network())) || net.contains(&first)
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Where the rules and names of a policy stand in its file.
+//!
+//! The parsed policy keeps meanings; this keeps places. Both come from the
+//! same text, and rules are numbered alike: grants, then acls.
+
+use std::ops::Range;
+
+use crate::diagnostic::Diagnostic;
+use crate::json::{self, Member, Spanned, Value};
+
+/// A piece of the policy file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Line, from 1.
+    pub line: usize,
+    /// Column in characters, from 1.
+    pub column: usize,
+    /// The text there, its first line.
+    pub text: String,
+}
+
+/// The section a rule stands in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Section {
+    Grants,
+    Acls,
+}
+
+/// A string of a list, trimmed, and its bytes with the quotes.
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    pub(super) text: String,
+    pub(super) span: Range<usize>,
+}
+
+/// A list of strings and its bytes with the brackets.
+#[derive(Debug, Clone, Default)]
+pub(super) struct List {
+    pub(super) span: Option<Range<usize>>,
+    pub(super) entries: Vec<Entry>,
+}
+
+/// A rule as it stands in the file.
+#[derive(Debug, Clone)]
+pub(super) struct RuleLayout {
+    pub(super) section: Section,
+    pub(super) span: Range<usize>,
+    pub(super) src: List,
+    pub(super) dst: List,
+    pub(super) ip: List,
+    pub(super) posture: List,
+}
+
+/// The file.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Layout {
+    /// As in the parsed policy.
+    pub(super) rules: Vec<RuleLayout>,
+    /// The arrays of both sections, where they stand.
+    pub(super) grants: Option<Range<usize>>,
+    pub(super) acls: Option<Range<usize>>,
+    /// Members of groups: group, login.
+    pub(super) groups: Vec<(String, Vec<Entry>)>,
+    /// Hosts by name, with the bytes of the whole member.
+    pub(super) hosts: Vec<(String, Range<usize>)>,
+}
+
+impl Layout {
+    pub(super) fn of(source: &str) -> Self {
+        let mut out = Self::default();
+        let Ok(Some(tree)) = json::parse(source) else {
+            return out;
+        };
+        for (name, section) in [("grants", Section::Grants), ("acls", Section::Acls)] {
+            let Some(Spanned {
+                span,
+                value: Value::Array(rules),
+            }) = field(&tree, &[name])
+            else {
+                continue;
+            };
+            match section {
+                Section::Grants => out.grants = Some(span.clone()),
+                Section::Acls => out.acls = Some(span.clone()),
+            }
+            out.rules.extend(rules.iter().map(|rule| RuleLayout {
+                section,
+                span: rule.span.clone(),
+                src: list(field(rule, &["src", "users"])),
+                dst: list(field(rule, &["dst", "ports"])),
+                ip: list(field(rule, &["ip"])),
+                posture: list(field(rule, &["srcPosture"])),
+            }));
+        }
+        for group in members(field(&tree, &["groups"])) {
+            let logins = list(Some(&group.value)).entries;
+            out.groups.push((group.name.trim().to_owned(), logins));
+        }
+        for host in members(field(&tree, &["hosts"])) {
+            let span = host.name_span.start..host.value.span.end;
+            out.hosts.push((host.name.trim().to_owned(), span));
+        }
+        out
+    }
+
+    /// The entry of an acl from which its destination number `reach` came:
+    /// those for `autogroup:self` are moved behind the others when both kinds
+    /// of destinations are mixed.
+    pub(super) fn destination(
+        &self,
+        rule: usize,
+        reach: usize,
+        destination: usize,
+    ) -> Option<&Entry> {
+        let layout = self.rules.get(rule)?;
+        let entries = &layout.dst.entries;
+        if layout.section == Section::Grants {
+            return entries.get(destination);
+        }
+        let autogroup = |entry: &&Entry| entry.text.starts_with("autogroup:");
+        if entries.iter().all(|entry| autogroup(&entry)) {
+            return entries.get(reach);
+        }
+        let own = |entry: &&Entry| entry.text.starts_with("autogroup:self:");
+        let others = entries.iter().filter(|entry| !own(entry));
+        others.chain(entries.iter().filter(own)).nth(reach)
+    }
+}
+
+impl Place {
+    pub(super) fn of(source: &str, span: &Range<usize>) -> Self {
+        let at = Diagnostic::new(source, span.clone(), String::new(), None);
+        Self {
+            line: at.line,
+            column: at.column,
+            text: at.text,
+        }
+    }
+}
+
+/// The member with one of these names, letter case aside, unless it is null.
+fn field<'t>(object: &'t Spanned, names: &[&str]) -> Option<&'t Spanned> {
+    names.iter().find_map(|name| {
+        members(Some(object))
+            .iter()
+            .find(|member| member.name.eq_ignore_ascii_case(name) && !member.value.is_null())
+            .map(|member| &member.value)
+    })
+}
+
+fn members(value: Option<&Spanned>) -> &[Member] {
+    match value.map(|value| &value.value) {
+        Some(Value::Object(members)) => members,
+        _ => &[],
+    }
+}
+
+fn list(value: Option<&Spanned>) -> List {
+    let Some(value) = value else {
+        return List::default();
+    };
+    let Value::Array(items) = &value.value else {
+        return List::default();
+    };
+    let entries = items.iter().filter_map(|item| match &item.value {
+        Value::String(text) => Some(Entry {
+            text: text.trim().to_owned(),
+            span: item.span.clone(),
+        }),
+        _ => None,
+    });
+    List {
+        span: Some(value.span.clone()),
+        entries: entries.collect(),
+    }
+}
