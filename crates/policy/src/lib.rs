@@ -25,7 +25,6 @@ mod attributes;
 mod compile;
 mod diagnostic;
 pub mod explain;
-pub mod explain;
 mod file;
 mod go_duration;
 mod json;
