@@ -1,0 +1,187 @@
+//! What follows from a netmap: peers, routes, the filter, and the picture that
+//! the data plane reads.
+
+use super::*;
+
+impl Engine {
+    /// Peers with a session whose disco key is another: their process is a new
+    /// one, which knows nothing of that session.
+    pub(super) fn restarted_peers(&self, changes: &Changes) -> Vec<PeerIndex> {
+        let restarted = |(id, delta): (&NodeId, &PeerDelta)| {
+            let PeerDelta::Changed(before) = delta else {
+                return None;
+            };
+            let now = self.netmap.peers.get(id)?;
+            let index = self.peers.index_of(*id)?;
+            let session = &self.peers.get(index)?.view.session;
+            let is_new = before.disco_key.is_some() && now.disco_key != before.disco_key;
+            (is_new && now.key == before.key && session.is_some()).then_some(index)
+        };
+        changes.peers.iter().filter_map(restarted).collect()
+    }
+
+    pub(super) fn follow(&mut self, now: Instant, changes: Changes) {
+        if changes.derp_map {
+            self.paths.set_derp_map(now, &self.netmap.derp_map);
+        }
+        for (id, delta) in &changes.peers {
+            let before = match delta {
+                PeerDelta::Added => None,
+                PeerDelta::Changed(before) | PeerDelta::Removed(before) => Some(before),
+            };
+            let key = self.netmap.peers.get(id).map(|node| node.key);
+            if before.is_some() && before.map(|node| node.key) != key {
+                self.remove_peer(now, *id);
+            }
+            if key.is_some() {
+                self.refresh_peer(now, *id);
+            }
+        }
+        if changes.self_node || !changes.peers.is_empty() {
+            self.rebuild_routes();
+            self.refresh_host();
+            self.view_changed = true;
+        }
+        if changes.self_node || changes.filters || !changes.peers.is_empty() {
+            self.refresh_filter(changes.filters);
+        }
+        self.outputs.push_back(Output::Netmap(Box::new(changes)));
+        self.drain();
+    }
+
+    /// Ends peers whose key has ended, and takes back those whose key was
+    /// renewed; keys end by the clock, also while the server is away.
+    pub(super) fn expire_peers(&mut self, now: Instant, wall: Duration) {
+        let mut next: Option<Duration> = None;
+        let mut changed = Vec::new();
+        for (id, peer) in &mut self.netmap.peers {
+            let end = peer
+                .key_expiry
+                .and_then(|end| Duration::try_from(end.as_duration()).ok());
+            let ended = end.is_some_and(|end| end <= wall);
+            if ended && !peer.expired {
+                peer.expired = true;
+                self.expired_here.insert(*id);
+                changed.push(*id);
+            } else if !ended && self.expired_here.remove(id) {
+                peer.expired = false;
+                changed.push(*id);
+            }
+            if let Some(end) = end.filter(|_| !ended) {
+                next = Some(next.map_or(end, |next| next.min(end)));
+            }
+        }
+        // A day at most, so that a clock that jumps is noticed.
+        const LONGEST: Duration = Duration::from_secs(86_400);
+        self.next_expiry = next.map(|end| now + end.saturating_sub(wall).min(LONGEST));
+        if changed.is_empty() {
+            return;
+        }
+        for id in changed {
+            self.refresh_peer(now, id);
+        }
+        self.rebuild_routes();
+        self.refresh_host();
+        self.drain();
+    }
+
+    /// Brings everything we keep about a peer in line with its netmap entry.
+    pub(super) fn refresh_peer(&mut self, now: Instant, id: NodeId) {
+        let Some(node) = self.netmap.peers.get(&id) else {
+            return;
+        };
+        let (key, jailed) = (node.key, node.is_jailed);
+        let allowed = accepted_prefixes(node, &self.prefs);
+        let info = PeerInfo {
+            node_key: key,
+            disco_key: node.disco_key,
+            endpoints: node.endpoints.clone(),
+            home_derp: node.home_region(),
+        };
+        if key.is_zero() || node.expired {
+            self.remove_peer(now, id);
+            return;
+        }
+        let index = match self.peers.index_of(id) {
+            Some(index) => index,
+            None => {
+                let index = self.peers.insert(id, key);
+                self.handshakes.add_peer(now, index, key);
+                self.view_changed = true;
+                index
+            }
+        };
+        self.paths.upsert_peer(now, PeerHandle(index.0), info);
+        if let Some(peer) = self.peers.get_mut(index) {
+            self.view_changed |= peer.set_allowed_sources(allowed);
+            if peer.view.jailed != jailed {
+                peer.change_view(|view| view.jailed = jailed);
+                self.view_changed = true;
+            }
+        }
+    }
+
+    pub(super) fn remove_peer(&mut self, now: Instant, id: NodeId) {
+        let Some(index) = self.peers.index_of(id) else {
+            return;
+        };
+        self.paths.remove_peer(now, PeerHandle(index.0));
+        self.handshakes.remove_peer(index);
+        self.sessions.retain(|_, session| session.peer != index);
+        self.peers.remove(index);
+        self.view_changed = true;
+    }
+
+    pub(super) fn rebuild_routes(&mut self) {
+        let mut table = RouteTable::new();
+        for (index, peer) in self.peers.iter() {
+            let Some(node) = self.netmap.peers.get(&peer.node) else {
+                continue;
+            };
+            for prefix in accepted_prefixes(node, &self.prefs) {
+                // Two peers with one prefix is a mistake of the server; the
+                // first by index keeps it, so that order does not matter.
+                if let Some(earlier) = table.insert(prefix, index)
+                    && earlier < index
+                {
+                    table.insert(prefix, earlier);
+                }
+            }
+        }
+        self.routes = Arc::new(table);
+        self.view_changed = true;
+    }
+
+    /// Brings the filter in line; `rules`: whether they may have changed.
+    pub(super) fn refresh_filter(&mut self, rules: bool) {
+        if self.packet_filter.refresh(&self.netmap, &self.prefs, rules) {
+            self.counters.bad_rules += self.packet_filter.problems().len() as u64;
+            self.view_changed = true;
+        }
+    }
+
+    pub(super) fn refresh_host(&mut self) {
+        let config = HostConfig::compute(&self.netmap, &self.prefs);
+        if config != self.host_config {
+            self.host_config = config.clone();
+            self.outputs.push_back(Output::Host(config));
+        }
+    }
+
+    pub(super) fn build_view(&self) -> View {
+        let own = self.netmap.self_node.as_ref();
+        View {
+            origin: self.origin,
+            peers: self.peers.views(),
+            routes: Arc::clone(&self.routes),
+            sessions: self.sessions.clone(),
+            filter: Arc::clone(self.packet_filter.filter()),
+            jailed_filter: Arc::clone(self.packet_filter.jailed()),
+            flows: Arc::clone(&self.flows),
+            addresses: own.map(single_addresses).unwrap_or_default(),
+            service: ServiceAddresses::default(),
+            tunnel_mtu: TUNNEL_MTU,
+            peer_api_port: None,
+        }
+    }
+}

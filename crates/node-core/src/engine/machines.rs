@@ -1,0 +1,258 @@
+//! What path finding and the handshakes say, carried to each other, to the data
+//! plane and to the shell.
+
+use super::*;
+
+impl Engine {
+    /// Carries events between the machines until none has anything to say.
+    pub(super) fn drain(&mut self) {
+        loop {
+            if let Some(event) = self.handshakes.poll_event() {
+                self.on_tunnel_event(event);
+            } else if let Some(event) = self.paths.poll_event() {
+                self.on_path_event(event);
+            } else {
+                break;
+            }
+        }
+    }
+
+    pub(super) fn on_path_event(&mut self, event: PathEvent) {
+        match event {
+            PathEvent::SendUdp { to, packet } => {
+                self.outputs.push_back(Output::SendUdp { to, packet });
+            }
+            PathEvent::SendRelay { region, to, packet } => {
+                self.outputs
+                    .push_back(Output::SendRelay { region, to, packet });
+            }
+            PathEvent::Destination { peer, destination } => {
+                self.set_destination(PeerIndex(peer.0), destination);
+            }
+            PathEvent::Endpoints(endpoints) => self.set_endpoints(endpoints),
+            PathEvent::NetInfo(info) => self.set_net_info(info),
+            PathEvent::HomeRelay(region) => self.outputs.push_back(Output::HomeRelay(region)),
+            PathEvent::ConnectRelay(region) => {
+                self.outputs.push_back(Output::ConnectRelay(region));
+            }
+            PathEvent::ProbeRelayHttps { region } => {
+                self.outputs.push_back(Output::ProbeRelayHttps(region));
+            }
+            PathEvent::ResolveHost { name } => self.outputs.push_back(Output::ResolveHost(name)),
+            PathEvent::CloseRelay(region) => self.outputs.push_back(Output::CloseRelay(region)),
+            PathEvent::Pong {
+                token,
+                peer,
+                latency,
+                via,
+            } => {
+                if let Some(peer) = self.peers.get(PeerIndex(peer.0)) {
+                    let result = Ok(Pong {
+                        node: peer.node,
+                        via,
+                        latency,
+                    });
+                    self.outputs
+                        .push_back(Output::Pong(PingAnswer { token, result }));
+                }
+            }
+            PathEvent::PingFailed { token, error } => {
+                let result = Err(PingError::Path(error));
+                self.outputs
+                    .push_back(Output::Pong(PingAnswer { token, result }));
+            }
+        }
+    }
+
+    pub(super) fn on_tunnel_event(&mut self, event: TunnelEvent) {
+        match event {
+            TunnelEvent::Send {
+                peer,
+                reply_to,
+                datagram,
+            } => {
+                self.send_handshake(peer, reply_to, datagram);
+            }
+            TunnelEvent::NewSession {
+                peer,
+                session,
+                initiator: _,
+                confirmed,
+            } => {
+                let view = SessionView {
+                    peer,
+                    session: Arc::clone(&session),
+                };
+                self.sessions.insert(session.local_index(), view);
+                if confirmed {
+                    self.send_with(peer, session);
+                }
+                self.view_changed = true;
+            }
+            TunnelEvent::SessionConfirmed { peer, session } => self.send_with(peer, session),
+            TunnelEvent::SessionExpired { peer, local_index } => {
+                self.sessions.remove(&local_index);
+                if let Some(peer) = self.peers.get_mut(peer) {
+                    let current = peer.view.session.as_ref();
+                    if current.is_some_and(|session| session.local_index() == local_index) {
+                        peer.change_view(|view| view.session = None);
+                    }
+                }
+                self.view_changed = true;
+            }
+            TunnelEvent::SendKeepalive { peer } => {
+                self.outputs.push_back(Output::Keepalive(peer));
+            }
+            TunnelEvent::HandshakeFailed { peer } => {
+                if let Some(peer) = self.peers.get_mut(peer) {
+                    peer.unanswered = None;
+                }
+                self.outputs.push_back(Output::DropStaged(peer));
+            }
+        }
+    }
+
+    /// From now on packets for `peer` go out under `session`.
+    pub(super) fn send_with(&mut self, index: PeerIndex, session: Arc<Session>) {
+        if let Some(peer) = self.peers.get_mut(index) {
+            peer.unanswered = None;
+            peer.change_view(|view| view.session = Some(session));
+            self.view_changed = true;
+            self.advertise_disco(index);
+        }
+    }
+
+    /// Tells the peer our disco key inside the tunnel, at the start of every
+    /// session: while the server is away it is the only way to learn it after
+    /// a restart.
+    pub(super) fn advertise_disco(&mut self, index: PeerIndex) {
+        let Some(own) = self.netmap.self_node.as_ref() else {
+            return;
+        };
+        let Some(peer) = self.peers.get(index) else {
+            return;
+        };
+        let Some(node) = self.netmap.peers.get(&peer.node) else {
+            return;
+        };
+        let Some(to) = node.addresses.first().map(IpNet::addr) else {
+            return;
+        };
+        let from = single_addresses(own)
+            .into_iter()
+            .find(|from| from.is_ipv4() == to.is_ipv4());
+        let Some(from) = from.filter(|_| !node.is_wire_guard_only) else {
+            return;
+        };
+        let advertisement = tsmp::Message::DiscoAdvertisement(self.disco_key);
+        if let Ok(packet) = advertisement.packet(from, to) {
+            self.outputs.push_back(Output::Inject {
+                peer: index,
+                packet,
+            });
+        }
+    }
+
+    /// Sends a handshake message the way it should go: an answer to where the
+    /// question came from, anything else along the peer's path.
+    pub(super) fn send_handshake(
+        &mut self,
+        peer: Option<PeerIndex>,
+        reply_to: Option<Source>,
+        datagram: Vec<u8>,
+    ) {
+        match reply_to {
+            Some(Source::Udp(to)) => {
+                self.outputs.push_back(Output::SendUdp {
+                    to,
+                    packet: datagram,
+                });
+                return;
+            }
+            Some(Source::Relay { region, key }) => {
+                let region = RegionId(region);
+                self.outputs.push_back(Output::SendRelay {
+                    region,
+                    to: key,
+                    packet: datagram,
+                });
+                return;
+            }
+            None => {}
+        }
+        let Some(peer) = peer.and_then(|index| self.peers.get_mut(index)) else {
+            self.counters.unroutable += 1;
+            return;
+        };
+        send_along(&mut self.outputs, &peer.view, datagram.clone());
+        peer.unanswered = Some(Unanswered {
+            datagram,
+            nudged: None,
+        });
+    }
+
+    pub(super) fn set_destination(&mut self, index: PeerIndex, destination: Destination) {
+        let Some(peer) = self.peers.get_mut(index) else {
+            return;
+        };
+        if peer.view.destination == destination {
+            return;
+        }
+        peer.change_view(|view| view.destination = destination);
+        self.view_changed = true;
+        if let Some(region) = region_of(destination) {
+            self.outputs.push_back(Output::ConnectRelay(region));
+        }
+        if let Some(unanswered) = &peer.unanswered {
+            send_along(&mut self.outputs, &peer.view, unanswered.datagram.clone());
+        }
+    }
+
+    /// The peer was heard through a relay: an initiation that went through it
+    /// before the peer was there is sent again.
+    pub(super) fn nudge(&mut self, now: Instant, key: NodePublic) {
+        let index = self.peers.index_of_key(&key);
+        let Some(peer) = index.and_then(|index| self.peers.get_mut(index)) else {
+            return;
+        };
+        let Some(unanswered) = &mut peer.unanswered else {
+            return;
+        };
+        if unanswered.nudged.is_none_or(|at| now >= at + NUDGE_GAP) {
+            unanswered.nudged = Some(now);
+            send_along(&mut self.outputs, &peer.view, unanswered.datagram.clone());
+        }
+    }
+
+    pub(super) fn set_endpoints(&mut self, endpoints: Vec<(SocketAddr, EndpointType)>) {
+        self.report_changed |= self.report.endpoints != endpoints;
+        self.report.endpoints = endpoints;
+    }
+
+    pub(super) fn set_net_info(&mut self, info: NetInfo) {
+        let info = Some(info);
+        self.report_changed |= self.report.net_info != info;
+        self.report.net_info = info;
+    }
+}
+
+/// Sends a datagram every way that the peer's destination names.
+fn send_along(outputs: &mut VecDeque<Output>, peer: &PeerView, packet: Vec<u8>) {
+    let relay = |region, packet| Output::SendRelay {
+        region,
+        to: peer.key,
+        packet,
+    };
+    match peer.destination {
+        Destination::None => {}
+        Destination::Udp(to) => outputs.push_back(Output::SendUdp { to, packet }),
+        Destination::Relay(region) => outputs.push_back(relay(region, packet)),
+        Destination::Both { udp, relay: region } => {
+            outputs.push_back(Output::SendUdp {
+                to: udp,
+                packet: packet.clone(),
+            });
+            outputs.push_back(relay(region, packet));
+        }
+    }
+}
