@@ -15,7 +15,7 @@ use warren_control_types::{NodeId, UserId};
 use warren_filter::{CapabilityHolders, Filter, FlowTable, LocalAddresses, LocalSet};
 use warren_keys::Entropy;
 use warren_policy::explain::{Packet, Question, Scene, evaluate};
-use warren_policy::{Attributes, Policy, PolicyNode, PolicyUser, Role};
+use warren_policy::{AttributeValue, Attributes, Policy, PolicyNode, PolicyUser, Role};
 use warren_wire::ip::IpPacket;
 
 struct Zero;
@@ -38,7 +38,9 @@ const ROUTES: [&str; 8] = [
     "::/0",
     "100.115.92.0/24",
 ];
-const IDENTITIES: [&str; 10] = [
+const IDENTITIES: [&str; 12] = [
+    "autogroup:admin",
+    "autogroup:auditor",
     "alice@example.com",
     "bob@example.com",
     "nobody@example.com",
@@ -50,7 +52,9 @@ const IDENTITIES: [&str; 10] = [
     "autogroup:member",
     "autogroup:tagged",
 ];
-const NETS: [&str; 10] = [
+const NETS: [&str; 12] = [
+    "ipset:mixed",
+    "ipset:far",
     "100.64.0.1",
     "100.64.0.0/30",
     "fd7a:115c:a1e0::2",
@@ -96,12 +100,14 @@ fn users() -> Vec<PolicyUser> {
             id: UserId(i64::try_from(n).unwrap() + 1),
             login: (*login).to_owned(),
             aliases: Vec::new(),
-            role: Role::default(),
+            role: [Role::Owner, Role::Auditor, Role::Member][n],
         })
         .collect()
 }
 
-fn a_node() -> impl Strategy<Value = (Option<i64>, Vec<&'static str>, Vec<&'static str>)> {
+type NodeParts = (Option<i64>, Vec<&'static str>, Vec<&'static str>, bool);
+
+fn a_node() -> impl Strategy<Value = NodeParts> {
     (
         prop_oneof![4 => (1_i64..=3).prop_map(Some), 1 => Just(None)],
         prop_oneof![
@@ -112,6 +118,7 @@ fn a_node() -> impl Strategy<Value = (Option<i64>, Vec<&'static str>, Vec<&'stat
             2 => Just(Vec::new()),
             2 => proptest::sample::subsequence(ROUTES.to_vec(), 1..=3),
         ],
+        any::<bool>(),
     )
 }
 
@@ -119,7 +126,7 @@ fn network() -> impl Strategy<Value = Vec<PolicyNode>> {
     proptest::collection::vec(a_node(), 1..=5).prop_map(|nodes| {
         let nodes = nodes.into_iter().enumerate();
         nodes
-            .map(|(n, (user, tags, routes))| {
+            .map(|(n, (user, tags, routes, linux))| {
                 let n = i64::try_from(n).unwrap() + 1;
                 PolicyNode {
                     id: NodeId(n),
@@ -130,7 +137,13 @@ fn network() -> impl Strategy<Value = Vec<PolicyNode>> {
                         format!("fd7a:115c:a1e0::{n}").parse().unwrap(),
                     ],
                     routes: routes.iter().map(|route| route.parse().unwrap()).collect(),
-                    attributes: Attributes::default(),
+                    attributes: Attributes(
+                        [(
+                            "node:os".to_owned(),
+                            AttributeValue::Text(if linux { "linux" } else { "ios" }.to_owned()),
+                        )]
+                        .into(),
+                    ),
                 }
             })
             .collect()
@@ -236,14 +249,21 @@ fn grant() -> impl Strategy<Value = serde_json::Value> {
 
 fn policy() -> impl Strategy<Value = String> {
     (
+        proptest::sample::subsequence(vec!["posture:linux"], 0..=1),
         proptest::option::weighted(0.9, proptest::collection::vec(acl(), 0..=4)),
         proptest::option::weighted(0.6, proptest::collection::vec(grant(), 0..=3)),
         proptest::sample::subsequence(LOGINS.to_vec(), 0..=3),
     )
-        .prop_map(|(acls, grants, dev)| {
+        .prop_map(|(posture, acls, grants, dev)| {
             let mut file = json!({
                 "groups": {"group:dev": dev, "group:empty": []},
                 "hosts": {"office": "10.1.0.0/16", "printer": "192.168.7.9"},
+                "ipsets": {
+                    "ipset:mixed": ["100.64.0.2", "10.1.0.0-10.1.2.99", "8.8.8.0/24"],
+                    "ipset:far": ["add 10.0.0.0/8", "remove office", "fd00:1:3::/48"],
+                },
+                "postures": {"posture:linux": ["node:os == 'linux'"]},
+                "defaultSrcPosture": posture,
                 "tagOwners": {"tag:web": [], "tag:db": [], "tag:router": []},
             });
             let members = file.as_object_mut().unwrap();
@@ -418,7 +438,12 @@ proptest! {
             let reachable = owner.is_some()
                 || answer.carriers.iter().any(|c| c.approved && c.route.prefix_len() != 0);
             let other = owner.is_none_or(|owner| !owner.has_address(packet.source));
-            if !answer.allowed && !policy.is_allow_all() && reachable && other {
+            // No edit gives a machine a posture, and none takes the demand away.
+            let posed = text.contains("\"defaultSrcPosture\": []")
+                || nodes.iter().all(|node| {
+                    node.attributes.get("node:os") == Some(&AttributeValue::Text("linux".into()))
+                });
+            if !answer.allowed && !policy.is_allow_all() && reachable && other && posed {
                 let fit = filters.iter().zip(&nodes).any(|(filter, node)| {
                     owner.is_none_or(|owner| owner.id == node.id)
                         && filter.local().contains(packet.destination)

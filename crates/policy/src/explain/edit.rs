@@ -165,6 +165,10 @@ impl Workshop<'_> {
                 continue;
             }
             let world = self.scene.world();
+            // No entry makes up for a posture that the source does not have.
+            if !world.has_posture(rule, self.packet.source) {
+                continue;
+            }
             let source = rule
                 .sources
                 .iter()

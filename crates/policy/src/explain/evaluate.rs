@@ -145,6 +145,18 @@ fn is_private(address: IpAddr) -> bool {
     }
 }
 
+/// The tailnet's own ranges, without those that ChromeOS uses.
+fn is_tailnet(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(a) => {
+            let [first, second, third, _] = a.octets();
+            let chromeos = second == 115 && (third == 92 || third == 93);
+            first == 100 && second & 0xc0 == 64 && !chromeos
+        }
+        IpAddr::V6(a) => is_tailnet_v6(a),
+    }
+}
+
 fn is_tailnet_v6(address: Ipv6Addr) -> bool {
     address.segments().get(..3) == Some(&[0xfd7a, 0x115c, 0xa1e0])
 }
@@ -197,6 +209,9 @@ impl<'a> World<'a> {
         receiver: &PolicyNode,
         packet: &Packet,
     ) -> bool {
+        if !self.has_posture(rule, packet.source) {
+            return false;
+        }
         if *to == Selector::OwnUser {
             let Some(sender) = self.owner(packet.source) else {
                 return false;
@@ -212,6 +227,35 @@ impl<'a> World<'a> {
             } else {
                 self.is_told_as_router(&rule.via, to, receiver)
             }
+    }
+
+    /// Whether the sender is as the rule wants it to be. What stands behind a
+    /// machine is not asked; an address of the tailnet that no machine has
+    /// could be anything, and is refused as soon as some machine is.
+    pub(super) fn has_posture(&self, rule: &Rule, address: IpAddr) -> bool {
+        match self.owner(address) {
+            Some(node) => self.posture_of(rule, node).is_some(),
+            None => {
+                !is_tailnet(address)
+                    || self
+                        .nodes
+                        .iter()
+                        .all(|node| self.posture_of(rule, node).is_some())
+            }
+        }
+    }
+
+    /// The first of a rule's postures that the node has; nothing said where
+    /// the rule wants none.
+    pub(super) fn posture_of<'r>(&self, rule: &'r Rule, node: &PolicyNode) -> Option<&'r str> {
+        if rule.postures.is_empty() {
+            return Some("");
+        }
+        let has = |name: &&String| {
+            let assertions = self.policy.postures.get(*name);
+            assertions.is_some_and(|all| all.iter().all(|one| one.holds(&node.attributes)))
+        };
+        rule.postures.iter().find(has).map(String::as_str)
     }
 
     /// Whether a selector among the sources means the address.
@@ -230,15 +274,7 @@ impl<'a> World<'a> {
     /// Whether `*` among the sources means the address: the tailnet's own
     /// ranges, without those that ChromeOS uses, and all approved subnets.
     pub(super) fn is_anyone(&self, address: IpAddr) -> bool {
-        let in_tailnet = match address {
-            IpAddr::V4(a) => {
-                let [first, second, third, _] = a.octets();
-                let chromeos = second == 115 && (third == 92 || third == 93);
-                first == 100 && second & 0xc0 == 64 && !chromeos
-            }
-            IpAddr::V6(a) => is_tailnet_v6(a),
-        };
-        in_tailnet
+        is_tailnet(address)
             || self
                 .nodes
                 .iter()

@@ -48,7 +48,6 @@ pub(super) struct RuleLayout {
     pub(super) src: List,
     pub(super) dst: List,
     pub(super) ip: List,
-    pub(super) posture: List,
 }
 
 /// The file.
@@ -89,7 +88,6 @@ impl Layout {
                 src: list(field(rule, &["src", "users"])),
                 dst: list(field(rule, &["dst", "ports"])),
                 ip: list(field(rule, &["ip"])),
-                posture: list(field(rule, &["srcPosture"])),
             }));
         }
         for group in members(field(&tree, &["groups"])) {

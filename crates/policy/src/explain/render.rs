@@ -105,8 +105,8 @@ impl Why {
         if !reason.via.is_empty() {
             row(out, "via", &reason.via.join(", "));
         }
-        if !reason.posture.is_empty() {
-            row(out, "posture", &reason.posture.join(" or "));
+        if let Some(posture) = &reason.posture {
+            row(out, "posture", &format!("the source has {posture}"));
         }
     }
 

@@ -88,8 +88,8 @@ pub struct Reason {
     pub service: String,
     /// Tags of the routers that must carry the traffic.
     pub via: Vec<String>,
-    /// Postures of which the source holds one.
-    pub posture: Vec<String>,
+    /// The posture that the rule wants and the source has.
+    pub posture: Option<String>,
 }
 
 /// An entry of a rule and how it comes to mean a machine.
@@ -420,12 +420,10 @@ impl Scene<'_> {
             },
             service,
             via: rule.via.clone(),
-            posture: written
-                .posture
-                .entries
-                .iter()
-                .map(|entry| entry.text.clone())
-                .collect(),
+            posture: sender
+                .and_then(|node| self.world().posture_of(rule, node))
+                .filter(|posture| !posture.is_empty())
+                .map(str::to_owned),
         })
     }
 
@@ -596,6 +594,7 @@ impl Scene<'_> {
             .iter()
             .position(|selector| world.is_source(selector, packet.source))
             .and_then(|n| written.src.entries.get(n));
+        let posed = world.has_posture(rule, packet.source);
         let receivers: Vec<&PolicyNode> = self
             .receivers(packet)
             .iter()
@@ -621,7 +620,7 @@ impl Scene<'_> {
                 .iter()
                 .any(|reach| opens(reach, packet.protocol, packet.port)),
         };
-        let points = usize::from(source.is_some()) * 2
+        let points = usize::from(source.is_some() && posed) * 2
             + usize::from(best.is_some()) * 2
             + usize::from(ports_fit);
         // Ports alone are nothing to speak of.
@@ -629,7 +628,12 @@ impl Scene<'_> {
             return None;
         }
         let source_says = match source {
-            Some(entry) => format!("src matches (\"{}\")", entry.text),
+            Some(entry) if posed => format!("src matches (\"{}\")", entry.text),
+            Some(entry) => format!(
+                "src matches (\"{}\") but lacks the posture {}",
+                entry.text,
+                rule.postures.join(" or ")
+            ),
             None => "src does not match".to_owned(),
         };
         let destination = best.and_then(|(_, reach, to)| layout.destination(at, reach, to));
@@ -661,7 +665,7 @@ impl Scene<'_> {
                 format!(", port {} is not in {open}", packet.port)
             });
         }
-        if source.is_some() && best.is_some() && ports_fit {
+        if source.is_some() && posed && best.is_some() && ports_fit {
             let routers = rule.via.join(", ");
             says.push_str(&if rule.via.is_empty() {
                 ", but no machine is told of it".to_owned()

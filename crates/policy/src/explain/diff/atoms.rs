@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::board::Board;
 use crate::policy::{Policy, Rule};
 use crate::selector::{Ports, Selector};
+use crate::ssh::SshRule;
 
 /// Part of a rule: one group of destinations with its ports, or one right.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -65,7 +66,7 @@ pub(super) fn of(board: &Board<'_>, policy: &Policy) -> Vec<Atom> {
     if policy.open {
         let any = [Selector::Any];
         out.push(Atom {
-            from: board.sources(policy, &any),
+            from: board.sources(policy, &any, &[]),
             to: board.destinations(policy, &any),
             what: What::Ports {
                 via: Vec::new(),
@@ -80,12 +81,15 @@ pub(super) fn of(board: &Board<'_>, policy: &Policy) -> Vec<Atom> {
     for rule in &policy.rules {
         of_rule(board, policy, rule, &mut out);
     }
+    for rule in &policy.ssh {
+        of_ssh(board, policy, rule, &mut out);
+    }
     out.retain(|atom| !atom.from.is_empty() && !atom.to.is_empty());
     out
 }
 
 fn of_rule(board: &Board<'_>, policy: &Policy, rule: &Rule, out: &mut Vec<Atom>) {
-    let from = board.sources(policy, &rule.sources);
+    let from = board.sources(policy, &rule.sources, &rule.postures);
     let names = |to: &[Selector]| Names(rule.sources.iter().chain(to).cloned().collect());
     for reach in &rule.reach {
         let mut ports = reach.ports.clone();
@@ -117,6 +121,28 @@ fn of_rule(board: &Board<'_>, policy: &Policy, rule: &Rule, out: &mut Vec<Atom>)
             to: board.destinations(policy, &rule.app_to),
             what: What::Right(text),
             names: names(&rule.app_to),
+        });
+    }
+}
+
+fn of_ssh(board: &Board<'_>, policy: &Policy, rule: &SshRule, out: &mut Vec<Atom>) {
+    let logins = &rule.logins;
+    let mut names: Vec<String> = logins.names.iter().cloned().collect();
+    names.extend(logins.root.then(|| "root".to_owned()));
+    names.extend(logins.nonroot.then(|| "autogroup:nonroot".to_owned()));
+    let domains = logins.domains.iter();
+    names.extend(domains.map(|domain| format!("localpart:*@{domain}")));
+    let check = if rule.check.is_some() {
+        " after a check"
+    } else {
+        ""
+    };
+    for name in names {
+        out.push(Atom {
+            from: board.sources(policy, &rule.sources, &rule.postures),
+            to: board.destinations(policy, &rule.to),
+            what: What::Right(format!("ssh as {name}{check}")),
+            names: Names(rule.sources.iter().chain(&rule.to).cloned().collect()),
         });
     }
 }

@@ -41,10 +41,19 @@ pub(super) struct Board<'a> {
 
 /// The selectors of rules.
 fn selectors(policy: &Policy) -> impl Iterator<Item = &Selector> {
-    policy.rules.iter().flat_map(|rule| {
+    let of_rules = policy.rules.iter().flat_map(|rule| {
         let to = rule.reach.iter().flat_map(|reach| &reach.to);
         rule.sources.iter().chain(to).chain(&rule.app_to)
-    })
+    });
+    let of_ssh = policy.ssh.iter();
+    of_rules.chain(of_ssh.flat_map(|rule| rule.sources.iter().chain(&rule.to)))
+}
+
+/// The lists of postures that rules want.
+fn postures(policy: &Policy) -> BTreeSet<&[String]> {
+    let of_rules = policy.rules.iter().map(|rule| rule.postures.as_slice());
+    let of_ssh = policy.ssh.iter().map(|rule| rule.postures.as_slice());
+    of_rules.chain(of_ssh).collect()
 }
 
 impl<'a> Board<'a> {
@@ -75,6 +84,7 @@ impl<'a> Board<'a> {
                     .collect()
             })
             .collect();
+        let wanted = [scene.policy, after].map(|policy| (policy, postures(policy)));
         for (at, node) in scene.nodes.iter().enumerate() {
             let user = node.user.filter(|_| !node.is_tagged());
             let user_row = user
@@ -87,6 +97,10 @@ impl<'a> Board<'a> {
                 let cell = |n: usize| user_row.and_then(|row| row.get(n)).copied();
                 row.push(cell(2 * n).unwrap_or(false));
                 row.push(cell(2 * n + 1).unwrap_or(false));
+            }
+            for (policy, lists) in &wanted {
+                let has = |list: &&[String]| policy.has_posture(list, &node.attributes);
+                row.extend(lists.iter().map(has));
             }
             classes.entry(row).or_default().push(at);
         }
@@ -128,9 +142,15 @@ impl<'a> Board<'a> {
         members.iter().filter_map(move |at| nodes.get(*at))
     }
 
-    /// The places that some sources of a policy mean.
-    pub(super) fn sources(&self, policy: &Policy, selectors: &[Selector]) -> BTreeSet<usize> {
-        self.meant(policy, selectors, |spot, selector| match (spot, selector) {
+    /// The places that some sources of a policy mean, as far as they have one
+    /// of the postures.
+    pub(super) fn sources(
+        &self,
+        policy: &Policy,
+        selectors: &[Selector],
+        postures: &[String],
+    ) -> BTreeSet<usize> {
+        let mut places = self.meant(policy, selectors, |spot, selector| match (spot, selector) {
             (Spot::Range(span), Selector::Any) => {
                 let mut routes = self.scene.nodes.iter().flat_map(PolicyNode::subnet_routes);
                 routes.any(|route| Span::from(route).contains(span))
@@ -138,7 +158,13 @@ impl<'a> Board<'a> {
             (Spot::Range(span), other) => in_range(other, span),
             (Spot::Internet, selector) => *selector == Selector::DangerAll,
             (Spot::Nodes(_) | Spot::Own, _) => false,
-        })
+        });
+        places.retain(|place| {
+            self.members(*place)
+                .next()
+                .is_none_or(|node| policy.has_posture(postures, &node.attributes))
+        });
+        places
     }
 
     /// The places that some destinations of a policy mean.
@@ -260,7 +286,7 @@ impl<'a> Board<'a> {
                 continue;
             }
             let one = std::slice::from_ref(selector);
-            let mut set = self.sources(policy, one);
+            let mut set = self.sources(policy, one, &[]);
             set.extend(self.destinations(policy, one));
             // As a destination everything includes what is not a source.
             if *selector == Selector::Any {
