@@ -1,9 +1,10 @@
 //! Sets of rule blocks, stored once each, and the smallest member that several
 //! of them share.
 //!
-//! A set with few members is a sorted list, a larger one a bitmap with a
-//! summary: one bit of the summary per word of the bitmap that is not zero.
-//! Intersecting walks the shortest list, or else the summaries, which for ten
+//! A set with one member is its own number, one with few is a sorted list, a
+//! larger one a bitmap with a summary: one bit of the summary per word of the
+//! bitmap that is not zero. Intersecting walks the shortest list, or else the
+//! summaries, which for ten
 //! thousand blocks are three words long. No step depends on how many blocks
 //! there are in all, but for the summaries (one bit per 64 blocks).
 
@@ -14,6 +15,9 @@ const FEW: usize = 12;
 
 /// The number of the empty set.
 pub(crate) const NONE: u32 = 0;
+
+/// In a set's number: the rest is its only member.
+const ONE: u32 = 1 << 31;
 
 /// Where a set lies.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +41,7 @@ pub(crate) struct Sets {
 /// One set, to look at.
 #[derive(Debug, Clone, Copy)]
 enum Look<'a> {
+    One(u32),
     Few(&'a [u32]),
     Many {
         summary: &'a [u64],
@@ -47,6 +52,7 @@ enum Look<'a> {
 impl Look<'_> {
     fn contains(self, member: u32) -> bool {
         match self {
+            Self::One(only) => only == member,
             Self::Few(members) => members.contains(&member),
             Self::Many { words, .. } => words
                 .get(member as usize / 64)
@@ -57,6 +63,9 @@ impl Look<'_> {
 
 impl Sets {
     fn look(&self, set: u32) -> Look<'_> {
+        if set & ONE != 0 {
+            return Look::One(set & !ONE);
+        }
         match self.places.get(set as usize) {
             None => Look::Few(&[]),
             Some(Place::Few(from, count)) => {
@@ -90,6 +99,12 @@ impl Sets {
         let (a, b) = (self.look(a), self.look(b));
         // A missing third set does not restrict: the second one twice.
         let c = c.map_or(b, |c| self.look(c));
+        for look in [a, b, c] {
+            if let Look::One(only) = look {
+                let common = a.contains(only) && b.contains(only) && c.contains(only);
+                return (common && fits(only)).then_some(only);
+            }
+        }
         let mut shortest: Option<&[u32]> = None;
         for look in [a, b, c] {
             if let Look::Few(members) = look
@@ -276,9 +291,16 @@ impl Interner {
         if sweep.count == 0 {
             return NONE;
         }
+        // Blocks are fewer than 2^31: a message of rules is far smaller.
+        if sweep.count == 1
+            && let Some(only) = sweep.members().next()
+        {
+            return only | ONE;
+        }
         let known = self.by_hash.get(&sweep.hash).into_iter().flatten();
         for number in known {
             let same = match self.sets.look(*number) {
+                Look::One(_) => false,
                 Look::Few(members) => {
                     members.len() == sweep.count && sweep.members().eq(members.iter().copied())
                 }

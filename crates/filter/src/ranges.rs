@@ -6,11 +6,12 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
+use rustc_hash::FxHashMap;
 
 use crate::bits::{Interner, NONE, Pending};
 
 /// An address of one family, or a port, as a number, so that ranges are plain intervals.
-pub(crate) trait Key: Copy + Ord + std::fmt::Debug {
+pub(crate) trait Key: Copy + Ord + std::hash::Hash + std::fmt::Debug {
     /// The next address; `None` behind the last one.
     fn next(self) -> Option<Self>;
     /// The address before; `None` in front of the first one.
@@ -209,10 +210,13 @@ impl AddressSet {
     }
 }
 
-/// Maps every key to the set of what covers it: cells, sorted by their first
-/// key, each with the number of a set.
+/// Maps every key to the set of what covers it. Keys are in cells, which have
+/// the number of a set each. Nearly all cells are single addresses: where there
+/// are many they are found by hash, the wider ones by binary search.
 #[derive(Debug, Clone)]
 pub(crate) struct Index<K> {
+    singles: FxHashMap<K, u32>,
+    /// First keys of the other cells, sorted.
     starts: Box<[K]>,
     sets: Box<[u32]>,
     /// Whether every cell holds exactly what covers each of its keys. Otherwise
@@ -293,16 +297,42 @@ impl<K: Key> Index<K> {
                 sets.push(number);
             }
         }
-        Some(Self {
-            starts: starts.into(),
-            sets: sets.into(),
-            exact: joined == 1,
-        })
+        Some(Self::from_cells(&starts, &sets, joined == 1))
+    }
+
+    fn from_cells(starts: &[K], sets: &[u32], exact: bool) -> Self {
+        /// Up to this many cells a binary search stays in one or two lines of
+        /// the cache.
+        const FEW_CELLS: usize = 32;
+        let mut singles = FxHashMap::default();
+        let (mut wide_starts, mut wide_sets) = (Vec::new(), Vec::new());
+        let ends = starts.iter().skip(1).copied().map(Some).chain([None]);
+        for ((start, set), behind) in starts.iter().zip(sets).zip(ends) {
+            if starts.len() > FEW_CELLS && start.next() == behind {
+                singles.insert(*start, *set);
+            } else {
+                wide_starts.push(*start);
+                wide_sets.push(*set);
+            }
+        }
+        singles.shrink_to_fit();
+        Self {
+            singles,
+            starts: wide_starts.into(),
+            sets: wide_sets.into(),
+            exact,
+        }
     }
 
     /// The number of the set at `key`.
     #[inline]
     pub(crate) fn get(&self, key: K) -> u32 {
+        if !self.singles.is_empty()
+            && let Some(set) = self.singles.get(&key)
+        {
+            return *set;
+        }
+        // The cells left out in between hold none of the keys that get here.
         let behind = self.starts.partition_point(|start| *start <= key);
         behind
             .checked_sub(1)
@@ -318,7 +348,8 @@ impl<K: Key> Index<K> {
 
     /// Bytes of memory, without the sets.
     pub(crate) fn bytes(&self) -> usize {
-        size_of_val(&*self.starts) + size_of_val(&*self.sets)
+        let singles = self.singles.capacity() * (size_of::<(K, u32)>() + 1);
+        singles + size_of_val(&*self.starts) + size_of_val(&*self.sets)
     }
 }
 
@@ -362,9 +393,13 @@ mod tests {
 
         #[test]
         fn an_index_tells_what_covers_and_when_tight_never_less(
-            items in proptest::collection::vec(ranges(), 0..30), limit in 0usize..400,
+            items in proptest::collection::vec(ranges(), 0..30), singles in 0u32..45,
+            limit in 0usize..400,
         ) {
-            let items: Vec<RangeSet<u32>> = items.into_iter().map(RangeSet::new).collect();
+            // Beside the ranges a row of single keys, so that both ways of
+            // finding a cell are walked.
+            let mut items: Vec<RangeSet<u32>> = items.into_iter().map(RangeSet::new).collect();
+            items.extend((0..singles).map(|n| RangeSet::new(vec![(n, n)])));
             let spans = || (0u32..).zip(&items).flat_map(|(number, set)| {
                 set.ranges().iter().map(move |(from, to)| (*from, *to, number))
             });

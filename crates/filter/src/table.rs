@@ -55,7 +55,7 @@ const WITH_PORTS: [Protocol; 3] = [Protocol::TCP, Protocol::UDP, Protocol::SCTP]
 #[derive(Debug, Clone)]
 struct Block<K> {
     rule: u32,
-    /// Which of [`Table::sources`].
+    /// Which of [`Blocks::sources`].
     sources: u32,
     destinations: RangeSet<K>,
     ports: RangeSet<u16>,
@@ -65,11 +65,16 @@ struct Block<K> {
     protocols: ProtocolSet,
 }
 
+/// The blocks themselves, with the sources that several may share.
+#[derive(Debug, Clone)]
+struct Blocks<K> {
+    blocks: Vec<Block<K>>,
+    sources: Vec<RangeSet<K>>,
+}
+
 /// The rules of one family.
 #[derive(Debug, Clone)]
 pub(crate) struct Table<K> {
-    blocks: Box<[Block<K>]>,
-    sources: Box<[RangeSet<K>]>,
     sets: Sets,
     by_source: Index<K>,
     by_destination: Index<K>,
@@ -77,6 +82,10 @@ pub(crate) struct Table<K> {
     ports: [Index<u16>; 3],
     /// Blocks with every port, by protocol; sorted.
     whole: Box<[(u8, u32)]>,
+    /// The rule of each block.
+    rules: Box<[u32]>,
+    /// Kept only where an index was joined.
+    check: Option<Box<Blocks<K>>>,
 }
 
 impl<K: Key> Table<K> {
@@ -142,14 +151,16 @@ impl<K: Key> Table<K> {
                 whole.push((protocol, number));
             }
         }
+        let exact =
+            by_source.is_exact() && by_destination.is_exact() && ports.iter().all(Index::is_exact);
         Self {
             sets: interner.finish(),
             by_source,
             by_destination,
             ports,
             whole: whole.into(),
-            blocks: blocks.into(),
-            sources: sources.into(),
+            rules: blocks.iter().map(|block| block.rule).collect(),
+            check: (!exact).then(|| Box::new(Blocks { blocks, sources })),
         }
     }
 
@@ -161,7 +172,6 @@ impl<K: Key> Table<K> {
             return None;
         }
         let destinations = self.by_destination.get(dst);
-        let mut exact = self.by_source.is_exact() && self.by_destination.is_exact();
         let third = match query {
             Query::Anything => None,
             Query::Whole(protocol) => {
@@ -172,18 +182,28 @@ impl<K: Key> Table<K> {
             }
             Query::Port(protocol, port) => {
                 let at = WITH_PORTS.iter().position(|known| *known == protocol)?;
-                let index = self.ports.get(at)?;
-                exact &= index.is_exact();
-                Some(index.get(port))
+                Some(self.ports.get(at)?.get(port))
             }
         };
-        let fits = |number| exact || self.fits(number, src, dst, query);
+        let fits = |block| {
+            let check = self.check.as_ref();
+            check.is_none_or(|check| check.fits(block, src, dst, query))
+        };
         let block = self.sets.first_common(sources, destinations, third, fits)?;
-        self.blocks.get(block as usize).map(|block| block.rule)
+        self.rules.get(block as usize).copied()
     }
 
-    /// Looks at a block itself, where an index was joined.
-    #[cold]
+    /// About how many bytes of memory the table takes.
+    pub(crate) fn bytes(&self) -> usize {
+        let indexes = self.by_source.bytes() + self.by_destination.bytes();
+        let ports: usize = self.ports.iter().map(Index::bytes).sum();
+        let check = self.check.as_ref().map_or(0, |check| check.bytes());
+        indexes + ports + self.sets.bytes() + size_of_val(&*self.rules) + check
+    }
+}
+
+impl<K: Key> Blocks<K> {
+    /// Looks at a block itself.
     fn fits(&self, block: u32, src: K, dst: K, query: Query) -> bool {
         let Some(block) = self.blocks.get(block as usize) else {
             return false;
@@ -201,8 +221,7 @@ impl<K: Key> Table<K> {
                 .is_some_and(|sources| sources.contains(src))
     }
 
-    /// About how many bytes of memory the table takes.
-    pub(crate) fn bytes(&self) -> usize {
+    fn bytes(&self) -> usize {
         let ranges = |set: &RangeSet<K>| size_of_val(set.ranges());
         let blocks = self.blocks.iter().map(|block| {
             size_of_val(block) + ranges(&block.destinations) + size_of_val(block.ports.ranges())
@@ -211,9 +230,7 @@ impl<K: Key> Table<K> {
             .sources
             .iter()
             .map(|set| size_of_val(set) + ranges(set));
-        let indexes = self.by_source.bytes() + self.by_destination.bytes();
-        let ports: usize = self.ports.iter().map(Index::bytes).sum();
-        blocks.sum::<usize>() + sources.sum::<usize>() + indexes + ports + self.sets.bytes()
+        blocks.sum::<usize>() + sources.sum::<usize>()
     }
 }
 
