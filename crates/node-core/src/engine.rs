@@ -83,6 +83,14 @@ pub enum Output {
     /// Find the addresses of a relay's host name, around the tunnel; answer
     /// with [`Engine::host_resolved`].
     ResolveHost(String),
+    /// Packets for this peer take another way from now on. Nothing to do: the
+    /// view says so too.
+    Path {
+        /// The peer.
+        node: NodeId,
+        /// The way.
+        destination: Destination,
+    },
     /// The data plane should go on with this view.
     View(Arc<View>),
     /// Send an empty packet to the peer through its session.

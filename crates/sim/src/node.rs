@@ -627,6 +627,7 @@ impl Node {
                 let messages = self.control.report(&self.identity, &report);
                 self.send_control(messages);
             }
+            Output::Path { .. } => {}
             Output::DropStaged(peer) => self.outbound.drop_staged(peer),
             Output::Netmap(_) | Output::Pong(_) => {}
         }

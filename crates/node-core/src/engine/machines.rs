@@ -200,6 +200,10 @@ impl Engine {
         }
         peer.change_view(|view| view.destination = destination);
         self.view_changed = true;
+        self.outputs.push_back(Output::Path {
+            node: peer.node,
+            destination,
+        });
         if let Some(region) = region_of(destination) {
             self.outputs.push_back(Output::ConnectRelay(region));
         }

@@ -92,6 +92,12 @@ pub struct EngineTask {
     backend_state: State,
     auth_url: String,
     error: String,
+    /// Why only a new login helps.
+    needs_login: Option<String>,
+    /// The key that a new login takes the place of.
+    replaced_key: Option<NodeSecret>,
+    /// The auth key of the last `start`, and when it came.
+    given_key: Option<(Instant, String)>,
     trouble: Option<String>,
     host_problems: Vec<String>,
     host_ready: bool,
@@ -129,6 +135,9 @@ impl EngineTask {
             backend_state: State::NoState,
             auth_url: String::new(),
             error: String::new(),
+            needs_login: None,
+            replaced_key: None,
+            given_key: None,
             trouble: None,
             host_problems: Vec::new(),
             host_ready: false,
@@ -279,6 +288,11 @@ impl EngineTask {
                         inbox.tell(Message::Resolved(name, addresses));
                     });
                 }
+                Output::Path { node, destination } => {
+                    let peer = self.engine.netmap().peers.get(&node);
+                    let name = peer.map_or("?", |peer| peer.base_name());
+                    tracing::debug!(peer = name, ?destination, "path");
+                }
                 Output::View(view) => self.shared.publish(view),
                 Output::Keepalive(peer) => self.pump.order(OutCommand::Keepalive(peer)),
                 Output::Inject { peer, packet } => {
@@ -392,7 +406,7 @@ impl EngineTask {
         let expired = own
             .and_then(|own| own.key_expiry)
             .is_some_and(|end| end.as_duration().as_secs() <= wall_clock().as_secs() as i64);
-        let state = if self.state.login.is_none() || expired {
+        let state = if self.state.login.is_none() || expired || self.needs_login.is_some() {
             State::NeedsLogin
         } else if !prefs.want_running {
             State::Stopped
