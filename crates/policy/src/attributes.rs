@@ -117,8 +117,8 @@ impl Policy {
         suggested.into_iter().collect()
     }
 
-    /// Whether `node` has no IPv4 address in anybody's eyes. Subnet routes of
-    /// IPv4 stay.
+    /// Whether `node` has no IPv4 address in anybody's eyes, nor any other node
+    /// in its own. Subnet routes of IPv4 stay.
     #[must_use]
     pub fn disables_ipv4(&self, users: &[PolicyUser], node: &PolicyNode) -> bool {
         self.disable_ipv4

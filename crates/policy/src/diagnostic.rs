@@ -244,6 +244,22 @@ fn distance(a: &str, b: &str) -> usize {
     }
     let a: Vec<char> = a.to_lowercase().chars().collect();
     let b: Vec<char> = b.to_lowercase().chars().collect();
+    // What both begin and end with costs nothing; names in a file are often
+    // alike.
+    let alike = |(x, y): &(&char, &char)| x == y;
+    let begin = a.iter().zip(&b).take_while(alike).count();
+    let (a, b) = (
+        a.get(begin..).unwrap_or_default(),
+        b.get(begin..).unwrap_or_default(),
+    );
+    let end = a.iter().rev().zip(b.iter().rev()).take_while(alike).count();
+    let (a, b) = (
+        a.get(..a.len() - end).unwrap_or_default(),
+        b.get(..b.len() - end).unwrap_or_default(),
+    );
+    if a.is_empty() || b.is_empty() {
+        return a.len().max(b.len());
+    }
     let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];
     let at = |rows: &[Vec<usize>], i: usize, j: usize| -> usize {
         rows.get(i).and_then(|row| row.get(j)).copied().unwrap_or(0)

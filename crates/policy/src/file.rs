@@ -74,6 +74,7 @@ pub(crate) fn read(source: &str, context: &Context) -> Result<Policy, Vec<Diagno
         ipsets: BTreeMap::new(),
         default_posture: Vec::new(),
         member_name: None,
+        in_test: false,
         policy: Policy::default(),
     };
     reader.file(&tree);
@@ -101,6 +102,9 @@ struct Reader<'c> {
     default_posture: Vec<String>,
     /// Which of the names of `autogroup:member` the file uses.
     member_name: Option<String>,
+    /// Within `tests` and `sshTests`: a malformed test counts as failed, and
+    /// its errors begin with that.
+    in_test: bool,
     policy: Policy,
 }
 
@@ -136,6 +140,11 @@ impl Reader<'_> {
         help: Option<String>,
     ) {
         if self.problems.len() < KEPT_ERRORS {
+            let message = if self.in_test {
+                format!("test(s) failed: {}", message.into())
+            } else {
+                message.into()
+            };
             self.problems.push(Found::new(span.clone(), message, help));
         } else {
             self.more_problems += 1;
@@ -191,12 +200,14 @@ impl Reader<'_> {
         if let Some(value) = fields.get("attrConfig") {
             self.attribute_config(value);
         }
+        self.in_test = true;
         for test in self.items(fields.get("tests"), "tests") {
             self.test(test);
         }
         for test in self.items(fields.get("sshTests"), "sshTests") {
             self.ssh_test(test);
         }
+        self.in_test = false;
         self.network_options(&fields);
     }
 
@@ -309,9 +320,16 @@ impl Reader<'_> {
     }
 
     fn text<'t>(&mut self, value: &'t Spanned) -> Option<Text<'t>> {
+        let mut text = self.literal(value)?;
+        text.text = text.text.trim();
+        Some(text)
+    }
+
+    /// A string as it is written, spaces included.
+    fn literal<'t>(&mut self, value: &'t Spanned) -> Option<Text<'t>> {
         if let Value::String(text) = &value.value {
             Some(Text {
-                text: text.trim(),
+                text,
                 span: value.span.clone(),
             })
         } else {

@@ -67,15 +67,15 @@ fn all_errors_come_at_once_with_their_place() {
 }
 
 #[test]
-fn what_is_not_enforced_is_not_taken() {
-    for section in ["\"ssh\": [{}]", "\"postures\": {\"posture:x\": []}"] {
-        let found = errors(&format!("{{{section}}}"));
-        assert!(found[0].contains("is not supported"), "{found:?}");
-    }
+fn absent_sections_and_null_ask_for_nothing() {
+    let policy = Policy::parse("{\"ssh\": null, \"nodeAttrs\": [], \"tests\": null}").unwrap();
+    assert!(policy.is_allow_all());
     assert!(
-        Policy::parse("{\"ssh\": null, \"nodeAttrs\": []}")
-            .unwrap()
-            .is_allow_all()
+        policy
+            .compile_ssh(&users(), &[])
+            .policy_for(NodeId(1), "")
+            .rules
+            .is_empty()
     );
 }
 

@@ -31,25 +31,22 @@ impl Reader<'_> {
         if let (Some(number), Some(proto)) = (protocol, fields.get("proto"))
             && !TEST_PROTOCOLS.contains(&number)
         {
-            let message = "test(s) failed: a test's proto is tcp, udp, sctp or absent";
+            let message = "a test's proto is tcp, udp, sctp or absent";
             self.problem(&proto.span, message);
         }
         let attributes = self.posed_attributes(&fields);
-        let source = self
-            .renamed(&fields, "src", "user")
-            .and_then(|value| self.text(value))
-            .filter(|text| !text.text.is_empty());
+        let source = self.renamed(&fields, "src", "user");
+        let source = self.test_source(value, source);
         let accept = self.renamed(&fields, "accept", "allow");
         let accept = self.targets(accept);
         let deny = self.targets(fields.get("deny"));
         if accept.is_empty() && deny.is_empty() && self.problems.len() == before {
-            self.problem(&value.span, "test(s) failed: the test asserts nothing");
+            self.problem(&value.span, "the test asserts nothing");
         }
         let Some(source) = source else {
-            self.problem(&value.span, "test(s) failed: the test has no src");
             return;
         };
-        match self.selector(&source, "test(s) failed: src=") {
+        match self.selector(&source, "src=") {
             Some(
                 Selector::Any
                 | Selector::OwnUser
@@ -59,7 +56,7 @@ impl Reader<'_> {
                 | Selector::Set(_)
                 | Selector::Service(_),
             ) => {
-                let message = format!("test(s) failed: {:?} cannot be a src", source.text);
+                let message = format!("{:?} cannot be a src", source.text);
                 self.problem(&source.span, message);
             }
             Some(selector) => self.policy.tests.push(Test {
@@ -72,6 +69,26 @@ impl Reader<'_> {
             }),
             None => {}
         }
+    }
+
+    /// The one source of a test; errors are noted.
+    pub(super) fn test_source<'t>(
+        &mut self,
+        test: &Spanned,
+        value: Option<&'t Spanned>,
+    ) -> Option<Text<'t>> {
+        let text = match value {
+            Some(value) => self.text(value)?,
+            None => Text {
+                text: "",
+                span: test.span.clone(),
+            },
+        };
+        if text.text.is_empty() {
+            self.problem(&text.span, "the test has no src");
+            return None;
+        }
+        Some(text)
     }
 
     fn targets(&mut self, value: Option<&Spanned>) -> Vec<TestTarget> {
@@ -90,7 +107,7 @@ impl Reader<'_> {
             Some((host.trim_start_matches('[').trim_end_matches(']'), port))
         });
         let Some((host, port)) = parts else {
-            let message = format!("test(s) failed: {whole:?} is not host:port with one port");
+            let message = format!("{whole:?} is not host:port with one port");
             self.problem(&text.span, message);
             return None;
         };
@@ -98,7 +115,7 @@ impl Reader<'_> {
             text: host,
             span: text.span.clone(),
         };
-        let to = self.selector(&host_text, "test(s) failed: ")?;
+        let to = self.selector(&host_text, "")?;
         let unfit = match &to {
             Selector::Net(net) => net.prefix_len() != net.max_prefix_len() || host.contains('/'),
             Selector::Any
@@ -109,8 +126,7 @@ impl Reader<'_> {
             _ => false,
         };
         if unfit {
-            let message =
-                format!("test(s) failed: {host:?} is not one address, user, group or tag");
+            let message = format!("{host:?} is not one address, user, group or tag");
             self.problem(&text.span, message);
             return None;
         }

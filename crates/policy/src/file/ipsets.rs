@@ -17,7 +17,7 @@ const MAX_RANGES: usize = 10_000;
 
 /// Ranges that may be handled to make all sets: those that name each other
 /// could be written small and take very long.
-const MAX_WORK: usize = 20_000_000;
+const MAX_WORK: usize = 2_000_000;
 
 /// One step in making a set.
 struct Step<'t> {

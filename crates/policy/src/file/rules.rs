@@ -122,7 +122,7 @@ impl Reader<'_> {
             self.problem_with(&rule.span, "action=\"\" is not supported", help);
             return;
         };
-        if let Some(text) = self.text(value)
+        if let Some(text) = self.literal(value)
             && text.text != "accept"
         {
             let message = format!("action={:?} is not supported", text.text);

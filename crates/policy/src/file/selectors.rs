@@ -109,10 +109,16 @@ impl Reader<'_> {
             return;
         }
         let help = self.suggest(domain, domains.iter().map(String::as_str));
-        let message = format!(
-            "{domain} is not associated with this Tailnet and cannot be used in {kind}:*@{domain} expressions"
-        );
-        self.problem_with(&text.span, message, help);
+        let refusal = |kind: &str| {
+            format!(
+                "{domain} is not associated with this Tailnet and cannot be used in {kind}:*@{domain} expressions"
+            )
+        };
+        let help = match help {
+            None if kind != "user" => Some(format!("likewise, {}", refusal("user"))),
+            help => help,
+        };
+        self.problem_with(&text.span, refusal(kind), help);
     }
 
     fn autogroup(&mut self, text: &Text<'_>, name: &str) -> Option<Selector> {

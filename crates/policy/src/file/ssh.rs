@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Fields, Reader, Text};
 use crate::go_duration;
 use crate::json::Spanned;
-use crate::selector::Selector;
+use crate::selector::{Selector, parse_net};
 use crate::ssh::{Logins, SshRule};
 
 /// How long a check holds when the rule does not say.
@@ -37,7 +37,10 @@ impl Reader<'_> {
         let to = self.ssh_destinations(&fields, &sources, &source_texts);
         let logins = self.logins(value, &fields);
         let mut accept_env = Vec::new();
-        for text in self.texts(fields.get("acceptEnv"), "acceptEnv") {
+        for value in self.items(fields.get("acceptEnv"), "acceptEnv") {
+            let Some(text) = self.literal(value) else {
+                continue;
+            };
             if text.text.is_empty() {
                 self.problem(&text.span, "acceptEnv values cannot be empty");
             }
@@ -93,7 +96,7 @@ impl Reader<'_> {
         let Some(value) = fields.get("checkPeriod") else {
             return Some(DEFAULT_PERIOD);
         };
-        let text = self.text(value)?;
+        let text = self.literal(value)?;
         if text.text == "always" {
             return Some(Duration::ZERO);
         }
@@ -162,9 +165,9 @@ impl Reader<'_> {
         let mut out = Vec::new();
         for text in self.texts(fields.get("dst"), "dst") {
             let name = text.text;
-            if self.hosts.contains_key(name) {
+            if parse_net(name).is_some() || (name != "*" && !name.contains(['@', ':'])) {
                 let message = format!("invalid dst {name:?}");
-                let help = "name the host's tag or user; ssh rules know no addresses".to_owned();
+                let help = "name tags or users; ssh rules know no hosts and addresses".to_owned();
                 self.problem_with(&text.span, message, Some(help));
                 continue;
             }

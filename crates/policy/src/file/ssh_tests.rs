@@ -19,21 +19,16 @@ impl Reader<'_> {
         let deny = self.test_logins(&fields, "deny");
         let asserts = [&accept, &check, &deny].iter().any(|list| !list.is_empty());
         if !asserts && self.problems.len() == before {
-            self.problem(&value.span, "test(s) failed: the ssh test asserts nothing");
+            self.problem(&value.span, "the ssh test asserts nothing");
         }
         let to = self.ssh_test_destinations(&fields);
         if to.is_empty() && self.problems.len() == before {
-            self.problem(&value.span, "test(s) failed: the ssh test has no dst");
+            self.problem(&value.span, "the ssh test has no dst");
         }
-        let source = fields
-            .get("src")
-            .and_then(|value| self.text(value))
-            .filter(|text| !text.text.is_empty());
-        let Some(source) = source else {
-            self.problem(&value.span, "test(s) failed: the ssh test has no src");
+        let Some(source) = self.test_source(value, fields.get("src")) else {
             return;
         };
-        match self.selector(&source, "test(s) failed: src=") {
+        match self.selector(&source, "src=") {
             Some(
                 Selector::Any
                 | Selector::OwnUser
@@ -43,7 +38,7 @@ impl Reader<'_> {
                 | Selector::Set(_)
                 | Selector::Service(_),
             ) => {
-                let message = format!("test(s) failed: {:?} cannot be a src", source.text);
+                let message = format!("{:?} cannot be a src", source.text);
                 self.problem(&source.span, message);
             }
             Some(selector) => self.policy.ssh_tests.push(SshTest {
@@ -63,7 +58,7 @@ impl Reader<'_> {
         let mut out = Vec::new();
         for text in self.texts(fields.get(name), name) {
             if text.text.is_empty() {
-                let message = "test(s) failed: a user of the destination must have a name";
+                let message = "a user of the destination must have a name";
                 self.problem(&text.span, message);
             } else {
                 out.push(text.text.to_owned());
@@ -92,7 +87,7 @@ impl Reader<'_> {
             self.problem_with(&text.span, message, help);
             return None;
         }
-        let selector = self.selector(text, "test(s) failed: dst=")?;
+        let selector = self.selector(text, "dst=")?;
         let fits = match &selector {
             Selector::Net(net) => net.prefix_len() == net.max_prefix_len(),
             Selector::Any
