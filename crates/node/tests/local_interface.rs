@@ -36,6 +36,7 @@ struct Inner {
     auth_url: String,
     listeners: Vec<(NotifyMask, mpsc::Sender<Notify>)>,
     log: Vec<String>,
+    health: Vec<String>,
 }
 
 #[derive(Default)]
@@ -71,6 +72,7 @@ impl Inner {
             backend_state: self.state.to_string(),
             have_node_key: self.key != 0,
             auth_url: self.auth_url.clone(),
+            health: self.health.clone(),
             magic_dns_suffix: "net.example".into(),
             ..Status::default()
         };
@@ -146,6 +148,11 @@ impl Backend for Memory {
         if let Some(prefs) = options.update_prefs {
             inner.prefs = prefs;
         }
+        if options.force_login && options.auth_key.is_empty() {
+            inner.auth_url = "http://control.example/register/again".into();
+            inner.enter(State::NeedsLogin);
+            return Ok(());
+        }
         match options.auth_key.as_str() {
             "" if inner.key == 0 => inner.enter(State::NeedsLogin),
             "" => inner.enter(State::Running),
@@ -164,6 +171,7 @@ impl Backend for Memory {
 
     async fn login_interactive(&self) -> Reply<()> {
         let mut inner = self.0.lock().unwrap();
+        inner.log.push("login".into());
         inner.auth_url = "http://control.example/register/abc".into();
         let url = inner.auth_url.clone();
         inner.tell(Notify {
@@ -481,7 +489,7 @@ fn a_listener_gets_the_state_and_then_the_changes() {
         client
             .start(&Options {
                 auth_key: KEY.into(),
-                update_prefs: None,
+                ..Options::default()
             })
             .await
             .unwrap();
@@ -534,6 +542,114 @@ fn a_socket_is_taken_over_from_the_dead_only() {
         std::io::ErrorKind::AlreadyExists
     );
     assert_eq!(std::fs::read(&file).unwrap(), b"keep");
+}
+
+#[test]
+fn a_forced_login_is_one_request_that_carries_the_key() {
+    let served = served();
+    assert_eq!(
+        served
+            .warren(&format!("up --login-server http://c --auth-key {KEY}"))
+            .0,
+        0
+    );
+    let before = served.backend.log().len();
+    assert_eq!(
+        served
+            .warren(&format!("up --force-reauth --auth-key {KEY}"))
+            .0,
+        0
+    );
+    let (code, _, err) = served.warren("up --force-reauth");
+    assert_eq!(code, 0);
+    assert!(
+        err.contains("http://control.example/register/again"),
+        "{err}"
+    );
+    let log = served.backend.log().split_off(before);
+    assert_eq!(log.len(), 2, "{log:?}");
+    assert!(
+        log.iter().all(|line| line.contains("force_login: true")),
+        "{log:?}"
+    );
+    assert!(
+        log[0].contains("given") && log[1].contains("none"),
+        "{log:?}"
+    );
+}
+
+#[test]
+fn who_is_logged_out_is_told_what_to_do() {
+    let served = served();
+    served.backend.0.lock().unwrap().health = vec!["deleted there; log in again".into()];
+    let (code, out, _) = served.warren("status");
+    assert_eq!(code, 1);
+    assert_eq!(
+        out,
+        "Logged out.\n\n# Health check:\n#     - deleted there; log in again\n"
+    );
+}
+
+#[test]
+fn flags_without_effect_are_kept_and_said_so() {
+    let served = served();
+    let up = format!("up --login-server http://c --auth-key {KEY}");
+    let (code, _, err) = served.warren(&format!(
+        "{up} --snat-subnet-routes=false --stateful-filtering --netfilter-mode=off --report-posture --advertise-connector"
+    ));
+    assert_eq!(code, 0, "{err}");
+    for flag in [
+        "--snat-subnet-routes=false",
+        "--stateful-filtering",
+        "--netfilter-mode=off",
+        "--report-posture",
+        "--advertise-connector",
+    ] {
+        assert!(
+            err.contains(&format!("warning: {flag} has no effect yet")),
+            "{err}"
+        );
+    }
+    let prefs = served.backend.0.lock().unwrap().prefs.clone();
+    assert!(prefs.no_snat && prefs.posture_checking && prefs.app_connector.advertise);
+    assert_eq!(prefs.no_stateful_filtering, Some(false));
+    let (code, _, err) = served.warren(
+        "up --reset --snat-subnet-routes --stateful-filtering=false --netfilter-mode=on --report-posture=false --advertise-connector=false",
+    );
+    assert_eq!(
+        (code, err.as_str()),
+        (0, ""),
+        "nothing to say of what happens anyway"
+    );
+    let (code, _, err) = served.warren("set --report-posture");
+    assert_eq!(code, 0);
+    assert!(
+        err.contains("warning: --report-posture has no effect yet"),
+        "{err}"
+    );
+}
+
+#[test]
+fn connections_are_limited_and_a_place_comes_free() {
+    let served = served();
+    let mut open = Vec::new();
+    let full = loop {
+        let mut stream = std::os::unix::net::UnixStream::connect(&served.socket).unwrap();
+        // The server accepts in order: it has decided once it answers.
+        let ask = format!("GET /localapi/v0/status HTTP/1.1\r\n{HOST}\r\n");
+        let _ = stream.write_all(ask.as_bytes());
+        let mut start = [0; 12];
+        std::io::Read::read_exact(&mut stream, &mut start).unwrap();
+        if start != *b"HTTP/1.1 200" {
+            assert_eq!(start, *b"HTTP/1.1 503");
+            break open.len();
+        }
+        open.push(stream);
+        assert!(open.len() <= 256, "no limit");
+    };
+    assert_eq!(full, 256, "as the daemon's own user");
+    drop(open);
+    while !get(&served, "/localapi/v0/status", HOST).starts_with("HTTP/1.1 200") {}
 }
 
 #[test]

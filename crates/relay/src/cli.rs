@@ -352,6 +352,7 @@ pub fn main() -> u8 {
         }
     };
     let filter = tracing_subscriber::EnvFilter::try_from_env("WARREN_LOG")
+        .or_else(|_| tracing_subscriber::EnvFilter::try_from_default_env())
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -17,6 +17,9 @@ pub(super) async fn set(given: &Given<'_>, client: &Client, io: &mut Io) -> Resu
     let current = client.prefs().await?;
     let status = client.status(true).await?;
     let change = pref_flags::change(given, &current, &status)?;
+    for warning in pref_flags::without_effect(given) {
+        io.note(warning);
+    }
     client.edit_prefs(&change).await?;
     if change
         .operator_user

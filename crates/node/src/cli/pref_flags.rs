@@ -102,6 +102,28 @@ pub(super) const FLAGS: &[&str] = &[
     "stateful-filtering",
 ];
 
+/// What to say of mentioned flags that are kept, shown and passed on, but change
+/// nothing on this machine yet. Nothing where the value is what happens anyway.
+pub(super) fn without_effect(given: &Given<'_>) -> Vec<String> {
+    let switches = [
+        ("snat-subnet-routes", true),
+        ("stateful-filtering", false),
+        ("report-posture", false),
+        ("advertise-connector", false),
+    ];
+    let mut flags: Vec<String> = switches
+        .into_iter()
+        .filter(|(flag, usual)| given.switch(flag).is_some_and(|on| on != *usual))
+        .map(|(flag, usual)| format!("--{flag}{}", if usual { "=false" } else { "" }))
+        .collect();
+    let mode = given.text("netfilter-mode").filter(|mode| *mode != "on");
+    flags.extend(mode.map(|mode| format!("--netfilter-mode={mode}")));
+    flags
+        .into_iter()
+        .map(|flag| format!("warning: {flag} has no effect yet; it is only remembered"))
+        .collect()
+}
+
 /// The change that the mentioned flags mean, given the current preferences
 /// (whose routes are kept where only one of two flags is mentioned).
 pub(super) fn change(

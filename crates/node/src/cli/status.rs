@@ -38,6 +38,9 @@ pub(super) async fn run(given: &Given<'_>, client: &Client, io: &mut Io) -> Resu
     let status: Status = serde_json::from_value(raw).map_err(Failure::failed)?;
     if let Some(text) = not_running(&status) {
         io.say(text)?;
+        if status.backend_state == "NeedsLogin" && !status.health.is_empty() {
+            io.say(health(&status.health).trim_end())?;
+        }
         return Err(Failure::Failed(String::new()));
     }
     let table = Table {
@@ -91,10 +94,7 @@ impl Table {
         rows.extend(peers.into_iter().map(|peer| self.row(peer, status)));
         let mut text = columns(&rows);
         if !status.health.is_empty() {
-            text.push_str("\n# Health check:\n");
-            for problem in &status.health {
-                text.push_str(&format!("#     - {problem}\n"));
-            }
+            text.push_str(&health(&status.health));
         }
         text
     }
@@ -158,6 +158,14 @@ impl Table {
         }
         text
     }
+}
+
+fn health(problems: &[String]) -> String {
+    let mut text = "\n# Health check:\n".to_owned();
+    for problem in problems {
+        text.push_str(&format!("#     - {problem}\n"));
+    }
+    text
 }
 
 fn by_name(a: &PeerStatus, b: &PeerStatus) -> Ordering {

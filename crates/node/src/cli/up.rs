@@ -59,6 +59,9 @@ pub(super) async fn run(
     let current = client.prefs().await?;
     let force = given.is("force-reauth") || (kind == Kind::Login && status.have_node_key);
     let plan = plan(kind, given, &status, &current, !auth_key.is_empty(), force)?;
+    for warning in pref_flags::without_effect(given) {
+        io.note(warning);
+    }
 
     let work = async {
         let mut session = Session {
@@ -89,9 +92,11 @@ pub(super) async fn run(
                     .start(&Options {
                         auth_key,
                         update_prefs: Some(*prefs),
+                        force_login: force,
                     })
                     .await?;
-                if force || (!status.have_node_key && !session.has_auth_key) {
+                session.asked_to_log_in = force;
+                if !force && !status.have_node_key && !session.has_auth_key {
                     session.log_in().await?;
                 }
             }

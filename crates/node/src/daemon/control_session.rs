@@ -6,10 +6,18 @@
 //! whenever what it knows of this machine changes. Whatever breaks, it tries
 //! again, with growing pauses, until it is dropped. It decides nothing about
 //! packets: every message of the stream goes to the engine as it is.
+//!
+//! Three answers need a person. An auth key that is refused ends the session:
+//! the same key would get the same answer. A refusal without one may pass (the
+//! server has a problem, an administrator thinks again), so it is told and the
+//! question put again, seldom. So it is with a server that does not know the
+//! node any more: it was deleted, or the server lost its memory and may get it
+//! back.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use http::StatusCode;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -34,6 +42,15 @@ const WATCHDOG: Duration = Duration::from_secs(120);
 /// A stream that stood for less was no success: somebody else with our keys may
 /// be taking it away from us each time, or the server may be refusing.
 const STABLE: Duration = Duration::from_secs(10);
+/// First pause after a refusal; each one more doubles it.
+const FIRST_REFUSED_PAUSE: Duration = Duration::from_secs(10);
+/// Longest pause between two refusals.
+const LONGEST_REFUSED_PAUSE: Duration = Duration::from_secs(300);
+/// How often the server says that it does not know the node until we believe
+/// it: once may be a server that is just starting.
+const UNKNOWN_BELIEVED: u32 = 2;
+/// How often to ask a server that does not know the node.
+const UNKNOWN_PAUSE: Duration = Duration::from_secs(30);
 /// A logout is a register with an end in the past; this is the moment that
 /// other clients use.
 const LOGGED_OUT_AT: i64 = 123;
@@ -85,7 +102,14 @@ pub enum ControlEvent {
     /// A message of the map stream.
     Map(Box<MapResponse>),
     /// The server refused, with its reason.
-    Refused(String),
+    Refused {
+        /// Its reason.
+        reason: String,
+        /// Whether the conversation is over: an auth key was refused.
+        over: bool,
+    },
+    /// The server does not know the node (any more). Asked again now and then.
+    Unknown(String),
     /// The server cannot be reached, or does not make sense; tried again.
     Trouble(String),
 }
@@ -168,6 +192,10 @@ enum End {
     Again,
     /// A stream stood for a while and broke: try again at once.
     Broken,
+    /// The server refused: try again, but not soon.
+    Refused,
+    /// The server does not know the node.
+    Unknown(String),
     /// Nothing more to do.
     Done,
 }
@@ -180,6 +208,8 @@ impl Worker {
             self.dialer.clone(),
         );
         let mut failures = 0u32;
+        let mut refusals = 0u32;
+        let mut unknown = 0u32;
         let mut registered = false;
         loop {
             let end = if registered {
@@ -194,12 +224,34 @@ impl Worker {
                     self.follow(&client).await
                 }
             };
-            match end {
-                End::Done => return,
-                End::Broken => failures = 0,
-                End::Again => failures = failures.saturating_add(1),
+            if registered {
+                refusals = 0;
             }
-            tokio::time::sleep(pause(failures)).await;
+            unknown = match &end {
+                End::Unknown(_) => unknown.saturating_add(1),
+                End::Done | End::Broken | End::Again | End::Refused => 0,
+            };
+            let wait = match end {
+                End::Done => return,
+                End::Broken => {
+                    failures = 0;
+                    pause(failures)
+                }
+                End::Again => {
+                    failures = failures.saturating_add(1);
+                    pause(failures)
+                }
+                End::Refused => {
+                    refusals = refusals.saturating_add(1);
+                    refused_pause(refusals)
+                }
+                End::Unknown(_) if unknown < UNKNOWN_BELIEVED => pause(unknown),
+                End::Unknown(why) => {
+                    self.tell(ControlEvent::Unknown(why));
+                    varied(UNKNOWN_PAUSE)
+                }
+            };
+            tokio::time::sleep(wait).await;
         }
     }
 
@@ -210,6 +262,7 @@ impl Worker {
         loop {
             let hostinfo = self.description.borrow().hostinfo.clone();
             let auth_key = self.config.auth_key.clone().filter(|_| followup.is_empty());
+            let with_key = auth_key.is_some();
             let request = RegisterRequest {
                 version: CapabilityVersion::CURRENT,
                 node_key: self.config.node_key.public(),
@@ -233,9 +286,10 @@ impl Worker {
                 }
             };
             if !response.error.is_empty() {
-                self.tell(ControlEvent::Refused(response.error));
-                // The same key would get the same answer.
-                return Some(End::Done);
+                let reason = response.error;
+                let over = with_key;
+                self.tell(ControlEvent::Refused { reason, over });
+                return Some(if over { End::Done } else { End::Refused });
             }
             if response.node_key_expired {
                 if tried_fresh_key {
@@ -259,6 +313,8 @@ impl Worker {
                 continue;
             }
             let old_node_key = self.config.old_node_key.take();
+            // It has done its work; what comes later is no business of its.
+            self.config.auth_key = None;
             self.tell(ControlEvent::Registered {
                 node_key: self.config.node_key.clone(),
                 old_node_key,
@@ -312,6 +368,9 @@ impl Worker {
         );
         let mut stream = match stream {
             Ok(stream) => stream,
+            Err(ControlError::Status { status, body, .. }) if status == StatusCode::NOT_FOUND => {
+                return End::Unknown(body);
+            }
             Err(error) => {
                 self.tell(ControlEvent::Trouble(error.to_string()));
                 return End::Again;
@@ -383,11 +442,52 @@ async fn answer(client: &ControlClient, request: &PingRequest) -> Result<(), Con
     }
 }
 
-/// The pause before attempt number `failures`: grows with the square, varies
-/// by half, so that many nodes do not come back at once.
+/// The pause before attempt number `failures`: grows with the square.
 fn pause(failures: u32) -> Duration {
     let base = Duration::from_millis(10).saturating_mul(failures.saturating_mul(failures));
-    let base = base.clamp(Duration::from_millis(10), LONGEST_PAUSE);
+    varied(base.clamp(Duration::from_millis(10), LONGEST_PAUSE))
+}
+
+/// The pause after refusal number `refusals`, from 1.
+fn refused_pause(refusals: u32) -> Duration {
+    let doubled = 1u32
+        .checked_shl(refusals.saturating_sub(1))
+        .unwrap_or(u32::MAX);
+    let base = FIRST_REFUSED_PAUSE.saturating_mul(doubled.max(1));
+    varied(base.min(LONGEST_REFUSED_PAUSE))
+}
+
+/// Half as long to one and a half times as long, so that many nodes do not come
+/// back at once.
+fn varied(base: Duration) -> Duration {
     let [byte] = SystemEntropy.bytes::<1>();
     base / 2 + base.saturating_mul(byte.into()) / 256
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_their_bounds() {
+        for _ in 0..50 {
+            assert!(pause(0) <= Duration::from_millis(15));
+            for (refusals, base) in [
+                (1, 10),
+                (2, 20),
+                (3, 40),
+                (6, 300),
+                (40, 300),
+                (u32::MAX, 300),
+            ] {
+                let wait = refused_pause(refusals);
+                let base = Duration::from_secs(base);
+                assert!(
+                    wait >= base / 2 && wait < base * 3 / 2,
+                    "{refusals}: {wait:?}"
+                );
+            }
+            assert!(pause(u32::MAX) < LONGEST_PAUSE * 3 / 2);
+        }
+    }
 }

@@ -30,6 +30,7 @@ mod start;
 mod state;
 mod status;
 
+use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -212,7 +213,8 @@ pub fn main(args: DaemonArgs) -> ExitCode {
     }
 }
 
-/// `RUST_LOG` wins over the flag.
+/// `WARREN_LOG` wins over the flag, as for all our programs; so does `RUST_LOG`
+/// where that is not set.
 fn log_to_stderr(verbose: u8) {
     use tracing_subscriber::EnvFilter;
     let default = match verbose {
@@ -220,7 +222,9 @@ fn log_to_stderr(verbose: u8) {
         1 => "debug",
         _ => "trace",
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    let filter = EnvFilter::try_from_env("WARREN_LOG")
+        .or_else(|_| EnvFilter::try_from_default_env())
+        .unwrap_or_else(|_| EnvFilter::new(default));
     // Already set up by an embedding program: that one wins.
     drop(
         tracing_subscriber::fmt()
@@ -236,3 +240,4 @@ pub(crate) fn wall_clock() -> Duration {
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap_or_default()
 }
+            .with_ansi(std::io::stderr().is_terminal())

@@ -465,6 +465,10 @@ pub struct Options {
     pub auth_key: String,
     /// Preferences to store first.
     pub update_prefs: Option<Prefs>,
+    /// Log in anew, even where somebody is logged in, with the auth key if
+    /// there is one (`ForceLogin`, our own: the reference asks for the login by
+    /// a second request, when the first one has started with the old login).
+    pub force_login: bool,
 }
 
 impl std::fmt::Debug for Options {
@@ -477,6 +481,7 @@ impl std::fmt::Debug for Options {
         f.debug_struct("Options")
             .field("auth_key", &auth_key)
             .field("update_prefs", &self.update_prefs)
+            .field("force_login", &self.force_login)
             .finish()
     }
 }
@@ -489,7 +494,8 @@ impl Options {
         else {
             return Err("expected a JSON object".to_owned());
         };
-        let mut object = canonical_keys(object, &["FrontendLogID", "UpdatePrefs", "AuthKey"]);
+        let known = ["FrontendLogID", "UpdatePrefs", "AuthKey", "ForceLogin"];
+        let mut object = canonical_keys(object, &known);
         let auth_key = match object.remove("AuthKey") {
             None => String::new(),
             Some(Value::String(key)) => key,
@@ -500,19 +506,29 @@ impl Options {
             .map(Prefs::from_value)
             .transpose()
             .map_err(|error| format!("UpdatePrefs: {error}"))?;
+        let force_login = match object.remove("ForceLogin") {
+            None => false,
+            Some(Value::Bool(force)) => force,
+            Some(_) => return Err("ForceLogin: expected true or false".to_owned()),
+        };
         Ok(Self {
             auth_key,
             update_prefs,
+            force_login,
         })
     }
 
     /// The JSON form.
     pub fn to_json(&self) -> Value {
-        serde_json::json!({
+        let mut form = serde_json::json!({
             "FrontendLogID": "",
             "UpdatePrefs": self.update_prefs,
             "AuthKey": self.auth_key,
-        })
+        });
+        if self.force_login {
+            form["ForceLogin"] = Value::Bool(true);
+        }
+        form
     }
 }
 

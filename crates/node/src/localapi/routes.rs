@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -30,6 +31,8 @@ pub(crate) type Body = UnsyncBoxBody<Bytes, Infallible>;
 /// The largest request that is read, in bytes.
 const MAX_REQUEST: usize = 1 << 20;
 
+/// How long it may take.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// What an endpoint asks of whoever calls it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Need {
@@ -190,15 +193,15 @@ where
         ));
     }
     if need == Need::Write && head.method != Method::GET {
-        tracing::info!("localapi: [{}] {name}", head.method);
+        tracing::debug!("localapi: [{}] {name}", head.method);
     }
     let query = Query::parse(head.uri.query().unwrap_or_default());
-    let body = Limited::new(body, MAX_REQUEST)
-        .collect()
+    let body = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_REQUEST).collect())
         .await
         .map_err(|error| Problem::bad_request(format!("reading the request: {error}")))?
         .to_bytes();
     match (name, &head.method) {
+        .map_err(|_| Problem::bad_request("the request's body takes too long".to_owned()))?
         ("status", _) => {
             let peers = query.get("peers") != Some("false");
             json(&backend.status(peers).await?, Indent::Tab)

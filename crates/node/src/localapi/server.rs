@@ -4,22 +4,42 @@
 //! A connection is trusted as much as the user behind it. A request that was
 //! caused by a web page (it has `Origin` or `Referer`, or another `Host`) is
 //! refused, whoever sends it.
+//!
+//! Everybody on the machine may connect, so connections are limited, and a part
+//! of them is kept for root and the daemon's own user: nobody else can lock the
+//! administrator out.
 
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 
 use super::backend::Backend;
 use super::permission::{self, Access};
 use super::routes;
+
+/// Connections at a time.
+const MAX_CONNECTIONS: usize = 256;
+/// How many of them are for root and the daemon's own user alone.
+const KEPT_CONNECTIONS: usize = 32;
+/// How long a program may take for the head of a request, the first one and
+/// each one that follows.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Refusals at a time, and how long one may take. Beyond, connections are closed
+/// without a word.
+const MAX_REFUSALS: usize = 32;
+const REFUSAL_TIME: Duration = Duration::from_secs(1);
+/// The answer to one connection too many.
+const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Type: text/plain\r\nContent-Length: 44\r\n\r\ntoo many local connections; try again later\n";
 
 /// Opens the socket: makes its folder, removes what a dead daemon left, and
 /// lets everybody connect (what they may do is another question).
@@ -61,11 +81,20 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
 /// Serves until the future is dropped, which also ends all connections.
 pub async fn serve<B: Backend>(listener: UnixListener, backend: Arc<B>) {
     let mut connections = JoinSet::new();
+    let mut refusals = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(serve_connection(stream, Arc::clone(&backend)));
+                    let limit = match is_administrator(&stream) {
+                        true => MAX_CONNECTIONS,
+                        false => MAX_CONNECTIONS - KEPT_CONNECTIONS,
+                    };
+                    if connections.len() < limit {
+                        connections.spawn(serve_connection(stream, Arc::clone(&backend)));
+                    } else if refusals.len() < MAX_REFUSALS {
+                        refusals.spawn(refuse(stream));
+                    }
                 }
                 Err(error) => {
                     // Out of file descriptors, most likely: others will be
@@ -75,8 +104,28 @@ pub async fn serve<B: Backend>(listener: UnixListener, backend: Arc<B>) {
                 }
             },
             Some(_) = connections.join_next() => {}
+            Some(_) = refusals.join_next() => {}
         }
     }
+}
+
+/// Says that there is no room. What the other end has sent is read first: a
+/// socket that is closed over unread bytes takes the answer back.
+async fn refuse(mut stream: UnixStream) {
+    let mut unread = [0; 4096];
+    let polite = async {
+        let _request = stream.read(&mut unread).await?;
+        stream.write_all(FULL).await?;
+        stream.shutdown().await
+    };
+    // Nobody is owed a refusal.
+    drop(tokio::time::timeout(REFUSAL_TIME, polite).await);
+}
+
+/// Whether the other end is root or the daemon's own user.
+fn is_administrator(stream: &UnixStream) -> bool {
+    let uid = stream.peer_cred().ok().map(|credentials| credentials.uid());
+    uid.is_some_and(|uid| uid == 0 || uid == rustix::process::geteuid().as_raw())
 }
 
 async fn serve_connection<B: Backend>(stream: UnixStream, backend: Arc<B>) {
@@ -90,6 +139,7 @@ async fn serve_connection<B: Backend>(stream: UnixStream, backend: Arc<B>) {
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
         .title_case_headers(true)
         .serve_connection(TokioIo::new(stream), service)
         .await;

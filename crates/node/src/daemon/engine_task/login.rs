@@ -16,6 +16,9 @@ use crate::localapi::backend::{BackendError, Reply};
 use crate::localapi::notify::Empty;
 use crate::localapi::prefs::Options;
 
+/// How long after a `start` with an auth key a wish to log in means that key.
+const GIVEN_KEY_LIFETIME: Duration = Duration::from_secs(10);
+
 impl EngineTask {
     /// Starts talking to the server, with what is stored and this key.
     pub(super) fn connect(&mut self, auth_key: Option<String>) {
@@ -32,7 +35,7 @@ impl EngineTask {
         };
         let (node_key, old_node_key) = match &self.state.login {
             Some(login) => (login.node_key.clone(), login.old_node_key.clone()),
-            None => (self.candidate_key.clone(), None),
+            None => (self.candidate_key.clone(), self.replaced_key.clone()),
         };
         let config = SessionConfig {
             server,
@@ -61,7 +64,10 @@ impl EngineTask {
         match event {
             ControlEvent::AuthUrl(url) => {
                 self.auth_url = url.clone();
+                let wanted = "the coordination server wants this machine to log in: open the address, or `warren up --auth-key KEY`";
+                self.needs_login = Some(wanted.to_owned());
                 self.notify(|notify| notify.browse_to_url = Some(url));
+                self.settle();
             }
             ControlEvent::Registered {
                 node_key,
@@ -70,9 +76,19 @@ impl EngineTask {
             } => {
                 self.registered(now, node_key, old_node_key, user_profile);
             }
-            ControlEvent::KeyExpired => self.settle(),
+            ControlEvent::KeyExpired => self.login_ended(
+                "the coordination server says that this login has expired; log in again with `warren up --force-reauth`".to_owned(),
+            ),
+            ControlEvent::Unknown(why) => {
+                let why = why.trim().trim_end_matches('.');
+                let why = if why.is_empty() { "node not found" } else { why };
+                self.login_ended(format!(
+                    "the coordination server does not know this machine any more ({why}); was it deleted there? Join again with `warren up --force-reauth`, with --auth-key KEY if you have one"
+                ));
+            }
             ControlEvent::StreamBegins => {
                 self.trouble = None;
+                self.needs_login = None;
                 self.stream_stands = true;
                 self.engine.set_control_connected(true);
                 self.engine.begin_map_stream();
@@ -91,11 +107,22 @@ impl EngineTask {
                     Err(error) => self.trouble = Some(error.to_string()),
                 }
             }
-            ControlEvent::Refused(reason) => {
-                tracing::warn!(reason, "the coordination server refused");
-                self.error = reason.clone();
-                self.session = None;
-                self.notify(|notify| notify.err_message = Some(reason));
+            ControlEvent::Refused { reason, over } => {
+                if over {
+                    self.session = None;
+                    if self.state.login.is_some() {
+                        let what = "log in again with `warren up --force-reauth`, or with another --auth-key";
+                        self.needs_login.get_or_insert_with(|| what.to_owned());
+                    }
+                }
+                // Where it is asked again, once said is enough.
+                if over || self.error != reason {
+                    tracing::warn!(reason, "the coordination server refused");
+                    self.error = reason.clone();
+                    self.notify(|notify| notify.err_message = Some(reason));
+                }
+                self.stream_stands = false;
+                self.engine.set_control_connected(false);
                 self.settle();
             }
             ControlEvent::Trouble(what) => {
@@ -107,6 +134,18 @@ impl EngineTask {
                 self.trouble = Some(what);
             }
         }
+    }
+
+    /// Without a new login there is nothing to be had from the server.
+    fn login_ended(&mut self, why: String) {
+        if self.needs_login.as_ref() != Some(&why) {
+            tracing::warn!("{why}");
+        }
+        self.stream_stands = false;
+        self.engine.set_control_connected(false);
+        self.trouble = None;
+        self.needs_login = Some(why);
+        self.settle();
     }
 
     pub(super) fn answer_server(&mut self, request: PingRequest) {
@@ -137,6 +176,9 @@ impl EngineTask {
             node_id: node_id.unwrap_or_default(),
         });
         self.state.prefs.logged_out = false;
+        self.needs_login = None;
+        self.replaced_key = None;
+        self.error.clear();
         if let Err(error) = self.save_state() {
             // Running on is better than stopping; the next start needs a login.
             self.error = error.to_string();
@@ -163,7 +205,7 @@ impl EngineTask {
         self.apply_prefs(now);
     }
 
-    /// Starts with these preferences.
+    /// Starts with these preferences, and with a new login if that is wanted.
     pub(in crate::daemon) fn start(&mut self, options: Options) -> Reply<()> {
         let before = self.state.prefs.clone();
         if let Some(prefs) = options.update_prefs {
@@ -176,8 +218,12 @@ impl EngineTask {
         }
         self.apply_prefs(Instant::now());
         let auth_key = Some(options.auth_key).filter(|key| !key.is_empty());
-        if auth_key.is_some() || self.state.login.is_some() {
+        self.given_key = None;
+        if options.force_login {
+            self.log_in_anew(auth_key)?;
+        } else if auth_key.is_some() || self.state.login.is_some() {
             self.state.prefs.want_running = true;
+            self.given_key = auth_key.clone().map(|key| (Instant::now(), key));
             self.connect(auth_key);
         } else {
             self.settle();
@@ -187,23 +233,35 @@ impl EngineTask {
         Ok(())
     }
 
-    /// Lets a person log in.
+    /// Lets a person log in, or the key that came with a `start` just before:
+    /// other people's command lines ask for both, one after the other.
     pub(in crate::daemon) fn login_interactive(&mut self) -> Reply<()> {
+        let given = self.given_key.take();
+        let fresh = given.filter(|(at, _)| at.elapsed() < GIVEN_KEY_LIFETIME);
+        self.log_in_anew(fresh.map(|(_, key)| key))
+    }
+
+    /// Registers with a new node key, so that the server decides anew. The old
+    /// login is over from here on.
+    fn log_in_anew(&mut self, auth_key: Option<String>) -> Reply<()> {
         if self.state.prefs.control_url.is_empty() {
             return Err(BackendError::Refused(
                 "no coordination server is chosen; give one with --login-server".to_owned(),
             ));
         }
         self.state.prefs.want_running = true;
+        // Its last words are not for the new login.
+        self.session = None;
         if let Some(login) = self.state.login.take() {
-            // Another key, so that the server asks a person again.
+            self.replaced_key = Some(login.node_key);
             self.candidate_key = NodeSecret::generate(&mut SystemEntropy);
             let key = self.candidate_key.clone();
             self.replace_engine(Instant::now(), &key);
-            drop(login);
         }
+        self.auth_url.clear();
+        self.needs_login = None;
         self.save_state()?;
-        self.connect(None);
+        self.connect(auth_key);
         Ok(())
     }
 
@@ -241,6 +299,10 @@ impl EngineTask {
     /// Forgets the login here.
     pub(in crate::daemon) fn reset_auth(&mut self) -> Reply<()> {
         self.session = None;
+        self.needs_login = None;
+        self.given_key = None;
+        self.replaced_key = None;
+        self.error.clear();
         self.state.login = None;
         self.state.prefs.want_running = false;
         self.state.prefs.logged_out = true;

@@ -33,6 +33,9 @@ impl EngineTask {
     pub(super) fn health(&self) -> Vec<String> {
         let mut health = Vec::new();
         health.extend(Some(self.error.clone()).filter(|error| !error.is_empty()));
+        if self.state.prefs.want_running {
+            health.extend(self.needs_login.clone());
+        }
         if let Some(trouble) = &self.trouble
             && self.state.prefs.want_running
         {
