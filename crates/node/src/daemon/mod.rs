@@ -230,6 +230,7 @@ fn log_to_stderr(verbose: u8) {
         tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
             .try_init(),
     );
 }
@@ -240,4 +241,3 @@ pub(crate) fn wall_clock() -> Duration {
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap_or_default()
 }
-            .with_ansi(std::io::stderr().is_terminal())

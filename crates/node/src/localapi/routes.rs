@@ -30,9 +30,9 @@ pub(crate) type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// The largest request that is read, in bytes.
 const MAX_REQUEST: usize = 1 << 20;
-
 /// How long it may take.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// What an endpoint asks of whoever calls it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Need {
@@ -198,10 +198,10 @@ where
     let query = Query::parse(head.uri.query().unwrap_or_default());
     let body = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_REQUEST).collect())
         .await
+        .map_err(|_| Problem::bad_request("the request's body takes too long".to_owned()))?
         .map_err(|error| Problem::bad_request(format!("reading the request: {error}")))?
         .to_bytes();
     match (name, &head.method) {
-        .map_err(|_| Problem::bad_request("the request's body takes too long".to_owned()))?
         ("status", _) => {
             let peers = query.get("peers") != Some("false");
             json(&backend.status(peers).await?, Indent::Tab)
