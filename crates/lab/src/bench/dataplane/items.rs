@@ -344,17 +344,21 @@ fn udp_max(ends: &Ends, spans: Spans) -> Result<Found, LabError> {
     const STEP: f64 = 1.6;
     const HALVINGS: usize = 4;
     const LEAST: f64 = 0.01;
+    const ATTEMPTS: usize = 2;
     // What passes, if it does; and whether the generator kept up.
     let attempt = |rate: f64| -> Result<(Option<f64>, bool), LabError> {
-        let mut kept_up = true;
-        for _ in 0..2 {
+        let mut passed = None;
+        for _ in 0..ATTEMPTS {
             let it = udp(ends, rate, spans.probe)?;
-            kept_up = it.sent >= MUST_SEND * rate;
+            let kept_up = it.sent >= MUST_SEND * rate;
             if it.lost < MAY_LOSE {
-                return Ok((Some(it.received), kept_up));
+                passed = Some(it.received.max(passed.unwrap_or(0.0)));
+                if kept_up {
+                    return Ok((passed, true));
+                }
             }
         }
-        Ok((None, kept_up))
+        Ok((passed, false))
     };
     let (mut good, mut bad) = (None, None);
     let mut best = 0.0_f64;

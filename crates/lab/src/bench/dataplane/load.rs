@@ -23,8 +23,9 @@ const CHUNK: usize = 128 * 1024;
 /// How long a connection through a tunnel may take to come about.
 const CONNECT: Duration = Duration::from_secs(10);
 /// Datagrams that may leave at once when the pace slept too long. More would
-/// be a burst of the generator's own, with losses that are nobody's fault.
-const MOST_BEHIND: u64 = 128;
+/// be a burst of the generator's own, with losses that are nobody's fault: the
+/// queue of a TUN device holds 500.
+const MOST_BEHIND: u64 = 256;
 /// How often the pace looks what is due.
 const PACE: Duration = Duration::from_micros(250);
 /// An echo that takes longer is lost.

@@ -74,7 +74,7 @@ pub fn svg(outcome: &Outcome) -> Option<String> {
         "The data plane, measured",
     );
     let taken = format!(
-        "{}; {} round(s), medians; the thin line goes from least to most",
+        "{}; {} round(s), medians; thin line: least to most; in brackets: ours to the reference",
         machine::describe(),
         outcome.rounds
     );

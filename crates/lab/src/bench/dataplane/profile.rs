@@ -116,13 +116,13 @@ fn top(perf: &Path, file: &PathBuf) -> Result<String, LabError> {
             "-g",
             "none",
         ])
-        .args(["--sort", "symbol,dso", "--percent-limit", "0.5", "-i"])
+        .args(["-F", "overhead,symbol,dso", "--percent-limit", "0.5", "-i"])
         .arg(file)
         .stdin(Stdio::null())
         .output()?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let lines = text.lines().map(str::trim_end);
-    let lines: Vec<&str> = lines
+    let lines = text.lines().map(narrow);
+    let lines: Vec<String> = lines
         .filter(|line| !line.is_empty() && !line.starts_with('#'))
         .take(LINES)
         .collect();
@@ -134,4 +134,23 @@ fn top(perf: &Path, file: &PathBuf) -> Result<String, LabError> {
         )));
     }
     Ok(format!("```\n{}\n```\n", lines.join("\n")))
+}
+
+/// A line without the width that the longest name of all gives its columns.
+fn narrow(line: &str) -> String {
+    let columns = line.split("  ").map(str::trim);
+    let columns: Vec<&str> = columns.filter(|column| !column.is_empty()).collect();
+    columns.join("  ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_move_together_and_names_stay_whole() {
+        let line = "    40.03%  [.] <A as B<C, D>>::seal          warren  ";
+        assert_eq!(narrow(line), "40.03%  [.] <A as B<C, D>>::seal  warren");
+        assert_eq!(narrow("   "), "");
+    }
 }
