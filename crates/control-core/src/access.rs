@@ -40,21 +40,19 @@ impl Access {
     /// # Errors
     /// Its diagnostics, ready to be shown.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let policy = Policy::parse(text).map_err(|diagnostics| {
-            let mut shown = String::new();
-            for diagnostic in &diagnostics {
-                let _ = writeln!(shown, "{}", diagnostic.render("policy", text).trim_end());
-            }
-            shown
-        })?;
+        read("policy", text).map(Self::of)
+    }
+
+    /// A policy that was read.
+    pub(crate) fn of(policy: Policy) -> Self {
         let compiled = policy.compile(&[], &[]);
-        Ok(Self {
+        Self {
             policy: Some(InForce {
                 policy,
                 compiled,
                 users: Vec::new(),
             }),
-        })
+        }
     }
 
     /// Whether everybody sees everybody whatever changes, so that nothing has
@@ -63,15 +61,6 @@ impl Access {
         self.policy
             .as_ref()
             .is_none_or(|in_force| in_force.policy.is_allow_all())
-    }
-
-    /// The promises in the policy (`tests`) that do not hold.
-    pub(crate) fn broken_promises(&self, data: &Snapshot) -> Vec<String> {
-        let Some(in_force) = &self.policy else {
-            return Vec::new();
-        };
-        let failed = in_force.policy.run_tests(&users(data), &nodes(data));
-        failed.iter().map(ToString::to_string).collect()
     }
 
     pub(crate) fn recompute(&mut self, data: &Snapshot) {
@@ -144,7 +133,30 @@ impl Access {
     }
 }
 
-fn users(data: &Snapshot) -> Vec<PolicyUser> {
+/// Reads the policy of a file; the error is ready to be shown.
+pub(crate) fn read(file: &str, text: &str) -> Result<Policy, String> {
+    Policy::parse(text).map_err(|diagnostics| {
+        let mut shown = String::new();
+        for diagnostic in &diagnostics {
+            let _ = writeln!(shown, "{}", diagnostic.render(file, text).trim_end());
+        }
+        shown
+    })
+}
+
+/// The promises in the policy (`tests`, `sshTests`) that do not hold.
+pub(crate) fn broken_tests(
+    policy: &Policy,
+    users: &[PolicyUser],
+    nodes: &[PolicyNode],
+) -> Vec<String> {
+    let access = policy.run_tests(users, nodes);
+    let ssh = policy.run_ssh_tests(users, nodes);
+    let access = access.iter().map(ToString::to_string);
+    access.chain(ssh.iter().map(ToString::to_string)).collect()
+}
+
+pub(crate) fn users(data: &Snapshot) -> Vec<PolicyUser> {
     data.users.values().map(policy_user).collect()
 }
 
@@ -157,7 +169,7 @@ fn policy_user(user: &UserRecord) -> PolicyUser {
     }
 }
 
-fn nodes(data: &Snapshot) -> Vec<PolicyNode> {
+pub(crate) fn nodes(data: &Snapshot) -> Vec<PolicyNode> {
     data.nodes.values().map(policy_node).collect()
 }
 

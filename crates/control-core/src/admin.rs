@@ -471,24 +471,8 @@ impl Coordinator {
         views
     }
 
-    /// Sets the policy; `None` is allow-all. Everybody whose view it alters
-    /// hears of it.
-    ///
-    /// # Errors
-    /// The text does not hold together; the policy stays as it was.
-    pub fn set_policy(&mut self, text: Option<String>) -> Result<(), AdminError> {
-        let mut access = match &text {
-            None => Access::allow_all(),
-            Some(text) => Access::parse(text).map_err(AdminError::Policy)?,
-        };
-        access.recompute(&self.data);
-        let broken = access.broken_promises(&self.data);
-        if !broken.is_empty() {
-            let list = broken.join("\n  ");
-            return Err(AdminError::Policy(format!(
-                "the policy breaks its own tests:\n  {list}"
-            )));
-        }
+    /// Everybody whose view the policy alters hears of it.
+    pub(crate) fn put_in_force(&mut self, access: Access, text: Option<String>) {
         self.access = access;
         self.data.policy.clone_from(&text);
         self.outputs.push_back(Output::Store {
@@ -501,15 +485,6 @@ impl Coordinator {
             self.approve_by_policy(id);
         }
         self.mark_access_everywhere();
-        Ok(())
-    }
-
-    /// Checks a policy without using it.
-    ///
-    /// # Errors
-    /// What is wrong with the text.
-    pub fn check_policy(text: &str) -> Result<(), AdminError> {
-        Access::parse(text).map(drop).map_err(AdminError::Policy)
     }
 
     /// A name that the policy may speak of changed its meaning.

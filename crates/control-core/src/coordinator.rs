@@ -11,6 +11,7 @@ use warren_keys::{Entropy, MachinePublic, NodePublic};
 
 use crate::access::Access;
 use crate::error::MapError;
+use crate::policies::PolicyFile;
 use crate::records::{AuthKeyId, AuthKeyRecord, Change, NodeRecord, Snapshot, UserRecord};
 use crate::register::{PendingId, Pendings};
 use crate::routes::Primaries;
@@ -94,6 +95,7 @@ pub struct Coordinator {
     pub(crate) config: Config,
     pub(crate) data: Snapshot,
     pub(crate) access: Access,
+    pub(crate) policy_file: Option<PolicyFile>,
     pub(crate) by_key: BTreeMap<NodePublic, NodeId>,
     pub(crate) pendings: Pendings,
     pub(crate) sessions: BTreeMap<SessionId, Session>,
@@ -147,6 +149,7 @@ impl Coordinator {
             config,
             data,
             access,
+            policy_file: None,
             by_key,
             pendings: Pendings::default(),
             sessions: BTreeMap::new(),

@@ -91,6 +91,22 @@ pub enum AdminError {
     /// The policy does not hold together.
     #[error("{0}")]
     Policy(String),
+    /// No such version in the history.
+    #[error("no policy version {0}; `warren-control policy history` shows them")]
+    NoPolicyVersion(i64),
+    /// The policy comes from a file.
+    #[error(
+        "the policy comes from the file {0} (serve --policy): edit that file, it takes effect at once; or start the server without --policy to set policies here"
+    )]
+    PolicyFileInCharge(String),
+    /// Somebody else was faster.
+    #[error(
+        "the policy was changed in the meantime; look at what is in force now (`warren-control policy get`) and try again"
+    )]
+    PolicyChanged,
+    /// The question about a policy cannot be answered.
+    #[error(transparent)]
+    Question(#[from] warren_policy::explain::AskError),
     /// The moment lies outside of the calendar.
     #[error("the time given is out of range")]
     Time,

@@ -33,6 +33,7 @@ mod deadlines;
 mod error;
 mod message;
 mod names;
+mod policies;
 mod records;
 mod register;
 mod render;
@@ -52,6 +53,7 @@ pub use deadlines::Reason;
 pub use error::{AdminError, MapError};
 pub use message::Message;
 pub use names::{LabelError, is_label, sanitize_hostname, unique_label};
+pub use policies::{GivenPolicy, PolicyFile, PolicyVersion, diff_of_files};
 pub use records::{
     AuthKeyId, AuthKeyRecord, Change, JoinMethod, NodeRecord, Snapshot, TAGGED_DEVICES, UserRecord,
 };

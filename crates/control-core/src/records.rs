@@ -15,6 +15,7 @@ use warren_control_types::{Hostinfo, NodeId, RegionId, UserId};
 use warren_keys::{DiscoPublic, MachinePublic, NodePublic};
 
 use crate::addresses::AddressIndex;
+use crate::policies::PolicyVersion;
 
 /// The owner that clients see for nodes that belong to tags, not to a person.
 pub const TAGGED_DEVICES: UserId = UserId(2_147_455_555);
@@ -158,6 +159,10 @@ pub enum Change {
     AuthKeyGone(AuthKeyId),
     /// The policy text; `None` is allow-all.
     Policy(Option<String>),
+    /// A policy was set.
+    PolicyVersion(PolicyVersion),
+    /// A version is no longer kept.
+    PolicyVersionGone(i64),
     /// The next numbers to hand out, so that none is used twice.
     Counters(Counters),
 }
@@ -197,6 +202,8 @@ pub struct Snapshot {
     pub auth_keys: BTreeMap<AuthKeyId, AuthKeyRecord>,
     /// The policy text; `None` is allow-all.
     pub policy: Option<String>,
+    /// Policies that were set, by their number; the last is in force.
+    pub policies: BTreeMap<i64, PolicyVersion>,
     /// The next numbers.
     pub counters: Counters,
 }
@@ -224,6 +231,12 @@ impl Snapshot {
                 self.auth_keys.remove(&id);
             }
             Change::Policy(text) => self.policy = text,
+            Change::PolicyVersion(version) => {
+                self.policies.insert(version.version, version);
+            }
+            Change::PolicyVersionGone(version) => {
+                self.policies.remove(&version);
+            }
             Change::Counters(counters) => self.counters = counters,
         }
     }

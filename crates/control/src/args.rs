@@ -82,7 +82,8 @@ pub struct Serve {
     /// Private key of the certificate (PEM).
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
-    /// Policy to use from now on (HuJSON).
+    /// Policy (HuJSON). The file is in charge while the server runs: what it
+    /// says takes effect when it is saved.
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
     /// Zone of the nodes' names.
@@ -286,22 +287,64 @@ pub enum Debugging {
 /// `policy`.
 #[derive(Debug, Subcommand)]
 pub enum Policy {
-    /// Show the policy.
-    Get,
-    /// Use a policy from now on. All nodes hear of it at once.
+    /// Show the policy in force, or an earlier one.
+    Get {
+        /// A number from `policy history`.
+        #[arg(long, value_name = "N")]
+        version: Option<i64>,
+    },
+    /// Use a policy from now on. All nodes hear of it at once. Its tests are run
+    /// and the difference is shown first.
     Set {
         /// HuJSON file; "-" is the input.
-        #[arg(required_unless_present = "allow_all")]
+        #[arg(required_unless_present_any = ["allow_all", "version"])]
         file: Option<PathBuf>,
         /// Back to no policy: every node may reach every node.
-        #[arg(long, conflicts_with = "file")]
+        #[arg(long, conflicts_with_all = ["file", "version"])]
         allow_all: bool,
+        /// Back to an earlier policy: a number from `policy history`.
+        #[arg(long, value_name = "N", conflicts_with = "file")]
+        version: Option<i64>,
+        /// Show what would change, and change nothing.
+        #[arg(long)]
+        dry_run: bool,
+        /// Do not ask. Without a terminal nothing is asked anyway.
+        #[arg(long, short)]
+        yes: bool,
     },
     /// Say what is wrong with a policy, without using it or a server.
     Check {
         /// HuJSON file; "-" is the input.
         file: PathBuf,
     },
+    /// Run the tests of a policy against the users and nodes of the moment.
+    Test {
+        /// HuJSON file, "-" is the input; the policy in force if left out.
+        file: Option<PathBuf>,
+    },
+    /// Show who gains and who loses access to what. Two files are compared
+    /// without a server.
+    Diff {
+        /// The new policy, or the old one if another follows.
+        file: PathBuf,
+        /// The new policy.
+        new: Option<PathBuf>,
+    },
+    /// Say why a machine reaches another one, or what would let it.
+    Why {
+        /// A machine, address, user, group, tag or host.
+        source: String,
+        /// The same with a port: db:5432, 10.1.2.3:22, [fd7a::1]:22.
+        #[arg(value_name = "DESTINATION:PORT")]
+        destination: String,
+        /// tcp, udp, icmp or another. [default: tcp]
+        protocol: Option<String>,
+        /// Ask this file instead of the policy in force.
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+    /// Show which policies were set, when and by whom.
+    History,
 }
 
 /// `-name` is `--name`, as users of Go programs type it.
@@ -427,6 +470,12 @@ mod tests {
             "warren-control nodes register --key abc --user NAME",
             "warren-control nodes approve-routes db --routes 10.0.0.0/8,::/0",
             "warren-control policy set --allow-all",
+            "warren-control policy set F --dry-run",
+            "warren-control policy set --version 3 --yes",
+            "warren-control policy get --version 3",
+            "warren-control policy diff OLD NEW --json",
+            "warren-control policy test",
+            "warren-control policy why laptop db:5432 udp",
             "warren-control debug c2n laptop /echo --data hello",
         ] {
             if let Err(error) = parse(line) {

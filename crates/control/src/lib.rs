@@ -26,6 +26,8 @@ pub mod machine;
 pub mod noise;
 pub mod output;
 pub mod pages;
+mod policy_cli;
+mod policy_file;
 pub mod questions;
 pub mod run;
 pub mod server;

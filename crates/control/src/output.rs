@@ -8,7 +8,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::admin::{
-    AuthKeyView, C2nView, Command, CreatedKeyView, HealthView, NodeView, UserView, WaitingView,
+    AuthKeyView, C2nView, Command, CreatedKeyView, HealthView, NodeView, PolicyView, UserView,
+    WaitingView,
 };
 
 /// Where the state is unless `--state-dir` says otherwise.
@@ -140,7 +141,13 @@ pub fn render(
             }
             let rows: Vec<_> = users
                 .iter()
-                .map(|u| vec![u.id.to_string(), u.name.clone(), relative(u.created_at, now)])
+                .map(|u| {
+                    vec![
+                        u.id.to_string(),
+                        u.name.clone(),
+                        relative(u.created_at, now),
+                    ]
+                })
                 .collect();
             table(&["ID", "NAME", "CREATED"], &rows)
         }
@@ -155,7 +162,10 @@ pub fn render(
             format!("the user is now {}\n", read::<UserView>(answer)?.name)
         }
         Command::UsersDelete { .. } => {
-            format!("user {} deleted, with its pre-auth keys\n", read::<UserView>(answer)?.name)
+            format!(
+                "user {} deleted, with its pre-auth keys\n",
+                read::<UserView>(answer)?.name
+            )
         }
         Command::NodesList { .. } => nodes(&read::<Vec<NodeView>>(answer)?, now),
         Command::NodesShow { .. } => node(&read(answer)?, now),
@@ -171,7 +181,11 @@ pub fn render(
         }
         Command::NodesApprove { .. } => {
             let node: NodeView = read(answer)?;
-            format!("{} is in, as {}\n", node.given_name, node.ip_addresses.join(" and "))
+            format!(
+                "{} is in, as {}\n",
+                node.given_name,
+                node.ip_addresses.join(" and ")
+            )
         }
         Command::NodesWaiting => {
             let waiting: Vec<WaitingView> = read(answer)?;
@@ -180,7 +194,14 @@ pub fn render(
             }
             let rows: Vec<_> = waiting
                 .iter()
-                .map(|w| vec![w.id.clone(), w.name.clone(), w.os.clone(), relative(w.since, now)])
+                .map(|w| {
+                    vec![
+                        w.id.clone(),
+                        w.name.clone(),
+                        w.os.clone(),
+                        relative(w.since, now),
+                    ]
+                })
                 .collect();
             let mut out = table(&["ID", "NAME", "OS", "SINCE"], &rows);
             out.push_str("let one in: warren-control nodes approve ID --user NAME\n");
@@ -221,15 +242,20 @@ pub fn render(
         }
         Command::PreauthkeysList => auth_keys(&read::<Vec<AuthKeyView>>(answer)?, now),
         Command::PreauthkeysExpire { id } => format!("key {id} no longer works\n"),
-        Command::PolicyGet => match answer.get("policy").and_then(Value::as_str) {
-            Some(text) => text.to_owned(),
-            None => "no policy: every node may reach every node\nset one: warren-control policy set FILE\n".to_owned(),
-        },
-        Command::PolicySet { text: Some(_) } => "policy set\n".to_owned(),
-        Command::PolicySet { text: None } => {
-            "no policy from now on: every node may reach every node\n".to_owned()
+        Command::PolicyGet { .. } => answer["policy"].as_str().unwrap_or_default().to_owned(),
+        Command::PolicySet { .. } => {
+            let diff = answer["text"].as_str().unwrap_or_default();
+            format!("{diff}{}", policy_set(answer))
         }
-        Command::PolicyCheck { .. } => "the policy is good\n".to_owned(),
+        Command::PolicyTest { .. } => match answer["tests"].as_u64() {
+            Some(0) | None => "the policy has no tests\n".to_owned(),
+            Some(1) => "1 test holds\n".to_owned(),
+            Some(n) => format!("{n} tests hold\n"),
+        },
+        Command::PolicyDiff { .. } | Command::PolicyWhy { .. } => {
+            answer["text"].as_str().unwrap_or_default().to_owned()
+        }
+        Command::PolicyHistory => policy_history(&read::<Vec<PolicyView>>(answer)?, now),
         Command::DebugC2n { .. } => {
             let answer: C2nView = read(answer)?;
             let body: String = answer
@@ -244,8 +270,22 @@ pub fn render(
         }
         Command::Health => {
             let health: HealthView = read(answer)?;
-            let database = if health.database { "ok" } else { "CANNOT SAVE; see the server's log" };
-            let policy = if health.allow_all { "allow-all" } else { "set" };
+            let database = if health.database {
+                "ok"
+            } else {
+                "CANNOT SAVE; see the server's log"
+            };
+            let policy = match (&health.policy_file, &health.policy_problem) {
+                (Some(file), Some(problem)) => {
+                    format!(
+                        "the last good one; {file} IS NO GOOD {}",
+                        problem.trim_end()
+                    )
+                }
+                (Some(file), None) => format!("from {file}"),
+                (None, _) if health.allow_all => "allow-all".to_owned(),
+                (None, _) => "set".to_owned(),
+            };
             format!(
                 "status    {}\nurl       {}\nzone      {}\ndatabase  {database}\npolicy    {policy}\n\
                  users     {}\nnodes     {} ({} online, {} waiting for approval)\n",
@@ -259,6 +299,56 @@ pub fn render(
             )
         }
     })
+}
+
+/// What became of `policy set`.
+pub fn policy_set(answer: &Value) -> String {
+    let version = answer["version"].as_i64().unwrap_or_default();
+    match (
+        answer["dry_run"].as_bool() == Some(true),
+        answer["allow_all"].as_bool() == Some(true),
+    ) {
+        (true, _) => "dry run: nothing was changed\n".to_owned(),
+        (false, true) => {
+            format!("no policy from now on: every node may reach every node (version {version})\n")
+        }
+        (false, false) => {
+            let back = match answer["before"].as_i64() {
+                Some(before) => {
+                    format!("; back with: warren-control policy set --version {before}")
+                }
+                None => String::new(),
+            };
+            format!("policy set: version {version}{back}\n")
+        }
+    }
+}
+
+fn policy_history(versions: &[PolicyView], now: Timestamp) -> String {
+    if versions.is_empty() {
+        return "no policy was set yet; set one: warren-control policy set FILE\n".to_owned();
+    }
+    let rows: Vec<_> = versions
+        .iter()
+        .rev()
+        .map(|version| {
+            vec![
+                version.version.to_string(),
+                version
+                    .at
+                    .map_or_else(|| "-".to_owned(), |at| relative(at, now)),
+                version.by.clone(),
+                match version.bytes {
+                    Some(bytes) => format!("{} ({bytes} bytes)", version.file),
+                    None => "no policy: allow all".to_owned(),
+                },
+                if version.in_force { "in force" } else { "" }.to_owned(),
+            ]
+        })
+        .collect();
+    let mut out = table(&["VERSION", "SET", "BY", "POLICY", ""], &rows);
+    out.push_str("see one: warren-control policy get --version N; back to one: warren-control policy set --version N\n");
+    out
 }
 
 fn owner(node: &NodeView) -> String {

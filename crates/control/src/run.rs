@@ -12,18 +12,18 @@ use clap::{CommandFactory as _, Parser as _};
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 use url::{Host, Url};
-use warren_control_core::{Config, Coordinator, NewAuthKey};
+use warren_control_core::{Config, Coordinator, GivenPolicy, NewAuthKey};
 use warren_control_types::{DerpMap, DerpNode, DerpRegion, HostAddress, RegionId};
 use warren_relay::tls::Certificate;
 use warren_relay::{Applicant, Relay};
 
 use crate::admin::{self, Command, Door};
-use crate::args::{
-    self, Cli, Debugging, Nodes, Policy, Preauthkeys, Serve, StunListen, Top, Users,
-};
+use crate::args::{self, Cli, Debugging, Nodes, Preauthkeys, Serve, StunListen, Top, Users};
 use crate::hub::{Hub, OsEntropy, wall_clock};
 use crate::noise::Upgrader;
 use crate::output::{self, Hints};
+use crate::policy_cli;
+use crate::policy_file;
 use crate::server::{Server, Tls};
 use crate::state_dir::StateDir;
 use crate::store::Store;
@@ -97,16 +97,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
             );
             return Ok(());
         }
-        Top::Policy(Policy::Check { file }) => {
-            Coordinator::check_policy(&read_text(&file)?)?;
-            let good = serde_json::json!({ "ok": true });
-            print(if cli.json {
-                format!("{good}\n")
-            } else {
-                "the policy is good\n".to_owned()
-            });
-            return Ok(());
-        }
+        Top::Policy(policy) => return policy_cli::run(&cli.state_dir, cli.json, policy).await,
         Top::Users(users) => match users {
             Users::Create { name } => Command::UsersCreate { name },
             Users::List => Command::UsersList,
@@ -162,10 +153,6 @@ async fn run(cli: Cli) -> Result<(), Failure> {
             Preauthkeys::List => Command::PreauthkeysList,
             Preauthkeys::Expire { id } => Command::PreauthkeysExpire { id },
         },
-        Top::Policy(Policy::Get) => Command::PolicyGet,
-        Top::Policy(Policy::Set { file, .. }) => Command::PolicySet {
-            text: file.map(|file| read_text(&file)).transpose()?,
-        },
         Top::Health => Command::Health,
         Top::Debug(Debugging::C2n { node, path, data }) => Command::DebugC2n { node, path, data },
     };
@@ -176,12 +163,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         format!("{}\n", serde_json::to_string_pretty(&answer)?)
     } else {
         let now = jiff::Timestamp::now();
-        let text = output::render(&command, &answer, now)?;
-        // A policy is shown as it is.
-        match command {
-            Command::PolicyGet if answer["policy"].is_string() => text,
-            _ => hints.complete(&text),
-        }
+        hints.complete(&output::render(&command, &answer, now)?)
     };
     print(text);
     if matches!(command, Command::DebugC2n { .. }) && answer["status"].as_u64() >= Some(400) {
@@ -196,7 +178,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
 }
 
 /// Prints; a reader that went away (`| head`) is no error.
-fn print(text: String) {
+pub(crate) fn print(text: String) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
@@ -285,12 +267,7 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
     let given_map = serve.derp_map.as_deref().map(read_derp_map).transpose()?;
     let policy = match &serve.policy {
         None => None,
-        Some(file) => {
-            let text = read_text(file)?;
-            Coordinator::check_policy(&text)
-                .map_err(|error| Failure::Failed(format!("{}: {error}", file.display())))?;
-            Some(text)
-        }
+        Some(file) => Some((file.clone(), read_policy(file))),
     };
     let url = serve.server_url.as_deref().map(parse_url).transpose()?;
     let given_cert = match (&serve.tls_cert, &serve.tls_key) {
@@ -301,6 +278,11 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
     let state = StateDir::open(state_dir)?;
     let (key, new) = state.noise_key(&mut OsEntropy)?;
     let (store, snapshot) = Store::open(&state.database())?;
+    // Without an earlier policy there is nothing to go on with.
+    let policy = match policy {
+        Some((_, Err(why))) if snapshot.policy.is_none() => return Err(Failure::Failed(why)),
+        other => other,
+    };
 
     let listener = bind(serve.listen)?;
     let local = listener.local_addr()?;
@@ -378,9 +360,13 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
     let (sender, lines) = mpsc::unbounded_channel();
     let hints = Hints::new(state_dir);
     let hub = Hub::new(coordinator, store, sender, hints.clone());
-    if policy.is_some() {
-        hub.change_saved(|c, _, _| c.set_policy(policy)).await??;
-    }
+    let policy_file = match policy {
+        None => None,
+        Some((file, read)) => {
+            take_policy_file(&hub, &file, read).await?;
+            Some(file)
+        }
+    };
     let invitation = invite(&hub, &state, &serve.user).await?;
 
     let relay = with_relay.then(|| {
@@ -412,6 +398,9 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
     tasks.spawn(server.run(listener));
     tasks.spawn(admin::serve(door, hub.clone()));
     tasks.spawn(hub.clone().run_timer());
+    if let Some(file) = &policy_file {
+        tasks.spawn(policy_file::watch(file.clone(), hub.clone()));
+    }
 
     let banner = banner(&BannerFacts {
         state: state.path(),
@@ -423,6 +412,7 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
         stun_port,
         allow_all: hub.read(|c| c.snapshot().policy.is_none()),
         invitation: &invitation,
+        policy_file: policy_file.as_deref(),
         hints: &hints,
     });
     Ok(Running {
@@ -446,6 +436,7 @@ struct BannerFacts<'a> {
     stun_port: Option<u16>,
     allow_all: bool,
     invitation: &'a Invitation,
+    policy_file: Option<&'a Path>,
     hints: &'a Hints,
 }
 
@@ -530,7 +521,10 @@ fn banner(facts: &BannerFacts<'_>) -> String {
     let policy = if facts.allow_all {
         "allow-all until you set one: every node may reach every node"
     } else {
-        "set; see: warren-control policy get"
+        match facts.policy_file {
+            Some(_) => "from a file; see: warren-control policy get",
+            None => "set; see: warren-control policy get",
+        }
     };
     let url = facts.server_url;
     let (title, key) = match facts.invitation {
@@ -560,6 +554,57 @@ fn banner(facts: &BannerFacts<'_>) -> String {
          tailscale up --login-server {url} --auth-key {key}\n\n",
         env!("CARGO_PKG_VERSION"),
     )
+}
+
+/// Reads the policy file and says what is wrong with it.
+fn read_policy(file: &Path) -> Result<String, String> {
+    let failed = |failure| match failure {
+        Failure::Failed(why) | Failure::Usage(why) => why,
+    };
+    let text = read_text(file).map_err(failed)?;
+    let given = GivenPolicy {
+        file: file.display().to_string(),
+        text: Some(text.clone()),
+    };
+    match given.parse() {
+        Ok(_) => Ok(text),
+        Err(error) => Err(format!("{}: {error}", file.display())),
+    }
+}
+
+/// Puts the policy file in charge. When it is no good, the policy from before
+/// the start stays in force, if there is one.
+async fn take_policy_file(
+    hub: &Hub,
+    file: &Path,
+    read: Result<String, String>,
+) -> Result<(), Failure> {
+    let path = file.display().to_string();
+    hub.change(|c, _, _| c.put_file_in_charge(&path))
+        .1
+        .wait()
+        .await?;
+    let why = match read {
+        Ok(text) => {
+            let taken = hub
+                .change_saved(|c, _, wall| c.take_policy_file(wall, text))
+                .await?;
+            match taken {
+                Ok(_) => return Ok(()),
+                Err(error) => error.to_string(),
+            }
+        }
+        Err(why) => {
+            let ((), saved) = hub.change(|c, _, wall| c.policy_file_failed(wall, &why));
+            saved.wait().await?;
+            why
+        }
+    };
+    if hub.read(|c| c.snapshot().policy.is_none()) {
+        return Err(Failure::Failed(why));
+    }
+    tracing::error!("the policy of the last run stays in force: {why}");
+    Ok(())
 }
 
 fn read_derp_map(file: &Path) -> Result<DerpMap, Failure> {

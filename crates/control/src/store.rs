@@ -18,12 +18,17 @@ use tokio::sync::oneshot;
 use warren_control_core::{Change, Snapshot};
 
 /// Migrations in order; the database remembers how many it has seen.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE users     (id INTEGER PRIMARY KEY, record TEXT NOT NULL) STRICT;
     CREATE TABLE nodes     (id INTEGER PRIMARY KEY, record TEXT NOT NULL) STRICT;
     CREATE TABLE auth_keys (id INTEGER PRIMARY KEY, record TEXT NOT NULL) STRICT;
     CREATE TABLE settings  (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
-"];
+",
+    "
+    CREATE TABLE policies  (id INTEGER PRIMARY KEY, record TEXT NOT NULL) STRICT;
+",
+];
 
 /// How often rows that could not be written are tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -314,6 +319,8 @@ fn write_change(connection: &Connection, change: &Change) -> Result<(), rusqlite
         Change::AuthKey(key) => put("auth_keys", key.id.0, json(key)?),
         Change::AuthKeyGone(id) => delete("auth_keys", id.0),
         Change::Policy(text) => set("policy", text.clone()),
+        Change::PolicyVersion(version) => put("policies", version.version, json(version)?),
+        Change::PolicyVersionGone(version) => delete("policies", *version),
         Change::Counters(counters) => set("counters", Some(json(counters)?)),
     }
 }
@@ -357,6 +364,7 @@ fn load(connection: &Connection, path: &Path) -> Result<Snapshot, StoreError> {
     let users = rows(connection, path, "users")?;
     let nodes = rows(connection, path, "nodes")?;
     let auth_keys = rows(connection, path, "auth_keys")?;
+    let policies = rows(connection, path, "policies")?;
     let mut snapshot = Snapshot::default();
     for user in users {
         snapshot.apply(Change::User(user));
@@ -366,6 +374,9 @@ fn load(connection: &Connection, path: &Path) -> Result<Snapshot, StoreError> {
     }
     for key in auth_keys {
         snapshot.apply(Change::AuthKey(key));
+    }
+    for version in policies {
+        snapshot.apply(Change::PolicyVersion(version));
     }
     snapshot.apply(Change::Policy(setting(connection, path, "policy")?));
     if let Some(text) = setting(connection, path, "counters")? {

@@ -15,6 +15,7 @@
 mod diff;
 mod edit;
 mod evaluate;
+mod imagined;
 mod layout;
 mod ports;
 mod render;
@@ -24,6 +25,7 @@ mod why;
 pub use diff::{Change, Diff};
 pub use edit::Edit;
 pub use evaluate::{Opening, Packet, Verdict, evaluate};
+pub use imagined::Imagined;
 pub use layout::Place;
 pub use scene::{AskError, Endpoint, Scene};
 pub use why::{Answer, Carrier, Link, NearMiss, Question, Reason, Why};

@@ -46,6 +46,20 @@ impl fmt::Display for FailedTest {
 }
 
 impl Policy {
+    /// How many assertions the file makes about itself.
+    #[must_use]
+    pub fn count_tests(&self) -> usize {
+        let access = self
+            .tests
+            .iter()
+            .map(|test| test.accept.len() + test.deny.len());
+        let ssh = self
+            .ssh_tests
+            .iter()
+            .map(|test| test.to.len() * (test.accept.len() + test.check.len() + test.deny.len()));
+        access.chain(ssh).sum()
+    }
+
     /// Runs the file's tests and returns those that fail, in file order.
     #[must_use]
     pub fn run_tests(&self, users: &[PolicyUser], nodes: &[PolicyNode]) -> Vec<FailedTest> {

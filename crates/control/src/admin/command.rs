@@ -7,9 +7,10 @@ use std::time::Duration;
 use http::Method;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 use warren_control_core::{AdminError, AuthKeyId, Coordinator, NewAuthKey, PendingId};
 
+use crate::admin::policies::{self, WhichPolicy};
 use crate::admin::views::{
     AuthKeyView, C2nView, CreatedKeyView, HealthView, NodeView, UserView, WaitingView,
 };
@@ -80,13 +81,29 @@ pub enum Command {
     PreauthkeysExpire {
         id: i64,
     },
-    PolicyGet,
+    PolicyGet {
+        version: Option<i64>,
+    },
     PolicySet {
-        text: Option<String>,
+        policy: WhichPolicy,
+        dry_run: bool,
+        /// The version that the person looked at, if it must still be in force.
+        base: Option<i64>,
     },
-    PolicyCheck {
-        text: String,
+    PolicyTest {
+        policy: WhichPolicy,
     },
+    PolicyDiff {
+        old: WhichPolicy,
+        new: WhichPolicy,
+    },
+    PolicyWhy {
+        policy: WhichPolicy,
+        source: String,
+        destination: String,
+        protocol: Option<String>,
+    },
+    PolicyHistory,
     Health,
     DebugC2n {
         node: String,
@@ -107,8 +124,8 @@ impl From<AdminError> for Refusal {
 }
 
 impl Command {
-    /// Does it. The answer comes when it is on disk.
-    pub(crate) async fn run(self, hub: &Arc<Hub>) -> Result<Value, Refusal> {
+    /// Does it, for the local user `who`. The answer comes when it is on disk.
+    pub(crate) async fn run(self, hub: &Arc<Hub>, who: &str) -> Result<Value, Refusal> {
         match self {
             Self::UsersCreate { name } => {
                 change(hub, |c, wall| {
@@ -260,16 +277,21 @@ impl Command {
                 })
                 .await
             }
-            Self::PolicyGet => Ok(json!({ "policy": hub.read(|c| c.snapshot().policy.clone()) })),
-            Self::PolicySet { text } => {
-                let allow_all = text.is_none();
-                change(hub, |c, _| c.set_policy(text)).await?;
-                Ok(json!({ "ok": true, "allow_all": allow_all }))
-            }
-            Self::PolicyCheck { text } => {
-                Coordinator::check_policy(&text)?;
-                Ok(json!({ "ok": true }))
-            }
+            Self::PolicyGet { version } => policies::get(hub, version),
+            Self::PolicySet {
+                policy,
+                dry_run,
+                base,
+            } => policies::set(hub, who, &policy, dry_run, base).await,
+            Self::PolicyTest { policy } => policies::test(hub, &policy),
+            Self::PolicyDiff { old, new } => policies::diff(hub, &old, &new),
+            Self::PolicyWhy {
+                policy,
+                source,
+                destination,
+                protocol,
+            } => policies::why(hub, &policy, &source, &destination, protocol.as_deref()),
+            Self::PolicyHistory => policies::history(hub),
             Self::Health => view(HealthView::new(hub)),
             Self::DebugC2n { node, path, data } => {
                 let method = if data.is_some() {

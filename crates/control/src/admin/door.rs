@@ -84,10 +84,11 @@ pub async fn serve(door: Door, hub: Arc<Hub>) {
             }
         };
         let hub = hub.clone();
+        let who = caller(&stream);
         tokio::spawn(async move {
             let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-                let hub = hub.clone();
-                async move { Ok::<_, Infallible>(answer(&hub, request).await) }
+                let (hub, who) = (hub.clone(), who.clone());
+                async move { Ok::<_, Infallible>(answer(&hub, &who, request).await) }
             });
             let served = hyper::server::conn::http1::Builder::new()
                 .serve_connection(TokioIo::new(stream), service)
@@ -99,7 +100,22 @@ pub async fn serve(door: Door, hub: Arc<Hub>) {
     }
 }
 
-async fn answer(hub: &Arc<Hub>, request: Request<Incoming>) -> Response<ReplyBody> {
+/// The local user at the other end, by name or number, for the history.
+fn caller(stream: &UnixStream) -> String {
+    let Ok(uid) = stream.peer_cred().map(|peer| peer.uid()) else {
+        return "unknown".to_owned();
+    };
+    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let name = users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        let found: u32 = fields.nth(1)?.parse().ok()?;
+        (found == uid).then_some(name)
+    });
+    name.map_or_else(|| format!("uid {uid}"), str::to_owned)
+}
+
+async fn answer(hub: &Arc<Hub>, who: &str, request: Request<Incoming>) -> Response<ReplyBody> {
     if request.method() != Method::POST || request.uri().path() != PATH {
         let error = format!("POST a command to {PATH}");
         return json(StatusCode::NOT_FOUND, &value!({ "error": error }));
@@ -115,7 +131,7 @@ async fn answer(hub: &Arc<Hub>, request: Request<Incoming>) -> Response<ReplyBod
             return json(StatusCode::BAD_REQUEST, &value!({ "error": error }));
         }
     };
-    match command.run(hub).await {
+    match command.run(hub, who).await {
         Ok(answer) => json(StatusCode::OK, &answer),
         Err(refusal) => json(StatusCode::CONFLICT, &value!({ "error": refusal.0 })),
     }

@@ -6,10 +6,12 @@
 
 mod command;
 mod door;
+mod policies;
 mod views;
 
 pub use command::Command;
 pub use door::{AskError, Door, ask, serve};
+pub use policies::{PolicyView, WhichPolicy};
 pub use views::{
     AuthKeyView, C2nView, CreatedKeyView, HealthView, NodeView, UserView, WaitingView,
 };

@@ -240,6 +240,10 @@ pub struct HealthView {
     pub base_domain: String,
     /// Whether every node may reach every node for lack of a policy.
     pub allow_all: bool,
+    /// The file that is in charge of the policy, if one is.
+    pub policy_file: Option<String>,
+    /// Why what that file says is not in force.
+    pub policy_problem: Option<String>,
     /// How many users there are.
     pub users: usize,
     /// How many nodes there are.
@@ -261,6 +265,11 @@ impl HealthView {
             server_url: c.config().server_url.clone(),
             base_domain: c.config().base_domain.clone(),
             allow_all: c.snapshot().policy.is_none(),
+            policy_file: c.policy_file().map(|file| file.path.clone()),
+            policy_problem: c
+                .policy_file()
+                .and_then(|file| file.problem.as_ref())
+                .map(|(since, why)| format!("since {since:.0}: {why}")),
             users: c.snapshot().users.len(),
             nodes: c.snapshot().nodes.len(),
             online: c

@@ -1,0 +1,158 @@
+//! The administrator's side of policies: get, set, test, diff, why, history.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use warren_control_core::{AdminError, Coordinator, GivenPolicy};
+use warren_policy::explain::Question;
+
+use super::command::Refusal;
+use crate::hub::Hub;
+
+/// A policy that a command speaks of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WhichPolicy {
+    /// The one in force.
+    InForce,
+    /// One of the history.
+    Version(i64),
+    /// One that comes with the command.
+    Given(GivenPolicy),
+}
+
+/// A version of the policy, as `policy history` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyView {
+    /// Its number.
+    pub version: i64,
+    /// Since when it was in force. Nothing: it is older than the history.
+    pub at: Option<Timestamp>,
+    /// Who set it.
+    pub by: String,
+    /// What its file is called.
+    pub file: String,
+    /// Bytes of its text. Nothing: no policy, every node may reach every node.
+    pub bytes: Option<usize>,
+    /// Whether it is in force.
+    pub in_force: bool,
+}
+
+fn chosen(c: &Coordinator, which: &WhichPolicy) -> Result<GivenPolicy, AdminError> {
+    match which {
+        WhichPolicy::InForce => Ok(c.policy_in_force()),
+        WhichPolicy::Given(given) => Ok(given.clone()),
+        WhichPolicy::Version(number) => {
+            let version = c.policy_at(*number)?;
+            Ok(GivenPolicy {
+                file: version.file.clone(),
+                text: version.text.clone(),
+            })
+        }
+    }
+}
+
+pub(super) fn get(hub: &Arc<Hub>, version: Option<i64>) -> Result<Value, Refusal> {
+    let which = version.map_or(WhichPolicy::InForce, WhichPolicy::Version);
+    hub.read(|c| {
+        let given = chosen(c, &which)?;
+        let file = c.policy_file();
+        let problem = file.and_then(|file| file.problem.as_ref());
+        Ok(json!({
+            "policy": given.text,
+            "file": given.file,
+            "version": version.or(c.policy_version()),
+            "file_in_charge": file.map(|file| &file.path),
+            "problem": problem.map(|(since, text)| json!({ "since": since, "text": text })),
+        }))
+    })
+}
+
+pub(super) async fn set(
+    hub: &Arc<Hub>,
+    who: &str,
+    which: &WhichPolicy,
+    dry_run: bool,
+    base: Option<i64>,
+) -> Result<Value, Refusal> {
+    // Tests and difference come before anything changes.
+    let (given, diff, tests, before) = hub.read(|c| {
+        if let Some(file) = c.policy_file() {
+            return Err(AdminError::PolicyFileInCharge(file.path.clone()));
+        }
+        let given = chosen(c, which)?;
+        let tests = c.try_policy(&given)?;
+        let diff = c.diff_policies(&c.policy_in_force(), &given)?;
+        Ok((given, diff, tests, c.policy_version()))
+    })?;
+    let allow_all = given.text.is_none();
+    let version = if dry_run {
+        None
+    } else {
+        let taken = hub
+            .change_saved(|c, _, wall| c.take_policy(wall, who, given, base))
+            .await
+            .map_err(|error| Refusal(error.to_string()))?;
+        Some(taken?)
+    };
+    Ok(json!({
+        "ok": true,
+        "allow_all": allow_all,
+        "dry_run": dry_run,
+        "before": before,
+        "version": version,
+        "tests": tests,
+        "diff": diff.json(),
+        "text": diff.text(),
+    }))
+}
+
+pub(super) fn test(hub: &Arc<Hub>, which: &WhichPolicy) -> Result<Value, Refusal> {
+    let tests = hub.read(|c| c.try_policy(&chosen(c, which)?))?;
+    Ok(json!({ "ok": true, "tests": tests }))
+}
+
+pub(super) fn diff(hub: &Arc<Hub>, old: &WhichPolicy, new: &WhichPolicy) -> Result<Value, Refusal> {
+    let diff = hub.read(|c| c.diff_policies(&chosen(c, old)?, &chosen(c, new)?))?;
+    Ok(with_text(diff.json(), diff.text()))
+}
+
+pub(super) fn why(
+    hub: &Arc<Hub>,
+    which: &WhichPolicy,
+    source: &str,
+    destination: &str,
+    protocol: Option<&str>,
+) -> Result<Value, Refusal> {
+    let why = hub.read(|c| {
+        let question = Question::parse(source, destination, protocol)?;
+        c.why(&chosen(c, which)?, &question)
+    })?;
+    Ok(with_text(why.json(), why.text()))
+}
+
+pub(super) fn history(hub: &Arc<Hub>) -> Result<Value, Refusal> {
+    let views: Vec<PolicyView> = hub.read(|c| {
+        c.policy_versions()
+            .map(|version| PolicyView {
+                version: version.version,
+                at: version.at,
+                by: version.by.clone(),
+                file: version.file.clone(),
+                bytes: version.text.as_ref().map(String::len),
+                in_force: c.policy_version() == Some(version.version),
+            })
+            .collect()
+    });
+    serde_json::to_value(views).map_err(|error| Refusal(error.to_string()))
+}
+
+/// The answer for programs, and beside it the one for people.
+pub(crate) fn with_text(mut answer: Value, text: String) -> Value {
+    if let Some(members) = answer.as_object_mut() {
+        members.insert("text".to_owned(), text.into());
+    }
+    answer
+}
