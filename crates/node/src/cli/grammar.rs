@@ -168,6 +168,29 @@ pub(super) fn command() -> Command {
                 .arg(timeout("how long; 0: for ever").default_value("0")),
         )
         .subcommand(
+            Command::new("debug")
+                .about("Look inside: the packet filter, and why a connection may not work")
+                .subcommand_required(true)
+                .arg_required_else_help(true)
+                .subcommand(
+                    Command::new("filter")
+                        .about("Show the packet filter's rules, with what they let in and what was dropped")
+                        .arg(json()),
+                )
+                .subcommand(
+                    Command::new("why")
+                        .about("Say whether a connection may work, as far as this machine can tell; \
+                                exit code 1: something here blocks it")
+                        .arg(json())
+                        .arg(value("from", "PEER", "ask for a connection from there to this machine"))
+                        .arg(
+                            value("proto", "PROTO", "tcp, udp, sctp, icmp or a number")
+                                .default_value("tcp"),
+                        )
+                        .arg(positional("DST:PORT", "name or address, and port").required(true)),
+                ),
+        )
+        .subcommand(
             Command::new("completion")
                 .about("Print a script that completes commands")
                 .arg(

@@ -14,6 +14,7 @@ pub mod duration;
 
 mod completion;
 mod connect;
+mod debug;
 mod grammar;
 mod inspect;
 mod netcheck;
@@ -180,6 +181,7 @@ async fn run_client(name: &str, given: &Given<'_>, io: &mut Io) -> Result<(), Fa
         "version" => inspect::version(given, &client, io).await,
         "netcheck" => netcheck::run(given, &client, io).await,
         "wait" => wait::run(given, &client).await,
+        "debug" => debug::run(given, &client, io).await,
         other => Err(Failure::usage(format_args!(
             "there is no command {other:?}"
         ))),

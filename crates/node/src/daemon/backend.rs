@@ -9,6 +9,7 @@ use warren_control_types::{DerpMap, DnsConfig};
 use super::engine_task::EngineTask;
 use super::{Inbox, Message};
 use crate::localapi::backend::{Backend, BackendError, Reply};
+use crate::localapi::filter::{FilterReport, WhyAnswer, WhyQuestion};
 use crate::localapi::metrics::Metric;
 use crate::localapi::notify::{Notify, NotifyMask};
 use crate::localapi::prefs::{MaskedPrefs, Options, Prefs};
@@ -118,6 +119,14 @@ impl Backend for EngineBackend {
 
     async fn metrics(&self) -> Reply<Vec<Metric>> {
         self.now(|task| Ok(task.metrics())).await
+    }
+
+    async fn filter(&self) -> Reply<FilterReport> {
+        self.now(|task| Ok(task.filter_report())).await
+    }
+
+    async fn why(&self, question: WhyQuestion) -> Reply<WhyAnswer> {
+        self.now(move |task| Ok(task.why(question))).await
     }
 
     async fn restun(&self) -> Reply<()> {

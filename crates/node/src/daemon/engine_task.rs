@@ -5,6 +5,7 @@
 //! deadline: what takes time (the operating system, the network, the disk) is
 //! done by others, who report back.
 
+mod explain;
 mod kept_netmap;
 mod login;
 mod network;
@@ -305,6 +306,11 @@ impl EngineTask {
                         for region in self.relays.set_map(&self.engine.netmap().derp_map) {
                             self.engine.relay_disconnected(Instant::now(), region);
                         }
+                    }
+                    if changes.filters
+                        && let Some(problem) = self.filter_health()
+                    {
+                        tracing::warn!("{problem}");
                     }
                     self.refresh_host();
                     self.netmap_unsaved = true;

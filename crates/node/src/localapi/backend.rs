@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use tokio::sync::mpsc;
 use warren_control_types::{DerpMap, DnsConfig};
 
+use super::filter::{FilterReport, WhyAnswer, WhyQuestion};
 use super::metrics::Metric;
 use super::notify::{Notify, NotifyMask};
 use super::prefs::{MaskedPrefs, Options, Prefs};
@@ -104,6 +105,25 @@ pub trait Backend: Send + Sync + 'static {
 
     /// The counters.
     fn metrics(&self) -> impl Future<Output = Reply<Vec<Metric>>> + Send;
+
+    /// The packet filter in force, with its counters.
+    fn filter(&self) -> impl Future<Output = Reply<FilterReport>> + Send {
+        async {
+            Err(BackendError::NotFound(
+                "there is no packet filter".to_owned(),
+            ))
+        }
+    }
+
+    /// Whether a connection may work, as far as can be told here.
+    fn why(&self, question: WhyQuestion) -> impl Future<Output = Reply<WhyAnswer>> + Send {
+        let _ = question;
+        async {
+            Err(BackendError::NotFound(
+                "there is no packet filter".to_owned(),
+            ))
+        }
+    }
 
     /// Measures the network around us again.
     fn restun(&self) -> impl Future<Output = Reply<()>> + Send;

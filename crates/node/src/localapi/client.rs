@@ -19,6 +19,7 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 
+use super::filter::{FilterReport, WhyAnswer, WhyQuestion};
 use super::notify::{Notify, NotifyMask};
 use super::prefs::{MaskedPrefs, Options, Prefs};
 use super::types::{NetcheckReport, PingResult, PingType, Status, WhoIsResponse};
@@ -282,6 +283,26 @@ impl Client {
     pub async fn whois(&self, target: &str) -> Result<WhoIsResponse, ClientError> {
         let target: String = url::form_urlencoded::byte_serialize(target.as_bytes()).collect();
         self.get(&format!("whois?addr={target}")).await
+    }
+
+    /// The packet filter in force.
+    pub async fn filter(&self) -> Result<FilterReport, ClientError> {
+        self.get("debug-filter").await
+    }
+
+    /// Whether a connection may work.
+    pub async fn why(&self, question: WhyQuestion) -> Result<WhyAnswer, ClientError> {
+        let WhyQuestion {
+            dst,
+            port,
+            protocol,
+            from,
+        } = question;
+        let mut target = format!("debug-why?dst={dst}&port={port}&proto={protocol}");
+        if let Some(from) = from {
+            target.push_str(&format!("&from={from}"));
+        }
+        self.get(&target).await
     }
 
     /// The network around the daemon.

@@ -22,6 +22,7 @@
 
 pub mod backend;
 pub mod client;
+pub mod filter;
 pub mod go_json;
 pub mod metrics;
 pub mod notify;

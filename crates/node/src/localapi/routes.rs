@@ -16,6 +16,7 @@ use hyper::body::{Body as HttpBody, Frame};
 use serde::Serialize;
 
 use super::backend::{Backend, BackendError, Reply};
+use super::filter::WhyQuestion;
 use super::go_json::MaybeIp;
 use super::metrics;
 use super::notify::NotifyMask;
@@ -161,6 +162,8 @@ const ENDPOINTS: &[(&str, &[Method], Need)] = &[
     ("bugreport", &[Method::POST], Need::Read),
     ("netcheck", &[Method::GET], Need::Read),
     ("debug", &[Method::POST], Need::Write),
+    ("debug-filter", &[Method::GET], Need::Read),
+    ("debug-why", &[Method::GET], Need::Read),
 ];
 
 async fn route<B, R>(backend: &B, access: Access, request: Request<R>) -> Outcome
@@ -273,6 +276,20 @@ where
             Ok(text(StatusCode::OK, marker))
         }
         ("netcheck", _) => json(&backend.netcheck().await?, Indent::Tab),
+        ("debug-filter", _) => json(&backend.filter().await?, Indent::Tab),
+        ("debug-why", _) => {
+            let from = match query.get("from") {
+                None | Some("") => None,
+                Some(_) => Some(query.required("from")?),
+            };
+            let question = WhyQuestion {
+                dst: query.required("dst")?,
+                port: query.required("port")?,
+                protocol: query.required("proto")?,
+                from,
+            };
+            json(&backend.why(question).await?, Indent::Tab)
+        }
         ("debug", _) => match query.get("action") {
             Some("restun") => debug_done(backend.restun().await),
             Some("rebind") => debug_done(backend.rebind().await),

@@ -44,6 +44,7 @@ impl EngineTask {
             ));
         }
         health.extend(self.host_problems.iter().cloned());
+        health.extend(self.filter_health());
         let netmap = self.engine.netmap();
         if netmap.display_messages.is_empty() {
             health.extend(netmap.health.iter().cloned());
@@ -155,19 +156,17 @@ impl EngineTask {
             labels,
             value: value as f64,
         };
-        let mut metrics: Vec<Metric> = DropReason::ALL
-            .into_iter()
-            .map(|reason| {
-                let labels = vec![("reason", format!("{reason:?}").to_lowercase())];
-                let value = self.shared.drops.get(reason);
-                counter(
-                    "warren_dropped_packets_total",
-                    "packets dropped, by reason",
-                    value,
-                    labels,
-                )
-            })
-            .collect();
+        let mut metrics = self.user_metrics();
+        metrics.extend(DropReason::ALL.into_iter().map(|reason| {
+            let labels = vec![("reason", format!("{reason:?}").to_lowercase())];
+            let value = self.shared.drops.get(reason);
+            counter(
+                "warren_dropped_packets_total",
+                "packets dropped, by reason",
+                value,
+                labels,
+            )
+        }));
         let traffic = self
             .engine
             .peer_reports(Instant::now())
