@@ -141,11 +141,16 @@ pub enum DropReason {
     WrongSource,
     /// In: the filter says no.
     FilteredIn,
+    /// In: no WireGuard, disco or STUN message at all.
+    Unrecognised,
+    /// In: handshakes, disco or STUN faster than they can be looked at; or
+    /// out: packets for a relay that is still being connected.
+    Overrun,
 }
 
 impl DropReason {
     /// All reasons, in order.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Malformed,
         Self::NoRoute,
         Self::FilteredOut,
@@ -159,6 +164,8 @@ impl DropReason {
         Self::MalformedInner,
         Self::WrongSource,
         Self::FilteredIn,
+        Self::Unrecognised,
+        Self::Overrun,
     ];
 }
 
@@ -172,8 +179,9 @@ impl Drops {
         Self::default()
     }
 
+    /// Counts a packet that was dropped.
     #[inline]
-    pub(super) fn count(&self, reason: DropReason) {
+    pub fn count(&self, reason: DropReason) {
         self.0[reason as usize].fetch_add(1, Relaxed);
     }
 

@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 use warren_tunnel::{OpenError, PeerIndex, REKEY_ON_RECEIVE_TIME, ReplayWindow, Role, Source};
+use warren_wire::disco::looks_like_relayed_disco;
 use warren_wire::ip::{IpPacket, Parsed, Protocol, tsmp};
-use warren_wire::wireguard::{TRANSPORT_HEADER_LEN, is_transport};
+use warren_wire::stun::looks_like_stun;
+use warren_wire::wireguard::{Message, TRANSPORT_HEADER_LEN, is_transport};
 
 use super::coalesce::Coalescer;
 use super::counters::coarse;
@@ -97,9 +99,16 @@ impl Inbound {
         sink: &mut S,
     ) {
         for datagram in buffer.chunks_mut(segment_len.max(1)) {
-            if !is_transport(datagram) {
+            let taken = if is_transport(datagram) {
+                self.transport(view, now, from, datagram, sink)
+            } else if concerns_engine(datagram) {
                 sink.control(from, datagram);
-            } else if let Err(reason) = self.transport(view, now, from, datagram, sink) {
+                Ok(())
+            } else {
+                // Noise ends here, before anybody copies it.
+                Err(DropReason::Unrecognised)
+            };
+            if let Err(reason) = taken {
                 self.drops.count(reason);
             }
         }
@@ -288,4 +297,11 @@ fn judge<S: InSink>(
             Err(DropReason::FilteredIn)
         }
     }
+}
+/// Whether a datagram that is no tunnel data has the outside of a message that
+/// the engine understands.
+fn concerns_engine(datagram: &[u8]) -> bool {
+    looks_like_relayed_disco(datagram)
+        || looks_like_stun(datagram)
+        || Message::parse(datagram).is_ok()
 }

@@ -28,6 +28,8 @@ use super::entropy::SystemEntropy;
 use super::pump::Shared;
 use super::wall_clock;
 
+/// Questions that may wait; a program that asks faster is not answered.
+pub const WAITING_QUESTIONS: usize = 512;
 /// The port of DNS.
 const PORT: u16 = 53;
 /// How long an upstream may take over TCP; the forwarder has given up by then.
@@ -51,7 +53,7 @@ struct Server {
 /// Serves until the daemon ends.
 pub async fn serve(
     shared: Arc<Shared>,
-    mut packets: mpsc::UnboundedReceiver<Vec<u8>>,
+    mut packets: mpsc::Receiver<Vec<u8>>,
     mut config: watch::Receiver<ResolverConfig>,
 ) {
     let (outcomes, mut finished) = mpsc::unbounded_channel();

@@ -46,41 +46,52 @@ use crate::cli::DaemonArgs;
 pub use start::{DaemonError, DaemonOptions, clean_up, run};
 pub use state::{StateError, StateFolder};
 
-/// Datagrams that may wait for the engine. Strangers can send any number: what
-/// is too much is dropped, as a full socket would.
-const WAITING_DATAGRAMS: usize = 2048;
+/// Datagrams that may wait for the engine, of each kind. Others can send any
+/// number: what is too much is dropped, as a full socket would.
+const WAITING_DATAGRAMS: usize = 1024;
 
 /// The way to the engine's task.
 #[derive(Clone)]
 pub struct Inbox {
     /// What we say ourselves; its rate is ours.
     messages: mpsc::UnboundedSender<Message>,
-    /// What comes from the network; its rate is not.
-    datagrams: mpsc::Sender<Message>,
+    /// What strangers send to our socket; its rate is theirs.
+    strangers: mpsc::Sender<Message>,
+    /// What comes through relays, from nodes that relays let in. Apart, so that
+    /// a flood on the socket does not take the way around it.
+    relayed: mpsc::Sender<Message>,
+    /// Tunnel data for a relay that is still being connected.
+    unsent: mpsc::Sender<Message>,
 }
 
 /// The other end of an [`Inbox`].
 pub struct Outbox {
     messages: mpsc::UnboundedReceiver<Message>,
-    datagrams: mpsc::Receiver<Message>,
+    strangers: mpsc::Receiver<Message>,
+    relayed: mpsc::Receiver<Message>,
+    unsent: mpsc::Receiver<Message>,
 }
 
 impl Inbox {
     /// Both ends.
     pub fn new() -> (Self, Outbox) {
         let (messages, from_us) = mpsc::unbounded_channel();
-        let (datagrams, from_network) = mpsc::channel(WAITING_DATAGRAMS);
+        let (strangers, from_strangers) = mpsc::channel(WAITING_DATAGRAMS);
+        let (relayed, from_relays) = mpsc::channel(WAITING_DATAGRAMS);
+        let (unsent, not_sent) = mpsc::channel(WAITING_DATAGRAMS);
         let inbox = Self {
             messages,
-            datagrams,
+            strangers,
+            relayed,
+            unsent,
         };
-        (
-            inbox,
-            Outbox {
-                messages: from_us,
-                datagrams: from_network,
-            },
-        )
+        let outbox = Outbox {
+            messages: from_us,
+            strangers: from_strangers,
+            relayed: from_relays,
+            unsent: not_sent,
+        };
+        (inbox, outbox)
     }
 
     /// Hands over a message. The engine ends after everybody who could send
@@ -89,9 +100,15 @@ impl Inbox {
         drop(self.messages.send(message));
     }
 
-    /// Hands over something from the network, unless too much waits already.
-    pub fn offer(&self, datagram: Message) {
-        drop(self.datagrams.try_send(datagram));
+    /// Hands over something from the network, unless too much of its kind
+    /// waits already. Returns whether it was taken.
+    pub fn offer(&self, datagram: Message) -> bool {
+        let lane = match &datagram {
+            Message::RelayPacket { .. } => &self.relayed,
+            Message::RelayData { .. } => &self.unsent,
+            _ => &self.strangers,
+        };
+        lane.try_send(datagram).is_ok()
     }
 
     /// Whether the engine has ended.
@@ -101,11 +118,14 @@ impl Inbox {
 }
 
 impl Outbox {
-    /// The next of either kind; `None` when nobody can send any more.
+    /// The next of any kind, each in its turn; `None` when nobody can send any
+    /// more.
     pub async fn next(&mut self) -> Option<Message> {
         tokio::select! {
             message = self.messages.recv() => message,
-            Some(datagram) = self.datagrams.recv() => Some(datagram),
+            Some(datagram) = self.strangers.recv() => Some(datagram),
+            Some(datagram) = self.relayed.recv() => Some(datagram),
+            Some(datagram) = self.unsent.recv() => Some(datagram),
         }
     }
 }

@@ -19,14 +19,15 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::mpsc::Sender as AsyncSender;
 use warren_host::poll::{Watch, wait};
 use warren_host::tun::Tun;
 use warren_host::udp::{Datagrams, RecvBatch, UdpPair, UdpSocket};
 use warren_host::wake::Waker;
 use warren_keys::DiscoPublic;
 use warren_node_core::dataplane::{
-    Drops, InSink, Inbound, InboundOffloads, OutSink, Outbound, RelaySend, UdpSend, View,
+    DropReason, Drops, InSink, Inbound, InboundOffloads, OutSink, Outbound, RelaySend, UdpSend,
+    View,
 };
 use warren_tunnel::{PeerIndex, Source};
 
@@ -40,6 +41,9 @@ const READS_PER_FLUSH: usize = 16;
 const RECEIVE_BATCH: usize = 16;
 /// Relay batches taken before the sockets are looked at again.
 const RELAY_BATCHES_PER_ROUND: usize = 16;
+/// Answers of our own (errors, pongs) that may wait for the out thread. Peers
+/// decide how many there are: more are dropped.
+const WAITING_ANSWERS: usize = 1024;
 /// Largest frame of the TUN device: virtio header and 64 KiB.
 const TUN_FRAME: usize = 10 + 65_536;
 /// How long a full socket is waited for before packets are dropped: about as
@@ -128,19 +132,21 @@ impl Pump {
     pub fn start(
         shared: Arc<Shared>,
         engine: Inbox,
-        dns: UnboundedSender<Vec<u8>>,
+        dns: AsyncSender<Vec<u8>>,
         ports: Arc<RelayPorts>,
         inbox: RelayInbox,
     ) -> io::Result<Self> {
         let (commands, orders) = mpsc::channel();
+        let (answers, to_answer) = mpsc::sync_channel(WAITING_ANSWERS);
         let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
         let out = {
             let (shared, engine) = (Arc::clone(&shared), engine.clone());
-            thread("warren-out").spawn(move || run_out(&shared, &engine, &dns, &ports, &orders))?
+            thread("warren-out")
+                .spawn(move || run_out(&shared, &engine, &dns, &ports, &orders, &to_answer))?
         };
         let inward = {
-            let (shared, commands) = (Arc::clone(&shared), commands.clone());
-            thread("warren-in").spawn(move || run_in(&shared, &engine, commands, inbox))?
+            let shared = Arc::clone(&shared);
+            thread("warren-in").spawn(move || run_in(&shared, &engine, answers, inbox))?
         };
         Ok(Self {
             shared,
@@ -171,7 +177,7 @@ impl Drop for Pump {
 struct OutSide<'a> {
     shared: &'a Shared,
     engine: &'a Inbox,
-    dns: &'a UnboundedSender<Vec<u8>>,
+    dns: &'a AsyncSender<Vec<u8>>,
     ports: &'a RelayPorts,
 }
 
@@ -217,11 +223,14 @@ impl OutSink for OutSide<'_> {
             // Not connected yet: the engine's task opens the connection, and
             // the packets wait there.
             for datagram in datagrams {
-                self.engine.offer(Message::RelayData {
+                let taken = self.engine.offer(Message::RelayData {
                     region: send.region,
                     to: send.to,
                     packet: datagram.to_vec(),
                 });
+                if !taken {
+                    self.shared.drops.count(DropReason::Overrun);
+                }
             }
         }
     }
@@ -231,7 +240,9 @@ impl OutSink for OutSide<'_> {
     }
 
     fn local(&mut self, packet: &[u8]) {
-        drop(self.dns.send(packet.to_vec()));
+        if self.dns.try_send(packet.to_vec()).is_err() {
+            self.shared.drops.count(DropReason::Overrun);
+        }
     }
 
     fn tun(&mut self, frame: &[u8]) {
@@ -270,9 +281,10 @@ impl OutSide<'_> {
 fn run_out(
     shared: &Shared,
     engine: &Inbox,
-    dns: &UnboundedSender<Vec<u8>>,
+    dns: &AsyncSender<Vec<u8>>,
     ports: &RelayPorts,
     orders: &mpsc::Receiver<OutCommand>,
+    to_answer: &mpsc::Receiver<(PeerIndex, Vec<u8>)>,
 ) {
     let mut sink = OutSide {
         shared,
@@ -342,6 +354,9 @@ fn run_out(
                     }
                 }
             }
+            for (peer, packet) in to_answer.try_iter() {
+                outbound.inject(&view, now, peer, &packet, &mut sink);
+            }
             outbound.flush(&mut sink);
         }
     }
@@ -350,7 +365,7 @@ fn run_out(
 struct InSide<'a> {
     shared: &'a Shared,
     engine: &'a Inbox,
-    commands: mpsc::Sender<OutCommand>,
+    answers: mpsc::SyncSender<(PeerIndex, Vec<u8>)>,
 }
 
 impl InSide<'_> {
@@ -366,7 +381,7 @@ impl InSink for InSide<'_> {
 
     fn control(&mut self, from: Source, datagram: &[u8]) {
         let packet = datagram.to_vec();
-        self.engine.offer(match from {
+        let taken = self.engine.offer(match from {
             Source::Udp(from) => Message::Udp { from, packet },
             Source::Relay { region, key } => Message::RelayPacket {
                 region: warren_control_types::RegionId(region),
@@ -374,6 +389,9 @@ impl InSink for InSide<'_> {
                 packet,
             },
         });
+        if !taken {
+            self.shared.drops.count(DropReason::Overrun);
+        }
     }
 
     fn confirmed(&mut self, local_index: u32) {
@@ -389,10 +407,9 @@ impl InSink for InSide<'_> {
     }
 
     fn out(&mut self, peer: PeerIndex, packet: &[u8]) {
-        drop(
-            self.commands
-                .send(OutCommand::Inject(peer, packet.to_vec())),
-        );
+        if self.answers.try_send((peer, packet.to_vec())).is_err() {
+            self.shared.drops.count(DropReason::Overrun);
+        }
         self.shared.out_waker.wake();
     }
 
@@ -412,7 +429,7 @@ impl InSink for InSide<'_> {
 fn run_in(
     shared: &Shared,
     engine: &Inbox,
-    commands: mpsc::Sender<OutCommand>,
+    answers: mpsc::SyncSender<(PeerIndex, Vec<u8>)>,
     mut inbox: RelayInbox,
 ) {
     let offloads = shared.tun.offloads();
@@ -423,7 +440,7 @@ fn run_in(
     let mut sink = InSide {
         shared,
         engine,
-        commands,
+        answers,
     };
     let mut inbound = Inbound::new(offloads, Arc::clone(&shared.drops));
     let mut batch = RecvBatch::new(RECEIVE_BATCH);

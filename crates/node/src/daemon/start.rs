@@ -139,7 +139,7 @@ pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
         inbox.clone(),
         Arc::clone(&shared.in_waker),
     );
-    let (questions, dns_packets) = mpsc::unbounded_channel();
+    let (questions, dns_packets) = mpsc::channel(magic_dns::WAITING_QUESTIONS);
     let pump = Pump::start(
         Arc::clone(&shared),
         inbox.clone(),
