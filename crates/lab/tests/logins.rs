@@ -10,6 +10,10 @@ use serde_json::Value;
 use support::{installed, lab};
 use warren_lab::{Control, Kind, Lab, LabError, Node, PATIENCE, Place, Program, ours, until};
 
+fn wrong(text: impl std::fmt::Display) -> LabError {
+    std::io::Error::other(text.to_string()).into()
+}
+
 /// A server with its embedded relay, and one node that joined with a key.
 fn one_node(lab: &mut Lab) -> Option<(Control, Node)> {
     installed(Kind::Warren)?;
@@ -36,7 +40,7 @@ fn the_node(control: &Control) -> Value {
         let nodes = listed(control, &["nodes", "list"]);
         match nodes.as_slice() {
             [node] if node["online"] == true => Ok(node.clone()),
-            _ => Err(LabError::new(format!("{nodes:?}"))),
+            _ => Err(wrong(format!("{nodes:?}"))),
         }
     })
     .unwrap()
@@ -48,7 +52,7 @@ fn the_waiting(control: &Control) -> Value {
         let waiting = listed(control, &["nodes", "waiting"]);
         match waiting.as_slice() {
             [one] => Ok(one.clone()),
-            _ => Err(LabError::new(format!("{waiting:?}"))),
+            _ => Err(wrong(format!("{waiting:?}"))),
         }
     })
     .unwrap()
@@ -67,7 +71,7 @@ fn wait_for(node: &Node, wanted: &str, words: &str) {
         if status["BackendState"] == wanted && said.contains(words) {
             return Ok(());
         }
-        Err(LabError::new(format!("{} {said}", status["BackendState"])))
+        Err(wrong(format!("{} {said}", status["BackendState"])))
     })
     .unwrap();
 }
@@ -75,8 +79,8 @@ fn wait_for(node: &Node, wanted: &str, words: &str) {
 /// `up` as a program of its own, which waits for a person.
 fn up_in_background(node: &Node, arguments: &[&str]) -> Program {
     let socket = format!("--socket={}/node/s.sock", node.host().folder().display());
-    let mut all = vec![socket.as_str(), "up"];
-    all.extend(arguments);
+    let mut all = vec![socket, "up".to_owned()];
+    all.extend(arguments.iter().map(|&argument| argument.to_owned()));
     Program::start(
         node.host(),
         "up",
@@ -172,7 +176,7 @@ fn a_node_deleted_at_the_server_says_so_and_comes_back_as_one() {
         wait_for(&alice, "Running", "");
         nobody_waits(&control);
         until("up to end", PATIENCE, || match up.check_alive() {
-            Ok(()) => Err(LabError::new("it runs")),
+            Ok(()) => Err(wrong("it runs")),
             Err(_) => Ok(()),
         })
         .unwrap();

@@ -318,7 +318,11 @@ impl EngineTask {
                     self.settle();
                     if !self.listeners.is_empty() {
                         let network_map = status::network_map(&self.engine, self.netmap_is_cached);
-                        self.notify(|notify| notify.net_map = Some(Box::new(network_map)));
+                        let own = network_map.self_node.clone().filter(|_| changes.self_node);
+                        self.notify(|notify| {
+                            notify.self_change = own.map(Box::new);
+                            notify.net_map = Some(Box::new(network_map));
+                        });
                     }
                 }
                 Output::Control(_) => self.refresh_description(),
