@@ -78,6 +78,9 @@ pub fn run() -> Result<Stage, LabError> {
     let key = control.auth_key("demo")?;
     story.tell("control and relay are up");
 
+    // On a machine of its own a direct path is there before the first packet
+    // is: so the way between the two is closed at first, to see the relay work.
+    alice_host.block_udp_with(&bob_host)?;
     let alice = Node::start(&alice_host, Kind::Warren)?;
     let bob = Node::start(&bob_host, Kind::Warren)?;
     let took = alice.up(control.url(), &key, &[])?;
@@ -109,14 +112,21 @@ pub fn run() -> Result<Stage, LabError> {
             describe(&path)
         ),
     );
+    let watch = Duration::from_millis(600);
+    wait_past(first_answer + watch);
+    story.tell("packets flow; now the way between them opens");
+    alice_host.unblock()?;
+    let opened = Instant::now();
     let direct = alice.wait_until_direct("bob")?;
     let switched = Instant::now();
-    let watch = Duration::from_millis(600);
     wait_past(switched + watch);
     let (sent, lost) = probe.lost_between(first_answer, switched + watch / 2);
     story.tell_at(
         switched,
-        format!("direct to {direct}; {lost} of {sent} packets lost on the way there"),
+        format!(
+            "direct to {direct}, {:.1} s later; {lost} of {sent} packets lost on the way there",
+            (switched - opened).as_secs_f64()
+        ),
     );
 
     web::serve_page(&bob_host)?;
@@ -150,8 +160,8 @@ pub fn run() -> Result<Stage, LabError> {
     let direct = alice.wait_until_direct("bob")?;
     story.tell(format!("cable back: direct to {direct} again"));
 
-    story.tell("summary");
-    println!("{}", alice.cli(&["status"])?);
+    println!("\nalice$ warren status\n{}", alice.cli(&["status"])?);
+    story.tell("done");
     Ok(Stage {
         lab,
         control,
