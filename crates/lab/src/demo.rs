@@ -73,7 +73,7 @@ pub fn run() -> Result<Stage, LabError> {
         r = relay_host.address(),
     );
     let relay = Relay::start(&relay_host, RelayKind::Warren, 901)?;
-    let relay = relay.ok_or_else(|| LabError::new("warren-relay is missing"))?;
+    let mut relay = relay.ok_or_else(|| LabError::new("warren-relay is missing"))?;
     let control = Control::start(&control_host, Some(&crate::derp_map(&[&relay])))?;
     let key = control.auth_key("demo")?;
     story.tell("control and relay are up");
@@ -159,6 +159,18 @@ pub fn run() -> Result<Stage, LabError> {
     alice_host.unblock()?;
     let direct = alice.wait_until_direct("bob")?;
     story.tell(format!("cable back: direct to {direct} again"));
+
+    let settled = Instant::now() + watch;
+    wait_past(settled);
+    relay.program().stop()?;
+    let stopped = Instant::now();
+    wait_past(stopped + watch);
+    let (sent, lost) = probe.lost_between(stopped, stopped + watch / 2);
+    story.tell_at(
+        stopped,
+        format!("relay stopped: {lost} of {sent} packets lost, they go direct"),
+    );
+    relay.restart()?;
 
     println!("\nalice$ warren status\n{}", alice.cli(&["status"])?);
     story.tell("done");
