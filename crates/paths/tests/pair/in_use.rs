@@ -97,6 +97,33 @@ fn roaming_is_fast() {
     }
 }
 
+/// A late carrier, a new address on another interface: the system calls it a
+/// change, but the path goes on working, whatever NAT it leads through.
+#[test]
+fn a_change_that_leaves_the_path_costs_nothing() {
+    for kinds in [
+        [Kind::Open, Kind::Hard],
+        [Kind::Easy, Kind::Easy],
+        [Kind::Hard, Kind::Open],
+    ] {
+        let mut world = connected(kinds);
+        world.start_flow(0, 1, ms(10), Duration::from_secs(10));
+        world.start_flow(1, 0, ms(10), Duration::from_secs(10));
+        world.run(Duration::from_secs(5));
+        let direct = world.destination(0, 1);
+        world.poke(0, |paths, now| paths.link_changed(now));
+        assert!(
+            matches!(world.destination(0, 1), Destination::Both { udp, .. }
+                if direct == Destination::Udp(udp)),
+            "the relay carries packets as well until the path has answered"
+        );
+        let took = world.run_while(Duration::from_secs(1), |world| world.is_direct(0, 1));
+        assert!(took.is_some_and(|took| took < ms(300)), "{kinds:?}: {took:?}");
+        world.run(Duration::from_secs(11));
+        assert_eq!([0, 1].map(|flow: usize| world.flows[flow].lost()), [0, 0]);
+    }
+}
+
 #[test]
 fn a_restarted_peer_is_found_again() {
     let mut world = connected([Kind::Easy, Kind::Easy]);
