@@ -417,3 +417,58 @@ fn a_tagged_key_makes_tagged_nodes_and_the_list_says_everything() {
     };
     run(&mut lab);
 }
+
+/// A node tells which rule lets in and how often, what was dropped, and what it
+/// cannot know.
+#[test]
+fn a_node_explains_its_filter() {
+    let Some(mut lab) = lab() else { return };
+    let run = |lab: &mut Lab| -> Option<()> {
+        installed(Kind::Warren)?;
+        let tailnet = Tailnet::new(lab, RelayKind::Warren)?;
+        let mut join = |name: &str| {
+            let host = lab.host(name, Place::Open).unwrap();
+            join_as(&tailnet, &host, Kind::Warren, "ann")
+        };
+        let (ann, server) = (join("ann-pc"), join("server"));
+        listen(server.host(), 5432);
+        let target = address(&server, false);
+        let policy = format!(
+            r#"{{"acls": [{{"action": "accept", "src": ["{}"], "dst": ["{target}:5432"]}}]}}"#,
+            address(&ann, false),
+        );
+        set(&tailnet, lab, &policy).unwrap();
+        allowed(&ann, &server, 5432);
+        until(
+            "the policy to block another port",
+            PATIENCE,
+            || match connects(&ann, &server, 22, Duration::from_secs(1)) {
+                Err(error) if error.to_string() == "no answer" => Ok(()),
+                other => Err(wrong(format!("{other:?}"))),
+            },
+        )
+        .unwrap();
+
+        let report = server.cli(&["debug", "filter", "--json"]).unwrap();
+        let report: Value = serde_json::from_str(&report).unwrap();
+        let passed = report["Rules"][0]["Passed"]["Packets"].as_u64();
+        assert!(passed.is_some_and(|packets| packets >= 3), "{report:#}");
+        let dropped = report["DroppedIn"]["acl"]["Packets"].as_u64();
+        assert!(dropped.is_some_and(|packets| packets >= 1), "{report:#}");
+        let text = server.cli(&["debug", "filter"]).unwrap();
+        assert!(text.contains(&format!("-> {target}:5432")), "{text}");
+
+        let question = format!("{target}:5432");
+        let inwards = ["debug", "why", &question, "--from", "ann-pc"];
+        let answer = server.cli(&inwards).unwrap();
+        assert!(answer.starts_with("Allowed.\n"), "{answer}");
+        let closed = format!("{target}:22");
+        let refused = server.cli(&["debug", "why", &closed, "--from", "ann-pc"]);
+        assert!(refused.is_err(), "{refused:?}");
+        let outwards = ann.cli(&["debug", "why", &question]).unwrap();
+        assert!(outwards.contains("a peer of this network"), "{outwards}");
+        assert!(outwards.contains("Not known here:"), "{outwards}");
+        Some(())
+    };
+    run(&mut lab);
+}
