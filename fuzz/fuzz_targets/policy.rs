@@ -6,7 +6,7 @@ use libfuzzer_sys::fuzz_target;
 use warren_control_types::{NodeId, UserId};
 use warren_filter::{CapabilityHolders, Filter, LocalSet, capability_sources};
 use warren_fuzz::tailnet_addresses;
-use warren_policy::{Attributes, Policy, PolicyNode, PolicyUser, Role};
+use warren_policy::{Attributes, Context, Policy, PolicyNode, PolicyUser, Role};
 
 fn users() -> Vec<PolicyUser> {
     let names = ["alice@example.com", "bob"];
@@ -39,10 +39,14 @@ fn nodes() -> Vec<PolicyNode> {
 }
 
 fuzz_target!(|bytes: &[u8]| {
+    let context = Context {
+        domains: Some(["example.com".to_owned()].into()),
+    };
     let Ok(source) = std::str::from_utf8(bytes) else {
+        assert!(Policy::parse_bytes(bytes, &context).is_err());
         return;
     };
-    let policy = match Policy::parse(source) {
+    let policy = match Policy::parse_bytes(bytes, &context) {
         Ok(policy) => policy,
         Err(errors) => {
             assert!(!errors.is_empty());
@@ -71,6 +75,15 @@ fuzz_target!(|bytes: &[u8]| {
         let _ = policy.approves_route(&users, node, "10.1.0.0/16".parse().expect("written well"));
     }
     let _ = policy.run_tests(&users, &nodes);
+    let _ = policy.run_ssh_tests(&users, &nodes);
+    let ssh = policy.compile_ssh(&users, &nodes);
+    for node in &nodes {
+        for rule in ssh.policy_for(node.id, "https://control").rules {
+            assert!(!rule.principals.is_empty() && !rule.ssh_users.is_empty());
+        }
+        let _ = policy.node_attributes(&users, node);
+        let _ = policy.ip_pools(&users, node);
+    }
     for user in &users {
         let _ = policy.may_use_tag(&users, user.id, "tag:web");
     }

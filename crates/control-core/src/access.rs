@@ -5,15 +5,19 @@
 //! moment; a peer is visible when either side may open a connection to the
 //! other, since both then need the other's key.
 
+mod sections;
+
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use warren_control_types::{FilterRule, NetPortRange, NodeId, PortRange, UserId};
-use warren_policy::{Attributes, Compiled, Policy, PolicyNode, PolicyUser, Role};
+use warren_policy::{Compiled, Policy, PolicyNode, PolicyUser, Role, SshRules};
 
 use crate::records::{NodeRecord, Snapshot, UserRecord};
 use crate::routes::{effective, is_exit};
+
+pub(crate) use sections::without_ipv4;
 
 /// The policy in force.
 #[derive(Debug, Default)]
@@ -26,6 +30,7 @@ pub struct Access {
 struct InForce {
     policy: Policy,
     compiled: Compiled,
+    ssh: SshRules,
     users: Vec<PolicyUser>,
 }
 
@@ -46,21 +51,23 @@ impl Access {
     /// A policy that was read.
     pub(crate) fn of(policy: Policy) -> Self {
         let compiled = policy.compile(&[], &[]);
+        let ssh = policy.compile_ssh(&[], &[]);
         Self {
             policy: Some(InForce {
                 policy,
                 compiled,
+                ssh,
                 users: Vec::new(),
             }),
         }
     }
 
-    /// Whether everybody sees everybody whatever changes, so that nothing has
-    /// to be computed again.
+    /// Whether everybody sees everybody and nobody is told anything special
+    /// whatever changes, so that nothing has to be computed again.
     pub fn is_allow_all(&self) -> bool {
-        self.policy
-            .as_ref()
-            .is_none_or(|in_force| in_force.policy.is_allow_all())
+        self.policy.as_ref().is_none_or(|in_force| {
+            in_force.policy.is_allow_all() && !in_force.policy.speaks_of_nodes()
+        })
     }
 
     pub(crate) fn recompute(&mut self, data: &Snapshot) {
@@ -69,6 +76,7 @@ impl Access {
             if !in_force.policy.is_allow_all() {
                 in_force.compiled = in_force.policy.compile(&in_force.users, &nodes(data));
             }
+            in_force.ssh = in_force.policy.compile_ssh(&in_force.users, &nodes(data));
         }
     }
 
@@ -183,6 +191,6 @@ fn policy_node(node: &NodeRecord) -> PolicyNode {
             IpAddr::from(node.address.v6()),
         ],
         routes: effective(node).into_iter().collect(),
-        attributes: Attributes::default(),
+        attributes: sections::attributes(&node.hostinfo),
     }
 }

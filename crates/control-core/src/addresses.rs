@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 
 /// Where node addresses come from: carrier-grade NAT space (RFC 6598).
@@ -70,6 +70,25 @@ pub(crate) fn allocate(used: &BTreeSet<AddressIndex>, cursor: u32) -> Option<Add
         .find(|index| !used.contains(index))
 }
 
+/// The next free index in one of the pools, the first pool with one; in none:
+/// `None`. Without pools, as [`allocate`].
+pub(crate) fn allocate_in(
+    pools: &[Ipv4Net],
+    used: &BTreeSet<AddressIndex>,
+    cursor: u32,
+) -> Option<AddressIndex> {
+    if pools.is_empty() {
+        return allocate(used, cursor);
+    }
+    let index = |address: Ipv4Addr| address.to_bits().checked_sub(V4_RANGE.0.to_bits());
+    pools
+        .iter()
+        .filter_map(|pool| Some(index(pool.network())?..=index(pool.broadcast())?))
+        .flatten()
+        .filter_map(AddressIndex::new)
+        .find(|index| !used.contains(index))
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -101,6 +120,21 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    #[test]
+    fn a_pool_is_used_up_and_no_more() {
+        let pools: Vec<Ipv4Net> = ["100.81.0.4/31", "100.100.99.254/32", "10.0.0.0/8"]
+            .map(|net| net.parse().unwrap())
+            .to_vec();
+        let mut used = BTreeSet::new();
+        let mut given = Vec::new();
+        while let Some(index) = allocate_in(&pools, &used, 1) {
+            used.insert(index);
+            given.push(index.v4().to_string());
+        }
+        assert_eq!(given, ["100.81.0.4", "100.81.0.5", "100.100.99.254"]);
+        assert_eq!(allocate_in(&[], &used, 7).unwrap().get(), 7);
     }
 
     #[test]

@@ -473,6 +473,7 @@ impl Coordinator {
 
     /// Everybody whose view the policy alters hears of it.
     pub(crate) fn put_in_force(&mut self, access: Access, text: Option<String>) {
+        let same_relays = self.access.has_same_relays(&access);
         self.access = access;
         self.data.policy.clone_from(&text);
         self.outputs.push_back(Output::Store {
@@ -485,6 +486,12 @@ impl Coordinator {
             self.approve_by_policy(id);
         }
         self.mark_access_everywhere();
+        if !same_relays {
+            let sessions: Vec<_> = self.sessions.keys().copied().collect();
+            for session in sessions {
+                self.mark(session, |pending| pending.relays = true);
+            }
+        }
     }
 
     /// A name that the policy may speak of changed its meaning.

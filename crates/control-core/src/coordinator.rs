@@ -51,6 +51,10 @@ impl Config {
     }
 }
 
+/// What may differ in how a node is shown to its peers: the routes that a peer
+/// is given, and whether it is shown no IPv4 address.
+pub(crate) type PeerView = (Vec<IpNet>, bool);
+
 /// Something an administrator would like to see pass by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
@@ -109,8 +113,8 @@ pub struct Coordinator {
     /// Nodes whose peers were told that their key has expired.
     pub(crate) told_expired: BTreeSet<NodeId>,
     pub(crate) primaries: Primaries,
-    /// Nodes as their peers see them, by the routes that a peer is given.
-    pub(crate) peer_json: BTreeMap<NodeId, BTreeMap<Vec<IpNet>, Arc<str>>>,
+    /// Nodes as their peers see them.
+    pub(crate) peer_json: BTreeMap<NodeId, BTreeMap<PeerView, Arc<str>>>,
     pub(crate) entropy: Box<dyn Entropy>,
     pub(crate) outputs: VecDeque<Output>,
     next_session: u64,

@@ -465,9 +465,12 @@ impl Coordinator {
             return Ok(known);
         }
         let used = self.data.nodes.values().map(|node| node.address).collect();
-        let address = addresses::allocate(&used, self.data.counters.address)
+        let pools = self.access.address_pools(admission.user, &admission.tags);
+        let address = addresses::allocate_in(&pools, &used, self.data.counters.address)
             .ok_or(AdminError::NoAddresses)?;
-        self.data.counters.address = address.get() + 1;
+        if pools.is_empty() {
+            self.data.counters.address = address.get() + 1;
+        }
         let id = self.take_node_id();
         let hostinfo = hostinfo(request);
         let name = self.free_name(&sanitize_hostname(&hostinfo.hostname), None);

@@ -13,6 +13,7 @@ use warren_control_types::{
     PeerChange, StableNodeId, UserId, UserProfile,
 };
 
+use crate::access::without_ipv4;
 use crate::coordinator::{Coordinator, timestamp};
 use crate::message::Message;
 use crate::records::NodeRecord;
@@ -30,7 +31,10 @@ impl Coordinator {
             .visible_peers(id)
             .into_iter()
             .filter_map(|peer| self.data.nodes.get(&peer))
-            .map(|peer| self.render_peer(peer, &self.routes_seen(id, peer)))
+            .map(|peer| {
+                let routes = self.routes_seen(id, peer);
+                self.render_peer(peer, &routes, self.is_without_ipv4(id, peer))
+            })
             .collect();
         response.peers = (!peers.is_empty()).then_some(peers);
         Some(response)
@@ -82,6 +86,8 @@ impl Coordinator {
                         .map(|user| user.id)
                         .collect(),
                     filter: self.access.filter_for(id),
+                    ssh: message.head.ssh_policy.clone().unwrap_or_default(),
+                    without_ipv4: self.all_without_ipv4(id),
                 };
                 self.sessions.get_mut(&session)?.told = Some(told);
                 Some(message)
@@ -107,7 +113,7 @@ impl Coordinator {
             head.node = self.data.nodes.get(&id).map(|node| self.render_own(node));
         }
         if pending.relays {
-            head.derp_map = Some(self.config.derp_map.clone().into());
+            head.derp_map = Some(self.access.relays(&self.config.derp_map).into());
         }
         if pending.dns {
             head.dns_config = Some(self.render_dns());
@@ -118,12 +124,21 @@ impl Coordinator {
                 head.packet_filters = filters(filter.clone());
                 told.filter = filter;
             }
+            let ssh = self.access.ssh_policy_for(id, &self.config.server_url);
+            if ssh != told.ssh {
+                head.ssh_policy = Some(ssh.clone());
+                told.ssh = ssh;
+            }
             let visible: BTreeSet<NodeId> = self.visible_peers(id).into_iter().collect();
             head.peers_removed.extend(told.peers.difference(&visible));
             changed.extend(visible.difference(&told.peers));
             let routes = self.all_routes_seen(id, &visible);
             let differ = |peer: &&NodeId| routes.get(peer) != told.routes.get(peer);
             changed.extend(visible.iter().filter(differ));
+            let without_ipv4 = self.all_without_ipv4(id);
+            let differ = without_ipv4.symmetric_difference(&told.without_ipv4);
+            changed.extend(differ.filter(|peer| visible.contains(peer)));
+            told.without_ipv4 = without_ipv4;
             told.peers = visible;
             told.routes = routes;
         }
@@ -217,11 +232,12 @@ impl Coordinator {
         );
         Some(MapResponse {
             node: Some(self.render_own(node)),
-            derp_map: Some(self.config.derp_map.clone().into()),
+            derp_map: Some(self.access.relays(&self.config.derp_map).into()),
             dns_config: Some(self.render_dns()),
             domain: self.config.base_domain.clone(),
             collect_services: Some(false),
             packet_filters: filters(self.access.filter_for(id)),
+            ssh_policy: Some(self.access.ssh_policy_for(id, &self.config.server_url)),
             user_profiles: users
                 .into_iter()
                 .map(|user| self.render_user(user))
@@ -269,24 +285,47 @@ impl Coordinator {
             .collect()
     }
 
+    /// Whether `viewer` is shown `peer` without its IPv4 address.
+    fn is_without_ipv4(&self, viewer: NodeId, peer: &NodeRecord) -> bool {
+        let viewer = self.data.nodes.get(&viewer);
+        viewer.is_some_and(|viewer| self.access.is_without_ipv4(viewer))
+            || self.access.is_without_ipv4(peer)
+    }
+
+    fn all_without_ipv4(&self, viewer: NodeId) -> BTreeSet<NodeId> {
+        let viewer = self.data.nodes.get(&viewer);
+        let all = viewer.is_some_and(|viewer| self.access.is_without_ipv4(viewer));
+        let peers = self.data.nodes.values();
+        peers
+            .filter(|peer| all || self.access.is_without_ipv4(peer))
+            .map(|peer| peer.id)
+            .collect()
+    }
+
     /// A peer's JSON, made once for all viewers that are given the same routes.
     fn peer_json(&mut self, viewer: NodeId, id: NodeId) -> Option<Arc<str>> {
         let node = self.data.nodes.get(&id)?;
-        let routes = self.routes_seen(viewer, node);
-        if let Some(json) = self.peer_json.get(&id).and_then(|made| made.get(&routes)) {
+        let view = (
+            self.routes_seen(viewer, node),
+            self.is_without_ipv4(viewer, node),
+        );
+        if let Some(json) = self.peer_json.get(&id).and_then(|made| made.get(&view)) {
             return Some(json.clone());
         }
-        let json = serde_json::to_string(&self.render_peer(node, &routes)).ok()?;
+        let (routes, only_v6) = &view;
+        let json = serde_json::to_string(&self.render_peer(node, routes, *only_v6)).ok()?;
         let json: Arc<str> = json.into();
         let made = self.peer_json.entry(id).or_default();
-        made.insert(routes, json.clone());
+        made.insert(view, json.clone());
         Some(json)
     }
 
-    /// A node as a peer sees it that is given these routes.
-    fn render_peer(&self, node: &NodeRecord, routes: &[IpNet]) -> Node {
+    /// A node as a peer sees it that is given these routes, and no IPv4
+    /// address with `only_v6`.
+    fn render_peer(&self, node: &NodeRecord, routes: &[IpNet], only_v6: bool) -> Node {
         let expired = self.told_expired.contains(&node.id);
-        let mut rendered = self.render_node(node);
+        let mut rendered = self.render_node(node, only_v6);
+        rendered.cap_map = self.access.peer_attributes_of(node);
         rendered.primary_routes = routes.iter().filter(|r| !is_exit(r)).copied().collect();
         if let Some(allowed) = &mut rendered.allowed_ips {
             allowed.extend(routes);
@@ -303,7 +342,7 @@ impl Coordinator {
 
     /// A node as it sees itself.
     fn render_own(&self, node: &NodeRecord) -> Node {
-        let mut rendered = self.render_node(node);
+        let mut rendered = self.render_node(node, self.access.is_without_ipv4(node));
         rendered.hostinfo = Some(node.hostinfo.clone());
         rendered.expired = self.told_expired.contains(&node.id);
         rendered.primary_routes = self.primaries.of(node.id);
@@ -312,12 +351,16 @@ impl Coordinator {
             allowed.extend(effective(node));
         }
         rendered.cap_map = own_capabilities();
+        rendered.cap_map.extend(self.access.attributes_of(node).0);
         rendered
     }
 
     /// What is the same for everybody; routes are not.
-    fn render_node(&self, node: &NodeRecord) -> Node {
-        let addresses = node.address.prefixes().to_vec();
+    fn render_node(&self, node: &NodeRecord, only_v6: bool) -> Node {
+        let mut addresses = node.address.prefixes().to_vec();
+        if only_v6 {
+            without_ipv4(&mut addresses);
+        }
         let online = self.online.contains(&node.id);
         Node {
             id: node.id,

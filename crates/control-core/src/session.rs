@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ipnet::IpNet;
-use warren_control_types::{FilterRule, NodeId, PingRequest, UserId};
+use warren_control_types::{FilterRule, NodeId, PingRequest, SshPolicy, UserId};
 
 /// The number of a stream; a new one for every streaming request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -101,6 +101,9 @@ pub(crate) struct Told {
     pub(crate) peers: BTreeSet<NodeId>,
     pub(crate) users: BTreeSet<UserId>,
     pub(crate) filter: Vec<FilterRule>,
+    pub(crate) ssh: SshPolicy,
+    /// Peers that are shown without their IPv4 address.
+    pub(crate) without_ipv4: BTreeSet<NodeId>,
     /// Routes behind peers; nothing for those without.
     pub(crate) routes: BTreeMap<NodeId, Vec<IpNet>>,
 }

@@ -6,4 +6,5 @@
 mod deltas;
 mod policy;
 mod registration;
+mod sections;
 mod world;

@@ -129,6 +129,7 @@ impl Coordinator {
             .then(|| self.free_name(&sanitize_hostname(&new.hostname), Some(id)))
             .filter(|name| *name != node.name);
         let routes_changed = new.routable_ips != node.hostinfo.routable_ips;
+        let new_posture = self.access.depends_on_host(&node.hostinfo, &new);
         let visible_change = self.peer_hostinfo(&new) != self.peer_hostinfo(&node.hostinfo);
         let relay = home_relay(&new).or(node.home_relay);
         let relay_changed = relay != node.home_relay;
@@ -143,6 +144,9 @@ impl Coordinator {
         }
         self.store_node(id, is_renamed);
         self.mark_own(id);
+        if new_posture {
+            self.identity_changed(id);
+        }
         if is_renamed || visible_change {
             self.announce(id, PeerMark::Whole);
         } else if relay_changed {

@@ -117,6 +117,13 @@ impl Policy {
         suggested.into_iter().collect()
     }
 
+    /// Whether there may be nodes without an IPv4 address.
+    #[must_use]
+    pub fn may_disable_ipv4(&self) -> bool {
+        let mut names = self.node_attributes.iter().flat_map(|e| &e.attributes);
+        self.disable_ipv4 || names.any(|name| name == DISABLE_IPV4)
+    }
+
     /// Whether `node` has no IPv4 address in anybody's eyes, nor any other node
     /// in its own. Subnet routes of IPv4 stay.
     #[must_use]

@@ -11,9 +11,14 @@
 //! Both are pure functions of policy, users and nodes, and their output is
 //! ordered, so that equal input gives equal bytes on the wire.
 //!
-//! The `tests` of a file are its promises about itself:
-//! [`Policy::run_tests`] checks them against the users and nodes of the moment,
-//! before the policy is taken.
+//! Besides, a node is told who may log in to it ([`Policy::compile_ssh`]) and
+//! what it may do by itself ([`Policy::node_attributes`]); the server asks
+//! where a new node gets its address ([`Policy::ip_pools`]), which relays there
+//! are ([`Policy::relay_regions`]) and what may be approved without asking.
+//!
+//! The `tests` and `sshTests` of a file are its promises about itself:
+//! [`Policy::run_tests`] and [`Policy::run_ssh_tests`] check them against the
+//! users and nodes of the moment, before the policy is taken.
 //!
 //! Nothing here reads files, asks the clock or talks to a network, and no
 //! input makes it panic: a file that is refused leaves the caller with the

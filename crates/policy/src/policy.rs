@@ -162,6 +162,21 @@ impl Policy {
         self.randomize_client_port
     }
 
+    /// Whether the policy says something of single nodes besides who may
+    /// reach whom: logins over SSH, attributes.
+    #[must_use]
+    pub fn speaks_of_nodes(&self) -> bool {
+        !self.ssh.is_empty() || !self.node_attributes.is_empty()
+    }
+
+    /// Whether any rule asks for a posture.
+    #[must_use]
+    pub fn asks_for_postures(&self) -> bool {
+        let rules = self.rules.iter().map(|rule| &rule.postures);
+        let ssh = self.ssh.iter().map(|rule| &rule.postures);
+        rules.chain(ssh).any(|postures| !postures.is_empty())
+    }
+
     /// What the policy does to the relays.
     #[must_use]
     pub fn relay_regions(&self) -> &RelayRegions {

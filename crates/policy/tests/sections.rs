@@ -533,6 +533,19 @@ fn roles_own_tags_and_approve() {
 }
 
 #[test]
+fn a_file_with_every_section_is_taken() {
+    let source = include_str!("../../../fuzz/corpus/policy/sections");
+    let context = Context {
+        domains: Some(["example.com".to_owned()].into()),
+    };
+    let policy = Policy::parse_in(source, &context).unwrap_or_else(|e| panic!("{e:?}"));
+    assert!(policy.speaks_of_nodes() && policy.asks_for_postures());
+    let mut nodes = nodes();
+    nodes[3].tags.truncate(1);
+    assert!(policy.run_ssh_tests(&users(), &nodes).len() <= 6);
+}
+
+#[test]
 fn old_spellings_mean_the_same() {
     let old = parse(
         r##""acls": [{"action": "accept", "users": ["autogroup:members"], "ports": ["tag:web:22"], "#note": 1}],

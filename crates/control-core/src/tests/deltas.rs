@@ -296,13 +296,13 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (n(), any::<bool>()).prop_map(|(a, b)| Step::Tag(a, b)),
         1 => (n(), any::<bool>()).prop_map(|(a, b)| Step::Routes(a, b)),
         1 => any::<bool>().prop_map(Step::RenameUser),
-        1 => (0_u8..6).prop_map(Step::Policy),
+        1 => (0_u8..8).prop_map(Step::Policy),
         2 => (0_u16..200).prop_map(Step::Pass),
         4 => n().prop_map(Step::Read),
     ]
 }
 
-const POLICIES: [Option<&str>; 6] = [
+const POLICIES: [Option<&str>; 8] = [
     None,
     Some(r#"{"acls": []}"#),
     Some(
@@ -321,6 +321,18 @@ const POLICIES: [Option<&str>; 6] = [
         r#"{"tagOwners": {"tag:db": []},
             "grants": [{"src": ["alice@"], "dst": ["10.1.0.0/16"], "ip": ["*"], "via": ["tag:db"]},
                        {"src": ["autogroup:member"], "dst": ["autogroup:member"], "ip": ["22"]}]}"#,
+    ),
+    Some(
+        r#"{"tagOwners": {"tag:db": []}, "randomizeClientPort": true,
+            "derpMap": {"regions": {"900": {"regionID": 900}}},
+            "ssh": [{"action": "check", "src": ["autogroup:member"], "dst": ["tag:db"], "users": ["root"]}],
+            "nodeAttrs": [{"target": ["tag:db"], "attr": ["disable-ipv4", "funnel"]}]}"#,
+    ),
+    Some(
+        r#"{"tagOwners": {"tag:db": []}, "postures": {"posture:p": ["node:os == 'linux'"]}, "defaultSrcPosture": ["posture:p"],
+            "acls": [{"action": "accept", "src": ["autogroup:member"], "dst": ["*:22"]}],
+            "ssh": [{"action": "accept", "src": ["autogroup:member"], "dst": ["autogroup:self", "tag:db"], "users": ["root"]}],
+            "nodeAttrs": [{"target": ["alice@"], "attr": ["disable-ipv4"]}]}"#,
     ),
 ];
 

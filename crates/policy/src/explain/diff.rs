@@ -233,17 +233,13 @@ fn one_way(
     // What differs -> destination -> sources.
     type Key = (String, Vec<String>, String);
     let mut found: BTreeMap<Key, (Value, BTreeMap<usize, BTreeSet<usize>>)> = BTreeMap::new();
-    let mut total = 0;
     for (from, to) in pairs {
-        let size = board.pairs(from, to);
-        if size == 0 {
+        if board.pairs(from, to) == 0 {
             continue;
         }
         let mine = rights(board, &here, from, to);
         let theirs = rights(board, &there, from, to);
-        let mut differs = false;
         let mut note = |key: Key, ports: Value| {
-            differs = true;
             let (_, places) = found.entry(key).or_insert_with(|| (ports, BTreeMap::new()));
             places.entry(to).or_default().insert(from);
         };
@@ -262,10 +258,33 @@ fn one_way(
         for right in mine.other.difference(&theirs.other) {
             note((right.clone(), Vec::new(), right.clone()), Value::Null);
         }
-        if differs {
-            total += size;
+    }
+    let mut touched: BTreeSet<(usize, usize)> = BTreeSet::new();
+    for (_, places) in found.values_mut() {
+        // Own machines that are among the others are not told twice.
+        let told = |from: &usize| {
+            let own = board.own_places(*from).unwrap_or_default();
+            own.iter().all(|place| {
+                places
+                    .get(place)
+                    .is_some_and(|sources| sources.contains(from))
+            })
+        };
+        let own = places.get(&board.own()).cloned().unwrap_or_default();
+        let left: BTreeSet<usize> = own.into_iter().filter(|from| !told(from)).collect();
+        if left.is_empty() {
+            places.remove(&board.own());
+        } else {
+            places.insert(board.own(), left);
+        }
+        for (to, sources) in &*places {
+            touched.extend(sources.iter().map(|from| (*from, *to)));
         }
     }
+    let total = touched
+        .iter()
+        .map(|(from, to)| board.pairs(*from, *to))
+        .sum();
     let mut out = Vec::new();
     for ((service, via, _), (ports, by_destination)) in found {
         let mut by_sources: BTreeMap<BTreeSet<usize>, BTreeSet<usize>> = BTreeMap::new();

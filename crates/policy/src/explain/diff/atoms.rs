@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::board::Board;
+use super::board::{Board, Side};
 use crate::policy::{Policy, Rule};
 use crate::selector::{Ports, Selector};
 use crate::ssh::SshRule;
@@ -61,13 +61,13 @@ impl Ord for Names {
 }
 
 /// The rules of a policy in parts.
-pub(super) fn of(board: &Board<'_>, policy: &Policy) -> Vec<Atom> {
+pub(super) fn of(board: &Board<'_>, side: Side, policy: &Policy) -> Vec<Atom> {
     let mut out = Vec::new();
     if policy.open {
         let any = [Selector::Any];
         out.push(Atom {
-            from: board.sources(policy, &any, &[]),
-            to: board.destinations(policy, &any),
+            from: board.sources(side, &any, &[]),
+            to: board.destinations(side, &any),
             what: What::Ports {
                 via: Vec::new(),
                 reach: Open {
@@ -79,24 +79,24 @@ pub(super) fn of(board: &Board<'_>, policy: &Policy) -> Vec<Atom> {
         });
     }
     for rule in &policy.rules {
-        of_rule(board, policy, rule, &mut out);
+        of_rule(board, side, rule, &mut out);
     }
     for rule in &policy.ssh {
-        of_ssh(board, policy, rule, &mut out);
+        of_ssh(board, side, rule, &mut out);
     }
     out.retain(|atom| !atom.from.is_empty() && !atom.to.is_empty());
     out
 }
 
-fn of_rule(board: &Board<'_>, policy: &Policy, rule: &Rule, out: &mut Vec<Atom>) {
-    let from = board.sources(policy, &rule.sources, &rule.postures);
+fn of_rule(board: &Board<'_>, side: Side, rule: &Rule, out: &mut Vec<Atom>) {
+    let from = board.sources(side, &rule.sources, &rule.postures);
     let names = |to: &[Selector]| Names(rule.sources.iter().chain(to).cloned().collect());
     for reach in &rule.reach {
         let mut ports = reach.ports.clone();
         ports.sort_unstable();
         out.push(Atom {
             from: from.clone(),
-            to: board.destinations(policy, &reach.to),
+            to: board.destinations(side, &reach.to),
             what: What::Ports {
                 via: rule.via.clone(),
                 reach: Open {
@@ -118,14 +118,14 @@ fn of_rule(board: &Board<'_>, policy: &Policy, rule: &Rule, out: &mut Vec<Atom>)
         }
         out.push(Atom {
             from: from.clone(),
-            to: board.destinations(policy, &rule.app_to),
+            to: board.destinations(side, &rule.app_to),
             what: What::Right(text),
             names: names(&rule.app_to),
         });
     }
 }
 
-fn of_ssh(board: &Board<'_>, policy: &Policy, rule: &SshRule, out: &mut Vec<Atom>) {
+fn of_ssh(board: &Board<'_>, side: Side, rule: &SshRule, out: &mut Vec<Atom>) {
     let logins = &rule.logins;
     let mut names: Vec<String> = logins.names.iter().cloned().collect();
     names.extend(logins.root.then(|| "root".to_owned()));
@@ -139,8 +139,8 @@ fn of_ssh(board: &Board<'_>, policy: &Policy, rule: &SshRule, out: &mut Vec<Atom
     };
     for name in names {
         out.push(Atom {
-            from: board.sources(policy, &rule.sources, &rule.postures),
-            to: board.destinations(policy, &rule.to),
+            from: board.sources(side, &rule.sources, &rule.postures),
+            to: board.destinations(side, &rule.to),
             what: What::Right(format!("ssh as {name}{check}")),
             names: Names(rule.sources.iter().chain(&rule.to).cloned().collect()),
         });

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ipnet::IpNet;
 use warren_control_types::UserId;
 
 use super::atoms::Atom;
@@ -27,6 +28,27 @@ pub(super) enum Spot {
     Own,
 }
 
+/// Which of the two policies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    Before,
+    After,
+}
+
+/// What a policy can tell of a machine: the place is made of those of which it
+/// tells the same.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Marks {
+    tagged: bool,
+    owned: bool,
+    /// By known selector: an address is meant, or a tag.
+    directly: Vec<bool>,
+    /// By known selector: its user is meant, before and after.
+    by_user: Vec<[bool; 2]>,
+    /// By list of postures: it has one of them, before and after.
+    postures: Vec<bool>,
+}
+
 /// Places, and who is where.
 #[derive(Debug)]
 pub(super) struct Board<'a> {
@@ -34,13 +56,18 @@ pub(super) struct Board<'a> {
     pub(super) spots: Vec<Spot>,
     /// Selectors of both policies, in order of appearance.
     selectors: Vec<Selector>,
+    /// Their positions.
+    known: BTreeMap<Selector, usize>,
+    /// Of the places that are machines, which come first.
+    marks: Vec<Marks>,
+    policies: [&'a Policy; 2],
     /// Place of each untagged node's user: user -> places.
     places_of_user: BTreeMap<UserId, BTreeSet<usize>>,
     nodes_of_user: BTreeMap<UserId, usize>,
 }
 
 /// The selectors of rules.
-fn selectors(policy: &Policy) -> impl Iterator<Item = &Selector> {
+fn named(policy: &Policy) -> impl Iterator<Item = &Selector> {
     let of_rules = policy.rules.iter().flat_map(|rule| {
         let to = rule.reach.iter().flat_map(|reach| &reach.to);
         rule.sources.iter().chain(to).chain(&rule.app_to)
@@ -57,55 +84,58 @@ fn postures(policy: &Policy) -> BTreeSet<&[String]> {
 }
 
 impl<'a> Board<'a> {
-    pub(super) fn new(scene: &'a Scene<'a>, after: &Policy) -> Self {
-        let mut known: Vec<Selector> = Vec::new();
-        let mut seen = BTreeSet::new();
-        for selector in selectors(scene.policy).chain(selectors(after)) {
-            if seen.insert(selector) {
-                known.push(selector.clone());
+    pub(super) fn new(scene: &'a Scene<'a>, after: &'a Policy) -> Self {
+        let policies = [scene.policy, after];
+        let mut selectors: Vec<Selector> = Vec::new();
+        let mut known: BTreeMap<Selector, usize> = BTreeMap::new();
+        for selector in policies.iter().flat_map(|policy| named(policy)) {
+            if !known.contains_key(selector) {
+                known.insert(selector.clone(), selectors.len());
+                selectors.push(selector.clone());
             }
         }
-        // Machines are told apart by what each policy means with each name.
-        let mut classes: BTreeMap<Vec<bool>, Vec<usize>> = BTreeMap::new();
-        let user_at: BTreeMap<UserId, usize> = scene
-            .users
-            .iter()
-            .enumerate()
-            .map(|(n, user)| (user.id, n))
-            .collect();
-        let by_user: Vec<Vec<bool>> = scene
+        let by_user: BTreeMap<UserId, Vec<[bool; 2]>> = scene
             .users
             .iter()
             .map(|user| {
-                let means = |policy: &Policy, selector| policy.selects_user(selector, user);
-                known
-                    .iter()
-                    .flat_map(|s| [means(scene.policy, s), means(after, s)])
-                    .collect()
+                let means = |s| policies.map(|policy| policy.selects_user(s, user));
+                (user.id, selectors.iter().map(means).collect())
             })
             .collect();
-        let wanted = [scene.policy, after].map(|policy| (policy, postures(policy)));
-        for (at, node) in scene.nodes.iter().enumerate() {
+        let lists = policies.map(postures);
+        let marks_of = |node: &PolicyNode| {
             let user = node.user.filter(|_| !node.is_tagged());
-            let user_row = user
-                .and_then(|id| user_at.get(&id))
-                .and_then(|n| by_user.get(*n));
-            let mut row: Vec<bool> = vec![node.is_tagged(), user.is_some()];
-            for (n, selector) in known.iter().enumerate() {
-                row.push(has_address(selector, node));
-                row.push(matches!(selector, Selector::Tag(tag) if node.tags.contains(tag)));
-                let cell = |n: usize| user_row.and_then(|row| row.get(n)).copied();
-                row.push(cell(2 * n).unwrap_or(false));
-                row.push(cell(2 * n + 1).unwrap_or(false));
+            let nothing = || vec![[false; 2]; selectors.len()];
+            let wanted = policies.iter().zip(&lists);
+            Marks {
+                tagged: node.is_tagged(),
+                owned: user.is_some(),
+                directly: selectors
+                    .iter()
+                    .map(|selector| match selector {
+                        Selector::Tag(tag) => node.tags.contains(tag),
+                        other => has_address(other, node),
+                    })
+                    .collect(),
+                by_user: user
+                    .and_then(|user| by_user.get(&user).cloned())
+                    .unwrap_or_else(nothing),
+                postures: wanted
+                    .flat_map(|(policy, lists)| {
+                        lists
+                            .iter()
+                            .map(|list| policy.has_posture(list, &node.attributes))
+                    })
+                    .collect(),
             }
-            for (policy, lists) in &wanted {
-                let has = |list: &&[String]| policy.has_posture(list, &node.attributes);
-                row.extend(lists.iter().map(has));
-            }
-            classes.entry(row).or_default().push(at);
+        };
+        let mut classes: BTreeMap<Marks, Vec<usize>> = BTreeMap::new();
+        for (at, node) in scene.nodes.iter().enumerate() {
+            classes.entry(marks_of(node)).or_default().push(at);
         }
-        let mut spots: Vec<Spot> = classes.into_values().map(Spot::Nodes).collect();
-        spots.extend(ranges(&known).into_iter().map(Spot::Range));
+        let (marks, classes): (Vec<Marks>, Vec<Vec<usize>>) = classes.into_iter().unzip();
+        let mut spots: Vec<Spot> = classes.into_iter().map(Spot::Nodes).collect();
+        spots.extend(ranges(&selectors).into_iter().map(Spot::Range));
         spots.push(Spot::Internet);
         spots.push(Spot::Own);
         let mut places_of_user: BTreeMap<UserId, BTreeSet<usize>> = BTreeMap::new();
@@ -122,7 +152,10 @@ impl<'a> Board<'a> {
         Self {
             scene,
             spots,
-            selectors: known,
+            selectors,
+            known,
+            marks,
+            policies,
             places_of_user,
             nodes_of_user,
         }
@@ -146,11 +179,11 @@ impl<'a> Board<'a> {
     /// of the postures.
     pub(super) fn sources(
         &self,
-        policy: &Policy,
+        side: Side,
         selectors: &[Selector],
         postures: &[String],
     ) -> BTreeSet<usize> {
-        let mut places = self.meant(policy, selectors, |spot, selector| match (spot, selector) {
+        let mut places = self.meant(side, selectors, |spot, selector| match (spot, selector) {
             (Spot::Range(span), Selector::Any) => {
                 let mut routes = self.scene.nodes.iter().flat_map(PolicyNode::subnet_routes);
                 routes.any(|route| Span::from(route).contains(span))
@@ -159,18 +192,23 @@ impl<'a> Board<'a> {
             (Spot::Internet, selector) => *selector == Selector::DangerAll,
             (Spot::Nodes(_) | Spot::Own, _) => false,
         });
-        places.retain(|place| {
-            self.members(*place)
-                .next()
-                .is_none_or(|node| policy.has_posture(postures, &node.attributes))
-        });
+        if !postures.is_empty() {
+            let policy = self.policy(side);
+            places.retain(|place| {
+                let node = self.members(*place).next();
+                node.is_none_or(|node| policy.has_posture(postures, &node.attributes))
+            });
+        }
         places
     }
 
     /// The places that some destinations of a policy mean.
-    pub(super) fn destinations(&self, policy: &Policy, selectors: &[Selector]) -> BTreeSet<usize> {
-        self.meant(policy, selectors, |spot, selector| match (spot, selector) {
-            (Spot::Range(_) | Spot::Internet | Spot::Own, Selector::Any) => true,
+    pub(super) fn destinations(&self, side: Side, selectors: &[Selector]) -> BTreeSet<usize> {
+        self.meant(side, selectors, |spot, selector| match (spot, selector) {
+            (Spot::Own, Selector::Any) => true,
+            // What nobody serves is not worth a word unless a rule names it.
+            (Spot::Range(span), Selector::Any) => self.is_served(span),
+            (Spot::Internet, Selector::Any) => self.has_exit(),
             (Spot::Range(span), Selector::Internet) => is_public(span),
             (Spot::Range(span), other) => in_range(other, span),
             (Spot::Internet, selector) => *selector == Selector::Internet,
@@ -179,22 +217,38 @@ impl<'a> Board<'a> {
         })
     }
 
+    fn routes(&self) -> impl Iterator<Item = &IpNet> {
+        let approved = self.scene.nodes.iter().flat_map(|node| &node.routes);
+        approved.chain(self.scene.offered.values().flatten())
+    }
+
+    fn is_served(&self, span: &Span) -> bool {
+        let mut routes = self.routes().filter(|route| route.prefix_len() != 0);
+        routes.any(|route| Span::from(route).overlaps(span)) || (is_public(span) && self.has_exit())
+    }
+
+    fn has_exit(&self) -> bool {
+        self.routes().any(|route| route.prefix_len() == 0)
+    }
+
+    fn policy(&self, side: Side) -> &'a Policy {
+        let [before, after] = self.policies;
+        match side {
+            Side::Before => before,
+            Side::After => after,
+        }
+    }
+
     fn meant(
         &self,
-        policy: &Policy,
+        side: Side,
         selectors: &[Selector],
         beside: impl Fn(&Spot, &Selector) -> bool,
     ) -> BTreeSet<usize> {
         let mut out = BTreeSet::new();
         for (place, spot) in self.spots.iter().enumerate() {
-            // All members of a place are alike.
-            let node = self.members(place).next();
-            let meant = |selector: &Selector| match node {
-                Some(node) => {
-                    *selector == Selector::DangerAll
-                        || has_address(selector, node)
-                        || policy.selects_node(selector, self.scene.users, node)
-                }
+            let meant = |selector: &Selector| match self.marks.get(place) {
+                Some(marks) => self.marked(marks, side, selector),
                 None => beside(spot, selector),
             };
             if selectors.iter().any(meant) {
@@ -202,6 +256,29 @@ impl<'a> Board<'a> {
             }
         }
         out
+    }
+
+    /// Whether a selector means the machines with these marks.
+    fn marked(&self, marks: &Marks, side: Side, selector: &Selector) -> bool {
+        let at = self.known.get(selector);
+        match selector {
+            Selector::Any | Selector::DangerAll => true,
+            Selector::Member => marks.owned,
+            Selector::Tagged => marks.tagged,
+            Selector::Tag(_) | Selector::Net(_) | Selector::Set(_) => at
+                .and_then(|at| marks.directly.get(*at))
+                .copied()
+                .unwrap_or(false),
+            Selector::User(_) | Selector::Group(_) | Selector::Domain(_) | Selector::Role(_) => at
+                .and_then(|at| marks.by_user.get(*at))
+                .is_some_and(|[before, after]| match side {
+                    Side::Before => *before,
+                    Side::After => *after,
+                }),
+            Selector::OwnUser | Selector::Internet | Selector::Shared | Selector::Service(_) => {
+                false
+            }
+        }
     }
 
     /// How many pairs of machines two places make.
@@ -249,59 +326,74 @@ impl<'a> Board<'a> {
         (!out.is_empty()).then_some(out)
     }
 
-    /// Names for some places: those of the rules that differ first, then other
-    /// names of the files, users and tags, and single machines; as `policy`
-    /// understands them.
+    /// Names to choose from: selectors with what they mean to a policy, those
+    /// of the files first, then tags, users, and the two kinds of machines.
+    pub(super) fn names(&self, side: Side) -> Vec<(Selector, BTreeSet<usize>)> {
+        let mut out: Vec<(Selector, BTreeSet<usize>)> = Vec::new();
+        for selector in &self.selectors {
+            let one = std::slice::from_ref(selector);
+            let mut set = self.sources(side, one, &[]);
+            set.extend(self.destinations(side, one));
+            if *selector == Selector::Any {
+                set.remove(&self.own());
+            }
+            out.push((selector.clone(), set));
+        }
+        let mut tags: BTreeMap<String, BTreeSet<usize>> = BTreeMap::new();
+        for place in 0..self.marks.len() {
+            for node in self.members(place) {
+                for tag in &node.tags {
+                    tags.entry(tag.clone()).or_default().insert(place);
+                }
+            }
+        }
+        // A place may hold machines of several users or tags; then it has not
+        // the name of one of them.
+        let all_have =
+            |place: &usize, tag: &String| self.members(*place).all(|node| node.tags.contains(tag));
+        for (tag, places) in tags {
+            if places.iter().all(|place| all_have(place, &tag)) {
+                out.push((Selector::Tag(tag), places));
+            }
+        }
+        for (user, places) in &self.places_of_user {
+            let only = |place: &usize| self.members(*place).all(|node| node.user == Some(*user));
+            if let Some(login) = self.scene.login(*user)
+                && places.iter().all(only)
+            {
+                out.push((Selector::User(login), places.clone()));
+            }
+        }
+        for kind in [Selector::Member, Selector::Tagged] {
+            let set = self.sources(side, std::slice::from_ref(&kind), &[]);
+            out.push((kind, set));
+        }
+        out
+    }
+
+    /// Names for some places, those of the rules that differ first.
     pub(super) fn labels(
         &self,
-        policy: &Policy,
+        names: &[(Selector, BTreeSet<usize>)],
         places: &BTreeSet<usize>,
         rules: &[&Atom],
     ) -> Vec<String> {
         let mut left = places.clone();
         let mut out = Vec::new();
-        let near = rules.iter().flat_map(|atom| &atom.names.0);
-        let tags = places
-            .iter()
-            .flat_map(|place| self.members(*place))
-            .flat_map(|node| node.tags.iter().cloned().map(Selector::Tag));
-        let tags: BTreeSet<Selector> = tags.collect();
-        let logins: BTreeSet<Selector> = places
-            .iter()
-            .flat_map(|place| self.members(*place))
-            .filter(|node| !node.is_tagged())
-            .filter_map(|node| self.scene.login(node.user?))
-            .map(Selector::User)
-            .collect();
-        let other = [Selector::Member, Selector::Tagged];
-        let mut tried: BTreeSet<&Selector> = BTreeSet::new();
+        let near: BTreeSet<&Selector> = rules.iter().flat_map(|atom| &atom.names.0).collect();
+        let nodes_only = places.iter().all(|place| *place < self.marks.len());
         let mut choices: Vec<(&Selector, BTreeSet<usize>)> = Vec::new();
-        for selector in near
-            .chain(&self.selectors)
-            .chain(&tags)
-            .chain(&logins)
-            .chain(&other)
-        {
-            if !tried.insert(selector) {
-                continue;
-            }
-            let one = std::slice::from_ref(selector);
-            let mut set = self.sources(policy, one, &[]);
-            set.extend(self.destinations(policy, one));
-            // As a destination everything includes what is not a source.
-            if *selector == Selector::Any {
-                set.retain(|place| *place != self.own());
-                let is_node =
-                    |place: &usize| matches!(self.spots.get(*place), Some(Spot::Nodes(_)));
-                let nodes_only = places.iter().all(is_node);
-                if nodes_only {
-                    set.retain(is_node);
-                }
+        for (selector, set) in names {
+            let mut set = set.clone();
+            // Among machines, everything is all machines.
+            if *selector == Selector::Any && nodes_only {
+                set.retain(|place| *place < self.marks.len());
             }
             if !set.is_empty() && set.is_subset(places) {
                 choices.push((selector, set));
             }
         }
+        choices.sort_by_key(|(selector, _)| !near.contains(selector));
         while !left.is_empty() {
             let mut best: Option<(usize, &Selector, &BTreeSet<usize>)> = None;
             for (selector, set) in &choices {
