@@ -35,7 +35,6 @@ fuzz_target!(|bytes: &[u8]| {
     }
     let shields = Filter::shields_up(local.clone());
     let flows = FlowTable::with_slots(&mut Counting(1), 64);
-    let no_flows = FlowTable::with_slots(&mut Counting(1), 64);
     let mut now = 0;
     for step in story {
         now += u32::from(step.arg);
@@ -62,6 +61,7 @@ fuzz_target!(|bytes: &[u8]| {
             assert!(unfit || verdict.is_accept() == allowed);
         }
         // Memory of flows only adds.
+        let no_flows = FlowTable::with_slots(&mut Counting(1), 64);
         assert!(verdict.is_accept() || !filter.check_in(&no_flows, &packet, now).is_accept());
         if let Verdict::Drop(reason) = verdict
             && let Some(answer) = filter.rejection(&packet, reason)
