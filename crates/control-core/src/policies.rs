@@ -105,8 +105,9 @@ pub fn diff_of_files(old: &GivenPolicy, new: &GivenPolicy) -> Result<Diff, Admin
     Ok(scene.diff(&after))
 }
 
-/// What explanations draw on, as it is now.
-struct Tailnet {
+/// The users and nodes of one moment, for trying and explaining policies.
+#[derive(Debug, Clone)]
+pub struct Tailnet {
     users: Vec<PolicyUser>,
     nodes: Vec<PolicyNode>,
     names: BTreeMap<NodeId, String>,
@@ -127,8 +128,56 @@ impl Tailnet {
     }
 }
 
+impl Tailnet {
+    /// Checks a policy and its tests, without using it. Returns how many
+    /// assertions hold.
+    ///
+    /// # Errors
+    /// What is wrong with it, or the promises that it breaks.
+    pub fn try_policy(&self, given: &GivenPolicy) -> Result<usize, AdminError> {
+        let policy = given.parse()?;
+        self.tests_hold(given, &policy)?;
+        Ok(policy.count_tests())
+    }
+
+    fn tests_hold(&self, given: &GivenPolicy, policy: &Policy) -> Result<(), AdminError> {
+        let broken = crate::access::broken_tests(policy, &self.users, &self.nodes);
+        if broken.is_empty() {
+            return Ok(());
+        }
+        Err(AdminError::Policy(format!(
+            "{}: test(s) failed: the policy breaks its own tests\n  {}",
+            given.file,
+            broken.join("\n  ")
+        )))
+    }
+
+    /// What a new policy would let pass that the old one does not, and the
+    /// reverse.
+    ///
+    /// # Errors
+    /// One of them does not read.
+    pub fn diff(&self, old: &GivenPolicy, new: &GivenPolicy) -> Result<Diff, AdminError> {
+        let (before, after) = (old.parse()?, new.parse()?);
+        let scene = self.scene(old, &before);
+        Ok(scene.diff(&self.scene(new, &after)))
+    }
+
+    /// Why a machine reaches another one or not, under this policy.
+    ///
+    /// # Errors
+    /// The policy does not read, or the question means nobody.
+    pub fn why(&self, given: &GivenPolicy, question: &Question) -> Result<Why, AdminError> {
+        let policy = given.parse()?;
+        Ok(self.scene(given, &policy).why(question)?)
+    }
+}
+
 impl Coordinator {
-    fn tailnet(&self) -> Tailnet {
+    /// What explanations draw on, as it is now. They take their time, and need
+    /// nothing else of the coordinator.
+    #[must_use]
+    pub fn tailnet(&self) -> Tailnet {
         let records = || self.data.nodes.values();
         Tailnet {
             users: users(&self.data),
@@ -180,53 +229,6 @@ impl Coordinator {
         self.policy_file.as_ref()
     }
 
-    /// Checks a policy and its tests against the users and nodes of the
-    /// moment, without using it. Returns how many assertions hold.
-    ///
-    /// # Errors
-    /// What is wrong with it, or the promises that it breaks.
-    pub fn try_policy(&self, given: &GivenPolicy) -> Result<usize, AdminError> {
-        let policy = given.parse()?;
-        self.tests_hold(given, &policy)?;
-        Ok(policy.count_tests())
-    }
-
-    fn tests_hold(&self, given: &GivenPolicy, policy: &Policy) -> Result<(), AdminError> {
-        let tailnet = self.tailnet();
-        let broken = crate::access::broken_tests(policy, &tailnet.users, &tailnet.nodes);
-        if broken.is_empty() {
-            return Ok(());
-        }
-        Err(AdminError::Policy(format!(
-            "{}: test(s) failed: the policy breaks its own tests\n  {}",
-            given.file,
-            broken.join("\n  ")
-        )))
-    }
-
-    /// What a new policy would let pass that the old one does not, and the
-    /// reverse.
-    ///
-    /// # Errors
-    /// One of them does not read.
-    pub fn diff_policies(&self, old: &GivenPolicy, new: &GivenPolicy) -> Result<Diff, AdminError> {
-        let (before, after) = (old.parse()?, new.parse()?);
-        let tailnet = self.tailnet();
-        let scene = tailnet.scene(old, &before);
-        Ok(scene.diff(&tailnet.scene(new, &after)))
-    }
-
-    /// Why a machine reaches another one or not, under this policy.
-    ///
-    /// # Errors
-    /// The policy does not read, or the question means nobody.
-    pub fn why(&self, given: &GivenPolicy, question: &Question) -> Result<Why, AdminError> {
-        let policy = given.parse()?;
-        let tailnet = self.tailnet();
-        let scene = tailnet.scene(given, &policy);
-        Ok(scene.why(question)?)
-    }
-
     /// Sets the policy without asking who may and without a history, for
     /// programs that embed the coordinator. `None` is allow-all.
     ///
@@ -239,7 +241,7 @@ impl Coordinator {
 
     fn put_given(&mut self, given: &GivenPolicy) -> Result<(), AdminError> {
         let policy = given.parse()?;
-        self.tests_hold(given, &policy)?;
+        self.tailnet().tests_hold(given, &policy)?;
         let access = match &given.text {
             None => Access::allow_all(),
             Some(_) => Access::of(policy),

@@ -63,7 +63,8 @@ async fn follow(path: &Path, hub: &Arc<Hub>) -> io::Result<()> {
     reload(path, hub).await;
     let mut buffer = [0; 4096];
     while folders_of(path) == folders {
-        events.read(&mut buffer).await?;
+        // How much was read does not matter: the rest is drained below.
+        let _some = events.read(&mut buffer).await?;
         tokio::time::sleep(QUIET).await;
         while events.try_read(&mut buffer).is_ok_and(|n| n > 0) {}
         reload(path, hub).await;
@@ -130,7 +131,7 @@ async fn reload(path: &Path, hub: &Arc<Hub>) {
     {
         Ok(Ok(true)) => {
             let version = hub.read(warren_control_core::Coordinator::policy_version);
-            tracing::warn!(
+            tracing::info!(
                 "policy version {} from {} is in force",
                 version.unwrap_or_default(),
                 path.display()

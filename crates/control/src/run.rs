@@ -265,10 +265,8 @@ async fn run_server(state_dir: &Path, serve: Serve) -> Result<(), Failure> {
 pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
     // Everything that can be wrong with the configuration comes first.
     let given_map = serve.derp_map.as_deref().map(read_derp_map).transpose()?;
-    let policy = match &serve.policy {
-        None => None,
-        Some(file) => Some((file.clone(), read_policy(file))),
-    };
+    let policy = serve.policy.as_ref();
+    let policy = policy.map(|file| (file.clone(), read_policy(file)));
     let url = serve.server_url.as_deref().map(parse_url).transpose()?;
     let given_cert = match (&serve.tls_cert, &serve.tls_key) {
         (Some(cert), Some(key)) => Some(Certificate::from_files(cert, key)?),

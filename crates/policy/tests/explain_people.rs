@@ -225,7 +225,7 @@ fn a_diff_speaks_with_the_names_of_the_files() {
         diff(FILE, &after).text(),
         "gained: 2 pairs\n\
          \x20 + alice@example.com -> tag:db  tcp+udp/5432  (1 pair)\n\
-         \x20 + carol@ -> tag:db  tcp+udp/443,5432 icmp  (1 pair)\n\
+         \x20 + carol@ -> tag:db  tcp+udp/443,5432  (1 pair)\n\
          lost: 2 pairs\n\
          \x20 - alice@example.com -> 10.1.0.0/16  tcp+udp/0-442,444-65535  (1 pair)\n\
          \x20 - group:engineering -> tag:db  tcp+udp/22  (1 pair)\n"
@@ -253,7 +253,7 @@ fn a_diff_knows_own_machines_and_capabilities() {
         gained.text(),
         "gained: 3 pairs\n\
          \x20 + 100.64.0.2 -> 100.64.0.3  capability x.com/y {\"a\":1}  (1 pair)\n\
-         \x20 + autogroup:member -> autogroup:self  tcp+udp/22 icmp  (2 pairs)\n"
+         \x20 + autogroup:member -> autogroup:self  tcp+udp/22  (2 pairs)\n"
     );
     assert_eq!(gained.json()["pairs_gained"], 3);
     let words = "{\"acls\": [{\"action\": \"accept\", \"src\": [\"bob@example.com\"], \"dst\": [\"*:*\"]}]}";

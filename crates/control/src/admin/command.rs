@@ -283,14 +283,14 @@ impl Command {
                 dry_run,
                 base,
             } => policies::set(hub, who, &policy, dry_run, base).await,
-            Self::PolicyTest { policy } => policies::test(hub, &policy),
-            Self::PolicyDiff { old, new } => policies::diff(hub, &old, &new),
+            Self::PolicyTest { policy } => policies::test(hub, &policy).await,
+            Self::PolicyDiff { old, new } => policies::diff(hub, &old, &new).await,
             Self::PolicyWhy {
                 policy,
                 source,
                 destination,
                 protocol,
-            } => policies::why(hub, &policy, &source, &destination, protocol.as_deref()),
+            } => policies::why(hub, &policy, &source, &destination, protocol.as_deref()).await,
             Self::PolicyHistory => policies::history(hub),
             Self::Health => view(HealthView::new(hub)),
             Self::DebugC2n { node, path, data } => {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use warren_control_core::{AdminError, Coordinator, GivenPolicy};
-use warren_policy::explain::Question;
+use warren_control_core::{AdminError, Coordinator, GivenPolicy, Tailnet};
+use warren_policy::explain::{Diff, Question};
 
 use super::command::Refusal;
 use crate::hub::Hub;
@@ -70,6 +70,22 @@ pub(super) fn get(hub: &Arc<Hub>, version: Option<i64>) -> Result<Value, Refusal
     })
 }
 
+/// Works on users and nodes as they are, without keeping anybody waiting.
+async fn aside<R: Send + 'static>(
+    hub: &Arc<Hub>,
+    policies: &[&WhichPolicy],
+    work: impl FnOnce(&Tailnet, &[GivenPolicy]) -> Result<R, AdminError> + Send + 'static,
+) -> Result<R, Refusal> {
+    let (tailnet, given) = hub.read(|c| {
+        let given: Result<Vec<GivenPolicy>, AdminError> =
+            policies.iter().map(|which| chosen(c, which)).collect();
+        given.map(|given| (c.tailnet(), given))
+    })?;
+    let done = tokio::task::spawn_blocking(move || work(&tailnet, &given)).await;
+    let done = done.map_err(|error| Refusal(error.to_string()))?;
+    Ok(done?)
+}
+
 pub(super) async fn set(
     hub: &Arc<Hub>,
     who: &str,
@@ -78,21 +94,25 @@ pub(super) async fn set(
     base: Option<i64>,
 ) -> Result<Value, Refusal> {
     // Tests and difference come before anything changes.
-    let (given, diff, tests, before) = hub.read(|c| {
+    let (given, before) = hub.read(|c| {
         if let Some(file) = c.policy_file() {
             return Err(AdminError::PolicyFileInCharge(file.path.clone()));
         }
-        let given = chosen(c, which)?;
-        let tests = c.try_policy(&given)?;
-        let diff = c.diff_policies(&c.policy_in_force(), &given)?;
-        Ok((given, diff, tests, c.policy_version()))
+        Ok((chosen(c, which)?, c.policy_version()))
     })?;
+    let (tests, diff) = aside(hub, &[&WhichPolicy::InForce, which], |tailnet, policies| {
+        let [old, new] = policies else {
+            return Ok((0, Diff::default()));
+        };
+        Ok((tailnet.try_policy(new)?, tailnet.diff(old, new)?))
+    })
+    .await?;
     let allow_all = given.text.is_none();
     let version = if dry_run {
         None
     } else {
         let taken = hub
-            .change_saved(|c, _, wall| c.take_policy(wall, who, given, base))
+            .change_saved(|c, _, wall| c.take_policy(wall, who, given, base.or(before)))
             .await
             .map_err(|error| Refusal(error.to_string()))?;
         Some(taken?)
@@ -109,27 +129,46 @@ pub(super) async fn set(
     }))
 }
 
-pub(super) fn test(hub: &Arc<Hub>, which: &WhichPolicy) -> Result<Value, Refusal> {
-    let tests = hub.read(|c| c.try_policy(&chosen(c, which)?))?;
+pub(super) async fn test(hub: &Arc<Hub>, which: &WhichPolicy) -> Result<Value, Refusal> {
+    let run = |tailnet: &Tailnet, policies: &[GivenPolicy]| {
+        policies.iter().map(|given| tailnet.try_policy(given)).sum()
+    };
+    let tests: usize = aside(hub, &[which], run).await?;
     Ok(json!({ "ok": true, "tests": tests }))
 }
 
-pub(super) fn diff(hub: &Arc<Hub>, old: &WhichPolicy, new: &WhichPolicy) -> Result<Value, Refusal> {
-    let diff = hub.read(|c| c.diff_policies(&chosen(c, old)?, &chosen(c, new)?))?;
+pub(super) async fn diff(
+    hub: &Arc<Hub>,
+    old: &WhichPolicy,
+    new: &WhichPolicy,
+) -> Result<Value, Refusal> {
+    let diff = aside(hub, &[old, new], |tailnet, policies| match policies {
+        [old, new] => tailnet.diff(old, new),
+        _ => Ok(Diff::default()),
+    })
+    .await?;
     Ok(with_text(diff.json(), diff.text()))
 }
 
-pub(super) fn why(
+pub(super) async fn why(
     hub: &Arc<Hub>,
     which: &WhichPolicy,
     source: &str,
     destination: &str,
     protocol: Option<&str>,
 ) -> Result<Value, Refusal> {
-    let why = hub.read(|c| {
-        let question = Question::parse(source, destination, protocol)?;
-        c.why(&chosen(c, which)?, &question)
-    })?;
+    let question = Question::parse(source, destination, protocol).map_err(AdminError::from)?;
+    let answers = aside(hub, &[which], move |tailnet, policies| {
+        policies
+            .iter()
+            .map(|given| tailnet.why(given, &question))
+            .collect::<Result<Vec<_>, _>>()
+    })
+    .await?;
+    let mut answers = answers.into_iter();
+    let why = answers
+        .next()
+        .ok_or_else(|| Refusal("no policy to ask".to_owned()))?;
     Ok(with_text(why.json(), why.text()))
 }
 

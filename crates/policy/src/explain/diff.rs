@@ -16,9 +16,8 @@ use serde_json::{Value, json};
 
 use super::ports::Services;
 use super::scene::Scene;
-use crate::policy::Policy;
 use atoms::{Atom, What};
-use board::{Board, Spot};
+use board::{Board, Side, Spot};
 
 /// What two policies allow differently.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -148,19 +147,19 @@ impl Scene<'_> {
     #[must_use]
     pub fn diff(&self, after: &Scene<'_>) -> Diff {
         let board = Board::new(self, after.policy);
-        let before_atoms = atoms::of(&board, self.policy);
-        let after_atoms = atoms::of(&board, after.policy);
+        let before_atoms = atoms::of(&board, Side::Before, self.policy);
+        let after_atoms = atoms::of(&board, Side::After, after.policy);
         let (only_before, only_after) = different(&before_atoms, &after_atoms);
         let (gained, pairs_gained) = one_way(
             &board,
-            after.policy,
+            Side::After,
             &only_after,
             &after_atoms,
             &before_atoms,
         );
         let (lost, pairs_lost) = one_way(
             &board,
-            self.policy,
+            Side::Before,
             &only_before,
             &before_atoms,
             &after_atoms,
@@ -218,7 +217,7 @@ struct Rights {
 /// What `here` allows beyond `there`, where the atoms that differ touch.
 fn one_way(
     board: &Board<'_>,
-    policy: &Policy,
+    side: Side,
     candidates: &[Atom],
     here: &[Atom],
     there: &[Atom],
@@ -252,6 +251,7 @@ fn one_way(
                 }
             }
             if !left.is_empty() {
+                left.without_implied();
                 note((left.text(), via.clone(), String::new()), left.json());
             }
         }
@@ -285,6 +285,7 @@ fn one_way(
         .iter()
         .map(|(from, to)| board.pairs(*from, *to))
         .sum();
+    let names = board.names(side);
     let mut out = Vec::new();
     for ((service, via, _), (ports, by_destination)) in found {
         let mut by_sources: BTreeMap<BTreeSet<usize>, BTreeSet<usize>> = BTreeMap::new();
@@ -302,8 +303,8 @@ fn one_way(
                 .filter(|atom| !atom.from.is_disjoint(&from) && !atom.to.is_disjoint(&to))
                 .collect();
             out.push(Change {
-                from: board.labels(policy, &from, &near),
-                to: board.labels(policy, &to, &near),
+                from: board.labels(&names, &from, &near),
+                to: board.labels(&names, &to, &near),
                 service: service.clone(),
                 via: via.clone(),
                 pairs,

@@ -102,8 +102,15 @@ impl Services {
         Self(out)
     }
 
-    /// For people: ports alone where TCP and UDP are the same and the host may
-    /// be pinged, as a rule without a protocol has it.
+    /// Leaves out ping where a port is open, which implies it.
+    pub(super) fn without_implied(&mut self) {
+        if self.0.keys().any(|protocol| has_ports(*protocol)) {
+            self.0.remove(&1);
+            self.0.remove(&58);
+        }
+    }
+
+    /// For people: TCP and UDP together where they are the same.
     pub(super) fn text(&self) -> String {
         let ranges = |ranges: &[(u16, u16)]| {
             let ranges: Vec<Ports> = ranges
@@ -116,15 +123,11 @@ impl Services {
         let mut parts = Vec::new();
         if let (Some(tcp), true) = (self.0.get(&6), self.0.get(&6) == self.0.get(&17)) {
             parts.push(match ranges(tcp).as_str() {
-                "*" if DEFAULT.iter().all(|p| self.0.contains_key(p)) => "everything".to_owned(),
+                "*" => "all ports".to_owned(),
                 ports => format!("tcp+udp/{ports}"),
             });
             rest.remove(&6);
             rest.remove(&17);
-            if parts == ["everything"] {
-                rest.remove(&1);
-                rest.remove(&58);
-            }
         }
         if rest.contains_key(&1) && rest.contains_key(&58) {
             rest.remove(&58);
@@ -199,7 +202,7 @@ mod tests {
 
     #[test]
     fn sets_of_ports_read_like_rules() {
-        assert_eq!(services(None, &[(0, u16::MAX)]).text(), "everything");
+        assert_eq!(services(None, &[(0, u16::MAX)]).text(), "all ports icmp");
         assert_eq!(
             services(None, &[(22, 22), (23, 25)]).text(),
             "tcp+udp/22-25 icmp"
