@@ -273,7 +273,7 @@ impl Hub {
     pub async fn ask(&self, node: &str, payload: Vec<u8>) -> Result<(u16, Vec<u8>), String> {
         let waiting = self.questions.open();
         let question = PingRequest {
-            url: waiting.url(),
+            url: self.read(|coordinator| waiting.url(&coordinator.config().server_url)),
             url_is_noise: true,
             types: "c2n".to_owned(),
             payload,

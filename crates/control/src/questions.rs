@@ -20,7 +20,7 @@ use crate::hub::OsEntropy;
 /// A node may think about a question for a minute, and needs a moment to send
 /// its answer.
 pub const PATIENCE: Duration = Duration::from_secs(70);
-/// Where answers come to. Clients look at the path alone.
+/// Where answers come to.
 const PREFIX: &str = "/c2n/";
 /// A path longer than this is none that a node knows.
 const MAX_PATH: usize = 1024;
@@ -149,9 +149,14 @@ impl Questions {
 }
 
 impl Waiting<'_> {
-    /// The address that the answer is to be sent to.
-    pub fn url(&self) -> String {
-        format!("https://unused{PREFIX}{}", self.token)
+    /// The address that the answer is to be sent to. Its host is the server's,
+    /// with `https`, as in the other requests of the reference's clients: for
+    /// any other they open a second channel, which they do on port 443 alone.
+    pub fn url(&self, server_url: &str) -> String {
+        let host = server_url
+            .split_once("://")
+            .map_or(server_url, |(_, host)| host);
+        format!("https://{host}{PREFIX}{}", self.token)
     }
 
     /// Says who may answer.
@@ -223,8 +228,9 @@ mod tests {
             MachinePublic::from_bytes([2; 32]),
         );
         let waiting = questions.open();
-        let path = waiting.url().replace("https://unused", "");
-        let say = |machine| questions.answered(&path, machine, Bytes::from_static(b"yes"));
+        let url = waiting.url("http://192.0.2.1:8080");
+        let path = url.strip_prefix("https://192.0.2.1:8080").unwrap();
+        let say = |machine| questions.answered(path, machine, Bytes::from_static(b"yes"));
         assert!(!say(asked), "nobody was asked yet");
         waiting.is_put_to(asked);
         assert!(!say(other));
@@ -233,7 +239,7 @@ mod tests {
         assert_eq!(waiting.answer().await.unwrap(), "yes");
         let given_up = questions.open();
         given_up.is_put_to(asked);
-        let path = given_up.url().replace("https://unused", "");
+        let path = given_up.url("x").replace("https://x", "");
         drop(given_up);
         assert!(!questions.answered(&path, asked, Bytes::new()));
         assert!(questions.with(|all| all.is_empty()));
