@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod deltas;
+mod policies;
 mod policy;
 mod registration;
 mod sections;
