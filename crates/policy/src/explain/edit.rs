@@ -166,7 +166,8 @@ impl Workshop<'_> {
             }
             let world = self.scene.world();
             // No entry makes up for a posture that the source does not have.
-            if !world.has_posture(rule, self.packet.source) {
+            let sender = world.owner(self.packet.source);
+            if sender.is_some_and(|node| world.posture_of(rule, node).is_none()) {
                 continue;
             }
             let source = rule

@@ -209,7 +209,7 @@ impl<'a> World<'a> {
         receiver: &PolicyNode,
         packet: &Packet,
     ) -> bool {
-        if !self.has_posture(rule, packet.source) {
+        if !self.has_posture(rule, source, packet.source) {
             return false;
         }
         if *to == Selector::OwnUser {
@@ -223,25 +223,38 @@ impl<'a> World<'a> {
         self.is_source(source, packet.source)
             && self.is_destination(to, receiver, packet.destination)
             && if rule.via.is_empty() {
-                self.is_told(to, receiver)
+                self.is_told(to, receiver, packet.destination)
             } else {
                 self.is_told_as_router(&rule.via, to, receiver)
             }
     }
 
     /// Whether the sender is as the rule wants it to be. What stands behind a
-    /// machine is not asked; an address of the tailnet that no machine has
-    /// could be anything, and is refused as soon as some machine is.
-    pub(super) fn has_posture(&self, rule: &Rule, address: IpAddr) -> bool {
-        match self.owner(address) {
-            Some(node) => self.posture_of(rule, node).is_some(),
-            None => {
-                !is_tailnet(address)
-                    || self
-                        .nodes
-                        .iter()
-                        .all(|node| self.posture_of(rule, node).is_some())
+    /// machine is not asked. An address of the tailnet that no machine has is
+    /// refused where the entry that means it also means a machine that lacks
+    /// the posture.
+    pub(super) fn has_posture(&self, rule: &Rule, source: &Selector, address: IpAddr) -> bool {
+        if let Some(node) = self.owner(address) {
+            return self.posture_of(rule, node).is_some();
+        }
+        if !is_tailnet(address) {
+            return true;
+        }
+        let lacking = || {
+            self.nodes
+                .iter()
+                .filter(|node| self.posture_of(rule, node).is_none())
+                .flat_map(|node| &node.addresses)
+        };
+        match source {
+            Selector::Net(net) => !lacking().any(|other| net.contains(other)),
+            Selector::Set(set) => {
+                let at = Span::from(address);
+                let mut parts = set.spans.iter().filter(|part| part.contains(&at));
+                parts.any(|part| !lacking().any(|other| part.contains(&Span::from(*other))))
             }
+            Selector::Any => lacking().next().is_none() || self.is_routed(address),
+            _ => lacking().next().is_none(),
         }
     }
 
@@ -274,12 +287,15 @@ impl<'a> World<'a> {
     /// Whether `*` among the sources means the address: the tailnet's own
     /// ranges, without those that ChromeOS uses, and all approved subnets.
     pub(super) fn is_anyone(&self, address: IpAddr) -> bool {
-        is_tailnet(address)
-            || self
-                .nodes
-                .iter()
-                .flat_map(|node| &node.routes)
-                .any(|route| route.prefix_len() != 0 && route.contains(&address))
+        is_tailnet(address) || self.is_routed(address)
+    }
+
+    /// Whether the address is behind an approved subnet route.
+    fn is_routed(&self, address: IpAddr) -> bool {
+        self.nodes
+            .iter()
+            .flat_map(|node| &node.routes)
+            .any(|route| route.prefix_len() != 0 && route.contains(&address))
     }
 
     /// Whether a selector among the destinations means the address at this
@@ -301,8 +317,9 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Whether the node is told of a destination at all.
-    fn is_told(&self, to: &Selector, node: &PolicyNode) -> bool {
+    /// Whether the node is told of a destination at all, or of the part of it
+    /// that holds the address.
+    fn is_told(&self, to: &Selector, node: &PolicyNode, address: IpAddr) -> bool {
         let has_exit = node.routes.iter().any(|route| route.prefix_len() == 0);
         match to {
             Selector::Any | Selector::DangerAll => true,
@@ -316,16 +333,19 @@ impl<'a> World<'a> {
                     .any(|route| route.prefix_len() == 0 && same_family(route));
                 owns || serves(node, net) || (exit && touches_internet(net))
             }
+            // Each range of a set stands by itself.
             Selector::Set(set) => {
-                let own = node.addresses.iter().any(|own| holds(set, *own));
-                let served = node.routes.iter().any(|route| {
-                    let route_span = Span::from(route);
-                    set.spans.iter().any(|span| {
-                        span.overlaps(&route_span)
-                            && (route.prefix_len() != 0 || crate::span::internet_overlaps(span))
-                    })
-                });
-                own || served
+                let at = Span::from(address);
+                let mut parts = set.spans.iter().filter(|part| part.contains(&at));
+                parts.any(|part| {
+                    let own = node.addresses.iter();
+                    let mut own = own.map(|own| Span::from(*own));
+                    own.any(|own| part.contains(&own))
+                        || node.routes.iter().any(|route| {
+                            part.overlaps(&Span::from(route))
+                                && (route.prefix_len() != 0 || crate::span::internet_overlaps(part))
+                        })
+                })
             }
             identity => self.means_node(identity, node),
         }

@@ -594,7 +594,10 @@ impl Scene<'_> {
             .iter()
             .position(|selector| world.is_source(selector, packet.source))
             .and_then(|n| written.src.entries.get(n));
-        let posed = world.has_posture(rule, packet.source);
+        let posed = rule.sources.iter().any(|selector| {
+            world.is_source(selector, packet.source)
+                && world.has_posture(rule, selector, packet.source)
+        });
         let receivers: Vec<&PolicyNode> = self
             .receivers(packet)
             .iter()
