@@ -3,19 +3,20 @@
 #![allow(clippy::unwrap_used)]
 
 mod support;
+#[path = "support/traffic.rs"]
+mod traffic;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
 use support::{
-    Fixed, HEADER, PEER, Pair, Recipe, Transport, addresses, comparable, expand, sessions,
-    udp_address,
+    Fixed, HEADER, PEER, Pair, Recipe, Transport, addresses, expand, sessions, udp_address,
 };
+use traffic::{Item, by_flow, items, plain, raw};
 use warren_control_types::RegionId;
 use warren_keys::{DiscoSecret, NodePublic};
-use warren_node_core::dataplane::{DropReason, VnetHdr};
+use warren_node_core::dataplane::DropReason;
 use warren_paths::Destination;
 use warren_tunnel::{PeerIndex, Source};
 use warren_wire::ip::icmp::{self, Echo};
@@ -43,10 +44,6 @@ fn datagram(payload: usize) -> Recipe {
         ports: (5000, 53),
         ..tcp(0, payload)
     }
-}
-
-fn plain(packet: &[u8]) -> Vec<u8> {
-    [&VnetHdr::PLAIN.to_bytes()[..], packet].concat()
 }
 
 #[test]
@@ -443,144 +440,6 @@ fn lying_superpackets_are_dropped() {
         assert_eq!(pair.drops[0].get(DropReason::Malformed), 1, "{what}");
         assert!(pair.host.frames.is_empty(), "{what}");
     }
-}
-
-/// One thing the host sends.
-#[derive(Debug, Clone)]
-struct Item {
-    recipe: Recipe,
-    how: How,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum How {
-    Super(u16),
-    Partial,
-    Finished,
-    BadChecksum,
-    Fragment { offset: u16, more: bool },
-}
-
-impl Item {
-    fn frame(&self) -> Vec<u8> {
-        match self.how {
-            How::Super(size) => self.recipe.frame(Some(size)),
-            How::Partial => self.recipe.frame(None),
-            How::Finished => self.recipe.plain_frame(),
-            How::BadChecksum | How::Fragment { .. } => plain(&self.expected()[0]),
-        }
-    }
-
-    fn expected(&self) -> Vec<Vec<u8>> {
-        match self.how {
-            How::Super(size) => self.recipe.expected(Some(size)),
-            How::Partial | How::Finished => self.recipe.expected(None),
-            How::BadChecksum => {
-                let mut packet = self.recipe.build();
-                let at = self.recipe.transport_offset() + self.recipe.checksum_offset();
-                packet[at] ^= 0x55;
-                vec![packet]
-            }
-            How::Fragment { offset, more } => {
-                let mut recipe = self.recipe.clone();
-                (recipe.v6, recipe.dont_fragment) = (false, false);
-                let mut packet = recipe.build();
-                let field = (offset / 8) | if more { 0x2000 } else { 0 };
-                packet[6..8].copy_from_slice(&field.to_be_bytes());
-                packet[10..12].fill(0);
-                let sum = warren_wire::ip::checksum::checksum(&packet[..20]);
-                packet[10..12].copy_from_slice(&sum.to_be_bytes());
-                vec![packet]
-            }
-        }
-    }
-}
-
-/// Raw material of an item; sequence numbers are filled in so that segments of
-/// a flow usually follow each other.
-type Raw = ((bool, bool, u16, bool), (usize, u16, u8, u8), u8);
-
-fn items(raw: Vec<Raw>) -> Vec<Item> {
-    let mut sequences = BTreeMap::new();
-    let item = |raw: Raw| {
-        let ((v6, udp, flow, dont_fragment), (len, size, flags, jump), how) = raw;
-        let how = match how {
-            0..=2 => How::Super(size),
-            3..=5 => How::Partial,
-            6 | 7 => How::Finished,
-            8 => How::BadChecksum,
-            9 => How::Fragment {
-                offset: 0,
-                more: true,
-            },
-            _ => How::Fragment {
-                offset: 160,
-                more: flags & 1 == 0,
-            },
-        };
-        // Single packets of few sizes, so that they can be joined.
-        let len = if matches!(how, How::Super(_)) {
-            len
-        } else {
-            [400, 400, 400, 400, 400, 1_200, 100, 0][len % 8]
-        };
-        let sequence = sequences.entry((v6, flow)).or_insert(u32::MAX - 9_000);
-        if jump == 0 {
-            *sequence = sequence.wrapping_add(77);
-        }
-        let transport = if udp {
-            Transport::Udp
-        } else {
-            // Most segments are ordinary, so that most can be joined.
-            let odd = [0x18, 0x18, 0x11, 0x02, 0x14, 0x90];
-            let flags = odd.get(usize::from(flags % 16)).copied().unwrap_or(0x10);
-            let options = if flow == 0 { 0 } else { 12 };
-            Transport::Tcp {
-                sequence: *sequence,
-                flags,
-                options,
-            }
-        };
-        if !udp {
-            *sequence = sequence.wrapping_add(len as u32);
-        }
-        let recipe = Recipe {
-            v6,
-            extension: v6 && jump == 1,
-            ports: (2_000 + flow, 80),
-            id: flow * 31 + if jump == 2 { 0x100 } else { 0 },
-            dont_fragment,
-            transport,
-            payload: (0..len).map(|i| (i as u8) ^ flags).collect(),
-        };
-        Item { recipe, how }
-    };
-    raw.into_iter().map(item).collect()
-}
-
-fn raw() -> impl Strategy<Value = Vec<Raw>> {
-    let flow = (
-        any::<bool>(),
-        any::<bool>(),
-        0u16..2,
-        prop::bool::weighted(0.8),
-    );
-    let shape = (0usize..9_000, 200u16..1_300, any::<u8>(), 0u8..8);
-    prop::collection::vec((flow, shape, 0u8..11), 1..60)
-}
-
-/// What must keep its order: the packets of one flow.
-fn by_flow(packets: impl IntoIterator<Item = Vec<u8>>) -> BTreeMap<String, Vec<Vec<u8>>> {
-    let mut flows: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for packet in packets {
-        let p = Parsed::parse(&packet).unwrap();
-        let key = format!(
-            "{} {} {} {} {}",
-            p.src, p.dst, p.protocol, p.src_port, p.dst_port
-        );
-        flows.entry(key).or_default().push(comparable(&packet));
-    }
-    flows
 }
 
 proptest! {

@@ -166,7 +166,9 @@ impl Outbound {
                             continue;
                         };
                         if !self.send(view, now, peer, &plan, sink) {
-                            self.drops.count(DropReason::Exhausted);
+                            // A session without numbers: the next one will do.
+                            self.staging.put_back(index, frame);
+                            break;
                         }
                     }
                 }

@@ -9,7 +9,7 @@
 //! A packet that is not to be cut is a plan of one segment.
 
 use warren_wire::ip::checksum::Sum;
-use warren_wire::ip::{Fragment, IPV4_HEADER_LEN, IpPacket, Protocol, TcpFlags, Version};
+use warren_wire::ip::{Fragment, IpPacket, Protocol, TcpFlags, Version};
 
 use super::{GsoType, VnetHdr, checksum};
 
@@ -111,8 +111,9 @@ fn whole(vnet: &VnetHdr, packet: &IpPacket<'_>) -> Option<Cut> {
     };
     let start = usize::from(start);
     let field = start + usize::from(offset);
-    // Inside of the IP header there is nothing to complete.
-    let fits = start >= IPV4_HEADER_LEN && field + 2 <= packet.bytes().len();
+    // In front of the transport there is nothing to complete: addresses that
+    // were judged would become others.
+    let fits = start >= packet.transport_offset && field + 2 <= packet.bytes().len();
     fits.then_some(Cut::Whole {
         checksum: Some((start, field)),
     })

@@ -3,7 +3,8 @@
 //! The first packets to a peer come before there is anything to send them
 //! with. They wait here, a bounded number per peer and in total; when there
 //! are too many the oldest goes, because the newest is the one its sender
-//! still cares about.
+//! still cares about. When all peers together have too many, the one that has
+//! most gives up its oldest: whoever floods does so at its own cost.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -34,28 +35,34 @@ impl Staging {
     pub(super) fn push(&mut self, peer: PeerIndex, frame: Box<[u8]>) -> usize {
         let len = frame.len();
         let mut dropped = 0;
-        let queue = self.queues.entry(peer).or_default();
-        while queue.frames.len() >= MAX_FRAMES
-            || (!queue.frames.is_empty()
-                && (queue.bytes + len > MAX_BYTES || self.total + len > MAX_TOTAL))
-        {
-            let Some(oldest) = queue.frames.pop_front() else {
-                break;
-            };
-            queue.bytes -= oldest.len();
-            self.total -= oldest.len();
+        let full = |queue: &Queue| {
+            queue.frames.len() >= MAX_FRAMES
+                || (!queue.frames.is_empty() && queue.bytes + len > MAX_BYTES)
+        };
+        while self.queues.get(&peer).is_some_and(full) && self.pop(peer).is_some() {
             dropped += 1;
         }
-        if self.total + len > MAX_TOTAL {
-            if queue.frames.is_empty() {
-                self.queues.remove(&peer);
-            }
-            return dropped + 1;
+        while self.total + len > MAX_TOTAL {
+            let most = self.queues.iter().max_by_key(|(_, queue)| queue.bytes);
+            let Some(greedy) = most.map(|(peer, _)| *peer) else {
+                break;
+            };
+            self.pop(greedy);
+            dropped += 1;
         }
+        let queue = self.queues.entry(peer).or_default();
         queue.bytes += len;
         self.total += len;
         queue.frames.push_back(frame);
         dropped
+    }
+
+    /// Gives back what [`pop`](Self::pop) took last: it stays the oldest.
+    pub(super) fn put_back(&mut self, peer: PeerIndex, frame: Box<[u8]>) {
+        let queue = self.queues.entry(peer).or_default();
+        queue.bytes += frame.len();
+        self.total += frame.len();
+        queue.frames.push_front(frame);
     }
 
     /// Takes the oldest frame of `peer`.
@@ -118,8 +125,43 @@ mod tests {
             staging.push(PeerIndex(peer), frame(MAX_BYTES, 0));
         }
         assert!(staging.total <= MAX_TOTAL);
-        assert_eq!(staging.push(PeerIndex(99), frame(10, 0)), 1);
-        assert_eq!(staging.next_peer(PeerIndex(1)), Some(PeerIndex(1)));
-        assert_eq!(staging.next_peer(PeerIndex(50)), None);
+        // A newcomer finds room, at the cost of one that has much.
+        assert_eq!(staging.push(PeerIndex(99), frame(10, 7)), 1);
+        assert_eq!(staging.pop(PeerIndex(99)).map(|f| f[0]), Some(7));
+    }
+
+    #[test]
+    fn who_floods_makes_room_for_who_does_not() {
+        let mut staging = Staging::default();
+        for peer in 0..200 {
+            for i in 0..4 {
+                staging.push(PeerIndex(peer), frame(100, i));
+            }
+        }
+        for peer in 200..220 {
+            for _ in 0..MAX_FRAMES {
+                staging.push(PeerIndex(peer), frame(60_000, 0));
+            }
+        }
+        assert!(staging.total <= MAX_TOTAL);
+        for peer in 0..200 {
+            let left = std::iter::from_fn(|| staging.pop(PeerIndex(peer)));
+            assert_eq!(left.map(|f| f[0]).collect::<Vec<_>>(), [0, 1, 2, 3]);
+        }
+    }
+
+    #[test]
+    fn what_is_put_back_is_the_oldest_again() {
+        let (mut staging, peer) = (Staging::default(), PeerIndex(1));
+        staging.push(peer, frame(10, 1));
+        staging.push(peer, frame(10, 2));
+        let first = staging.pop(peer);
+        staging.put_back(peer, first.unwrap_or_default());
+        assert_eq!(
+            (staging.total, staging.pop(peer).map(|f| f[0])),
+            (20, Some(1))
+        );
+        assert_eq!(staging.clear(peer), 1);
+        assert_eq!(staging.total, 0);
     }
 }

@@ -1,0 +1,794 @@
+//! The packet path when things go wrong: a network that loses, repeats,
+//! reorders and damages, frames whose headers lie, sessions at their end, and
+//! a node that changes while packets are on their way. What comes out is what
+//! a plain model makes, one packet at a time.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+#[path = "support/traffic.rs"]
+mod traffic;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use support::{
+    HEADER, PEER, Pair, Recipe, Train, Transport, comparable, expand, udp_address, with_peer,
+};
+use traffic::{How, Item, by_flow, items, plain, raw};
+use warren_keys::noise::MessageKey;
+use warren_node_core::dataplane::{DropReason, GsoType, SessionView, View, VnetHdr};
+use warren_paths::Destination;
+use warren_tunnel::{PeerIndex, REJECT_AFTER_MESSAGES, Role, Session, Source};
+use warren_wire::wireguard::TRANSPORT_OVERHEAD;
+
+fn udp(id: u16, payload: usize) -> Recipe {
+    Recipe {
+        v6: false,
+        extension: false,
+        ports: (5000, 53),
+        id,
+        dont_fragment: true,
+        transport: Transport::Udp,
+        payload: (0..payload).map(|i| (i as u8) ^ (id as u8)).collect(),
+    }
+}
+
+fn tcp(v6: bool, payload: usize) -> Recipe {
+    Recipe {
+        v6,
+        ports: (1000, 80),
+        transport: Transport::Tcp {
+            sequence: 9,
+            flags: 0x10,
+            options: 12,
+        },
+        ..udp(7, payload)
+    }
+}
+
+/// What reached the host, one by one.
+fn arrived(pair: &Pair) -> Vec<Vec<u8>> {
+    pair.host.frames.iter().flat_map(|f| expand(f)).collect()
+}
+
+// ---- the network ----
+
+/// What becomes of one datagram on its way.
+#[derive(Debug, Clone, Copy)]
+enum Fate {
+    Arrives,
+    Lost,
+    /// Comes again so many datagrams later.
+    Repeated(u8),
+    /// Comes so many datagrams late.
+    Late(u8),
+    /// One bit is another.
+    Damaged(u16),
+    /// The end is missing.
+    Cut(u8),
+}
+
+fn fate() -> impl Strategy<Value = Fate> {
+    prop_oneof![
+        12 => Just(Fate::Arrives),
+        1 => Just(Fate::Lost),
+        1 => (0u8..60).prop_map(Fate::Repeated),
+        2 => (1u8..20).prop_map(Fate::Late),
+        1 => any::<u16>().prop_map(Fate::Damaged),
+        1 => (1u8..255).prop_map(Fate::Cut),
+    ]
+}
+
+/// What happens on the sending node while it sends.
+#[derive(Debug, Clone, Copy)]
+enum Event {
+    Nothing,
+    Mtu(u16),
+    /// A new session takes over; the old one still receives.
+    Rekey,
+    /// Packets wait for a path, until a later event finds one.
+    NoPath,
+    Roam(u8),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        8 => Just(Event::Nothing),
+        1 => (576u16..9_000).prop_map(Event::Mtu),
+        1 => Just(Event::Rekey),
+        1 => Just(Event::NoPath),
+        1 => (1u8..9).prop_map(Event::Roam),
+    ]
+}
+
+/// A datagram that arrives, and the packet it brings if it is good.
+struct Arrival {
+    at: usize,
+    bytes: Vec<u8>,
+    number: Option<usize>,
+}
+
+fn arrivals(datagrams: &[Vec<u8>], fates: &[Fate]) -> Vec<Arrival> {
+    let mut out = Vec::new();
+    let fates = fates.iter().cycle();
+    for (number, (datagram, fate)) in datagrams.iter().zip(fates).enumerate() {
+        let mut come = |late: u8, bytes: Vec<u8>, good: bool| {
+            out.push(Arrival {
+                at: number + usize::from(late),
+                bytes,
+                number: good.then_some(number),
+            });
+        };
+        let mut damaged = datagram.clone();
+        match *fate {
+            Fate::Arrives => come(0, damaged, true),
+            Fate::Lost => {}
+            Fate::Repeated(later) => {
+                come(0, damaged.clone(), true);
+                come(later, damaged, true);
+            }
+            Fate::Late(by) => come(by, damaged, true),
+            Fate::Damaged(bit) => {
+                // Not the receiver index: it would name no session.
+                let bit = 64 + usize::from(bit) % ((damaged.len() - 8) * 8);
+                damaged[bit / 8] ^= 1 << (bit % 8);
+                come(0, damaged, false);
+            }
+            Fate::Cut(by) => {
+                let len = damaged.len().saturating_sub(by.into()).max(33);
+                damaged.truncate(len);
+                come(0, damaged, len == datagram.len());
+            }
+        }
+    }
+    out.sort_by_key(|arrival| arrival.at);
+    out
+}
+
+/// What one receive call gives: datagrams of one size and perhaps a smaller
+/// last one, as the kernel joins them. Where it does so is its own affair.
+fn next_train(arrivals: &[Arrival], most: usize) -> (Train, usize) {
+    let first = &arrivals[0].bytes;
+    let (mut bytes, mut count) = (first.clone(), 1);
+    for next in arrivals.iter().take(most).skip(1) {
+        if next.bytes.len() > first.len() {
+            break;
+        }
+        bytes.extend(&next.bytes);
+        count += 1;
+        if next.bytes.len() < first.len() {
+            break;
+        }
+    }
+    ((bytes, first.len()), count)
+}
+
+/// Both ends of another session between the two nodes.
+fn another_session(pair: &mut Pair, number: u8) {
+    let (x, y) = (
+        MessageKey::new([number; 32]),
+        MessageKey::new([number ^ 0xff; 32]),
+    );
+    let (here, there) = (100 + u32::from(number), 500 + u32::from(number));
+    let near = Session::new(Role::Initiator, here, there, &x, &y, pair.now);
+    let far = Session::new(Role::Responder, there, here, &y, &x, pair.now);
+    pair.views[0] = with_peer(&pair.views[0], |peer| peer.session = Some(near.into()));
+    let view = SessionView {
+        peer: PEER,
+        session: far.into(),
+    };
+    pair.views[1].sessions.insert(there, view);
+    let view = pair.views[1].clone();
+    pair.inbound.on_view_change(&view);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+
+    /// The model: cut each superpacket, seal each packet on its own, let the
+    /// network do what it does, take each datagram on its own, and refuse what
+    /// is damaged or was there before. Batches, trains and joining change
+    /// nothing but the number of system calls.
+    #[test]
+    fn batches_do_what_single_packets_would(
+        raw in raw(),
+        fates in prop::collection::vec(fate(), 1..200),
+        events in prop::collection::vec(event(), 1..40),
+        trains in prop::collection::vec((1usize..70, 0u8..4, 1u8..4), 1..50),
+        offloads in (any::<bool>(), any::<bool>()),
+    ) {
+        let items = items(raw);
+        let mut pair = Pair::new();
+        let (tcp, udp) = offloads;
+        pair.inbound.set_offloads(warren_node_core::dataplane::InboundOffloads { tcp, udp });
+        let mut rekeys = 0;
+        for (item, event) in items.iter().zip(events.iter().cycle()) {
+            match *event {
+                Event::Nothing => {}
+                Event::Mtu(mtu) => pair.views[0].tunnel_mtu = mtu,
+                Event::Rekey => {
+                    rekeys += 1;
+                    another_session(&mut pair, rekeys);
+                }
+                Event::NoPath => {
+                    pair.views[0] = with_peer(&pair.views[0], |p| p.destination = Destination::None);
+                }
+                Event::Roam(to) => {
+                    let to = Destination::Udp(udp_address(to));
+                    pair.views[0] = with_peer(&pair.views[0], |p| p.destination = to);
+                }
+            }
+            pair.outbound.on_view_change(&pair.views[0], pair.now, &mut pair.net);
+            pair.send(&item.frame());
+        }
+        let here = Destination::Udp(udp_address(2));
+        pair.views[0] = with_peer(&pair.views[0], |peer| peer.destination = here);
+        pair.outbound.on_view_change(&pair.views[0], pair.now, &mut pair.net);
+        pair.outbound.flush(&mut pair.net);
+        prop_assert_eq!(pair.drops[0].total(), 0);
+
+        let datagrams: Vec<Vec<u8>> = std::mem::take(&mut pair.net.udp)
+            .into_iter()
+            .flat_map(|(_, (bytes, size))| {
+                bytes.chunks(size).map(<[u8]>::to_vec).collect::<Vec<_>>()
+            })
+            .collect();
+        let packets: Vec<Vec<u8>> = items.iter().flat_map(Item::expected).collect();
+        prop_assert_eq!(datagrams.len(), packets.len(), "one datagram per packet");
+        for (datagram, packet) in datagrams.iter().zip(&packets) {
+            let padding = datagram.len() - TRANSPORT_OVERHEAD - packet.len();
+            prop_assert!(padding < 16);
+        }
+
+        let arrivals = arrivals(&datagrams, &fates);
+        let mut seen = vec![false; packets.len()];
+        let (mut expected, mut replayed, mut forged) = (Vec::new(), 0, 0);
+        for arrival in &arrivals {
+            match arrival.number {
+                None => forged += 1,
+                Some(number) if std::mem::replace(&mut seen[number], true) => replayed += 1,
+                Some(number) => expected.push(packets[number].clone()),
+            }
+        }
+        let mut rest = arrivals.as_slice();
+        for (most, flush, from) in trains.iter().cycle() {
+            if rest.is_empty() {
+                break;
+            }
+            let ((bytes, size), count) = next_train(rest, *most);
+            rest = &rest[count..];
+            pair.arrive(Source::Udp(udp_address(*from)), bytes, size);
+            if *flush == 0 {
+                pair.inbound.flush(&mut pair.host);
+            }
+        }
+        pair.inbound.flush(&mut pair.host);
+        prop_assert_eq!(pair.drops[1].get(DropReason::Replayed), replayed);
+        prop_assert_eq!(pair.drops[1].get(DropReason::Forged), forged);
+        prop_assert_eq!(pair.drops[1].total(), replayed + forged);
+        let (got, expected) = (by_flow(arrived(&pair)), by_flow(expected));
+        prop_assert_eq!(got.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+        for (flow, packets) in &expected {
+            prop_assert_eq!(got[flow].len(), packets.len(), "{}", flow);
+            prop_assert!(got[flow] == *packets, "{}", flow);
+        }
+    }
+
+    /// A train in which some datagrams are good, some damaged, some repeated,
+    /// some of another kind: each is judged on its own.
+    #[test]
+    fn one_train_of_everything(kinds in prop::collection::vec(0u8..7, 1..64)) {
+        let mut pair = Pair::new();
+        for id in 0..kinds.len() {
+            pair.send(&udp(id as u16, 300).plain_frame());
+        }
+        pair.outbound.flush(&mut pair.net);
+        let (_, (mut bytes, size)) = pair.net.udp.pop().unwrap();
+        prop_assert_eq!(bytes.len(), kinds.len() * size);
+        let first = bytes[..size].to_vec();
+        let (mut good, mut by_reason, mut control) = (Vec::new(), BTreeMap::new(), 0);
+        let mut first_is_taken = false;
+        for (id, (kind, datagram)) in kinds.iter().zip(bytes.chunks_mut(size)).enumerate() {
+            let mut wrong = |reason| *by_reason.entry(reason).or_insert(0) += 1;
+            match kind {
+                0 => {
+                    datagram[size - 1] ^= 1;
+                    wrong(DropReason::Forged);
+                }
+                1 => {
+                    datagram[4] ^= 0x80;
+                    wrong(DropReason::UnknownSession);
+                }
+                2 => {
+                    datagram.fill(0xa5);
+                    wrong(DropReason::Unrecognised);
+                }
+                3 => {
+                    datagram[..6].copy_from_slice(b"TS\xf0\x9f\x92\xac");
+                    control += 1;
+                }
+                4 => {
+                    datagram.copy_from_slice(&first);
+                    if std::mem::replace(&mut first_is_taken, true) {
+                        wrong(DropReason::Replayed);
+                    } else {
+                        good.push(0);
+                    }
+                }
+                _ if id == 0 && std::mem::replace(&mut first_is_taken, true) => {
+                    wrong(DropReason::Replayed);
+                }
+                _ => good.push(id),
+            }
+        }
+        pair.arrive(Source::Udp(udp_address(1)), bytes, size);
+        pair.inbound.flush(&mut pair.host);
+        let expected: Vec<_> = good.iter().map(|id| comparable(&udp(*id as u16, 300).build())).collect();
+        let got: Vec<_> = arrived(&pair).iter().map(|p| comparable(p)).collect();
+        prop_assert_eq!(got, expected);
+        prop_assert_eq!(pair.host.control.len(), control);
+        for (reason, count) in &by_reason {
+            prop_assert_eq!(pair.drops[1].get(*reason), *count, "{:?}", reason);
+        }
+        prop_assert_eq!(pair.drops[1].total(), by_reason.values().sum::<u64>());
+    }
+
+    /// Whatever the virtio header claims, the packet that leaves has the
+    /// addresses and ports that were judged.
+    #[test]
+    fn a_checksum_to_complete_never_rewrites_what_was_judged(
+        v6: bool, extension: bool, start in 0u16..120, offset in 0u16..120, len in 0usize..60,
+    ) {
+        let recipe = Recipe { v6, extension: v6 && extension, ..udp(3, len) };
+        let mut frame = recipe.plain_frame();
+        let header = VnetHdr { checksum: Some((start, offset)), ..VnetHdr::PLAIN };
+        frame[..HEADER].copy_from_slice(&header.to_bytes());
+        let mut pair = Pair::new();
+        pair.send(&frame);
+        pair.cross();
+        let sent = recipe.build();
+        let headers = recipe.transport_offset();
+        for packet in arrived(&pair) {
+            prop_assert_eq!(packet.len(), sent.len());
+            prop_assert_eq!(&packet[..headers], &sent[..headers]);
+        }
+        if usize::from(start) < headers {
+            prop_assert_eq!(pair.drops[0].get(DropReason::Malformed), 1);
+        }
+    }
+}
+
+// ---- frames whose headers lie ----
+
+/// A frame of raw parts.
+fn frame(gso: GsoType, size: u16, checksum: Option<(u16, u16)>, packet: &[u8]) -> Vec<u8> {
+    let header = VnetHdr {
+        checksum,
+        gso,
+        gso_size: size,
+        hdr_len: 0,
+    };
+    [&header.to_bytes()[..], packet].concat()
+}
+
+/// `packet` (IPv6) with an extension header in front of its transport.
+fn with_extension(packet: &[u8], kind: u8, extension: &[u8]) -> Vec<u8> {
+    let mut out = packet[..40].to_vec();
+    let len = (packet.len() - 40 + extension.len()) as u16;
+    out[4..6].copy_from_slice(&len.to_be_bytes());
+    let next = std::mem::replace(&mut out[6], kind);
+    let start = out.len();
+    out.extend(extension);
+    out[start] = next;
+    out.extend(&packet[40..]);
+    out
+}
+
+#[test]
+fn lies_are_found_before_anything_is_sealed() {
+    let v4 = tcp(false, 4_000).build();
+    let v6 = tcp(true, 4_000).build();
+    let datagrams = udp(1, 4_000).build();
+    let change = |packet: &[u8], at: usize, bytes: &[u8]| {
+        let mut packet = packet.to_vec();
+        packet[at..at + bytes.len()].copy_from_slice(bytes);
+        packet
+    };
+    let (t4, t6, u) = (GsoType::TcpV4, GsoType::TcpV6, GsoType::Udp);
+    let fragment = with_extension(&v6, 44, &[0, 0, 0, 1, 0, 0, 0, 9]);
+    let routed = with_extension(&v6, 43, &[0, 0, 0, 1, 0, 0, 0, 0]);
+    let jumbo = {
+        let option = [0, 0, 0xc2, 4, 0, 1, 0x11, 0x70];
+        change(&with_extension(&v6, 0, &option), 4, &[0, 0])
+    };
+    let late_hop_by_hop = {
+        let inner = with_extension(&v6, 0, &[0, 0, 1, 4, 0, 0, 0, 0]);
+        with_extension(&inner, 60, &[0, 0, 1, 4, 0, 0, 0, 0])
+    };
+    let endless = (0..20).fold(v6.clone(), |packet, _| {
+        with_extension(&packet, 60, &[0, 0, 1, 4, 0, 0, 0, 0])
+    });
+    for (what, frame) in [
+        (
+            "a header length beyond the packet",
+            frame(t4, 1000, None, &change(&v4[..40], 0, &[0x4f])),
+        ),
+        (
+            "a header length of nothing",
+            frame(t4, 1000, None, &change(&v4, 0, &[0x40])),
+        ),
+        (
+            "a total length below the header",
+            frame(t4, 1000, None, &change(&v4, 2, &[0, 19])),
+        ),
+        (
+            "a total length of zero",
+            frame(t4, 1000, None, &change(&v4, 2, &[0, 0])),
+        ),
+        (
+            "a total length beyond the frame",
+            frame(t4, 1000, None, &change(&v4, 2, &[0xff, 0xff])),
+        ),
+        (
+            "a first fragment to cut",
+            frame(t4, 1000, None, &change(&v4, 6, &[0x20, 0])),
+        ),
+        (
+            "a later fragment to cut",
+            frame(t4, 1000, None, &change(&v4, 6, &[0, 0x40])),
+        ),
+        (
+            "another protocol",
+            frame(t4, 1000, None, &change(&v4, 9, &[47])),
+        ),
+        (
+            "TCP options beyond the packet",
+            frame(
+                t4,
+                1000,
+                None,
+                &change(&change(&v4[..60], 2, &[0, 60]), 32, &[0xf0]),
+            ),
+        ),
+        (
+            "a TCP header of four bytes",
+            frame(t4, 1000, None, &change(&v4, 32, &[0x10])),
+        ),
+        ("IPv4 as IPv6", frame(t6, 1000, None, &v4)),
+        ("IPv6 as IPv4", frame(t4, 1000, None, &v6)),
+        ("UDP as TCP", frame(t4, 1000, None, &datagrams)),
+        ("segments of zero bytes", frame(t6, 0, None, &v6)),
+        ("datagrams of zero bytes", frame(u, 0, None, &datagrams)),
+        (
+            "a UDP header cut off",
+            frame(u, 1000, None, &change(&datagrams[..24], 2, &[0, 24])),
+        ),
+        (
+            "no version",
+            frame(t4, 1000, None, &change(&v4, 0, &[0x05])),
+        ),
+        (
+            "a checksum in the addresses",
+            frame(GsoType::None, 0, Some((12, 4)), &v4),
+        ),
+        (
+            "a checksum in the IPv6 addresses",
+            frame(GsoType::None, 0, Some((20, 6)), &v6),
+        ),
+        (
+            "a checksum behind the end",
+            frame(GsoType::None, 0, Some((20, 9_000)), &v4),
+        ),
+        (
+            "a checksum across the end",
+            frame(GsoType::None, 0, Some((20, 4_031)), &v4),
+        ),
+        (
+            "a checksum in the middle of TCP",
+            frame(t4, 1000, Some((20, 14)), &v4),
+        ),
+        ("an IPv6 fragment to cut", frame(t6, 1000, None, &fragment)),
+        ("an IPv6 jumbogram", frame(t6, 1000, None, &jumbo)),
+        (
+            "IPv6 of zero bytes",
+            frame(t6, 1000, None, &change(&v6, 4, &[0, 0])),
+        ),
+        ("an IPv6 route to follow", frame(t6, 1000, None, &routed)),
+        (
+            "hop-by-hop options too late",
+            frame(t6, 1000, None, &late_hop_by_hop),
+        ),
+        (
+            "more extensions than anybody needs",
+            frame(t6, 1000, None, &endless),
+        ),
+        (
+            "an extension beyond the packet",
+            frame(
+                t6,
+                1000,
+                None,
+                &with_extension(&v6, 60, &[0, 0xff, 1, 4, 0, 0, 0, 0])[..120],
+            ),
+        ),
+        ("half a virtio header", vec![0; 5]),
+        ("a virtio header and nothing", vec![0; HEADER]),
+    ] {
+        let mut pair = Pair::new();
+        pair.send(&frame);
+        pair.outbound.flush(&mut pair.net);
+        assert_eq!(pair.drops[0].get(DropReason::Malformed), 1, "{what}");
+        assert!(pair.net.udp.is_empty(), "{what}");
+    }
+}
+
+#[test]
+fn odd_frames_that_are_true_go_through() {
+    let trailing = {
+        let mut frame = tcp(true, 2_000).frame(Some(1_000));
+        frame.extend([0xee; 300]);
+        frame
+    };
+    let mut all_flags = tcp(false, 1_000);
+    all_flags.transport = Transport::Tcp {
+        sequence: u32::MAX - 10,
+        flags: 0xff,
+        options: 40,
+    };
+    let with_ecn = {
+        let mut frame = all_flags.frame(Some(300));
+        frame[1] |= 0x80;
+        frame
+    };
+    for (what, frame, expected) in [
+        (
+            "one byte each",
+            tcp(true, 200).frame(Some(1)),
+            tcp(true, 200).expected(Some(1)),
+        ),
+        (
+            "segments longer than all",
+            tcp(false, 700).frame(Some(65_535)),
+            tcp(false, 700).expected(None),
+        ),
+        (
+            "exactly one segment",
+            tcp(false, 700).frame(Some(700)),
+            tcp(false, 700).expected(None),
+        ),
+        (
+            "TCP without payload",
+            tcp(true, 0).frame(Some(1_000)),
+            tcp(true, 0).expected(None),
+        ),
+        (
+            "UDP without payload",
+            udp(1, 0).frame(Some(1_000)),
+            udp(1, 0).expected(None),
+        ),
+        (
+            "padding behind the packet",
+            trailing,
+            tcp(true, 2_000).expected(Some(1_000)),
+        ),
+        (
+            "all flags, all options, ECN",
+            with_ecn,
+            all_flags.expected(Some(300)),
+        ),
+        (
+            "as long as it gets",
+            tcp(false, 65_535 - 52).frame(Some(1_228)),
+            tcp(false, 65_535 - 52).expected(Some(1_228)),
+        ),
+    ] {
+        let mut pair = Pair::new();
+        pair.send(&frame);
+        pair.cross();
+        assert_eq!(pair.drops[0].total(), 0, "{what}");
+        let got = arrived(&pair);
+        assert_eq!(got.len(), expected.len(), "{what}");
+        for (i, (got, expected)) in got.iter().zip(&expected).enumerate() {
+            assert_eq!(comparable(got), comparable(expected), "{what}, packet {i}");
+        }
+    }
+}
+
+// ---- sessions at their end, peers that go ----
+
+#[test]
+fn the_last_counters_are_used_and_then_packets_wait() {
+    let mut pair = Pair::new();
+    let session = pair.views[0].peers[1]
+        .as_ref()
+        .unwrap()
+        .session
+        .clone()
+        .unwrap();
+    session.reserve(REJECT_AFTER_MESSAGES - 3).unwrap();
+    // Two of three numbers; the window jumps over everything in between.
+    pair.send(&tcp(false, 1_500).frame(Some(1_000)));
+    pair.cross();
+    assert_eq!(arrived(&pair), tcp(false, 1_500).expected(Some(1_000)));
+    assert_eq!(
+        pair.net.wanted,
+        [PEER],
+        "long before the end a new one is wanted"
+    );
+    // Three segments do not fit; nothing is sealed with a number of another
+    // turn, nothing is lost, and the order stays.
+    pair.host.frames.clear();
+    let waiting = [udp(1, 3_000).frame(Some(1_000)), udp(2, 10).frame(None)];
+    for frame in &waiting {
+        pair.send(frame);
+    }
+    pair.outbound.flush(&mut pair.net);
+    assert!(pair.net.udp.is_empty());
+    // A view that brings no session changes nothing.
+    let view = pair.views[0].clone();
+    pair.outbound.on_view_change(&view, pair.now, &mut pair.net);
+    assert_eq!(pair.drops[0].total(), 0);
+    another_session(&mut pair, 7);
+    pair.outbound
+        .on_view_change(&pair.views[0], pair.now, &mut pair.net);
+    pair.cross();
+    let expected = [
+        udp(1, 3_000).expected(Some(1_000)),
+        udp(2, 10).expected(None),
+    ]
+    .concat();
+    assert_eq!(by_flow(arrived(&pair)), by_flow(expected));
+    assert_eq!(pair.drops[0].total() + pair.drops[1].total(), 0);
+}
+
+#[test]
+fn counters_beyond_the_limit_are_refused() {
+    let mut pair = Pair::new();
+    let session = pair.views[0].peers[1]
+        .as_ref()
+        .unwrap()
+        .session
+        .clone()
+        .unwrap();
+    let sealed = |counter: u64| {
+        let mut bytes = [&[0; 16][..], &udp(1, 20).build(), &[0; 16]].concat();
+        session.seal_in_place(counter, &mut bytes).unwrap();
+        bytes
+    };
+    for (counter, taken) in [
+        (REJECT_AFTER_MESSAGES - 1, 1),
+        (REJECT_AFTER_MESSAGES, 1),
+        (u64::MAX, 1),
+        (REJECT_AFTER_MESSAGES - 1, 1),
+        (REJECT_AFTER_MESSAGES - 2, 2),
+        (0, 2),
+    ] {
+        let bytes = sealed(counter);
+        let len = bytes.len();
+        pair.arrive(Source::Udp(udp_address(1)), bytes, len);
+        pair.inbound.flush(&mut pair.host);
+        assert_eq!(arrived(&pair).len(), taken, "{counter}");
+    }
+    assert_eq!(pair.drops[1].get(DropReason::Forged), 2);
+    assert_eq!(pair.drops[1].get(DropReason::Replayed), 2);
+}
+
+/// `view` after its peer was taken from the netmap.
+fn without_peer(view: &View) -> View {
+    let mut view = view.clone();
+    view.peers[1] = None;
+    view.sessions.clear();
+    view.routes = Arc::default();
+    view
+}
+
+#[test]
+fn a_peer_that_goes_takes_only_its_own_packets_along() {
+    let mut pair = Pair::new();
+    // Sealed already when the peer goes: they leave, and that is the end.
+    pair.send(&tcp(false, 9_000).frame(Some(1_000)));
+    let gone = without_peer(&pair.views[0]);
+    pair.outbound.on_view_change(&gone, pair.now, &mut pair.net);
+    pair.outbound
+        .packet(&gone, pair.now, &udp(1, 10).frame(None), &mut pair.net);
+    pair.outbound.flush(&mut pair.net);
+    assert_eq!(pair.drops[0].get(DropReason::NoRoute), 1);
+    let (_, (bytes, size)) = pair.net.udp.pop().unwrap();
+    assert_eq!(bytes.len().div_ceil(size), 9);
+
+    // At the receiver it goes in the middle of a train that is being joined:
+    // what was opened is delivered, the rest is nobody's.
+    let (first, second) = bytes.split_at(4 * size);
+    pair.arrive(Source::Udp(udp_address(1)), first.to_vec(), size);
+    let known = pair.views[1].clone();
+    pair.views[1] = without_peer(&known);
+    pair.inbound.on_view_change(&pair.views[1]);
+    pair.arrive(Source::Udp(udp_address(1)), second.to_vec(), size);
+    pair.inbound.flush(&mut pair.host);
+    assert_eq!(arrived(&pair), tcp(false, 9_000).expected(Some(1_000))[..4]);
+    assert_eq!(pair.drops[1].get(DropReason::UnknownSession), 5);
+
+    // What waited for it is let go, and what waits for others stays.
+    let mut pair = Pair::new();
+    let good = pair.views[0].clone();
+    pair.views[0] = with_peer(&good, |peer| peer.session = None);
+    pair.send(&udp(1, 10).frame(None));
+    pair.outbound
+        .on_view_change(&without_peer(&good), pair.now, &mut pair.net);
+    pair.outbound.on_view_change(&good, pair.now, &mut pair.net);
+    pair.cross();
+    assert!(pair.host.frames.is_empty());
+}
+
+#[test]
+fn an_mtu_that_changes_pads_no_further_and_cuts_nothing() {
+    let mut pair = Pair::new();
+    for (mtu, len) in [
+        (1_280, 1_279),
+        (576, 1_279),
+        (1_500, 1_471),
+        (9_000, 8_999),
+        (1_280, 8_999),
+    ] {
+        pair.views[0].tunnel_mtu = mtu;
+        pair.host.frames.clear();
+        let recipe = udp(1, len - 28);
+        pair.send(&recipe.plain_frame());
+        pair.outbound.flush(&mut pair.net);
+        let content = pair.net.udp[0].1.0.len() - TRANSPORT_OVERHEAD;
+        assert!(
+            content <= usize::from(mtu).max(len),
+            "{content} bytes at an MTU of {mtu}"
+        );
+        pair.cross();
+        assert_eq!(arrived(&pair), [recipe.build()]);
+    }
+}
+
+#[test]
+fn a_copy_by_another_way_in_the_same_batch_is_one_packet() {
+    let mut pair = Pair::new();
+    for id in 0..20 {
+        pair.send(&udp(id, 500).plain_frame());
+    }
+    pair.outbound.flush(&mut pair.net);
+    let (_, (bytes, size)) = pair.net.udp.pop().unwrap();
+    let backwards: Vec<u8> = bytes.chunks(size).rev().flatten().copied().collect();
+    let twice = [&bytes[..], &backwards, &bytes].concat();
+    pair.arrive(Source::Udp(udp_address(1)), twice, size);
+    pair.inbound.flush(&mut pair.host);
+    let expected: Vec<_> = (0..20)
+        .map(|id| comparable(&udp(id, 500).build()))
+        .collect();
+    assert_eq!(
+        arrived(&pair)
+            .iter()
+            .map(|p| comparable(p))
+            .collect::<Vec<_>>(),
+        expected
+    );
+    assert_eq!(pair.drops[1].get(DropReason::Replayed), 40);
+    // Copies on an old session prove nothing about the new one.
+    pair.later(Duration::from_secs(1));
+    another_session(&mut pair, 9);
+    pair.arrive(Source::Udp(udp_address(5)), bytes, size);
+    assert_eq!(pair.drops[1].get(DropReason::Replayed), 60);
+    assert_eq!(pair.host.confirmed, [22]);
+    assert_eq!(
+        pair.host.heard,
+        [(PeerIndex(1), Source::Udp(udp_address(1)))]
+    );
+}
+
+#[test]
+fn the_plain_model_cuts_where_the_frame_says() {
+    let item = Item {
+        recipe: tcp(false, 2_500),
+        how: How::Super(1_000),
+    };
+    assert_eq!(item.expected().len(), 3);
+    assert_eq!(plain(&item.expected()[0]).len(), HEADER + 1_052);
+}
