@@ -27,6 +27,7 @@
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
+mod cipher;
 mod cookie;
 mod handshakes;
 mod load;
@@ -42,10 +43,11 @@ use std::time::Duration;
 
 use warren_keys::NodePublic;
 
+pub use cipher::{MAX_TRAIN, MIN_TRAIN};
 pub use handshakes::{Event, HandshakeCounters, Handshakes, Reason};
 pub use peer::Activity;
 pub use replay::ReplayWindow;
-pub use session::{OpenError, Role, SealError, Session};
+pub use session::{OpenError, Opened, Role, SealError, Session};
 
 /// Age at which the initiator of a session asks for the next one.
 pub const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);

@@ -1,0 +1,539 @@
+//! The AVX2 kernel: ChaCha20 of eight blocks in vectors, and between its
+//! instructions the Poly1305 of two packets in scalar registers.
+//!
+//! Packets go through in pairs. A *unit* is one block of key stream for each
+//! of a pair, and a *pass* makes the key streams of four units. Units of
+//! neighbouring pairs share a pass, so that no lane stays empty at the end of
+//! a packet. The blocks that only give one-time keys are made for four pairs
+//! at once, one pair before they are needed.
+//!
+//! Tags are always over ciphertext. When sealing they follow behind what was
+//! encrypted; when opening they go ahead of what will be decrypted, in the
+//! same place.
+
+// The instructions are chosen by name, and a compiler left alone halves the
+// speed; see the two rooms of this module.
+#![allow(unsafe_code)]
+
+mod chacha20;
+mod poly1305;
+
+use std::arch::x86_64::{
+    __m256i, _mm_set1_epi32, _mm256_add_epi32, _mm256_set_m128i, _mm256_set1_epi32,
+    _mm256_setr_epi32, _mm256_setzero_si256,
+};
+
+use subtle::ConstantTimeEq as _;
+use zeroize::{Zeroize as _, Zeroizing};
+
+use warren_keys::noise::MessageKey;
+use warren_wire::wireguard::{TAG_LEN as TAG, TRANSPORT_HEADER_LEN as HEADER};
+
+use super::MAX_TRAIN;
+use chacha20::{Memory, Rows, bytes, double_round, mix, quarter_rounds};
+use poly1305::{Accumulator, OneTimeKey, block};
+
+/// What a packet gives to its chain between two double rounds: three blocks.
+const STEP: usize = 48;
+/// Steps that fit between the twenty rounds of a pass.
+const STEPS_PER_PASS: usize = 5;
+/// Units of a pass.
+const UNITS: usize = 4;
+/// Pairs whose one-time keys are made in one pass.
+const BATCH: usize = UNITS;
+const BLOCK: usize = 64;
+/// Where the rounds find the multipliers of a pair.
+const FIRST: usize = std::mem::offset_of!(Memory, multipliers);
+const SECOND: usize = FIRST + size_of::<[u64; 3]>();
+
+/// A key, and the knowledge that this processor has what it takes.
+pub(super) struct Key(Zeroizing<[u32; 8]>);
+
+impl Key {
+    /// `None` where AVX2 or BMI2 is missing.
+    pub(super) fn new(key: &MessageKey) -> Option<Self> {
+        let able = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("bmi2");
+        able.then(|| {
+            let mut words = Zeroizing::new([0; 8]);
+            for (word, bytes) in words.iter_mut().zip(key.as_chunks().0) {
+                *word = u32::from_le_bytes(*bytes);
+            }
+            Self(words)
+        })
+    }
+
+    /// Seals datagrams of `stride` bytes. `false`, and nothing done, when
+    /// they are not a number that goes in pairs.
+    pub(super) fn seal(&self, buffer: &mut [u8], stride: usize) -> bool {
+        let Some(mut train) = Train::new(buffer, stride) else {
+            return false;
+        };
+        // SAFETY: there is a `Key` only where the features were found.
+        unsafe { work::<false>(&self.0, &mut train) };
+        true
+    }
+
+    /// Opens datagrams of `stride` bytes: a bit for each that authenticates.
+    /// The content of the others must not be used.
+    pub(super) fn open(&self, buffer: &mut [u8], stride: usize) -> Option<u64> {
+        let mut train = Train::new(buffer, stride)?;
+        // SAFETY: there is a `Key` only where the features were found.
+        Some(unsafe { work::<true>(&self.0, &mut train) })
+    }
+}
+
+/// Packets of the same length behind each other.
+struct Train<'a> {
+    buffer: &'a mut [u8],
+    stride: usize,
+    pairs: usize,
+}
+
+impl<'a> Train<'a> {
+    /// A train of packets of `stride` bytes in all of `buffer`; `None` when
+    /// they have no content, or are none, too many or an odd number.
+    fn new(buffer: &'a mut [u8], stride: usize) -> Option<Self> {
+        let pairs = buffer.len().checked_div(stride)? / 2;
+        let fits = stride > HEADER + TAG
+            && (1..=MAX_TRAIN / 2).contains(&pairs)
+            && buffer.len() == 2 * pairs * stride;
+        fits.then_some(Self {
+            buffer,
+            stride,
+            pairs,
+        })
+    }
+
+    #[inline]
+    fn content_len(&self) -> usize {
+        self.stride - HEADER - TAG
+    }
+
+    /// Where the content of one of a pair starts.
+    #[inline]
+    fn start(&self, pair: usize, side: usize) -> usize {
+        (2 * pair + side) * self.stride + HEADER
+    }
+
+    /// The counters of a pair, from the headers.
+    #[inline]
+    fn counters(&self, pair: usize) -> [u64; 2] {
+        [0, 1].map(|side| {
+            let at = self.start(pair, side);
+            let counter = self.buffer[at - 8..at].first_chunk();
+            u64::from_le_bytes(*counter.unwrap_or_else(|| unreachable!("eight bytes")))
+        })
+    }
+}
+
+/// One block of key stream for both of a pair. Block 0 gives one-time keys.
+#[derive(Clone, Copy, Default)]
+struct Unit {
+    pair: usize,
+    block: u32,
+}
+
+/// Says which units come next.
+struct Schedule {
+    /// Pairs whose one-time keys are made or on their way.
+    keys: usize,
+    /// The next unit with content.
+    next: Unit,
+}
+
+impl Schedule {
+    #[inline]
+    fn next(&mut self, train: &Train<'_>) -> Option<Unit> {
+        let Unit { pair, block } = self.next;
+        let asked_for = (pair + 2).next_multiple_of(BATCH).min(train.pairs);
+        if self.keys < asked_for {
+            self.keys += 1;
+            return Some(Unit {
+                pair: self.keys - 1,
+                block: 0,
+            });
+        }
+        if pair == train.pairs {
+            return None;
+        }
+        self.next = if block as usize * BLOCK < train.content_len() {
+            Unit {
+                pair,
+                block: block + 1,
+            }
+        } else {
+            Unit {
+                pair: pair + 1,
+                block: 1,
+            }
+        };
+        Some(Unit { pair, block })
+    }
+
+    /// The next four units where they are whole blocks of one pair: the
+    /// first of them.
+    #[inline]
+    fn next_four(&mut self, train: &Train<'_>) -> Option<Unit> {
+        let unit = self.next;
+        let whole = (unit.block as usize - 1 + UNITS) * BLOCK <= train.content_len();
+        let keyed = self.keys >= (unit.pair + 2).next_multiple_of(BATCH).min(train.pairs);
+        if unit.pair == train.pairs || !keyed || !whole {
+            return None;
+        }
+        self.next.block += UNITS as u32;
+        if (self.next.block as usize - 1) * BLOCK >= train.content_len() {
+            self.next = Unit {
+                pair: unit.pair + 1,
+                block: 1,
+            };
+        }
+        Some(unit)
+    }
+}
+
+/// The tags of one pair after the other.
+struct Tags<const OPEN: bool> {
+    /// The pair that is being read, and how far.
+    pair: usize,
+    position: usize,
+    /// How far it can be read in whole steps.
+    readable: usize,
+    loaded: bool,
+    chains: [Accumulator; 2],
+    keys: [OneTimeKey; 2],
+    /// One-time keys of two batches, and of how many pairs there have been
+    /// some.
+    store: [[[u64; 4]; 2]; 2 * BATCH],
+    stored: usize,
+    /// Up to where ciphertext stands in the buffer, when sealing.
+    sealed: Unit,
+    /// Packets whose tag was right, when opening.
+    right: u64,
+}
+
+impl<const OPEN: bool> Tags<OPEN> {
+    #[inline]
+    fn steps(&self) -> usize {
+        self.readable.saturating_sub(self.position) / STEP
+    }
+
+    /// Ends a pair that was read, begins the next one, or finds out how much
+    /// more can be read.
+    #[inline(never)]
+    #[target_feature(enable = "avx2,bmi2")]
+    fn turn(&mut self, train: &mut Train<'_>) {
+        let len = train.content_len();
+        if self.loaded && self.ciphertext(len) == len && self.position + STEP > len {
+            self.finish(train);
+        }
+        if !self.loaded && self.pair < self.stored {
+            self.keys = self.store[self.pair % (2 * BATCH)].map(OneTimeKey::new);
+            self.chains = [Accumulator::default(); 2];
+            self.position = 0;
+            self.loaded = true;
+        }
+        self.readable = if self.loaded { self.ciphertext(len) } else { 0 };
+    }
+
+    /// How much ciphertext of the pair stands in the buffer.
+    #[inline]
+    fn ciphertext(&self, len: usize) -> usize {
+        if OPEN || self.pair < self.sealed.pair {
+            len
+        } else if self.pair == self.sealed.pair {
+            self.sealed.block as usize * BLOCK
+        } else {
+            0
+        }
+    }
+
+    #[target_feature(enable = "avx2,bmi2")]
+    fn finish(&mut self, train: &mut Train<'_>) {
+        let len = train.content_len();
+        for side in 0..2 {
+            let start = train.start(self.pair, side);
+            let rest = &train.buffer[start + self.position..start + len];
+            let tag = self.chains[side].finish(&self.keys[side], rest, len);
+            let place = &mut train.buffer[start + len..start + len + TAG];
+            if OPEN {
+                let right = u64::from(place.ct_eq(tag.as_slice()).unwrap_u8());
+                self.right |= right << (2 * self.pair + side);
+            } else {
+                place.copy_from_slice(&tag);
+            }
+        }
+        self.pair += 1;
+        self.loaded = false;
+    }
+
+    /// Goes on until `done`, without a key stream beside it.
+    #[inline]
+    #[target_feature(enable = "avx2,bmi2")]
+    fn catch_up(&mut self, train: &mut Train<'_>, done: impl Fn(&Self) -> bool) {
+        while !done(self) {
+            if self.steps() == 0 {
+                self.turn(train);
+                continue;
+            }
+            let [mut a, mut b] = self.chains;
+            let [x, y] = self.texts(train, 1);
+            for (x, y) in x
+                .as_flattened()
+                .as_chunks()
+                .0
+                .iter()
+                .zip(y.as_flattened().as_chunks().0)
+            {
+                a.block(&self.keys[0], x);
+                b.block(&self.keys[1], y);
+            }
+            self.chains = [a, b];
+            self.position += STEP;
+        }
+    }
+
+    /// What the next steps read.
+    #[inline]
+    fn texts<'t>(&self, train: &'t Train<'_>, steps: usize) -> [&'t [[u8; STEP]]; 2] {
+        [0, 1].map(|side| {
+            let start = train.start(self.pair, side) + self.position;
+            train.buffer[start..start + steps * STEP].as_chunks().0
+        })
+    }
+
+    /// Reads everything before `position` of a pair, which is about to be
+    /// decrypted.
+    #[inline]
+    #[target_feature(enable = "avx2,bmi2")]
+    fn read_before(&mut self, train: &mut Train<'_>, pair: usize, position: usize) {
+        self.catch_up(train, |tags| {
+            tags.pair > pair || tags.pair == pair && tags.loaded && tags.position >= position
+        });
+    }
+}
+
+/// Seals or opens all packets of the train. The counters stand in their
+/// headers. Returns which tags were right, when opening.
+#[target_feature(enable = "avx2,bmi2")]
+fn work<const OPEN: bool>(key: &[u32; 8], train: &mut Train<'_>) -> u64 {
+    let len = train.content_len();
+    let mut memory = Memory::NEW;
+    let mut tags = Tags::<OPEN> {
+        pair: 0,
+        position: 0,
+        readable: 0,
+        loaded: false,
+        chains: [Accumulator::default(); 2],
+        keys: [OneTimeKey::default(); 2],
+        store: [[[0; 4]; 2]; 2 * BATCH],
+        stored: 0,
+        sealed: Unit::default(),
+        right: 0,
+    };
+    let mut schedule = Schedule {
+        keys: 0,
+        next: Unit { pair: 0, block: 1 },
+    };
+    loop {
+        let mut units = [Unit::default(); UNITS];
+        let mut count = 0;
+        let four = schedule.next_four(train);
+        let fourth = if let Some(unit) = four {
+            one_pair(train, unit)
+        } else {
+            while count < UNITS {
+                let Some(unit) = schedule.next(train) else {
+                    break;
+                };
+                units[count] = unit;
+                count += 1;
+            }
+            if count == 0 {
+                break;
+            }
+            any(train, &units)
+        };
+        let mut rows = Rows::start(&mut memory, key, fourth);
+        rounds(&mut rows, &mut memory, &mut tags, train);
+        let stream = rows.finish(&memory, key, fourth);
+        let [first, second] = [&stream[..UNITS], &stream[UNITS..]];
+
+        if let Some(unit) = four {
+            let from = (unit.block as usize - 1) * BLOCK;
+            let to = from + UNITS * BLOCK;
+            if OPEN {
+                tags.read_before(train, unit.pair, to);
+            }
+            for (side, stream) in [first, second].into_iter().enumerate() {
+                let start = train.start(unit.pair, side);
+                let text = train.buffer[start + from..start + to].as_chunks_mut().0;
+                for (text, stream) in text.iter_mut().zip(stream) {
+                    mix(text, *stream);
+                }
+            }
+            tags.sealed = Unit {
+                pair: unit.pair,
+                block: unit.block + UNITS as u32 - 1,
+            };
+            continue;
+        }
+        for (i, unit) in units.iter().enumerate().take(count) {
+            let Some(before) = unit.block.checked_sub(1) else {
+                let free = |tags: &Tags<OPEN>| unit.pair < tags.pair + 2 * BATCH;
+                tags.catch_up(train, free);
+                tags.store[unit.pair % (2 * BATCH)] = [one_time(first[i]), one_time(second[i])];
+                tags.stored = unit.pair + 1;
+                continue;
+            };
+            let from = before as usize * BLOCK;
+            let to = len.min(from + BLOCK);
+            if OPEN {
+                tags.read_before(train, unit.pair, to);
+            }
+            for (side, stream) in [first[i], second[i]].into_iter().enumerate() {
+                let start = train.start(unit.pair, side);
+                let text = &mut train.buffer[start + from..start + to];
+                if let Ok(text) = text.try_into() {
+                    mix(text, stream);
+                } else {
+                    mix_part(text, &bytes(stream));
+                }
+            }
+            tags.sealed = if to == len {
+                Unit {
+                    pair: unit.pair + 1,
+                    block: 0,
+                }
+            } else {
+                *unit
+            };
+        }
+    }
+    let pairs = train.pairs;
+    tags.catch_up(train, |tags| tags.pair == pairs);
+    tags.store.as_flattened_mut().as_flattened_mut().zeroize();
+    memory.third.as_flattened_mut().zeroize();
+    tags.right
+}
+
+/// The twenty rounds, and as many steps of the tags beside them as there are.
+#[inline]
+#[target_feature(enable = "avx2,bmi2")]
+fn rounds<const OPEN: bool>(
+    rows: &mut Rows,
+    memory: &mut Memory,
+    tags: &mut Tags<OPEN>,
+    train: &mut Train<'_>,
+) {
+    let mut v = *rows;
+    let mut left = STEPS_PER_PASS;
+    while left > 0 {
+        if tags.steps() == 0 {
+            tags.turn(train);
+        }
+        let steps = tags.steps().min(left);
+        if steps == 0 {
+            let m = &raw mut *memory;
+            for _ in 0..2 * left {
+                // SAFETY: `m` is `memory`.
+                unsafe { double_round!(m, v, [] [] []) };
+            }
+            break;
+        }
+        let [x, y] = tags.texts(train, steps);
+        let [mut a, mut b] = tags.chains;
+        memory.multipliers = [tags.keys[0].multiplier, tags.keys[1].multiplier];
+        let m = &raw mut *memory;
+        for (x, y) in x.iter().zip(y) {
+            let (x, y) = (x.as_ptr(), y.as_ptr());
+            // SAFETY: three blocks each, borrowed here, and `memory`.
+            unsafe {
+                double_round!(
+                    m,
+                    v,
+                    [block!(a, m, FIRST, x, 0)][block!(b, m, SECOND, y, 0)]
+                        [block!(a, m, FIRST, x, 16)]
+                );
+                double_round!(
+                    m,
+                    v,
+                    [block!(b, m, SECOND, y, 16)][block!(a, m, FIRST, x, 32)]
+                        [block!(b, m, SECOND, y, 32)]
+                );
+            }
+        }
+        tags.chains = [a, b];
+        tags.position += steps * STEP;
+        left -= steps;
+    }
+    *rows = v;
+}
+
+/// The fourth row for four units of one pair. The first half of the lanes
+/// belongs to the first of the pair.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn one_pair(train: &Train<'_>, first: Unit) -> [__m256i; 4] {
+    let [a, b] = train.counters(first.pair);
+    let halves =
+        |a: u64, b: u64| _mm256_set_m128i(_mm_set1_epi32(b as i32), _mm_set1_epi32(a as i32));
+    let offsets = _mm256_setr_epi32(0, 1, 2, 3, 0, 1, 2, 3);
+    [
+        _mm256_add_epi32(_mm256_set1_epi32(first.block as i32), offsets),
+        _mm256_setzero_si256(),
+        halves(a, b),
+        halves(a >> 32, b >> 32),
+    ]
+}
+
+/// The fourth row for any four units.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn any(train: &Train<'_>, units: &[Unit; UNITS]) -> [__m256i; 4] {
+    let [n0, n1, n2, n3] = units.map(|unit| train.counters(unit.pair));
+    let [b0, b1, b2, b3] = units.map(|unit| unit.block as i32);
+    let row = |shift: u32| {
+        let word = |counter: u64| (counter >> shift) as i32;
+        _mm256_setr_epi32(
+            word(n0[0]),
+            word(n1[0]),
+            word(n2[0]),
+            word(n3[0]),
+            word(n0[1]),
+            word(n1[1]),
+            word(n2[1]),
+            word(n3[1]),
+        )
+    };
+    [
+        _mm256_setr_epi32(b0, b1, b2, b3, b0, b1, b2, b3),
+        _mm256_setzero_si256(),
+        row(0),
+        row(32),
+    ]
+}
+
+/// Adds key stream to less than a block: whole quarters first, which is what
+/// padded packets end with.
+#[inline]
+fn mix_part(text: &mut [u8], stream: &[u8; BLOCK]) {
+    let (quarters, rest) = text.as_chunks_mut::<16>();
+    let (streams, _) = stream.as_chunks::<16>();
+    let mut used = 0;
+    for (text, stream) in quarters.iter_mut().zip(streams) {
+        *text = (u128::from_ne_bytes(*text) ^ u128::from_ne_bytes(*stream)).to_ne_bytes();
+        used += 16;
+    }
+    for (text, stream) in rest.iter_mut().zip(&stream[used..]) {
+        *text ^= stream;
+    }
+}
+
+/// The one-time key in block 0.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn one_time(stream: [__m256i; 2]) -> [u64; 4] {
+    let bytes = bytes(stream);
+    let (words, _) = bytes.as_chunks();
+    [0, 1, 2, 3].map(|i| u64::from_le_bytes(words[i]))
+}
