@@ -226,6 +226,36 @@ fn bad_datagrams_in_a_train_do_not_stop_it() {
 }
 
 #[test]
+fn datagrams_that_are_opened_together_are_judged_one_by_one() {
+    let mut pair = Pair::new();
+    for id in 0..12 {
+        pair.send(
+            &Recipe {
+                id,
+                ..datagram(200)
+            }
+            .frame(None),
+        );
+    }
+    pair.outbound.flush(&mut pair.net);
+    let (_, (mut bytes, segment)) = pair.net.udp.pop().unwrap();
+    assert_eq!(bytes.len(), 12 * segment);
+    // All twelve name the same session: one is damaged, one comes twice, two
+    // change places.
+    bytes[5 * segment + 20] ^= 1;
+    bytes.copy_within(7 * segment..8 * segment, 8 * segment);
+    let (first, second) = bytes[9 * segment..11 * segment].split_at_mut(segment);
+    first.swap_with_slice(second);
+    pair.arrive(Source::Udp(udp_address(1)), bytes, segment);
+    pair.cross();
+    let got: usize = pair.host.frames.iter().map(|f| expand(f).len()).sum();
+    assert_eq!(got, 10);
+    assert_eq!(pair.drops[1].get(DropReason::Forged), 1);
+    assert_eq!(pair.drops[1].get(DropReason::Replayed), 1);
+    assert_eq!(pair.drops[1].total(), 2);
+}
+
+#[test]
 fn an_exit_node_speaks_for_the_internet_but_for_no_other_peer() {
     let own = addresses(1)[0];
     for (source, accepted) in [

@@ -1,10 +1,13 @@
 //! From the network to the TUN device.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
-use warren_tunnel::{OpenError, PeerIndex, REKEY_ON_RECEIVE_TIME, ReplayWindow, Role, Source};
+use warren_tunnel::{
+    MAX_TRAIN, MIN_TRAIN, OpenError, PeerIndex, REKEY_ON_RECEIVE_TIME, ReplayWindow, Role, Source,
+};
 use warren_wire::disco::looks_like_relayed_disco;
 use warren_wire::ip::{IpPacket, Parsed, Protocol, tsmp};
 use warren_wire::stun::looks_like_stun;
@@ -47,6 +50,47 @@ struct Heard {
     from: Source,
     told: Instant,
     asked: Option<Instant>,
+}
+
+/// A datagram with tunnel data, or several of the same session, and to whom
+/// they belong.
+struct Arrival<'v> {
+    view: &'v View,
+    now: Instant,
+    from: Source,
+    index: u32,
+    slot: &'v SessionView,
+    peer: &'v PeerView,
+}
+
+impl<'v> Arrival<'v> {
+    /// Finds the session of the `datagram`, of which nothing is believed yet.
+    #[inline]
+    fn new(
+        view: &'v View,
+        now: Instant,
+        from: Source,
+        datagram: &[u8],
+    ) -> Result<Self, DropReason> {
+        let index = datagram.get(4..).and_then(|rest| rest.first_chunk());
+        let index = u32::from_le_bytes(*index.ok_or(DropReason::Forged)?);
+        let slot = view
+            .sessions
+            .get(&index)
+            .ok_or(DropReason::UnknownSession)?;
+        let peer = view.peer(slot.peer).ok_or(DropReason::UnknownSession)?;
+        if slot.session.is_expired(now) {
+            return Err(DropReason::ExpiredSession);
+        }
+        Ok(Self {
+            view,
+            now,
+            from,
+            index,
+            slot,
+            peer,
+        })
+    }
 }
 
 /// Turns received datagrams into packets for the host. Owned by the one
@@ -98,18 +142,30 @@ impl Inbound {
         segment_len: usize,
         sink: &mut S,
     ) {
-        for datagram in buffer.chunks_mut(segment_len.max(1)) {
-            let taken = if is_transport(datagram) {
-                self.transport(view, now, from, datagram, sink)
-            } else if concerns_engine(datagram) {
-                sink.control(from, datagram);
-                Ok(())
-            } else {
-                // Noise ends here, before anybody copies it.
-                Err(DropReason::Unrecognised)
-            };
-            if let Err(reason) = taken {
-                self.drops.count(reason);
+        let segment_len = segment_len.max(1);
+        let mut rest = buffer;
+        while !rest.is_empty() {
+            let train = train_at_front(rest, segment_len);
+            let datagrams = train.max(1).saturating_mul(segment_len).min(rest.len());
+            let (front, behind) = rest.split_at_mut(datagrams);
+            rest = behind;
+            if train >= MIN_TRAIN {
+                self.train(view, now, from, front, segment_len, sink);
+                continue;
+            }
+            for datagram in front.chunks_mut(segment_len) {
+                let taken = if is_transport(datagram) {
+                    self.transport(view, now, from, datagram, sink)
+                } else if concerns_engine(datagram) {
+                    sink.control(from, datagram);
+                    Ok(())
+                } else {
+                    // Noise ends here, before anybody copies it.
+                    Err(DropReason::Unrecognised)
+                };
+                if let Err(reason) = taken {
+                    self.drops.count(reason);
+                }
             }
         }
     }
@@ -129,22 +185,60 @@ impl Inbound {
         datagram: &mut [u8],
         sink: &mut S,
     ) -> Result<(), DropReason> {
-        let index = datagram.get(4..).and_then(|rest| rest.first_chunk());
-        let index = u32::from_le_bytes(*index.ok_or(DropReason::Forged)?);
-        let slot = view
-            .sessions
-            .get(&index)
-            .ok_or(DropReason::UnknownSession)?;
-        let peer = view.peer(slot.peer).ok_or(DropReason::UnknownSession)?;
-        if slot.session.is_expired(now) {
-            return Err(DropReason::ExpiredSession);
+        let arrival = Arrival::new(view, now, from, datagram)?;
+        let opened = arrival.slot.session.open_in_place(datagram);
+        self.opened(&arrival, opened, datagram, sink)
+    }
+
+    /// Takes datagrams of one session: what [`transport`](Self::transport)
+    /// does, but for the ciphers, which get them all at once.
+    fn train<S: InSink>(
+        &mut self,
+        view: &View,
+        now: Instant,
+        from: Source,
+        datagrams: &mut [u8],
+        segment_len: usize,
+        sink: &mut S,
+    ) {
+        let arrival = match Arrival::new(view, now, from, datagrams) {
+            Ok(arrival) => arrival,
+            Err(reason) => {
+                for _ in datagrams.chunks(segment_len) {
+                    self.drops.count(reason);
+                }
+                return;
+            }
+        };
+        let opened = arrival.slot.session.open_train(datagrams, segment_len);
+        for (i, datagram) in datagrams.chunks_mut(segment_len).enumerate() {
+            let opened = opened.get(i, datagram);
+            if let Err(reason) = self.opened(&arrival, opened, datagram, sink) {
+                self.drops.count(reason);
+            }
         }
-        let (counter, content) =
-            slot.session
-                .open_in_place(datagram)
-                .map_err(|error| match error {
-                    OpenError::Truncated | OpenError::Forged => DropReason::Forged,
-                })?;
+    }
+
+    /// Takes a datagram after an attempt to open it.
+    #[inline]
+    fn opened<S: InSink>(
+        &mut self,
+        arrival: &Arrival<'_>,
+        opened: Result<(u64, Range<usize>), OpenError>,
+        datagram: &mut [u8],
+        sink: &mut S,
+    ) -> Result<(), DropReason> {
+        let Arrival {
+            view,
+            now,
+            from,
+            index,
+            slot,
+            peer,
+        } = *arrival;
+        let (counter, content) = opened.map_err(|error| match error {
+            OpenError::Truncated | OpenError::Forged => DropReason::Forged,
+        })?;
         self.accept(index, slot, counter, sink)?;
         self.note_source(now, slot, from, sink);
 
@@ -249,6 +343,21 @@ impl std::fmt::Debug for Inbound {
             .field("sessions", &self.sessions.len())
             .finish_non_exhaustive()
     }
+}
+
+/// How many datagrams at the front of `buffer` carry data of one session, as
+/// far as their headers say. No more than are opened in one go.
+#[inline]
+fn train_at_front(buffer: &[u8], segment_len: usize) -> usize {
+    // Type and receiver.
+    let Some(head) = buffer.first_chunk::<8>() else {
+        return 0;
+    };
+    buffer
+        .chunks(segment_len)
+        .take(MAX_TRAIN)
+        .take_while(|datagram| is_transport(datagram) && datagram.starts_with(head))
+        .count()
 }
 
 /// Consumes a message from node to node.

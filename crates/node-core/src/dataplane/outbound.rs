@@ -41,6 +41,35 @@ struct Run {
     ended: bool,
 }
 
+/// Datagrams of one size, but for a smaller last one, that were written and
+/// wait to be sealed together.
+struct Train {
+    /// The counter of the first.
+    first: u64,
+    count: u64,
+    len: usize,
+    segment_len: usize,
+    /// Bytes of the packets, without headers, padding and tags.
+    content: usize,
+}
+
+impl Train {
+    /// Whether a datagram of `total` bytes may come behind the others.
+    #[inline]
+    fn takes(&self, total: usize) -> bool {
+        let ended = self.len < self.count as usize * self.segment_len;
+        self.count == 0 || (!ended && total <= self.segment_len)
+    }
+
+    #[inline]
+    fn add(&mut self, total: usize, content: usize) {
+        self.segment_len = self.segment_len.max(total);
+        self.count += 1;
+        self.len += total;
+        self.content += content;
+    }
+}
+
 /// Turns packets of the host into sealed datagrams. Owned by one thread; a
 /// second instance, on another thread, may work on the same view.
 ///
@@ -291,30 +320,69 @@ impl Outbound {
         };
         let mtu = usize::from(view.tunnel_mtu);
         let mut bytes = 0;
-        for (i, counter) in (0..count).zip(first..) {
+        let mut train = Train {
+            first,
+            count: 0,
+            len: 0,
+            segment_len: 0,
+            content: 0,
+        };
+        for i in 0..count {
             let len = plan.len(i);
             // Padding hides lengths a little, but never beyond the MTU.
             let content = padded(len).min(mtu.max(len));
             let total = content + TRANSPORT_OVERHEAD;
-            self.make_room(total, sink);
-            let Some(datagram) = self.slab.get_mut(self.used..self.used + total) else {
+            let room = self.used + train.len + total <= self.slab.len();
+            if !train.takes(total) || !room {
+                bytes += self.seal(session, peer, &mut train);
+                self.make_room(total, sink);
+            }
+            let start = self.used + train.len;
+            let Some(datagram) = self.slab.get_mut(start..start + total) else {
+                train.first += 1;
                 continue;
             };
             let body = &mut datagram[TRANSPORT_HEADER_LEN..total - TAG_LEN];
             let (packet, padding) = body.split_at_mut(len);
             plan.write(i, packet);
             padding.fill(0);
-            if session.seal_in_place(counter, datagram).is_ok() {
-                self.append(peer, total);
-                bytes += len as u64;
-            }
+            train.add(total, len);
         }
+        bytes += self.seal(session, peer, &mut train);
         peer.counters
             .sent(count as u64, bytes, coarse(view.origin, now));
         if session.wants_rekey(now) {
             self.ask(now, peer.index, sink);
         }
         true
+    }
+
+    /// Seals what was written behind the end of the slab's used part, and
+    /// gives the bytes of its packets. The train is then empty.
+    #[inline]
+    fn seal(&mut self, session: &Session, peer: &PeerView, train: &mut Train) -> u64 {
+        let written = self.slab.get_mut(self.used..self.used + train.len);
+        let written = written.unwrap_or_default();
+        let sealed = session.seal_train(train.first, written, train.segment_len);
+        let bytes = if sealed.is_ok() {
+            let mut left = train.len;
+            while left > 0 {
+                let total = left.min(train.segment_len);
+                self.append(peer, total);
+                left -= total;
+            }
+            train.content as u64
+        } else {
+            0
+        };
+        *train = Train {
+            first: train.first + train.count,
+            count: 0,
+            len: 0,
+            segment_len: 0,
+            content: 0,
+        };
+        bytes
     }
 
     /// Makes sure that `total` bytes fit behind what is used.
