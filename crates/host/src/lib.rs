@@ -3,9 +3,10 @@
 //! Everything that touches the machine lives in this room: the TUN device
 //! ([`tun`]), the sockets that carry WireGuard, disco and STUN ([`udp`]), the
 //! two primitives of the data-plane threads ([`wake`], [`poll`]), routes and
-//! policy rules ([`router`]), the resolver settings ([`resolver`]), changes of
-//! the network under us ([`link`]), and three small things that files and
-//! sockets need ([`atomic_file`], [`lock`], [`peer_creds`]).
+//! policy rules ([`router`]), forwarding in the packet filter ([`firewall`]), the
+//! resolver settings ([`resolver`]), changes of the network under us ([`link`]),
+//! and three small things that files and sockets need ([`atomic_file`],
+//! [`lock`], [`peer_creds`]).
 //!
 //! **What it never does.** It decides nothing: which routes, which name
 //! servers, which peer gets a packet is said by the caller. It never touches
@@ -19,6 +20,7 @@
 compile_error!("warren-host has a Linux back end only");
 
 pub mod atomic_file;
+pub mod firewall;
 pub mod link;
 pub mod lock;
 mod netlink;

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used)]
 #![allow(unsafe_code)] // unshare(2) and mount(2)
 
+mod forwarding;
 mod full_disk;
 mod link_changes;
 mod policy_routing;

@@ -105,23 +105,18 @@ pub(super) const FLAGS: &[&str] = &[
 /// What to say of mentioned flags that are kept, shown and passed on, but change
 /// nothing on this machine yet. Nothing where the value is what happens anyway.
 pub(super) fn without_effect(given: &Given<'_>) -> Vec<String> {
-    let switches = [
-        ("snat-subnet-routes", true),
-        ("stateful-filtering", false),
-        ("report-posture", false),
-        ("advertise-connector", false),
-    ];
-    let mut flags: Vec<String> = switches
+    let mut warnings: Vec<String> = ["report-posture", "advertise-connector"]
         .into_iter()
-        .filter(|(flag, usual)| given.switch(flag).is_some_and(|on| on != *usual))
-        .map(|(flag, usual)| format!("--{flag}{}", if usual { "=false" } else { "" }))
+        .filter(|flag| given.switch(flag) == Some(true))
+        .map(|flag| format!("warning: --{flag} has no effect yet; it is only remembered"))
         .collect();
-    let mode = given.text("netfilter-mode").filter(|mode| *mode != "on");
-    flags.extend(mode.map(|mode| format!("--netfilter-mode={mode}")));
-    flags
-        .into_iter()
-        .map(|flag| format!("warning: {flag} has no effect yet; it is only remembered"))
-        .collect()
+    let mode = given
+        .text("netfilter-mode")
+        .filter(|mode| *mode == "nodivert");
+    // Our rules are a table of their own: there is nothing to divert to.
+    warnings
+        .extend(mode.map(|_| "warning: --netfilter-mode=nodivert does what off does".to_owned()));
+    warnings
 }
 
 /// The change that the mentioned flags mean, given the current preferences

@@ -13,10 +13,11 @@ mod pings;
 mod prefs;
 mod views;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use tokio::sync::{mpsc, watch};
 use warren_dial::Dialer;
 use warren_dns::{Options as DnsOptions, ResolverConfig};
@@ -28,7 +29,7 @@ use warren_node_core::{Engine, Output};
 use self::kept_netmap::NetmapFile;
 use self::pings::WaitingPing;
 use super::control_session::{ControlSession, Description};
-use super::host_task::{Host, Outcome, Wanted};
+use super::host_task::{Forwarding, Host, Outcome, Wanted};
 use super::hostinfo;
 use super::pump::{OutCommand, Pump, Shared};
 use super::relays::Relays;
@@ -37,6 +38,7 @@ use super::status;
 use super::{Inbox, Message, Outbox, wall_clock};
 use crate::localapi::backend::{BackendError, Reply};
 use crate::localapi::notify::{Notify, NotifyMask, State};
+use crate::localapi::prefs::NetfilterMode;
 
 /// How often traffic counters are looked at while packets flow.
 const SAMPLE_BUSY: Duration = Duration::from_millis(200);
@@ -337,12 +339,38 @@ impl EngineTask {
         let wanted = if running {
             Wanted {
                 host: self.engine.host_config().clone(),
+                beside: self.networks_beside(),
+                forwarding: self.forwarding(),
                 dns: self.resolver_config(),
             }
         } else {
             Wanted::default()
         };
         self.host.want(wanted);
+    }
+
+    /// The networks this machine stands in, when an exit node is not to take
+    /// them too.
+    fn networks_beside(&self) -> BTreeSet<IpNet> {
+        let prefs = &self.state.prefs;
+        if prefs.exit_node_id.is_empty() || !prefs.exit_node_allow_lan_access {
+            return BTreeSet::new();
+        }
+        let around = self.link.interfaces.iter();
+        around
+            .filter(|interface| interface.up && !interface.loopback)
+            .flat_map(|interface| &interface.addrs)
+            .map(IpNet::trunc)
+            .collect()
+    }
+
+    fn forwarding(&self) -> Option<Forwarding> {
+        let prefs = &self.state.prefs;
+        (prefs.netfilter_mode == NetfilterMode::On).then(|| Forwarding {
+            snat: !prefs.no_snat,
+            stateful: prefs.no_stateful_filtering == Some(false),
+            offered: !prefs.advertise_routes.is_empty(),
+        })
     }
 
     fn resolver_config(&self) -> Option<ResolverConfig> {

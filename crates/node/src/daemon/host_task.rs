@@ -1,9 +1,13 @@
-//! What the operating system is told: addresses, routes, and whom to ask for
-//! names. One task, so that changes are applied one after the other and the
+//! What the operating system is told: addresses, routes, forwarding, and whom to
+//! ask for names. One task, so that changes are applied one after the other and the
 //! engine never waits for the kernel.
 
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
 use warren_dns::{BaseOs, ResolverConfig, compile};
+use warren_host::firewall::{Firewall, FirewallConfig, FirewallError};
 use warren_host::resolver::{OsDnsConfig, ResolverOptions, SystemDns};
 use warren_host::router::{Router, RouterConfig};
 use warren_node_core::{HostConfig, TUNNEL_MTU};
@@ -13,8 +17,25 @@ use warren_node_core::{HostConfig, TUNNEL_MTU};
 pub struct Wanted {
     /// Addresses and routes.
     pub host: HostConfig,
+    /// Networks around that are reached as if there were no tunnel, although
+    /// a route into it covers them.
+    pub beside: BTreeSet<IpNet>,
+    /// Forwarding between the tunnel and other networks; `None` leaves the
+    /// system's packet filter as it is.
+    pub forwarding: Option<Forwarding>,
     /// Name resolution; `None` leaves the system's as it is.
     pub dns: Option<ResolverConfig>,
+}
+
+/// How packets go between the tunnel and the networks of this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forwarding {
+    /// Packets from the tunnel get this machine's address.
+    pub snat: bool,
+    /// Into the tunnel goes only what belongs to a connection from there.
+    pub stateful: bool,
+    /// Whether anybody waits for it: routes are offered.
+    pub offered: bool,
 }
 
 /// The result of an attempt to make it so.
@@ -36,6 +57,7 @@ impl Host {
     /// own name server goes by, completed with what the system had.
     pub fn start(
         router: Router,
+        firewall: Result<Firewall, FirewallError>,
         interface: String,
         state_dir: std::path::PathBuf,
         answers: watch::Sender<ResolverConfig>,
@@ -45,6 +67,7 @@ impl Host {
         let (stop, stopped) = oneshot::channel();
         let worker = Worker {
             router,
+            firewall,
             interface,
             state_dir,
             answers,
@@ -81,6 +104,7 @@ impl Host {
 
 struct Worker {
     router: Router,
+    firewall: Result<Firewall, FirewallError>,
     interface: String,
     state_dir: std::path::PathBuf,
     answers: watch::Sender<ResolverConfig>,
@@ -111,6 +135,11 @@ impl Worker {
         if let Err(error) = self.router.cleanup().await {
             tracing::error!(%error, "routes or rules are left behind");
         }
+        if let Ok(firewall) = &mut self.firewall
+            && let Err(error) = firewall.cleanup()
+        {
+            tracing::error!(%error, "rules of the packet filter are left behind");
+        }
     }
 
     async fn apply(&mut self, wanted: &Wanted) -> Outcome {
@@ -118,7 +147,7 @@ impl Worker {
         let config = RouterConfig {
             addresses: wanted.host.addresses.iter().copied().collect(),
             routes: wanted.host.routes.clone(),
-            throw_routes: Default::default(),
+            throw_routes: wanted.beside.clone(),
             mtu: TUNNEL_MTU.into(),
         };
         match self.router.apply(&config).await {
@@ -129,10 +158,32 @@ impl Worker {
             }
             Err(error) => outcome.problems.push(error.to_string()),
         }
+        outcome
+            .problems
+            .extend(self.apply_forwarding(wanted.forwarding));
         if let Err(error) = self.apply_dns(wanted.dns.as_ref()).await {
             outcome.problems.push(error);
         }
         outcome
+    }
+
+    /// Returns what the user should hear of. Who offers no routes lacks
+    /// nothing on a machine whose packet filter cannot be set up.
+    fn apply_forwarding(&mut self, wanted: Option<Forwarding>) -> Option<String> {
+        let config = wanted.map(|wanted| FirewallConfig {
+            interface: self.interface.clone(),
+            snat: wanted.snat,
+            stateful: wanted.stateful,
+        });
+        let problem = match &mut self.firewall {
+            Ok(firewall) => firewall.apply(config.as_ref()).err()?.to_string(),
+            Err(error) => error.to_string(),
+        };
+        if wanted.is_some_and(|wanted| wanted.offered) {
+            return Some(problem);
+        }
+        tracing::debug!(problem, "no rules in the packet filter");
+        None
     }
 
     async fn apply_dns(&mut self, wanted: Option<&ResolverConfig>) -> Result<(), String> {

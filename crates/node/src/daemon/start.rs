@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 use warren_dial::Dialer;
 use warren_dns::ResolverConfig;
 use warren_host::BYPASS_MARK;
+use warren_host::firewall::Firewall;
 use warren_host::link::LinkMonitor;
 use warren_host::resolver::{ResolverError, ResolverOptions, SystemDns};
 use warren_host::router::{Router, RouterError, RouterOptions};
@@ -102,8 +103,10 @@ pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
         ..UdpOptions::default()
     };
     let sockets = bind_sockets(options.port, &socket_options)?;
-    // Both also remove what a killed predecessor left behind.
+    // All also remove what a killed predecessor left behind. Without a packet
+    // filter only forwarding is missing.
     let router = Router::open(&interface, RouterOptions::default()).await?;
+    let firewall = Firewall::open();
     drop(SystemDns::open(resolver_options(&interface, &options.state_dir)).await?);
     let mut links = LinkMonitor::start(&[&interface])
         .await
@@ -156,7 +159,14 @@ pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
         resolver_config,
     ));
     let (done, outcomes) = mpsc::unbounded_channel();
-    let host = Host::start(router, interface, options.state_dir.clone(), answers, done);
+    let host = Host::start(
+        router,
+        firewall,
+        interface,
+        options.state_dir.clone(),
+        answers,
+        done,
+    );
 
     let link = links.state().clone();
     let watcher = inbox.clone();
@@ -259,5 +269,8 @@ pub async fn clean_up(options: &DaemonOptions) -> Result<(), DaemonError> {
     let tun = Tun::create(&options.tun)?;
     let mut router = Router::open(tun.name(), RouterOptions::default()).await?;
     router.cleanup().await?;
+    if let Err(error) = Firewall::open() {
+        tracing::warn!(%error, "rules of the packet filter may be left");
+    }
     Ok(())
 }

@@ -131,6 +131,8 @@ impl EngineTask {
             }
         }
         self.tell_link(now);
+        // The networks beside the tunnel may be others.
+        self.refresh_host();
     }
 
     /// A family that the machine lacked when the sockets were bound may be

@@ -44,6 +44,10 @@ impl EngineTask {
             ));
         }
         health.extend(self.host_problems.iter().cloned());
+        if self.state.prefs.want_running {
+            let offered = &self.state.prefs.advertise_routes;
+            health.extend(warren_host::firewall::not_forwarding(offered));
+        }
         health.extend(self.filter_health());
         let netmap = self.engine.netmap();
         if netmap.display_messages.is_empty() {

@@ -1,0 +1,236 @@
+//! Forwarding between the tunnel and the networks of this machine, as a subnet
+//! router or exit node does: what the packet filter of the system has to know.
+//!
+//! One table of our own, `inet warren`, for both families:
+//!
+//! | chain | what it does |
+//! |---|---|
+//! | `input` | drops IPv4 that claims a tailnet address (100.64.0.0/10) but came in elsewhere; 100.115.92.0/23 is ChromeOS's |
+//! | `forward` | marks what comes from the tunnel with [`FORWARD_MARK`] and lets it through; drops tailnet addresses that would go into it; with stateful filtering also what belongs to no connection from there |
+//! | `postrouting` | gives what is marked the address of this machine (unless that is switched off), so that the LAN needs no route back |
+//!
+//! Marks and rules do what the reference's do.
+//!
+//! **Life.** [`Firewall::open`] removes the table of a predecessor.
+//! [`Firewall::apply`] replaces the table as a whole, in one step. The table is
+//! bound to our socket where the kernel can do that (Linux 5.12): it goes with
+//! the process, even with one that is killed, and stays when others reload
+//! their rules.
+//!
+//! **What it never does.** It touches nobody else's tables: a packet that
+//! another one drops is dropped. It does not switch forwarding on, which is a
+//! decision about all interfaces of the machine (and makes it ignore router
+//! advertisements): [`not_forwarding`] says when it is off.
+
+mod nftables;
+
+use std::io;
+
+use ipnet::{IpNet, Ipv4Net};
+
+use crate::{MARK_MASK, sysctl};
+use nftables::{Batch, Connection, Hook, TABLE_OWNED, Verdict};
+
+/// Mark of packets that came from the tunnel and go on to another network.
+pub const FORWARD_MARK: u32 = 0x40000;
+
+const TABLE: &str = "warren";
+const LOOPBACK: &str = "lo";
+
+/// What the system's packet filter is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FirewallConfig {
+    /// The tunnel's interface.
+    pub interface: String,
+    /// Gives packets from the tunnel our address when they leave to a LAN.
+    pub snat: bool,
+    /// Lets from other networks into the tunnel only what belongs to a
+    /// connection from there.
+    pub stateful: bool,
+}
+
+/// Why packets are not forwarded as wanted.
+#[derive(Debug, thiserror::Error)]
+pub enum FirewallError {
+    /// The kernel was built without it, or the module is not there.
+    #[error(
+        "this kernel has no nftables (module nf_tables), which is needed to {action}: {source}"
+    )]
+    NoNftables {
+        /// The step that failed.
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The process may not change the packet filter, or another one owns our
+    /// table.
+    #[error(
+        "not permitted to {action}: run as root or with CAP_NET_ADMIN, and stop any other warren \
+         in this network namespace"
+    )]
+    NotPermitted {
+        /// The step that failed.
+        action: &'static str,
+    },
+    /// Anything else.
+    #[error("cannot {action}: {source}")]
+    Io {
+        /// The step that failed.
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Our table in the system's packet filter.
+#[derive(Debug)]
+pub struct Firewall {
+    connection: Connection,
+    installed: Option<FirewallConfig>,
+}
+
+impl Firewall {
+    /// Connects to the kernel and removes the table of a killed predecessor.
+    ///
+    /// # Errors
+    /// [`FirewallError`]; nothing was changed then.
+    pub fn open() -> Result<Firewall, FirewallError> {
+        let action = "open the packet filter";
+        let connection = Connection::open().map_err(fail(action))?;
+        let mut batch = Batch::new();
+        batch.delete_table(TABLE);
+        match connection.commit(batch) {
+            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(fail(action)(error)),
+            _ => Ok(Firewall {
+                connection,
+                installed: None,
+            }),
+        }
+    }
+
+    /// Makes our table as `config` says, or removes it; returns whether
+    /// anything changed.
+    ///
+    /// # Errors
+    /// [`FirewallError`]; all is as before then.
+    pub fn apply(&mut self, config: Option<&FirewallConfig>) -> Result<bool, FirewallError> {
+        if self.installed.as_ref() == config {
+            return Ok(false);
+        }
+        let commit = |owned: bool| {
+            let mut batch = Batch::new();
+            if self.installed.is_some() {
+                batch.delete_table(TABLE);
+            }
+            if let Some(config) = config {
+                write(&mut batch, config, owned);
+            }
+            self.connection.commit(batch)
+        };
+        let refused = |error: &io::Error| {
+            matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL))
+        };
+        let done = match commit(true) {
+            // An older kernel: the next start removes what is left.
+            Err(error) if refused(&error) => commit(false),
+            done => done,
+        };
+        done.map_err(fail("set up forwarding in the packet filter"))?;
+        self.installed = config.cloned();
+        Ok(true)
+    }
+
+    /// Removes our table.
+    ///
+    /// # Errors
+    /// [`FirewallError`]; the table is still there then.
+    pub fn cleanup(&mut self) -> Result<(), FirewallError> {
+        self.apply(None).map(drop)
+    }
+}
+
+/// The whole table.
+fn write(batch: &mut Batch, config: &FirewallConfig, owned: bool) {
+    let tunnel = config.interface.as_str();
+    let hook = |number, priority, kind| Hook {
+        number,
+        priority,
+        kind,
+    };
+    let net = |a, b, c, len| Ipv4Net::new_assert([a, b, c, 0].into(), len);
+    let (tailnet, chrome_os) = (net(100, 64, 0, 10), net(100, 115, 92, 23));
+    batch.new_table(TABLE, if owned { TABLE_OWNED } else { 0 });
+
+    batch.new_chain(TABLE, "input", hook(1, 0, "filter"));
+    for (net, verdict) in [(chrome_os, Verdict::Return), (tailnet, Verdict::Drop)] {
+        batch.new_rule(TABLE, "input", |rule| {
+            rule.input(false, tunnel)
+                .input(false, LOOPBACK)
+                .from_v4(net)
+                .verdict(verdict);
+        });
+    }
+
+    batch.new_chain(TABLE, "forward", hook(2, 0, "filter"));
+    batch.new_rule(TABLE, "forward", |rule| {
+        rule.input(true, tunnel).set_mark(FORWARD_MARK, MARK_MASK);
+    });
+    batch.new_rule(TABLE, "forward", |rule| {
+        rule.marked(FORWARD_MARK, MARK_MASK)
+            .verdict(Verdict::Accept);
+    });
+    batch.new_rule(TABLE, "forward", |rule| {
+        rule.output(tunnel).from_v4(tailnet).verdict(Verdict::Drop);
+    });
+    if config.stateful {
+        batch.new_rule(TABLE, "forward", |rule| {
+            rule.output(tunnel)
+                .of_no_connection()
+                .verdict(Verdict::Drop);
+        });
+    }
+
+    if config.snat {
+        batch.new_chain(TABLE, "postrouting", hook(4, 100, "nat"));
+        batch.new_rule(TABLE, "postrouting", |rule| {
+            rule.marked(FORWARD_MARK, MARK_MASK).masquerade();
+        });
+    }
+}
+
+/// What to say when this machine offers `routes` but does not forward: one
+/// line per family that is needed and off.
+pub fn not_forwarding<'a>(routes: impl IntoIterator<Item = &'a IpNet>) -> Vec<String> {
+    let (v4, v6): (Vec<&IpNet>, Vec<&IpNet>) =
+        routes.into_iter().partition(|route| route.addr().is_ipv4());
+    let families = [
+        ("IPv4", v4.is_empty(), "net/ipv4/ip_forward"),
+        ("IPv6", v6.is_empty(), "net/ipv6/conf/all/forwarding"),
+    ];
+    let off = |setting: &str| sysctl::read(setting).is_ok_and(|value| value == "0");
+    families
+        .into_iter()
+        .filter(|(_, unneeded, setting)| !unneeded && off(setting))
+        .map(|(family, _, setting)| {
+            let name = setting.replace('/', ".");
+            format!(
+                "{family} forwarding is off on this machine, so the {family} routes it offers lead \
+                 nowhere: sysctl -w {name}=1 (and in /etc/sysctl.d to keep it)"
+            )
+        })
+        .collect()
+}
+
+fn fail(action: &'static str) -> impl FnOnce(io::Error) -> FirewallError {
+    move |source| match source.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => FirewallError::NotPermitted { action },
+        Some(
+            libc::EPROTONOSUPPORT
+            | libc::EAFNOSUPPORT
+            | libc::EOPNOTSUPP
+            | libc::ENOENT
+            | libc::EINVAL,
+        ) => FirewallError::NoNftables { action, source },
+        _ => FirewallError::Io { action, source },
+    }
+}

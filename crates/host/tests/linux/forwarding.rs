@@ -1,0 +1,128 @@
+//! Our table in the packet filter: as `nft` reads it, beside other people's,
+//! and gone afterwards.
+
+use std::process::Command;
+
+use crate::support::in_network_namespace;
+use warren_host::firewall::{Firewall, FirewallConfig, not_forwarding};
+
+/// The rules of the namespace as `nft` shows them; `None` without `nft`.
+fn ruleset() -> Option<String> {
+    let output = Command::new("nft").args(["list", "ruleset"]).output();
+    match output {
+        Ok(output) => {
+            assert!(output.status.success(), "{output:?}");
+            Some(String::from_utf8(output.stdout).unwrap())
+        }
+        Err(_) => {
+            eprintln!("SKIPPED: the `nft` program is not installed");
+            None
+        }
+    }
+}
+
+fn nft(rules: &str) {
+    let status = Command::new("nft").arg(rules).status().unwrap();
+    assert!(status.success(), "nft {rules}");
+}
+
+fn config(snat: bool, stateful: bool) -> FirewallConfig {
+    FirewallConfig {
+        interface: "warren0".to_owned(),
+        snat,
+        stateful,
+    }
+}
+
+#[test]
+fn nft_reads_what_was_written_and_nothing_stays() {
+    in_network_namespace(|| {
+        if ruleset().is_none() {
+            return;
+        }
+        nft("add table inet others { chain c { type filter hook forward priority 0 ; } ; }");
+        let before = ruleset().unwrap();
+        let mut firewall = Firewall::open().unwrap();
+        assert_eq!(ruleset().unwrap(), before);
+        assert!(firewall.apply(Some(&config(true, true))).unwrap());
+        let rules = ruleset().unwrap();
+        for line in [
+            "type filter hook input priority filter; policy accept;",
+            "iifname != \"warren0\" iifname != \"lo\" ip saddr 100.115.92.0/23 return",
+            "iifname != \"warren0\" iifname != \"lo\" ip saddr 100.64.0.0/10 drop",
+            "type filter hook forward priority filter; policy accept;",
+            "iifname \"warren0\" meta mark set meta mark & 0xff04ffff | 0x00040000",
+            "meta mark & 0x00ff0000 == 0x00040000 accept",
+            "oifname \"warren0\" ip saddr 100.64.0.0/10 drop",
+            "oifname \"warren0\" ct state ! established,related drop",
+            "type nat hook postrouting priority srcnat; policy accept;",
+            "meta mark & 0x00ff0000 == 0x00040000 masquerade",
+        ] {
+            assert!(rules.contains(line), "{line} is not in\n{rules}");
+        }
+        assert!(!firewall.apply(Some(&config(true, true))).unwrap());
+        assert!(firewall.apply(Some(&config(false, false))).unwrap());
+        let rules = ruleset().unwrap();
+        assert!(
+            !rules.contains("masquerade") && !rules.contains("ct state"),
+            "{rules}"
+        );
+        assert_eq!(rules.matches("table inet warren").count(), 1);
+        // A second daemon cannot take the table away.
+        let refused = Firewall::open().unwrap_err().to_string();
+        assert!(refused.contains("not permitted"), "{refused}");
+        firewall.cleanup().unwrap();
+        firewall.cleanup().unwrap();
+        assert_eq!(ruleset().unwrap(), before);
+    });
+}
+
+#[test]
+fn a_killed_daemon_leaves_no_rules_and_a_reload_takes_none() {
+    in_network_namespace(|| {
+        if ruleset().is_none() {
+            return;
+        }
+        let mut firewall = Firewall::open().unwrap();
+        firewall.apply(Some(&config(true, false))).unwrap();
+        nft("flush ruleset");
+        assert!(ruleset().unwrap().contains("masquerade"));
+        // As after kill -9: the descriptor is closed, nothing is cleaned up.
+        drop(firewall);
+        assert_eq!(ruleset().unwrap(), "");
+        // And of a kernel that binds no table to a process.
+        nft(
+            "add table inet warren { chain forward { type filter hook forward priority 0 ; drop ; } ; }",
+        );
+        let mut firewall = Firewall::open().unwrap();
+        assert_eq!(ruleset().unwrap(), "");
+        firewall.apply(Some(&config(false, false))).unwrap();
+    });
+}
+
+#[test]
+fn a_machine_that_does_not_forward_is_told_so() {
+    in_network_namespace(|| {
+        let set = |name: &str, value: &str| std::fs::write(format!("/proc/sys/net/{name}"), value);
+        set("ipv4/ip_forward", "0").unwrap();
+        set("ipv6/conf/all/forwarding", "0").unwrap();
+        let routes = [
+            "192.168.1.0/24".parse().unwrap(),
+            "2001:db8::/64".parse().unwrap(),
+        ];
+        let problems = not_forwarding(&routes);
+        assert_eq!(problems.len(), 2);
+        assert!(
+            problems[0].contains("sysctl -w net.ipv4.ip_forward=1"),
+            "{problems:?}"
+        );
+        assert!(
+            problems[1].contains("net.ipv6.conf.all.forwarding=1"),
+            "{problems:?}"
+        );
+        assert_eq!(not_forwarding(&routes[..1]).len(), 1);
+        assert!(not_forwarding([]).is_empty());
+        set("ipv4/ip_forward", "1").unwrap();
+        assert_eq!(not_forwarding(&routes).len(), 1);
+    });
+}
