@@ -1,326 +1,143 @@
 //! A policy beside the users and nodes of the moment: what each node is told.
 //!
-//! Compiling resolves every selector once. Rules with equal sources and
-//! protocol become one (in the place of the first); rules that depend on the
-//! receiving node (`autogroup:self`, `via`) and capability grants stay by
-//! themselves. [`Compiled::filter_for`] then picks, for one node, the
-//! destinations that concern it: its own addresses, its approved subnet
-//! routes, and the internet if it is an exit node.
+//! Every distinct selector is resolved once, to a set of nodes ([`meaning`]);
+//! so is every distinct list of sources ([`source`]). A rule of the file
+//! becomes items ([`items`]), each a source, and the nodes whose filter it is
+//! in. All of them are sets of bits over the nodes, so that ten thousand nodes
+//! that see each other need no memory for their pairs.
+//!
+//! [`Compiled::filter_for`] picks, for one node, the destinations that concern
+//! it: its own addresses, its approved subnet routes, and the internet if it is
+//! an exit node. Rules with equal sources and protocol become one (in the place
+//! of the first); rules that depend on the receiving node (`autogroup:self`,
+//! `via`) and capability grants stay by themselves.
+//!
+//! A change of a node, of users or of the file alters what it touches and says
+//! whom that concerns ([`Affected`]). The result is the same as if all had been
+//! compiled anew; the tests compare it with an implementation that does just
+//! that, pair by pair ([`plain`]).
 
+mod affected;
+mod bits;
+mod filter;
+mod items;
+mod meaning;
+mod network;
+#[cfg(test)]
+mod plain;
+mod replace;
 mod routes;
+mod settle;
 mod source;
-mod target;
+mod table;
+#[cfg(test)]
+mod tests;
+mod update;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use ipnet::IpNet;
-use warren_control_types::{CapGrant, CapMap, FilterRule, NetPortRange, NodeId, PortRange};
+use warren_control_types::{NodeId, UserId};
 
 use crate::node::{PolicyNode, PolicyUser};
+use crate::node_set::NodeSet;
 use crate::policy::{Policy, Reach, Rule};
 use crate::selector::{Ports, Selector};
-use source::Source;
-use target::Target;
-
-/// Index of a source in [`Compiled::sources`].
-type SourceIndex = usize;
+pub use affected::Affected;
+use bits::{Bits, Slot};
+use items::{Entry, Item, ItemId, Lookup};
+use meaning::{Meaning, Names};
+use network::Network;
+use source::{Posture, Source};
+use table::{Id, Index, Table};
 
 /// What rules become. Pure data; ask it about nodes.
 #[derive(Debug, Clone)]
 pub struct Compiled {
-    /// Ascending by id.
-    nodes: Vec<PolicyNode>,
-    sources: Vec<Source>,
-    items: Vec<Item>,
-    /// Per node, the sources of the rules in its filter, ascending.
-    reached_by: Vec<Vec<SourceIndex>>,
-    /// Everyone sees everyone.
-    open: bool,
+    policy: Arc<Policy>,
+    users: BTreeMap<UserId, PolicyUser>,
+    names: Names,
+    network: Network,
+    meanings: Table<Meaning>,
+    meaning_ids: Index<Selector, Meaning>,
+    postures: Table<Posture>,
+    posture_ids: Index<Vec<String>, Posture>,
+    sources: Table<Source>,
+    source_ids: Index<(Vec<Id<Meaning>>, Id<Posture>), Source>,
+    /// Sources by their hash: those that are the same on the wire.
+    alike: BTreeMap<u64, BTreeSet<Id<Source>>>,
+    /// Where the rules of a source with a protocol go: the first item of all
+    /// that become one with it, and its serial number.
+    places: BTreeMap<(Id<Source>, Option<u8>), (ItemId, u64)>,
+    rules: Table<Entry>,
+    /// In the order of the file.
+    order: Vec<Id<Entry>>,
+    rank: BTreeMap<Id<Entry>, usize>,
+    items: Table<Item>,
+    serials: u64,
 }
-
-/// One rule before it is reduced to a node.
-#[derive(Debug, Clone)]
-enum Item {
-    /// Ports; several rules of the file with equal sources and protocol.
-    Ports {
-        source: SourceIndex,
-        protocol: Option<u8>,
-        to: Vec<(Target, Vec<Ports>)>,
-    },
-    /// Ports on the nodes of the source's own user.
-    OwnUser {
-        source: SourceIndex,
-        protocol: Option<u8>,
-        ports: Vec<Ports>,
-    },
-    /// Ports behind routers with one of some tags.
-    Via {
-        source: SourceIndex,
-        protocol: Option<u8>,
-        to: Vec<(Target, Vec<Ports>)>,
-        routers: Vec<String>,
-    },
-    /// Capabilities.
-    Capabilities {
-        source: SourceIndex,
-        to: Vec<Target>,
-        map: CapMap,
-    },
-    /// Capabilities among the nodes of the source's own user.
-    OwnUserCapabilities { source: SourceIndex, map: CapMap },
-    /// Capabilities by way of routers: no rule, but the routers are peers.
-    ViaPeers {
-        source: SourceIndex,
-        to: Vec<Target>,
-        routers: Vec<String>,
-    },
-}
-
-/// Capabilities that need a counterpart in the other direction.
-const COMPANIONS: [(&str, &str); 2] = [
-    ("tailscale.com/cap/drive", "tailscale.com/cap/drive-sharer"),
-    ("tailscale.com/cap/relay", "tailscale.com/cap/relay-target"),
-];
 
 impl Policy {
     /// Compiles the policy for these users and nodes.
     #[must_use]
     pub fn compile(&self, users: &[PolicyUser], nodes: &[PolicyNode]) -> Compiled {
-        let mut nodes = nodes.to_vec();
-        nodes.sort_by_key(|node| node.id);
-        let mut builder = Builder {
-            policy: self,
-            users,
-            out: Compiled {
-                nodes,
-                sources: Vec::new(),
-                items: Vec::new(),
-                reached_by: Vec::new(),
-                open: self.open,
-            },
-            merged: BTreeMap::new(),
-        };
-        if self.open {
-            builder.rule(&Rule {
-                sources: vec![Selector::Any],
-                reach: vec![Reach {
-                    to: vec![Selector::Any],
-                    protocol: None,
-                    ports: vec![Ports::ALL],
-                }],
-                app: Vec::new(),
-                app_to: Vec::new(),
-                via: Vec::new(),
-                postures: Vec::new(),
-            });
-        }
-        for rule in &self.rules {
-            builder.rule(rule);
-        }
-        let mut out = builder.out;
-        out.reached_by = (0..out.nodes.len())
-            .map(|node| out.sources_reaching(node))
-            .collect();
-        out
-    }
-}
-
-struct Builder<'p> {
-    policy: &'p Policy,
-    users: &'p [PolicyUser],
-    out: Compiled,
-    /// Where rules with these sources and protocol went.
-    merged: BTreeMap<(SourceIndex, Option<u8>), usize>,
-}
-
-impl Builder<'_> {
-    fn rule(&mut self, rule: &Rule) {
-        let source = self.resolve(&rule.sources, &rule.postures);
-        let source = self.intern(source);
-        let usable = !self.source_is_empty(source);
-        for reach in rule.reach.iter().filter(|_| usable) {
-            self.reach(source, reach, &rule.via);
-        }
-        if rule.app.is_empty() {
-            return;
-        }
-        if rule.via.is_empty() {
-            self.capabilities(source, rule);
-        } else if rule.reach.is_empty() {
-            let to = self.targets(&rule.app_to);
-            self.out.items.push(Item::ViaPeers {
-                source,
-                to,
-                routers: rule.via.clone(),
-            });
-        }
+        Compiled::new(Arc::new(self.clone()), users, Network::build(nodes))
     }
 
-    fn reach(&mut self, source: SourceIndex, reach: &Reach, via: &[String]) {
-        let protocol = reach.protocol;
-        let ports = || reach.ports.clone();
-        let mut to = Vec::new();
-        for selector in &reach.to {
-            if *selector == Selector::OwnUser {
-                self.out.items.push(Item::OwnUser {
-                    source,
-                    protocol,
-                    ports: ports(),
-                });
-            } else {
-                to.push((self.target(selector), ports()));
-            }
-        }
-        if to.is_empty() {
-            return;
-        }
-        if !via.is_empty() {
-            self.out.items.push(Item::Via {
-                source,
-                protocol,
-                to,
-                routers: via.to_vec(),
-            });
-            return;
-        }
-        let place = self
-            .merged
-            .get(&(source, protocol))
-            .and_then(|at| self.out.items.get_mut(*at));
-        if let Some(Item::Ports { to: earlier, .. }) = place {
-            earlier.extend(to);
-            return;
-        }
-        self.merged.insert((source, protocol), self.out.items.len());
-        self.out.items.push(Item::Ports {
-            source,
-            protocol,
-            to,
+    /// The rules, with the one that a file without any stands for.
+    fn effective_rules(&self) -> Vec<Rule> {
+        let open = self.open.then(|| Rule {
+            sources: vec![Selector::Any],
+            reach: vec![Reach {
+                to: vec![Selector::Any],
+                protocol: None,
+                ports: vec![Ports::ALL],
+            }],
+            app: Vec::new(),
+            app_to: Vec::new(),
+            via: Vec::new(),
+            postures: Vec::new(),
         });
-    }
-
-    /// The capability rule of a grant, and the counterparts it needs.
-    fn capabilities(&mut self, source: SourceIndex, rule: &Rule) {
-        let (own, others): (Vec<_>, Vec<_>) = rule
-            .app_to
-            .iter()
-            .cloned()
-            .partition(|selector| *selector == Selector::OwnUser);
-        let map = CapMap(rule.app.iter().cloned().collect());
-        let to = self.targets(&others);
-        self.grant(source, to, !own.is_empty(), map);
-
-        let reversed = self.resolve(&others, &[]);
-        for (name, counterpart) in COMPANIONS {
-            if !rule.app.iter().any(|(granted, _)| granted == name) {
-                continue;
-            }
-            let map = CapMap([(counterpart.to_owned(), Vec::new())].into());
-            let to = if others.is_empty() {
-                Vec::new()
-            } else {
-                self.source_targets(rule)
-            };
-            let reversed = self.intern(reversed.clone());
-            self.grant(reversed, to, false, map.clone());
-            // Among the nodes of one user both directions look the same.
-            self.grant(source, Vec::new(), !own.is_empty(), map);
-        }
-    }
-
-    fn grant(&mut self, source: SourceIndex, to: Vec<Target>, own_user: bool, map: CapMap) {
-        if own_user {
-            self.out.items.push(Item::OwnUserCapabilities {
-                source,
-                map: map.clone(),
-            });
-        }
-        if !to.is_empty() {
-            self.out.items.push(Item::Capabilities { source, to, map });
-        }
-    }
-
-    fn resolve(&self, selectors: &[Selector], postures: &[String]) -> Source {
-        let nodes = &self.out.nodes;
-        Source::resolve(self.policy, self.users, nodes, selectors, postures)
-    }
-
-    /// The sources of a rule as destinations, those without its posture aside.
-    fn source_targets(&self, rule: &Rule) -> Vec<Target> {
-        if rule.postures.is_empty() {
-            return self.targets(&rule.sources);
-        }
-        let means = |selector: &Selector, node: &PolicyNode| {
-            self.policy.has_posture(&rule.postures, &node.attributes)
-                && self.policy.targets_node(selector, self.users, node)
-        };
-        let targets = rule.sources.iter().map(|selector| {
-            let nodes = self.out.nodes.iter();
-            Target::Nodes(nodes.map(|node| means(selector, node)).collect())
-        });
-        targets.collect()
-    }
-
-    fn targets(&self, selectors: &[Selector]) -> Vec<Target> {
-        selectors
-            .iter()
-            .map(|selector| self.target(selector))
-            .collect()
-    }
-
-    fn target(&self, selector: &Selector) -> Target {
-        match selector {
-            Selector::Any | Selector::DangerAll => Target::Any,
-            Selector::Net(net) => Target::Net(*net),
-            Selector::Set(set) => Target::Set(set.clone()),
-            Selector::Internet => Target::Internet,
-            identity => Target::Nodes(
-                self.out
-                    .nodes
-                    .iter()
-                    .map(|node| self.policy.selects_node(identity, self.users, node))
-                    .collect(),
-            ),
-        }
-    }
-
-    /// Stores a source once; equal address lists are one source.
-    fn intern(&mut self, source: Source) -> SourceIndex {
-        let sources = &mut self.out.sources;
-        if let Some(found) = sources.iter().position(|known| *known == source) {
-            return found;
-        }
-        sources.push(source);
-        sources.len() - 1
-    }
-
-    fn source_is_empty(&self, source: SourceIndex) -> bool {
-        self.out
-            .sources
-            .get(source)
-            .is_none_or(|source| source.texts.is_empty())
+        open.into_iter().chain(self.rules.iter().cloned()).collect()
     }
 }
 
 impl Compiled {
-    /// The rules for `node`: those that reach its addresses, the routes it
-    /// serves, or the internet through it. Empty: nothing may reach it.
-    #[must_use]
-    pub fn filter_for(&self, node: NodeId) -> Vec<FilterRule> {
-        let Some(index) = self.index(node) else {
-            return Vec::new();
+    fn new(policy: Arc<Policy>, users: &[PolicyUser], network: Network) -> Self {
+        let mut names = Names::default();
+        users.iter().for_each(|user| names.add(user));
+        let rules = policy.effective_rules();
+        let mut out = Self {
+            policy,
+            users: users.iter().map(|user| (user.id, user.clone())).collect(),
+            names,
+            network,
+            meanings: Table::default(),
+            meaning_ids: Index::new(),
+            postures: Table::default(),
+            posture_ids: Index::new(),
+            sources: Table::default(),
+            source_ids: Index::new(),
+            alike: BTreeMap::new(),
+            places: BTreeMap::new(),
+            rules: Table::default(),
+            order: Vec::new(),
+            rank: BTreeMap::new(),
+            items: Table::default(),
+            serials: 0,
         };
-        self.rules_for(index)
-            .into_iter()
-            .map(|(_, rule)| rule)
-            .collect()
+        let order = rules.iter().map(|rule| out.add_rule(rule)).collect();
+        out.set_order(order);
+        let all = out.sources.iter().map(|(id, _)| id).collect();
+        out.find_places(&all);
+        out
     }
 
     /// Whether `a` and `b` appear in each other's netmap: one may reach the
     /// other, or routes behind it, in either direction.
     #[must_use]
     pub fn can_see(&self, a: NodeId, b: NodeId) -> bool {
-        match (self.index(a), self.index(b)) {
+        match (self.network.slot(a), self.network.slot(b)) {
             (Some(a), Some(b)) => a != b && self.sees(a, b),
             _ => false,
         }
@@ -329,249 +146,138 @@ impl Compiled {
     /// The peers of `node`, ascending.
     #[must_use]
     pub fn peers_of(&self, node: NodeId) -> Vec<NodeId> {
-        let Some(index) = self.index(node) else {
+        let Some(slot) = self.network.slot(node) else {
             return Vec::new();
         };
-        let peers = self.nodes.iter().enumerate();
-        peers
-            .filter(|(other, _)| *other != index && self.sees(index, *other))
-            .map(|(_, other)| other.id)
+        let peers = self.view(slot);
+        let mut ids: Vec<NodeId> = peers
+            .iter()
+            .filter_map(|slot| self.network.id(slot))
+            .collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// The peers of `node` as a set: cheap to keep and to ask.
+    #[must_use]
+    pub fn peer_set(&self, node: NodeId) -> NodeSet {
+        let slot = self.network.slot(node);
+        slot.map(|slot| self.ids(&self.view(slot)))
+            .unwrap_or_default()
+    }
+
+    /// Whether the node is known.
+    #[must_use]
+    pub fn has_node(&self, node: NodeId) -> bool {
+        self.network.slot(node).is_some()
+    }
+
+    /// The policy that was compiled.
+    #[must_use]
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    fn ids(&self, slots: &Bits) -> NodeSet {
+        slots
+            .iter()
+            .filter_map(|slot| self.network.id(slot))
             .collect()
     }
 
-    fn index(&self, node: NodeId) -> Option<usize> {
-        self.nodes.binary_search_by_key(&node, |node| node.id).ok()
-    }
-
-    fn sees(&self, a: usize, b: usize) -> bool {
-        self.open || self.is_source_towards(a, b) || self.is_source_towards(b, a)
-    }
-
-    /// Whether `from` is a source of a rule in the filter of `to`.
-    fn is_source_towards(&self, from: usize, to: usize) -> bool {
-        let general = self
-            .reached_by
-            .get(to)
-            .into_iter()
-            .flatten()
-            .filter_map(|source| self.sources.get(*source))
-            .any(|source| source.covers(from));
+    fn sees(&self, a: Slot, b: Slot) -> bool {
+        if self.policy.open {
+            return true;
+        }
+        let general = self.items.iter().any(|(_, item)| {
+            let covers = |slot| self.covers(item.source, slot);
+            (item.reached.get(b) && covers(a)) || (item.reached.get(a) && covers(b))
+        });
         general
-            || (self.same_user(from, to)
-                && self.items.iter().any(|item| match item {
-                    Item::OwnUser { source, .. } | Item::OwnUserCapabilities { source, .. } => {
-                        self.selects(*source, from)
-                    }
-                    _ => false,
+            || (self.are_of_one_user(a, b)
+                && self.items.iter().any(|(_, item)| {
+                    item.is_own_user()
+                        && (self.selects(item.source, a) || self.selects(item.source, b))
                 }))
     }
 
-    /// Whether both are untagged nodes of one user.
-    fn same_user(&self, a: usize, b: usize) -> bool {
-        let user = |index: usize| {
-            let node = self.nodes.get(index)?;
-            node.user.filter(|_| !node.is_tagged())
-        };
-        user(a).is_some() && user(a) == user(b)
-    }
-
-    fn selects(&self, source: SourceIndex, node: usize) -> bool {
-        self.sources
-            .get(source)
-            .is_some_and(|source| source.selects(node))
-    }
-
-    /// The sources of all rules in the filter of `node`, those among nodes of
-    /// one user aside.
-    fn sources_reaching(&self, node: usize) -> Vec<SourceIndex> {
-        let mut found: Vec<SourceIndex> = self
-            .items
-            .iter()
-            .filter_map(|item| match item {
-                Item::Ports { source, to, .. } => to
-                    .iter()
-                    .any(|(target, _)| target.reaches(self, node))
-                    .then_some(*source),
-                Item::Via {
-                    source,
-                    to,
-                    routers,
-                    ..
-                } => to
-                    .iter()
-                    .any(|(target, _)| target.reaches_via(self, node, routers))
-                    .then_some(*source),
-                Item::ViaPeers {
-                    source,
-                    to,
-                    routers,
-                } => to
-                    .iter()
-                    .any(|target| target.reaches_via(self, node, routers))
-                    .then_some(*source),
-                Item::Capabilities { source, to, .. } => to
-                    .iter()
-                    .any(|target| !target.prefixes_on(self, node).is_empty())
-                    .then_some(*source),
-                Item::OwnUser { .. } | Item::OwnUserCapabilities { .. } => None,
-            })
-            .collect();
-        found.sort_unstable();
-        found.dedup();
-        found
-    }
-
-    /// The rules of one node with the item each came from.
-    fn rules_for(&self, node: usize) -> Vec<(usize, FilterRule)> {
-        let mut out: Vec<(usize, FilterRule)> = Vec::new();
-        // Self rules of one node merge like the general ones.
-        let mut own: BTreeMap<(Vec<String>, Vec<i64>), usize> = BTreeMap::new();
-        for (at, item) in self.items.iter().enumerate() {
-            let Some(rule) = self.rule_for(item, node) else {
+    /// The peers of a node.
+    fn view(&self, slot: Slot) -> Bits {
+        let mut out = Bits::default();
+        let mut own_user = false;
+        if self.policy.open {
+            out.unite(&self.network.present);
+        }
+        for (_, item) in self.items.iter().filter(|_| !self.policy.open) {
+            let Some(source) = self.sources.get(item.source) else {
                 continue;
             };
-            if let Item::OwnUser { .. } = item {
-                let key = (rule.src_ips.clone(), rule.ip_proto.clone());
-                if let Some((_, earlier)) = own.get(&key).and_then(|at| out.get_mut(*at)) {
-                    earlier.dst_ports.extend(rule.dst_ports);
-                    continue;
-                }
-                own.insert(key, out.len());
+            own_user |= item.is_own_user();
+            if item.reached.get(slot) {
+                out.unite(&source.covered);
             }
-            out.push((at, rule));
+            if source.covered.get(slot) {
+                out.unite(&item.reached);
+            }
+        }
+        if own_user {
+            let selected = self.selected_by_own_user_rules();
+            let all = selected.get(slot);
+            let mine = self.fellows(slot).into_iter();
+            mine.filter(|other| all || selected.get(*other))
+                .for_each(|other| out.insert(other));
+        }
+        out.assign(slot, false);
+        out
+    }
+
+    fn selected_by_own_user_rules(&self) -> Bits {
+        let mut out = Bits::default();
+        for (_, item) in self.items.iter().filter(|(_, item)| item.is_own_user()) {
+            if let Some(source) = self.sources.get(item.source) {
+                out.unite(&source.selected);
+            }
         }
         out
     }
 
-    fn rule_for(&self, item: &Item, node: usize) -> Option<FilterRule> {
-        match item {
-            Item::Ports {
-                source,
-                protocol,
-                to,
-            } => {
-                let dst_ports = to
-                    .iter()
-                    .flat_map(|(target, ports)| destinations(&target.texts_on(self, node), ports))
-                    .collect();
-                port_rule(self.source_texts(*source), *protocol, dst_ports)
-            }
-            Item::Via {
-                source,
-                protocol,
-                to,
-                routers,
-            } => {
-                let dst_ports = to
-                    .iter()
-                    .filter(|(target, _)| target.reaches_via(self, node, routers))
-                    .flat_map(|(target, ports)| destinations(&target.literal(), ports))
-                    .collect();
-                port_rule(self.source_texts(*source), *protocol, dst_ports)
-            }
-            Item::OwnUser {
-                source,
-                protocol,
-                ports,
-            } => {
-                let own = self.nodes.get(node)?;
-                let addresses: Vec<String> =
-                    own.addresses.iter().map(ToString::to_string).collect();
-                port_rule(
-                    self.own_user_texts(*source, node),
-                    *protocol,
-                    destinations(&addresses, ports),
-                )
-            }
-            Item::Capabilities { source, to, map } => {
-                let cap_grant = to
-                    .iter()
-                    .map(|target| target.prefixes_on(self, node))
-                    .filter(|prefixes| !prefixes.is_empty())
-                    .map(|dsts| grant(dsts, map))
-                    .collect();
-                grant_rule(self.source_texts(*source), cap_grant)
-            }
-            Item::OwnUserCapabilities { source, map } => {
-                let src_ips = self.own_user_texts(*source, node);
-                let own = self.nodes.get(node).filter(|_| !src_ips.is_empty())?;
-                let dsts = own.addresses.iter().map(|a| IpNet::from(*a)).collect();
-                grant_rule(src_ips, vec![grant(dsts, map)])
-            }
-            Item::ViaPeers { .. } => None,
-        }
-    }
-
-    fn source_texts(&self, source: SourceIndex) -> Vec<String> {
-        self.sources
-            .get(source)
-            .map(|source| source.texts.clone())
+    /// The nodes of a node's user, itself included; none if it is nobody's.
+    fn fellows(&self, slot: Slot) -> Vec<Slot> {
+        let user = self.network.get(slot).and_then(network::Own::user);
+        user.map(|user| self.network.nodes_of(user).collect())
             .unwrap_or_default()
     }
 
-    /// The addresses of those nodes of `node`'s user that the source selects,
-    /// `node` itself included.
-    fn own_user_texts(&self, source: SourceIndex, node: usize) -> Vec<String> {
-        let mut texts: Vec<String> = self
-            .nodes
-            .iter()
-            .enumerate()
-            .filter(|(other, _)| self.same_user(node, *other) && self.selects(source, *other))
-            .flat_map(|(_, other)| other.addresses.iter().map(ToString::to_string))
-            .collect();
-        texts.sort_unstable();
-        texts.dedup();
-        texts
+    fn are_of_one_user(&self, a: Slot, b: Slot) -> bool {
+        let user = |slot| self.network.get(slot).and_then(network::Own::user);
+        user(a).is_some() && user(a) == user(b)
     }
-}
 
-fn destinations(texts: &[String], ports: &[Ports]) -> Vec<NetPortRange> {
-    let pairs = texts
-        .iter()
-        .flat_map(|text| ports.iter().map(move |ports| (text, ports)));
-    pairs
-        .map(|(text, ports)| NetPortRange {
-            ip: text.clone(),
-            ports: PortRange {
-                first: ports.first,
-                last: ports.last,
-            },
-            ..NetPortRange::default()
-        })
-        .collect()
-}
-
-fn port_rule(
-    src_ips: Vec<String>,
-    protocol: Option<u8>,
-    dst_ports: Vec<NetPortRange>,
-) -> Option<FilterRule> {
-    if src_ips.is_empty() || dst_ports.is_empty() {
-        return None;
+    fn covers(&self, source: Id<Source>, slot: Slot) -> bool {
+        let source = self.sources.get(source);
+        source.is_some_and(|source| source.covered.get(slot))
     }
-    Some(FilterRule {
-        src_ips,
-        dst_ports,
-        ip_proto: protocol.map(i64::from).into_iter().collect(),
-        ..FilterRule::default()
-    })
-}
 
-fn grant(dsts: Vec<IpNet>, map: &CapMap) -> CapGrant {
-    CapGrant {
-        dsts,
-        cap_map: map.clone(),
-        ..CapGrant::default()
+    fn selects(&self, source: Id<Source>, slot: Slot) -> bool {
+        let source = self.sources.get(source);
+        source.is_some_and(|source| source.selected.get(slot))
     }
-}
 
-fn grant_rule(src_ips: Vec<String>, cap_grant: Vec<CapGrant>) -> Option<FilterRule> {
-    if cap_grant.is_empty() {
-        return None;
+    fn resolve(&self, selector: &Selector) -> Meaning {
+        Meaning::resolve(
+            selector,
+            &self.policy,
+            &self.users,
+            &self.names,
+            &self.network,
+        )
     }
-    Some(FilterRule {
-        src_ips,
-        cap_grant,
-        ..FilterRule::default()
-    })
+
+    fn lookup(&self) -> Lookup<'_> {
+        Lookup {
+            meanings: &self.meanings,
+            postures: &self.postures,
+            network: &self.network,
+        }
+    }
 }

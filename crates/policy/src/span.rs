@@ -167,6 +167,32 @@ impl Span {
     pub(crate) fn contains(&self, other: &Self) -> bool {
         self.v6 == other.v6 && self.first <= other.first && other.last <= self.last
     }
+
+    /// The first and the last address, each as a range of its own. Ranges of
+    /// one address within this one lie between them.
+    pub(crate) fn ends(&self) -> (Self, Self) {
+        let one = |at| Self {
+            v6: self.v6,
+            first: at,
+            last: at,
+        };
+        (one(self.first), one(self.last))
+    }
+
+    pub(crate) fn is_single(&self) -> bool {
+        self.first == self.last
+    }
+
+    pub(crate) fn is_v6(&self) -> bool {
+        self.v6
+    }
+
+    /// Whether one of the ranges overlaps this one. They ascend and none
+    /// overlaps another.
+    pub(crate) fn overlaps_any(&self, spans: &[Self]) -> bool {
+        let at = spans.partition_point(|span| (span.v6, span.last) < (self.v6, self.first));
+        spans.get(at).is_some_and(|span| span.overlaps(self))
+    }
 }
 
 impl From<IpAddr> for Span {

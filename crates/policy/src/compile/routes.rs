@@ -3,7 +3,11 @@
 use ipnet::IpNet;
 use warren_control_types::NodeId;
 
-use super::{Compiled, Item};
+use super::Compiled;
+use super::bits::Slot;
+use super::items::Kind;
+use super::meaning::Meaning;
+use super::table::Id;
 use crate::span::Span;
 
 impl Compiled {
@@ -14,10 +18,10 @@ impl Compiled {
     /// exit routes last.
     #[must_use]
     pub fn routes_for(&self, viewer: NodeId, peer: NodeId, primary: &[IpNet]) -> Vec<IpNet> {
-        let (Some(v), Some(p)) = (self.index(viewer), self.index(peer)) else {
+        let (Some(v), Some(p)) = (self.network.slot(viewer), self.network.slot(peer)) else {
             return Vec::new();
         };
-        let Some(own) = self.nodes.get(p) else {
+        let Some(own) = self.network.get(p).map(|own| &own.node) else {
             return Vec::new();
         };
         let mut routes: Vec<IpNet> = own
@@ -29,8 +33,8 @@ impl Compiled {
             .copied()
             .collect();
         routes.sort_unstable();
-        if self.may_use_exit(v, p) {
-            let mut exits: Vec<IpNet> = own.exit_routes().copied().collect();
+        let mut exits: Vec<IpNet> = own.exit_routes().copied().collect();
+        if !exits.is_empty() && self.may_use_exit(v, p) {
             exits.sort_unstable();
             routes.extend(exits);
         }
@@ -38,124 +42,99 @@ impl Compiled {
     }
 
     /// Whether the viewer has to do with a route of the peer.
-    fn route_concerns(&self, viewer: usize, peer: usize, route: &IpNet) -> bool {
+    fn route_concerns(&self, viewer: Slot, peer: Slot, route: &IpNet) -> bool {
         let span = Span::from(route);
-        let is_router = self
-            .nodes
-            .get(viewer)
-            .is_some_and(|node| node.subnet_routes().any(|own| own == route));
-        let traffic_comes_in = self
-            .reached_by
-            .get(viewer)
-            .into_iter()
-            .flatten()
-            .filter_map(|source| self.sources.get(*source))
-            .any(|source| source.overlaps(&span));
-        self.open || is_router || traffic_comes_in || self.may_reach(viewer, peer, &span)
+        let is_router = || {
+            let own = self.network.get(viewer);
+            own.is_some_and(|own| own.node.subnet_routes().any(|own| own == route))
+        };
+        let traffic_comes_in = || {
+            self.items.iter().any(|(_, item)| {
+                item.reached.get(viewer)
+                    && self
+                        .sources
+                        .get(item.source)
+                        .is_some_and(|source| source.overlaps(&span, &self.network))
+            })
+        };
+        self.policy.open || is_router() || self.may_reach(viewer, peer, &span) || traffic_comes_in()
     }
 
     /// Whether a rule in the peer's filter lets the viewer reach the route.
-    fn may_reach(&self, viewer: usize, peer: usize, route: &Span) -> bool {
-        self.items.iter().any(|item| match item {
-            Item::Ports { source, to, .. } => {
-                self.covers(*source, viewer)
-                    && to
+    fn may_reach(&self, viewer: Slot, peer: Slot, route: &Span) -> bool {
+        let lookup = self.lookup();
+        self.items.iter().any(|(_, item)| {
+            item.reached.get(peer)
+                && self.covers(item.source, viewer)
+                && match &item.kind {
+                    Kind::Ports { to, .. } => to
                         .iter()
-                        .any(|(target, _)| target.overlaps(route) && target.reaches(self, peer))
-            }
-            Item::Capabilities { source, to, .. } => {
-                self.covers(*source, viewer)
-                    && to.iter().any(|target| {
-                        target
-                            .prefixes_on(self, peer)
-                            .iter()
-                            .any(|prefix| Span::from(prefix).overlaps(route))
-                    })
-            }
-            Item::Via { .. }
-            | Item::ViaPeers { .. }
-            | Item::OwnUser { .. }
-            | Item::OwnUserCapabilities { .. } => false,
+                        .any(|(to, _)| lookup.overlaps(*to, route) && lookup.receives(*to, peer)),
+                    Kind::Capabilities { to, posture, .. } => to.iter().any(|to| {
+                        let prefixes = lookup.prefixes_on(*to, *posture, peer);
+                        let mut spans = prefixes.iter().map(Span::from);
+                        spans.any(|span| span.overlaps(route))
+                    }),
+                    _ => false,
+                }
         })
     }
 
     /// The router that a `via` grant picks for the viewer and the route: the
     /// oldest of those with a tag it names. `None` when no such grant is there
     /// or another rule opens the route without naming routers.
-    fn via_router(&self, viewer: usize, route: &IpNet) -> Option<usize> {
-        let span = Span::from(route);
-        let mut tags: Vec<&String> = Vec::new();
-        let mut opened_otherwise = false;
-        for item in &self.items {
-            match item {
-                Item::Via {
-                    source,
-                    to,
-                    routers,
-                    ..
-                } => {
-                    if self.covers(*source, viewer) && to.iter().any(|(t, _)| t.overlaps(&span)) {
-                        tags.extend(routers);
-                    }
+    fn via_router(&self, viewer: Slot, route: &IpNet) -> Option<Slot> {
+        let (lookup, span) = (self.lookup(), Span::from(route));
+        let mut tags: Vec<Id<Meaning>> = Vec::new();
+        for (_, item) in self.items.iter() {
+            let (opens, routers) = match &item.kind {
+                Kind::Via { to, routers, .. } => {
+                    let opens = to.iter().any(|(to, _)| lookup.overlaps(*to, &span));
+                    (opens, routers)
                 }
-                Item::ViaPeers {
-                    source,
-                    to,
-                    routers,
-                } => {
-                    if self.covers(*source, viewer) && to.iter().any(|t| t.overlaps(&span)) {
-                        tags.extend(routers);
-                    }
+                Kind::ViaPeers { to, routers } => {
+                    (to.iter().any(|to| lookup.overlaps(*to, &span)), routers)
                 }
-                Item::Ports { source, to, .. } => {
-                    opened_otherwise |=
-                        self.covers(*source, viewer) && to.iter().any(|(t, _)| t.overlaps(&span));
-                }
-                Item::Capabilities { .. }
-                | Item::OwnUser { .. }
-                | Item::OwnUserCapabilities { .. } => {}
+                _ => continue,
+            };
+            if opens && self.covers(item.source, viewer) {
+                tags.extend(routers);
             }
         }
-        if opened_otherwise || tags.is_empty() {
+        if tags.is_empty() {
             return None;
         }
-        self.nodes.iter().position(|node| {
-            node.tags.iter().any(|tag| tags.contains(&tag))
-                && node.subnet_routes().any(|own| own == route)
-        })
+        let opened_otherwise = self.items.iter().any(|(_, item)| match &item.kind {
+            Kind::Ports { to, .. } => {
+                self.covers(item.source, viewer)
+                    && to.iter().any(|(to, _)| lookup.overlaps(*to, &span))
+            }
+            _ => false,
+        });
+        if opened_otherwise {
+            return None;
+        }
+        let mut candidates = self.network.all().filter(|(slot, own)| {
+            lookup.has_tag(&tags, *slot) && own.node.subnet_routes().any(|own| own == route)
+        });
+        candidates.next().map(|(slot, _)| slot)
     }
 
     /// Whether the viewer may reach the internet through the peer.
-    fn may_use_exit(&self, viewer: usize, peer: usize) -> bool {
-        self.open
-            || self.items.iter().any(|item| match item {
-                Item::Ports { source, to, .. } => {
-                    self.covers(*source, viewer)
-                        && to
-                            .iter()
-                            .any(|(t, _)| t.is_internet() && t.reaches(self, peer))
-                }
-                Item::Via {
-                    source,
-                    to,
-                    routers,
-                    ..
-                } => {
-                    self.covers(*source, viewer)
-                        && to
-                            .iter()
-                            .any(|(t, _)| t.is_internet() && t.reaches_via(self, peer, routers))
-                }
-                Item::Capabilities { .. }
-                | Item::ViaPeers { .. }
-                | Item::OwnUser { .. }
-                | Item::OwnUserCapabilities { .. } => false,
+    fn may_use_exit(&self, viewer: Slot, peer: Slot) -> bool {
+        let lookup = self.lookup();
+        let opens = |kind: &Kind| match kind {
+            Kind::Ports { to, .. } => to
+                .iter()
+                .any(|(to, _)| lookup.is_internet(*to) && lookup.receives(*to, peer)),
+            Kind::Via { to, .. } => to
+                .iter()
+                .any(|(to, _)| lookup.is_internet(*to) && lookup.is_served(*to, peer)),
+            _ => false,
+        };
+        self.policy.open
+            || self.items.iter().any(|(_, item)| {
+                item.reached.get(peer) && self.covers(item.source, viewer) && opens(&item.kind)
             })
-    }
-
-    fn covers(&self, source: usize, node: usize) -> bool {
-        self.sources
-            .get(source)
-            .is_some_and(|source| source.covers(node))
     }
 }

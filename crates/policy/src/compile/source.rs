@@ -1,141 +1,389 @@
-//! Sources of rules, resolved.
+//! Sources of rules, resolved: who is meant, what that is on the wire, and
+//! which nodes' packets match.
 
-use std::net::IpAddr;
+use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, OnceLock};
 
-use crate::node::{PolicyNode, PolicyUser};
+use super::bits::{Bits, Slot};
+use super::items::{ItemId, Lookup};
+use super::meaning::{Kind, Meaning};
+use super::network::{Network, Own};
+use super::table::Id;
 use crate::policy::Policy;
 use crate::selector::Selector;
 use crate::span::{Span, TAILNET, net_text};
 
-/// The sources of a rule.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Postures that a rule asks for, and who has one of them.
+#[derive(Debug, Clone)]
+pub(super) struct Posture {
+    /// Ascending. Empty: nothing is asked.
+    pub(super) names: Vec<String>,
+    pub(super) passes: Bits,
+    /// How many nodes have none.
+    pub(super) lacking: usize,
+}
+
+impl Posture {
+    pub(super) fn resolve(names: &[String], policy: &Policy, network: &Network) -> Self {
+        let mut out = Self {
+            names: names.to_vec(),
+            passes: Bits::default(),
+            lacking: 0,
+        };
+        out.look_at_all(policy, network);
+        out
+    }
+
+    pub(super) fn look_at_all(&mut self, policy: &Policy, network: &Network) {
+        if self.names.is_empty() {
+            self.passes = network.present.clone();
+            return;
+        }
+        let mut all = network.all();
+        self.passes = Bits::default();
+        self.lacking = 0;
+        while let Some((slot, own)) = all.next() {
+            if policy.has_posture(&self.names, &own.node.attributes) {
+                self.passes.insert(slot);
+            } else {
+                self.lacking += 1;
+            }
+        }
+    }
+
+    /// Looks at one node again; whether it passes now and did not, or the
+    /// reverse.
+    pub(super) fn look_at(
+        &mut self,
+        slot: Slot,
+        policy: &Policy,
+        before: Option<&Own>,
+        own: Option<&Own>,
+    ) -> bool {
+        let passes = |own: &Own| {
+            self.names.is_empty() || policy.has_posture(&self.names, &own.node.attributes)
+        };
+        let now = own.is_some_and(passes);
+        let lacked = before.is_some() && !self.passes.get(slot);
+        let lacks = own.is_some() && !now;
+        self.lacking = self.lacking + usize::from(lacks) - usize::from(lacked);
+        self.passes.assign(slot, now)
+    }
+
+    pub(super) fn all_pass(&self) -> bool {
+        self.lacking == 0
+    }
+}
+
+/// The sources of a rule, or of several with the same.
+#[derive(Debug, Clone)]
 pub(super) struct Source {
-    /// As they go on the wire: sorted, no duplicates.
-    pub(super) texts: Vec<String>,
-    /// The same as ranges.
+    /// Ascending.
+    pub(super) selectors: Vec<Id<Meaning>>,
+    pub(super) posture: Id<Posture>,
+    /// Nodes meant by what they are (for `autogroup:self`).
+    pub(super) selected: Bits,
+    /// Nodes whose addresses are among the sources because of what they are.
+    pub(super) listed: Bits,
+    /// Nodes of which an address or approved subnet route overlaps.
+    pub(super) covered: Bits,
+    /// Addresses that do not hang on a node, ascending by text.
+    fixed: Vec<Fixed>,
+    /// All subnets that are served are among the sources.
+    pub(super) with_routes: bool,
+    /// The rules that have these sources.
+    pub(super) items: BTreeSet<ItemId>,
+    /// Equal for sources that are the same on the wire and mean the same.
+    pub(super) hash: u64,
+    /// The texts on the wire, once somebody asked.
+    texts: OnceLock<Arc<[Arc<str>]>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Fixed {
+    text: Arc<str>,
     spans: Vec<Span>,
-    /// By node index: meant by what it is (for `autogroup:self`).
-    selected: Vec<bool>,
-    /// By node index: an address or approved subnet route overlaps.
-    covered: Vec<bool>,
+    /// It is among the sources for another reason too.
+    again: bool,
+}
+
+/// What looking again found.
+#[derive(Debug, Default)]
+pub(super) struct Toggled {
+    pub(super) selected: Vec<Slot>,
+    pub(super) covered: Vec<Slot>,
+    /// It is something else on the wire.
+    pub(super) texts: bool,
+}
+
+impl<'a> Lookup<'a> {
+    fn posture(self, source: &Source) -> Option<&'a Posture> {
+        self.postures.get(source.posture)
+    }
+
+    fn all_pass(self, source: &Source) -> bool {
+        self.posture(source).is_none_or(Posture::all_pass)
+    }
+
+    fn meanings(self, source: &Source) -> impl Iterator<Item = &'a Meaning> + use<'a, '_> {
+        let ids = source.selectors.iter();
+        ids.filter_map(move |id| self.meanings.get(*id))
+    }
 }
 
 impl Source {
-    pub(super) fn resolve(
-        policy: &Policy,
-        users: &[PolicyUser],
-        nodes: &[PolicyNode],
-        selectors: &[Selector],
-        postures: &[String],
-    ) -> Self {
-        let mut parts: Vec<(String, Vec<Span>)> = Vec::new();
-        let mut selected = vec![false; nodes.len()];
-        let passes: Vec<bool> = nodes
-            .iter()
-            .map(|node| policy.has_posture(postures, &node.attributes))
-            .collect();
-        let all_pass = passes.iter().all(|passes| *passes);
-        for selector in selectors {
-            let own = match selector {
-                Selector::Any => {
-                    let ranges = TAILNET.iter();
-                    let routes = nodes.iter().flat_map(PolicyNode::subnet_routes);
-                    let routes = routes.map(|route| (net_text(route), vec![Span::from(route)]));
-                    // What stands behind a node has no posture.
-                    if all_pass {
-                        parts.extend(routes);
-                        ranges
-                            .map(|named| (named.text.to_owned(), vec![named.span]))
-                            .collect()
-                    } else {
-                        let own = nodes.iter().zip(&passes).filter(|(_, passes)| **passes);
-                        let own = own.flat_map(|(node, _)| &node.addresses);
-                        parts.extend(own.map(|a| (a.to_string(), vec![Span::from(*a)])));
-                        routes.collect()
-                    }
-                }
-                Selector::DangerAll if all_pass => vec![("*".to_owned(), Span::ALL.to_vec())],
-                Selector::DangerAll => of_those_that_pass(&Span::ALL, nodes, &passes),
-                Selector::Net(net) if all_pass => vec![(net_text(net), vec![Span::from(net)])],
-                Selector::Net(net) => of_those_that_pass(&[Span::from(net)], nodes, &passes),
-                Selector::Set(set) => of_those_that_pass(&set.spans, nodes, &passes),
-                _ => Vec::new(),
-            };
-            parts.extend(own);
-            for ((node, selected), passes) in nodes.iter().zip(&mut selected).zip(&passes) {
-                if !passes || !policy.selects_node(selector, users, node) {
-                    continue;
-                }
-                *selected = true;
-                if *selector != Selector::Any {
-                    let own = node.addresses.iter();
-                    parts.extend(own.map(|a| (a.to_string(), vec![Span::from(*a)])));
+    pub(super) fn new(selectors: Vec<Id<Meaning>>, posture: Id<Posture>, from: Lookup<'_>) -> Self {
+        let mut out = Self {
+            selectors,
+            posture,
+            selected: Bits::default(),
+            listed: Bits::default(),
+            covered: Bits::default(),
+            fixed: Vec::new(),
+            with_routes: false,
+            items: BTreeSet::new(),
+            hash: 0,
+            texts: OnceLock::new(),
+        };
+        let with_routes = from.meanings(&out).any(|meaning| meaning.kind == Kind::Any);
+        out.with_routes = with_routes;
+        out.look_at_all(from);
+        out.seal(from);
+        out
+    }
+
+    /// Looks at all nodes.
+    pub(super) fn look_at_all(&mut self, from: Lookup<'_>) -> Toggled {
+        let mut fixed = self.fix(from);
+        fixed.sort_unstable();
+        fixed.dedup();
+        let (mut selected, mut listed) = (Bits::default(), Bits::default());
+        let all_pass = from.all_pass(self);
+        for meaning in from.meanings(self) {
+            if meaning.is_identity() {
+                listed.unite(&meaning.holds);
+            } else if meaning.kind == Kind::Any {
+                selected.unite(&from.network.present);
+                if !all_pass {
+                    listed.unite(&from.network.present);
                 }
             }
         }
-        parts.sort_unstable();
-        parts.dedup();
-        let spans: Vec<Span> = parts.iter().flat_map(|(_, spans)| spans).copied().collect();
-        let covered = nodes
-            .iter()
-            .map(|node| {
-                let own = node.addresses.iter().map(|a| Span::from(*a));
-                let mut all = own.chain(node.subnet_routes().map(Span::from));
-                all.any(|own| spans.iter().any(|span| span.overlaps(&own)))
-            })
-            .collect();
-        Self {
-            texts: parts.into_iter().map(|(text, _)| text).collect(),
-            spans,
-            selected,
-            covered,
+        selected.unite(&listed);
+        if let Some(posture) = from.posture(self).filter(|posture| !posture.all_pass()) {
+            selected.intersect(&posture.passes);
+            listed.intersect(&posture.passes);
         }
+        let plain = |this: &Self| {
+            this.fixed
+                .iter()
+                .map(|f| f.text.clone())
+                .collect::<Vec<_>>()
+        };
+        let before = plain(self);
+        self.fixed = fixed;
+        let mut covered = from.network.over(&listed);
+        if self.with_routes {
+            covered.unite(&from.network.behind);
+        }
+        if all_pass {
+            for meaning in from.meanings(self) {
+                match &meaning.kind {
+                    Kind::Any => covered.unite(&from.network.in_tailnet),
+                    Kind::DangerAll => covered.unite(&from.network.anywhere),
+                    Kind::Addresses(..) => {
+                        covered.unite(&meaning.holds);
+                        covered.unite(&meaning.serves);
+                    }
+                    _ => {}
+                }
+            }
+        } else {
+            let spans: Vec<Span> = self.fixed.iter().flat_map(|f| &f.spans).copied().collect();
+            let (holds, serves) = from.network.touching(&spans);
+            covered.unite(&holds);
+            covered.unite(&serves);
+        }
+        let toggled = Toggled {
+            selected: self.selected.difference(&selected).iter().collect(),
+            covered: self.covered.difference(&covered).iter().collect(),
+            texts: self.listed != listed || before != plain(self),
+        };
+        (self.selected, self.listed, self.covered) = (selected, listed, covered);
+        self.selected.shrink();
+        self.listed.shrink();
+        self.covered.shrink();
+        toggled
     }
 
-    /// Whether the node is meant by identity.
-    pub(super) fn selects(&self, node: usize) -> bool {
-        self.selected.get(node).copied().unwrap_or(false)
+    /// Looks at some nodes again. What is the same for all of them did not
+    /// change.
+    pub(super) fn look_at(&mut self, slots: &[Slot], from: Lookup<'_>) -> Toggled {
+        let mut toggled = Toggled::default();
+        let all_pass = from.all_pass(self);
+        for &slot in slots {
+            let there = from.network.present.get(slot);
+            let passes = all_pass || from.posture(self).is_some_and(|p| p.passes.get(slot));
+            let means = from
+                .meanings(self)
+                .any(|meaning| meaning.is_identity() && meaning.holds.get(slot));
+            let selected = there && passes && (means || self.with_routes);
+            let listed = selected && (means || !all_pass);
+            if self.selected.assign(slot, selected) {
+                toggled.selected.push(slot);
+            }
+            toggled.texts |= self.listed.assign(slot, listed);
+        }
+        // Whom a node covers hangs on others that are listed.
+        for &slot in slots {
+            let covered = from.network.is_over(slot, &self.listed)
+                || (self.with_routes && from.network.behind.get(slot))
+                || self.covers_fixed(slot, all_pass, from);
+            if self.covered.assign(slot, covered) {
+                toggled.covered.push(slot);
+            }
+        }
+        toggled
     }
 
-    /// Whether packets of the node, or from behind it, match.
-    pub(super) fn covers(&self, node: usize) -> bool {
-        self.covered.get(node).copied().unwrap_or(false)
+    fn covers_fixed(&self, slot: Slot, all_pass: bool, from: Lookup<'_>) -> bool {
+        if all_pass {
+            return from.meanings(self).any(|meaning| match &meaning.kind {
+                Kind::Any => from.network.in_tailnet.get(slot),
+                Kind::DangerAll => from.network.anywhere.get(slot),
+                Kind::Addresses(..) => meaning.holds.get(slot) || meaning.serves.get(slot),
+                _ => false,
+            });
+        }
+        let mut spans = self.fixed.iter().flat_map(|fixed| &fixed.spans);
+        from.network
+            .get(slot)
+            .is_some_and(|own| spans.any(|span| own.touches(span)))
     }
 
-    pub(super) fn overlaps(&self, span: &Span) -> bool {
-        self.spans.iter().any(|own| own.overlaps(span))
+    /// Takes note that something on the wire changed, or who is meant.
+    pub(super) fn seal(&mut self, from: Lookup<'_>) {
+        self.texts = OnceLock::new();
+        for fixed in &mut self.fixed {
+            let listed = |span: &Span| {
+                let mut owners = from.network.inside(span);
+                span.is_single() && owners.any(|slot| self.listed.get(slot))
+            };
+            let served = self.with_routes && from.network.is_route_text(&fixed.text);
+            fixed.again = served || fixed.spans.iter().all(listed);
+        }
+        let mut hasher = DefaultHasher::new();
+        self.listed.fingerprint().hash(&mut hasher);
+        self.selected.fingerprint().hash(&mut hasher);
+        self.with_routes.hash(&mut hasher);
+        self.alone().for_each(|text| text.hash(&mut hasher));
+        self.hash = hasher.finish();
+    }
+
+    /// Fixed texts that are there for no other reason.
+    fn alone(&self) -> impl Iterator<Item = &Arc<str>> {
+        let alone = self.fixed.iter().filter(|fixed| !fixed.again);
+        alone.map(|fixed| &fixed.text)
+    }
+
+    /// Whether both are the same on the wire and mean the same nodes, so that
+    /// their rules become one.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        self.hash == other.hash
+            && self.with_routes == other.with_routes
+            && self.listed == other.listed
+            && self.selected == other.selected
+            && self.alone().eq(other.alone())
+    }
+
+    /// Whether a node's addresses may be among the fixed ones only because it
+    /// has the posture.
+    pub(super) fn hangs_on(&self, slot: &Own, from: Lookup<'_>) -> bool {
+        from.meanings(self)
+            .any(|meaning| meaning.has_address_of(slot))
+    }
+
+    /// As they go on the wire: ascending, no duplicates.
+    pub(super) fn texts(&self, network: &Network) -> &Arc<[Arc<str>]> {
+        self.texts.get_or_init(|| {
+            let mut out: Vec<Arc<str>> = self.alone().cloned().collect();
+            let listed = self.listed.iter().filter_map(|slot| network.get(slot));
+            out.extend(listed.flat_map(|own| own.texts.iter().cloned()));
+            if self.with_routes {
+                out.extend(network.route_texts().cloned());
+            }
+            out.sort_unstable();
+            out.dedup();
+            out.into()
+        })
+    }
+
+    /// Whether packets from somewhere in the range may match.
+    pub(super) fn overlaps(&self, span: &Span, network: &Network) -> bool {
+        let mut fixed = self.fixed.iter().flat_map(|fixed| &fixed.spans);
+        fixed.any(|own| own.overlaps(span))
+            || (self.with_routes && network.any_route_overlaps(span))
+            || network.inside(span).any(|slot| self.listed.get(slot))
+    }
+
+    /// The addresses that do not hang on what a node is.
+    fn fix(&self, from: Lookup<'_>) -> Vec<Fixed> {
+        let all_pass = from.all_pass(self);
+        let mut out = Vec::new();
+        for meaning in from.meanings(self) {
+            match &meaning.kind {
+                Kind::Any if all_pass => out.extend(
+                    TAILNET
+                        .iter()
+                        .map(|named| fixed(named.text, vec![named.span])),
+                ),
+                Kind::DangerAll if all_pass => out.push(fixed("*", Span::ALL.to_vec())),
+                Kind::DangerAll => out.extend(self.passing(&Span::ALL, from)),
+                Kind::Addresses(spans, _) if all_pass => {
+                    if let Selector::Net(net) = &meaning.selector {
+                        out.push(fixed(&net_text(net), spans.clone()));
+                    } else {
+                        out.extend(spans.iter().map(|span| fixed(&span.text(), vec![*span])));
+                    }
+                }
+                Kind::Addresses(spans, _) => out.extend(self.passing(spans, from)),
+                _ => {}
+            }
+        }
+        out
+    }
+
+    /// Ranges without the addresses of nodes that lack the posture. Where there
+    /// are such nodes, the tailnet's own ranges give way to the addresses of the
+    /// others.
+    fn passing(&self, spans: &[Span], from: Lookup<'_>) -> Vec<Fixed> {
+        let one = |span: Span| fixed(&span.text(), vec![span]);
+        let passes = |slot: Slot| from.posture(self).is_none_or(|p| p.passes.get(slot));
+        let mut out = Vec::new();
+        for span in spans {
+            if from.network.inside(span).all(passes) {
+                out.push(one(*span));
+                continue;
+            }
+            let ranges = TAILNET.iter().fold(vec![*span], |left, named| {
+                left.iter()
+                    .flat_map(|part| part.without(&named.span))
+                    .collect()
+            });
+            out.extend(ranges.into_iter().map(one));
+            let inside = from.network.addresses_inside(span);
+            let passing = inside.filter(|(_, slot)| passes(*slot));
+            out.extend(passing.map(|(address, _)| one(address)));
+        }
+        out
     }
 }
 
-/// Ranges without the addresses of nodes that lack the posture. Where there
-/// are such nodes, the tailnet's own ranges give way to the addresses of the
-/// others.
-fn of_those_that_pass(
-    spans: &[Span],
-    nodes: &[PolicyNode],
-    passes: &[bool],
-) -> Vec<(String, Vec<Span>)> {
-    let one = |span: Span| (span.text(), vec![span]);
-    let mut out = Vec::new();
-    for span in spans {
-        let inside = |address: &IpAddr| span.contains(&Span::from(*address));
-        let lacking = nodes
-            .iter()
-            .zip(passes)
-            .any(|(node, passes)| !passes && node.addresses.iter().any(inside));
-        if !lacking {
-            out.push(one(*span));
-            continue;
-        }
-        let ranges = TAILNET.iter().fold(vec![*span], |left, named| {
-            left.iter()
-                .flat_map(|part| part.without(&named.span))
-                .collect()
-        });
-        out.extend(ranges.into_iter().map(one));
-        let passing = nodes.iter().zip(passes).filter(|(_, passes)| **passes);
-        let passing = passing.flat_map(|(node, _)| &node.addresses);
-        out.extend(passing.filter(|a| inside(a)).map(|a| one(Span::from(*a))));
+fn fixed(text: &str, spans: Vec<Span>) -> Fixed {
+    Fixed {
+        text: text.into(),
+        spans,
+        again: false,
     }
-    out
 }

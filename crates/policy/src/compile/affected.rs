@@ -1,0 +1,51 @@
+//! Whom a change concerns.
+
+use super::Compiled;
+use super::bits::Bits;
+use crate::node_set::NodeSet;
+
+/// The nodes for which a change may have made a difference. Nobody else has
+/// to be told; of those that are named, some may find that nothing changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Affected {
+    /// What [`Compiled::filter_for`] says to them.
+    pub filters: NodeSet,
+    /// Who their peers are ([`Compiled::peers_of`]).
+    pub peers: NodeSet,
+    /// Which routes they are given ([`Compiled::routes_for`]) of a peer that
+    /// they saw before and see now.
+    pub routes: NodeSet,
+}
+
+impl Affected {
+    /// Whether the change concerns nobody.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.filters.is_empty() && self.peers.is_empty() && self.routes.is_empty()
+    }
+
+    /// Takes in those whom another change concerns.
+    pub fn unite(&mut self, other: &Self) {
+        self.filters.extend(other.filters.iter());
+        self.peers.extend(other.peers.iter());
+        self.routes.extend(other.routes.iter());
+    }
+}
+
+/// The same by slots, while it is worked out.
+#[derive(Debug, Default)]
+pub(super) struct Touched {
+    pub(super) filters: Bits,
+    pub(super) peers: Bits,
+    pub(super) routes: Bits,
+}
+
+impl Compiled {
+    pub(super) fn name(&self, touched: &Touched) -> Affected {
+        Affected {
+            filters: self.ids(&touched.filters),
+            peers: self.ids(&touched.peers),
+            routes: self.ids(&touched.routes),
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Selectors, each resolved once.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use warren_control_types::UserId;
+
+use super::bits::{Bits, Slot};
+use super::network::{Network, Own};
+use crate::node::PolicyUser;
+use crate::policy::Policy;
+use crate::selector::Selector;
+use crate::span::{Span, internet_overlaps};
+
+/// What a selector means at the moment.
+#[derive(Debug, Clone)]
+pub(super) struct Meaning {
+    pub(super) selector: Selector,
+    pub(super) kind: Kind,
+    /// Nodes meant by what they are; of addresses, nodes that have one.
+    pub(super) holds: Bits,
+    /// Nodes with an approved subnet route that overlaps the addresses.
+    pub(super) serves: Bits,
+}
+
+/// How a selector means nodes.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Kind {
+    /// `*`.
+    Any,
+    /// `autogroup:danger-all`.
+    DangerAll,
+    /// By tag, or by having tags or none.
+    Nodes,
+    /// The untagged nodes of these users.
+    Users(BTreeSet<UserId>),
+    /// Addresses, ascending, and whether public ones of either family are
+    /// among them.
+    Addresses(Vec<Span>, [bool; 2]),
+    /// `autogroup:internet`.
+    Internet,
+    /// What means nobody.
+    Nobody,
+}
+
+/// The users of the moment by the names they go by.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Names(BTreeMap<String, BTreeSet<UserId>>);
+
+impl Names {
+    pub(super) fn add(&mut self, user: &PolicyUser) {
+        for name in std::iter::once(&user.login).chain(&user.aliases) {
+            self.0.entry(name.clone()).or_default().insert(user.id);
+        }
+    }
+
+    pub(super) fn remove(&mut self, user: &PolicyUser) {
+        for name in std::iter::once(&user.login).chain(&user.aliases) {
+            if let Some(users) = self.0.get_mut(name) {
+                users.remove(&user.id);
+                if users.is_empty() {
+                    self.0.remove(name);
+                }
+            }
+        }
+    }
+
+    /// As [`PolicyUser::is_named`].
+    fn find(&self, login: &str) -> impl Iterator<Item = UserId> + '_ {
+        let plain = login.strip_suffix('@').unwrap_or(login);
+        let exact = self.0.get(login).into_iter().flatten();
+        exact
+            .chain(self.0.get(plain).into_iter().flatten())
+            .copied()
+    }
+}
+
+impl Meaning {
+    pub(super) fn resolve(
+        selector: &Selector,
+        policy: &Policy,
+        users: &BTreeMap<UserId, PolicyUser>,
+        names: &Names,
+        network: &Network,
+    ) -> Self {
+        let kind = match selector {
+            Selector::Any => Kind::Any,
+            Selector::DangerAll => Kind::DangerAll,
+            Selector::Internet => Kind::Internet,
+            Selector::Tag(_) | Selector::Tagged | Selector::Member => Kind::Nodes,
+            Selector::Net(net) => addresses(vec![Span::from(net)]),
+            Selector::Set(set) => addresses(set.spans.to_vec()),
+            Selector::User(login) => Kind::Users(names.find(login).collect()),
+            Selector::Group(group) => {
+                let logins = policy.groups.get(group).into_iter().flatten();
+                Kind::Users(logins.flat_map(|login| names.find(login)).collect())
+            }
+            Selector::Domain(_) | Selector::Role(_) => Kind::Users(
+                users
+                    .values()
+                    .filter(|user| policy.selects_user(selector, user))
+                    .map(|user| user.id)
+                    .collect(),
+            ),
+            Selector::OwnUser | Selector::Shared | Selector::Service(_) => Kind::Nobody,
+        };
+        let mut out = Self {
+            selector: selector.clone(),
+            kind,
+            holds: Bits::default(),
+            serves: Bits::default(),
+        };
+        out.look_at_all(network);
+        out
+    }
+
+    /// Looks at all nodes.
+    pub(super) fn look_at_all(&mut self, network: &Network) {
+        (self.holds, self.serves) = match &self.kind {
+            Kind::Addresses(spans, _) => network.touching(spans),
+            Kind::Users(users) => {
+                let nodes = users.iter().flat_map(|user| network.nodes_of(*user));
+                (nodes.collect(), Bits::default())
+            }
+            Kind::Nodes => {
+                let nodes = network.all().filter(|(_, own)| self.at(Some(own)).0);
+                (nodes.map(|(slot, _)| slot).collect(), Bits::default())
+            }
+            Kind::Any | Kind::DangerAll | Kind::Internet | Kind::Nobody => Default::default(),
+        };
+        self.holds.shrink();
+        self.serves.shrink();
+    }
+
+    /// Looks at one node again; whether that made a difference.
+    pub(super) fn look_at(&mut self, slot: Slot, own: Option<&Own>) -> bool {
+        let (holds, serves) = self.at(own);
+        self.holds.assign(slot, holds) | self.serves.assign(slot, serves)
+    }
+
+    fn at(&self, own: Option<&Own>) -> (bool, bool) {
+        let Some(own) = own else {
+            return (false, false);
+        };
+        match &self.kind {
+            Kind::Addresses(spans, _) => (own.is_in(spans), own.serves(spans)),
+            Kind::Users(users) => (own.user().is_some_and(|user| users.contains(&user)), false),
+            Kind::Nodes => {
+                let holds = match &self.selector {
+                    Selector::Tag(tag) => own.node.tags.contains(tag),
+                    Selector::Tagged => own.node.is_tagged(),
+                    _ => own.user().is_some(),
+                };
+                (holds, false)
+            }
+            Kind::Any | Kind::DangerAll | Kind::Internet | Kind::Nobody => (false, false),
+        }
+    }
+
+    /// Whether it means nodes by what they are, `*` aside.
+    pub(super) fn is_identity(&self) -> bool {
+        matches!(self.kind, Kind::Nodes | Kind::Users(_))
+    }
+
+    /// Whether an address of the node is meant.
+    pub(super) fn has_address_of(&self, own: &Own) -> bool {
+        match &self.kind {
+            Kind::Addresses(spans, _) => own.is_in(spans),
+            Kind::DangerAll => true,
+            _ => false,
+        }
+    }
+}
+
+fn addresses(spans: Vec<Span>) -> Kind {
+    let public = |v6| {
+        let mut spans = spans.iter();
+        spans.any(|span| span.is_v6() == v6 && internet_overlaps(span))
+    };
+    let public = [public(false), public(true)];
+    Kind::Addresses(spans, public)
+}

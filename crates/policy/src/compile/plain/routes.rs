@@ -1,0 +1,165 @@
+//! Which routes of a peer a node is given.
+
+use ipnet::IpNet;
+use warren_control_types::NodeId;
+
+use super::{Compiled, Item};
+use crate::span::Span;
+
+impl Compiled {
+    /// The routes behind `peer` that `viewer` is given: subnet routes that the
+    /// viewer may use, or from behind which traffic may come to it, and exit
+    /// routes if it may reach the internet there. `primary` are the subnet
+    /// routes of which `peer` is the elected router at the moment. Ascending,
+    /// exit routes last.
+    pub(in crate::compile) fn routes_for(
+        &self,
+        viewer: NodeId,
+        peer: NodeId,
+        primary: &[IpNet],
+    ) -> Vec<IpNet> {
+        let (Some(v), Some(p)) = (self.index(viewer), self.index(peer)) else {
+            return Vec::new();
+        };
+        let Some(own) = self.nodes.get(p) else {
+            return Vec::new();
+        };
+        let mut routes: Vec<IpNet> = own
+            .subnet_routes()
+            .filter(|route| match self.via_router(v, route) {
+                Some(router) => router == p,
+                None => primary.contains(route) && self.route_concerns(v, p, route),
+            })
+            .copied()
+            .collect();
+        routes.sort_unstable();
+        if self.may_use_exit(v, p) {
+            let mut exits: Vec<IpNet> = own.exit_routes().copied().collect();
+            exits.sort_unstable();
+            routes.extend(exits);
+        }
+        routes
+    }
+
+    /// Whether the viewer has to do with a route of the peer.
+    fn route_concerns(&self, viewer: usize, peer: usize, route: &IpNet) -> bool {
+        let span = Span::from(route);
+        let is_router = self
+            .nodes
+            .get(viewer)
+            .is_some_and(|node| node.subnet_routes().any(|own| own == route));
+        let traffic_comes_in = self
+            .reached_by
+            .get(viewer)
+            .into_iter()
+            .flatten()
+            .filter_map(|source| self.sources.get(*source))
+            .any(|source| source.overlaps(&span));
+        self.open || is_router || traffic_comes_in || self.may_reach(viewer, peer, &span)
+    }
+
+    /// Whether a rule in the peer's filter lets the viewer reach the route.
+    fn may_reach(&self, viewer: usize, peer: usize, route: &Span) -> bool {
+        self.items.iter().any(|item| match item {
+            Item::Ports { source, to, .. } => {
+                self.covers(*source, viewer)
+                    && to
+                        .iter()
+                        .any(|(target, _)| target.overlaps(route) && target.reaches(self, peer))
+            }
+            Item::Capabilities { source, to, .. } => {
+                self.covers(*source, viewer)
+                    && to.iter().any(|target| {
+                        target
+                            .prefixes_on(self, peer)
+                            .iter()
+                            .any(|prefix| Span::from(prefix).overlaps(route))
+                    })
+            }
+            Item::Via { .. }
+            | Item::ViaPeers { .. }
+            | Item::OwnUser { .. }
+            | Item::OwnUserCapabilities { .. } => false,
+        })
+    }
+
+    /// The router that a `via` grant picks for the viewer and the route: the
+    /// oldest of those with a tag it names. `None` when no such grant is there
+    /// or another rule opens the route without naming routers.
+    fn via_router(&self, viewer: usize, route: &IpNet) -> Option<usize> {
+        let span = Span::from(route);
+        let mut tags: Vec<&String> = Vec::new();
+        let mut opened_otherwise = false;
+        for item in &self.items {
+            match item {
+                Item::Via {
+                    source,
+                    to,
+                    routers,
+                    ..
+                } => {
+                    if self.covers(*source, viewer) && to.iter().any(|(t, _)| t.overlaps(&span)) {
+                        tags.extend(routers);
+                    }
+                }
+                Item::ViaPeers {
+                    source,
+                    to,
+                    routers,
+                } => {
+                    if self.covers(*source, viewer) && to.iter().any(|t| t.overlaps(&span)) {
+                        tags.extend(routers);
+                    }
+                }
+                Item::Ports { source, to, .. } => {
+                    opened_otherwise |=
+                        self.covers(*source, viewer) && to.iter().any(|(t, _)| t.overlaps(&span));
+                }
+                Item::Capabilities { .. }
+                | Item::OwnUser { .. }
+                | Item::OwnUserCapabilities { .. } => {}
+            }
+        }
+        if opened_otherwise || tags.is_empty() {
+            return None;
+        }
+        self.nodes.iter().position(|node| {
+            node.tags.iter().any(|tag| tags.contains(&tag))
+                && node.subnet_routes().any(|own| own == route)
+        })
+    }
+
+    /// Whether the viewer may reach the internet through the peer.
+    fn may_use_exit(&self, viewer: usize, peer: usize) -> bool {
+        self.open
+            || self.items.iter().any(|item| match item {
+                Item::Ports { source, to, .. } => {
+                    self.covers(*source, viewer)
+                        && to
+                            .iter()
+                            .any(|(t, _)| t.is_internet() && t.reaches(self, peer))
+                }
+                Item::Via {
+                    source,
+                    to,
+                    routers,
+                    ..
+                } => {
+                    self.covers(*source, viewer)
+                        && to
+                            .iter()
+                            .any(|(t, _)| t.is_internet() && t.reaches_via(self, peer, routers))
+                }
+                Item::Capabilities { .. }
+                | Item::ViaPeers { .. }
+                | Item::OwnUser { .. }
+                | Item::OwnUserCapabilities { .. } => false,
+            })
+    }
+
+    fn covers(&self, source: usize, node: usize) -> bool {
+        self.sources
+            .get(source)
+            .is_some_and(|source| source.covers(node))
+    }
+}
