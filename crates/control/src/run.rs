@@ -273,10 +273,18 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
         _ => None,
     };
 
+    // A server that has never run has no earlier policy to go on with: it makes
+    // nothing before its file is good.
+    if let Some((_, Err(why))) = &policy
+        && !StateDir::was_used(state_dir)
+    {
+        return Err(Failure::Failed(why.clone()));
+    }
+
     let state = StateDir::open(state_dir)?;
     let (key, new) = state.noise_key(&mut OsEntropy)?;
     let (store, snapshot) = Store::open(&state.database())?;
-    // Without an earlier policy there is nothing to go on with.
+    // Nor has one that ran without any.
     let policy = match policy {
         Some((_, Err(why))) if snapshot.policy.is_none() => return Err(Failure::Failed(why)),
         other => other,

@@ -11,6 +11,9 @@ use rustix::fs::{FlockOperation, flock};
 use warren_keys::{Entropy, MachineSecret};
 use zeroize::Zeroizing;
 
+/// The file of the database.
+const DATABASE: &str = "control.db";
+
 /// How long to wait for the lock of a server that may be going down.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -108,6 +111,11 @@ impl StateDir {
         }
     }
 
+    /// Whether a server has kept its state there before.
+    pub fn was_used(path: &Path) -> bool {
+        path.join(DATABASE).exists()
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -115,7 +123,7 @@ impl StateDir {
 
     /// The database file.
     pub fn database(&self) -> PathBuf {
-        self.path.join("control.db")
+        self.path.join(DATABASE)
     }
 
     /// The server's Noise key, and whether it was made just now.

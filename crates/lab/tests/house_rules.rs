@@ -101,8 +101,10 @@ struct Room {
     name: String,
     description: String,
     folder: PathBuf,
-    /// Rooms it depends on, for its tests too.
+    /// Rooms it depends on.
     rooms: BTreeSet<String>,
+    /// Rooms that only its tests need.
+    tested_with: BTreeSet<String>,
     /// What it depends on from outside, without what only its tests need.
     foreign: BTreeSet<String>,
 }
@@ -132,15 +134,17 @@ fn room(package: &Value) -> (String, Room) {
         description: package["description"].as_str().unwrap_or("").to_owned(),
         folder: manifest.parent().unwrap().to_owned(),
         rooms: BTreeSet::new(),
+        tested_with: BTreeSet::new(),
         foreign: BTreeSet::new(),
     };
     for dependency in package["dependencies"].as_array().unwrap() {
         let name = dependency["name"].as_str().unwrap();
-        if let Some(other) = bare(name) {
-            room.rooms.insert(other);
-        } else if dependency["kind"] != "dev" {
-            room.foreign.insert(name.to_owned());
-        }
+        match bare(name) {
+            Some(other) if dependency["kind"] == "dev" => room.tested_with.insert(other),
+            Some(other) => room.rooms.insert(other),
+            None if dependency["kind"] == "dev" => false,
+            None => room.foreign.insert(name.to_owned()),
+        };
     }
     (name, room)
 }
@@ -171,6 +175,12 @@ fn arrows_only_go_down() {
                     "{} ({below}) depends on {other} ({above})",
                     room.name
                 ));
+            }
+        }
+        // Tests may also hold two rooms of one row against each other.
+        for other in &room.tested_with {
+            if row(other) > row(&room.name) {
+                wrong.push(format!("{} is tested with {other} above it", room.name));
             }
         }
     }
