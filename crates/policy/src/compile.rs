@@ -204,6 +204,9 @@ impl Compiled {
     /// The peers of a node.
     fn view(&self, slot: Slot) -> Bits {
         let mut out = Bits::default();
+        if !self.network.present.get(slot) {
+            return out;
+        }
         let mut own_user = false;
         if self.policy.open {
             out.unite(&self.network.present);

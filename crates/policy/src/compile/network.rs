@@ -157,14 +157,9 @@ impl Network {
         self.of_user.get(&user).into_iter().flatten().copied()
     }
 
-    /// All subnets that are served, as they go on the wire.
-    pub(super) fn route_texts(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.routes.values().map(|(_, text)| text)
-    }
-
-    pub(super) fn is_route_text(&self, text: &str) -> bool {
-        let net = crate::selector::parse_net(text);
-        net.is_some_and(|net| self.routes.contains_key(&net) && net_text(&net) == text)
+    /// All subnets that are served, and as they go on the wire.
+    pub(super) fn routes(&self) -> impl Iterator<Item = (&IpNet, &Arc<str>)> {
+        self.routes.iter().map(|(route, (_, text))| (route, text))
     }
 
     pub(super) fn any_route_overlaps(&self, span: &Span) -> bool {

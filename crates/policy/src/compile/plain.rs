@@ -315,15 +315,6 @@ impl Compiled {
             .collect()
     }
 
-    /// Whether `a` and `b` appear in each other's netmap: one may reach the
-    /// other, or routes behind it, in either direction.
-    pub(super) fn can_see(&self, a: NodeId, b: NodeId) -> bool {
-        match (self.index(a), self.index(b)) {
-            (Some(a), Some(b)) => a != b && self.sees(a, b),
-            _ => false,
-        }
-    }
-
     /// The peers of `node`, ascending.
     pub(super) fn peers_of(&self, node: NodeId) -> Vec<NodeId> {
         let Some(index) = self.index(node) else {

@@ -42,7 +42,7 @@ impl Compiled {
         let items = self.settle_items(change, &mut touched);
         let dirty: BTreeSet<Id<Source>> = sources
             .iter()
-            .filter(|(_, toggled)| toggled.texts || !toggled.selected.is_empty())
+            .filter(|(_, t)| t.texts || t.group || !t.selected.is_empty())
             .map(|(id, _)| *id)
             .collect();
         self.regroup(&dirty, &mut touched);
@@ -124,7 +124,8 @@ impl Compiled {
             let listed = change.node.is_some_and(|slot| source.listed.get(slot));
             toggled.texts |= listed && change.addresses;
             toggled.texts |= source.with_routes && change.new_routes;
-            let nothing = !toggled.texts && toggled.selected.is_empty();
+            toggled.group = source.with_routes && change.addresses;
+            let nothing = !toggled.texts && !toggled.group && toggled.selected.is_empty();
             if !nothing || !toggled.covered.is_empty() {
                 out.push((id, toggled));
             }

@@ -94,6 +94,12 @@ pub(super) struct Source {
     pub(super) with_routes: bool,
     /// The rules that have these sources.
     pub(super) items: BTreeSet<ItemId>,
+    /// What is on the wire and is no address of a node in `known`. With
+    /// `known` and `selected` it tells whether sources are the same.
+    alone: Vec<Arc<str>>,
+    /// Nodes all of whose addresses are on the wire, where that is more than
+    /// `listed`.
+    known: Option<Bits>,
     /// Equal for sources that are the same on the wire and mean the same.
     pub(super) hash: u64,
     /// The texts on the wire, once somebody asked.
@@ -104,8 +110,6 @@ pub(super) struct Source {
 struct Fixed {
     text: Arc<str>,
     spans: Vec<Span>,
-    /// It is among the sources for another reason too.
-    again: bool,
 }
 
 /// What looking again found.
@@ -115,6 +119,8 @@ pub(super) struct Toggled {
     pub(super) covered: Vec<Slot>,
     /// It is something else on the wire.
     pub(super) texts: bool,
+    /// It may be like others now.
+    pub(super) group: bool,
 }
 
 impl<'a> Lookup<'a> {
@@ -143,6 +149,8 @@ impl Source {
             fixed: Vec::new(),
             with_routes: false,
             items: BTreeSet::new(),
+            alone: Vec::new(),
+            known: None,
             hash: 0,
             texts: OnceLock::new(),
         };
@@ -209,6 +217,7 @@ impl Source {
             selected: self.selected.difference(&selected).iter().collect(),
             covered: self.covered.difference(&covered).iter().collect(),
             texts: self.listed != listed || before != plain(self),
+            group: false,
         };
         (self.selected, self.listed, self.covered) = (selected, listed, covered);
         self.selected.shrink();
@@ -265,36 +274,63 @@ impl Source {
     /// Takes note that something on the wire changed, or who is meant.
     pub(super) fn seal(&mut self, from: Lookup<'_>) {
         self.texts = OnceLock::new();
-        for fixed in &mut self.fixed {
-            let listed = |span: &Span| {
-                let mut owners = from.network.inside(span);
-                span.is_single() && owners.any(|slot| self.listed.get(slot))
-            };
-            let served = self.with_routes && from.network.is_route_text(&fixed.text);
-            fixed.again = served || fixed.spans.iter().all(listed);
+        self.known = self.also_known(from);
+        let known = self.known();
+        let is_known =
+            |span: &Span| span.is_single() && from.network.inside(span).any(|slot| known.get(slot));
+        let fixed = self.fixed.iter();
+        let fixed = fixed.filter(|fixed| !fixed.spans.iter().all(is_known));
+        let mut alone: Vec<Arc<str>> = fixed.map(|fixed| fixed.text.clone()).collect();
+        if self.with_routes {
+            let routes = from.network.routes();
+            let routes = routes.filter(|(route, _)| !is_known(&Span::from(*route)));
+            alone.extend(routes.map(|(_, text)| text.clone()));
+            alone.sort_unstable();
+            alone.dedup();
         }
         let mut hasher = DefaultHasher::new();
-        self.listed.fingerprint().hash(&mut hasher);
+        known.fingerprint().hash(&mut hasher);
         self.selected.fingerprint().hash(&mut hasher);
-        self.with_routes.hash(&mut hasher);
-        self.alone().for_each(|text| text.hash(&mut hasher));
+        alone.hash(&mut hasher);
         self.hash = hasher.finish();
+        self.alone = alone;
     }
 
-    /// Fixed texts that are there for no other reason.
-    fn alone(&self) -> impl Iterator<Item = &Arc<str>> {
-        let alone = self.fixed.iter().filter(|fixed| !fixed.again);
-        alone.map(|fixed| &fixed.text)
+    fn known(&self) -> &Bits {
+        self.known.as_ref().unwrap_or(&self.listed)
+    }
+
+    /// With `*`, nodes are meant that are not listed; the addresses of some may
+    /// be there all the same, because they are written.
+    fn also_known(&self, from: Lookup<'_>) -> Option<Bits> {
+        if !self.with_routes {
+            return None;
+        }
+        let singles: BTreeSet<Span> = self
+            .fixed
+            .iter()
+            .flat_map(|fixed| &fixed.spans)
+            .copied()
+            .filter(Span::is_single)
+            .collect();
+        let owners = singles.iter().flat_map(|span| from.network.inside(span));
+        let mut known = self.listed.clone();
+        for slot in owners.filter(|slot| self.selected.get(*slot)) {
+            let own = from.network.get(slot);
+            if own.is_some_and(|own| own.spans.iter().all(|span| singles.contains(span))) {
+                known.insert(slot);
+            }
+        }
+        (!singles.is_empty()).then_some(known)
     }
 
     /// Whether both are the same on the wire and mean the same nodes, so that
     /// their rules become one.
     pub(super) fn is_like(&self, other: &Self) -> bool {
         self.hash == other.hash
-            && self.with_routes == other.with_routes
-            && self.listed == other.listed
+            && self.alone == other.alone
             && self.selected == other.selected
-            && self.alone().eq(other.alone())
+            && self.known() == other.known()
     }
 
     /// Whether a node's addresses may be among the fixed ones only because it
@@ -307,12 +343,10 @@ impl Source {
     /// As they go on the wire: ascending, no duplicates.
     pub(super) fn texts(&self, network: &Network) -> &Arc<[Arc<str>]> {
         self.texts.get_or_init(|| {
-            let mut out: Vec<Arc<str>> = self.alone().cloned().collect();
-            let listed = self.listed.iter().filter_map(|slot| network.get(slot));
-            out.extend(listed.flat_map(|own| own.texts.iter().cloned()));
-            if self.with_routes {
-                out.extend(network.route_texts().cloned());
-            }
+            let mut out = self.alone.clone();
+            let known = self.known();
+            let known = known.iter().filter_map(|slot| network.get(slot));
+            out.extend(known.flat_map(|own| own.texts.iter().cloned()));
             out.sort_unstable();
             out.dedup();
             out.into()
@@ -384,6 +418,5 @@ fn fixed(text: &str, spans: Vec<Span>) -> Fixed {
     Fixed {
         text: text.into(),
         spans,
-        again: false,
     }
 }
