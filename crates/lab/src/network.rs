@@ -202,6 +202,54 @@ impl Lab {
         })
     }
 
+    /// Adds a machine on a LAN of `gateway`'s own, `10.55.N.0/24` and
+    /// `fd00:55:N::/64`, where the gateway is the first address and the machine
+    /// the second. It knows no way beyond its LAN, and the gateway forwards
+    /// nothing until somebody lets it.
+    ///
+    /// # Errors
+    /// When the kernel refuses an interface; the text names it.
+    pub fn lan_host(&mut self, name: &str, gateway: &Host) -> Result<Host, LabError> {
+        let n = self.next;
+        self.next = n
+            .checked_add(1)
+            .ok_or_else(|| LabError::new("the lab is full"))?;
+        let folder = self.folder.path().join(name);
+        std::fs::create_dir_all(&folder)?;
+        let host = namespace(name, self.folder.path())?;
+        ip(&host, "link set lo up")?;
+        let inside = gateway.namespace();
+        veth(inside, &format!("lan{n}"), &host, "eth0")?;
+        ip(
+            inside,
+            &format!(
+                "addr add 10.55.{n}.1/24 dev lan{n}
+                 addr add fd00:55:{n:x}::1/64 dev lan{n} nodad
+                 link set lan{n} up"
+            ),
+        )?;
+        ip(
+            &host,
+            &format!(
+                "addr add 10.55.{n}.2/24 dev eth0
+                 addr add fd00:55:{n:x}::2/64 dev eth0 nodad
+                 link set eth0 up"
+            ),
+        )?;
+        let address = Ipv4Addr::new(10, 55, n, 2);
+        Ok(Host {
+            inner: Arc::new(HostInner {
+                namespace: host,
+                routers: Vec::new(),
+                place: Place::Open,
+                address,
+                address6: Some(Ipv6Addr::new(0xfd00, 0x55, n.into(), 0, 0, 0, 0, 2)),
+                outside: address,
+                folder,
+            }),
+        })
+    }
+
     /// Connects `inside`'s interface to the internet as `203.0.113.n`.
     fn plug(&self, inside: &Namespace, interface: &str, n: u8, ipv6: bool) -> Result<(), LabError> {
         veth(&self.internet, &format!("p{n}"), inside, interface)?;
@@ -307,6 +355,17 @@ impl Host {
         let mut command = Command::new(program);
         command.args(arguments);
         run(&self.inner.namespace, command, None)
+    }
+
+    /// Lets the host forward packets, as its administrator would.
+    ///
+    /// # Errors
+    /// When the kernel refuses the settings.
+    pub fn allow_forwarding(&self) -> Result<(), LabError> {
+        sysctl(
+            &self.inner.namespace,
+            &["net/ipv4/ip_forward=1", "net/ipv6/conf/all/forwarding=1"],
+        )
     }
 
     /// Loads nftables rules into the host itself.

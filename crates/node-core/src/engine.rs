@@ -340,6 +340,13 @@ impl Engine {
         self.drain();
     }
 
+    /// The networks that this machine stands in, with its addresses in them:
+    /// as an exit node it does not open them.
+    pub fn set_host_networks(&mut self, networks: Vec<IpNet>) {
+        self.packet_filter.set_networks(networks);
+        self.refresh_filter(false);
+    }
+
     /// The network around us is another one: paths must be found again.
     pub fn link_changed(&mut self, now: Instant) {
         self.paths.link_changed(now);

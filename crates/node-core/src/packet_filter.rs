@@ -8,6 +8,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use warren_control_types::{FilterRule, Netmap, Node};
 use warren_filter::{
     CapabilityHolders, Filter, LocalAddresses, LocalSet, RuleProblem, capability_sources,
@@ -29,6 +30,8 @@ struct Inputs {
 #[derive(Debug)]
 pub(crate) struct PacketFilter {
     inputs: Inputs,
+    /// Networks that this machine stands in, with its addresses there.
+    networks: Vec<IpNet>,
     /// The capabilities that rules name as sources.
     capabilities: Vec<String>,
     filter: Arc<Filter>,
@@ -42,6 +45,7 @@ impl Default for PacketFilter {
         let filter = Filter::block_all();
         Self {
             inputs: Inputs::default(),
+            networks: Vec::new(),
             capabilities: Vec::new(),
             jailed: Arc::new(filter.jailed()),
             filter: Arc::new(filter),
@@ -59,6 +63,12 @@ impl PacketFilter {
     /// For peers that may only answer.
     pub(crate) fn jailed(&self) -> &Arc<Filter> {
         &self.jailed
+    }
+
+    /// Networks that this machine stands in: as an exit node it does not open
+    /// them. Counts from the next [`refresh`](Self::refresh).
+    pub(crate) fn set_networks(&mut self, networks: Vec<IpNet>) {
+        self.networks = networks;
     }
 
     /// The entries of the rules that could not be used.
@@ -81,7 +91,7 @@ impl PacketFilter {
             self.capabilities = names.map(str::to_owned).collect();
             changed = true;
         }
-        changed |= set(&mut self.inputs.local, local(netmap, prefs));
+        changed |= set(&mut self.inputs.local, local(netmap, prefs, &self.networks));
         changed |= set(
             &mut self.inputs.holders,
             holders(netmap, &self.capabilities),
@@ -115,7 +125,7 @@ fn set<T: PartialEq>(to: &mut T, value: T) -> bool {
 }
 
 /// The destinations that are ours.
-fn local(netmap: &Netmap, prefs: &NodePrefs) -> LocalSet {
+fn local(netmap: &Netmap, prefs: &NodePrefs, networks: &[IpNet]) -> LocalSet {
     let own = netmap.self_node.as_ref();
     let addresses: Vec<IpAddr> = own.map(single_addresses).unwrap_or_default();
     // Only what the server approved of our routes is ours to deliver to.
@@ -128,7 +138,8 @@ fn local(netmap: &Netmap, prefs: &NodePrefs) -> LocalSet {
     LocalSet::new(&LocalAddresses {
         addresses: &addresses,
         advertised: &routes,
-        ..LocalAddresses::default()
+        host_networks: networks,
+        host_addresses: &networks.iter().map(IpNet::addr).collect::<Vec<_>>(),
     })
 }
 
@@ -174,6 +185,40 @@ mod tests {
             }),
         );
         netmap
+    }
+
+    #[test]
+    fn an_exit_node_opens_the_internet_and_not_the_network_it_stands_in() {
+        let mut netmap = Netmap::default();
+        netmap.begin_stream();
+        let everything = json!({"SrcIPs": ["*"], "DstPorts": [{"IP": "*", "Ports": {"First": 0, "Last": 65535}}]});
+        tell(
+            &mut netmap,
+            json!({
+                "Node": {"ID": 1, "Addresses": ["100.64.0.1/32"], "AllowedIPs": ["100.64.0.1/32", "0.0.0.0/0"]},
+                "PacketFilters": {"base": [everything]},
+            }),
+        );
+        let prefs = NodePrefs {
+            advertise_routes: vec!["0.0.0.0/0".parse().unwrap()],
+            ..NodePrefs::default()
+        };
+        let mut filter = PacketFilter::default();
+        let reaches = |filter: &PacketFilter, destination: [u8; 4]| {
+            filter.filter().allows(
+                Protocol::TCP,
+                [100, 64, 0, 2].into(),
+                destination.into(),
+                80,
+            )
+        };
+        filter.refresh(&netmap, &prefs, true);
+        assert!(reaches(&filter, [203, 0, 113, 77]));
+        filter.set_networks(vec!["203.0.113.5/24".parse().unwrap()]);
+        assert!(filter.refresh(&netmap, &prefs, false));
+        assert!(!reaches(&filter, [203, 0, 113, 77]));
+        assert!(reaches(&filter, [203, 0, 113, 5]), "the machine itself");
+        assert!(reaches(&filter, [198, 51, 100, 1]));
     }
 
     fn rule(source: &str, port: u16) -> serde_json::Value {

@@ -183,17 +183,33 @@ fn roaming_is_told_when_it_happens() {
 fn what_is_not_data_goes_to_the_engine() {
     let mut pair = Pair::new();
     let from = Source::Udp(udp_address(1));
+    let message = |kind: u8, len: usize| [&[kind, 0, 0, 0][..], &vec![7; len - 4]].concat();
+    let stun = [&[1, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42][..], &[5; 12]].concat();
     for bytes in [
-        vec![1; 148],
-        b"TS\xf0\x9f\x92\xacping".to_vec(),
-        vec![0; 20],
-        vec![4, 0, 0, 0],
+        message(1, 148),
+        message(2, 92),
+        message(3, 64),
+        [&b"TS\xf0\x9f\x92\xac"[..], &[3; 80]].concat(),
+        stun,
     ] {
         let len = bytes.len();
         pair.arrive(from, bytes.clone(), len);
         assert_eq!(pair.host.control.last(), Some(&(from, bytes)));
     }
     assert_eq!(pair.drops[1].total(), 0);
+    // Noise costs the engine nothing.
+    let noise = [
+        vec![1; 148],
+        message(1, 147),
+        vec![0; 20],
+        vec![4, 0, 0, 0],
+        vec![9],
+    ];
+    for bytes in &noise {
+        pair.arrive(from, bytes.clone(), bytes.len());
+    }
+    assert_eq!(pair.host.control.len(), 5);
+    assert_eq!(pair.drops[1].get(DropReason::Unrecognised), 5);
 }
 
 #[test]
@@ -222,7 +238,8 @@ fn bad_datagrams_in_a_train_do_not_stop_it() {
     assert_eq!(pair.drops[1].get(DropReason::Forged), 1);
     assert_eq!(pair.drops[1].get(DropReason::UnknownSession), 1);
     assert_eq!(pair.drops[1].get(DropReason::Replayed), 1);
-    assert_eq!(pair.host.control.len(), 1);
+    assert_eq!(pair.drops[1].get(DropReason::Unrecognised), 1);
+    assert!(pair.host.control.is_empty());
 }
 
 #[test]

@@ -27,6 +27,11 @@ impl EngineTask {
             explicit: Vec::new(),
         };
         self.engine.set_local_addresses(now, local);
+        let outside = self.link.interfaces.iter();
+        let networks = outside
+            .filter(|interface| interface.up && !interface.loopback)
+            .flat_map(|interface| &interface.addrs);
+        self.engine.set_host_networks(networks.copied().collect());
     }
 
     /// What was last measured of the network around.
