@@ -232,15 +232,28 @@ impl Running {
     }
 }
 
-async fn run_server(state_dir: &Path, serve: Serve) -> Result<(), Failure> {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("WARREN_LOG")
-        .or_else(|_| tracing_subscriber::EnvFilter::try_from_default_env())
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+/// Says what goes wrong on standard error: from "warn" on, or what `WARREN_LOG`
+/// or else `RUST_LOG` asks for.
+fn log_to_stderr() {
+    use tracing_subscriber::filter::{LevelFilter, Targets};
+    use tracing_subscriber::layer::SubscriberExt as _;
+    use tracing_subscriber::util::SubscriberInitExt as _;
+    let chosen = ["WARREN_LOG", "RUST_LOG"]
+        .into_iter()
+        .filter_map(|name| std::env::var(name).ok())
+        .find_map(|text| text.parse::<Targets>().ok());
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(std::io::stderr().is_terminal());
+    // Already set up by an embedding program: that one wins.
+    let _ = tracing_subscriber::registry()
+        .with(lines)
+        .with(chosen.unwrap_or_else(|| Targets::new().with_default(LevelFilter::WARN)))
         .try_init();
+}
+
+async fn run_server(state_dir: &Path, serve: Serve) -> Result<(), Failure> {
+    log_to_stderr();
     let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let mut running = start(state_dir, serve).await?;

@@ -341,6 +341,25 @@ impl Serve {
     }
 }
 
+/// Says what happens on standard error: from "info" on, or what `WARREN_LOG`
+/// or else `RUST_LOG` asks for.
+fn log_to_stderr() {
+    use tracing_subscriber::filter::{LevelFilter, Targets};
+    use tracing_subscriber::layer::SubscriberExt as _;
+    use tracing_subscriber::util::SubscriberInitExt as _;
+    let chosen = ["WARREN_LOG", "RUST_LOG"]
+        .into_iter()
+        .filter_map(|name| std::env::var(name).ok())
+        .find_map(|text| text.parse::<Targets>().ok());
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    tracing_subscriber::registry()
+        .with(lines)
+        .with(chosen.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO)))
+        .init();
+}
+
 /// Runs the program; returns its exit code.
 pub fn main() -> u8 {
     let cli = match Cli::try_parse() {
@@ -351,14 +370,7 @@ pub fn main() -> u8 {
             return code;
         }
     };
-    let filter = tracing_subscriber::EnvFilter::try_from_env("WARREN_LOG")
-        .or_else(|_| tracing_subscriber::EnvFilter::try_from_default_env())
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
+    log_to_stderr();
     match cli.command {
         Command::Completion { shell } => {
             let mut command = <Cli as clap::CommandFactory>::command();
