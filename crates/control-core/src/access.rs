@@ -12,7 +12,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use warren_control_types::{FilterRule, NetPortRange, NodeId, PortRange, UserId};
-use warren_policy::{Compiled, Policy, PolicyNode, PolicyUser, Role, SshRules};
+use warren_policy::{Compiled, Policy, PolicyNode, PolicyUser, SshRules};
 
 use crate::records::{NodeRecord, Snapshot, UserRecord};
 use crate::routes::{effective, is_exit};
@@ -173,7 +173,7 @@ fn policy_user(user: &UserRecord) -> PolicyUser {
         id: user.id,
         login: user.name.clone(),
         aliases: Vec::new(),
-        role: Role::Member,
+        role: user.role,
     }
 }
 

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
 use warren_control_types::{NodeId, PingRequest, UserId};
 use warren_keys::MachinePublic;
+use warren_policy::Role;
 
 use crate::access::Access;
 use crate::auth_keys::AuthKeyText;
@@ -63,6 +64,7 @@ impl Coordinator {
             id: self.take_user_id(),
             name: name.to_owned(),
             created: timestamp(wall),
+            role: Role::Member,
         };
         self.store_user(&user);
         self.data.users.insert(user.id, user.clone());
@@ -102,6 +104,34 @@ impl Coordinator {
         }
         self.recompute_access();
         self.mark_policy_change();
+        Ok(user)
+    }
+
+    /// Gives a user another role; what the policy says of it takes effect at
+    /// once. Routes that it approves for the role are approved; those that were
+    /// approved stay.
+    ///
+    /// # Errors
+    /// No such user.
+    pub fn set_role(&mut self, name: &str, role: Role) -> Result<UserRecord, AdminError> {
+        let id = self.find_user(name)?.id;
+        let user = self.data.users.get_mut(&id);
+        let user = user.ok_or_else(|| AdminError::NoUser(name.to_owned()))?;
+        let changed = std::mem::replace(&mut user.role, role) != role;
+        let user = user.clone();
+        if changed {
+            self.store_user(&user);
+            self.recompute_access();
+            self.mark_policy_change();
+            let nodes = self.data.nodes.values();
+            let own: Vec<_> = nodes
+                .filter(|node| node.user == Some(id))
+                .map(|node| node.id)
+                .collect();
+            for node in own {
+                self.approve_by_policy(node);
+            }
+        }
         Ok(user)
     }
 

@@ -56,9 +56,11 @@ pub use names::{LabelError, is_label, sanitize_hostname, unique_label};
 pub use policies::{GivenPolicy, PolicyFile, PolicyVersion, Tailnet, diff_of_files};
 pub use records::{
     AuthKeyId, AuthKeyRecord, Change, JoinMethod, NodeRecord, Snapshot, TAGGED_DEVICES, UserRecord,
+    role_name,
 };
 pub use register::{PendingId, RegisterOutcome};
 pub use session::{Pending, SessionId};
+pub use warren_policy::Role;
 
 /// The oldest capability version that is served (Tailscale 1.80). Older ones
 /// do not know `HomeDERP`, named filters and deltas as they are sent here.

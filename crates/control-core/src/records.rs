@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use warren_control_types::{Hostinfo, NodeId, RegionId, UserId};
 use warren_keys::{DiscoPublic, MachinePublic, NodePublic};
+use warren_policy::Role;
 
 use crate::addresses::AddressIndex;
 use crate::policies::PolicyVersion;
@@ -34,6 +35,33 @@ pub struct UserRecord {
     pub name: String,
     /// When it was made.
     pub created: Timestamp,
+    /// What it administers, as far as the policy asks (`autogroup:admin` and
+    /// its kin). Who may administer this server is another matter.
+    #[serde(with = "role_name")]
+    pub role: Role,
+}
+
+/// A role as its name, in rows and answers.
+pub mod role_name {
+    use serde::{Deserialize as _, Deserializer, Serializer, de};
+    use warren_policy::Role;
+
+    /// Writes the name.
+    ///
+    /// # Errors
+    /// Those of the serializer.
+    pub fn serialize<S: Serializer>(role: &Role, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(role)
+    }
+
+    /// Reads the name.
+    ///
+    /// # Errors
+    /// There is no such role.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Role, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        name.parse().map_err(de::Error::custom)
+    }
 }
 
 /// How a node came in.

@@ -7,5 +7,6 @@ mod deltas;
 mod policies;
 mod policy;
 mod registration;
+mod roles;
 mod sections;
 mod world;

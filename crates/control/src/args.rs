@@ -6,7 +6,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
+use warren_control_core::Role;
 
 /// Coordination server of a private network: nodes join here, learn of each
 /// other and of what they may reach.
@@ -126,6 +128,15 @@ pub enum Users {
         name: String,
         /// Name to be.
         new_name: String,
+    },
+    /// Say what a user administers, for the policy: `autogroup:admin` and its kin
+    /// mean users by their roles.
+    SetRole {
+        /// Name or number.
+        name: String,
+        /// The role; everybody is a member at first.
+        #[arg(value_parser = roles())]
+        role: Role,
     },
     /// Delete a user that owns no nodes.
     #[command(visible_alias = "destroy")]
@@ -379,6 +390,11 @@ pub fn set(a: Vec<String>, b: Vec<String>) -> BTreeSet<String> {
         .map(|text| text.trim().to_owned())
         .filter(|t| !t.is_empty())
         .collect()
+}
+
+fn roles() -> impl TypedValueParser<Value = Role> {
+    PossibleValuesParser::new(Role::all().map(|(name, _)| name))
+        .try_map(|name| name.parse::<Role>())
 }
 
 fn parse_listen(text: &str) -> Result<SocketAddr, String> {

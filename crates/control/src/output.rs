@@ -145,11 +145,12 @@ pub fn render(
                     vec![
                         u.id.to_string(),
                         u.name.clone(),
+                        u.role.to_string(),
                         relative(u.created_at, now),
                     ]
                 })
                 .collect();
-            table(&["ID", "NAME", "CREATED"], &rows)
+            table(&["ID", "NAME", "ROLE", "CREATED"], &rows)
         }
         Command::UsersCreate { .. } => {
             let user: UserView = read(answer)?;
@@ -160,6 +161,10 @@ pub fn render(
         }
         Command::UsersRename { .. } => {
             format!("the user is now {}\n", read::<UserView>(answer)?.name)
+        }
+        Command::UsersSetRole { .. } => {
+            let user: UserView = read(answer)?;
+            format!("user {} is now: {}\n", user.name, user.role)
         }
         Command::UsersDelete { .. } => {
             format!(

@@ -102,6 +102,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
             Users::Create { name } => Command::UsersCreate { name },
             Users::List => Command::UsersList,
             Users::Rename { name, new_name } => Command::UsersRename { name, new_name },
+            Users::SetRole { name, role } => Command::UsersSetRole { name, role },
             Users::Delete { name } => Command::UsersDelete { name },
         },
         Top::Nodes(nodes) => match nodes {

@@ -28,6 +28,11 @@ const MIGRATIONS: &[&str] = &[
     "
     CREATE TABLE policies  (id INTEGER PRIMARY KEY, record TEXT NOT NULL) STRICT;
 ",
+    // Roles. A row that does not read is left for `load` to complain about.
+    "
+    UPDATE users SET record = json_set(record, '$.role', 'member')
+     WHERE json_valid(record) AND json_type(record, '$.role') IS NULL;
+",
 ];
 
 /// How often rows that could not be written are tried again.
@@ -442,7 +447,7 @@ fn rows<T: DeserializeOwned>(
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use warren_control_core::UserRecord;
+    use warren_control_core::{Role, UserRecord};
     use warren_control_types::UserId;
 
     fn user(id: i64) -> UserRecord {
@@ -450,7 +455,35 @@ mod tests {
             id: UserId(id),
             name: format!("user{id}"),
             created: jiff::Timestamp::UNIX_EPOCH,
+            role: Role::Auditor,
         }
+    }
+
+    #[test]
+    fn users_from_before_there_were_roles_are_members() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control.db");
+        let mut connection = Connection::open(&path).unwrap();
+        for sql in &MIGRATIONS[..2] {
+            connection.execute_batch(sql).unwrap();
+        }
+        connection.pragma_update(None, "user_version", 2).unwrap();
+        let old = r#"{"id":1,"name":"ann","created":"2026-01-02T03:04:05Z"}"#;
+        connection
+            .execute("INSERT INTO users VALUES (1, ?1)", [old])
+            .unwrap();
+        migrate(&mut connection, &path).unwrap();
+        let users = load(&connection, &path).unwrap().users;
+        assert_eq!(users[&UserId(1)].role, Role::Member);
+        assert_eq!(users[&UserId(1)].name, "ann");
+        // A row that is no JSON is named, not hidden behind the migration.
+        connection.pragma_update(None, "user_version", 2).unwrap();
+        connection
+            .execute("INSERT INTO users VALUES (2, 'broken')", [])
+            .unwrap();
+        migrate(&mut connection, &path).unwrap();
+        let error = load(&connection, &path).unwrap_err().to_string();
+        assert!(error.contains("users 2"), "{error}");
     }
 
     #[tokio::test]

@@ -382,3 +382,43 @@ async fn a_file_in_charge_is_followed_and_the_last_good_one_stays() {
     assert!(answer["problem"]["text"].is_string());
     server.stop().await.unwrap();
 }
+
+#[tokio::test]
+async fn a_role_is_given_shown_kept_and_reaches_the_nodes() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let server = serve(dir).await;
+    let [mut laptop, mut db] = two_nodes(dir, &server).await;
+    laptop.until(|map| map.peers.len() == 1).await;
+    let policy = r#"{"acls": [{"action": "accept", "src": ["autogroup:owner"], "dst": ["*:22"]}]}"#;
+    file(dir, "roles.hujson", policy);
+    good(dir, &["policy", "set", "roles.hujson"]).await;
+    laptop.until(|map| map.peers.is_empty()).await;
+
+    let said = good(dir, &["users", "set-role", "default", "owner"]).await;
+    assert_eq!(said, "user default is now: owner\n");
+    laptop.until(|map| map.peers.len() == 1).await;
+    db.until(|map| map.packet_filter().any(|rule| !rule.dst_ports.is_empty()))
+        .await;
+    let list = good(dir, &["users", "list"]).await;
+    assert!(
+        list.starts_with("ID  NAME     ROLE   CREATED\n1   default  owner  "),
+        "{list}"
+    );
+    let why = good(dir, &["policy", "why", "laptop", "db:22"]).await;
+    assert!(why.starts_with("allowed"), "{why}");
+
+    // A role that there is not is wrong usage, and the answer names all.
+    let wrong = cli(dir, &["users", "set-role", "default", "king"]).await;
+    assert_eq!(wrong.status.code(), Some(2));
+    let wrong = String::from_utf8(wrong.stderr).unwrap();
+    assert!(wrong.contains("network-admin"), "{wrong}");
+    let nobody = bad(dir, &["users", "set-role", "ann", "admin"]).await;
+    assert!(nobody.contains("no user \"ann\""), "{nobody}");
+
+    server.stop().await.unwrap();
+    let server = serve(dir).await;
+    let users = json(dir, &["users", "list"]).await;
+    assert_eq!(users[0]["role"], "owner");
+    server.stop().await.unwrap();
+}

@@ -46,7 +46,7 @@ pub use attributes::{AttributeConfig, AttributeKind, HostedTailnet};
 pub use compile::{Affected, Compiled};
 pub use diagnostic::Diagnostic;
 pub use file::Context;
-pub use node::{PolicyNode, PolicyUser, Role};
+pub use node::{PolicyNode, PolicyUser, Role, UnknownRole};
 pub use node_set::NodeSet;
 pub use policy::{Policy, RelayRegions};
 pub use posture::{AttributeValue, Attributes, Number};

@@ -1,6 +1,8 @@
 //! What a policy needs to know of users and nodes.
 
+use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
 
 use ipnet::IpNet;
 use warren_control_types::{NodeId, UserId};
@@ -39,6 +41,11 @@ impl Role {
         ("auditor", Self::Auditor),
     ];
 
+    /// All roles, each by its name: those of the autogroups, and `member`.
+    pub fn all() -> impl Iterator<Item = (&'static str, Self)> {
+        std::iter::once(("member", Self::Member)).chain(Self::NAMED)
+    }
+
     /// Whether the autogroup of role `named` means a user of this role.
     #[must_use]
     pub fn is(self, named: Self) -> bool {
@@ -49,6 +56,31 @@ impl Role {
     #[must_use]
     pub fn may_use_any_tag(self) -> bool {
         matches!(self, Self::Owner | Self::Admin | Self::NetworkAdmin)
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = Self::all().find(|(_, role)| role == self);
+        f.pad(name.map_or("member", |(name, _)| name))
+    }
+}
+
+/// Not the name of a role.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "\"{0}\" is no role; roles are member, owner, admin, network-admin, it-admin, billing-admin and auditor"
+)]
+pub struct UnknownRole(pub String);
+
+impl FromStr for Role {
+    type Err = UnknownRole;
+
+    fn from_str(text: &str) -> Result<Self, UnknownRole> {
+        let mut all = Self::all();
+        all.find(|(name, _)| *name == text)
+            .map(|(_, role)| role)
+            .ok_or_else(|| UnknownRole(text.to_owned()))
     }
 }
 
@@ -126,5 +158,24 @@ impl PolicyUser {
             .filter_map(|name| name.rsplit_once('@'))
             .find(|(local, of)| !local.is_empty() && of.eq_ignore_ascii_case(domain))
             .map(|(local, _)| local)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn roles_are_read_as_they_are_written() {
+        for (name, role) in Role::all() {
+            assert_eq!(role.to_string(), name);
+            assert_eq!(name.parse::<Role>().unwrap(), role);
+        }
+        assert_eq!(Role::all().count(), 7);
+        let error = "king".parse::<Role>().unwrap_err().to_string();
+        for (name, _) in Role::all() {
+            assert!(error.contains(name), "{error}");
+        }
     }
 }

@@ -8,7 +8,9 @@ use http::Method;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use warren_control_core::{AdminError, AuthKeyId, Coordinator, NewAuthKey, PendingId};
+use warren_control_core::{
+    AdminError, AuthKeyId, Coordinator, NewAuthKey, PendingId, Role, role_name,
+};
 
 use crate::admin::policies::{self, WhichPolicy};
 use crate::admin::views::{
@@ -32,6 +34,11 @@ pub enum Command {
     UsersRename {
         name: String,
         new_name: String,
+    },
+    UsersSetRole {
+        name: String,
+        #[serde(with = "role_name")]
+        role: Role,
     },
     UsersDelete {
         name: String,
@@ -145,6 +152,9 @@ impl Command {
                     Ok(UserView::new(&c.rename_user(&name, &new_name)?))
                 })
                 .await
+            }
+            Self::UsersSetRole { name, role } => {
+                change(hub, |c, _| Ok(UserView::new(&c.set_role(&name, role)?))).await
             }
             Self::UsersDelete { name } => {
                 change(hub, |c, _| Ok(UserView::new(&c.delete_user(&name)?))).await

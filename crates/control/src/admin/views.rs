@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use warren_control_core::{
-    AuthKeyRecord, Coordinator, JoinMethod, NodeRecord, PendingView, UserRecord,
+    AuthKeyRecord, Coordinator, JoinMethod, NodeRecord, PendingView, Role, UserRecord, role_name,
 };
 
 use crate::hub::Hub;
@@ -17,6 +17,9 @@ pub struct UserView {
     pub id: i64,
     /// Its login name.
     pub name: String,
+    /// What it administers, as far as the policy asks.
+    #[serde(with = "role_name")]
+    pub role: Role,
     /// When it was made.
     pub created_at: Timestamp,
 }
@@ -26,6 +29,7 @@ impl UserView {
         Self {
             id: user.id.0,
             name: user.name.clone(),
+            role: user.role,
             created_at: user.created,
         }
     }
