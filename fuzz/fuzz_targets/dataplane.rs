@@ -13,8 +13,10 @@ use support::{HEADER, PEER, Pair, comparable, expand, sessions, udp_address};
 use warren_fuzz::steps;
 use warren_node_core::dataplane::VnetHdr;
 use warren_tunnel::Source;
+use warren_wire::disco::looks_like_relayed_disco;
 use warren_wire::ip::{Parsed, Protocol};
-use warren_wire::wireguard::{TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD, is_transport};
+use warren_wire::stun::looks_like_stun;
+use warren_wire::wireguard::{Message, TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD, is_transport};
 
 /// What must reach the host of the packets that were sealed and let in: the
 /// packets themselves, in any order.
@@ -31,6 +33,11 @@ fn check_joined(pair: &mut Pair, mut expected: Vec<Vec<u8>>) {
     assert_eq!(got, expected, "joining and cutting changed a packet");
 }
 
+/// A message of a handshake, by its outside.
+fn is_handshake(datagram: &[u8]) -> bool {
+    !is_transport(datagram) && Message::parse(datagram).is_ok()
+}
+
 fuzz_target!(|bytes: &[u8]| {
     let mut pair = Pair::new();
     let [near, _] = sessions(pair.now);
@@ -38,7 +45,7 @@ fuzz_target!(|bytes: &[u8]| {
     // Far from the numbers that the outbound half draws from its session.
     let mut counter = 1_000;
     for step in steps(bytes) {
-        match step.kind % 6 {
+        match step.kind % 7 {
             // The host sends a frame as it is.
             0 => {
                 let before = pair.drops.each_ref().map(|drops| drops.total());
@@ -79,12 +86,50 @@ fuzz_target!(|bytes: &[u8]| {
                     expected.push(comparable(&step.bytes[..parsed.total_len]));
                 }
             }
+            // A train of such packets, some twice, one damaged, backwards or
+            // not; pieces of it come in one receive call.
             4 => {
+                let piece = usize::from(step.arg >> 4).max(1);
+                let mut train = Vec::new();
+                for packet in step.bytes.chunks(piece).take(20) {
+                    let mut datagram = vec![0; TRANSPORT_HEADER_LEN];
+                    datagram.extend_from_slice(packet);
+                    datagram.resize(piece + TRANSPORT_OVERHEAD, 0);
+                    counter += u64::from(train.len() as u16 % 3 != 1);
+                    near.seal_in_place(counter, &mut datagram)
+                        .expect("there is room");
+                    train.push((packet, datagram));
+                }
+                if step.arg & 1 == 1 {
+                    train.reverse();
+                }
+                if step.arg & 2 == 2
+                    && let Some((_, datagram)) = train.first_mut()
+                    && let Some(last) = datagram.last_mut()
+                {
+                    *last ^= 1;
+                }
+                for (packet, datagram) in train {
+                    let before = pair.drops[1].total();
+                    let len = datagram.len();
+                    pair.arrive(Source::Udp(udp_address(1)), datagram, len);
+                    if pair.drops[1].total() == before
+                        && let Ok(parsed) = Parsed::parse(packet)
+                        && parsed.protocol != Protocol::TSMP
+                    {
+                        expected.push(comparable(&packet[..parsed.total_len]));
+                    }
+                }
+            }
+            5 => {
                 let segment = usize::from(step.arg).max(1);
+                // Whatever is not recognised ends before anybody copies it.
                 let control = step
                     .bytes
                     .chunks(segment)
-                    .filter(|d| !is_transport(d))
+                    .filter(|d| {
+                        looks_like_relayed_disco(d) || looks_like_stun(d) || is_handshake(d)
+                    })
                     .count();
                 let before = pair.host.control.len();
                 pair.arrive(Source::Udp(udp_address(9)), step.bytes.to_vec(), segment);

@@ -109,44 +109,107 @@ impl UdpSocket {
         mut failed: impl FnMut(usize, io::Error),
     ) -> SendOutcome {
         let now = self.coarse_now();
-        let mut outcome = SendOutcome::default();
-        let mut at = Position {
-            entry: 0,
-            offset: 0,
-            single: false,
+        let line = Line {
+            batch,
+            gso: self.gso.as_ref(),
+            now,
         };
-        self.begin_entry(batch, now, &mut at);
-        while at.entry < batch.len() {
+        line.send(|pieces| self.submit(batch, pieces), &mut failed)
+    }
+
+    /// Hands these messages to the kernel in one call; gives how many it took.
+    fn submit(&self, batch: &[Datagrams<'_>], pieces: &[Piece]) -> io::Result<usize> {
+        // SAFETY: all-zero bytes are a value of these plain structures.
+        let mut headers: [libc::mmsghdr; BATCH] = unsafe { std::mem::zeroed() };
+        // SAFETY: as above.
+        let mut slices: [libc::iovec; BATCH] = unsafe { std::mem::zeroed() };
+        let mut addresses = [RawAddress::EMPTY; BATCH];
+        let mut controls = [Control([0; CONTROL_LEN]); BATCH];
+        let mut count = 0;
+        for (at, piece) in pieces.iter().take(BATCH).enumerate() {
+            let entry = &batch[piece.entry];
+            let (address, address_len) = RawAddress::new(entry.to);
+            addresses[at] = address;
+            let rest = &entry.payload[piece.offset..][..piece.len];
+            slices[at].iov_base = rest.as_ptr().cast_mut().cast();
+            slices[at].iov_len = rest.len();
+            let header = &mut headers[at].msg_hdr;
+            header.msg_name = std::ptr::from_mut(&mut addresses[at]).cast();
+            header.msg_namelen = address_len;
+            header.msg_iov = &mut slices[at];
+            header.msg_iovlen = 1;
+            if piece.segments > 1 {
+                controls[at].set_segment_len(entry.segment_len as u16);
+                header.msg_control = controls[at].0.as_mut_ptr().cast();
+                header.msg_controllen = CONTROL_LEN as _;
+            }
+            count += 1;
+        }
+        // SAFETY: the first `count` headers point to addresses, slices and
+        // control room in arrays on this stack and to payload borrowed from
+        // the caller, with their true lengths; the kernel only reads them.
+        let sent = unsafe {
+            libc::sendmmsg(
+                self.socket.as_raw_fd(),
+                headers.as_mut_ptr(),
+                count,
+                libc::MSG_DONTWAIT,
+            )
+        };
+        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    }
+}
+
+/// A batch on its way, and what is known of trains at this moment.
+struct Line<'a, 'b> {
+    batch: &'a [Datagrams<'b>],
+    gso: Option<&'a GsoMemory>,
+    now: u32,
+}
+
+impl Line<'_, '_> {
+    /// Sends everything through `submit`, whatever that answers.
+    #[inline]
+    fn send(
+        &self,
+        mut submit: impl FnMut(&[Piece]) -> io::Result<usize>,
+        failed: &mut impl FnMut(usize, io::Error),
+    ) -> SendOutcome {
+        let mut outcome = SendOutcome::default();
+        let mut at = self.begin(0);
+        while at.entry < self.batch.len() {
             let mut pieces = [Piece::default(); BATCH];
-            let (count, sent) = self.submit(batch, now, at, &mut pieces);
+            let count = self.cut(at, &mut pieces);
             let Some(first) = pieces[..count].first().copied() else {
                 break;
             };
-            match sent {
+            match submit(&pieces[..count]) {
                 Ok(taken) => {
-                    let Some(last) = pieces[..count.min(taken)].last() else {
+                    let taken = &pieces[..count.min(taken)];
+                    let Some(last) = taken.last() else {
                         break;
                     };
-                    let mut trains = false;
-                    for piece in &pieces[..count.min(taken)] {
-                        outcome.datagrams += piece.segments;
-                        trains |= piece.segments > 1;
-                    }
-                    if let Some(gso) = self.gso.as_ref().filter(|_| trains) {
+                    let trains = taken.iter().any(|piece| piece.segments > 1);
+                    if let Some(gso) = self.gso.filter(|_| trains) {
                         gso.accepted();
                     }
-                    let entry_len = batch[last.entry].payload.len();
-                    if last.offset + last.len >= entry_len {
-                        at.entry = last.entry + 1;
-                        at.offset = 0;
-                        self.begin_entry(batch, now, &mut at);
+                    outcome.datagrams += taken.iter().map(|piece| piece.segments).sum::<usize>();
+                    let end = last.offset + last.len;
+                    if end >= self.batch[last.entry].payload.len() {
+                        at = self.begin(last.entry + 1);
                     } else {
                         // Within one call only the first entry can be in its
                         // single state, and it stays so to its end.
-                        at.single = at.single && last.entry == at.entry
-                            || last.entry != at.entry && self.is_single(batch, last.entry, now);
-                        at.entry = last.entry;
-                        at.offset = last.offset + last.len;
+                        let single = if last.entry == at.entry {
+                            at.single
+                        } else {
+                            self.is_single(last.entry)
+                        };
+                        at = Position {
+                            entry: last.entry,
+                            offset: end,
+                            single,
+                        };
                     }
                 }
                 Err(error) => match error.raw_os_error() {
@@ -155,16 +218,15 @@ impl UdpSocket {
                     Some(code @ (libc::EIO | libc::EINVAL | libc::EMSGSIZE))
                         if first.segments > 1 =>
                     {
-                        if let Some(gso) = &self.gso {
-                            gso.refused(batch[first.entry].to, code == libc::EIO, now);
+                        if let Some(gso) = self.gso {
+                            let to = self.batch[first.entry].to;
+                            gso.refused(to, code == libc::EIO, self.now);
                         }
                         at.single = true;
                     }
                     _ => {
                         failed(first.entry, error);
-                        at.entry = first.entry + 1;
-                        at.offset = 0;
-                        self.begin_entry(batch, now, &mut at);
+                        at = self.begin(first.entry + 1);
                     }
                 },
             }
@@ -174,79 +236,38 @@ impl UdpSocket {
         outcome
     }
 
-    fn begin_entry(&self, batch: &[Datagrams<'_>], now: u32, at: &mut Position) {
-        at.single = self.is_single(batch, at.entry, now);
+    fn begin(&self, entry: usize) -> Position {
+        Position {
+            entry,
+            offset: 0,
+            single: self.is_single(entry),
+        }
     }
 
     /// Whether an entry must go as single datagrams.
-    fn is_single(&self, batch: &[Datagrams<'_>], entry: usize, now: u32) -> bool {
-        match (&self.gso, batch.get(entry)) {
-            (Some(gso), Some(entry)) => !gso.is_on(now) || gso.is_refused(entry.to, now),
+    fn is_single(&self, entry: usize) -> bool {
+        match (self.gso, self.batch.get(entry)) {
+            (Some(gso), Some(entry)) => !gso.is_on(self.now) || gso.is_refused(entry.to, self.now),
             _ => true,
         }
     }
 
-    /// Hands as many messages as fit one call to the kernel, starting at `at`.
-    /// Gives how many there were, and how many it took.
-    fn submit(
-        &self,
-        batch: &[Datagrams<'_>],
-        now: u32,
-        mut at: Position,
-        pieces: &mut [Piece; BATCH],
-    ) -> (usize, io::Result<usize>) {
-        // SAFETY: all-zero bytes are a value of these plain structures.
-        let mut headers: [libc::mmsghdr; BATCH] = unsafe { std::mem::zeroed() };
-        // SAFETY: as above.
-        let mut slices: [libc::iovec; BATCH] = unsafe { std::mem::zeroed() };
-        let mut addresses = [RawAddress::EMPTY; BATCH];
-        let mut controls = [Control([0; CONTROL_LEN]); BATCH];
+    /// As many messages as fit one call, starting at `at`; gives their number.
+    fn cut(&self, mut at: Position, pieces: &mut [Piece; BATCH]) -> usize {
         let mut count = 0;
-        while count < BATCH {
-            let Some(entry) = batch.get(at.entry) else {
+        for piece in pieces {
+            let Some(entry) = self.batch.get(at.entry) else {
                 break;
             };
-            let piece = next_piece(entry, &at);
-            let (address, address_len) = RawAddress::new(entry.to);
-            addresses[count] = address;
-            let rest = &entry.payload[piece.offset..][..piece.len];
-            slices[count].iov_base = rest.as_ptr().cast_mut().cast();
-            slices[count].iov_len = rest.len();
-            let header = &mut headers[count].msg_hdr;
-            header.msg_name = std::ptr::from_mut(&mut addresses[count]).cast();
-            header.msg_namelen = address_len;
-            header.msg_iov = &mut slices[count];
-            header.msg_iovlen = 1;
-            if piece.segments > 1 {
-                controls[count].set_segment_len(entry.segment_len as u16);
-                header.msg_control = controls[count].0.as_mut_ptr().cast();
-                header.msg_controllen = CONTROL_LEN as _;
-            }
-            pieces[count] = piece;
+            *piece = next_piece(entry, &at);
             count += 1;
             if piece.offset + piece.len < entry.payload.len() {
                 at.offset = piece.offset + piece.len;
             } else {
-                at.entry += 1;
-                at.offset = 0;
-                self.begin_entry(batch, now, &mut at);
+                at = self.begin(at.entry + 1);
             }
         }
-        // SAFETY: the first `count` headers point to addresses, slices and
-        // control room in arrays on this stack and to payload borrowed from
-        // the caller, with their true lengths; the kernel only reads them.
-        let sent = unsafe {
-            libc::sendmmsg(
-                self.socket.as_raw_fd(),
-                headers.as_mut_ptr(),
-                count as libc::c_uint,
-                libc::MSG_DONTWAIT,
-            )
-        };
-        (
-            count,
-            usize::try_from(sent).map_err(|_| io::Error::last_os_error()),
-        )
+        count
     }
 }
 
@@ -383,6 +404,10 @@ mod tests {
         SocketAddr::from(([192, 0, 2, 1], port))
     }
 
+    fn code_of(error: &io::Error) -> libc::c_int {
+        error.raw_os_error().unwrap_or(0)
+    }
+
     #[test]
     fn a_refusal_is_of_one_destination_and_passes() {
         let gso = GsoMemory::new();
@@ -410,7 +435,126 @@ mod tests {
         assert!(gso.is_on(GSO_RETRY.as_secs() as u32));
     }
 
+    /// What a kernel answers to one call.
+    #[derive(Debug, Clone, Copy)]
+    enum Answer {
+        /// It takes at most so many messages.
+        Takes(usize),
+        /// It refuses the first.
+        Refuses(libc::c_int),
+        /// It refuses trains, and takes what is none.
+        NoTrains(libc::c_int),
+    }
+
+    fn answer() -> impl Strategy<Value = Answer> {
+        let trouble = prop::sample::select(vec![
+            libc::EAGAIN,
+            libc::EINTR,
+            libc::ENOBUFS,
+            libc::EINVAL,
+            libc::EIO,
+            libc::EMSGSIZE,
+            libc::EPERM,
+            libc::ENETUNREACH,
+            libc::ENETDOWN,
+            libc::ENOMEM,
+        ]);
+        let no_trains = prop::sample::select(vec![libc::EIO, libc::EINVAL, libc::EMSGSIZE]);
+        prop_oneof![
+            3 => (1usize..40).prop_map(Answer::Takes),
+            2 => trouble.prop_map(Answer::Refuses),
+            1 => no_trains.prop_map(Answer::NoTrains),
+        ]
+    }
+
     proptest! {
+        /// Whatever the kernel answers in the middle of a batch: each datagram
+        /// is sent once and in its place, or its entry is reported, or the
+        /// caller is told to go on from there.
+        #[test]
+        fn no_datagram_is_lost_unsaid_or_sent_twice(
+            shapes in prop::collection::vec((0usize..90_000, 0usize..3_000, 0u16..4), 1..40),
+            script in prop::collection::vec(answer(), 0..60),
+            gso: bool,
+        ) {
+            let payload: Vec<u8> = vec![0; 90_000];
+            let batch: Vec<Datagrams<'_>> = shapes
+                .iter()
+                .map(|(len, segment_len, port)| Datagrams {
+                    to: address(*port),
+                    payload: &payload[..*len],
+                    // Not more datagrams than a test can count.
+                    segment_len: (*segment_len).max(len / 300),
+                })
+                .collect();
+            let memory = GsoMemory::new();
+            let (mut sent, mut failures) = (Vec::new(), Vec::new());
+            let mut datagrams = 0;
+            let mut script = script.iter();
+            // Where the caller goes on after a full buffer.
+            let (mut start, mut skip) = (0, 0);
+            while start < batch.len() {
+                let mut left = batch[start..].to_vec();
+                left[0].payload = &left[0].payload[skip..];
+                let line = Line { batch: &left, gso: gso.then_some(&memory), now: 0 };
+                let outcome = line.send(
+                    |pieces| {
+                        let taken = match script.next() {
+                            None => pieces.len(),
+                            Some(Answer::Takes(most)) => pieces.len().min(*most),
+                            Some(Answer::Refuses(code)) => {
+                                return Err(io::Error::from_raw_os_error(*code));
+                            }
+                            Some(Answer::NoTrains(code)) => {
+                                let single = |piece: &&Piece| piece.segments == 1;
+                                match pieces.iter().take_while(single).count() {
+                                    0 => return Err(io::Error::from_raw_os_error(*code)),
+                                    taken => taken,
+                                }
+                            }
+                        };
+                        for piece in &pieces[..taken] {
+                            assert!(gso || piece.segments == 1);
+                            let skipped = if piece.entry == 0 { skip } else { 0 };
+                            sent.push((start + piece.entry, skipped + piece.offset, piece.len));
+                        }
+                        Ok(taken)
+                    },
+                    &mut |entry, error: io::Error| {
+                        failures.push((start + entry, code_of(&error)));
+                    },
+                );
+                datagrams += outcome.datagrams;
+                prop_assert!(outcome.offset == 0 || outcome.done < left.len());
+                skip = if outcome.done == 0 { skip + outcome.offset } else { outcome.offset };
+                start += outcome.done;
+            }
+            let mut counted = 0;
+            let mut sent = sent.into_iter().peekable();
+            for (index, entry) in batch.iter().enumerate() {
+                let mut end = 0;
+                let mut any = false;
+                while let Some((_, offset, len)) = sent.next_if(|(entry, ..)| *entry == index) {
+                    prop_assert_eq!(offset, end, "in order, without holes");
+                    end = offset + len;
+                    any = true;
+                    counted += match entry.segment_len {
+                        0 => 1,
+                        segment => len.div_ceil(segment).max(1),
+                    };
+                }
+                let reported = failures.iter().filter(|(entry, _)| *entry == index).count();
+                let complete = any && end == entry.payload.len();
+                prop_assert_eq!(reported, usize::from(!complete), "entry {}", index);
+            }
+            prop_assert!(sent.next().is_none(), "one entry after the other");
+            prop_assert_eq!(datagrams, counted);
+            // A train that is refused is no loss, whatever the reason given.
+            for (_, code) in failures {
+                prop_assert!(code != libc::EAGAIN && code != libc::EINTR);
+            }
+        }
+
         /// Pieces cover the payload once, in order, at segment bounds, within
         /// the kernel's limits.
         #[test]

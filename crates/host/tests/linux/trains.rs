@@ -163,3 +163,66 @@ fn a_taken_port_is_said_and_the_pair_takes_another() {
         assert!(second.for_destination(to).unwrap().local_addr().is_ipv6());
     });
 }
+
+#[test]
+fn a_route_that_changes_under_a_running_sender_costs_nothing() {
+    in_network_namespace(|| {
+        let (one, two) = (socket(Ipv4Addr::LOCALHOST), socket(Ipv4Addr::LOCALHOST));
+        let (six, seven) = (socket(Ipv6Addr::LOCALHOST), socket(Ipv6Addr::LOCALHOST));
+        let payload = payload(30 * 1200 + 5);
+        // Wide, too narrow for one datagram in its packet, wide again. Below
+        // 1,280 there is no IPv6.
+        for mtu in [65_536, 1_280, 9_000, 1_300, 1_000] {
+            ip(&format!("link set lo mtu {mtu}"));
+            one.send_gso(two.local_addr(), &payload, 1200).unwrap();
+            let (datagrams, _) = receive(&two, 31);
+            assert_eq!(datagrams, expect(one.local_addr(), &payload, 1200), "{mtu}");
+            if mtu >= 1_280 {
+                six.send_gso(seven.local_addr(), &payload, 1200).unwrap();
+                let (datagrams, _) = receive(&seven, 31);
+                assert_eq!(datagrams, expect(six.local_addr(), &payload, 1200), "{mtu}");
+            }
+        }
+        assert!(one.sends_trains() && six.sends_trains());
+    });
+}
+
+#[test]
+fn a_firewall_in_the_middle_of_a_batch_costs_its_own_entries() {
+    in_network_namespace(|| {
+        let (one, two) = (socket(Ipv4Addr::LOCALHOST), socket(Ipv4Addr::LOCALHOST));
+        let walled = socket(Ipv4Addr::LOCALHOST);
+        let rule = format!(
+            "add table inet t {{ chain c {{ type filter hook output priority 0 ; udp dport {} drop ; }} ; }}",
+            walled.local_addr().port()
+        );
+        let nft = std::process::Command::new("nft").arg(rule).status();
+        if !nft.is_ok_and(|status| status.success()) {
+            eprintln!("SKIPPED: the `nft` program is not installed");
+            return;
+        }
+        let train = payload(70 * 1000);
+        let batch: Vec<Datagrams<'_>> = (0..40)
+            .map(|entry| Datagrams {
+                to: if entry % 3 == 1 { &walled } else { &two }.local_addr(),
+                payload: &train[..1000 + 700 * (entry % 7)],
+                segment_len: 1000,
+            })
+            .collect();
+        let mut failures = Vec::new();
+        let outcome = one.send_batch(&batch, |index, error| {
+            assert_eq!(error.raw_os_error(), Some(libc::EPERM));
+            failures.push(index);
+        });
+        assert_eq!(outcome.done, batch.len());
+        assert_eq!(failures, (1..40).step_by(3).collect::<Vec<_>>());
+        let expected: Vec<_> = batch
+            .iter()
+            .filter(|entry| entry.to == two.local_addr())
+            .flat_map(|entry| expect(one.local_addr(), entry.payload, 1000))
+            .collect();
+        let (datagrams, _) = receive(&two, expected.len());
+        assert!(datagrams == expected);
+        assert!(one.sends_trains());
+    });
+}
