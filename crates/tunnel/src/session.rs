@@ -182,6 +182,12 @@ impl Session {
         datagrams: &mut [u8],
         segment_len: usize,
     ) -> Result<(), SealError> {
+        if datagrams.len() <= segment_len {
+            return match datagrams {
+                [] => Ok(()),
+                _ => self.seal_in_place(first, datagrams),
+            };
+        }
         let segment_len = segment_len.max(1);
         let mut counter = first;
         for train in datagrams.chunks_mut(MAX_TRAIN.saturating_mul(segment_len)) {

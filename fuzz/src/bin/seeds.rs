@@ -467,6 +467,20 @@ fn tunnel(seeds: &Path) -> io::Result<()> {
         ],
     )?;
 
+    let train = Seeds {
+        directory: seeds,
+        target: "train",
+    };
+    train.story(
+        "full",
+        &[
+            (47, 255, &[0, 5, 9, 1, 0x45]),
+            (30, 0, b""),
+            (7, 17, &[0x10, 5, 0, 0, 1, 2, 3]),
+        ],
+    )?;
+    train.story("small", &[(63, 255, &[16, 0, 40, 0x80]), (69, 9, &[0; 4])])?;
+
     let handshakes = Seeds {
         directory: seeds,
         target: "handshakes",

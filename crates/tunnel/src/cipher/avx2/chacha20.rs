@@ -29,6 +29,21 @@ impl Memory {
         third: [[0; 8]; 4],
         multipliers: [[0; 3]; 2],
     };
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn third(&self) -> [__m256i; 4] {
+        let [a, b, c, d] = &self.third;
+        // SAFETY: each place is 32 bytes long and so aligned.
+        unsafe {
+            [
+                _mm256_load_si256(a.as_ptr().cast()),
+                _mm256_load_si256(b.as_ptr().cast()),
+                _mm256_load_si256(c.as_ptr().cast()),
+                _mm256_load_si256(d.as_ptr().cast()),
+            ]
+        }
+    }
 }
 
 /// The byte order of a whole vector from that of one word.
@@ -129,40 +144,67 @@ impl Rows {
         key: &[u32; 8],
         fourth: [__m256i; 4],
     ) -> [[__m256i; 2]; 8] {
-        let key = key.map(|word| _mm256_set1_epi32(word as i32));
-        let constants = CONSTANTS.map(|word| _mm256_set1_epi32(word as i32));
-        let sum = |row: [__m256i; 4], start: [__m256i; 4]| {
-            [
-                _mm256_add_epi32(row[0], start[0]),
-                _mm256_add_epi32(row[1], start[1]),
-                _mm256_add_epi32(row[2], start[2]),
-                _mm256_add_epi32(row[3], start[3]),
-            ]
-        };
-        let [a, b, c, d] = sum(self.first, constants);
-        let [e, f, g, h] = sum(self.second, [key[0], key[1], key[2], key[3]]);
-        let low = transpose([a, b, c, d, e, f, g, h]);
-        // SAFETY: each place is 32 bytes long and so aligned.
-        let third =
-            [0, 1, 2, 3].map(|i| unsafe { _mm256_load_si256(memory.third[i].as_ptr().cast()) });
-        let [a, b, c, d] = sum(third, [key[4], key[5], key[6], key[7]]);
-        let [e, f, g, h] = sum(self.fourth, fourth);
-        let high = transpose([a, b, c, d, e, f, g, h]);
-        [0, 1, 2, 3, 4, 5, 6, 7].map(|i| [low[i], high[i]])
+        let a = add_words(self.first, &CONSTANTS);
+        let b = add_words(self.second, &[key[0], key[1], key[2], key[3]]);
+        let low = transpose(a, b);
+        let c = add_words(memory.third(), &[key[4], key[5], key[6], key[7]]);
+        let d = [
+            _mm256_add_epi32(self.fourth[0], fourth[0]),
+            _mm256_add_epi32(self.fourth[1], fourth[1]),
+            _mm256_add_epi32(self.fourth[2], fourth[2]),
+            _mm256_add_epi32(self.fourth[3], fourth[3]),
+        ];
+        let high = transpose(c, d);
+        [
+            [low[0], high[0]],
+            [low[1], high[1]],
+            [low[2], high[2]],
+            [low[3], high[3]],
+            [low[4], high[4]],
+            [low[5], high[5]],
+            [low[6], high[6]],
+            [low[7], high[7]],
+        ]
     }
+}
+
+// No closures from here on: some are not inlined, and then sixteen vectors
+// take the way over memory.
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_words(row: [__m256i; 4], words: &[u32; 4]) -> [__m256i; 4] {
+    [
+        _mm256_add_epi32(row[0], _mm256_set1_epi32(words[0] as i32)),
+        _mm256_add_epi32(row[1], _mm256_set1_epi32(words[1] as i32)),
+        _mm256_add_epi32(row[2], _mm256_set1_epi32(words[2] as i32)),
+        _mm256_add_epi32(row[3], _mm256_set1_epi32(words[3] as i32)),
+    ]
+}
+
+/// Words of two vectors in turn, of both halves of each.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn pairs(a: __m256i, b: __m256i) -> [__m256i; 2] {
+    [_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b)]
+}
+
+/// The same with pairs of words.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn fours(a: __m256i, b: __m256i) -> [__m256i; 2] {
+    [_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b)]
 }
 
 /// From vectors of the same word of eight blocks to eight words of one block
 /// each.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn transpose(r: [__m256i; 8]) -> [__m256i; 8] {
-    let pairs = |a, b| [_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b)];
-    let [t0, t1] = pairs(r[0], r[1]);
-    let [t2, t3] = pairs(r[2], r[3]);
-    let [t4, t5] = pairs(r[4], r[5]);
-    let [t6, t7] = pairs(r[6], r[7]);
-    let fours = |a, b| [_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b)];
+fn transpose(a: [__m256i; 4], b: [__m256i; 4]) -> [__m256i; 8] {
+    let [t0, t1] = pairs(a[0], a[1]);
+    let [t2, t3] = pairs(a[2], a[3]);
+    let [t4, t5] = pairs(b[0], b[1]);
+    let [t6, t7] = pairs(b[2], b[3]);
     let [u0, u1] = fours(t0, t2);
     let [u2, u3] = fours(t1, t3);
     let [u4, u5] = fours(t4, t6);
