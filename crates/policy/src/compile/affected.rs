@@ -15,6 +15,10 @@ pub struct Affected {
     /// Which routes they are given ([`Compiled::routes_for`]) of a peer that
     /// they saw before and see now.
     pub routes: NodeSet,
+    /// Of those in `peers` and `routes`, the ones for whom it may be more than
+    /// the one node that changed: they compare all they see. After a change of
+    /// users or of the policy, that is everyone.
+    pub views: NodeSet,
 }
 
 impl Affected {
@@ -29,6 +33,7 @@ impl Affected {
         self.filters.extend(other.filters.iter());
         self.peers.extend(other.peers.iter());
         self.routes.extend(other.routes.iter());
+        self.views.extend(other.views.iter());
     }
 }
 
@@ -41,11 +46,15 @@ pub(super) struct Touched {
 }
 
 impl Compiled {
-    pub(super) fn name(&self, touched: &Touched) -> Affected {
+    /// The nodes behind the slots; `one` are those for whom nothing but the
+    /// changed node is different, in peers and in routes.
+    pub(super) fn name(&self, touched: &Touched, one: [&Bits; 2]) -> Affected {
+        let [peers, routes] = one;
         Affected {
             filters: self.ids(&touched.filters),
-            peers: self.ids(&touched.peers),
-            routes: self.ids(&touched.routes),
+            peers: self.ids(&touched.peers.or(peers)),
+            routes: self.ids(&touched.routes.or(routes)),
+            views: self.ids(&touched.peers.or(&touched.routes)),
         }
     }
 }

@@ -15,6 +15,23 @@ use super::table::Id;
 use crate::policy::{Policy, Rule};
 use crate::selector::Selector;
 
+impl Policy {
+    /// Whether both tell single nodes the same, besides who may reach whom:
+    /// logins over SSH, attributes, settings.
+    #[must_use]
+    pub fn tells_nodes_the_same(&self, other: &Self) -> bool {
+        let names = !self.speaks_of_nodes()
+            || (self.groups == other.groups && self.postures == other.postures);
+        names
+            && self.ssh == other.ssh
+            && self.node_attributes == other.node_attributes
+            && self.attribute_configs == other.attribute_configs
+            && self.randomize_client_port == other.randomize_client_port
+            && self.disable_ipv4 == other.disable_ipv4
+            && self.one_cgnat_route == other.one_cgnat_route
+    }
+}
+
 impl Compiled {
     /// Another policy is in force. Rules that stay, in the order in which they
     /// were, cost nothing.
@@ -30,7 +47,8 @@ impl Compiled {
             return Affected {
                 filters: all.clone(),
                 peers: all.clone(),
-                routes: all,
+                routes: all.clone(),
+                views: all,
             };
         }
         let mut touched = Touched::default();
@@ -70,7 +88,8 @@ impl Compiled {
         if !gone.is_empty() || names {
             self.sweep();
         }
-        self.name(&touched)
+        let none = Bits::default();
+        self.name(&touched, [&none, &none])
     }
 
     pub(super) fn set_order(&mut self, order: Vec<Id<Entry>>) {

@@ -179,7 +179,7 @@ fn some_users() -> impl Strategy<Value = Vec<PolicyUser>> {
 #[derive(Debug, Clone)]
 enum Step {
     Node(PolicyNode),
-    Gone(i64),
+    Gone(NodeId),
     Users(Vec<PolicyUser>),
     Policy(Option<Policy>),
 }
@@ -187,7 +187,7 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         8 => a_node().prop_map(Step::Node),
-        2 => (1_i64..8).prop_map(Step::Gone),
+        2 => (1_i64..8).prop_map(|id| Step::Gone(NodeId(id))),
         1 => some_users().prop_map(Step::Users),
         3 => a_policy().prop_map(Step::Policy),
     ]
@@ -274,8 +274,8 @@ proptest! {
                     compiled.update_node(node)
                 }
                 Step::Gone(id) => {
-                    nodes.remove(&NodeId(id));
-                    compiled.remove_node(NodeId(id))
+                    nodes.remove(&id);
+                    compiled.remove_node(id)
                 }
                 Step::Users(now) => {
                     users = now;
@@ -309,8 +309,30 @@ proptest! {
             prop_assert_eq!(missing(&needed.filters, &named.filters), [], "filters, {:?}", step);
             prop_assert_eq!(missing(&needed.peers, &named.peers), [], "peers, {:?}", step);
             prop_assert_eq!(missing(&needed.routes, &named.routes), [], "routes, {:?}", step);
+            // Whoever is not to compare all finds nothing but the one node.
+            if let Step::Node(PolicyNode { id, .. }) | Step::Gone(id) = step {
+                let elsewhere = concerned(&before.without(id), &after.without(id));
+                for one in [&elsewhere.peers, &elsewhere.routes] {
+                    prop_assert_eq!(missing(one, &named.views), [], "views, {:?}", step);
+                }
+            } else {
+                prop_assert_eq!(missing(&needed.peers, &named.views), []);
+                prop_assert_eq!(missing(&needed.routes, &named.views), []);
+            }
             before = after;
         }
+    }
+}
+
+impl Answers {
+    /// All but what is about one peer.
+    fn without(&self, id: NodeId) -> Self {
+        let mut out = self.clone();
+        out.peers
+            .values_mut()
+            .for_each(|peers| peers.retain(|peer| *peer != id));
+        out.routes.retain(|(_, peer), _| *peer != id);
+        out
     }
 }
 

@@ -48,15 +48,14 @@ impl Compiled {
         let both = was.zip(own);
         let same_addresses = both.is_some_and(|(a, b)| a.node.addresses == b.node.addresses);
         let same_routes = both.is_some_and(|(a, b)| a.node.routes == b.node.routes);
+        let was_there = was.is_some();
         let same_user = was.and_then(Own::user) == own.and_then(Own::user);
         let old_user = was.and_then(Own::user);
         let routes = |own: Option<&Own>| own.is_some_and(|own| !own.node.routes.is_empty());
         let has_routes = routes(was) || routes(own);
-        let overlaid = !same_addresses
-            && (self.network.is_overlaid(slot) || {
-                let mut old = was.into_iter().flat_map(|was| &was.spans);
-                old.any(|address| self.network.any_route_overlaps(address))
-            });
+        let mut old = was.into_iter().flat_map(|was| &was.spans);
+        let overlaid = self.network.is_overlaid(slot)
+            || old.any(|address| self.network.any_route_overlaps(address));
 
         let mut change = Change {
             node: Some(slot),
@@ -99,33 +98,36 @@ impl Compiled {
         }
         let mut touched = self.settle(&change);
         let after = self.view(slot);
+        // Who sees it now and did not, or the reverse.
         let seen = before.difference(&after);
-        if !seen.is_empty() {
-            touched.peers.unite(&seen);
+        let came_or_went = !was_there || !self.network.present.get(slot);
+        if !seen.is_empty() || came_or_went {
             touched.peers.insert(slot);
         }
-        if was.is_none() || !same_addresses || !same_routes {
+        if came_or_went || !same_addresses || !same_routes {
             touched.filters.insert(slot);
             touched.routes.insert(slot);
         }
-        if was.is_none() {
-            touched.peers.insert(slot);
-        }
-        if has_routes {
-            touched.routes.unite(&before);
-            touched.routes.unite(&after);
-            self.touch_via(&mut touched);
+        let mut routed = Bits::default();
+        let another = came_or_went || !same_addresses || !same_routes || !change.turned.is_empty();
+        if has_routes && another {
+            routed = before.or(&after);
+            self.touch_via(slot, &change, &mut touched);
         }
         if !same_addresses || !same_user {
             self.touch_own_user(slot, old_user, &mut touched);
         }
-        self.name(&touched)
+        self.name(&touched, [&seen, &routed])
     }
 
-    /// A router may be another one for those who use routers with tags.
-    fn touch_via(&self, touched: &mut Touched) {
+    /// A router may be another one for those who use routers with its tags.
+    fn touch_via(&self, slot: Slot, change: &Change, touched: &mut Touched) {
         for (_, item) in self.items.iter() {
-            if let Kind::Via { .. } | Kind::ViaPeers { .. } = item.kind
+            let (Kind::Via { routers, .. } | Kind::ViaPeers { routers, .. }) = &item.kind else {
+                continue;
+            };
+            let had = routers.iter().any(|id| change.turned.contains_key(id));
+            if (had || self.lookup().has_tag(routers, slot))
                 && let Some(source) = self.sources.get(item.source)
             {
                 touched.routes.unite(&source.covered);
@@ -192,7 +194,8 @@ impl Compiled {
         }
         self.meanings_turned(&mut change);
         let touched = self.settle(&change);
-        self.name(&touched)
+        let none = Bits::default();
+        self.name(&touched, [&none, &none])
     }
 
     /// Names the sources that hold the selectors and postures that changed.
