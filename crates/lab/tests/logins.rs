@@ -151,8 +151,8 @@ fn a_node_deleted_at_the_server_says_so_and_comes_back_as_one() {
         let (control, alice) = one_node(lab)?;
         let gone = the_node(&control);
         control.cli(&["nodes", "delete", "alice"]).unwrap();
-        wait_for(&alice, "NeedsLogin", "does not know this machine");
-        let said = alice.cli(&["status"]).unwrap_err().to_string();
+        wait_for(&alice, "Running", "does not know this machine");
+        let said = alice.cli(&["status"]).unwrap();
         assert!(said.contains("warren up --force-reauth"), "{said}");
         nobody_waits(&control);
 
@@ -169,7 +169,7 @@ fn a_node_deleted_at_the_server_says_so_and_comes_back_as_one() {
 
         // With a person: one machine waits, and one node comes of it.
         control.cli(&["nodes", "delete", "alice"]).unwrap();
-        wait_for(&alice, "NeedsLogin", "does not know this machine");
+        wait_for(&alice, "Running", "does not know this machine");
         let mut up = up_in_background(&alice, &["--force-reauth", "--hostname=alice"]);
         approve(&control);
         the_node(&control);

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use warren_control_types::{FilterRule, Netmap, Node};
+use warren_control_types::{FilterRule, Netmap};
 use warren_filter::{
     CapabilityHolders, Filter, LocalAddresses, LocalSet, RuleProblem, capability_sources,
 };
@@ -128,16 +128,12 @@ fn set<T: PartialEq>(to: &mut T, value: T) -> bool {
 fn local(netmap: &Netmap, prefs: &NodePrefs, networks: &[IpNet]) -> LocalSet {
     let own = netmap.self_node.as_ref();
     let addresses: Vec<IpAddr> = own.map(single_addresses).unwrap_or_default();
-    // Only what the server approved of our routes is ours to deliver to.
-    let allowed = own.map(Node::allowed_ips).unwrap_or_default();
-    let routes = prefs.advertise_routes.iter();
-    let routes: Vec<_> = routes
-        .filter(|route| allowed.contains(route))
-        .copied()
-        .collect();
+    // All that we advertise, approved or not: the server writes rules for what
+    // it approved, and its own view of us need not name routes that we may not
+    // use ourselves.
     LocalSet::new(&LocalAddresses {
         addresses: &addresses,
-        advertised: &routes,
+        advertised: &prefs.advertise_routes,
         host_networks: networks,
         host_addresses: &networks.iter().map(IpNet::addr).collect::<Vec<_>>(),
     })

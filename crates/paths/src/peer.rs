@@ -235,7 +235,8 @@ impl Peer {
         self.heard_region = self.heard_region.filter(|heard| *heard != region);
     }
 
-    /// Our network changed: no path is believed, no measurement kept.
+    /// Our network changed: the path in use counts for half until it answers
+    /// again (packets take the relay as well), and no measurement is kept.
     pub(crate) fn doubt_paths(&mut self, now: Instant) {
         if let Some(direct) = &mut self.direct {
             direct.suspect(now, Cause::Moved);

@@ -155,7 +155,9 @@ impl Engine {
     /// Brings the filter in line; `rules`: whether they may have changed.
     pub(super) fn refresh_filter(&mut self, rules: bool) {
         if self.packet_filter.refresh(&self.netmap, &self.prefs, rules) {
-            self.counters.bad_rules += self.packet_filter.problems().len() as u64;
+            if rules {
+                self.counters.bad_rules += self.packet_filter.problems().len() as u64;
+            }
             self.view_changed = true;
         }
     }

@@ -97,6 +97,10 @@ pub struct EngineTask {
     error: String,
     /// Why only a new login helps.
     needs_login: Option<String>,
+    /// What the server said when it did not know the node.
+    forgotten_there: Option<String>,
+    /// The auth key of a login that the server has not taken yet.
+    pending_key: Option<String>,
     /// The key that a new login takes the place of.
     replaced_key: Option<NodeSecret>,
     /// The auth key of the last `start`, and when it came.
@@ -139,6 +143,8 @@ impl EngineTask {
             auth_url: String::new(),
             error: String::new(),
             needs_login: None,
+            forgotten_there: None,
+            pending_key: None,
             replaced_key: None,
             given_key: None,
             trouble: None,

@@ -76,6 +76,7 @@ pub enum StateError {
 }
 
 /// The login of a node.
+#[derive(Clone)]
 pub struct Login {
     /// The node's identity to peers.
     pub node_key: NodeSecret,

@@ -22,6 +22,7 @@ const GIVEN_KEY_LIFETIME: Duration = Duration::from_secs(10);
 impl EngineTask {
     /// Starts talking to the server, with what is stored and this key.
     pub(super) fn connect(&mut self, auth_key: Option<String>) {
+        self.pending_key.clone_from(&auth_key);
         let server = match self.state.prefs.control_url.parse() {
             Ok(server) => server,
             Err(error) => {
@@ -82,13 +83,14 @@ impl EngineTask {
             ControlEvent::Unknown(why) => {
                 let why = why.trim().trim_end_matches('.');
                 let why = if why.is_empty() { "node not found" } else { why };
-                self.login_ended(format!(
+                self.forgotten_there(format!(
                     "the coordination server does not know this machine any more ({why}); was it deleted there? Join again with `warren up --force-reauth`, with --auth-key KEY if you have one"
                 ));
             }
             ControlEvent::StreamBegins => {
                 self.trouble = None;
                 self.needs_login = None;
+                self.forgotten_there = None;
                 self.stream_stands = true;
                 self.engine.set_control_connected(true);
                 self.engine.begin_map_stream();
@@ -136,6 +138,22 @@ impl EngineTask {
         }
     }
 
+    /// The server says that it does not have us. Perhaps an administrator
+    /// deleted the node; perhaps the server lost its memory, and then the
+    /// network must not end with it: the node goes on as it does while the
+    /// server is away, asks again, and says what is wrong.
+    fn forgotten_there(&mut self, why: String) {
+        self.stream_stands = false;
+        self.engine.set_control_connected(false);
+        self.trouble = None;
+        if self.forgotten_there.as_ref() != Some(&why) {
+            tracing::warn!("{why}");
+            self.forgotten_there = Some(why);
+            let health = serde_json::json!({ "Warnings": self.health() });
+            self.notify(|notify| notify.health = Some(health));
+        }
+    }
+
     /// Without a new login there is nothing to be had from the server.
     fn login_ended(&mut self, why: String) {
         if self.needs_login.as_ref() != Some(&why) {
@@ -177,6 +195,8 @@ impl EngineTask {
         });
         self.state.prefs.logged_out = false;
         self.needs_login = None;
+        self.forgotten_there = None;
+        self.pending_key = None;
         self.replaced_key = None;
         self.error.clear();
         if let Err(error) = self.save_state() {
@@ -228,6 +248,7 @@ impl EngineTask {
         } else {
             self.settle();
         }
+        self.refresh_host();
         let shown = self.prefs();
         self.notify(|notify| notify.prefs = Some(Box::new(shown)));
         Ok(())
@@ -249,10 +270,18 @@ impl EngineTask {
                 "no coordination server is chosen; give one with --login-server".to_owned(),
             ));
         }
+        // On disk first: what cannot be kept must not end what works.
+        let before = (self.state.login.clone(), self.state.prefs.want_running);
         self.state.prefs.want_running = true;
-        // Its last words are not for the new login.
+        self.state.login = None;
+        if let Err(error) = self.save_state() {
+            (self.state.login, self.state.prefs.want_running) = before;
+            return Err(error);
+        }
+        // Its last words are not for the new login, nor is its netmap.
         self.session = None;
-        if let Some(login) = self.state.login.take() {
+        self.forget_netmap();
+        if let Some(login) = before.0 {
             self.replaced_key = Some(login.node_key);
             self.candidate_key = NodeSecret::generate(&mut SystemEntropy);
             let key = self.candidate_key.clone();
@@ -260,7 +289,7 @@ impl EngineTask {
         }
         self.auth_url.clear();
         self.needs_login = None;
-        self.save_state()?;
+        self.forgotten_there = None;
         self.connect(auth_key);
         Ok(())
     }
@@ -300,6 +329,8 @@ impl EngineTask {
     pub(in crate::daemon) fn reset_auth(&mut self) -> Reply<()> {
         self.session = None;
         self.needs_login = None;
+        self.forgotten_there = None;
+        self.pending_key = None;
         self.given_key = None;
         self.replaced_key = None;
         self.error.clear();

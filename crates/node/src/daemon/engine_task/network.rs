@@ -128,11 +128,14 @@ impl EngineTask {
             }
             self.engine.link_changed(now);
             let lost_address = addresses(&before).any(|it| !here.contains(&it));
-            let doubtful = lost_address || why == MajorChange::Slept || !self.stream_stands;
+            // A person with a login address in hand is not given another one
+            // for less than a lost connection.
+            let in_a_pause = !self.stream_stands && self.auth_url.is_empty();
+            let doubtful = lost_address || why == MajorChange::Slept || in_a_pause;
             if doubtful && self.session.is_some() && self.state.login.is_some() {
                 // Its connection hangs in the old network, or it is in a pause
                 // between attempts that could not succeed.
-                self.connect(None);
+                self.connect(self.pending_key.clone());
             }
         }
         self.tell_link(now);

@@ -35,6 +35,7 @@ impl EngineTask {
         health.extend(Some(self.error.clone()).filter(|error| !error.is_empty()));
         if self.state.prefs.want_running {
             health.extend(self.needs_login.clone());
+            health.extend(self.forgotten_there.clone());
         }
         if let Some(trouble) = &self.trouble
             && self.state.prefs.want_running
