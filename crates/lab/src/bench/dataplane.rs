@@ -11,6 +11,7 @@
 //! rest goes on.
 
 mod boringtun;
+mod crowd;
 mod cut;
 mod drive;
 mod ends;
@@ -228,6 +229,12 @@ impl<'a> Run<'a> {
     fn round(&mut self, round: u32) -> Result<(), LabError> {
         self.rounds = round;
         self.direct(round)?;
+        if self.wants(Item::Forward) {
+            self.forwarded(round)?;
+        }
+        if self.wants(Item::Peers) {
+            self.crowds(round)?;
+        }
         if self.wants(Item::Relay) {
             self.relayed(round)?;
         }
@@ -238,7 +245,8 @@ impl<'a> Run<'a> {
     fn direct(&mut self, round: u32) -> Result<(), LabError> {
         let items: Vec<Item> = Item::ALL
             .into_iter()
-            .filter(|item| *item != Item::Relay && self.wants(*item))
+            .filter(|item| !matches!(item, Item::Forward | Item::Peers | Item::Relay))
+            .filter(|item| self.wants(*item))
             .collect();
         if items.is_empty() {
             return Ok(());
@@ -293,6 +301,38 @@ impl<'a> Run<'a> {
         }
         if self.options.profile && round == self.options.rounds {
             self.record(&mut stages);
+        }
+        Ok(())
+    }
+
+    /// Those that are nodes, in this round's order.
+    fn nodes(&self, round: u32) -> Vec<Who> {
+        let mut order = self.order(round);
+        order.retain(|who| who.kind().is_some());
+        order
+    }
+
+    /// TCP through a node that forwards.
+    fn forwarded(&mut self, round: u32) -> Result<(), LabError> {
+        for who in self.nodes(round) {
+            let measured = Ends::start(who, Route::Forwarded)
+                .and_then(|ends| items::run(Item::Forward, &ends, self.spans));
+            if let Some(found) = self.kept(round, who, "forward", measured)? {
+                self.add(round, who, "forward", found);
+            }
+        }
+        Ok(())
+    }
+
+    /// TCP from one node to many.
+    fn crowds(&mut self, round: u32) -> Result<(), LabError> {
+        for who in self.nodes(round) {
+            for (peers, name) in crowd::sizes(self.options.quick) {
+                let measured = crowd::measure(who, *peers, self.spans);
+                if let Some(found) = self.kept(round, who, name, measured)? {
+                    self.add(round, who, name, found);
+                }
+            }
         }
         Ok(())
     }

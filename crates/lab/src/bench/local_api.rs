@@ -54,18 +54,26 @@ impl LocalApi {
             .ok_or_else(|| LabError::new("the node has no address yet"))
     }
 
+    /// How many peers are reached directly.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub fn direct_peers(&self) -> Result<usize, LabError> {
+        let status = self.status()?;
+        let peers = status["Peer"].as_object().into_iter().flatten();
+        let direct = peers.filter(|(_, peer)| {
+            let address = peer["CurAddr"].as_str();
+            address.is_some_and(|address| !address.is_empty())
+        });
+        Ok(direct.count())
+    }
+
     /// Whether the only peer is reached directly.
     ///
     /// # Errors
     /// When the daemon does not answer.
     pub fn is_direct(&self) -> Result<bool, LabError> {
-        let status = self.status()?;
-        let mut peers = status["Peer"].as_object().into_iter().flatten();
-        Ok(peers.any(|(_, peer)| {
-            peer["CurAddr"]
-                .as_str()
-                .is_some_and(|address| !address.is_empty())
-        }))
+        Ok(self.direct_peers()? > 0)
     }
 }
 

@@ -2,7 +2,7 @@
 //! up on namespaces of its own.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
@@ -97,6 +97,9 @@ pub enum Route {
     Direct,
     /// UDP between the two is blocked, and this relay carries everything.
     Relayed(RelayKind),
+    /// A direct path; the second node forwards to a host of its LAN, which is
+    /// the second end.
+    Forwarded,
 }
 
 /// How long a node took to come up.
@@ -120,6 +123,10 @@ pub struct Ends {
     pub cpu: [Counted; 2],
     /// The relay's process, where everything goes through it.
     pub relay: Counted,
+    /// Another host, where there are nodes.
+    pub stranger: Option<Host>,
+    /// Where the second node listens, as strangers see it.
+    pub outside: Option<SocketAddr>,
     /// How each node came up, where there are nodes.
     pub start: Vec<Start>,
     route: Route,
@@ -201,8 +208,10 @@ impl Ends {
         }
         let direct = LocalApi::of(&self.hosts[0]).is_direct()?;
         match (self.route, direct) {
-            (Route::Direct, true) | (Route::Relayed(_), false) => Ok(()),
-            (Route::Direct, false) => Err(LabError::new("the path is not direct any more")),
+            (Route::Direct | Route::Forwarded, true) | (Route::Relayed(_), false) => Ok(()),
+            (Route::Direct | Route::Forwarded, false) => {
+                Err(LabError::new("the path is not direct any more"))
+            }
             (Route::Relayed(_), true) => {
                 Err(LabError::new("a direct path came up beside the relay"))
             }
@@ -253,6 +262,8 @@ fn bare(
         target,
         cpu,
         relay: Counted::default(),
+        stranger: None,
+        outside: None,
         start: Vec::new(),
         route: Route::Direct,
         between,
@@ -266,7 +277,7 @@ fn tailnet(who: Who, kind: Kind, route: Route) -> Result<Ends, LabError> {
     let options = HostOptions { ipv4_only: true };
     let mut lab = Lab::new()?;
     let relay_kind = match route {
-        Route::Direct => RelayKind::Warren,
+        Route::Direct | Route::Forwarded => RelayKind::Warren,
         Route::Relayed(kind) => kind,
     };
     let relay_host = lab.host_with("relay", Place::Open, options)?;
@@ -280,21 +291,45 @@ fn tailnet(who: Who, kind: Kind, route: Route) -> Result<Ends, LabError> {
         hosts[0].block_udp_with(&hosts[1])?;
     }
     let mut start = Vec::new();
-    let mut join = |host: &Host| -> Result<Node, LabError> {
+    let lan = match route {
+        Route::Forwarded => Some(lab.lan_host("printer", &hosts[1])?),
+        Route::Direct | Route::Relayed(_) => None,
+    };
+    let stranger = lab.host_with("stranger", Place::Open, options)?;
+    let mut join = |host: &Host, more: &[&str]| -> Result<Node, LabError> {
         let began = Instant::now();
         let node = Node::start(host, kind)?;
         let answering = began.elapsed();
         // Name resolution is not measured, and the reference's set-up of it
         // wants a whole distribution around it.
-        node.up(control.url(), &key, &["--accept-dns=false"])?;
+        let flags = [&["--accept-dns=false"], more].concat();
+        node.up(control.url(), &key, &flags)?;
         start.push(Start {
             running: began.elapsed(),
             answering,
         });
         Ok(node)
     };
-    let mut nodes = Box::new([join(&hosts[0])?, join(&hosts[1])?]);
-    let target = v4(LocalApi::of(&hosts[1]).address()?)?;
+    let mut nodes = match &lan {
+        None => Box::new([join(&hosts[0], &[])?, join(&hosts[1], &[])?]),
+        Some(lan) => {
+            let routes = format!("{}/32", lan.address());
+            hosts[1].allow_forwarding()?;
+            let sender = join(&hosts[0], &["--accept-routes"])?;
+            let router = join(&hosts[1], &[&format!("--advertise-routes={routes}")])?;
+            let id = control.node_id(hosts[1].name())?;
+            let routes = format!("--routes={routes}");
+            control.cli(&["nodes", "approve-routes", &id, &routes])?;
+            Box::new([sender, router])
+        }
+    };
+    let outside = SocketAddr::new(hosts[1].outside_address(), 41_641);
+    let target = match &lan {
+        None => v4(LocalApi::of(&hosts[1]).address()?)?,
+        Some(lan) => v4(lan.address())?,
+    };
+    let [first, second] = hosts;
+    let hosts = [first, lan.unwrap_or(second)];
     let ends = Ends {
         who,
         target,
@@ -302,10 +337,12 @@ fn tailnet(who: Who, kind: Kind, route: Route) -> Result<Ends, LabError> {
             .each_mut()
             .map(|node| Counted::process(node.daemon().pid())),
         relay: match route {
-            Route::Direct => Counted::default(),
+            Route::Direct | Route::Forwarded => Counted::default(),
             Route::Relayed(_) => Counted::process(relay.program().pid()),
         },
         hosts,
+        stranger: Some(stranger),
+        outside: Some(outside),
         start,
         route,
         between: Between::Tailnet {
@@ -319,7 +356,7 @@ fn tailnet(who: Who, kind: Kind, route: Route) -> Result<Ends, LabError> {
     Ok(ends)
 }
 
-fn v4(address: IpAddr) -> Result<Ipv4Addr, LabError> {
+pub(super) fn v4(address: IpAddr) -> Result<Ipv4Addr, LabError> {
     match address {
         IpAddr::V4(address) => Ok(address),
         IpAddr::V6(address) => Err(LabError::new(format!("{address} is not IPv4"))),

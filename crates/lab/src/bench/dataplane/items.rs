@@ -29,6 +29,12 @@ pub enum Item {
     Ping,
     /// Round trips beside TCP.
     PingLoad,
+    /// TCP while a stranger throws junk at the receiving node.
+    Flood,
+    /// TCP to a host of a LAN, through a node that forwards.
+    Forward,
+    /// TCP from one node to many, one stream each.
+    Peers,
     /// TCP through relays.
     Relay,
     /// Memory, idle and after everything else.
@@ -39,7 +45,7 @@ pub enum Item {
 
 impl Item {
     /// All, in the order in which they run.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 13] = [
         Self::Memory,
         Self::Ping,
         Self::Tcp1,
@@ -48,6 +54,9 @@ impl Item {
         Self::Udp3,
         Self::UdpMax,
         Self::PingLoad,
+        Self::Flood,
+        Self::Forward,
+        Self::Peers,
         Self::Relay,
         Self::Parts,
     ];
@@ -62,6 +71,9 @@ impl Item {
             Self::UdpMax => "udpmax",
             Self::Ping => "ping",
             Self::PingLoad => "pingload",
+            Self::Flood => "flood",
+            Self::Forward => "forward",
+            Self::Peers => "peers",
             Self::Relay => "relay",
             Self::Memory => "memory",
             Self::Parts => "parts",
@@ -74,8 +86,9 @@ impl Item {
             Self::Tcp1 | Self::Tcp4 => true,
             Self::Udp05 | Self::Udp3 | Self::UdpMax => !matches!(who, Who::Shuttle),
             Self::Ping | Self::PingLoad => who != Who::Shuttle,
+            Self::Flood => who.kind().is_some(),
             // These have turns of their own.
-            Self::Relay | Self::Memory | Self::Parts => false,
+            Self::Forward | Self::Peers | Self::Relay | Self::Memory | Self::Parts => false,
         }
     }
 }
@@ -161,8 +174,10 @@ pub fn run(item: Item, ends: &Ends, spans: Spans) -> Result<Found, LabError> {
         Item::UdpMax => udp_max(ends, spans),
         Item::Ping => ping(ends, spans),
         Item::PingLoad => ping_beside_tcp(ends, spans),
+        Item::Flood => flood(ends, spans),
+        Item::Forward => Tcp::start(ends, 1)?.measure(spans),
         Item::Relay => relay(ends, spans),
-        Item::Memory | Item::Parts => Ok(Vec::new()),
+        Item::Peers | Item::Memory | Item::Parts => Ok(Vec::new()),
     }?;
     ends.check_route()?;
     Ok(found)
@@ -437,6 +452,34 @@ fn round_trips(answer: &Value) -> Result<Found, LabError> {
         ("max", most),
         ("lost", lost / (lost + count) * 100.0),
     ])
+}
+
+/// TCP, and beside it as much junk as the stranger's machine can make; the path
+/// must still be direct afterwards, which [`run`] looks at.
+fn flood(ends: &Ends, spans: Spans) -> Result<Found, LabError> {
+    /// More than any machine makes with single datagrams.
+    const EVERYTHING: f64 = 20.0;
+    let (Some(stranger), Some(at)) = (&ends.stranger, ends.outside) else {
+        return Err(LabError::new("nobody stands beside this one"));
+    };
+    let mut tcp = Tcp::start(ends, 1)?;
+    pause(spans.warm_up)?;
+    let arguments = [
+        "udp-source".to_owned(),
+        at.to_string(),
+        format!("{:.0}", EVERYTHING * GIGA / 8.0),
+        DATAGRAM.to_string(),
+        spans.tcp.as_millis().to_string(),
+    ];
+    let mut source = Load::start(stranger, &arguments)?;
+    let mut junk = Value::Null;
+    let mut found = tcp.count(|| {
+        junk = source.ask()?;
+        Ok(())
+    })?;
+    let seconds = number(&junk, "seconds")?;
+    found.push(("junk", number(&junk, "bytes")? * 8.0 / seconds / GIGA));
+    Ok(found)
 }
 
 fn relay(ends: &Ends, spans: Spans) -> Result<Found, LabError> {
