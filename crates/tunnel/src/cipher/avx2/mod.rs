@@ -12,26 +12,27 @@
 //! same place.
 
 // The instructions are chosen by name, and a compiler left alone halves the
-// speed; see the two rooms of this module.
+// speed; see chacha20.rs and poly1305.rs.
 #![allow(unsafe_code)]
 
 mod chacha20;
 mod poly1305;
+mod schedule;
+mod tags;
 
 use std::arch::x86_64::{
     __m256i, _mm_set1_epi32, _mm256_add_epi32, _mm256_set_m128i, _mm256_set1_epi32,
     _mm256_setr_epi32, _mm256_setzero_si256,
 };
 
-use subtle::ConstantTimeEq as _;
 use zeroize::{Zeroize as _, Zeroizing};
 
 use warren_keys::noise::MessageKey;
-use warren_wire::wireguard::{TAG_LEN as TAG, TRANSPORT_HEADER_LEN as HEADER};
 
-use super::MAX_TRAIN;
 use chacha20::{Memory, Rows, bytes, double_round, mix, quarter_rounds};
-use poly1305::{Accumulator, OneTimeKey, block};
+use poly1305::block;
+use schedule::{Schedule, Train, Unit};
+use tags::Tags;
 
 /// What a packet gives to its chain between two double rounds: three blocks.
 const STEP: usize = 48;
@@ -82,254 +83,13 @@ impl Key {
     }
 }
 
-/// Packets of the same length behind each other.
-struct Train<'a> {
-    buffer: &'a mut [u8],
-    stride: usize,
-    pairs: usize,
-}
-
-impl<'a> Train<'a> {
-    /// A train of packets of `stride` bytes in all of `buffer`; `None` when
-    /// they have no content, or are none, too many or an odd number.
-    fn new(buffer: &'a mut [u8], stride: usize) -> Option<Self> {
-        let pairs = buffer.len().checked_div(stride)? / 2;
-        let fits = stride > HEADER + TAG
-            && (1..=MAX_TRAIN / 2).contains(&pairs)
-            && buffer.len() == 2 * pairs * stride;
-        fits.then_some(Self {
-            buffer,
-            stride,
-            pairs,
-        })
-    }
-
-    #[inline]
-    fn content_len(&self) -> usize {
-        self.stride - HEADER - TAG
-    }
-
-    /// Where the content of one of a pair starts.
-    #[inline]
-    fn start(&self, pair: usize, side: usize) -> usize {
-        (2 * pair + side) * self.stride + HEADER
-    }
-
-    /// The counters of a pair, from the headers.
-    #[inline]
-    fn counters(&self, pair: usize) -> [u64; 2] {
-        [0, 1].map(|side| {
-            let at = self.start(pair, side);
-            let counter = self.buffer[at - 8..at].first_chunk();
-            u64::from_le_bytes(*counter.unwrap_or_else(|| unreachable!("eight bytes")))
-        })
-    }
-}
-
-/// One block of key stream for both of a pair. Block 0 gives one-time keys.
-#[derive(Clone, Copy, Default)]
-struct Unit {
-    pair: usize,
-    block: u32,
-}
-
-/// Says which units come next.
-struct Schedule {
-    /// Pairs whose one-time keys are made or on their way.
-    keys: usize,
-    /// The next unit with content.
-    next: Unit,
-}
-
-impl Schedule {
-    #[inline]
-    fn next(&mut self, train: &Train<'_>) -> Option<Unit> {
-        let Unit { pair, block } = self.next;
-        let asked_for = (pair + 2).next_multiple_of(BATCH).min(train.pairs);
-        if self.keys < asked_for {
-            self.keys += 1;
-            return Some(Unit {
-                pair: self.keys - 1,
-                block: 0,
-            });
-        }
-        if pair == train.pairs {
-            return None;
-        }
-        self.next = if block as usize * BLOCK < train.content_len() {
-            Unit {
-                pair,
-                block: block + 1,
-            }
-        } else {
-            Unit {
-                pair: pair + 1,
-                block: 1,
-            }
-        };
-        Some(Unit { pair, block })
-    }
-
-    /// The next four units where they are whole blocks of one pair: the
-    /// first of them.
-    #[inline]
-    fn next_four(&mut self, train: &Train<'_>) -> Option<Unit> {
-        let unit = self.next;
-        let whole = (unit.block as usize - 1 + UNITS) * BLOCK <= train.content_len();
-        let keyed = self.keys >= (unit.pair + 2).next_multiple_of(BATCH).min(train.pairs);
-        if unit.pair == train.pairs || !keyed || !whole {
-            return None;
-        }
-        self.next.block += UNITS as u32;
-        if (self.next.block as usize - 1) * BLOCK >= train.content_len() {
-            self.next = Unit {
-                pair: unit.pair + 1,
-                block: 1,
-            };
-        }
-        Some(unit)
-    }
-}
-
-/// The tags of one pair after the other.
-struct Tags<const OPEN: bool> {
-    /// The pair that is being read, and how far.
-    pair: usize,
-    position: usize,
-    /// How far it can be read in whole steps.
-    readable: usize,
-    loaded: bool,
-    chains: [Accumulator; 2],
-    keys: [OneTimeKey; 2],
-    /// One-time keys of two batches, and of how many pairs there have been
-    /// some.
-    store: [[[u64; 4]; 2]; 2 * BATCH],
-    stored: usize,
-    /// Up to where ciphertext stands in the buffer, when sealing.
-    sealed: Unit,
-    /// Packets whose tag was right, when opening.
-    right: u64,
-}
-
-impl<const OPEN: bool> Tags<OPEN> {
-    #[inline]
-    fn steps(&self) -> usize {
-        self.readable.saturating_sub(self.position) / STEP
-    }
-
-    /// Ends a pair that was read, begins the next one, or finds out how much
-    /// more can be read.
-    #[inline(never)]
-    #[target_feature(enable = "avx2,bmi2")]
-    fn turn(&mut self, train: &mut Train<'_>) {
-        let len = train.content_len();
-        if self.loaded && self.ciphertext(len) == len && self.position + STEP > len {
-            self.finish(train);
-        }
-        if !self.loaded && self.pair < self.stored {
-            self.keys = self.store[self.pair % (2 * BATCH)].map(OneTimeKey::new);
-            self.chains = [Accumulator::default(); 2];
-            self.position = 0;
-            self.loaded = true;
-        }
-        self.readable = if self.loaded { self.ciphertext(len) } else { 0 };
-    }
-
-    /// How much ciphertext of the pair stands in the buffer.
-    #[inline]
-    fn ciphertext(&self, len: usize) -> usize {
-        if OPEN || self.pair < self.sealed.pair {
-            len
-        } else if self.pair == self.sealed.pair {
-            self.sealed.block as usize * BLOCK
-        } else {
-            0
-        }
-    }
-
-    #[target_feature(enable = "avx2,bmi2")]
-    fn finish(&mut self, train: &mut Train<'_>) {
-        let len = train.content_len();
-        for side in 0..2 {
-            let start = train.start(self.pair, side);
-            let rest = &train.buffer[start + self.position..start + len];
-            let tag = self.chains[side].finish(&self.keys[side], rest, len);
-            let place = &mut train.buffer[start + len..start + len + TAG];
-            if OPEN {
-                let right = u64::from(place.ct_eq(tag.as_slice()).unwrap_u8());
-                self.right |= right << (2 * self.pair + side);
-            } else {
-                place.copy_from_slice(&tag);
-            }
-        }
-        self.pair += 1;
-        self.loaded = false;
-    }
-
-    /// Goes on until `done`, without a key stream beside it.
-    #[inline]
-    #[target_feature(enable = "avx2,bmi2")]
-    fn catch_up(&mut self, train: &mut Train<'_>, done: impl Fn(&Self) -> bool) {
-        while !done(self) {
-            if self.steps() == 0 {
-                self.turn(train);
-                continue;
-            }
-            let [mut a, mut b] = self.chains;
-            let [x, y] = self.texts(train, 1);
-            for (x, y) in x
-                .as_flattened()
-                .as_chunks()
-                .0
-                .iter()
-                .zip(y.as_flattened().as_chunks().0)
-            {
-                a.block(&self.keys[0], x);
-                b.block(&self.keys[1], y);
-            }
-            self.chains = [a, b];
-            self.position += STEP;
-        }
-    }
-
-    /// What the next steps read.
-    #[inline]
-    fn texts<'t>(&self, train: &'t Train<'_>, steps: usize) -> [&'t [[u8; STEP]]; 2] {
-        [0, 1].map(|side| {
-            let start = train.start(self.pair, side) + self.position;
-            train.buffer[start..start + steps * STEP].as_chunks().0
-        })
-    }
-
-    /// Reads everything before `position` of a pair, which is about to be
-    /// decrypted.
-    #[inline]
-    #[target_feature(enable = "avx2,bmi2")]
-    fn read_before(&mut self, train: &mut Train<'_>, pair: usize, position: usize) {
-        self.catch_up(train, |tags| {
-            tags.pair > pair || tags.pair == pair && tags.loaded && tags.position >= position
-        });
-    }
-}
-
 /// Seals or opens all packets of the train. The counters stand in their
 /// headers. Returns which tags were right, when opening.
 #[target_feature(enable = "avx2,bmi2")]
 fn work<const OPEN: bool>(key: &[u32; 8], train: &mut Train<'_>) -> u64 {
     let len = train.content_len();
     let mut memory = Memory::NEW;
-    let mut tags = Tags::<OPEN> {
-        pair: 0,
-        position: 0,
-        readable: 0,
-        loaded: false,
-        chains: [Accumulator::default(); 2],
-        keys: [OneTimeKey::default(); 2],
-        store: [[[0; 4]; 2]; 2 * BATCH],
-        stored: 0,
-        sealed: Unit::default(),
-        right: 0,
-    };
+    let mut tags = Tags::<OPEN>::new();
     let mut schedule = Schedule {
         keys: 0,
         next: Unit { pair: 0, block: 1 },
@@ -411,7 +171,8 @@ fn work<const OPEN: bool>(key: &[u32; 8], train: &mut Train<'_>) -> u64 {
     }
     let pairs = train.pairs;
     tags.catch_up(train, |tags| tags.pair == pairs);
-    tags.store.as_flattened_mut().as_flattened_mut().zeroize();
+    tags.forget_keys();
+    memory.multipliers.as_flattened_mut().zeroize();
     memory.third.as_flattened_mut().zeroize();
     tags.right
 }

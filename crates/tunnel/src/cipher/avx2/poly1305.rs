@@ -11,6 +11,8 @@
 //! that a product may be folded at 2¹²⁸ with 5/4 of it (RFC 8439, section
 //! 2.5).
 
+use zeroize::Zeroize as _;
+
 /// A one-time key: the multiplier, 5/4 of its upper half, and what is added
 /// at the end.
 #[derive(Clone, Copy, Default)]
@@ -29,6 +31,12 @@ impl OneTimeKey {
             multiplier: [low, high, high + (high >> 2)],
             last: u128::from(words[2]) | u128::from(words[3]) << 64,
         }
+    }
+
+    /// Forgets it.
+    pub(super) fn wipe(&mut self) {
+        self.multiplier.zeroize();
+        self.last.zeroize();
     }
 }
 
