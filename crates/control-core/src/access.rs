@@ -12,7 +12,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use warren_control_types::{FilterRule, NetPortRange, NodeId, PortRange, UserId};
-use warren_policy::{Compiled, Policy, PolicyNode, PolicyUser, SshRules};
+use warren_policy::{Affected, Compiled, NodeSet, Policy, PolicyNode, PolicyUser, SshRules};
 
 use crate::records::{NodeRecord, Snapshot, UserRecord};
 use crate::routes::{effective, is_exit};
@@ -24,6 +24,34 @@ pub(crate) use sections::without_ipv4;
 pub struct Access {
     /// `None`: no policy, or one without rules, which is the same.
     policy: Option<InForce>,
+}
+
+/// Whom a change concerns.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Concern {
+    /// By what the policy makes of who may reach whom. `None`: everyone.
+    pub(crate) access: Option<Affected>,
+    /// Logins over SSH may be others, for everyone.
+    pub(crate) ssh: bool,
+    /// What single nodes are told of themselves may be different.
+    pub(crate) own_nodes: bool,
+}
+
+impl Concern {
+    fn nobody() -> Self {
+        Self {
+            access: Some(Affected::default()),
+            ..Self::default()
+        }
+    }
+
+    fn everyone() -> Self {
+        Self {
+            access: None,
+            ssh: true,
+            own_nodes: true,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -70,13 +98,82 @@ impl Access {
         })
     }
 
+    /// Compiles everything anew.
     pub(crate) fn recompute(&mut self, data: &Snapshot) {
         if let Some(in_force) = &mut self.policy {
             in_force.users = users(data);
             if !in_force.policy.is_allow_all() {
                 in_force.compiled = in_force.policy.compile(&in_force.users, &nodes(data));
             }
-            in_force.ssh = in_force.policy.compile_ssh(&in_force.users, &nodes(data));
+            in_force.recompute_ssh(data);
+        }
+    }
+
+    /// The same policy, compiled anew.
+    #[cfg(test)]
+    pub(crate) fn anew(&self, data: &Snapshot) -> Self {
+        let policy = self.policy.as_ref().map(|own| own.policy.clone());
+        let mut out = policy.map(Self::of).unwrap_or_default();
+        out.recompute(data);
+        out
+    }
+
+    /// A node came, went, or is another one for the policy.
+    pub(crate) fn node_changed(&mut self, data: &Snapshot, id: NodeId) -> Concern {
+        let mut concern = Concern::nobody();
+        if let Some(in_force) = &mut self.policy {
+            if !in_force.policy.is_allow_all() {
+                concern.access = Some(match data.nodes.get(&id) {
+                    Some(node) => in_force.compiled.update_node(policy_node(node)),
+                    None => in_force.compiled.remove_node(id),
+                });
+            }
+            concern.ssh = in_force.recompute_ssh(data);
+        }
+        concern
+    }
+
+    /// A user came, went or has another name.
+    pub(crate) fn users_changed(&mut self, data: &Snapshot) -> Concern {
+        let mut concern = Concern::nobody();
+        if let Some(in_force) = &mut self.policy {
+            in_force.users = users(data);
+            if !in_force.policy.is_allow_all() {
+                concern.access = Some(in_force.compiled.update_users(&in_force.users));
+            }
+            concern.ssh = in_force.recompute_ssh(data);
+            concern.own_nodes = in_force.policy.speaks_of_nodes();
+        }
+        concern
+    }
+
+    /// Puts another policy in the place of this one.
+    pub(crate) fn replace(&mut self, by: Self, data: &Snapshot) -> Concern {
+        let before = std::mem::replace(self, by);
+        let (Some(mut old), Some(new)) = (before.policy, &mut self.policy) else {
+            self.recompute(data);
+            return Concern::everyone();
+        };
+        if old.policy.is_allow_all() || new.policy.is_allow_all() {
+            self.recompute(data);
+            return Concern::everyone();
+        }
+        let mut affected = Affected::default();
+        if new.policy.asks_for_postures() && !old.policy.asks_for_postures() {
+            // Nobody told the old one when a host described itself anew.
+            for node in data.nodes.values() {
+                affected.unite(&old.compiled.update_node(policy_node(node)));
+            }
+        }
+        affected.unite(&old.compiled.replace_policy(&new.policy));
+        new.compiled = old.compiled;
+        new.users = old.users;
+        let same = old.policy.tells_nodes_the_same(&new.policy);
+        new.recompute_ssh(data);
+        Concern {
+            access: Some(affected),
+            ssh: !same,
+            own_nodes: !same,
         }
     }
 
@@ -87,6 +184,12 @@ impl Access {
             }
             Some(_) | None => true,
         }
+    }
+
+    /// Those who see the node and whom it sees. `None`: everyone.
+    pub(crate) fn peers_of(&self, id: NodeId) -> Option<NodeSet> {
+        let in_force = self.policy.as_ref()?;
+        (!in_force.policy.is_allow_all()).then(|| in_force.compiled.peer_set(id))
     }
 
     /// The routes behind `peer` that `viewer` is given; `primary` are those of
@@ -138,6 +241,17 @@ impl Access {
                 .policy
                 .approves_route(&in_force.users, &policy_node(node), *route)
         })
+    }
+}
+
+impl InForce {
+    /// Resolves the logins over SSH again; whether there are any.
+    fn recompute_ssh(&mut self, data: &Snapshot) -> bool {
+        let any = self.policy.speaks_of_ssh();
+        if any {
+            self.ssh = self.policy.compile_ssh(&self.users, &nodes(data));
+        }
+        any
     }
 }
 

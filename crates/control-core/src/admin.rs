@@ -68,8 +68,7 @@ impl Coordinator {
         };
         self.store_user(&user);
         self.data.users.insert(user.id, user.clone());
-        self.recompute_access();
-        self.mark_policy_change();
+        self.users_changed();
         Ok(user)
     }
 
@@ -102,8 +101,7 @@ impl Coordinator {
                 pending.users.insert(id);
             });
         }
-        self.recompute_access();
-        self.mark_policy_change();
+        self.users_changed();
         Ok(user)
     }
 
@@ -121,8 +119,7 @@ impl Coordinator {
         let user = user.clone();
         if changed {
             self.store_user(&user);
-            self.recompute_access();
-            self.mark_policy_change();
+            self.users_changed();
             let nodes = self.data.nodes.values();
             let own: Vec<_> = nodes
                 .filter(|node| node.user == Some(id))
@@ -172,8 +169,7 @@ impl Coordinator {
             change: Change::UserGone(user.id),
             durable: true,
         });
-        self.recompute_access();
-        self.mark_policy_change();
+        self.users_changed();
         Ok(user)
     }
 
@@ -504,30 +500,22 @@ impl Coordinator {
     /// Everybody whose view the policy alters hears of it.
     pub(crate) fn put_in_force(&mut self, access: Access, text: Option<String>) {
         let same_relays = self.access.has_same_relays(&access);
-        self.access = access;
+        let concern = self.access.replace(access, &self.data);
         self.data.policy.clone_from(&text);
         self.outputs.push_back(Output::Store {
             change: Change::Policy(text),
             durable: true,
         });
-        self.recompute_access();
         let all: Vec<_> = self.data.nodes.keys().copied().collect();
         for id in all {
             self.approve_by_policy(id);
         }
-        self.mark_access_everywhere();
+        self.mark_concern(&concern);
         if !same_relays {
             let sessions: Vec<_> = self.sessions.keys().copied().collect();
             for session in sessions {
                 self.mark(session, |pending| pending.relays = true);
             }
-        }
-    }
-
-    /// A name that the policy may speak of changed its meaning.
-    fn mark_policy_change(&mut self) {
-        if !self.access.is_allow_all() {
-            self.mark_access_everywhere();
         }
     }
 }

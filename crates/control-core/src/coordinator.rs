@@ -8,8 +8,9 @@ use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
 use warren_control_types::{DerpMap, MapRequest, NodeId, UserId};
 use warren_keys::{Entropy, MachinePublic, NodePublic};
+use warren_policy::Affected;
 
-use crate::access::Access;
+use crate::access::{Access, Concern};
 use crate::error::MapError;
 use crate::policies::PolicyFile;
 use crate::records::{AuthKeyId, AuthKeyRecord, Change, NodeRecord, Snapshot, UserRecord};
@@ -176,7 +177,7 @@ impl Coordinator {
             .filter(|node| node.is_expired(wall))
             .map(|n| n.id)
             .collect();
-        this.recompute_access();
+        this.access.recompute(&this.data);
         this.primaries.recompute(&this.data.nodes, &this.online);
         Ok(this)
     }
@@ -318,26 +319,24 @@ impl Coordinator {
         }
     }
 
-    /// Marks `id` in every session that sees it, or did.
+    /// Marks `id` in every session that was told of it. Those who have yet to
+    /// be told know already that they have.
     pub(crate) fn announce(&mut self, id: NodeId, mark: PeerMark) {
+        self.announce_to(id, mark, |_| false);
+    }
+
+    /// The same, and in the sessions of other nodes.
+    fn announce_to(&mut self, id: NodeId, mark: PeerMark, also: impl Fn(NodeId) -> bool) {
         self.peer_json.remove(&id);
-        let whole = mark == PeerMark::Whole;
         for (&session_id, session) in &mut self.sessions {
             if session.node == id {
                 continue;
             }
-            let told = session
-                .told
-                .as_ref()
-                .is_none_or(|told| told.peers.contains(&id));
-            if !told && !self.access.can_see(session.node, id) {
-                continue;
+            let told = session.told.as_ref();
+            if told.is_none_or(|told| told.peers.contains(id)) || also(session.node) {
+                session.pending.mark_peer(id, mark);
+                self.outputs.push_back(Output::Wake(session_id));
             }
-            session.pending.mark_peer(id, mark);
-            if whole && !self.access.is_allow_all() {
-                session.pending.access = true;
-            }
-            self.outputs.push_back(Output::Wake(session_id));
         }
     }
 
@@ -348,14 +347,42 @@ impl Coordinator {
         }
     }
 
-    /// Marks everything that depends on who may reach whom, everywhere.
-    pub(crate) fn mark_access_everywhere(&mut self) {
-        let all: Vec<_> = self.sessions.keys().copied().collect();
-        for id in all {
-            self.mark(id, |pending| {
-                pending.access = true;
-                pending.own_node = true;
-            });
+    /// Marks what a change of users or of the policy may have altered.
+    pub(crate) fn mark_concern(&mut self, concern: &Concern) {
+        let access = match &concern.access {
+            None => {
+                let all: Vec<_> = self.sessions.keys().copied().collect();
+                for id in all {
+                    self.mark(id, |pending| {
+                        pending.view = true;
+                        pending.filter = true;
+                    });
+                }
+                &Affected::default()
+            }
+            Some(affected) => affected,
+        };
+        for (nodes, filter) in [(&access.filters, true), (&access.views, false)] {
+            for node in nodes.iter() {
+                let Some(&session) = self.session_of.get(&node) else {
+                    continue;
+                };
+                self.mark(session, |pending| {
+                    pending.filter |= filter;
+                    pending.view |= !filter;
+                });
+            }
+        }
+        if concern.ssh || concern.own_nodes {
+            let all: Vec<_> = self.sessions.keys().copied().collect();
+            for id in all {
+                self.mark(id, |pending| {
+                    pending.ssh |= concern.ssh;
+                    pending.own_node |= concern.own_nodes;
+                    // A node may have lost its IPv4 address in others' eyes.
+                    pending.view |= concern.own_nodes;
+                });
+            }
         }
     }
 
@@ -371,23 +398,28 @@ impl Coordinator {
     }
 
     /// A node came, went, or got another owner, other tags or other routes:
-    /// what the policy makes of it is computed again.
+    /// the policy makes something else of it.
     pub(crate) fn identity_changed(&mut self, id: NodeId) {
-        // Those who saw it before must hear too, so announce on both sides of
-        // the recomputation; the marks fold into one.
-        self.announce(id, PeerMark::Whole);
-        self.recompute_access();
-        self.announce(id, PeerMark::Whole);
+        let concern = self.access.node_changed(&self.data, id);
+        let peers = self.access.peers_of(id);
+        self.announce_to(id, PeerMark::Whole, |viewer| {
+            peers.as_ref().is_none_or(|peers| peers.contains(viewer))
+        });
+        self.mark_concern(&concern);
         if let Some(&session) = self.session_of.get(&id) {
             self.mark(session, |pending| {
                 pending.own_node = true;
-                pending.access = true;
+                pending.view = true;
+                pending.filter = true;
+                pending.ssh = true;
             });
         }
     }
 
-    pub(crate) fn recompute_access(&mut self) {
-        self.access.recompute(&self.data);
+    /// Users came, went or have other names.
+    pub(crate) fn users_changed(&mut self) {
+        let concern = self.access.users_changed(&self.data);
+        self.mark_concern(&concern);
     }
 
     /// Who serves which route may have changed.

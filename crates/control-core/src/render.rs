@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use sha2::{Digest as _, Sha256};
 use warren_control_types::{
     CapMap, CapabilityVersion, Debug, DnsConfig, FilterRule, Hostinfo, MapResponse, Node, NodeId,
     PeerChange, StableNodeId, UserId, UserProfile,
 };
+use warren_policy::NodeSet;
 
 use crate::access::without_ipv4;
 use crate::coordinator::{Coordinator, timestamp};
@@ -75,7 +77,7 @@ impl Coordinator {
         match entry.told.take() {
             None => {
                 let message = self.full_message(wall, id)?;
-                let peers: BTreeSet<NodeId> = self.visible_peers(id).into_iter().collect();
+                let peers: NodeSet = self.visible_peers(id).into_iter().collect();
                 let told = Told {
                     routes: self.all_routes_seen(id, &peers),
                     peers,
@@ -85,7 +87,7 @@ impl Coordinator {
                         .iter()
                         .map(|user| user.id)
                         .collect(),
-                    filter: self.access.filter_for(id),
+                    filter: digest(&self.access.filter_for(id)),
                     ssh: message.head.ssh_policy.clone().unwrap_or_default(),
                     without_ipv4: self.all_without_ipv4(id),
                 };
@@ -118,26 +120,33 @@ impl Coordinator {
         if pending.dns {
             head.dns_config = Some(self.render_dns());
         }
-        if pending.access {
+        if pending.filter {
             let filter = self.access.filter_for(id);
-            if filter != told.filter {
-                head.packet_filters = filters(filter.clone());
-                told.filter = filter;
+            let digest = digest(&filter);
+            if digest != told.filter {
+                head.packet_filters = filters(filter);
+                told.filter = digest;
             }
+        }
+        if pending.ssh {
             let ssh = self.access.ssh_policy_for(id, &self.config.server_url);
             if ssh != told.ssh {
                 head.ssh_policy = Some(ssh.clone());
                 told.ssh = ssh;
             }
-            let visible: BTreeSet<NodeId> = self.visible_peers(id).into_iter().collect();
+        }
+        if pending.view {
+            let visible: NodeSet = self.visible_peers(id).into_iter().collect();
             head.peers_removed.extend(told.peers.difference(&visible));
             changed.extend(visible.difference(&told.peers));
             let routes = self.all_routes_seen(id, &visible);
-            let differ = |peer: &&NodeId| routes.get(peer) != told.routes.get(peer);
-            changed.extend(visible.iter().filter(differ));
+            let either = routes.keys().chain(told.routes.keys());
+            let differ = either.filter(|peer| routes.get(peer) != told.routes.get(peer));
+            changed.extend(differ.filter(|peer| visible.contains(**peer)));
             let without_ipv4 = self.all_without_ipv4(id);
-            let differ = without_ipv4.symmetric_difference(&told.without_ipv4);
-            changed.extend(differ.filter(|peer| visible.contains(peer)));
+            let fewer = without_ipv4.difference(&told.without_ipv4);
+            let more = told.without_ipv4.difference(&without_ipv4);
+            changed.extend(fewer.chain(more).filter(|peer| visible.contains(*peer)));
             told.without_ipv4 = without_ipv4;
             told.peers = visible;
             told.routes = routes;
@@ -145,9 +154,9 @@ impl Coordinator {
         for (peer, mark) in pending.peers {
             let visible =
                 self.data.nodes.contains_key(&peer) && peer != id && self.access.can_see(id, peer);
-            match (visible, told.peers.contains(&peer)) {
+            match (visible, told.peers.contains(peer)) {
                 (false, true) => {
-                    told.peers.remove(&peer);
+                    told.peers.remove(peer);
                     head.peers_removed.push(peer);
                 }
                 (false, false) => {}
@@ -195,10 +204,15 @@ impl Coordinator {
             .map(|user| self.render_user(user))
             .collect();
         for &peer in changed.iter().chain(&head.peers_removed) {
-            let routes = match self.data.nodes.get(&peer) {
-                Some(node) if changed.contains(&peer) => self.routes_seen(id, node),
-                Some(_) | None => Vec::new(),
-            };
+            let node = self.data.nodes.get(&peer);
+            let node = node.filter(|_| changed.contains(&peer));
+            let routes = node.map(|node| self.routes_seen(id, node));
+            let routes = routes.unwrap_or_default();
+            if node.is_some_and(|node| self.is_without_ipv4(id, node)) {
+                told.without_ipv4.insert(peer);
+            } else {
+                told.without_ipv4.remove(peer);
+            }
             if routes.is_empty() {
                 told.routes.remove(&peer);
             } else {
@@ -254,12 +268,13 @@ impl Coordinator {
 
     /// Ids of the peers that a node sees, ascending.
     fn visible_peers(&self, id: NodeId) -> Vec<NodeId> {
-        self.data
-            .nodes
-            .keys()
-            .copied()
-            .filter(|peer| *peer != id && self.access.can_see(id, *peer))
-            .collect()
+        match self.access.peers_of(id) {
+            Some(peers) => peers.iter().collect(),
+            None => {
+                let all = self.data.nodes.keys().copied();
+                all.filter(|peer| *peer != id).collect()
+            }
+        }
     }
 
     /// The routes behind `peer` that `viewer` is given.
@@ -272,14 +287,10 @@ impl Coordinator {
             .routes_for(viewer, peer, self.primaries.of(peer.id))
     }
 
-    fn all_routes_seen(
-        &self,
-        viewer: NodeId,
-        peers: &BTreeSet<NodeId>,
-    ) -> BTreeMap<NodeId, Vec<IpNet>> {
+    fn all_routes_seen(&self, viewer: NodeId, peers: &NodeSet) -> BTreeMap<NodeId, Vec<IpNet>> {
         peers
             .iter()
-            .filter_map(|id| self.data.nodes.get(id))
+            .filter_map(|id| self.data.nodes.get(&id))
             .map(|peer| (peer.id, self.routes_seen(viewer, peer)))
             .filter(|(_, routes)| !routes.is_empty())
             .collect()
@@ -292,7 +303,10 @@ impl Coordinator {
             || self.access.is_without_ipv4(peer)
     }
 
-    fn all_without_ipv4(&self, viewer: NodeId) -> BTreeSet<NodeId> {
+    fn all_without_ipv4(&self, viewer: NodeId) -> NodeSet {
+        if !self.access.may_disable_ipv4() {
+            return NodeSet::new();
+        }
         let viewer = self.data.nodes.get(&viewer);
         let all = viewer.is_some_and(|viewer| self.access.is_without_ipv4(viewer));
         let peers = self.data.nodes.values();
@@ -464,6 +478,28 @@ impl Coordinator {
 
 fn filters(rules: Vec<FilterRule>) -> BTreeMap<String, Option<Vec<FilterRule>>> {
     BTreeMap::from([(FILTER.to_owned(), Some(rules))])
+}
+
+/// What tells a filter from others.
+fn digest(rules: &[FilterRule]) -> [u8; 32] {
+    let mut hasher = Hashed(Sha256::new());
+    // Writing to a digest does not fail, nor do rules as JSON.
+    let _ = serde_json::to_writer(&mut hasher, rules);
+    hasher.0.finalize().into()
+}
+
+/// A digest to write to.
+struct Hashed(Sha256);
+
+impl std::io::Write for Hashed {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// What a node may do by itself, policy apart: exchange files between the

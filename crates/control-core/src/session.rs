@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ipnet::IpNet;
-use warren_control_types::{FilterRule, NodeId, PingRequest, SshPolicy, UserId};
+use warren_control_types::{NodeId, PingRequest, SshPolicy, UserId};
+use warren_policy::NodeSet;
 
 /// The number of a stream; a new one for every streaming request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -73,8 +74,12 @@ pub struct Pending {
     pub peers: BTreeMap<NodeId, PeerMark>,
     /// Users whose profile changed.
     pub users: BTreeSet<UserId>,
-    /// Who may be seen and who may come in: compare with what was sent.
-    pub access: bool,
+    /// Who may be seen, and which routes: compare with what was sent.
+    pub view: bool,
+    /// Who may come in: compare.
+    pub filter: bool,
+    /// Who may log in over SSH: compare.
+    pub ssh: bool,
     /// Names.
     pub dns: bool,
     /// Relays.
@@ -98,12 +103,14 @@ impl Pending {
 /// What the client at the other end of the stream holds.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Told {
-    pub(crate) peers: BTreeSet<NodeId>,
+    pub(crate) peers: NodeSet,
     pub(crate) users: BTreeSet<UserId>,
-    pub(crate) filter: Vec<FilterRule>,
+    /// The SHA-256 of the filter's JSON: a filter may be long, and there are
+    /// as many as there are nodes.
+    pub(crate) filter: [u8; 32],
     pub(crate) ssh: SshPolicy,
     /// Peers that are shown without their IPv4 address.
-    pub(crate) without_ipv4: BTreeSet<NodeId>,
+    pub(crate) without_ipv4: NodeSet,
     /// Routes behind peers; nothing for those without.
     pub(crate) routes: BTreeMap<NodeId, Vec<IpNet>>,
 }

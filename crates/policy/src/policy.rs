@@ -169,6 +169,12 @@ impl Policy {
         !self.ssh.is_empty() || !self.node_attributes.is_empty()
     }
 
+    /// Whether there are rules for logins over SSH.
+    #[must_use]
+    pub fn speaks_of_ssh(&self) -> bool {
+        !self.ssh.is_empty()
+    }
+
     /// Whether any rule asks for a posture.
     #[must_use]
     pub fn asks_for_postures(&self) -> bool {

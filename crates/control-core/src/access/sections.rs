@@ -48,6 +48,12 @@ impl Access {
             })
     }
 
+    /// Whether any node may be without an IPv4 address.
+    pub(crate) fn may_disable_ipv4(&self) -> bool {
+        let policy = self.policy.as_ref();
+        policy.is_some_and(|in_force| in_force.policy.may_disable_ipv4())
+    }
+
     /// The relays of the tailnet: those of the server, as the policy alters
     /// them.
     pub(crate) fn relays(&self, own: &DerpMap) -> DerpMap {

@@ -264,6 +264,62 @@ fn questions_come_one_a_message_and_need_a_stream() {
     assert!(w.c.ask_node("nobody", question(4)).is_err());
 }
 
+#[test]
+fn only_those_whom_a_change_concerns_hear_of_it() {
+    let mut w = World::new();
+    for name in ["alice", "bob"] {
+        w.user(name);
+    }
+    let (alice, bob) = (w.reusable("alice"), w.reusable("bob"));
+    // Two machines of each, who may reach their own owner's.
+    for (n, auth) in [(1, &alice), (2, &alice), (3, &bob), (4, &bob)] {
+        w.join(n, auth);
+    }
+    let policy = |port: u16| {
+        format!(
+            r#"{{"acls": [{{"action": "accept", "src": ["alice@"], "dst": ["alice@:{port}"]}},
+                         {{"action": "accept", "src": ["bob@"], "dst": ["bob@:22"]}}]}}"#
+        )
+    };
+    w.c.set_policy(Some(policy(22))).unwrap();
+    let open: Vec<_> = (1..=4).map(|n| w.open(n).unwrap()).collect();
+    for n in 1..=4 {
+        w.c.update(machine(n), &lite(n)).unwrap();
+    }
+    w.settle();
+    w.read_all();
+    let woken = |w: &mut World| -> Vec<usize> {
+        w.settle();
+        let woken = std::mem::take(&mut w.woken);
+        let places = open.iter().enumerate();
+        let woken: Vec<_> = places
+            .filter(|(_, session)| woken.contains(session))
+            .map(|(at, _)| at + 1)
+            .collect();
+        for session in &open {
+            w.read(*session);
+        }
+        w.woken.clear();
+        woken
+    };
+
+    let mut moved = lite(1);
+    moved.endpoints = vec![([198, 51, 100, 7], 1).into()];
+    w.c.update(machine(1), &moved).unwrap();
+    assert_eq!(woken(&mut w), [1, 2]);
+    w.c.set_policy(Some(policy(80))).unwrap();
+    assert_eq!(woken(&mut w), [1, 2]);
+    w.c.set_policy(Some(format!("// The same.\n{}", policy(80))))
+        .unwrap();
+    assert!(woken(&mut w).is_empty());
+    w.join(5, &bob);
+    assert_eq!(woken(&mut w), [3, 4]);
+    w.c.create_user(w.wall, "carol").unwrap();
+    assert!(woken(&mut w).is_empty());
+    w.c.delete_node("host5").unwrap();
+    assert_eq!(woken(&mut w), [3, 4]);
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Join(u8),
@@ -450,6 +506,12 @@ proptest! {
 }
 
 fn check(w: &World) -> Result<(), TestCaseError> {
+    // What the policy says, changed by and by, is what it says anew.
+    let anew = w.c.access.anew(w.c.snapshot());
+    for id in w.c.snapshot().nodes.keys() {
+        prop_assert_eq!(w.c.access.filter_for(*id), anew.filter_for(*id));
+        prop_assert_eq!(w.c.access.peers_of(*id), anew.peers_of(*id));
+    }
     for (session, client) in &w.clients {
         let id = client.self_node.as_ref().unwrap().id;
         prop_assert_eq!(w.c.session_of.get(&id), Some(session));
