@@ -9,7 +9,9 @@
 //! [`Compiled`] result answers what each node is told: its packet filter
 //! ([`Compiled::filter_for`]) and which peers it sees ([`Compiled::can_see`]).
 //! Both are pure functions of policy, users and nodes, and their output is
-//! ordered, so that equal input gives equal bytes on the wire.
+//! ordered, so that equal input gives equal bytes on the wire. When a node,
+//! users or the policy change, it is changed along, and says whom the change
+//! concerns ([`Affected`]): what it costs is what it touches.
 //!
 //! Besides, a node is told who may log in to it ([`Policy::compile_ssh`]) and
 //! what it may do by itself ([`Policy::node_attributes`]); the server asks

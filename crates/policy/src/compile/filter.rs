@@ -1,6 +1,6 @@
 //! The filter of one node.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use warren_control_types::{CapGrant, CapMap, FilterRule, NetPortRange, NodeId};
@@ -37,13 +37,12 @@ impl Compiled {
             let Some(to) = self.what_for(item, slot) else {
                 continue;
             };
-            if let Kind::Ports { .. } = item.kind {
-                if open == Some(merged)
-                    && let Some(earlier) = out.last_mut()
-                {
-                    earlier.dst_ports.extend(to.dst_ports);
-                    continue;
-                }
+            if matches!(item.kind, Kind::Ports { .. })
+                && open == Some(merged)
+                && let Some(earlier) = out.last_mut()
+            {
+                earlier.dst_ports.extend(to.dst_ports);
+                continue;
             }
             let src_ips = match item.is_own_user() {
                 true => self.own_user_texts(item.source, slot),
@@ -145,10 +144,7 @@ impl Compiled {
 
     /// Works out where the rules of these sources go, and of those that are
     /// like them. The answer is the items that go elsewhere now.
-    pub(super) fn find_places(
-        &mut self,
-        sources: &std::collections::BTreeSet<Id<Source>>,
-    ) -> Vec<ItemId> {
+    pub(super) fn find_places(&mut self, sources: &BTreeSet<Id<Source>>) -> Vec<ItemId> {
         let mut moved = Vec::new();
         let mut left = sources.clone();
         while let Some(first) = left.pop_first() {

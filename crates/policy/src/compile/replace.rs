@@ -333,3 +333,25 @@ fn longest_rising(numbers: &[Option<usize>]) -> Vec<bool> {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::longest_rising;
+
+    #[test]
+    fn most_rules_stay() {
+        for (numbers, stay) in [
+            (vec![], vec![]),
+            (vec![None], vec![false]),
+            (vec![Some(0), Some(1), Some(2)], vec![true, true, true]),
+            // The last one moved to the front; the others stay.
+            (vec![Some(2), Some(0), Some(1)], vec![false, true, true]),
+            (
+                vec![Some(0), None, Some(3), Some(1), Some(2), Some(4)],
+                vec![true, false, false, true, true, true],
+            ),
+        ] {
+            assert_eq!(longest_rising(&numbers), stay, "{numbers:?}");
+        }
+    }
+}

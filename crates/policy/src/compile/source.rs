@@ -40,10 +40,9 @@ impl Posture {
             self.passes = network.present.clone();
             return;
         }
-        let mut all = network.all();
         self.passes = Bits::default();
         self.lacking = 0;
-        while let Some((slot, own)) = all.next() {
+        for (slot, own) in network.all() {
             if policy.has_posture(&self.names, &own.node.attributes) {
                 self.passes.insert(slot);
             } else {

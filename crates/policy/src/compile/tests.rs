@@ -178,18 +178,18 @@ fn some_users() -> impl Strategy<Value = Vec<PolicyUser>> {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Node(PolicyNode),
+    Node(Box<PolicyNode>),
     Gone(NodeId),
     Users(Vec<PolicyUser>),
-    Policy(Option<Policy>),
+    Policy(Option<Box<Policy>>),
 }
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        8 => a_node().prop_map(Step::Node),
+        8 => a_node().prop_map(|node| Step::Node(Box::new(node))),
         2 => (1_i64..8).prop_map(|id| Step::Gone(NodeId(id))),
         1 => some_users().prop_map(Step::Users),
-        3 => a_policy().prop_map(Step::Policy),
+        3 => a_policy().prop_map(|policy| Step::Policy(policy.map(Box::new))),
     ]
 }
 
@@ -270,8 +270,8 @@ proptest! {
         for step in steps {
             let named = match step.clone() {
                 Step::Node(node) => {
-                    nodes.insert(node.id, node.clone());
-                    compiled.update_node(node)
+                    nodes.insert(node.id, (*node).clone());
+                    compiled.update_node(*node)
                 }
                 Step::Gone(id) => {
                     nodes.remove(&id);
@@ -282,7 +282,7 @@ proptest! {
                     compiled.update_users(&users)
                 }
                 Step::Policy(now) => {
-                    policy = now.unwrap_or_else(Policy::allow_all);
+                    policy = now.map_or_else(Policy::allow_all, |now| *now);
                     compiled.replace_policy(&policy)
                 }
             };
@@ -310,7 +310,12 @@ proptest! {
             prop_assert_eq!(missing(&needed.peers, &named.peers), [], "peers, {:?}", step);
             prop_assert_eq!(missing(&needed.routes, &named.routes), [], "routes, {:?}", step);
             // Whoever is not to compare all finds nothing but the one node.
-            if let Step::Node(PolicyNode { id, .. }) | Step::Gone(id) = step {
+            let one = match &step {
+                Step::Node(node) => Some(node.id),
+                Step::Gone(id) => Some(*id),
+                Step::Users(_) | Step::Policy(_) => None,
+            };
+            if let Some(id) = one {
                 let elsewhere = concerned(&before.without(id), &after.without(id));
                 for one in [&elsewhere.peers, &elsewhere.routes] {
                     prop_assert_eq!(missing(one, &named.views), [], "views, {:?}", step);

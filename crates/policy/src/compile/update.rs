@@ -89,7 +89,7 @@ impl Compiled {
             }
             let all_pass = asks.is_some_and(|posture| posture.all_pass());
             let hangs = |own: Option<&Own>| own.is_some_and(|own| source.hangs_on(own, lookup));
-            let of_address = !(all_pass && !all_toggled)
+            let of_address = (!all_pass || *all_toggled)
                 && (*toggled || !same_addresses)
                 && (hangs(was) || hangs(own));
             if *all_toggled || of_address {
