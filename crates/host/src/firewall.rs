@@ -18,11 +18,12 @@
 //! their rules.
 //!
 //! **What it never does.** It touches nobody else's tables: a packet that
-//! another one drops is dropped. It does not switch forwarding on, which is a
+//! another one drops is dropped ([`Firewall::in_the_way`] says whose do). It does not switch forwarding on, which is a
 //! decision about all interfaces of the machine (and makes it ignore router
 //! advertisements): [`not_forwarding`] says when it is off.
 
 mod nftables;
+mod others;
 
 use std::io;
 
@@ -140,6 +141,23 @@ impl Firewall {
         Ok(true)
     }
 
+    /// What to say of other people's rules that drop forwarded packets by
+    /// default: one line per chain.
+    pub fn in_the_way(&self, interface: &str) -> Vec<String> {
+        let chains = others::dropping(&self.connection).unwrap_or_else(|error| {
+            tracing::debug!(%error, "cannot list the chains of the packet filter");
+            Vec::new()
+        });
+        let line = |chain: others::Chain| {
+            format!(
+                "another firewall drops forwarded packets by default (chain {chain}), those of \
+                 offered routes too unless it has rules for them: \
+                 nft insert rule {chain} iifname {interface} accept, and the same with oifname"
+            )
+        };
+        chains.into_iter().map(line).collect()
+    }
+
     /// Removes our table.
     ///
     /// # Errors
@@ -166,7 +184,7 @@ fn write(batch: &mut Batch, config: &FirewallConfig, owned: bool) {
         batch.new_rule(TABLE, "input", |rule| {
             rule.input(false, tunnel)
                 .input(false, LOOPBACK)
-                .from_v4(net)
+                .source_in(net)
                 .verdict(verdict);
         });
     }
@@ -180,7 +198,9 @@ fn write(batch: &mut Batch, config: &FirewallConfig, owned: bool) {
             .verdict(Verdict::Accept);
     });
     batch.new_rule(TABLE, "forward", |rule| {
-        rule.output(tunnel).from_v4(tailnet).verdict(Verdict::Drop);
+        rule.output(tunnel)
+            .source_in(tailnet)
+            .verdict(Verdict::Drop);
     });
     if config.stateful {
         batch.new_rule(TABLE, "forward", |rule| {

@@ -27,6 +27,7 @@ pub(super) mod message {
     pub const NEW_TABLE: u16 = 0;
     pub const DELETE_TABLE: u16 = 2;
     pub const NEW_CHAIN: u16 = 3;
+    pub const GET_CHAIN: u16 = 4;
     pub const NEW_RULE: u16 = 6;
 }
 
@@ -52,6 +53,7 @@ pub(super) const TABLE_OWNED: u32 = 2;
 
 const REQUEST: u16 = 1;
 const ACKNOWLEDGE: u16 = 4;
+const DUMP: u16 = 0x300;
 const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
 const NESTED: u16 = 0x8000;
@@ -158,7 +160,7 @@ impl Expressions<'_> {
     }
 
     /// IPv4 from an address in the prefix.
-    pub(super) fn from_v4(&mut self, net: ipnet::Ipv4Net) -> &mut Self {
+    pub(super) fn source_in(&mut self, net: ipnet::Ipv4Net) -> &mut Self {
         const NETWORK_HEADER: u32 = 1;
         const SOURCE: u32 = 12;
         self.load_meta(Meta::Family)
@@ -302,6 +304,19 @@ impl Batch {
     }
 }
 
+/// The value of the attribute `kind`, if it is among these.
+pub(super) fn find(mut attributes: &[u8], kind: u16) -> Option<&[u8]> {
+    loop {
+        let header: &[u8; 4] = attributes.first_chunk()?;
+        let len = usize::from(u16::from_ne_bytes([header[0], header[1]]));
+        let value = attributes.get(4..len)?;
+        if u16::from_ne_bytes([header[2], header[3]]) & !NESTED == kind {
+            return Some(value);
+        }
+        attributes = attributes.get(len.next_multiple_of(4)..)?;
+    }
+}
+
 /// A connection to the kernel's netfilter. A table that it owns lives as long.
 #[derive(Debug)]
 pub(super) struct Connection(socket2::Socket);
@@ -345,6 +360,44 @@ impl Connection {
                     return self.refused(code);
                 }
                 let len = (len as usize).next_multiple_of(4).max(HEADER_LEN);
+                rest = rest.get(len..).unwrap_or_default();
+            }
+        }
+    }
+
+    /// Asks for everything of a kind, of all families; `each` gets the family
+    /// and the attributes of each.
+    pub(super) fn dump(&self, kind: u16, mut each: impl FnMut(u8, &[u8])) -> io::Result<()> {
+        let mut question = Batch {
+            bytes: Vec::new(),
+            messages: 0,
+        };
+        question.frame(SUBSYSTEM << 8 | kind, REQUEST | DUMP, 0, 0, |_| {});
+        self.0.send(&question.bytes)?;
+        let mut replies = vec![0; 4 * REPLIES];
+        loop {
+            let len = match (&self.0).read(&mut replies) {
+                Ok(len) => len,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            let mut rest = replies.get(..len).unwrap_or_default();
+            while let Some(header) = rest.first_chunk::<HEADER_LEN>() {
+                let len = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
+                match i32::from(u16::from_ne_bytes([header[4], header[5]])) {
+                    libc::NLMSG_DONE => return Ok(()),
+                    libc::NLMSG_ERROR => {
+                        let code = rest.get(HEADER_LEN..).and_then(|body| body.first_chunk());
+                        return self.refused(code.map_or(-libc::EIO, |c| i32::from_ne_bytes(*c)));
+                    }
+                    _ => {}
+                }
+                let body = rest.get(HEADER_LEN..len).unwrap_or_default();
+                if let Some((header, attributes)) = body.split_first_chunk::<4>() {
+                    each(header[0], attributes);
+                }
+                let len = len.next_multiple_of(4).max(HEADER_LEN);
                 rest = rest.get(len..).unwrap_or_default();
             }
         }

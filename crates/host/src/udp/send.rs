@@ -108,13 +108,21 @@ impl UdpSocket {
         batch: &[Datagrams<'_>],
         mut failed: impl FnMut(usize, io::Error),
     ) -> SendOutcome {
+        self.send_all(batch, &mut failed)
+    }
+
+    fn send_all(
+        &self,
+        batch: &[Datagrams<'_>],
+        failed: &mut dyn FnMut(usize, io::Error),
+    ) -> SendOutcome {
         let now = self.coarse_now();
         let line = Line {
             batch,
             gso: self.gso.as_ref(),
             now,
         };
-        line.send(|pieces| self.submit(batch, pieces), &mut failed)
+        line.send(|pieces| self.submit(batch, pieces), failed)
     }
 
     /// Hands these messages to the kernel in one call; gives how many it took.
@@ -173,7 +181,7 @@ impl Line<'_, '_> {
     fn send(
         &self,
         mut submit: impl FnMut(&[Piece]) -> io::Result<usize>,
-        failed: &mut impl FnMut(usize, io::Error),
+        failed: &mut dyn FnMut(usize, io::Error),
     ) -> SendOutcome {
         let mut outcome = SendOutcome::default();
         let mut at = self.begin(0);

@@ -101,6 +101,38 @@ fn a_killed_daemon_leaves_no_rules_and_a_reload_takes_none() {
 }
 
 #[test]
+fn another_firewall_that_drops_is_named_with_what_helps() {
+    in_network_namespace(|| {
+        if ruleset().is_none() {
+            return;
+        }
+        let mut firewall = Firewall::open().unwrap();
+        firewall.apply(Some(&config(true, false))).unwrap();
+        assert!(firewall.in_the_way("warren0").is_empty());
+        // As Docker and ufw leave it, beside chains that are no matter.
+        nft(
+            "add table ip filter { chain FORWARD { type filter hook forward priority 0 ; policy drop ; } ; }",
+        );
+        nft(
+            "add table ip6 mine { chain in { type filter hook input priority 0 ; policy drop ; } ; chain plain { } ; }",
+        );
+        nft(
+            "add table inet open { chain f { type filter hook forward priority 5 ; policy accept ; } ; }",
+        );
+        let lines = firewall.in_the_way("warren0");
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(
+            lines[0].contains("nft insert rule ip filter FORWARD iifname warren0 accept"),
+            "{lines:?}"
+        );
+        // What it says works, as it stands there.
+        nft("insert rule ip filter FORWARD iifname warren0 accept");
+        firewall.cleanup().unwrap();
+        assert_eq!(firewall.in_the_way("warren0").len(), 1);
+    });
+}
+
+#[test]
 fn a_machine_that_does_not_forward_is_told_so() {
     in_network_namespace(|| {
         let set = |name: &str, value: &str| std::fs::write(format!("/proc/sys/net/{name}"), value);

@@ -161,6 +161,12 @@ impl Worker {
         outcome
             .problems
             .extend(self.apply_forwarding(wanted.forwarding));
+        if let Ok(firewall) = &self.firewall
+            && wanted.forwarding.is_some_and(|wanted| wanted.offered)
+        {
+            let lines = firewall.in_the_way(&self.interface);
+            outcome.problems.extend(lines);
+        }
         if let Err(error) = self.apply_dns(wanted.dns.as_ref()).await {
             outcome.problems.push(error);
         }
