@@ -116,7 +116,7 @@ impl Coalescer {
     /// Takes a packet for the TUN device. `frame` is the packet with
     /// [`VNET_HDR_LEN`] bytes of room in front, `parsed` what its headers say.
     #[inline]
-    pub(super) fn push<S: InSink>(&mut self, frame: &mut [u8], parsed: &Parsed, sink: &mut S) {
+    pub(super) fn push(&mut self, frame: &mut [u8], parsed: &Parsed, sink: &mut dyn InSink) {
         self.packets += 1;
         let packet = frame.get(VNET_HDR_LEN..).unwrap_or_default();
         let has_ports = parsed.fragment == Fragment::Whole
@@ -167,7 +167,7 @@ impl Coalescer {
 
     /// Sends off everything.
     #[inline]
-    pub(super) fn flush<S: InSink>(&mut self, sink: &mut S) {
+    pub(super) fn flush(&mut self, sink: &mut dyn InSink) {
         for slot in &mut self.slots {
             slot.send(sink);
         }
@@ -185,7 +185,7 @@ impl Coalescer {
     }
 }
 
-fn write_plain<S: InSink>(frame: &mut [u8], sink: &mut S) {
+fn write_plain(frame: &mut [u8], sink: &mut dyn InSink) {
     if let Some(header) = frame.first_chunk_mut() {
         *header = VnetHdr::PLAIN.to_bytes();
         sink.tun_write(frame);
@@ -347,7 +347,7 @@ impl Slot {
 
     /// Writes out what the slot holds.
     #[inline]
-    fn send<S: InSink>(&mut self, sink: &mut S) {
+    fn send(&mut self, sink: &mut dyn InSink) {
         let Some(open) = self.open.take() else { return };
         if open.count > 1 {
             open.finish(&mut self.frame);

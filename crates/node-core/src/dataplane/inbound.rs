@@ -133,14 +133,14 @@ impl Inbound {
     /// other in `buffer`, each of `segment_len` bytes but the last, which may
     /// be smaller. The buffer's content is worked on in place.
     #[inline]
-    pub fn datagrams<S: InSink>(
+    pub fn datagrams(
         &mut self,
         view: &View,
         now: Instant,
         from: Source,
         buffer: &mut [u8],
         segment_len: usize,
-        sink: &mut S,
+        sink: &mut dyn InSink,
     ) {
         let segment_len = segment_len.max(1);
         let mut rest = buffer;
@@ -172,18 +172,18 @@ impl Inbound {
 
     /// Writes out what is still being joined.
     #[inline]
-    pub fn flush<S: InSink>(&mut self, sink: &mut S) {
+    pub fn flush(&mut self, sink: &mut dyn InSink) {
         self.coalescer.flush(sink);
     }
 
     #[inline]
-    fn transport<S: InSink>(
+    fn transport(
         &mut self,
         view: &View,
         now: Instant,
         from: Source,
         datagram: &mut [u8],
-        sink: &mut S,
+        sink: &mut dyn InSink,
     ) -> Result<(), DropReason> {
         let arrival = Arrival::new(view, now, from, datagram)?;
         let opened = arrival.slot.session.open_in_place(datagram);
@@ -192,14 +192,14 @@ impl Inbound {
 
     /// Takes datagrams of one session: what [`transport`](Self::transport)
     /// does, but for the ciphers, which get them all at once.
-    fn train<S: InSink>(
+    fn train(
         &mut self,
         view: &View,
         now: Instant,
         from: Source,
         datagrams: &mut [u8],
         segment_len: usize,
-        sink: &mut S,
+        sink: &mut dyn InSink,
     ) {
         let arrival = match Arrival::new(view, now, from, datagrams) {
             Ok(arrival) => arrival,
@@ -221,12 +221,12 @@ impl Inbound {
 
     /// Takes a datagram after an attempt to open it.
     #[inline]
-    fn opened<S: InSink>(
+    fn opened(
         &mut self,
         arrival: &Arrival<'_>,
         opened: Result<(u64, Range<usize>), OpenError>,
         datagram: &mut [u8],
-        sink: &mut S,
+        sink: &mut dyn InSink,
     ) -> Result<(), DropReason> {
         let Arrival {
             view,
@@ -265,12 +265,12 @@ impl Inbound {
 
     /// Shows the counter of an authenticated packet to its replay window.
     #[inline]
-    fn accept<S: InSink>(
+    fn accept(
         &mut self,
         index: u32,
         slot: &SessionView,
         counter: u64,
-        sink: &mut S,
+        sink: &mut dyn InSink,
     ) -> Result<(), DropReason> {
         let created = slot.session.created();
         let known = self
@@ -297,12 +297,12 @@ impl Inbound {
     /// Tells where authenticated traffic comes from, and asks for a successor
     /// of a session that is about to end.
     #[inline]
-    fn note_source<S: InSink>(
+    fn note_source(
         &mut self,
         now: Instant,
         slot: &SessionView,
         from: Source,
-        sink: &mut S,
+        sink: &mut dyn InSink,
     ) {
         let since = |at: Instant| now.saturating_duration_since(at);
         let heard = self.heard.entry(slot.peer).or_insert_with(|| {
@@ -327,7 +327,7 @@ impl Inbound {
     }
 
     #[inline]
-    fn deliver<S: InSink>(&mut self, datagram: &mut [u8], parsed: &Parsed, sink: &mut S) {
+    fn deliver(&mut self, datagram: &mut [u8], parsed: &Parsed, sink: &mut dyn InSink) {
         let start = TRANSPORT_HEADER_LEN - VNET_HDR_LEN;
         let end = TRANSPORT_HEADER_LEN + parsed.total_len;
         // The packet was parsed from these bytes.
@@ -361,7 +361,7 @@ fn train_at_front(buffer: &[u8], segment_len: usize) -> usize {
 }
 
 /// Consumes a message from node to node.
-fn between_nodes<S: InSink>(view: &View, peer: &PeerView, packet: &IpPacket<'_>, sink: &mut S) {
+fn between_nodes(view: &View, peer: &PeerView, packet: &IpPacket<'_>, sink: &mut dyn InSink) {
     match packet.tsmp() {
         Some(tsmp::Message::Ping(_)) => {
             if let Some(pong) = tsmp::pong_for(packet, view.peer_api_port) {
@@ -383,12 +383,12 @@ fn between_nodes<S: InSink>(view: &View, peer: &PeerView, packet: &IpPacket<'_>,
 
 /// Asks the filter; tells the sender of a refused connection.
 #[inline]
-fn judge<S: InSink>(
+fn judge(
     view: &View,
     now: Instant,
     peer: &PeerView,
     packet: &IpPacket<'_>,
-    sink: &mut S,
+    sink: &mut dyn InSink,
 ) -> Result<(), DropReason> {
     let peer_api = view.peer_api_port == Some(packet.dst_port)
         && packet.opens_tcp()

@@ -106,7 +106,7 @@ impl Outbound {
 
     /// Takes one read from the TUN device: virtio header and packet.
     #[inline]
-    pub fn packet<S: OutSink>(&mut self, view: &View, now: Instant, frame: &[u8], sink: &mut S) {
+    pub fn packet(&mut self, view: &View, now: Instant, frame: &[u8], sink: &mut dyn OutSink) {
         if let Err(reason) = self.try_packet(view, now, frame, sink) {
             self.drops.count(reason);
         }
@@ -114,13 +114,13 @@ impl Outbound {
 
     /// Sends a packet that the node itself made to `peer`: an IP packet with
     /// finished checksums. The filter does not apply.
-    pub fn inject<S: OutSink>(
+    pub fn inject(
         &mut self,
         view: &View,
         now: Instant,
         peer: PeerIndex,
         packet: &[u8],
-        sink: &mut S,
+        sink: &mut dyn OutSink,
     ) {
         let sent = || -> Result<(), DropReason> {
             let peer = view.peer(peer).ok_or(DropReason::NoRoute)?;
@@ -142,12 +142,12 @@ impl Outbound {
     }
 
     /// Sends an empty packet to `peer`, if there is a session and a path.
-    pub fn send_keepalive<S: OutSink>(
+    pub fn send_keepalive(
         &mut self,
         view: &View,
         now: Instant,
         peer: PeerIndex,
-        sink: &mut S,
+        sink: &mut dyn OutSink,
     ) {
         let Some(peer) = view.peer(peer) else { return };
         let Some(session) = usable(peer, now) else {
@@ -166,7 +166,7 @@ impl Outbound {
 
     /// Call after taking a new view: packets that waited for what it brings
     /// are sent.
-    pub fn on_view_change<S: OutSink>(&mut self, view: &View, now: Instant, sink: &mut S) {
+    pub fn on_view_change(&mut self, view: &View, now: Instant, sink: &mut dyn OutSink) {
         let mut from = PeerIndex(0);
         while let Some(index) = self.staging.next_peer(from) {
             from = PeerIndex(index.0.saturating_add(1));
@@ -218,7 +218,7 @@ impl Outbound {
 
     /// Hands everything gathered to the sink.
     #[inline]
-    pub fn flush<S: OutSink>(&mut self, sink: &mut S) {
+    pub fn flush(&mut self, sink: &mut dyn OutSink) {
         if self.runs.is_empty() {
             return;
         }
@@ -259,12 +259,12 @@ impl Outbound {
     }
 
     #[inline]
-    fn try_packet<S: OutSink>(
+    fn try_packet(
         &mut self,
         view: &View,
         now: Instant,
         frame: &[u8],
-        sink: &mut S,
+        sink: &mut dyn OutSink,
     ) -> Result<(), DropReason> {
         let (vnet, packet) = VnetHdr::parse(frame).ok_or(DropReason::Malformed)?;
         let packet = IpPacket::parse(packet).map_err(|_| DropReason::Malformed)?;
@@ -303,13 +303,13 @@ impl Outbound {
     /// Seals all segments of `plan`. `false` when there is no session to seal
     /// with or no path to send on.
     #[inline]
-    fn send<S: OutSink>(
+    fn send(
         &mut self,
         view: &View,
         now: Instant,
         peer: &PeerView,
         plan: &Plan<'_>,
-        sink: &mut S,
+        sink: &mut dyn OutSink,
     ) -> bool {
         let Some(session) = usable(peer, now) else {
             return false;
@@ -387,7 +387,7 @@ impl Outbound {
 
     /// Makes sure that `total` bytes fit behind what is used.
     #[inline]
-    fn make_room<S: OutSink>(&mut self, total: usize, sink: &mut S) {
+    fn make_room(&mut self, total: usize, sink: &mut dyn OutSink) {
         if self.used + total > self.slab.len() {
             self.flush(sink);
         }
@@ -425,7 +425,7 @@ impl Outbound {
         });
     }
 
-    fn stage<S: OutSink>(&mut self, now: Instant, peer: &PeerView, frame: Box<[u8]>, sink: &mut S) {
+    fn stage(&mut self, now: Instant, peer: &PeerView, frame: Box<[u8]>, sink: &mut dyn OutSink) {
         for _ in 0..self.staging.push(peer.index, frame) {
             self.drops.count(DropReason::StagingFull);
         }
@@ -435,7 +435,7 @@ impl Outbound {
         }
     }
 
-    fn ask<S: OutSink>(&mut self, now: Instant, peer: PeerIndex, sink: &mut S) {
+    fn ask(&mut self, now: Instant, peer: PeerIndex, sink: &mut dyn OutSink) {
         let recently = self
             .asked
             .get(&peer)
@@ -447,7 +447,7 @@ impl Outbound {
     }
 
     /// Packets to the node's own service addresses.
-    fn local<S: OutSink>(&mut self, plan: &Plan<'_>, packet: &IpPacket<'_>, sink: &mut S) {
+    fn local(&mut self, plan: &Plan<'_>, packet: &IpPacket<'_>, sink: &mut dyn OutSink) {
         let echo = matches!(packet.icmp(), Some(icmp::Icmp::EchoRequest(_)));
         for i in 0..plan.count() {
             self.scratch.clear();
