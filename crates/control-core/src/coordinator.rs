@@ -17,6 +17,7 @@ use crate::records::{AuthKeyId, AuthKeyRecord, Change, NodeRecord, Snapshot, Use
 use crate::register::{PendingId, Pendings};
 use crate::routes::Primaries;
 use crate::session::{PatchFields, PeerMark, Session, SessionId};
+use crate::ssh_checks::SshChecks;
 
 /// What the administrator decides at start.
 #[derive(Debug, Clone)]
@@ -69,6 +70,17 @@ pub enum Notice {
     Left(NodeId, String),
     /// A machine waits for approval.
     Waiting(PendingId, String),
+    /// A session over SSH waits for a check.
+    SshCheck {
+        /// What to approve.
+        id: PendingId,
+        /// Where it comes from.
+        source: NodeId,
+        /// Where it would run.
+        destination: NodeId,
+        /// As whom.
+        local_user: String,
+    },
     /// A node was announced online.
     Online(NodeId),
     /// A node was announced offline.
@@ -89,7 +101,7 @@ pub enum Output {
     Wake(SessionId),
     /// End the stream.
     End(SessionId),
-    /// Ask again what became of the parked registrations with this id.
+    /// Ask again what became of the parked questions with this id.
     Decided(PendingId),
     /// Tell the administrator.
     Notice(Notice),
@@ -103,6 +115,7 @@ pub struct Coordinator {
     pub(crate) policy_file: Option<PolicyFile>,
     pub(crate) by_key: BTreeMap<NodePublic, NodeId>,
     pub(crate) pendings: Pendings,
+    pub(crate) ssh_checks: SshChecks,
     pub(crate) sessions: BTreeMap<SessionId, Session>,
     pub(crate) session_of: BTreeMap<NodeId, SessionId>,
     /// Nodes that peers are told to be online.
@@ -157,6 +170,7 @@ impl Coordinator {
             policy_file: None,
             by_key,
             pendings: Pendings::default(),
+            ssh_checks: SshChecks::default(),
             sessions: BTreeMap::new(),
             session_of: BTreeMap::new(),
             online: BTreeSet::new(),
@@ -372,6 +386,9 @@ impl Coordinator {
                     pending.view |= !filter;
                 });
             }
+        }
+        if concern.ssh {
+            self.review_ssh_checks();
         }
         if concern.ssh || concern.own_nodes {
             let all: Vec<_> = self.sessions.keys().copied().collect();

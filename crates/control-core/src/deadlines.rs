@@ -19,6 +19,9 @@ pub enum Reason {
     DeleteEphemeral(NodeId),
     /// A machine has waited too long for approval.
     ForgetPending,
+    /// A session over SSH has waited too long for a check, or a decision about
+    /// one has been kept long enough.
+    SshCheck,
     /// A key may have expired.
     KeyExpiry,
 }
@@ -39,6 +42,7 @@ impl Coordinator {
             .waiting
             .values()
             .map(|p| (p.deadline, Reason::ForgetPending));
+        let checks = self.ssh_checks.deadlines().map(|at| (at, Reason::SshCheck));
         let time = timestamp(wall);
         let expiry = self
             .data
@@ -54,6 +58,7 @@ impl Coordinator {
         offline
             .chain(delete)
             .chain(pending)
+            .chain(checks)
             .chain(expiry)
             .min_by_key(|(at, _)| *at)
     }
@@ -92,6 +97,7 @@ impl Coordinator {
             // Whoever is parked asks again and is given a fresh address.
             self.outputs.push_back(Output::Decided(id));
         }
+        self.time_out_ssh_checks(now);
         let time = timestamp(wall);
         let expired: Vec<_> = self
             .data

@@ -75,6 +75,11 @@ pub enum AdminError {
         "no machine waits for approval as \"{0}\"; requests are kept for 15 minutes, let it log in again"
     )]
     NoPending(String),
+    /// No session waits under this id.
+    #[error(
+        "no SSH session waits for a check as \"{0}\"; `warren-control ssh-checks list` shows those that do; they are kept for 15 minutes"
+    )]
+    NoSshCheck(String),
     /// More than 4 million nodes.
     #[error("all addresses of 100.64.0.0/10 are in use")]
     NoAddresses,

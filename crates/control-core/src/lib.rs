@@ -1,7 +1,7 @@
 //! The whole coordinator as one state.
 //!
 //! A [`Coordinator`] knows the users, the nodes, the pre-auth keys, who waits
-//! for an approval, who is online, and what every open map stream was told
+//! for an approval or a check, who is online, and what every open map stream was told
 //! last. Things happen to it through methods that take the time; what it wants
 //! done comes out of [`Coordinator::poll_output`]: rows to store, sessions that
 //! have something to send, sessions to end, parked registrations to answer.
@@ -39,6 +39,7 @@ mod register;
 mod render;
 mod routes;
 mod session;
+mod ssh_checks;
 mod update;
 
 #[cfg(test)]
@@ -60,6 +61,7 @@ pub use records::{
 };
 pub use register::{PendingId, RegisterOutcome};
 pub use session::{Pending, SessionId};
+pub use ssh_checks::{SshCheckView, SshOutcome, SshQuestion, SshRefusal};
 pub use warren_policy::Role;
 
 /// The oldest capability version that is served (Tailscale 1.80). Older ones

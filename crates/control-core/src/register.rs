@@ -42,9 +42,18 @@ const MAX_PENDING_OF_SOURCE: usize = 64;
 /// How long a machine may wait for approval.
 const PENDING_TTL: Duration = Duration::from_secs(15 * 60);
 
-/// Names a machine that waits for approval: 24 hexadecimal digits, unguessable.
+/// Names a machine that waits for approval, or a session over SSH that waits for
+/// a check: 24 hexadecimal digits, unguessable.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PendingId(pub String);
+
+impl PendingId {
+    pub(crate) fn generate(entropy: &mut dyn Entropy) -> Self {
+        let mut bytes = [0; 12];
+        entropy.fill(&mut bytes);
+        Self(HEXLOWER.encode(&bytes))
+    }
+}
 
 impl std::fmt::Display for PendingId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -98,9 +107,7 @@ impl Pendings {
     }
 
     fn add(&mut self, login: PendingLogin, entropy: &mut dyn Entropy) -> PendingId {
-        let mut bytes = [0; 12];
-        entropy.fill(&mut bytes);
-        let id = PendingId(HEXLOWER.encode(&bytes));
+        let id = PendingId::generate(entropy);
         self.next += 1;
         let order = self.next;
         self.waiting
@@ -365,6 +372,7 @@ impl Coordinator {
         if let Some(login) = self.pendings.waiting.get_mut(id) {
             login.waiters = login.waiters.saturating_sub(1);
         }
+        self.ssh_checks.stopped_waiting(id);
     }
 
     fn send_to(&self, id: &PendingId) -> RegisterOutcome {

@@ -9,4 +9,5 @@ mod policy;
 mod registration;
 mod roles;
 mod sections;
+mod ssh_checks;
 mod world;

@@ -49,6 +49,9 @@ pub enum Top {
     /// Who may reach whom.
     #[command(subcommand)]
     Policy(Policy),
+    /// SSH sessions that the policy lets in after a check only.
+    #[command(subcommand, visible_alias = "ssh-check")]
+    SshChecks(SshChecks),
     /// How the server is.
     Health,
     /// Look into what is connected.
@@ -276,6 +279,25 @@ pub enum Preauthkeys {
     Expire {
         /// Its number.
         id: i64,
+    },
+}
+
+/// `ssh-checks`.
+#[derive(Debug, Subcommand)]
+pub enum SshChecks {
+    /// Show the sessions that wait.
+    #[command(visible_alias = "ls")]
+    List,
+    /// The person is who it should be: let the session in. For as long as the
+    /// rule says, the same person is let in to the same machine without asking.
+    Approve {
+        /// The id at the end of the address that the person was shown.
+        id: String,
+    },
+    /// Refuse the session.
+    Deny {
+        /// The id at the end of the address that the person was shown.
+        id: String,
     },
 }
 

@@ -6,6 +6,8 @@
 //! parked registrations are woken, the timer is set anew. So a change is on its
 //! way to those it concerns the moment it is made.
 
+mod ssh_checks;
+
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -164,7 +166,7 @@ impl Hub {
         request: &RegisterRequest,
     ) -> Result<Registration, StoreError> {
         loop {
-            let (outcome, decided, saved, _place) = {
+            let (outcome, parked, saved) = {
                 let mut inner = self.lock();
                 let outcome = inner.coordinator.register_from(
                     Instant::now(),
@@ -174,39 +176,35 @@ impl Hub {
                     request,
                 );
                 // Under the same lock, or a decision in between would be missed.
-                let decided = match &outcome {
+                let parked = match &outcome {
                     RegisterOutcome::Answer(_) | RegisterOutcome::Busy => None,
-                    RegisterOutcome::Park(id) => {
-                        let (sender, receiver) = oneshot::channel();
-                        let waiting = inner.parked.entry(id.clone()).or_default();
-                        waiting.retain(|other| !other.is_closed());
-                        waiting.push(sender);
-                        Some(receiver)
-                    }
-                };
-                let place = match &outcome {
-                    RegisterOutcome::Answer(_) | RegisterOutcome::Busy => None,
-                    RegisterOutcome::Park(id) => Some(Place {
-                        hub: self,
-                        id: id.clone(),
-                    }),
+                    RegisterOutcome::Park(id) => Some(self.park(&mut inner, id.clone())),
                 };
                 let saved = self.carry_out(&mut inner);
-                (outcome, decided, saved, place)
+                (outcome, parked, saved)
             };
             saved.wait().await?;
-            match (outcome, decided) {
+            match (outcome, parked) {
                 (RegisterOutcome::Answer(response), _) => {
                     return Ok(Registration::Answer(response));
                 }
                 (RegisterOutcome::Busy, _) => return Ok(Registration::Busy),
-                (RegisterOutcome::Park(_), Some(decided)) => {
+                (RegisterOutcome::Park(_), Some((decided, _place))) => {
                     // Either way the question is put again.
                     let _ = decided.await;
                 }
                 (RegisterOutcome::Park(_), None) => {}
             }
         }
+    }
+
+    /// A place to wait for the decision about `id`.
+    fn park(&self, inner: &mut Inner, id: PendingId) -> (oneshot::Receiver<()>, Place<'_>) {
+        let (sender, receiver) = oneshot::channel();
+        let waiting = inner.parked.entry(id.clone()).or_default();
+        waiting.retain(|other| !other.is_closed());
+        waiting.push(sender);
+        (receiver, Place { hub: self, id })
     }
 
     /// Opens a map stream.
@@ -452,6 +450,18 @@ fn describe(coordinator: &Coordinator, notice: Notice) -> Option<String> {
         Notice::Waiting(id, host) => Some(format!(
             "{host} waits for approval: warren-control nodes approve {id} --user NAME"
         )),
+        Notice::SshCheck {
+            id,
+            source,
+            destination,
+            local_user,
+        } => {
+            let (source, destination) = (coordinator.node(source)?, coordinator.node(destination)?);
+            Some(format!(
+                "{} wants to log in to {} as {local_user} and waits for a check: warren-control ssh-checks approve {id}",
+                source.name, destination.name
+            ))
+        }
         Notice::Online(_) | Notice::Offline(_) => None,
     }
 }

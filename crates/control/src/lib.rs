@@ -9,6 +9,7 @@
 //! * [`noise`] takes the upgraded connection, makes the Noise handshake and
 //!   serves HTTP/2 inside it;
 //! * [`machine`] is what is served there: registration and the map stream;
+//! * [`ssh_action`] is served there too: may this session over SSH go on?
 //! * [`questions`] are what this server asks nodes, over their map streams;
 //! * [`hub`] is the one owner of the coordinator; it carries the coordinator's
 //!   wishes to sessions, to the timer and to the store;
@@ -31,5 +32,6 @@ mod policy_file;
 pub mod questions;
 pub mod run;
 pub mod server;
+pub mod ssh_action;
 pub mod state_dir;
 pub mod store;

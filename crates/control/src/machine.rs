@@ -1,5 +1,6 @@
 //! What is served inside the Noise channel: `/machine/register`,
-//! `/machine/map`, and clear refusals for what is not there yet.
+//! `/machine/map`, `/machine/ssh/action`, and clear refusals for what is not
+//! there yet.
 //!
 //! The map stream is pulled: a frame is made when HTTP/2 has room for it, from
 //! what is true at that moment. A client that reads slowly gets fewer, newer
@@ -23,6 +24,7 @@ use warren_control_types::{MapRequest, RegisterRequest};
 use warren_keys::MachinePublic;
 
 use crate::hub::{Hub, Registration, Session};
+use crate::ssh_action;
 
 /// The longest request body; the reference's servers take as much.
 const MAX_BODY: usize = 1 << 20;
@@ -157,6 +159,10 @@ where
             let mut response = Response::new(whole(Bytes::new()));
             *response.status_mut() = StatusCode::NO_CONTENT;
             response
+        }
+        (Method::GET, path) if path.starts_with(ssh_action::PREFIX) => {
+            let query = parts.uri.query().unwrap_or_default();
+            ssh_action::answer(&hub, machine, path, query).await
         }
         (_, "/machine/register" | "/machine/map") => {
             text(StatusCode::METHOD_NOT_ALLOWED, "use POST")

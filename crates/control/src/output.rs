@@ -8,8 +8,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::admin::{
-    AuthKeyView, C2nView, Command, CreatedKeyView, HealthView, NodeView, PolicyView, UserView,
-    WaitingView,
+    AuthKeyView, C2nView, CheckView, Command, CreatedKeyView, HealthView, NodeView, PolicyView,
+    UserView, WaitingView,
 };
 
 /// Where the state is unless `--state-dir` says otherwise.
@@ -17,11 +17,12 @@ pub const DEFAULT_STATE_DIR: &str = "./warren-control";
 /// How commands begin.
 const PROGRAM: &str = "warren-control ";
 /// Subcommands that ask a server.
-const AREAS: [&str; 6] = [
+const AREAS: [&str; 7] = [
     "users ",
     "nodes ",
     "preauthkeys ",
     "policy ",
+    "ssh-checks ",
     "health",
     "debug ",
 ];
@@ -261,6 +262,13 @@ pub fn render(
             answer["text"].as_str().unwrap_or_default().to_owned()
         }
         Command::PolicyHistory => policy_history(&read::<Vec<PolicyView>>(answer)?, now),
+        Command::SshChecksList => ssh_checks(&read::<Vec<CheckView>>(answer)?, now),
+        Command::SshChecksApprove { .. } => {
+            let check: CheckView = read(answer)?;
+            let user = printable(&check.local_user);
+            format!("{} is let in as {user}\n", ends(&check))
+        }
+        Command::SshChecksDeny { .. } => format!("{} is refused\n", ends(&read(answer)?)),
         Command::DebugC2n { .. } => {
             let answer: C2nView = read(answer)?;
             let body: String = answer
@@ -353,6 +361,33 @@ fn policy_history(versions: &[PolicyView], now: Timestamp) -> String {
         .collect();
     let mut out = table(&["VERSION", "SET", "BY", "POLICY", ""], &rows);
     out.push_str("see one: warren-control policy get --version N; back to one: warren-control policy set --version N\n");
+    out
+}
+
+/// A session, by its ends.
+fn ends(check: &CheckView) -> String {
+    format!("the session from {} to {}", check.source, check.destination)
+}
+
+fn ssh_checks(checks: &[CheckView], now: Timestamp) -> String {
+    if checks.is_empty() {
+        return "no session waits\n".to_owned();
+    }
+    let rows: Vec<_> = checks
+        .iter()
+        .map(|check| {
+            vec![
+                check.id.clone(),
+                check.owner.clone(),
+                check.source.clone(),
+                check.destination.clone(),
+                check.local_user.clone(),
+                relative(check.since, now),
+            ]
+        })
+        .collect();
+    let mut out = table(&["ID", "OWNER", "FROM", "TO", "AS", "SINCE"], &rows);
+    out.push_str("let one in: warren-control ssh-checks approve ID\n");
     out
 }
 

@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 
 use warren_control_core::PendingView;
 
+use crate::admin::CheckView;
+
 /// Text in HTML.
 fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -59,6 +61,37 @@ pub fn approval(waiting: Option<&PendingView>, id: &str) -> String {
     page("Join this network", &body)
 }
 
+/// What somebody sees whose SSH session waits for a check.
+pub fn ssh_check(waiting: Option<&CheckView>, id: &str) -> String {
+    let mut body = String::new();
+    match waiting {
+        Some(view) => {
+            let _ = write!(
+                body,
+                "<p>Somebody at <strong>{}</strong> ({}) wants to log in to <strong>{}</strong> as \
+                 <strong>{}</strong>. If that is you, have the server's administrator confirm it \
+                 with</p><pre>warren-control ssh-checks approve {}</pre>\
+                 <p>The session waits and goes on by itself. If it is not you, have it refused: \
+                 <code>ssh-checks deny</code> with the same id.</p>",
+                escape(&view.source),
+                escape(&view.owner),
+                escape(&view.destination),
+                escape(&view.local_user),
+                escape(&view.id),
+            );
+        }
+        None => {
+            let _ = write!(
+                body,
+                "<p>No session waits under <code>{}</code>. Either it has been decided already, or \
+                 it is older than 15 minutes: then log in again.</p>",
+                escape(id),
+            );
+        }
+    }
+    page("Confirm a login", &body)
+}
+
 /// What somebody sees who opens the server's address.
 pub fn front(server_url: &str) -> String {
     let url = escape(server_url);
@@ -88,5 +121,17 @@ mod tests {
         assert!(!page.contains("<script>"), "{page}");
         assert!(page.contains("nodes approve abc --user NAME"), "{page}");
         assert!(!approval(None, "<b>").contains("<b>"));
+        let check = CheckView {
+            id: "abc".into(),
+            owner: "ann".into(),
+            source: "laptop".into(),
+            destination: "db".into(),
+            local_user: "<script>".into(),
+            since: jiff::Timestamp::UNIX_EPOCH,
+        };
+        let page = ssh_check(Some(&check), "abc");
+        assert!(!page.contains("<script>"), "{page}");
+        assert!(page.contains("ssh-checks approve abc"), "{page}");
+        assert!(!ssh_check(None, "<b>").contains("<b>"));
     }
 }

@@ -18,7 +18,9 @@ use warren_relay::tls::Certificate;
 use warren_relay::{Applicant, Relay};
 
 use crate::admin::{self, Command, Door};
-use crate::args::{self, Cli, Debugging, Nodes, Preauthkeys, Serve, StunListen, Top, Users};
+use crate::args::{
+    self, Cli, Debugging, Nodes, Preauthkeys, Serve, SshChecks, StunListen, Top, Users,
+};
 use crate::hub::{Hub, OsEntropy, wall_clock};
 use crate::noise::Upgrader;
 use crate::output::{self, Hints};
@@ -117,16 +119,11 @@ async fn run(cli: Cli) -> Result<(), Failure> {
                 key,
                 user,
                 tags,
-            } => {
-                let given = id.or(key).unwrap_or_default();
-                // People paste the whole address.
-                let id = given.rsplit('/').next().unwrap_or_default().to_owned();
-                Command::NodesApprove {
-                    id,
-                    user,
-                    tags: args::set(tags, Vec::new()),
-                }
-            }
+            } => Command::NodesApprove {
+                id: id_in(&id.or(key).unwrap_or_default()),
+                user,
+                tags: args::set(tags, Vec::new()),
+            },
             Nodes::Routes { node } => Command::NodesRoutes { node },
             Nodes::ApproveRoutes { node, routes, more } => Command::NodesApproveRoutes {
                 node,
@@ -154,6 +151,11 @@ async fn run(cli: Cli) -> Result<(), Failure> {
             Preauthkeys::List => Command::PreauthkeysList,
             Preauthkeys::Expire { id } => Command::PreauthkeysExpire { id },
         },
+        Top::SshChecks(checks) => match checks {
+            SshChecks::List => Command::SshChecksList,
+            SshChecks::Approve { id } => Command::SshChecksApprove { id: id_in(&id) },
+            SshChecks::Deny { id } => Command::SshChecksDeny { id: id_in(&id) },
+        },
         Top::Health => Command::Health,
         Top::Debug(Debugging::C2n { node, path, data }) => Command::DebugC2n { node, path, data },
     };
@@ -176,6 +178,11 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     } else {
         Ok(())
     }
+}
+
+/// The id at the end of an address: people paste the whole one.
+fn id_in(given: &str) -> String {
+    given.rsplit('/').next().unwrap_or_default().to_owned()
 }
 
 /// Prints; a reader that went away (`| head`) is no error.

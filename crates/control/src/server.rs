@@ -24,6 +24,7 @@ use warren_control_types::{CapabilityVersion, OverTlsPublicKeyResponse};
 use warren_keys::{MachinePublic, NodePublic};
 use warren_relay::{Prefixed, Relay, RequestHead};
 
+use crate::admin::CheckView;
 use crate::hub::Hub;
 use crate::machine::{ReplyBody, json, read_body, text, whole};
 use crate::noise::Upgrader;
@@ -37,6 +38,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 const TLS_HANDSHAKE: u8 = 22;
 /// Headers that no client of ours fills.
 const MAX_HEADERS: usize = 64;
+/// Where people are sent whose session over SSH waits for a check.
+const SSH_CHECK: &str = "/ssh-check/";
 /// A `/verify` question is 150 bytes.
 const MAX_VERIFY_BODY: usize = 4096;
 
@@ -210,6 +213,11 @@ impl Server {
                             .find(|view| view.id.0 == id)
                     });
                     html(pages::approval(waiting.as_ref(), id))
+                }
+                None if path.starts_with(SSH_CHECK) => {
+                    let id = path.trim_start_matches(SSH_CHECK);
+                    let waiting = self.hub.read(CheckView::waiting);
+                    html(pages::ssh_check(waiting.iter().find(|v| v.id == id), id))
                 }
                 None if path.starts_with("/machine/") => text(
                     StatusCode::BAD_REQUEST,

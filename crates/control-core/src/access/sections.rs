@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use ipnet::{IpNet, Ipv4Net};
 use warren_control_types::{CapMap, DerpMap, Hostinfo, NodeId, SshPolicy, UserId};
-use warren_policy::{Attributes, Policy, PolicyNode, RelayRegions};
+use warren_policy::{Attributes, Policy, PolicyNode, RelayRegions, SshCheck};
 
 use super::{Access, InForce, policy_node};
 use crate::records::NodeRecord;
@@ -18,6 +18,17 @@ impl Access {
             .as_ref()
             .map(|in_force| in_force.ssh.policy_for(id, base_url))
             .unwrap_or_default()
+    }
+
+    /// What lets a session over SSH in after a check, if anything does.
+    pub(crate) fn ssh_check_for(
+        &self,
+        source: NodeId,
+        destination: NodeId,
+        local_user: &str,
+    ) -> Option<SshCheck> {
+        let in_force = self.policy.as_ref()?;
+        in_force.ssh.check_for(source, destination, local_user)
     }
 
     /// What the policy lets a node do, for the node itself.

@@ -2,19 +2,19 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::Method;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use warren_control_core::{
-    AdminError, AuthKeyId, Coordinator, NewAuthKey, PendingId, Role, role_name,
+    AdminError, AuthKeyId, Coordinator, NewAuthKey, PendingId, Role, SshCheckView, role_name,
 };
 
 use crate::admin::policies::{self, WhichPolicy};
 use crate::admin::views::{
-    AuthKeyView, C2nView, CreatedKeyView, HealthView, NodeView, UserView, WaitingView,
+    AuthKeyView, C2nView, CheckView, CreatedKeyView, HealthView, NodeView, UserView, WaitingView,
 };
 use crate::hub::{Hub, wall_clock};
 use crate::questions;
@@ -111,6 +111,13 @@ pub enum Command {
         protocol: Option<String>,
     },
     PolicyHistory,
+    SshChecksList,
+    SshChecksApprove {
+        id: String,
+    },
+    SshChecksDeny {
+        id: String,
+    },
     Health,
     DebugC2n {
         node: String,
@@ -302,6 +309,13 @@ impl Command {
                 protocol,
             } => policies::why(hub, &policy, &source, &destination, protocol.as_deref()).await,
             Self::PolicyHistory => policies::history(hub),
+            Self::SshChecksList => view(hub.read(CheckView::waiting)),
+            Self::SshChecksApprove { id } => {
+                decide(hub, |c, now| c.approve_ssh_check(now, &PendingId(id)))
+            }
+            Self::SshChecksDeny { id } => {
+                decide(hub, |c, now| c.deny_ssh_check(now, &PendingId(id)))
+            }
             Self::Health => view(HealthView::new(hub)),
             Self::DebugC2n { node, path, data } => {
                 let method = if data.is_some() {
@@ -322,6 +336,18 @@ impl Command {
 
 fn view(value: impl Serialize) -> Result<Value, Refusal> {
     serde_json::to_value(value).map_err(|error| Refusal(error.to_string()))
+}
+
+/// Decides about a session. Nothing of that is stored, so nothing is waited for.
+fn decide(
+    hub: &Arc<Hub>,
+    act: impl FnOnce(&mut Coordinator, Instant) -> Result<SshCheckView, AdminError>,
+) -> Result<Value, Refusal> {
+    let (result, _no_rows) = hub.change(|coordinator, now, _| {
+        let decided = act(coordinator, now)?;
+        Ok::<_, AdminError>(CheckView::new(coordinator, &decided))
+    });
+    result.map_err(Refusal::from).and_then(view)
 }
 
 async fn change<V: Serialize>(

@@ -13,5 +13,5 @@ pub use command::Command;
 pub use door::{AskError, Door, ask, serve};
 pub use policies::{PolicyView, WhichPolicy};
 pub use views::{
-    AuthKeyView, C2nView, CreatedKeyView, HealthView, NodeView, UserView, WaitingView,
+    AuthKeyView, C2nView, CheckView, CreatedKeyView, HealthView, NodeView, UserView, WaitingView,
 };

@@ -5,7 +5,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use warren_control_core::{
-    AuthKeyRecord, Coordinator, JoinMethod, NodeRecord, PendingView, Role, UserRecord, role_name,
+    AuthKeyRecord, Coordinator, JoinMethod, NodeRecord, PendingView, Role, SshCheckView,
+    UserRecord, role_name,
 };
 
 use crate::hub::Hub;
@@ -162,6 +163,55 @@ impl WaitingView {
             os: view.os.clone(),
             since: view.since,
         }
+    }
+}
+
+/// An SSH session that waits for a check.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckView {
+    /// What to approve.
+    pub id: String,
+    /// The user or the tags behind the source.
+    pub owner: String,
+    /// Where the session comes from.
+    pub source: String,
+    /// Where it would run.
+    pub destination: String,
+    /// As whom.
+    pub local_user: String,
+    /// Since when it waits.
+    pub since: Timestamp,
+}
+
+impl CheckView {
+    pub(crate) fn new(coordinator: &Coordinator, view: &SshCheckView) -> Self {
+        let source = coordinator.node(view.source);
+        let user = source
+            .and_then(|node| node.user)
+            .and_then(|id| coordinator.snapshot().users.get(&id));
+        let owner = match (source, user) {
+            (Some(node), _) if node.is_tagged() => {
+                let tags: Vec<_> = node.tags.iter().cloned().collect();
+                tags.join(",")
+            }
+            (_, user) => user.map(|user| user.name.clone()).unwrap_or_default(),
+        };
+        let name = |node: Option<&NodeRecord>| node.map(|n| n.name.clone()).unwrap_or_default();
+        Self {
+            id: view.id.0.clone(),
+            owner,
+            source: name(source),
+            destination: name(coordinator.node(view.destination)),
+            local_user: view.local_user.clone(),
+            since: view.since,
+        }
+    }
+
+    /// All that wait, oldest first.
+    pub(crate) fn waiting(coordinator: &Coordinator) -> Vec<Self> {
+        let checks = coordinator.ssh_checks();
+        let views = checks.iter().map(|view| Self::new(coordinator, view));
+        views.collect()
     }
 }
 

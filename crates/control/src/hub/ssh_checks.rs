@@ -1,0 +1,46 @@
+//! Questions about SSH sessions, held open until somebody decides.
+
+use std::time::Instant;
+
+use warren_control_core::{SshOutcome, SshQuestion, SshRefusal};
+use warren_control_types::SshAction;
+use warren_keys::MachinePublic;
+
+use super::{Hub, wall_clock};
+
+impl Hub {
+    /// What a node is to do with a session, as soon as that is known.
+    ///
+    /// # Errors
+    /// It is not the node's session.
+    pub async fn ssh_action(
+        &self,
+        machine: MachinePublic,
+        question: &SshQuestion,
+    ) -> Result<SshAction, SshRefusal> {
+        loop {
+            let parked = {
+                let mut inner = self.lock();
+                let now = Instant::now();
+                let outcome = inner
+                    .coordinator
+                    .ssh_action(now, wall_clock(), machine, question);
+                // Under the same lock, or a decision in between would be missed.
+                let parked = match outcome {
+                    Ok(SshOutcome::Park(id)) => Ok(self.park(&mut inner, id)),
+                    Ok(SshOutcome::Answer(action)) => Err(Ok(*action)),
+                    Err(refusal) => Err(Err(refusal)),
+                };
+                let _no_rows = self.carry_out(&mut inner);
+                parked
+            };
+            match parked {
+                Err(answer) => return answer,
+                // Either way the question is put again.
+                Ok((decided, _place)) => {
+                    let _ = decided.await;
+                }
+            }
+        }
+    }
+}
