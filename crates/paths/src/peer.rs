@@ -25,6 +25,9 @@ use crate::punch::{FAVOURITES, Punch};
 const WARM: Duration = Duration::from_secs(5);
 /// A candidate is not pinged again sooner, whatever asks for it.
 const MIN_GAP: Duration = Duration::from_millis(10);
+/// ...but after this much when a ping has just come from it: that the way is
+/// open now may be news since our own last one, which a NAT has swallowed.
+const ANSWER_GAP: Duration = Duration::from_millis(1);
 /// ...and this is the gap when a working path exists beside it.
 const CURIOUS_GAP: Duration = Duration::from_secs(5);
 /// Between calls to one peer.
@@ -294,7 +297,7 @@ impl Peer {
         });
         let elsewhere = self.in_use() != Some(source) && !self.has_good_path(now);
         if in_doubt {
-            self.ping(core, now, source, MIN_GAP);
+            self.ping(core, now, source, ANSWER_GAP);
         } else if elsewhere {
             self.ping(core, now, source, CURIOUS_GAP);
         }

@@ -247,6 +247,7 @@ fn log_to_stderr(verbose: u8) {
     let chosen = ["WARREN_LOG", "RUST_LOG"]
         .into_iter()
         .filter_map(|name| std::env::var(name).ok())
+        .filter(|text| !text.is_empty())
         .find_map(|text| text.parse::<Targets>().ok());
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
