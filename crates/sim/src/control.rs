@@ -224,6 +224,8 @@ fn register(
             let json = serde_json::to_vec(&response).map_err(|error| error.to_string())?;
             Ok([&[REGISTERED], json.as_slice()].concat())
         }
-        RegisterOutcome::Park(_) | RegisterOutcome::Busy => Err("nobody approves machines here".to_owned()),
+        RegisterOutcome::Park(_) | RegisterOutcome::Busy => {
+            Err("nobody approves machines here".to_owned())
+        }
     }
 }

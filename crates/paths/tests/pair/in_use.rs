@@ -118,7 +118,10 @@ fn a_change_that_leaves_the_path_costs_nothing() {
             "the relay carries packets as well until the path has answered"
         );
         let took = world.run_while(Duration::from_secs(1), |world| world.is_direct(0, 1));
-        assert!(took.is_some_and(|took| took < ms(300)), "{kinds:?}: {took:?}");
+        assert!(
+            took.is_some_and(|took| took < ms(300)),
+            "{kinds:?}: {took:?}"
+        );
         world.run(Duration::from_secs(11));
         assert_eq!([0, 1].map(|flow: usize| world.flows[flow].lost()), [0, 0]);
     }
