@@ -22,6 +22,7 @@ pub const TCP: u8 = 6;
 pub fn cut(frame: &[u8], trains: &mut Trains, session: &Session) {
     // Without a result there is nothing to send.
     let _ = try_cut(frame, trains, session);
+    trains.seal(session);
 }
 
 fn try_cut(frame: &[u8], trains: &mut Trains, session: &Session) -> Option<()> {
@@ -31,7 +32,7 @@ fn try_cut(frame: &[u8], trains: &mut Trains, session: &Session) -> Option<()> {
     let [flags, gso, ..] = *vnet;
     if gso & !0x80 != GSO_TCPV4 {
         let counter = session.reserve(1)?;
-        trains.push(session, counter, packet.len(), |out| {
+        trains.push(counter, packet.len(), |out| {
             out.copy_from_slice(packet);
             if flags & NEEDS_CSUM != 0 && start + offset + 2 <= out.len() {
                 // The field holds the pseudo header's sum already.
@@ -57,7 +58,7 @@ fn try_cut(frame: &[u8], trains: &mut Trains, session: &Session) -> Option<()> {
     for i in 0..count {
         let part = &payload[i * gso_size..payload.len().min((i + 1) * gso_size)];
         let len = headers.len() + part.len();
-        trains.push(session, first + i as u64, len, |out| {
+        trains.push(first + i as u64, len, |out| {
             let (head, body) = out.split_at_mut(headers.len());
             head.copy_from_slice(headers);
             body.copy_from_slice(part);

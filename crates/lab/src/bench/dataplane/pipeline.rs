@@ -214,9 +214,11 @@ fn in_(end: &End, stop: &AtomicBool) {
     let mut write = |frame: &[u8]| drop(end.tun.write(frame));
     while awake(Watch::readable(&end.socket), stop) {
         while end.socket.recv_batch(&mut batch).is_ok() {
-            for mut train in batch.trains() {
-                for datagram in train.datagrams() {
-                    if let Ok((_, content)) = end.session.open_in_place(datagram) {
+            for train in batch.trains() {
+                let opened = end.session.open_train(train.data, train.segment_len);
+                let datagrams = train.data.chunks(train.segment_len.max(1));
+                for (i, datagram) in datagrams.enumerate() {
+                    if let Ok((_, content)) = opened.get(i, datagram) {
                         joiner.push(&datagram[content], &mut write);
                     }
                 }

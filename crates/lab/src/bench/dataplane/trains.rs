@@ -30,6 +30,10 @@ struct Train {
     segments: usize,
     /// A shorter datagram ends a train.
     closed: bool,
+    /// The counter of its first datagram; the others follow.
+    first: u64,
+    /// How much of it is sealed: whole datagrams.
+    sealed: usize,
 }
 
 /// A send buffer.
@@ -57,15 +61,9 @@ impl Trains {
         self.count + 2 > TRAINS || self.used + ONE_MORE > self.buffer.len()
     }
 
-    /// Adds one packet of `len` bytes, which `write` puts down, sealed with
-    /// `counter`.
-    pub fn push(
-        &mut self,
-        session: &Session,
-        counter: u64,
-        len: usize,
-        write: impl FnOnce(&mut [u8]),
-    ) {
+    /// Adds one packet of `len` bytes, which `write` puts down, to be sealed
+    /// with `counter`, the one after that of the packet before.
+    pub fn push(&mut self, counter: u64, len: usize, write: impl FnOnce(&mut [u8])) {
         let padded = len.next_multiple_of(PADDING);
         let total = HEADER_LEN + padded + TAG_LEN;
         let Some(datagram) = self.buffer.get_mut(self.used..self.used + total) else {
@@ -74,9 +72,6 @@ impl Trains {
         let content = &mut datagram[HEADER_LEN..HEADER_LEN + padded];
         write(&mut content[..len]);
         content[len..].fill(0);
-        if session.seal_in_place(counter, datagram).is_err() {
-            return;
-        }
         let last = self.count.checked_sub(1).map(|i| &mut self.trains[i]);
         match last {
             Some(train)
@@ -99,11 +94,28 @@ impl Trains {
                     segment_len: total,
                     segments: 1,
                     closed: false,
+                    first: counter,
+                    sealed: 0,
                 };
                 self.count += 1;
             }
         }
         self.used += total;
+    }
+
+    /// Seals what was added since the last time, while it is in the cache.
+    pub fn seal(&mut self, session: &Session) {
+        for train in &mut self.trains[..self.count] {
+            if train.sealed == train.len {
+                continue;
+            }
+            let bytes = &mut self.buffer[train.start + train.sealed..train.start + train.len];
+            let counter = train.first + (train.sealed / train.segment_len) as u64;
+            // Every datagram has room for header and tag: `push` made it.
+            let sealed = session.seal_train(counter, bytes, train.segment_len);
+            debug_assert!(sealed.is_ok());
+            train.sealed = train.len;
+        }
     }
 
     /// What is waiting, train by train, with the length of its datagrams.
@@ -115,7 +127,7 @@ impl Trains {
         })
     }
 
-    /// Sends everything; what a socket that stays full does not take is lost.
+    /// Sends everything, sealed before; what a socket that stays full does not take is lost.
     pub fn send(&mut self, socket: &UdpSocket, to: SocketAddr) {
         let nothing = Datagrams {
             to: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
