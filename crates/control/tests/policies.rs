@@ -384,6 +384,34 @@ async fn a_file_in_charge_is_followed_and_the_last_good_one_stays() {
 }
 
 #[tokio::test]
+async fn a_link_to_a_folder_that_is_exchanged_is_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let texts = [CLOSED, "{\"acls\": [], \"groups\": {}}"];
+    for (n, text) in texts.iter().enumerate() {
+        std::fs::create_dir_all(dir.join(format!("app/releases/{n}"))).unwrap();
+        file(dir, &format!("app/releases/{n}/acl.hujson"), text);
+    }
+    let deploy = |n: usize| {
+        std::os::unix::fs::symlink(format!("releases/{n}"), dir.join("app/.next")).unwrap();
+        std::fs::rename(dir.join("app/.next"), dir.join("app/current")).unwrap();
+    };
+    deploy(0);
+    let mut options = options(dir);
+    options.policy = Some(dir.join("app/current/acl.hujson"));
+    let server = start(&dir.join("state"), options).await.unwrap();
+    // More than once: what is watched changes with the link.
+    for n in [1, 0, 1] {
+        deploy(n);
+        until(dir, |answer| answer["policy"] == texts[n]).await;
+    }
+    // And in the folder that it leads to now.
+    file(dir, "app/releases/1/acl.hujson", CLOSED);
+    until(dir, |answer| answer["policy"] == CLOSED).await;
+    server.stop().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_role_is_given_shown_kept_and_reaches_the_nodes() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
