@@ -162,8 +162,13 @@ fn filter_text(report: &FilterReport) -> String {
     }
     let _ = writeln!(
         text,
-        "{} rules, {} KiB compiled",
+        "{} {}, {} KiB compiled",
         report.rules.len(),
+        if report.rules.len() == 1 {
+            "rule"
+        } else {
+            "rules"
+        },
         report.compiled_bytes.div_ceil(1024)
     );
     if !report.rules.is_empty() {
@@ -237,7 +242,7 @@ mod tests {
         .unwrap();
         assert_eq!(
             filter_text(&report),
-            "1 rules, 2 KiB compiled\n    #    packets          bytes  rule\n\
+            "1 rule, 2 KiB compiled\n    #    packets          bytes  rule\n\
              \x20   0          3            180  * -> *:22\n\
              In without a rule\n               7           9000  answer\n\
              Dropped on the way in\n               1             40  acl\n\

@@ -54,7 +54,7 @@ pub(super) fn args(whose: For) -> Vec<Arg> {
             "reach the local network while using an exit node",
         ),
         switch("shields-up", "refuse incoming connections"),
-        switch("ssh", "run the SSH server"),
+        switch("ssh", "run the SSH server (not in this version yet)"),
         value(
             "operator",
             "USER",

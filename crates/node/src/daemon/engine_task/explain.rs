@@ -315,9 +315,18 @@ fn inbound(
     if own {
         answer.say(format!("{dst} is this machine."));
     } else {
-        answer.say(format!(
-            "{dst} is behind a route that this machine offers and may serve."
-        ));
+        let offered = engine.prefs().advertise_routes.iter();
+        let route = offered
+            .filter(|route| route.contains(&dst))
+            .max_by_key(|route| route.prefix_len());
+        let allowed = engine.netmap().self_node.as_ref().map(Node::allowed_ips);
+        match route.filter(|route| !allowed.unwrap_or_default().contains(route)) {
+            None => answer.say(format!("{dst} is behind a route that this machine serves.")),
+            Some(route) => answer.say(format!(
+                "{dst} is behind {route}, which this machine offers; the coordination server has \
+                 not approved it, or does not name it here because this machine may not use it."
+            )),
+        }
     }
     let Some(peer) = engine.peer_at(from) else {
         answer.verdict = WhyVerdict::Blocked;
@@ -367,6 +376,9 @@ fn inbound(
             answer.say(match count {
                 0 => "The coordination server sent no rules: nothing comes in but answers."
                     .to_owned(),
+                1 => format!(
+                    "The only rule of this machine's filter does not let {name} use {what}."
+                ),
                 _ => format!(
                     "None of the {count} rules of this machine's filter lets {name} use {what}."
                 ),
