@@ -54,7 +54,7 @@ pub use deadlines::Reason;
 pub use error::{AdminError, MapError};
 pub use message::Message;
 pub use names::{LabelError, is_label, sanitize_hostname, unique_label};
-pub use policies::{GivenPolicy, PolicyFile, PolicyVersion, Tailnet, diff_of_files};
+pub use policies::{GivenPolicy, PolicyFile, PolicyVersion, Tailnet, TriedPolicy, diff_of_files};
 pub use records::{
     AuthKeyId, AuthKeyRecord, Change, JoinMethod, NodeRecord, Snapshot, TAGGED_DEVICES, UserRecord,
     role_name,

@@ -128,28 +128,39 @@ impl Tailnet {
     }
 }
 
+/// A policy that was read, and that keeps its promises for the users and nodes
+/// of one moment. Made by [`Tailnet::try_policy`], without keeping anybody
+/// waiting; to be taken later.
+#[derive(Debug, Clone)]
+pub struct TriedPolicy {
+    given: GivenPolicy,
+    policy: Policy,
+    users: Vec<PolicyUser>,
+    nodes: Vec<PolicyNode>,
+}
+
+impl TriedPolicy {
+    /// How many assertions hold.
+    #[must_use]
+    pub fn assertions(&self) -> usize {
+        self.policy.count_tests()
+    }
+}
+
 impl Tailnet {
-    /// Checks a policy and its tests, without using it. Returns how many
-    /// assertions hold.
+    /// Checks a policy and its tests, without using it.
     ///
     /// # Errors
     /// What is wrong with it, or the promises that it breaks.
-    pub fn try_policy(&self, given: &GivenPolicy) -> Result<usize, AdminError> {
+    pub fn try_policy(&self, given: &GivenPolicy) -> Result<TriedPolicy, AdminError> {
         let policy = given.parse()?;
-        self.tests_hold(given, &policy)?;
-        Ok(policy.count_tests())
-    }
-
-    fn tests_hold(&self, given: &GivenPolicy, policy: &Policy) -> Result<(), AdminError> {
-        let broken = crate::access::broken_tests(policy, &self.users, &self.nodes);
-        if broken.is_empty() {
-            return Ok(());
-        }
-        Err(AdminError::Policy(format!(
-            "{}: test(s) failed: the policy breaks its own tests\n  {}",
-            given.file,
-            broken.join("\n  ")
-        )))
+        tests_hold(given, &policy, &self.users, &self.nodes)?;
+        Ok(TriedPolicy {
+            given: given.clone(),
+            policy,
+            users: self.users.clone(),
+            nodes: self.nodes.clone(),
+        })
     }
 
     /// What a new policy would let pass that the old one does not, and the
@@ -171,6 +182,23 @@ impl Tailnet {
         let policy = given.parse()?;
         Ok(self.scene(given, &policy).why(question)?)
     }
+}
+
+fn tests_hold(
+    given: &GivenPolicy,
+    policy: &Policy,
+    users: &[PolicyUser],
+    nodes: &[PolicyNode],
+) -> Result<(), AdminError> {
+    let broken = crate::access::broken_tests(policy, users, nodes);
+    if broken.is_empty() {
+        return Ok(());
+    }
+    Err(AdminError::Policy(format!(
+        "{}: test(s) failed: the policy breaks its own tests\n  {}",
+        given.file,
+        broken.join("\n  ")
+    )))
 }
 
 impl Coordinator {
@@ -236,40 +264,54 @@ impl Coordinator {
     /// The text does not hold together; the policy stays as it was.
     pub fn set_policy(&mut self, text: Option<String>) -> Result<(), AdminError> {
         let file = "policy".to_owned();
-        self.put_given(&GivenPolicy { file, text })
+        let tried = self.tailnet().try_policy(&GivenPolicy { file, text })?;
+        self.put_tried(tried)?;
+        Ok(())
     }
 
-    fn put_given(&mut self, given: &GivenPolicy) -> Result<(), AdminError> {
-        let policy = given.parse()?;
-        self.tailnet().tests_hold(given, &policy)?;
+    /// Puts a policy in force. Its tests run again if there are other users or
+    /// nodes now.
+    fn put_tried(&mut self, tried: TriedPolicy) -> Result<GivenPolicy, AdminError> {
+        let TriedPolicy {
+            given,
+            policy,
+            users: users_then,
+            nodes: nodes_then,
+        } = tried;
+        if policy.count_tests() > 0 {
+            let (users, nodes) = (users(&self.data), nodes(&self.data));
+            if users != users_then || nodes != nodes_then {
+                tests_hold(&given, &policy, &users, &nodes)?;
+            }
+        }
         let access = match &given.text {
             None => Access::allow_all(),
             Some(_) => Access::of(policy),
         };
         self.put_in_force(access, given.text.clone());
-        Ok(())
+        Ok(given)
     }
 
-    /// Takes a policy from an administrator, who may have looked at `base`, a
-    /// version that must still be in force.
+    /// Takes a policy from an administrator, who looked at `base`: the version
+    /// that must still be in force, or `None`, none.
     ///
     /// # Errors
-    /// It does not read, breaks its own tests, or a file is in charge; the
-    /// policy stays as it was.
+    /// It breaks its own tests meanwhile, another one came first, or a file is
+    /// in charge; the policy stays as it was.
     pub fn take_policy(
         &mut self,
         wall: Duration,
         by: &str,
-        given: GivenPolicy,
+        tried: TriedPolicy,
         base: Option<i64>,
     ) -> Result<i64, AdminError> {
-        if base.is_some() && base != self.policy_version() {
+        if base != self.policy_version() {
             return Err(AdminError::PolicyChanged);
         }
         if let Some(file) = &self.policy_file {
             return Err(AdminError::PolicyFileInCharge(file.path.clone()));
         }
-        self.take_policy_anyway(wall, by, given)
+        self.take_policy_anyway(wall, by, tried)
     }
 
     /// Puts a file in charge; from now on only [`Coordinator::take_policy_file`]
@@ -281,37 +323,47 @@ impl Coordinator {
         });
     }
 
+    /// Whether the file in charge says what is in force already; then nothing
+    /// is wrong with it.
+    pub fn policy_file_says_the_same(&mut self, text: &str) -> bool {
+        let same = self.data.policy.as_deref() == Some(text);
+        if same {
+            self.policy_file_is(None);
+        }
+        same
+    }
+
     /// Takes what the file in charge says. A text that is in force already
     /// makes no new version.
     ///
     /// # Errors
-    /// It does not read or breaks its own tests; the policy stays as it was,
-    /// and the problem is remembered.
-    pub fn take_policy_file(&mut self, wall: Duration, text: String) -> Result<bool, AdminError> {
-        let Some(file) = self.policy_file.as_ref().map(|file| file.path.clone()) else {
-            return Ok(false);
-        };
-        if self.data.policy.as_ref() == Some(&text) {
-            self.policy_file_is(None);
+    /// It breaks its own tests meanwhile; the policy stays as it was, and the
+    /// problem is remembered.
+    pub fn take_policy_file(
+        &mut self,
+        wall: Duration,
+        tried: TriedPolicy,
+    ) -> Result<bool, AdminError> {
+        if self.policy_file.is_none() {
             return Ok(false);
         }
-        let given = GivenPolicy {
-            file,
-            text: Some(text),
-        };
-        match self.take_policy_anyway(wall, "the file", given) {
+        let text = tried.given.text.as_deref();
+        if text.is_some_and(|text| self.policy_file_says_the_same(text)) {
+            return Ok(false);
+        }
+        match self.take_policy_anyway(wall, "the file", tried) {
             Ok(_) => {
                 self.policy_file_is(None);
                 Ok(true)
             }
             Err(error) => {
-                self.policy_file_is(Some((timestamp(wall), error.to_string())));
+                self.policy_file_failed(wall, &error.to_string());
                 Err(error)
             }
         }
     }
 
-    /// The file in charge cannot be read.
+    /// The file in charge cannot be read, or what it says is no good.
     pub fn policy_file_failed(&mut self, wall: Duration, why: &str) {
         self.policy_file_is(Some((timestamp(wall), why.to_owned())));
     }
@@ -326,10 +378,10 @@ impl Coordinator {
         &mut self,
         wall: Duration,
         by: &str,
-        given: GivenPolicy,
+        tried: TriedPolicy,
     ) -> Result<i64, AdminError> {
         let before = self.data.policy.clone();
-        self.put_given(&given)?;
+        let given = self.put_tried(tried)?;
         // One from before there was a history is its first version.
         if self.data.policies.is_empty() && before.is_some() {
             self.remember(PolicyVersion {

@@ -16,8 +16,10 @@ use std::time::Duration;
 use rustix::fs::{OFlags, inotify};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
+use warren_control_core::{AdminError, GivenPolicy};
 
 use crate::hub::{Hub, wall_clock};
+use crate::store::StoreError;
 
 /// A save is several events; what comes within this time is one.
 const QUIET: Duration = Duration::from_millis(100);
@@ -165,6 +167,35 @@ fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
     Err(io::Error::other(format!("it is longer than {most} MiB")))
 }
 
+/// Takes what the file in charge says; whether that is new. It is read and
+/// tried before anybody has to wait for it.
+pub(crate) async fn take(
+    hub: &Hub,
+    path: &Path,
+    text: String,
+) -> Result<Result<bool, AdminError>, StoreError> {
+    let (same, tailnet) = hub
+        .change(|c, _, _| (c.policy_file_says_the_same(&text), c.tailnet()))
+        .0;
+    if same {
+        return Ok(Ok(false));
+    }
+    let given = GivenPolicy {
+        file: path.display().to_string(),
+        text: Some(text),
+    };
+    let tried = tokio::task::spawn_blocking(move || tailnet.try_policy(&given)).await;
+    let tried = tried.unwrap_or_else(|error| Err(AdminError::Policy(error.to_string())));
+    hub.change_saved(|c, _, wall| match tried {
+        Ok(tried) => c.take_policy_file(wall, tried),
+        Err(error) => {
+            c.policy_file_failed(wall, &error.to_string());
+            Err(error)
+        }
+    })
+    .await
+}
+
 /// Reads the file and takes what it says, if that is new.
 async fn reload(path: &Path, hub: &Arc<Hub>) {
     let failed = |why: &str| {
@@ -191,10 +222,7 @@ async fn reload(path: &Path, hub: &Arc<Hub>) {
         return;
     }
     let before = hub.read(|c| c.policy_file().and_then(|file| file.problem.clone()));
-    match hub
-        .change_saved(|c, _, wall| c.take_policy_file(wall, text))
-        .await
-    {
+    match take(hub, path, text).await {
         Ok(Ok(true)) => {
             let version = hub.read(warren_control_core::Coordinator::policy_version);
             tracing::info!(

@@ -614,9 +614,7 @@ async fn take_policy_file(
         .await?;
     let why = match read {
         Ok(text) => {
-            let taken = hub
-                .change_saved(|c, _, wall| c.take_policy_file(wall, text))
-                .await?;
+            let taken = policy_file::take(hub, file, text).await?;
             match taken {
                 Ok(_) => return Ok(()),
                 Err(error) => error.to_string(),

@@ -12,6 +12,28 @@ fn given(n: usize) -> GivenPolicy {
     }
 }
 
+/// Tries it and takes it.
+fn take(w: &mut World, wall: Duration, n: usize, base: Option<i64>) -> Result<i64, AdminError> {
+    let tried = w.c.tailnet().try_policy(&given(n))?;
+    w.c.take_policy(wall, "ann", tried, base)
+}
+
+/// The same with what a file in charge says.
+fn take_file(w: &mut World, text: &str) -> Result<bool, AdminError> {
+    let given = GivenPolicy {
+        file: w.c.policy_file().unwrap().path.clone(),
+        text: Some(text.to_owned()),
+    };
+    let tried = w.c.tailnet().try_policy(&given);
+    match tried {
+        Ok(tried) => w.c.take_policy_file(w.wall, tried),
+        Err(error) => {
+            w.c.policy_file_failed(w.wall, &error.to_string());
+            Err(error)
+        }
+    }
+}
+
 #[test]
 fn every_policy_becomes_a_version_and_the_oldest_go() {
     let mut w = World::with(Snapshot {
@@ -21,7 +43,8 @@ fn every_policy_becomes_a_version_and_the_oldest_go() {
     assert_eq!(w.c.policy_version(), None, "older than the history");
     for n in 0..150 {
         let wall = w.wall + Duration::from_secs(60) * u32::try_from(n).unwrap();
-        let version = w.c.take_policy(wall, "ann", given(n), None).unwrap();
+        let base = w.c.policy_version();
+        let version = take(&mut w, wall, n, base).unwrap();
         assert_eq!(version, i64::try_from(n).unwrap() + 2);
     }
     w.settle();
@@ -48,7 +71,8 @@ fn what_came_before_the_history_is_its_first_version() {
         policy: Some("{}".to_owned()),
         ..Snapshot::default()
     });
-    w.c.take_policy(w.wall, "ann", given(1), None).unwrap();
+    let wall = w.wall;
+    take(&mut w, wall, 1, None).unwrap();
     let first = w.c.policy_at(1).unwrap();
     assert_eq!((first.text.as_deref(), first.at), (Some("{}"), None));
 }
@@ -56,12 +80,12 @@ fn what_came_before_the_history_is_its_first_version() {
 #[test]
 fn a_change_that_was_not_seen_is_not_undone() {
     let mut w = World::new();
-    assert_eq!(w.c.take_policy(w.wall, "ann", given(1), None).unwrap(), 1);
-    assert_eq!(
-        w.c.take_policy(w.wall, "ben", given(2), Some(1)).unwrap(),
-        2
-    );
-    let late = w.c.take_policy(w.wall, "ann", given(3), Some(1));
+    let wall = w.wall;
+    assert_eq!(take(&mut w, wall, 1, None), Ok(1));
+    // Two who saw that there is none yet: the second one is told.
+    assert_eq!(take(&mut w, wall, 3, None), Err(AdminError::PolicyChanged));
+    assert_eq!(take(&mut w, wall, 2, Some(1)), Ok(2));
+    let late = take(&mut w, wall, 3, Some(1));
     assert_eq!(late, Err(AdminError::PolicyChanged));
     assert_eq!(w.c.policy_in_force(), given(2));
 }
@@ -70,34 +94,53 @@ fn a_change_that_was_not_seen_is_not_undone() {
 fn a_file_in_charge_keeps_others_out_and_its_last_good_text() {
     let mut w = World::new();
     w.c.put_file_in_charge("/etc/acl.hujson");
-    let good = "{\"acls\": []}".to_owned();
-    assert!(w.c.take_policy_file(w.wall, good.clone()).unwrap());
-    assert!(
-        !w.c.take_policy_file(w.wall, good.clone()).unwrap(),
-        "nothing new"
-    );
-    let refused = w.c.take_policy(w.wall, "ann", given(1), None).unwrap_err();
+    let good = "{\"acls\": []}";
+    assert!(take_file(&mut w, good).unwrap());
+    assert!(!take_file(&mut w, good).unwrap(), "nothing new");
+    let (wall, base) = (w.wall, w.c.policy_version());
+    let refused = take(&mut w, wall, 1, base).unwrap_err();
     assert!(refused.to_string().contains("/etc/acl.hujson"), "{refused}");
 
-    let error =
-        w.c.take_policy_file(w.wall, "{\"acls\": [}".to_owned())
-            .unwrap_err();
+    let error = take_file(&mut w, "{\"acls\": [}").unwrap_err();
     assert!(
         error.to_string().contains("--> /etc/acl.hujson:1:11"),
         "{error}"
     );
     let problem = w.c.policy_file().unwrap().problem.clone().unwrap().1;
     assert_eq!(problem, error.to_string());
-    assert_eq!(w.c.snapshot().policy.as_ref(), Some(&good));
+    assert_eq!(w.c.snapshot().policy.as_deref(), Some(good));
 
     let lying =
         "{\"acls\": [], \"tests\": [{\"src\": \"100.64.0.1\", \"accept\": [\"100.64.0.2:1\"]}]}";
-    let error = w.c.take_policy_file(w.wall, lying.to_owned()).unwrap_err();
+    let error = take_file(&mut w, lying).unwrap_err();
     assert!(
         error.to_string().contains("100.64.0.1 -> 100.64.0.2:1"),
         "{error}"
     );
-    assert!(!w.c.take_policy_file(w.wall, good).unwrap());
+    assert!(w.c.policy_file_says_the_same(good));
     assert_eq!(w.c.policy_file().unwrap().problem, None);
     assert_eq!(w.c.policy_versions().count(), 1);
+}
+
+#[test]
+fn what_changed_since_a_policy_was_tried_counts() {
+    let mut w = World::new();
+    w.user("alice");
+    let key = w.reusable("alice");
+    w.join(1, &key);
+    let given = GivenPolicy {
+        file: "acl.hujson".to_owned(),
+        text: Some(
+            r#"{"acls": [{"action": "accept", "src": ["alice@"], "dst": ["alice@:22"]}],
+            "tests": [{"src": "alice@", "accept": ["alice@:22"]}]}"#
+                .to_owned(),
+        ),
+    };
+    let tried = w.c.tailnet().try_policy(&given).unwrap();
+    assert_eq!(tried.assertions(), 1);
+    assert_eq!(w.c.take_policy(w.wall, "ann", tried.clone(), None), Ok(1));
+    // Its only node goes: nobody is left for whom the promise would hold.
+    w.c.delete_node("host1").unwrap();
+    let error = w.c.take_policy(w.wall, "ann", tried, Some(1)).unwrap_err();
+    assert!(error.to_string().contains("alice@ -> alice@:22"), "{error}");
 }

@@ -100,19 +100,22 @@ pub(super) async fn set(
         }
         Ok((chosen(c, which)?, c.policy_version()))
     })?;
-    let (tests, diff) = aside(hub, &[&WhichPolicy::InForce, which], |tailnet, policies| {
+    let allow_all = given.text.is_none();
+    let which = [&WhichPolicy::InForce, &WhichPolicy::Given(given)];
+    let (tried, diff) = aside(hub, &which, |tailnet, policies| {
         let [old, new] = policies else {
-            return Ok((0, Diff::default()));
+            return Ok((None, Diff::default()));
         };
-        Ok((tailnet.try_policy(new)?, tailnet.diff(old, new)?))
+        Ok((Some(tailnet.try_policy(new)?), tailnet.diff(old, new)?))
     })
     .await?;
-    let allow_all = given.text.is_none();
+    let tried = tried.ok_or_else(|| Refusal("no policy to set".to_owned()))?;
+    let tests = tried.assertions();
     let version = if dry_run {
         None
     } else {
         let taken = hub
-            .change_saved(|c, _, wall| c.take_policy(wall, who, given, base.or(before)))
+            .change_saved(|c, _, wall| c.take_policy(wall, who, tried, base.or(before)))
             .await
             .map_err(|error| Refusal(error.to_string()))?;
         Some(taken?)
@@ -131,7 +134,8 @@ pub(super) async fn set(
 
 pub(super) async fn test(hub: &Arc<Hub>, which: &WhichPolicy) -> Result<Value, Refusal> {
     let run = |tailnet: &Tailnet, policies: &[GivenPolicy]| {
-        policies.iter().map(|given| tailnet.try_policy(given)).sum()
+        let tried = policies.iter().map(|given| tailnet.try_policy(given));
+        tried.map(|tried| Ok(tried?.assertions())).sum()
     };
     let tests: usize = aside(hub, &[which], run).await?;
     Ok(json!({ "ok": true, "tests": tests }))
