@@ -7,6 +7,7 @@
 
 mod sections;
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
@@ -147,6 +148,18 @@ impl Access {
         concern
     }
 
+    /// A node came online or went offline.
+    pub(crate) fn presence_changed(&self, id: NodeId) -> Concern {
+        let in_force = self.policy.as_ref();
+        let rules = in_force.filter(|in_force| !in_force.policy.is_allow_all());
+        Concern {
+            access: Some(rules.map_or_else(Affected::default, |in_force| {
+                in_force.compiled.presence_changed(id)
+            })),
+            ..Concern::nobody()
+        }
+    }
+
     /// Puts another policy in the place of this one.
     pub(crate) fn replace(&mut self, by: Self, data: &Snapshot) -> Concern {
         let before = std::mem::replace(self, by);
@@ -193,16 +206,21 @@ impl Access {
     }
 
     /// The routes behind `peer` that `viewer` is given; `primary` are those of
-    /// which the peer is the active router. Exit routes come last.
+    /// which the peer is the active router, and `online` the nodes that are
+    /// there. Exit routes come last.
     pub(crate) fn routes_for(
         &self,
         viewer: NodeId,
         peer: &NodeRecord,
         primary: Vec<IpNet>,
+        online: &BTreeSet<NodeId>,
     ) -> Vec<IpNet> {
         match &self.policy {
             Some(in_force) if !in_force.policy.is_allow_all() => {
-                in_force.compiled.routes_for(viewer, peer.id, &primary)
+                let online = |id: NodeId| online.contains(&id);
+                in_force
+                    .compiled
+                    .routes_for(viewer, peer.id, &primary, &online)
             }
             Some(_) | None => {
                 let mut routes = primary;

@@ -275,7 +275,7 @@ impl Coordinator {
             self.outputs.push_back(Output::Notice(Notice::Online(id)));
             self.announce(id, PeerMark::Patch(PatchFields::ONLINE));
             self.mark_own(id);
-            self.routers_changed();
+            self.presence_changed(id);
         }
         self.outputs.push_back(Output::Wake(session));
         Ok(session)
@@ -437,6 +437,13 @@ impl Coordinator {
     pub(crate) fn users_changed(&mut self) {
         let concern = self.access.users_changed(&self.data);
         self.mark_concern(&concern);
+    }
+
+    /// A node came online or went offline: others may serve its routes now.
+    pub(crate) fn presence_changed(&mut self, id: NodeId) {
+        let concern = self.access.presence_changed(id);
+        self.mark_concern(&concern);
+        self.routers_changed();
     }
 
     /// Who serves which route may have changed.

@@ -76,7 +76,7 @@ impl Coordinator {
             if self.online.remove(&id) {
                 self.outputs.push_back(Output::Notice(Notice::Offline(id)));
                 self.announce(id, PeerMark::Patch(PatchFields::ONLINE));
-                self.routers_changed();
+                self.presence_changed(id);
             }
         }
         for id in due(&self.delete_at) {

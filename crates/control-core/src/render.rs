@@ -284,7 +284,7 @@ impl Coordinator {
             return Vec::new();
         }
         self.access
-            .routes_for(viewer, peer, self.primaries.of(peer.id))
+            .routes_for(viewer, peer, self.primaries.of(peer.id), &self.online)
     }
 
     fn all_routes_seen(&self, viewer: NodeId, peers: &NodeSet) -> BTreeMap<NodeId, Vec<IpNet>> {

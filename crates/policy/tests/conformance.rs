@@ -467,7 +467,9 @@ impl Answers<'_> {
     ) -> Result<(), String> {
         let peer = self.tailnet.node(peer)?;
         let primary = self.tailnet.primary(peer);
-        let routes = self.compiled.routes_for(viewer.id, peer.id, &primary);
+        let routes = self
+            .compiled
+            .routes_for(viewer.id, peer.id, &primary, &|_| true);
         let primary: Vec<IpNet> = routes
             .iter()
             .copied()

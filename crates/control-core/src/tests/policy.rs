@@ -161,6 +161,49 @@ fn routes_are_told_to_those_who_may_use_them() {
 }
 
 #[test]
+fn who_is_sent_through_a_router_by_tag_falls_over_to_another() {
+    let mut w = World::new();
+    w.user("alice");
+    let alice = w.reusable("alice");
+    let route: ipnet::IpNet = "10.1.0.0/16".parse().unwrap();
+    w.c.set_policy(Some(
+        r#"{"tagOwners": {"tag:r": ["alice@"]}, "grants": [
+        {"src": ["alice@"], "dst": ["tag:r"], "ip": ["icmp:*"]},
+        {"src": ["alice@"], "dst": ["10.1.0.0/16"], "ip": ["*"], "via": ["tag:r"]}]}"#
+            .to_owned(),
+    ))
+    .unwrap();
+    for n in [1, 2] {
+        let mut router = request(n, &alice);
+        let host = router.hostinfo.as_mut().unwrap();
+        host.routable_ips = vec![route];
+        host.request_tags = vec!["tag:r".to_owned()];
+        assert_eq!(w.answer(n, &router).error, "");
+        w.c.approve_routes(&format!("host{n}"), &[route]).unwrap();
+    }
+    w.join(3, &alice);
+    let viewer = w.open(3).unwrap();
+    let routers = |w: &mut World| {
+        w.settle();
+        w.read_all();
+        let peers = w.clients[&viewer].peers.values();
+        let given = peers.filter(|peer| peer.primary_routes.contains(&route));
+        let names: Vec<String> = given.map(|peer| peer.base_name().to_owned()).collect();
+        names
+    };
+    // Nobody is there: the oldest.
+    assert_eq!(routers(&mut w), ["host1"]);
+    let _second = w.open(2).unwrap();
+    assert_eq!(routers(&mut w), ["host2"]);
+    let first = w.open(1).unwrap();
+    assert_eq!(routers(&mut w), ["host1"]);
+    w.close(first);
+    w.clients.remove(&first);
+    w.pass(std::time::Duration::from_secs(3600));
+    assert_eq!(routers(&mut w), ["host2"]);
+}
+
+#[test]
 fn a_router_keeps_its_own_routes_whoever_is_active() {
     let mut w = World::new();
     w.user("alice");

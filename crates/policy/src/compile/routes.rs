@@ -14,10 +14,16 @@ impl Compiled {
     /// The routes behind `peer` that `viewer` is given: subnet routes that the
     /// viewer may use, or from behind which traffic may come to it, and exit
     /// routes if it may reach the internet there. `primary` are the subnet
-    /// routes of which `peer` is the elected router at the moment. Ascending,
-    /// exit routes last.
+    /// routes of which `peer` is the elected router at the moment, and `online`
+    /// tells the routers that are there. Ascending, exit routes last.
     #[must_use]
-    pub fn routes_for(&self, viewer: NodeId, peer: NodeId, primary: &[IpNet]) -> Vec<IpNet> {
+    pub fn routes_for(
+        &self,
+        viewer: NodeId,
+        peer: NodeId,
+        primary: &[IpNet],
+        online: &dyn Fn(NodeId) -> bool,
+    ) -> Vec<IpNet> {
         let (Some(v), Some(p)) = (self.network.slot(viewer), self.network.slot(peer)) else {
             return Vec::new();
         };
@@ -26,7 +32,7 @@ impl Compiled {
         };
         let mut routes: Vec<IpNet> = own
             .subnet_routes()
-            .filter(|route| match self.via_router(v, route) {
+            .filter(|route| match self.via_router(v, route, online) {
                 Some(router) => router == p,
                 None => primary.contains(route) && self.route_concerns(v, p, route),
             })
@@ -81,9 +87,15 @@ impl Compiled {
     }
 
     /// The router that a `via` grant picks for the viewer and the route: the
-    /// oldest of those with a tag it names. `None` when no such grant is there
-    /// or another rule opens the route without naming routers.
-    fn via_router(&self, viewer: Slot, route: &IpNet) -> Option<Slot> {
+    /// oldest that is online of those with a tag it names; if none is, the
+    /// oldest. `None` when no such grant is there or another rule opens the
+    /// route without naming routers.
+    fn via_router(
+        &self,
+        viewer: Slot,
+        route: &IpNet,
+        online: &dyn Fn(NodeId) -> bool,
+    ) -> Option<Slot> {
         let (lookup, span) = (self.lookup(), Span::from(route));
         let mut tags: Vec<Id<Meaning>> = Vec::new();
         for (_, item) in self.items.iter() {
@@ -117,7 +129,11 @@ impl Compiled {
         let mut candidates = self.network.all().filter(|(slot, own)| {
             lookup.has_tag(&tags, *slot) && own.node.subnet_routes().any(|own| own == route)
         });
-        candidates.next().map(|(slot, _)| slot)
+        let oldest = candidates.next()?;
+        let found = std::iter::once(oldest)
+            .chain(candidates)
+            .find(|(_, own)| online(own.node.id));
+        Some(found.unwrap_or(oldest).0)
     }
 
     /// Whether the viewer may reach the internet through the peer.

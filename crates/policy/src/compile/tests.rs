@@ -220,12 +220,17 @@ fn answers(
     out
 }
 
+/// Who is online.
+fn odd(id: NodeId) -> bool {
+    id.0 % 2 == 1
+}
+
 fn of(compiled: &Compiled, nodes: &BTreeMap<NodeId, PolicyNode>) -> Answers {
     answers(
         nodes,
         |id| compiled.filter_for(id),
         |id| compiled.peers_of(id),
-        |viewer, peer, primary| compiled.routes_for(viewer, peer, primary),
+        |viewer, peer, primary| compiled.routes_for(viewer, peer, primary, &odd),
     )
 }
 
@@ -292,7 +297,7 @@ proptest! {
                 &nodes,
                 |id| plain.filter_for(id),
                 |id| plain.peers_of(id),
-                |viewer, peer, primary| plain.routes_for(viewer, peer, primary),
+                |viewer, peer, primary| plain.routes_for(viewer, peer, primary, &odd),
             );
             prop_assert_eq!(&of(&policy.compile(&users, &all), &nodes), &after, "anew, {:?}", step);
             prop_assert_eq!(&of(&compiled, &nodes), &after, "by and by, {:?}", step);
@@ -455,4 +460,53 @@ fn rules_that_stay_cost_nothing_wherever_others_go() {
     assert_eq!(compiled.source_ids.len(), fresh.source_ids.len());
     assert_eq!(compiled.places.len(), fresh.places.len());
     assert_eq!(compiled.items.iter().count(), fresh.items.iter().count());
+}
+
+#[test]
+fn via_falls_over_to_a_router_that_is_there() {
+    let policy = Policy::parse(
+        r#"{"tagOwners": {"tag:r": []}, "grants": [
+        {"src": ["ann@"], "dst": ["10.0.0.0/8"], "ip": ["*"], "via": ["tag:r"]}]}"#,
+    )
+    .unwrap();
+    let user = PolicyUser {
+        id: UserId(1),
+        login: "ann@".to_owned(),
+        aliases: Vec::new(),
+        role: Role::default(),
+    };
+    let node = |n: u8| PolicyNode {
+        id: NodeId(n.into()),
+        user: (n == 1).then_some(UserId(1)),
+        tags: if n == 1 {
+            vec![]
+        } else {
+            vec!["tag:r".to_owned()]
+        },
+        addresses: vec![std::net::Ipv4Addr::new(100, 64, 0, n).into()],
+        routes: if n == 1 {
+            vec![]
+        } else {
+            vec!["10.0.0.0/8".parse().unwrap()]
+        },
+        attributes: Attributes::default(),
+    };
+    let compiled = policy.compile(&[user], &[node(1), node(2), node(3)]);
+    let router = |online: &[i64]| {
+        let online = |id: NodeId| online.contains(&id.0);
+        let given = |n: &i64| {
+            !compiled
+                .routes_for(NodeId(1), NodeId(*n), &[], &online)
+                .is_empty()
+        };
+        [2, 3].into_iter().filter(given).collect::<Vec<i64>>()
+    };
+    assert_eq!(router(&[2, 3]), [2]);
+    assert_eq!(router(&[3]), [3]);
+    assert_eq!(router(&[]), [2]);
+    // Whom it concerns: those who use it.
+    let concerned = compiled.presence_changed(NodeId(2));
+    assert_eq!(concerned.views.iter().collect::<Vec<_>>(), [NodeId(1)]);
+    assert!(concerned.filters.is_empty() && concerned.peers.is_empty());
+    assert!(compiled.presence_changed(NodeId(1)).is_empty());
 }

@@ -120,6 +120,20 @@ impl Compiled {
         self.name(&touched, [&seen, &routed])
     }
 
+    /// Whom it concerns that a node came online or went offline: those who use
+    /// a router with a tag of it, for whom it may be another one now.
+    #[must_use]
+    pub fn presence_changed(&self, node: NodeId) -> Affected {
+        let mut touched = Touched::default();
+        if let Some(slot) = self.network.slot(node)
+            && self.network.routers.get(slot)
+        {
+            self.touch_via(slot, &Change::default(), &mut touched);
+        }
+        let none = Bits::default();
+        self.name(&touched, [&none, &none])
+    }
+
     /// A router may be another one for those who use routers with its tags.
     fn touch_via(&self, slot: Slot, change: &Change, touched: &mut Touched) {
         for (_, item) in self.items.iter() {

@@ -4,19 +4,21 @@ use ipnet::IpNet;
 use warren_control_types::NodeId;
 
 use super::{Compiled, Item};
+use crate::node::PolicyNode;
 use crate::span::Span;
 
 impl Compiled {
     /// The routes behind `peer` that `viewer` is given: subnet routes that the
     /// viewer may use, or from behind which traffic may come to it, and exit
     /// routes if it may reach the internet there. `primary` are the subnet
-    /// routes of which `peer` is the elected router at the moment. Ascending,
-    /// exit routes last.
+    /// routes of which `peer` is the elected router at the moment, and `online`
+    /// tells the routers that are there. Ascending, exit routes last.
     pub(in crate::compile) fn routes_for(
         &self,
         viewer: NodeId,
         peer: NodeId,
         primary: &[IpNet],
+        online: &dyn Fn(NodeId) -> bool,
     ) -> Vec<IpNet> {
         let (Some(v), Some(p)) = (self.index(viewer), self.index(peer)) else {
             return Vec::new();
@@ -26,7 +28,7 @@ impl Compiled {
         };
         let mut routes: Vec<IpNet> = own
             .subnet_routes()
-            .filter(|route| match self.via_router(v, route) {
+            .filter(|route| match self.via_router(v, route, online) {
                 Some(router) => router == p,
                 None => primary.contains(route) && self.route_concerns(v, p, route),
             })
@@ -84,9 +86,15 @@ impl Compiled {
     }
 
     /// The router that a `via` grant picks for the viewer and the route: the
-    /// oldest of those with a tag it names. `None` when no such grant is there
-    /// or another rule opens the route without naming routers.
-    fn via_router(&self, viewer: usize, route: &IpNet) -> Option<usize> {
+    /// oldest that is online of those with a tag it names; if none is, the
+    /// oldest. `None` when no such grant is there or another rule opens the
+    /// route without naming routers.
+    fn via_router(
+        &self,
+        viewer: usize,
+        route: &IpNet,
+        online: &dyn Fn(NodeId) -> bool,
+    ) -> Option<usize> {
         let span = Span::from(route);
         let mut tags: Vec<&String> = Vec::new();
         let mut opened_otherwise = false;
@@ -123,10 +131,14 @@ impl Compiled {
         if opened_otherwise || tags.is_empty() {
             return None;
         }
-        self.nodes.iter().position(|node| {
+        let serves = |node: &PolicyNode| {
             node.tags.iter().any(|tag| tags.contains(&tag))
                 && node.subnet_routes().any(|own| own == route)
-        })
+        };
+        let mut nodes = self.nodes.iter();
+        nodes
+            .position(|node| serves(node) && online(node.id))
+            .or_else(|| self.nodes.iter().position(serves))
     }
 
     /// Whether the viewer may reach the internet through the peer.
