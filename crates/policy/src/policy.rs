@@ -308,7 +308,8 @@ impl Policy {
     }
 
     /// Whether a selector means `node` by what it is, not by its addresses. A
-    /// tagged node is only its tags.
+    /// tagged node is only its tags. Quick where the users ascend by id: this
+    /// is asked of every node.
     pub(crate) fn selects_node(
         &self,
         selector: &Selector,
@@ -321,11 +322,10 @@ impl Policy {
             Selector::Tagged => node.is_tagged(),
             Selector::Member => !node.is_tagged() && node.user.is_some(),
             Selector::User(_) | Selector::Group(_) | Selector::Domain(_) | Selector::Role(_) => {
-                !node.is_tagged()
-                    && users
-                        .iter()
-                        .find(|user| Some(user.id) == node.user)
-                        .is_some_and(|user| self.selects_user(selector, user))
+                let owner = node.user.filter(|_| !node.is_tagged());
+                owner
+                    .and_then(|owner| find_user(users, owner))
+                    .is_some_and(|user| self.selects_user(selector, user))
             }
             Selector::Net(_)
             | Selector::OwnUser
@@ -335,5 +335,37 @@ impl Policy {
             | Selector::Set(_)
             | Selector::Service(_) => false,
         }
+    }
+}
+
+/// The user with this id: at once if users ascend by id, else by looking at all.
+fn find_user(users: &[PolicyUser], id: UserId) -> Option<&PolicyUser> {
+    match users.binary_search_by_key(&id, |user| user.id) {
+        Ok(index) => users.get(index),
+        Err(_) => users.iter().find(|user| user.id == id),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::Role;
+
+    #[test]
+    fn a_user_is_found_in_any_order() {
+        let user = |id| PolicyUser {
+            id: UserId(id),
+            login: format!("u{id}@"),
+            aliases: Vec::new(),
+            role: Role::default(),
+        };
+        for order in [[1, 2, 3, 5, 8], [8, 5, 3, 2, 1], [5, 1, 8, 2, 3]] {
+            let users = order.map(user);
+            for id in 0..10 {
+                let found = find_user(&users, UserId(id)).map(|user| user.id.0);
+                assert_eq!(found, order.contains(&id).then_some(id), "{order:?}");
+            }
+        }
+        assert_eq!(find_user(&[], UserId(1)), None);
     }
 }
