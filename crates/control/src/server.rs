@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::{Deserialize, Serialize};
@@ -162,10 +162,9 @@ impl Server {
             }
         }
         let stream = Prefixed::new(seen, stream);
-        // Through a proxy on this machine everybody comes from here.
-        let source = Some(peer.ip().to_canonical()).filter(|ip| !ip.is_loopback());
         let service = hyper::service::service_fn(move |request: Request<Incoming>| {
             let server = self.clone();
+            let source = source_of(peer.ip(), request.headers());
             async move { Ok::<_, Infallible>(server.answer(source, request).await) }
         });
         let served = hyper::server::conn::http1::Builder::new()
@@ -374,6 +373,87 @@ impl Version {
             version: env!("CARGO_PKG_VERSION"),
             capability_version: CapabilityVersion::CURRENT.0,
             minimum_capability_version: CapabilityVersion::OLDEST_CLIENT.0,
+        }
+    }
+}
+
+/// Where a request comes from, as far as that is known. Through a proxy on this
+/// machine everybody comes from here: it, and nobody else, is believed when it
+/// names the client. What comes before the last entry may be the client's own
+/// invention.
+fn source_of(peer: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {
+    let peer = peer.to_canonical();
+    if !peer.is_loopback() {
+        return Some(peer);
+    }
+    let last = |name: &str| {
+        let line = headers.get_all(name).iter().next_back()?.to_str().ok()?;
+        let entry = line.rsplit(',').next()?.trim();
+        let address = entry.parse().ok();
+        // Some add the port.
+        address.or_else(|| Some(entry.parse::<SocketAddr>().ok()?.ip()))
+    };
+    let named = last("x-forwarded-for").or_else(|| last("x-real-ip"))?;
+    Some(named.to_canonical()).filter(|ip| !ip.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn only_a_proxy_on_this_machine_is_believed() {
+        let from = |peer: &str, headers: &[(&'static str, &str)]| {
+            let mut map = HeaderMap::new();
+            for (name, value) in headers {
+                map.append(*name, HeaderValue::from_str(value).unwrap());
+            }
+            source_of(peer.parse().unwrap(), &map).map(|ip| ip.to_string())
+        };
+        let is = |ip: &str| Some(ip.to_owned());
+        let forwarded = "x-forwarded-for";
+        assert_eq!(from("192.0.2.1", &[]), is("192.0.2.1"));
+        assert_eq!(
+            from("192.0.2.1", &[(forwarded, "203.0.113.9")]),
+            is("192.0.2.1")
+        );
+        assert_eq!(
+            from("192.0.2.1", &[("x-real-ip", "203.0.113.9")]),
+            is("192.0.2.1")
+        );
+        for here in ["127.0.0.1", "::1", "::ffff:127.0.0.1"] {
+            assert_eq!(from(here, &[]), None);
+            assert_eq!(from(here, &[(forwarded, "203.0.113.9")]), is("203.0.113.9"));
+            assert_eq!(
+                from(here, &[(forwarded, "198.51.100.1, 203.0.113.9")]),
+                is("203.0.113.9")
+            );
+            assert_eq!(
+                from(
+                    here,
+                    &[(forwarded, "198.51.100.1"), (forwarded, "203.0.113.9")]
+                ),
+                is("203.0.113.9")
+            );
+            assert_eq!(
+                from(here, &[("x-real-ip", "2001:db8::1")]),
+                is("2001:db8::1")
+            );
+            assert_eq!(
+                from(
+                    here,
+                    &[(forwarded, "unknown"), ("x-real-ip", "203.0.113.9")]
+                ),
+                is("203.0.113.9")
+            );
+            assert_eq!(
+                from(here, &[(forwarded, "[2001:db8::1]:443")]),
+                is("2001:db8::1")
+            );
+            assert_eq!(from(here, &[(forwarded, "127.0.0.1")]), None);
+            assert_eq!(from(here, &[(forwarded, "\u{e4}")]), None);
         }
     }
 }
