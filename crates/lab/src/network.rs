@@ -84,10 +84,13 @@ impl Lab {
         }
         let folder = tempfile::Builder::new().prefix("warren-lab-").tempdir()?;
         let internet = namespace("internet", folder.path())?;
+        // With an address of its own: a bridge that may choose takes the lowest
+        // of its ports', so it changes as hosts are plugged in, and who knew the
+        // old one sends into the void until the kernel asks again.
         ip(
             &internet,
             "link set lo up
-             link add br0 type bridge
+             link add br0 address 02:00:cb:00:71:01 type bridge
              addr add 203.0.113.1/24 dev br0
              addr add 2001:db8::1/64 dev br0 nodad
              link set br0 up",
