@@ -20,9 +20,15 @@
 //! that receives. It is a fixed array of atomics: no lock, no allocation after
 //! [`FlowTable::new`]. A flow is known by a keyed 64-bit hash of its tuple
 //! (SipHash-1-3 under a secret key), so a stranger can neither aim at an entry
-//! nor crowd out a chosen one. A bucket of eight slots keeps the flows used
-//! last. Races between the two threads can at worst lose a refresh or forget a
-//! flow that its next packet brings back; they cannot invent one.
+//! nor crowd out a chosen one. It may lie in eight places; who keeps one when
+//! they are full stands in `flows/bucket.rs`: first goes what is over, then
+//! what rules let in anyway, then what was never answered, and connections
+//! last. Races between the two threads can at worst lose a refresh, misjudge
+//! who goes, or forget a flow that its next packet brings back; they cannot
+//! invent one.
+//!
+//! Only packets that leave make entries, but for a first fragment that came in
+//! as part of an answer.
 //!
 //! A table that has just been made does not know the connections that outlived
 //! the daemon before it, and a host that only receives would never bring them
@@ -30,12 +36,15 @@
 //! always does in the reference; each acknowledgement that leaves meanwhile
 //! makes its connection known.
 
+mod bucket;
+
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use warren_keys::Entropy;
 use warren_wire::ip::icmp::{Icmp, Quoted};
-use warren_wire::ip::{Fragment, IPV6_HEADER_LEN, IpPacket, Parsed, Protocol, Version};
+use warren_wire::ip::{Fragment, IPV6_HEADER_LEN, IpPacket, Parsed, Protocol, TcpFlags, Version};
+
+use bucket::{Bucket, Note, Slot, WAYS};
 
 /// Seconds after which a flow without packets is forgotten. The reference has
 /// no time limit but room for 512 flows only; an hour with room for many
@@ -57,18 +66,8 @@ pub const FRAGMENT_SECS: u32 = 60;
 /// (RFC 6298 section 2.5 allows 60 s, Linux uses 120 s).
 pub const GRACE_SECS: u32 = 180;
 
-/// Slots that a flow may lie in.
-const WAYS: usize = 8;
-
 /// Default number of flows: 64 Ki, of which untouched memory costs nothing.
 const DEFAULT_SLOTS: usize = 1 << 16;
-
-/// A slot: the flow's hash (0 = free) and when it was last used.
-#[derive(Debug, Default)]
-struct Slot {
-    hash: AtomicU64,
-    used: AtomicU32,
-}
 
 /// What an entry stands for.
 #[derive(Debug, Clone, Copy)]
@@ -85,7 +84,7 @@ enum Kind {
 #[derive(Debug)]
 pub struct FlowTable {
     key: [u64; 2],
-    buckets: Box<[[Slot; WAYS]]>,
+    buckets: Box<[Bucket]>,
     grace: u32,
 }
 
@@ -126,9 +125,20 @@ impl FlowTable {
     /// node itself) the caller does this. `now` counts seconds from the making
     /// of the table.
     pub fn remember(&self, packet: &IpPacket<'_>, now: u32) {
+        self.remember_or_spare(packet, now, || false);
+    }
+
+    /// The same. `is_spare` is asked about a new flow: whether its answers come
+    /// in as well if it is forgotten.
+    pub(crate) fn remember_or_spare(
+        &self,
+        packet: &IpPacket<'_>,
+        now: u32,
+        is_spare: impl FnOnce() -> bool,
+    ) {
         let ends = (packet.dst, packet.src);
         if packet.is_later_fragment() {
-            return self.store(self.hash(Kind::Pair, ends, (0, 0)), now);
+            return self.remember_pair(ends, now);
         }
         let kind = match packet.protocol {
             protocol if protocol.has_ports() => {
@@ -142,17 +152,61 @@ impl FlowTable {
             },
         };
         if let Some((kind, ports)) = kind {
-            self.store(self.hash(kind, ends, ports), now);
+            let hash = self.hash(kind, ends, ports);
+            self.remember_flow(hash, packet, now, is_spare);
         }
         let behind_extensions =
             packet.version == Version::V6 && packet.transport_offset > IPV6_HEADER_LEN;
         if kind.is_none() || behind_extensions || packet.fragment != Fragment::Whole {
-            self.store(self.hash(Kind::Pair, ends, (0, 0)), now);
+            self.remember_pair(ends, now);
         }
+    }
+
+    #[inline]
+    fn remember_flow(&self, hash: u64, packet: &Parsed, now: u32, is_spare: impl FnOnce() -> bool) {
+        let Some(bucket) = self.bucket(hash) else {
+            return;
+        };
+        let flags = packet.tcp_flags;
+        if let Some(slot) = bucket.find(hash) {
+            slot.touch(now);
+            // Zero for other protocols.
+            if flags.0 & (TcpFlags::SYN | TcpFlags::FIN | TcpFlags::RST) != 0 {
+                if flags.opens() {
+                    slot.reopened();
+                }
+                slot.add(what_ends(flags, Note::DONE_HERE));
+            }
+            return;
+        }
+        // A refusal is not answered.
+        if flags.has(TcpFlags::RST) {
+            return;
+        }
+        let mut state = 0;
+        if packet.protocol == Protocol::TCP {
+            state |= Note::TCP;
+        }
+        // The end that opened it: as far as anyone can tell, the other one
+        // where a rule lets it.
+        let mut opener = packet.src;
+        if is_spare() {
+            state |= Note::SPARE;
+            opener = packet.dst;
+        }
+        bucket.put(hash, Note::new(state, self.tag(opener)), now);
+    }
+
+    /// Something left that is known by its addresses only. Lets nothing in by
+    /// itself, so anything else is worth more.
+    fn remember_pair(&self, ends: (IpAddr, IpAddr), now: u32) {
+        let hash = self.hash(Kind::Pair, ends, (0, 0));
+        self.store(hash, Note::SPARE, ends.0, now);
     }
 
     /// Whether `packet`, which arrived, answers a flow of ours. Refreshes it.
     #[must_use]
+    #[inline(never)]
     pub fn expects(&self, packet: &IpPacket<'_>, now: u32) -> bool {
         let ends = (packet.src, packet.dst);
         let (ports, idle) = match packet.protocol {
@@ -163,7 +217,12 @@ impl FlowTable {
                 _ => return false,
             },
         };
-        self.knows(Kind::Flow(packet.protocol), ends, ports, now, idle)
+        let hash = self.hash(Kind::Flow(packet.protocol), ends, ports);
+        let Some(slot) = self.find(hash, now, idle) else {
+            return false;
+        };
+        slot.answered(what_ends(packet.tcp_flags, Note::DONE_THERE));
+        true
     }
 
     /// Whether an ICMP error that arrived for `receiver` is about a packet that
@@ -194,42 +253,40 @@ impl FlowTable {
         now < self.grace
     }
 
-    /// A first fragment came in and may go on.
+    /// A first fragment came in and may go on, though no rule says so.
+    #[cold]
     pub(crate) fn remember_first_fragment(&self, packet: &Parsed, now: u32) {
-        let ends = (packet.src, packet.dst);
-        self.store(self.hash(Kind::Fragments, ends, (0, 0)), now);
+        let hash = self.hash(Kind::Fragments, (packet.src, packet.dst), (0, 0));
+        self.store(hash, Note::FRAGMENT, packet.src, now);
     }
 
     /// Whether a first fragment between the same addresses came in lately.
+    #[inline(never)]
     pub(crate) fn expects_later_fragment(&self, packet: &Parsed, now: u32) -> bool {
         let ends = (packet.src, packet.dst);
         self.knows(Kind::Fragments, ends, (0, 0), now, FRAGMENT_SECS)
     }
 
-    fn store(&self, hash: u64, now: u32) {
+    /// Remembers what has no life of its own. `opener`: whose place it takes.
+    fn store(&self, hash: u64, state: u32, opener: IpAddr, now: u32) {
         let Some(bucket) = self.bucket(hash) else {
             return;
         };
-        if let Some(slot) = find(bucket, hash) {
-            touch(slot, now);
-            return;
+        match bucket.find(hash) {
+            Some(slot) => slot.touch(now),
+            None => bucket.put(hash, Note::new(state, self.tag(opener)), now),
         }
-        // Another thread may take the chosen slot meanwhile: then look again.
-        for _ in 0..WAYS {
-            let Some(slot) = bucket.iter().min_by_key(|slot| keep_rank(slot, now)) else {
-                return;
-            };
-            let old = slot.hash.load(Ordering::Relaxed);
-            // The time first: whoever sees the new hash sees a fresh time.
-            slot.used.store(now, Ordering::Relaxed);
-            if slot
-                .hash
-                .compare_exchange(old, hash, Ordering::Release, Ordering::Relaxed)
-                .is_ok()
-            {
-                return;
-            }
+    }
+
+    /// What is remembered, if it is not idle for too long. Refreshes it.
+    #[inline]
+    fn find(&self, hash: u64, now: u32, idle: u32) -> Option<&Slot> {
+        let slot = self.bucket(hash)?.find(hash)?;
+        if slot.age(now) > idle {
+            return None;
         }
+        slot.touch(now);
+        Some(slot)
     }
 
     /// Whether it is remembered and not idle for too long. Refreshes it.
@@ -241,18 +298,10 @@ impl FlowTable {
         now: u32,
         idle: u32,
     ) -> bool {
-        let hash = self.hash(kind, ends, ports);
-        let Some(slot) = self.bucket(hash).and_then(|bucket| find(bucket, hash)) else {
-            return false;
-        };
-        if age(slot, now) > idle {
-            return false;
-        }
-        touch(slot, now);
-        true
+        self.find(self.hash(kind, ends, ports), now, idle).is_some()
     }
 
-    fn bucket(&self, hash: u64) -> Option<&[Slot; WAYS]> {
+    fn bucket(&self, hash: u64) -> Option<&Bucket> {
         // A power of two, so the mask keeps the index inside.
         let index = (hash as usize) & (self.buckets.len() - 1);
         self.buckets.get(index)
@@ -278,6 +327,25 @@ impl FlowTable {
         )
         .max(1)
     }
+
+    /// What an address is told by where its flows are counted.
+    #[cold]
+    #[inline(never)]
+    fn tag(&self, address: IpAddr) -> u64 {
+        let [high, low] = halves(address);
+        siphash13(self.key, [high, low, 0, 0, 0x300 << 32])
+    }
+}
+
+/// How a TCP segment ends its connection: with `done`, with both bits, or not.
+fn what_ends(flags: TcpFlags, done: u32) -> u32 {
+    if flags.has(TcpFlags::RST) {
+        Note::CLOSED
+    } else if flags.has(TcpFlags::FIN) {
+        done
+    } else {
+        0
+    }
 }
 
 /// The identifier of an echo request that an ICMP error quotes.
@@ -291,30 +359,6 @@ fn quoted_ident(quoted: &[u8], protocol: Protocol) -> Option<u16> {
     (message[0] == request).then(|| u16::from_be_bytes([message[4], message[5]]))
 }
 
-fn find(bucket: &[Slot; WAYS], hash: u64) -> Option<&Slot> {
-    bucket
-        .iter()
-        .find(|slot| slot.hash.load(Ordering::Acquire) == hash)
-}
-
-fn age(slot: &Slot, now: u32) -> u32 {
-    // The other thread's clock reading may be a second ahead of ours.
-    now.saturating_sub(slot.used.load(Ordering::Relaxed))
-}
-
-/// Stores the time only when it changed: the line stays shared otherwise.
-fn touch(slot: &Slot, now: u32) {
-    if slot.used.load(Ordering::Relaxed) < now {
-        slot.used.store(now, Ordering::Relaxed);
-    }
-}
-
-/// Lowest is replaced first: free slots, then the longest idle.
-fn keep_rank(slot: &Slot, now: u32) -> (bool, u32) {
-    let taken = slot.hash.load(Ordering::Relaxed) != 0;
-    (taken, u32::MAX - age(slot, now))
-}
-
 fn halves(address: IpAddr) -> [u64; 2] {
     let bits = match address {
         IpAddr::V4(a) => u128::from(a.to_bits()),
@@ -324,6 +368,7 @@ fn halves(address: IpAddr) -> [u64; 2] {
 }
 
 /// SipHash-1-3 (Aumasson, Bernstein) over five words.
+#[inline(always)]
 fn siphash13(key: [u64; 2], words: [u64; 5]) -> u64 {
     let mut v = [
         key[0] ^ 0x736f_6d65_7073_6575,

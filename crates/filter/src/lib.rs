@@ -43,7 +43,9 @@
 //! - *TCP* that does not open a connection passes only where a rule would let
 //!   it open one, or as part of a connection that has sent something from
 //!   here; the reference accepts all of it.
-//! - *Flows*: 65,536 of them with a time limit, instead of 512 without one.
+//! - *Flows*: 65,536 of them with a time limit, instead of 512 without one. When
+//!   they are more, what is over goes first, and nobody crowds out what others
+//!   need (`flows/bucket.rs`); in the reference the longest idle goes.
 //! - *Malformed lengths* and the reserved protocols 0 and 255 are refused in
 //!   both directions; other unknown protocols need a rule that names them with
 //!   every port.
@@ -320,11 +322,14 @@ impl Filter {
         match self.admit(flows, packet, now) {
             Ok(passed) => {
                 match passed {
+                    // A rule lets in the later fragments as well.
                     Passed::Rule(rule) => self.rule_counters.add(rule, bytes),
-                    Passed::Without(why) => self.totals.inbound.passed(why, bytes),
-                }
-                if packet.fragment == Fragment::First {
-                    flows.remember_first_fragment(packet, now);
+                    Passed::Without(why) => {
+                        self.totals.inbound.passed(why, bytes);
+                        if packet.fragment == Fragment::First {
+                            flows.remember_first_fragment(packet, now);
+                        }
+                    }
                 }
                 Verdict::Accept
             }
@@ -342,8 +347,18 @@ impl Filter {
             self.totals.outbound.dropped(reason, packet.total_len);
             return Verdict::Drop(reason);
         }
-        flows.remember(packet, now);
+        flows.remember_or_spare(packet, now, || self.admits_answers_to(packet));
         Verdict::Accept
+    }
+
+    /// Whether a rule lets in the answers to `packet`, remembered or not.
+    fn admits_answers_to(&self, packet: &Parsed) -> bool {
+        let query = if packet.protocol.has_ports() {
+            Query::Port(packet.protocol, packet.src_port)
+        } else {
+            Query::Anything
+        };
+        self.find(packet.dst, packet.src, query).is_some()
     }
 
     fn admit(

@@ -272,7 +272,9 @@ impl Model {
         let is_icmp = (v4 && p.protocol == 1) || (!v4 && p.protocol == 58);
         let has_flow = matches!(p.protocol, 6 | 17 | 132);
         if p.outbound {
-            if has_flow && !p.later_fragment {
+            // Nothing answers a reset.
+            let resets = p.protocol == 6 && p.flags & 0x04 != 0;
+            if has_flow && !p.later_fragment && !resets {
                 self.flows
                     .insert((p.protocol, p.dst, p.ports.1, p.src, p.ports.0));
             }
