@@ -231,6 +231,12 @@ impl Engine {
         &self.handshakes
     }
 
+    /// The newest time that a handshake of ours carried, since the UNIX epoch;
+    /// to be kept for [`resume_timestamps`](Self::resume_timestamps).
+    pub fn last_timestamp(&self) -> Duration {
+        self.handshakes.last_timestamp()
+    }
+
     /// What went nowhere.
     pub fn counters(&self) -> EngineCounters {
         self.counters
@@ -281,6 +287,12 @@ impl Engine {
     }
 
     // ---- inputs ----
+
+    /// Goes on with timestamps above `floor`, whatever the clock shows: peers
+    /// refuse what is not above the last one they took from an earlier run.
+    pub fn resume_timestamps(&mut self, floor: Duration) {
+        self.handshakes.resume_timestamps(floor);
+    }
 
     /// Changes what the user wants.
     pub fn set_prefs(&mut self, now: Instant, prefs: NodePrefs) {

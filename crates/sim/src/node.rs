@@ -244,7 +244,9 @@ impl Node {
 
     /// A new process starts from what is on disk.
     pub(crate) fn start(&mut self, at: Present, addresses: Vec<IpAddr>) {
+        let clock = self.engine.last_timestamp();
         self.engine = fresh_engine(&self.identity, at.now, &mut self.dice);
+        self.engine.resume_timestamps(clock);
         self.view = None;
         self.drops = Arc::new(Drops::new());
         self.outbound = Outbound::new(Arc::clone(&self.drops));

@@ -324,6 +324,34 @@ fn a_wall_clock_that_jumps_back_does_not_lock_us_out() {
     assert_eq!(pair.sides[1].handshakes.counters().replayed, 0);
 }
 
+/// A day back, and over a restart: only what was kept helps.
+#[test]
+fn a_clock_that_was_set_back_over_a_restart_needs_the_kept_timestamp() {
+    for kept in [false, true] {
+        let mut pair = Pair::new(14);
+        pair.send(0, &packet(1));
+        pair.run(ms(200));
+        let floor = pair.sides[0].handshakes.last_timestamp();
+        pair.restart(0);
+        if kept {
+            pair.sides[0].handshakes.resume_timestamps(floor);
+        }
+        pair.wall -= Duration::from_secs(86_400);
+        for number in 0..60 {
+            pair.send(0, &packet(number));
+            pair.run(ms(100));
+        }
+        let refused = pair.sides[1].handshakes.counters().replayed;
+        if kept {
+            assert_eq!(refused, 0);
+            assert_eq!(pair.sides[1].received.last(), Some(&packet(59)));
+        } else {
+            assert!(refused > 0);
+            assert_eq!(pair.sides[1].received.last(), Some(&packet(1)));
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 

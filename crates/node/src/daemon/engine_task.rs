@@ -6,6 +6,8 @@
 //! done by others, who report back.
 
 mod explain;
+mod kept_clock;
+mod kept_files;
 mod kept_netmap;
 mod login;
 mod network;
@@ -26,7 +28,7 @@ use warren_host::udp::UdpOptions;
 use warren_keys::NodeSecret;
 use warren_node_core::{Engine, Output};
 
-use self::kept_netmap::NetmapFile;
+use self::kept_files::KeptFiles;
 use self::pings::WaitingPing;
 use super::control_session::{ControlSession, Description};
 use super::host_task::{Forwarding, Host, Outcome, Wanted};
@@ -116,7 +118,7 @@ pub struct EngineTask {
     netmap_unsaved: bool,
     netmap_saved_at: Instant,
     netmap_is_cached: bool,
-    netmap_file: NetmapFile,
+    files: KeptFiles,
 }
 
 impl EngineTask {
@@ -158,7 +160,7 @@ impl EngineTask {
             netmap_unsaved: false,
             netmap_saved_at: Instant::now(),
             netmap_is_cached: false,
-            netmap_file: NetmapFile::new(),
+            files: KeptFiles::new(),
         }
     }
 
@@ -173,6 +175,7 @@ impl EngineTask {
         let mut sample = Instant::now() + SAMPLE_IDLE;
         loop {
             self.carry_out();
+            self.keep_clock();
             let due = [
                 self.engine.next_deadline().map(|(at, _)| at),
                 self.netmap_due(),
@@ -199,12 +202,14 @@ impl EngineTask {
         self.session = None;
         self.relays.close_all();
         self.save_netmap();
+        self.keep_exact_clock();
         self.host.stop().await;
     }
 
     /// Where the last run left off.
     fn wake_up(&mut self) {
         let now = Instant::now();
+        self.resume_clock();
         self.tell_link(now);
         self.apply_prefs(now);
         if self.state.login.is_some()

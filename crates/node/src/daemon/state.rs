@@ -1,5 +1,5 @@
 //! What a node keeps on disk: its keys, its preferences, who it is logged in
-//! as, and the last netmap.
+//! as, the last netmap, and how far its handshakes' clock has come.
 //!
 //! The state file has the reference's form, so that a machine can change
 //! programs without a new login: one JSON object from key to base64 value,
@@ -13,6 +13,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use data_encoding::BASE64;
 use serde_json::{Value, json};
@@ -29,6 +30,7 @@ const PROFILES: &str = "_profiles";
 const CURRENT_PROFILE: &str = "_current-profile";
 const FIRST_PROFILE: &str = "profile-0001";
 const NETMAP_FILE: &str = "netmap.json";
+const CLOCK_FILE: &str = "handshake-clock";
 const LOCK_FILE: &str = "warren.lock";
 
 /// The state cannot be used or kept.
@@ -101,6 +103,9 @@ pub struct StateFolder {
     pub prefs: Prefs,
     /// The login, if there is one.
     pub login: Option<Login>,
+    /// No handshake so far had a timestamp above this: time since the UNIX
+    /// epoch.
+    pub clock_floor: Duration,
 }
 
 impl StateFolder {
@@ -158,6 +163,7 @@ impl StateFolder {
             machine_key,
             prefs,
             login,
+            clock_floor: read_clock(&folder.join(CLOCK_FILE)),
         };
         if fresh {
             state.save()?;
@@ -243,6 +249,35 @@ impl StateFolder {
     /// Where the netmap is kept.
     pub fn netmap_path(&self) -> PathBuf {
         self.folder.join(NETMAP_FILE)
+    }
+
+    /// Where [`clock_floor`](Self::clock_floor) is kept: its whole seconds, in
+    /// decimal.
+    pub fn clock_path(&self) -> PathBuf {
+        self.folder.join(CLOCK_FILE)
+    }
+}
+
+/// The kept clock; the epoch where there is none or none that can be meant.
+fn read_clock(path: &Path) -> Duration {
+    /// Some 35,000 years: what is above was not written by us.
+    const LIMIT: u64 = 1 << 40;
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) => {
+            if error.kind() != io::ErrorKind::NotFound {
+                tracing::warn!(%error, "the kept clock of handshakes cannot be read");
+            }
+            return Duration::ZERO;
+        }
+    };
+    match text.trim().parse() {
+        Ok(seconds) if seconds < LIMIT => Duration::from_secs(seconds),
+        _ => {
+            // It only matters when the machine's clock is set back as well.
+            tracing::warn!("the kept clock of handshakes is damaged and is ignored");
+            Duration::ZERO
+        }
     }
 }
 
@@ -369,6 +404,22 @@ mod tests {
             );
             assert_eq!(std::fs::read_to_string(&path).unwrap(), damage);
         }
+    }
+
+    #[test]
+    fn the_clock_of_handshakes_is_read_or_begins_at_the_epoch() {
+        let folder = tempfile::tempdir().unwrap();
+        let floor = || open(folder.path(), 0).unwrap().clock_floor;
+        assert_eq!(floor(), Duration::ZERO);
+        let path = open(folder.path(), 0).unwrap().clock_path();
+        std::fs::write(&path, "1700000060\n").unwrap();
+        assert_eq!(floor(), Duration::from_secs(1_700_000_060));
+        for damage in ["", "-5", "yesterday", "18446744073709551615", "\u{1}"] {
+            std::fs::write(&path, damage).unwrap();
+            assert_eq!(floor(), Duration::ZERO, "{damage}");
+        }
+        std::fs::write(&path, [0xff, 0xfe]).unwrap();
+        assert_eq!(floor(), Duration::ZERO);
     }
 
     #[test]

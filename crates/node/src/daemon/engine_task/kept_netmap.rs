@@ -2,14 +2,8 @@
 //! server is away.
 //!
 //! It is written soon after every change, so that a node that is killed right
-//! after joining still knows its network. Writing takes time and goes through
-//! one thread of its own ([`NetmapFile`]), in order: nothing older overwrites
-//! something newer, a netmap that a logout forgets does not come back, and at
-//! the end of the daemon the last one is on disk before the process ends.
+//! after joining still knows its network.
 
-use std::path::PathBuf;
-use std::sync::mpsc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::EngineTask;
@@ -20,70 +14,6 @@ const WRITES: Duration = Duration::from_millis(100);
 const BIG_WRITES: Duration = Duration::from_secs(5);
 /// From how many peers on it is big.
 const BIG: usize = 200;
-
-enum Job {
-    Write(PathBuf, Vec<u8>),
-    Remove(PathBuf),
-}
-
-/// The thread that writes. Dropping it waits for the last write.
-pub(super) struct NetmapFile {
-    jobs: Option<mpsc::Sender<Job>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl NetmapFile {
-    pub(super) fn new() -> Self {
-        let (jobs, queue) = mpsc::channel();
-        let thread = std::thread::Builder::new()
-            .name("warren-netmap".to_owned())
-            .spawn(move || work(&queue));
-        if let Err(error) = &thread {
-            tracing::warn!(%error, "cannot keep the netmap; a restart needs the server");
-        }
-        Self {
-            jobs: Some(jobs),
-            thread: thread.ok(),
-        }
-    }
-
-    fn order(&self, job: Job) {
-        // Without the thread there is nobody to tell, as was said at the start.
-        drop(self.jobs.as_ref().map(|jobs| jobs.send(job)));
-    }
-}
-
-impl Drop for NetmapFile {
-    fn drop(&mut self) {
-        self.jobs = None;
-        if let Some(thread) = self.thread.take() {
-            drop(thread.join());
-        }
-    }
-}
-
-fn work(queue: &mpsc::Receiver<Job>) {
-    while let Ok(first) = queue.recv() {
-        // Only the newest counts, also across a removal.
-        let newest = queue.try_iter().last().unwrap_or(first);
-        let (outcome, what) = match newest {
-            Job::Write(path, text) => (
-                warren_host::atomic_file::write_atomic(&path, &text, 0o600),
-                "cannot keep the netmap; a restart needs the server",
-            ),
-            Job::Remove(path) => (
-                std::fs::remove_file(&path).or_else(|error| match error.kind() {
-                    std::io::ErrorKind::NotFound => Ok(()),
-                    _ => Err(error),
-                }),
-                "cannot remove the kept netmap",
-            ),
-        };
-        if let Err(error) = outcome {
-            tracing::warn!(%error, "{what}");
-        }
-    }
-}
 
 impl EngineTask {
     pub(super) fn save_netmap_if_due(&mut self, now: Instant) {
@@ -105,9 +35,11 @@ impl EngineTask {
         }
         self.netmap_saved_at = Instant::now();
         match serde_json::to_vec(self.engine.netmap()) {
-            Ok(text) => self
-                .netmap_file
-                .order(Job::Write(self.state.netmap_path(), text)),
+            Ok(text) => self.files.write(
+                self.state.netmap_path(),
+                text,
+                "cannot keep the netmap; a restart needs the server",
+            ),
             Err(error) => tracing::warn!(%error, "cannot keep the netmap"),
         }
     }
@@ -115,7 +47,7 @@ impl EngineTask {
     /// Forgets the netmap, for a logout.
     pub(super) fn forget_netmap(&mut self) {
         self.netmap_unsaved = false;
-        self.netmap_file
-            .order(Job::Remove(self.state.netmap_path()));
+        self.files
+            .remove(self.state.netmap_path(), "cannot remove the kept netmap");
     }
 }

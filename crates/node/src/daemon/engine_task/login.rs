@@ -218,6 +218,7 @@ impl EngineTask {
         };
         let entropy = || Box::new(SystemEntropy);
         self.engine = Engine::new(config, now, entropy(), entropy(), entropy());
+        self.resume_clock();
         self.relays.set_node_key(node_key.clone());
         self.host_ready = false;
         self.engine.set_paused(now, !self.is_engaged());
