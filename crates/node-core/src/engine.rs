@@ -31,7 +31,7 @@ use warren_tunnel::{Event as TunnelEvent, Handshakes, PeerIndex, Session, Source
 
 use warren_wire::ip::tsmp;
 
-use crate::dataplane::{PeerView, RouteTable, ServiceAddresses, SessionView, View};
+use crate::dataplane::{PeerView, RouteTable, ServiceAddresses, SessionView, Sources, View};
 use crate::host_config::{HostConfig, TUNNEL_MTU, accepted_prefixes, single_addresses};
 use crate::packet_filter::PacketFilter;
 use crate::peers::{PeerTable, Unanswered};
@@ -137,6 +137,7 @@ pub struct Engine {
     handshakes: Handshakes,
     sessions: FxHashMap<u32, SessionView>,
     routes: Arc<RouteTable>,
+    sources: Arc<Sources>,
     packet_filter: PacketFilter,
     flows: Arc<FlowTable>,
     host_config: HostConfig,
@@ -182,6 +183,7 @@ impl Engine {
             handshakes: Handshakes::new(config.node_key, handshake_entropy),
             sessions: FxHashMap::default(),
             routes: Arc::new(RouteTable::new()),
+            sources: Arc::default(),
             packet_filter: PacketFilter::default(),
             flows: Arc::new(flows),
             host_config: HostConfig::default(),
@@ -426,7 +428,7 @@ impl Engine {
     }
 
     /// The data plane has packets for a peer and no session, or its session
-    /// should be renewed.
+    /// should be renewed, or the peer sends on one that we do not have.
     pub fn need_session(&mut self, now: Instant, wall: Duration, peer: PeerIndex) {
         self.paths.note_sent(now, PeerHandle(peer.0));
         self.handshakes.want_session(now, wall, peer);

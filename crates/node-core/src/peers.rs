@@ -1,6 +1,7 @@
 //! The peers of the netmap, with the dense index that the data plane uses.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -19,6 +20,10 @@ const KEPT_FREE: usize = 256;
 pub(crate) struct Peer {
     pub(crate) node: NodeId,
     pub(crate) key: NodePublic,
+    /// Where the netmap says it is, as far as the data plane was told.
+    pub(crate) endpoints: Vec<SocketAddr>,
+    /// Whether the data plane was told nothing of that yet.
+    pub(crate) is_new_here: bool,
     /// What the data plane sees; replaced, never changed.
     pub(crate) view: Arc<PeerView>,
     /// When traffic was last reported to the path engine.
@@ -100,6 +105,8 @@ impl PeerTable {
         let peer = Peer {
             node,
             key,
+            endpoints: Vec::new(),
+            is_new_here: true,
             view: Arc::new(PeerView {
                 index,
                 key,

@@ -16,6 +16,7 @@ use warren_wire::wireguard::{Message, TRANSPORT_HEADER_LEN, is_transport};
 use super::coalesce::Coalescer;
 use super::counters::coarse;
 use super::outbound::seconds;
+use super::sources::LostSessions;
 use super::{DropReason, Drops, InSink, PeerView, SessionView, VNET_HDR_LEN, View};
 
 /// How often the source of authenticated traffic is told while it stays the
@@ -101,6 +102,7 @@ impl<'v> Arrival<'v> {
 pub struct Inbound {
     sessions: FxHashMap<u32, Receiving>,
     heard: FxHashMap<PeerIndex, Heard>,
+    lost: LostSessions,
     coalescer: Coalescer,
     drops: Arc<Drops>,
 }
@@ -112,6 +114,7 @@ impl Inbound {
         Self {
             sessions: FxHashMap::default(),
             heard: FxHashMap::default(),
+            lost: LostSessions::default(),
             coalescer: Coalescer::new(offloads),
             drops,
         }
@@ -127,6 +130,7 @@ impl Inbound {
         self.sessions
             .retain(|index, _| view.sessions.contains_key(index));
         self.heard.retain(|index, _| view.peer(*index).is_some());
+        self.lost.on_view_change(view);
     }
 
     /// Takes what one receive call gave: datagrams from `from` behind each
@@ -165,6 +169,9 @@ impl Inbound {
                 };
                 if let Err(reason) = taken {
                     self.drops.count(reason);
+                    if reason == DropReason::UnknownSession {
+                        self.lost.note(view, now, from, sink);
+                    }
                 }
             }
         }
@@ -206,6 +213,9 @@ impl Inbound {
             Err(reason) => {
                 for _ in datagrams.chunks(segment_len) {
                     self.drops.count(reason);
+                }
+                if reason == DropReason::UnknownSession {
+                    self.lost.note(view, now, from, sink);
                 }
                 return;
             }

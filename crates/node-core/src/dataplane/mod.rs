@@ -32,6 +32,7 @@ mod outbound;
 mod routes;
 mod segment;
 mod sinks;
+mod sources;
 mod staging;
 mod view;
 
@@ -41,4 +42,5 @@ pub use offload::{GsoType, VNET_HDR_LEN, VnetHdr};
 pub use outbound::Outbound;
 pub use routes::RouteTable;
 pub use sinks::{InSink, OutSink, RelaySend, UdpSend};
+pub use sources::Sources;
 pub use view::{PeerView, ServiceAddresses, SessionView, View};

@@ -102,7 +102,8 @@ pub trait InSink {
     fn heard(&mut self, peer: PeerIndex, from: Source);
 
     /// The session a packet came on should be renewed, although nothing is
-    /// being sent: it is ours to renew and close to its end.
+    /// being sent: it is ours to renew and close to its end. Or there is none,
+    /// and the peer seems to send on one from before.
     fn need_session(&mut self, peer: PeerIndex);
 
     /// A packet of the node's own to send to `peer` through the tunnel, such

@@ -16,7 +16,7 @@ use warren_keys::NodePublic;
 use warren_paths::Destination;
 use warren_tunnel::{PeerIndex, Session};
 
-use super::{PeerCounters, RouteTable};
+use super::{PeerCounters, RouteTable, Sources};
 
 /// The addresses under which the node itself answers the host, inside the
 /// tunnel's address space: MagicDNS and the local service.
@@ -89,6 +89,8 @@ pub struct View {
     pub peers: Vec<Option<Arc<PeerView>>>,
     /// Which peer has which destination.
     pub routes: Arc<RouteTable>,
+    /// Where the packets of peers come from.
+    pub sources: Arc<Sources>,
     /// All sessions that may receive, by local index: also those a responder
     /// may not yet send with, and the previous ones.
     pub sessions: FxHashMap<u32, SessionView>,

@@ -92,6 +92,7 @@ impl Engine {
         };
         let (key, jailed) = (node.key, node.is_jailed);
         let allowed = accepted_prefixes(node, &self.prefs);
+        let endpoints = node.endpoints.clone();
         let info = PeerInfo {
             node_key: key,
             disco_key: node.disco_key,
@@ -114,6 +115,13 @@ impl Engine {
         self.paths.upsert_peer(now, PeerHandle(index.0), info);
         if let Some(peer) = self.peers.get_mut(index) {
             self.view_changed |= peer.set_allowed_sources(allowed);
+            if peer.is_new_here || peer.endpoints != endpoints {
+                let sources = Arc::make_mut(&mut self.sources);
+                sources.set(index, key, &peer.endpoints, &endpoints);
+                peer.endpoints = endpoints;
+                peer.is_new_here = false;
+                self.view_changed = true;
+            }
             if peer.view.jailed != jailed {
                 peer.change_view(|view| view.jailed = jailed);
                 self.view_changed = true;
@@ -128,7 +136,10 @@ impl Engine {
         self.paths.remove_peer(now, PeerHandle(index.0));
         self.handshakes.remove_peer(index);
         self.sessions.retain(|_, session| session.peer != index);
-        self.peers.remove(index);
+        if let Some(peer) = self.peers.remove(index) {
+            let sources = Arc::make_mut(&mut self.sources);
+            sources.remove(index, &peer.key, &peer.endpoints);
+        }
         self.view_changed = true;
     }
 
@@ -176,6 +187,7 @@ impl Engine {
             origin: self.origin,
             peers: self.peers.views(),
             routes: Arc::clone(&self.routes),
+            sources: Arc::clone(&self.sources),
             sessions: self.sessions.clone(),
             filter: Arc::clone(self.packet_filter.filter()),
             jailed_filter: Arc::clone(self.packet_filter.jailed()),

@@ -93,6 +93,7 @@ pub fn view(own: u8, peer: u8, session: &Arc<Session>, now: Instant, rules: &[Fi
         sessions,
         jailed_filter: Arc::new(filter.jailed()),
         filter: Arc::new(filter),
+        sources: Arc::default(),
         flows: Arc::new(FlowTable::new(&mut Fixed)),
         addresses: addresses(own).to_vec(),
         service: ServiceAddresses::default(),
