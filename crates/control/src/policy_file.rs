@@ -138,8 +138,9 @@ fn folders_of(path: &Path) -> Vec<Folder> {
     named.collect()
 }
 
-/// What the file says; else why it cannot be told.
-fn read(path: &Path) -> Result<String, String> {
+/// What the file says; else why it cannot be told. It has to be a file that can
+/// be read again at any time: a pipe is refused, not waited for.
+pub(crate) fn read(path: &Path) -> Result<String, String> {
     let name = path.display();
     let bytes = read_bytes(path).map_err(|error| format!("cannot read {name}: {error}"))?;
     String::from_utf8(bytes).map_err(|error| {

@@ -586,10 +586,7 @@ fn banner(facts: &BannerFacts<'_>) -> String {
 
 /// Reads the policy file and says what is wrong with it.
 fn read_policy(file: &Path) -> Result<String, String> {
-    let failed = |failure| match failure {
-        Failure::Failed(why) | Failure::Usage(why) => why,
-    };
-    let text = read_text(file).map_err(failed)?;
+    let text = policy_file::read(file)?;
     let given = GivenPolicy {
         file: file.display().to_string(),
         text: Some(text.clone()),

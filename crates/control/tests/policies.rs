@@ -119,6 +119,24 @@ async fn a_wrong_file_is_told_with_its_name_and_all_places_without_a_server() {
     assert!(error.contains("serve --state-dir state"), "{error}");
 }
 
+/// A pipe would be waited for, and could not be read again when it changes.
+#[tokio::test]
+async fn what_is_no_file_does_not_become_the_policy() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    std::fs::create_dir(dir.join("folder")).unwrap();
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mkfifoat(rustix::fs::CWD, dir.join("pipe"), mode).unwrap();
+    for name in ["pipe", "folder", "/dev/zero"] {
+        let listen = ["--listen", "127.0.0.1:0", "--stun-listen", "off"];
+        let args = ["serve", "--policy", name];
+        let error = bad(dir, &[&args[..], &listen].concat()).await;
+        let why = format!("cannot read {name}: it is not a regular file");
+        assert!(error.contains(&why), "{error}");
+    }
+    assert!(!dir.join("state/control.db").exists());
+}
+
 #[tokio::test]
 async fn a_policy_is_tried_set_remembered_and_taken_back() {
     let dir = tempfile::tempdir().unwrap();
