@@ -115,7 +115,8 @@ impl Coordinator {
         let id = self.find_user(name)?.id;
         let user = self.data.users.get_mut(&id);
         let user = user.ok_or_else(|| AdminError::NoUser(name.to_owned()))?;
-        let changed = std::mem::replace(&mut user.role, role) != role;
+        let before = std::mem::replace(&mut user.role, role);
+        let changed = before != role;
         let user = user.clone();
         if changed {
             self.store_user(&user);
@@ -127,6 +128,9 @@ impl Coordinator {
                 .collect();
             for node in own {
                 self.approve_by_policy(node);
+                if before.capabilities() != role.capabilities() {
+                    self.mark_own(node);
+                }
             }
         }
         Ok(user)

@@ -365,6 +365,13 @@ impl Coordinator {
             allowed.extend(effective(node));
         }
         rendered.cap_map = own_capabilities();
+        // A tagged node is nobody's.
+        let user = node.user.filter(|_| node.tags.is_empty());
+        if let Some(user) = user.and_then(|user| self.data.users.get(&user)) {
+            for name in user.role.capabilities() {
+                rendered.cap_map.insert((*name).to_owned(), Vec::new());
+            }
+        }
         rendered.cap_map.extend(self.access.attributes_of(node).0);
         rendered
     }

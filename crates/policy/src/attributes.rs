@@ -200,11 +200,10 @@ impl Policy {
             users.iter().find(|user| Some(user.id) == node.user)
         };
         let role = user.map_or(Role::Member, |user| user.role);
-        if role.is(Role::Admin) && !node.is_tagged() {
-            out.insert("https://tailscale.com/cap/is-admin".to_owned(), Vec::new());
-        }
-        if role.is(Role::Owner) {
-            out.insert("https://tailscale.com/cap/is-owner".to_owned(), Vec::new());
+        for name in role.capabilities() {
+            if !(node.is_tagged() && name.ends_with("/is-admin")) {
+                out.insert((*name).to_owned(), Vec::new());
+            }
         }
         let publishes = self
             .entries_for(users, node)

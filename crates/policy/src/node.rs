@@ -52,6 +52,18 @@ impl Role {
         self == named || (self == Self::Owner && named == Self::Admin)
     }
 
+    /// The capabilities by which a node learns its user's role.
+    #[must_use]
+    pub fn capabilities(self) -> &'static [&'static str] {
+        const ADMIN: &str = "https://tailscale.com/cap/is-admin";
+        const OWNER: &str = "https://tailscale.com/cap/is-owner";
+        match self {
+            Self::Owner => &[ADMIN, OWNER],
+            Self::Admin => &[ADMIN],
+            _ => &[],
+        }
+    }
+
     /// Whether a user of this role may give a node any tag.
     #[must_use]
     pub fn may_use_any_tag(self) -> bool {

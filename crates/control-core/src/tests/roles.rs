@@ -66,6 +66,48 @@ fn a_role_takes_effect_at_once_and_is_kept() {
     ));
 }
 
+/// With a policy or without one, its nodes are told; a tagged node is nobody's.
+#[test]
+fn nodes_learn_the_role_of_their_user() {
+    for policy in [None, Some(POLICY)] {
+        let mut w = World::new();
+        w.user("alice");
+        w.user("bob");
+        let (alice, bob) = (w.reusable("alice"), w.reusable("bob"));
+        w.join(1, &alice);
+        w.join(2, &alice);
+        w.join(3, &bob);
+        w.c.set_policy(policy.map(str::to_owned)).unwrap();
+        w.c.tag_node("host2", ["tag:db".to_owned()].into()).unwrap();
+        w.settle();
+        let sessions = [1, 2, 3].map(|n| w.open(n).unwrap());
+        w.read_all();
+        let told = |w: &World| {
+            sessions.map(|session| {
+                let own = w.clients[&session].self_node.as_ref().unwrap();
+                ["is-admin", "is-owner"].map(|name| {
+                    own.cap_map
+                        .has(&format!("https://tailscale.com/cap/{name}"))
+                })
+            })
+        };
+        const NOTHING: [bool; 2] = [false; 2];
+        assert_eq!(told(&w), [NOTHING; 3]);
+        for (role, expected) in [
+            (Role::Admin, [true, false]),
+            (Role::Owner, [true, true]),
+            (Role::NetworkAdmin, NOTHING),
+            (Role::Owner, [true, true]),
+            (Role::Member, NOTHING),
+        ] {
+            w.c.set_role("alice", role).unwrap();
+            w.settle();
+            w.read_all();
+            assert_eq!(told(&w), [expected, NOTHING, NOTHING], "{role}");
+        }
+    }
+}
+
 #[test]
 fn attributes_tags_and_routes_follow_the_role() {
     let mut w = World::new();
