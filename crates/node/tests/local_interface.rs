@@ -892,6 +892,7 @@ fn other_users_look_and_the_operator_changes() {
         "set --shields-up",
         "up --login-server http://c --auth-key tskey-auth-good",
         "logout",
+        "debug filter",
     ] {
         let (code, _, err) = as_nobody(refused);
         assert_eq!(code, Some(1), "{refused}: {err}");
