@@ -13,6 +13,7 @@
 mod boringtun;
 mod crowd;
 mod cut;
+mod datagrams;
 mod drive;
 mod ends;
 mod figures;

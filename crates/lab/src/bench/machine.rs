@@ -8,7 +8,7 @@ pub fn load() -> String {
     text.split_whitespace().next().unwrap_or("?").to_owned()
 }
 
-/// Processor, cores and kernel in one line.
+/// Processor, cores, kernel and its TCP in one line.
 pub fn describe() -> String {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpuinfo
@@ -17,7 +17,14 @@ pub fn describe() -> String {
         .map_or("unknown processor", |(_, model)| model);
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    format!("{model}, {cores} cores, Linux {}", kernel.trim())
+    // How streams share a queue, and how long they make it, is its decision.
+    let tcp = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control");
+    let tcp = tcp.unwrap_or_else(|_| "unknown".to_owned());
+    format!(
+        "{model}, {cores} cores, Linux {}, TCP {}",
+        kernel.trim(),
+        tcp.trim()
+    )
 }
 
 /// The size of a program in bytes.

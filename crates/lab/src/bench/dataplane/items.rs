@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::datagrams::{DATAGRAM, udp, udp_max};
 use super::drive::{Load, number};
 use super::ends::{Ends, Who};
 use super::usage::machine;
-use super::{check_interrupt, pause, until};
+use super::{pause, until};
 use crate::{LabError, PATIENCE};
 
 /// A piece of work.
@@ -84,8 +85,9 @@ impl Item {
     pub fn concerns(self, who: Who) -> bool {
         match self {
             Self::Tcp1 | Self::Tcp4 => true,
-            Self::Udp05 | Self::Udp3 | Self::UdpMax => !matches!(who, Who::Shuttle),
-            Self::Ping | Self::PingLoad => who != Who::Shuttle,
+            // A bound of the bound: how many single frames a TUN takes.
+            Self::UdpMax => true,
+            Self::Udp05 | Self::Udp3 | Self::Ping | Self::PingLoad => who != Who::Shuttle,
             Self::Flood => who.kind().is_some(),
             // These have turns of their own.
             Self::Forward | Self::Peers | Self::Relay | Self::Memory | Self::Parts => false,
@@ -148,14 +150,7 @@ impl Spans {
 }
 
 const GIGA: f64 = 1e9;
-const DATAGRAM: usize = 1200;
 const PING_INTERVAL: Duration = Duration::from_millis(5);
-/// What an attempt may lose, in percent, to pass.
-const MAY_LOSE: f64 = 1.0;
-/// Which part of what was asked the generator must have sent for an attempt
-/// to say something about the tunnel.
-const MUST_SEND: f64 = 0.95;
-
 /// What a piece of work found: metrics' names behind the point, and values.
 pub type Found = Vec<(&'static str, f64)>;
 
@@ -184,7 +179,7 @@ pub fn run(item: Item, ends: &Ends, spans: Spans) -> Result<Found, LabError> {
 }
 
 /// A moment: processor time of both ends, the relay and the machine.
-struct Clock {
+pub struct Clock {
     out: f64,
     in_: f64,
     relay: f64,
@@ -192,7 +187,8 @@ struct Clock {
 }
 
 impl Clock {
-    fn read(ends: &Ends) -> Self {
+    /// The present one.
+    pub fn read(ends: &Ends) -> Self {
         Self {
             out: ends.cpu[0].seconds(),
             in_: ends.cpu[1].seconds(),
@@ -203,7 +199,7 @@ impl Clock {
 
     /// CPU seconds per GB since this moment. Where nothing arrived there is
     /// nothing to divide by.
-    fn per_gigabyte(&self, ends: &Ends, bytes: f64) -> Found {
+    pub fn per_gigabyte(&self, ends: &Ends, bytes: f64) -> Found {
         let now = Self::read(ends);
         let per = |from: f64, to: f64| (to - from) / (bytes / GIGA);
         let mut found = Vec::new();
@@ -277,141 +273,6 @@ impl<'a> Tcp<'a> {
         found.extend(clock.per_gigabyte(self.ends, bytes));
         Ok(found)
     }
-}
-
-/// What came of datagrams at one rate.
-struct Datagrams {
-    /// Gbit/s that the generator handed over.
-    sent: f64,
-    /// Gbit/s that arrived.
-    received: f64,
-    /// Percent.
-    lost: f64,
-    /// Percent of all that came behind a later one.
-    late: f64,
-    cpu: Found,
-}
-
-impl Datagrams {
-    fn found(self) -> Found {
-        let mut found = vec![
-            ("sent", self.sent),
-            ("rate", self.received),
-            ("lost", self.lost),
-            ("late", self.late),
-        ];
-        found.extend(self.cpu);
-        found
-    }
-}
-
-/// Sends at `rate` Gbit/s for `span`.
-fn udp(ends: &Ends, rate: f64, span: Duration) -> Result<Datagrams, LabError> {
-    check_interrupt()?;
-    let mut sink = Load::start(&ends.hosts[1], &["udp-sink".to_owned()])?;
-    let arguments = [
-        "udp-source".to_owned(),
-        format!("{}:{}", ends.target, sink.port()),
-        format!("{:.0}", rate * GIGA / 8.0),
-        DATAGRAM.to_string(),
-        span.as_millis().to_string(),
-    ];
-    let mut source = Load::start(&ends.hosts[0], &arguments)?;
-    let clock = Clock::read(ends);
-    let sent = source.ask()?;
-    // What still waits in queues belongs to it: until nothing more arrives.
-    let received = settled(&mut sink)?;
-    let bytes = number(&received, "bytes")?;
-    let cpu = clock.per_gigabyte(ends, bytes);
-    let seconds = number(&sent, "seconds")?;
-    let datagrams = number(&sent, "datagrams")?.max(1.0);
-    let arrived = number(&received, "datagrams")?;
-    Ok(Datagrams {
-        sent: number(&sent, "bytes")? * 8.0 / seconds / GIGA,
-        received: bytes * 8.0 / seconds / GIGA,
-        lost: (1.0 - arrived / datagrams).max(0.0) * 100.0,
-        late: number(&received, "late")? / arrived.max(1.0) * 100.0,
-        cpu,
-    })
-}
-
-/// The sink's counts once they stand still.
-fn settled(sink: &mut Load) -> Result<Value, LabError> {
-    /// Looks without a new datagram, 10 ms apart, that make an end.
-    const QUIET: u32 = 20;
-    let mut last = Value::Null;
-    let mut quiet = 0;
-    until("the last datagram", PATIENCE, || {
-        let now = sink.ask()?;
-        quiet = if now == last { quiet + 1 } else { 0 };
-        last = now;
-        if quiet < QUIET {
-            return Err(LabError::new("they still come"));
-        }
-        Ok(last.clone())
-    })
-}
-
-/// Searches: up in large steps until datagrams are lost, then by halves. A
-/// rate may fail once, since this machine does other things too.
-fn udp_max(ends: &Ends, spans: Spans) -> Result<Found, LabError> {
-    const START: f64 = 0.4;
-    const STEP: f64 = 1.6;
-    const HALVINGS: usize = 4;
-    const LEAST: f64 = 0.01;
-    const ATTEMPTS: usize = 2;
-    // What passes, if it does; and whether the generator kept up.
-    let attempt = |rate: f64| -> Result<(Option<f64>, bool), LabError> {
-        let mut passed = None;
-        for _ in 0..ATTEMPTS {
-            let it = udp(ends, rate, spans.probe)?;
-            let kept_up = it.sent >= MUST_SEND * rate;
-            if it.lost < MAY_LOSE {
-                passed = Some(it.received.max(passed.unwrap_or(0.0)));
-                if kept_up {
-                    return Ok((passed, true));
-                }
-            }
-        }
-        Ok((passed, false))
-    };
-    let (mut good, mut bad) = (None, None);
-    let mut best = 0.0_f64;
-    let mut rate = START;
-    while good.is_none() || bad.is_none() {
-        let (received, kept_up) = attempt(rate)?;
-        match received {
-            Some(received) => {
-                best = best.max(received);
-                good = Some(rate);
-                if !kept_up {
-                    // More cannot be offered from here: a limit of the generator.
-                    return Ok(vec![("rate", best), ("generator_limit", 1.0)]);
-                }
-                rate *= STEP;
-            }
-            None => {
-                bad = Some(rate);
-                rate /= STEP;
-            }
-        }
-        if rate < LEAST {
-            return Ok(vec![("rate", best)]);
-        }
-    }
-    if let (Some(mut good), Some(mut bad)) = (good, bad) {
-        for _ in 0..HALVINGS {
-            let middle = f64::sqrt(good * bad);
-            match attempt(middle)?.0 {
-                Some(received) => {
-                    best = best.max(received);
-                    good = middle;
-                }
-                None => bad = middle,
-            }
-        }
-    }
-    Ok(vec![("rate", best)])
 }
 
 fn ping(ends: &Ends, spans: Spans) -> Result<Found, LabError> {

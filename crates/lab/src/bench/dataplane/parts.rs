@@ -9,11 +9,12 @@ use warren_host::udp::{MAX_PAYLOAD_V4, RecvBatch};
 use warren_keys::noise::MessageKey;
 use warren_tunnel::{Role, Session};
 
+use super::datagrams::DATAGRAM as SINGLE;
 use super::figures::Spreads;
 use super::items::{Found, Spans};
 use super::pipeline::{TUNNEL_MTU, socket};
-use super::trains::{HEADER_LEN, TAG_LEN};
-use super::usage::machine;
+use super::trains::{HEADER_LEN, PADDING, TAG_LEN};
+use super::usage::{cores, machine};
 use super::{Ends, Who};
 use super::{pause, until};
 use crate::{LabError, PATIENCE};
@@ -21,7 +22,9 @@ use crate::{LabError, PATIENCE};
 /// A full packet of the tunnel on the wire.
 const DATAGRAM: usize = TUNNEL_MTU as usize + HEADER_LEN + TAG_LEN;
 /// IP and TCP headers, with the timestamps that TCP of Linux sends.
-const INNER_HEADERS: usize = 52;
+const TCP_HEADERS: usize = 52;
+/// IP and UDP headers.
+const UDP_HEADERS: usize = 28;
 const GIGA: f64 = 1e9;
 
 /// Measures the parts; `ends` are hosts with nothing between them.
@@ -125,13 +128,25 @@ fn aead(len: usize, span: Duration) -> (f64, f64) {
 /// costs on the whole machine, and Gbit/s if all cores did nothing else.
 #[allow(clippy::cast_precision_loss)] // small numbers
 pub fn bound(spreads: &Spreads) -> Option<(f64, f64)> {
+    let grown = DATAGRAM as f64 / (usize::from(TUNNEL_MTU) - TCP_HEADERS) as f64;
+    sum(spreads, "tcp1.cpu_all", grown)
+}
+
+/// The same for datagrams sent one by one, at the highest rate that single
+/// frames go from TUN to TUN.
+#[allow(clippy::cast_precision_loss)] // small numbers
+pub fn udp_bound(spreads: &Spreads) -> Option<(f64, f64)> {
+    let wire = (SINGLE + UDP_HEADERS).next_multiple_of(PADDING) + HEADER_LEN + TAG_LEN;
+    sum(spreads, "udpmax.cpu_all", wire as f64 / SINGLE as f64)
+}
+
+/// TUN to TUN with the load generator, and then `grown` times as many bytes
+/// through the cipher and the network.
+fn sum(spreads: &Spreads, shuttle: &str, grown: f64) -> Option<(f64, f64)> {
     let of = |key: &str, who| spreads.of_key(key, who).map(|spread| spread.median);
-    // On the wire there are more bytes than payload.
-    let grown = DATAGRAM as f64 / (usize::from(TUNNEL_MTU) - INNER_HEADERS) as f64;
     let wire = of("parts.gso_cpu", Who::Roofline)?
         + 1.0 / of("parts.seal", Who::Roofline)?
         + 1.0 / of("parts.open", Who::Roofline)?;
-    let seconds = of("tcp1.cpu_all", Who::Shuttle)? + grown * wire;
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    Some((seconds, cores as f64 * 8.0 / seconds))
+    let seconds = of(shuttle, Who::Shuttle)? + grown * wire;
+    Some((seconds, cores() * 8.0 / seconds))
 }

@@ -25,12 +25,19 @@ const SHOWN: [&str; 14] = [
     "start.running",
     "size.files",
 ];
-const BARS: [(Who, &str); 4] = [
+const BARS: [(Who, &str); 5] = [
     (Who::Ours, "#c2410c"),
     (Who::Reference, "#64748b"),
     (Who::BoringTun, "#b6c2d1"),
     (Who::Roofline, "#15803d"),
+    (Who::Raw, "#a3a3a3"),
 ];
+
+/// Whether that bar says something there. Superpackets over the bare cable go
+/// so much faster that nothing else could be seen beside them.
+fn belongs(metric: &Metric, who: Who) -> bool {
+    who != Who::Raw || metric.key.starts_with("udp")
+}
 
 const WIDTH: usize = 980;
 const COLUMN: usize = WIDTH / 2;
@@ -83,7 +90,7 @@ pub fn svg(outcome: &Outcome) -> Option<String> {
     for (who, colour) in BARS {
         let there = panels
             .iter()
-            .any(|metric| outcome.spreads.get(metric, who).is_some());
+            .any(|metric| belongs(metric, who) && outcome.spreads.get(metric, who).is_some());
         if !there {
             continue;
         }
@@ -111,6 +118,7 @@ fn panel(text: &mut String, outcome: &Outcome, metric: &Metric, x: usize, y: usi
     write_text(text, (x, y + 14), style, &title);
     let bars: Vec<_> = BARS
         .iter()
+        .filter(|(who, _)| belongs(metric, *who))
         .filter_map(|(who, colour)| Some((who, colour, outcome.spreads.get(metric, *who)?)))
         .collect();
     let longest = bars

@@ -11,7 +11,13 @@ use super::parts;
 use crate::bench::machine;
 
 /// The columns, with what stands above them.
-const COLUMNS: [Who; 4] = [Who::Ours, Who::Reference, Who::BoringTun, Who::Roofline];
+const COLUMNS: [Who; 5] = [
+    Who::Ours,
+    Who::Reference,
+    Who::BoringTun,
+    Who::Roofline,
+    Who::Raw,
+];
 
 /// All of it, as Markdown.
 pub fn markdown(outcome: &Outcome) -> String {
@@ -142,22 +148,6 @@ fn roofline(outcome: &Outcome) -> String {
     };
     let of = |key: &str, who| outcome.spreads.of_key(key, who);
     for (key, title, unit) in [
-        ("tcp1.rate", "raw veth, TCP, 1 stream", "Gbit/s"),
-        ("tcp1.cpu_all", "&emsp;whole machine", "CPU s/GB"),
-        (
-            "udpmax.rate",
-            "raw veth, UDP 1,200 B, under 1 % lost",
-            "Gbit/s",
-        ),
-        ("ping.avg", "raw veth, round trip, mean", "ms"),
-    ] {
-        if let Some(spread) = of(key, Who::Raw) {
-            let limited = key == "udpmax.rate" && is_limited(outcome, Who::Raw);
-            let least = if limited { "at least " } else { "" };
-            line(title, unit, format!("{least}{}", shown(spread, 3)));
-        }
-    }
-    for (key, title, unit) in [
         (
             "tcp1.rate",
             "superpackets from TUN to TUN, TCP, 1 stream",
@@ -169,9 +159,17 @@ fn roofline(outcome: &Outcome) -> String {
             "superpackets from TUN to TUN, TCP, 4 streams",
             "Gbit/s",
         ),
+        (
+            "udpmax.rate",
+            "single packets from TUN to TUN, UDP 1,200 B, under 1 % lost",
+            "Gbit/s",
+        ),
+        ("udpmax.cpu_all", "&emsp;whole machine", "CPU s/GB"),
     ] {
         if let Some(spread) = of(key, Who::Shuttle) {
-            line(title, unit, shown(spread, 2));
+            let limited = key == "udpmax.rate" && is_limited(outcome, Who::Shuttle);
+            let least = if limited { "at least " } else { "" };
+            line(title, unit, format!("{least}{}", shown(spread, 2)));
         }
     }
     for metric in PARTS {
@@ -180,14 +178,17 @@ fn roofline(outcome: &Outcome) -> String {
             line(&title, metric.unit, shown(spread, metric.digits));
         }
     }
-    if let Some((seconds, rate)) = parts::bound(&outcome.spreads) {
+    for (what, bound) in [
+        ("TCP", parts::bound(&outcome.spreads)),
+        ("single datagrams", parts::udp_bound(&outcome.spreads)),
+    ] {
+        let Some((seconds, rate)) = bound else {
+            continue;
+        };
+        let title = format!("sum of the parts, {what}, whole machine");
+        line(&title, "CPU s/GB", format!("{seconds:.2}"));
         line(
-            "sum of the parts, whole machine",
-            "CPU s/GB",
-            format!("{seconds:.2}"),
-        );
-        line(
-            "all cores busy with nothing else",
+            "&emsp;all cores busy with nothing else",
             "Gbit/s",
             format!("{rate:.2}"),
         );
@@ -198,9 +199,10 @@ fn roofline(outcome: &Outcome) -> String {
     format!(
         "\n## The roofline and its parts\n\n\
          The column `roofline` is measured: TUN read, cut and seal, UDP with GSO, GRO, open, join, \
-         TUN write, in two threads per end, with one fixed session and no node around it. The sum \
-         below is computed: processor time per GB of superpackets from TUN to TUN (load generator \
-         included), of UDP with GSO, of sealing and of opening, divided into the cores.\n\n\
+         TUN write, in two threads per end, with one fixed session and no node around it. The column \
+         `raw` is the same load over the bare virtual cable: what generator and receiver do without \
+         any tunnel. The sums below are computed: processor time per GB from TUN to TUN (load \
+         generator included), of UDP with GSO, of sealing and of opening, divided into the cores.\n\n\
          | part | unit | |\n|---|---|--:|\n{text}"
     )
 }
@@ -232,7 +234,9 @@ pub fn json(outcome: &Outcome) -> Value {
         .missing
         .iter()
         .map(|(who, why)| json!({ "who": who.name(), "why": why }));
-    let bound = parts::bound(&outcome.spreads);
+    let sum = |bound: Option<(f64, f64)>| {
+        bound.map(|(seconds, rate)| json!({ "cpu_s_per_gb": seconds, "gbit_s": rate }))
+    };
     json!({
         "machine": machine::describe(),
         "load": [outcome.load.0, outcome.load.1],
@@ -241,9 +245,8 @@ pub fn json(outcome: &Outcome) -> Value {
         "metrics": units.collect::<serde_json::Map<_, _>>(),
         "summary": summary.collect::<Vec<_>>(),
         "figures": figures.collect::<Vec<_>>(),
-        "sum_of_parts": bound.map(|(seconds, rate)| {
-            json!({ "cpu_s_per_gb": seconds, "gbit_s": rate })
-        }),
+        "sum_of_parts": sum(parts::bound(&outcome.spreads)),
+        "sum_of_parts_udp": sum(parts::udp_bound(&outcome.spreads)),
         "missing": missing.collect::<Vec<_>>(),
         "failures": outcome.failures,
     })

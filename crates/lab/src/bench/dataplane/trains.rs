@@ -12,7 +12,7 @@ pub const HEADER_LEN: usize = 16;
 /// The Poly1305 tag.
 pub const TAG_LEN: usize = 16;
 /// WireGuard pads content to that (whitepaper, section 5.4.6).
-const PADDING: usize = 16;
+pub const PADDING: usize = 16;
 /// Trains in one batch.
 const TRAINS: usize = 64;
 /// Room for the largest superpacket and what it grows by, on top of what is

@@ -54,6 +54,12 @@ pub fn machine() -> f64 {
     busy(&text) / TICKS
 }
 
+/// How many processors there are.
+#[allow(clippy::cast_precision_loss)] // a few
+pub fn cores() -> f64 {
+    std::thread::available_parallelism().map_or(1.0, |cores| cores.get() as f64)
+}
+
 /// User, nice, system, irq, softirq: not idle, not waiting, not taken away.
 fn busy(stat: &str) -> f64 {
     let fields = stat.lines().next().unwrap_or_default();
