@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use warren_lab::bench::dataplane::{DataplaneOptions, Item, LoadKind, Who as Contender};
+use warren_lab::bench::dataplane::{DataplaneOptions, Item, LoadKind, PEERS, Who as Contender};
 use warren_lab::bench::{JoinOptions, Pair, Servers};
 
 /// A private network in miniature, on this machine.
@@ -61,7 +61,7 @@ struct Dataplane {
     #[arg(long)]
     quick: bool,
     /// Only these: memory, ping, tcp1, tcp4, udp05, udp3, udpmax, pingload,
-    /// relay, parts.
+    /// flood, forward, peers, relay, parts.
     #[arg(long, value_name = "ITEMS", value_delimiter = ',', default_values_t = Item::ALL)]
     only: Vec<Item>,
     /// Only with these: ours, reference, boringtun, roofline, shuttle, raw.
@@ -70,6 +70,9 @@ struct Dataplane {
     /// Only with ours.
     #[arg(long, conflicts_with = "who")]
     ours_only: bool,
+    /// How many peers the item `peers` gives to one node: 1, 10, 100, 1000.
+    #[arg(long, value_name = "NUMBERS", value_delimiter = ',', default_values_t = PEERS)]
+    peers: Vec<u16>,
     /// Also records with `perf` where our daemons' time goes.
     #[arg(long)]
     profile: bool,
@@ -188,6 +191,7 @@ fn bench_dataplane(dataplane: Dataplane) -> ExitCode {
         } else {
             dataplane.who
         },
+        peers: dataplane.peers,
         profile: dataplane.profile,
         folder: dataplane.out,
     }))

@@ -21,11 +21,14 @@ mod inet;
 mod items;
 mod join;
 mod load;
+mod many;
 mod parts;
 mod picture;
 mod pipeline;
 mod profile;
+mod stamp;
 mod table;
+mod town;
 mod trains;
 mod usage;
 
@@ -43,6 +46,7 @@ pub use ends::Who;
 use ends::{Ends, Route};
 pub use items::Item;
 pub use load::{LoadKind, run as run_load};
+pub use many::PEERS;
 
 /// How long nodes do nothing before their memory counts as idle.
 const IDLE: Duration = Duration::from_secs(10);
@@ -60,6 +64,8 @@ pub struct DataplaneOptions {
     pub items: Vec<Item>,
     /// Whom to give them.
     pub who: Vec<Who>,
+    /// In which sizes of the town, of [`PEERS`].
+    pub peers: Vec<u16>,
     /// Also records where our daemons' time goes.
     pub profile: bool,
     /// Where table, figures and picture are written.
@@ -325,11 +331,22 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// TCP from one node to many.
+    /// One node and many: TCP to ten others of its kind, and datagrams to and
+    /// from up to a thousand.
     fn crowds(&mut self, round: u32) -> Result<(), LabError> {
-        for who in self.nodes(round) {
-            for (peers, name) in crowd::sizes(self.options.quick) {
-                let measured = crowd::measure(who, *peers, self.spans);
+        for who in self.order(round) {
+            if who.kind().is_some() || who == Who::Raw {
+                let measured = crowd::measure(who, self.spans);
+                if let Some(found) = self.kept(round, who, crowd::NAME, measured)? {
+                    self.add(round, who, crowd::NAME, found);
+                }
+            }
+        }
+        let idle = if self.options.quick { IDLE_QUICK } else { IDLE };
+        let sizes = many::SIZES.into_iter();
+        for (peers, name) in sizes.filter(|(peers, _)| self.options.peers.contains(peers)) {
+            for who in self.nodes(round) {
+                let measured = many::measure(who, peers, self.spans, idle);
                 if let Some(found) = self.kept(round, who, name, measured)? {
                     self.add(round, who, name, found);
                 }

@@ -85,7 +85,10 @@ pub fn udp(ends: &Ends, rate: f64, span: Duration) -> Result<Datagrams, LabError
 }
 
 /// The sink's counts once they stand still.
-fn settled(sink: &mut Load) -> Result<Value, LabError> {
+///
+/// # Errors
+/// When it ends, or they never do.
+pub fn settled(sink: &mut Load) -> Result<Value, LabError> {
     /// Looks without a new datagram, 10 ms apart, that make an end.
     const QUIET: u32 = 20;
     let mut last = Value::Null;

@@ -69,14 +69,24 @@ impl Load {
         self.answer()
     }
 
+    /// Asks with words of its own, and waits for the answer.
+    ///
+    /// # Errors
+    /// As [`Load::ask`].
+    pub fn ask_for(&mut self, words: &str) -> Result<Value, LabError> {
+        let line = format!("{words}\n");
+        let written = self.questions.write_all(line.as_bytes());
+        written.map_err(|_| self.last_words())?;
+        self.answer()
+    }
+
     /// Asks, without waiting: it works while others are asked.
     ///
     /// # Errors
     /// When it has ended.
     pub fn question(&mut self) -> Result<(), LabError> {
-        self.questions
-            .write_all(b"?\n")
-            .map_err(|_| self.last_words())
+        let written = self.questions.write_all(b"?\n");
+        written.map_err(|_| self.last_words())
     }
 
     /// Waits for the answer to [`Load::question`].
@@ -97,9 +107,15 @@ impl Load {
         }
     }
 
-    fn last_words(&self) -> LabError {
+    fn last_words(&mut self) -> LabError {
         let words = std::fs::read_to_string(&self.errors).unwrap_or_default();
-        LabError::new(format!("the load generator ended: {}", words.trim()))
+        // Its pipes are closed, so it has ended or is about to.
+        let status = self.child.wait();
+        let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+        LabError::new(format!(
+            "the load generator ended, {status}: {}",
+            words.trim()
+        ))
     }
 }
 

@@ -8,14 +8,15 @@
 
 use std::io::{BufRead as _, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use warren_host::poll::{Watch, wait};
 use warren_host::udp::{RecvBatch, UdpOptions};
 
+use super::stamp::{self, Arrivals, Stamp};
 use crate::LabError;
 
 /// One write, and one read.
@@ -59,6 +60,32 @@ pub enum LoadKind {
         /// For how long, in milliseconds.
         millis: u64,
     },
+    /// Sends stamped datagrams one by one to many in turns, for some time, once
+    /// per question.
+    UdpMany {
+        /// Bytes of payload per second, all together.
+        rate: u64,
+        /// Bytes of payload in each.
+        size: usize,
+        /// For how long, in milliseconds.
+        millis: u64,
+        /// To whom.
+        #[arg(value_delimiter = ',')]
+        to: Vec<SocketAddr>,
+    },
+    /// Counts stamped datagrams by sender, with their delays.
+    StampSink,
+    /// Many peers for one node: see [`town`](super::town).
+    Town {
+        /// The coordination server.
+        server: String,
+        /// What lets them in.
+        auth_key: String,
+        /// How many.
+        count: u16,
+        /// Where all of them are.
+        address: Ipv4Addr,
+    },
     /// Sends ICMP echo requests and waits for each reply, once per question.
     Ping {
         /// Whom.
@@ -75,21 +102,34 @@ pub enum LoadKind {
 /// # Errors
 /// When a socket cannot be had, or nobody takes the connection.
 pub fn run(kind: &LoadKind) -> Result<(), LabError> {
-    match *kind {
+    match kind {
         LoadKind::TcpSink => tcp_sink(),
-        LoadKind::TcpSource { to, streams } => tcp_source(to, streams),
+        LoadKind::TcpSource { to, streams } => tcp_source(*to, *streams),
         LoadKind::UdpSink => udp_sink(),
         LoadKind::UdpSource {
             to,
             rate,
             size,
             millis,
-        } => udp_source(to, rate, size, Duration::from_millis(millis)),
+        } => udp_source(*to, *rate, *size, Duration::from_millis(*millis)),
+        LoadKind::UdpMany {
+            rate,
+            size,
+            millis,
+            to,
+        } => udp_many(to, *rate, *size, Duration::from_millis(*millis)),
+        LoadKind::StampSink => stamp_sink(),
+        LoadKind::Town {
+            server,
+            auth_key,
+            count,
+            address,
+        } => super::town::run(server, auth_key, *count, *address),
         LoadKind::Ping {
             to,
             count,
             interval,
-        } => ping(to, count, Duration::from_micros(interval)),
+        } => ping(*to, *count, Duration::from_micros(*interval)),
     }
 }
 
@@ -150,17 +190,21 @@ fn counted(start: Instant, bytes: &AtomicU64) -> Value {
     json!({ "bytes": bytes.load(Ordering::Relaxed), "at": start.elapsed().as_secs_f64() })
 }
 
-fn udp_sink() -> Result<(), LabError> {
+/// A socket as an ordinary program has it, which knows nothing of trains.
+fn plain_socket() -> Result<warren_host::udp::UdpSocket, LabError> {
     let options = UdpOptions {
         mark: None,
-        // An ordinary program knows nothing of trains.
         gro: false,
         gso: false,
         ..UdpOptions::default()
     };
     let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-    let socket = warren_host::udp::UdpSocket::bind(any, &options)
-        .map_err(|error| LabError::new(error.to_string()))?;
+    warren_host::udp::UdpSocket::bind(any, &options)
+        .map_err(|error| LabError::new(error.to_string()))
+}
+
+fn udp_sink() -> Result<(), LabError> {
+    let socket = plain_socket()?;
     let port = socket.local_addr().port();
     let counts: Arc<[AtomicU64; 3]> = Arc::default();
     let counting = Arc::clone(&counts);
@@ -195,37 +239,88 @@ fn udp_source(to: SocketAddr, rate: u64, size: usize, span: Duration) -> Result<
     socket.connect(to)?;
     let mut datagram = vec![0x5a; size.max(8)];
     let per_second = (rate / datagram.len() as u64).max(1);
-    let most_behind = MOST_BEHIND.max(per_second / 1000);
     serve(0, || {
-        let (mut sent, mut refused, mut skipped) = (0u64, 0u64, 0u64);
-        let start = Instant::now();
-        let elapsed = loop {
-            let elapsed = start.elapsed();
-            if elapsed >= span {
-                break elapsed;
+        Ok(paced(per_second, datagram.len(), span, |number| {
+            datagram[..8].copy_from_slice(&number.to_be_bytes());
+            socket.send(&datagram).is_ok()
+        }))
+    })
+}
+
+fn udp_many(to: &[SocketAddr], rate: u64, size: usize, span: Duration) -> Result<(), LabError> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    let mut datagram = vec![0x5a; size.max(stamp::LEN)];
+    let per_second = (rate / datagram.len() as u64).max(1);
+    serve(0, || {
+        Ok(paced(per_second, datagram.len(), span, |number| {
+            // A remainder of how many there are.
+            let at = (number % to.len() as u64) as usize;
+            Stamp::now(number, at as u32).write(&mut datagram);
+            socket.send_to(&datagram, to[at]).is_ok()
+        }))
+    })
+}
+
+/// Calls `send` with numbers from 0, `per_second` times a second for `span`;
+/// it says whether the datagram of `size` bytes left.
+pub fn paced(
+    per_second: u64,
+    size: usize,
+    span: Duration,
+    mut send: impl FnMut(u64) -> bool,
+) -> Value {
+    let most_behind = MOST_BEHIND.max(per_second / 1000);
+    let (mut sent, mut refused, mut skipped) = (0u64, 0u64, 0u64);
+    let start = Instant::now();
+    let elapsed = loop {
+        let elapsed = start.elapsed();
+        if elapsed >= span {
+            break elapsed;
+        }
+        #[allow(clippy::cast_possible_truncation)] // seconds, not ages
+        let due = (elapsed.as_micros() as u64).saturating_mul(per_second) / 1_000_000;
+        let behind = due.saturating_sub(sent + refused + skipped);
+        skipped += behind.saturating_sub(most_behind);
+        for _ in 0..behind.min(most_behind) {
+            if send(sent + refused) {
+                sent += 1;
+            } else {
+                refused += 1;
             }
-            #[allow(clippy::cast_possible_truncation)] // seconds, not ages
-            let due = (elapsed.as_micros() as u64).saturating_mul(per_second) / 1_000_000;
-            let behind = due.saturating_sub(sent + refused + skipped);
-            skipped += behind.saturating_sub(most_behind);
-            for _ in 0..behind.min(most_behind) {
-                datagram[..8].copy_from_slice(&(sent + refused).to_be_bytes());
-                match socket.send(&datagram) {
-                    Ok(_) => sent += 1,
-                    Err(_) => refused += 1,
+        }
+        if behind < most_behind {
+            std::thread::sleep(PACE);
+        }
+    };
+    json!({
+        "datagrams": sent,
+        "bytes": sent * size as u64,
+        "refused": refused,
+        "skipped": skipped,
+        "seconds": elapsed.as_secs_f64(),
+    })
+}
+
+/// One answer is one run: the counts begin anew with each question.
+fn stamp_sink() -> Result<(), LabError> {
+    let socket = plain_socket()?;
+    let port = socket.local_addr().port();
+    let arrivals: Arc<Mutex<Arrivals>> = Arc::default();
+    let adding = Arc::clone(&arrivals);
+    std::thread::spawn(move || {
+        let mut batch = RecvBatch::new(warren_host::udp::MAX_MESSAGES);
+        while wait(&mut [Watch::readable(&socket)], None).is_ok() {
+            while socket.recv_batch(&mut batch).is_ok() {
+                let mut arrivals = adding.lock().unwrap_or_else(PoisonError::into_inner);
+                for stamp in batch.trains().filter_map(|train| Stamp::read(train.data)) {
+                    arrivals.add(stamp);
                 }
             }
-            if behind < most_behind {
-                std::thread::sleep(PACE);
-            }
-        };
-        Ok(json!({
-            "datagrams": sent,
-            "bytes": sent * datagram.len() as u64,
-            "refused": refused,
-            "skipped": skipped,
-            "seconds": elapsed.as_secs_f64(),
-        }))
+        }
+    });
+    serve(port, || {
+        let mut arrivals = arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(std::mem::take(&mut *arrivals).summary())
     })
 }
 
