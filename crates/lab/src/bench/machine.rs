@@ -17,14 +17,24 @@ pub fn describe() -> String {
         .map_or("unknown processor", |(_, model)| model);
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    // How streams share a queue, and how long they make it, is its decision.
-    let tcp = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control");
-    let tcp = tcp.unwrap_or_else(|_| "unknown".to_owned());
+    let tcp = wanted_tcp().unwrap_or_else(|| {
+        std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control")
+            .unwrap_or_else(|_| "unknown".to_owned())
+    });
     format!(
         "{model}, {cores} cores, Linux {}, TCP {}",
         kernel.trim(),
         tcp.trim()
     )
+}
+
+/// Which congestion control the streams of the load use, if not the machine's:
+/// `$WARREN_TCP`. How streams share a queue, and how long they make it, is its
+/// decision.
+pub fn wanted_tcp() -> Option<String> {
+    std::env::var("WARREN_TCP")
+        .ok()
+        .filter(|name| !name.is_empty())
 }
 
 /// The size of a program in bytes.

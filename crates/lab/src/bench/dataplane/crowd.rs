@@ -106,7 +106,7 @@ pub fn measure(who: Who, spans: Spans) -> Result<Found, LabError> {
         }
         Ok(())
     };
-    let mut counts = vec![0.0; PEERS];
+    let mut counts = [0.0; PEERS];
     let (began, busy) = (std::time::Instant::now(), cpu.seconds());
     arrived(&mut |index, bytes| counts[index] -= bytes)?;
     pause(spans.tcp)?;

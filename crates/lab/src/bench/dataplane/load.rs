@@ -12,12 +12,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt::set_tcp_congestion;
 use serde_json::{Value, json};
 use warren_host::poll::{Watch, wait};
 use warren_host::udp::{RecvBatch, UdpOptions};
 
 use super::stamp::{self, Arrivals, Stamp};
 use crate::LabError;
+use crate::bench::machine;
 
 /// One write, and one read.
 const CHUNK: usize = 128 * 1024;
@@ -170,8 +172,14 @@ fn drain(mut stream: TcpStream, bytes: &AtomicU64) {
 
 fn tcp_source(to: SocketAddr, streams: usize) -> Result<(), LabError> {
     let bytes = Arc::new(AtomicU64::new(0));
+    let tcp = machine::wanted_tcp();
     for _ in 0..streams {
         let mut stream = TcpStream::connect_timeout(&to, CONNECT)?;
+        if let Some(tcp) = &tcp {
+            // By name and not by the system's setting, which all share.
+            set_tcp_congestion(&stream, tcp)
+                .map_err(|errno| LabError::new(format!("TCP {tcp}: {errno}")))?;
+        }
         let counting = Arc::clone(&bytes);
         std::thread::spawn(move || {
             let buffer = vec![0x5a; CHUNK];
