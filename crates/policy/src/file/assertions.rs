@@ -46,28 +46,15 @@ impl Reader<'_> {
         let Some(source) = source else {
             return;
         };
-        match self.selector(&source, "src=") {
-            Some(
-                Selector::Any
-                | Selector::OwnUser
-                | Selector::Internet
-                | Selector::DangerAll
-                | Selector::Shared
-                | Selector::Set(_)
-                | Selector::Service(_),
-            ) => {
-                let message = format!("{:?} cannot be a src", source.text);
-                self.problem(&source.span, message);
-            }
-            Some(selector) => self.policy.tests.push(Test {
+        if let Some(selector) = self.test_selector(&source) {
+            self.policy.tests.push(Test {
                 source: selector,
                 source_text: source.text.to_owned(),
                 protocol,
                 accept,
                 deny,
                 attributes,
-            }),
-            None => {}
+            });
         }
     }
 
@@ -89,6 +76,26 @@ impl Reader<'_> {
             return None;
         }
         Some(text)
+    }
+
+    /// Who the source of a test is; errors are noted.
+    pub(super) fn test_selector(&mut self, source: &Text<'_>) -> Option<Selector> {
+        let selector = self.selector(source, "src=")?;
+        let is_somebody = !matches!(
+            selector,
+            Selector::Any
+                | Selector::OwnUser
+                | Selector::Internet
+                | Selector::DangerAll
+                | Selector::Shared
+                | Selector::Set(_)
+                | Selector::Service(_)
+        );
+        if !is_somebody {
+            let message = format!("{:?} cannot be a src", source.text);
+            self.problem(&source.span, message);
+        }
+        is_somebody.then_some(selector)
     }
 
     fn targets(&mut self, value: Option<&Spanned>) -> Vec<TestTarget> {

@@ -28,20 +28,8 @@ impl Reader<'_> {
         let Some(source) = self.test_source(value, fields.get("src")) else {
             return;
         };
-        match self.selector(&source, "src=") {
-            Some(
-                Selector::Any
-                | Selector::OwnUser
-                | Selector::Internet
-                | Selector::DangerAll
-                | Selector::Shared
-                | Selector::Set(_)
-                | Selector::Service(_),
-            ) => {
-                let message = format!("{:?} cannot be a src", source.text);
-                self.problem(&source.span, message);
-            }
-            Some(selector) => self.policy.ssh_tests.push(SshTest {
+        if let Some(selector) = self.test_selector(&source) {
+            self.policy.ssh_tests.push(SshTest {
                 source: selector,
                 source_text: source.text.to_owned(),
                 to,
@@ -49,8 +37,7 @@ impl Reader<'_> {
                 check,
                 deny,
                 attributes,
-            }),
-            None => {}
+            });
         }
     }
 
