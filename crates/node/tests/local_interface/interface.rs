@@ -1,0 +1,243 @@
+//! The socket itself: who may ask for what, and what is answered to whom.
+
+use std::io::Write;
+
+use warren_node::localapi::client::{Client, ClientError};
+use warren_node::localapi::notify::{NotifyMask, State};
+use warren_node::localapi::prefs::Options;
+use warren_node::localapi::server;
+
+use crate::memory::KEY;
+use crate::served::{HOST, block_on, get, raw, served};
+
+#[test]
+fn every_answer_names_the_version_and_pages_are_refused() {
+    let served = served();
+    let good = get(&served, "/localapi/v0/status", HOST);
+    assert!(good.starts_with("HTTP/1.1 200"), "{good}");
+    for header in [
+        "Tailscale-Version: ",
+        "Tailscale-Cap: 119",
+        "X-Frame-Options: DENY",
+        "X-Content-Type-Options: nosniff",
+        "Content-Security-Policy: default-src 'none'",
+    ] {
+        assert!(good.contains(header), "{header} is not in {good}");
+    }
+    assert!(
+        good.contains("\n\t\"BackendState\": \"NeedsLogin\""),
+        "tab-indented: {good}"
+    );
+    assert!(get(&served, "/localapi/v0/status", "Host:\r\n").starts_with("HTTP/1.1 200"));
+    assert!(get(&served, "/", HOST).ends_with("tailscaled\n"));
+    for refused in [
+        "Host: evil.example\r\n",
+        "Host: localhost\r\n",
+        "Host: local-tailscaled.sock\r\nOrigin: http://evil\r\n",
+        "Host: local-tailscaled.sock\r\nReferer: http://evil/\r\n",
+    ] {
+        let answer = get(&served, "/localapi/v0/status", refused);
+        assert!(answer.starts_with("HTTP/1.1 403"), "{refused}: {answer}");
+        assert!(answer.contains("Tailscale-Version: "));
+    }
+    assert!(get(&served, "/localapi/v0/nonsense", HOST).starts_with("HTTP/1.1 404"));
+    assert!(get(&served, "/localapi/v0/start", HOST).starts_with("HTTP/1.1 405"));
+    assert!(get(&served, "/localapi/v0/whois?addr=100.64.0.77", HOST).starts_with("HTTP/1.1 404"));
+    assert!(get(&served, "/localapi/v0/whois?addr=x", HOST).starts_with("HTTP/1.1 400"));
+    assert!(get(&served, "/localapi/v0/whois", HOST).starts_with("HTTP/1.1 400"));
+    assert!(get(&served, "/localapi/v0/dns-config", HOST).starts_with("HTTP/1.1 503"));
+    assert!(
+        get(&served, "/localapi/v0/watch-ipn-bus?mask=65536", HOST).starts_with("HTTP/1.1 400")
+    );
+    assert!(
+        get(&served, "/localapi/v0/usermetrics", HOST)
+            .contains("\ntailscaled_home_derp_region_id 900\n")
+    );
+    assert!(get(&served, "/localapi/v0/profiles/", HOST).contains("[{\"ID\":\"ab12\""));
+}
+
+#[test]
+fn preferences_are_patched_as_other_programs_do_it() {
+    let served = served();
+    let patch = |body: &str| {
+        raw(
+            &served,
+            &format!(
+                "PATCH /localapi/v0/prefs HTTP/1.1\r\n{HOST}Connection: close\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            ),
+        )
+    };
+    let answer = patch(r#"{"hostname":"box","HostnameSet":true,"ShieldsUp":true,"Unknown":1}"#);
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let prefs: serde_json::Value =
+        serde_json::from_str(answer.split("\r\n\r\n").nth(1).unwrap()).unwrap();
+    assert_eq!(prefs["Hostname"], "box");
+    assert_eq!(prefs["ShieldsUp"], false, "not marked as set");
+    assert!(prefs["AdvertiseRoutes"].is_null() && prefs["Config"].is_null());
+    let refused = patch(r#"{"RunSSH":true,"RunSSHSet":true}"#);
+    assert!(
+        refused.starts_with("HTTP/1.1 400") && refused.contains("{\"Error\":\""),
+        "{refused}"
+    );
+    assert!(
+        patch(r#"{"InternalExitNodePrior":"x","InternalExitNodePriorSet":true}"#)
+            .starts_with("HTTP/1.1 400")
+    );
+    assert!(patch("nonsense").starts_with("HTTP/1.1 400"));
+    assert_eq!(served.backend.log(), ["edit Hostname"]);
+}
+
+#[test]
+fn a_listener_gets_the_state_and_then_the_changes() {
+    let served = served();
+    block_on(async {
+        let client = served.client();
+        let mut watch = client.watch(NotifyMask(2 | 4)).await.unwrap();
+        let first = watch.next().await.unwrap().unwrap();
+        assert_eq!(first.state, Some(State::NeedsLogin));
+        assert!(first.prefs.is_some() && !first.session_id.is_empty());
+        client
+            .start(&Options {
+                auth_key: KEY.into(),
+                ..Options::default()
+            })
+            .await
+            .unwrap();
+        let mut states = Vec::new();
+        while states.last() != Some(&State::Running) {
+            states.extend(watch.next().await.unwrap().unwrap().state);
+        }
+        assert_eq!(states, [State::Starting, State::Running]);
+    });
+    assert!(
+        !served.backend.log().join("").contains(KEY),
+        "keys are not printed"
+    );
+}
+
+#[test]
+fn nobody_at_the_socket_is_said_with_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("none.sock");
+    let error = block_on(Client::new(&socket).impatient().status(true)).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.contains("none.sock") && text.contains("warren daemon"),
+        "{text}"
+    );
+    assert!(matches!(error, ClientError::Unreachable { .. }));
+}
+
+#[test]
+fn a_socket_is_taken_over_from_the_dead_only() {
+    let served = served();
+    let inside = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let _guard = inside.enter();
+    assert_eq!(
+        server::bind(&served.socket).unwrap_err().kind(),
+        std::io::ErrorKind::AddrInUse
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s");
+    drop(server::bind(&path).unwrap());
+    assert!(path.exists(), "a killed daemon leaves its socket");
+    drop(server::bind(&path).unwrap());
+    let file = folder.path().join("file");
+    std::fs::write(&file, "keep").unwrap();
+    assert_eq!(
+        server::bind(&file).unwrap_err().kind(),
+        std::io::ErrorKind::AlreadyExists
+    );
+    assert_eq!(std::fs::read(&file).unwrap(), b"keep");
+}
+
+#[test]
+fn connections_are_limited_and_a_place_comes_free() {
+    let served = served();
+    let mut open = Vec::new();
+    let full = loop {
+        let mut stream = std::os::unix::net::UnixStream::connect(&served.socket).unwrap();
+        // The server accepts in order: it has decided once it answers.
+        let ask = format!("GET /localapi/v0/status HTTP/1.1\r\n{HOST}\r\n");
+        let _ = stream.write_all(ask.as_bytes());
+        let mut start = [0; 12];
+        std::io::Read::read_exact(&mut stream, &mut start).unwrap();
+        if start != *b"HTTP/1.1 200" {
+            assert_eq!(start, *b"HTTP/1.1 503");
+            break open.len();
+        }
+        open.push(stream);
+        assert!(open.len() <= 256, "no limit");
+    };
+    assert_eq!(full, 256, "as the daemon's own user");
+    drop(open);
+    while !get(&served, "/localapi/v0/status", HOST).starts_with("HTTP/1.1 200") {}
+}
+
+/// Other users may look; changing takes root or the operator. Shown with a
+/// process that really is another user, which only root can start.
+#[test]
+fn other_users_look_and_the_operator_changes() {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::process::CommandExt as _;
+
+    /// The user `nobody`, everywhere.
+    const NOBODY: u32 = 65534;
+
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root can start a process of another user");
+        return;
+    }
+    let served = served();
+    let folder = served.socket.parent().unwrap();
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(folder.parent().unwrap(), open.clone()).unwrap();
+    let mode = std::fs::metadata(&served.socket)
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o666, "everybody may connect");
+
+    // The build folder may be closed to others.
+    let program = folder.join("warren");
+    std::fs::copy(env!("CARGO_BIN_EXE_warren"), &program).unwrap();
+    std::fs::set_permissions(&program, open).unwrap();
+    let as_nobody = |line: &str| {
+        let output = std::process::Command::new(&program)
+            .arg("--socket")
+            .arg(&served.socket)
+            .args(line.split_whitespace())
+            .current_dir("/")
+            .uid(NOBODY)
+            .gid(NOBODY)
+            .output()
+            .unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (
+            output.status.code(),
+            text(output.stdout),
+            text(output.stderr),
+        )
+    };
+    let (code, out, _) = as_nobody("status");
+    assert_eq!((code, out.as_str()), (Some(1), "Logged out.\n"));
+    for refused in [
+        "set --shields-up",
+        "up --login-server http://c --auth-key tskey-auth-good",
+        "logout",
+        "debug filter",
+    ] {
+        let (code, _, err) = as_nobody(refused);
+        assert_eq!(code, Some(1), "{refused}: {err}");
+        assert!(err.starts_with("Access denied: "), "{refused}: {err}");
+        assert!(err.contains("sudo warren set --operator=$USER"), "{err}");
+    }
+    assert!(served.backend.log().is_empty());
+    served.backend.0.lock().unwrap().prefs.operator_user = NOBODY.to_string();
+    assert_eq!(as_nobody("set --shields-up").0, Some(0));
+    assert_eq!(served.backend.log(), ["edit ShieldsUp"]);
+}
