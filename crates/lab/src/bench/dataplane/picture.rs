@@ -9,19 +9,23 @@ use super::figures::{Metric, metric};
 use crate::bench::machine;
 
 /// What the picture shows, in two columns.
-const SHOWN: [&str; 14] = [
+const SHOWN: [&str; 18] = [
     "tcp1.rate",
     "tcp4.rate",
     "udp05.rate",
     "udp3.rate",
     "udpmax.rate",
     "relay.rate",
+    "many1000.out",
+    "many1000.in",
     "tcp1.cpu_out",
     "tcp1.cpu_in",
     "ping.avg",
     "pingload.p99",
     "memory.idle",
     "memory.loaded",
+    "many1000.idle",
+    "many100.others_lost",
     "start.running",
     "size.files",
 ];
@@ -169,6 +173,7 @@ fn full_title(metric: &Metric) -> &str {
         "udp3.rate" => "UDP 1,200 B, 3 Gbit/s offered, received",
         "tcp1.cpu_out" => "TCP, 1 stream, sending node",
         "tcp1.cpu_in" => "TCP, 1 stream, receiving node",
+        "many100.others_lost" => "one of 100 peers floods, lost of the others",
         "ping.avg" => "round trip, idle, mean",
         "pingload.p99" => "round trip beside TCP, p99",
         _ => metric.title,
