@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use support::{Pair, Recipe, Transport, udp_address};
 use warren_keys::DiscoPublic;
-use warren_node_core::dataplane::{InSink, OutSink, RelaySend, UdpSend};
+use warren_node_core::dataplane::{InSink, Joined, OutSink, RelaySend, TunWrite, UdpSend};
 use warren_tunnel::{PeerIndex, Source};
 
 struct Wire {
@@ -41,9 +41,11 @@ struct Host {
 }
 
 impl InSink for Host {
-    fn tun_write(&mut self, _: &[u8]) {
+    fn tun_write(&mut self, _: &[u8]) -> TunWrite {
         self.frames += 1;
+        TunWrite::Taken
     }
+    fn joining_ends(&mut self, _: Joined) {}
     fn control(&mut self, _: Source, _: &[u8]) {}
     fn confirmed(&mut self, _: u32) {}
     fn heard(&mut self, _: PeerIndex, _: Source) {}

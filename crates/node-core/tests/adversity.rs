@@ -19,7 +19,9 @@ use support::{
 };
 use traffic::{How, Item, by_flow, items, plain, raw};
 use warren_keys::noise::MessageKey;
-use warren_node_core::dataplane::{DropReason, GsoType, SessionView, View, VnetHdr};
+use warren_node_core::dataplane::{
+    DropReason, GsoType, Joined, Opening, Received, SessionView, View, VnetHdr,
+};
 use warren_paths::Destination;
 use warren_tunnel::{PeerIndex, REJECT_AFTER_MESSAGES, Role, Session, Source};
 use warren_wire::wireguard::TRANSPORT_OVERHEAD;
@@ -275,6 +277,128 @@ proptest! {
             prop_assert_eq!(got[flow].len(), packets.len(), "{}", flow);
             prop_assert!(got[flow] == *packets, "{}", flow);
         }
+    }
+
+    /// Batches that are opened by several threads, before those in front of
+    /// them are finished, give what one thread makes of them one by one: the
+    /// same calls with the same bytes.
+    #[test]
+    fn two_halves_make_a_whole(
+        raw in raw(),
+        fates in prop::collection::vec(fate(), 1..200),
+        rekey in any::<prop::sample::Index>(),
+        trains in prop::collection::vec((1usize..70, 1usize..5, 0u8..4, 1u8..4), 1..50),
+    ) {
+        let items = items(raw);
+        let mut whole = Pair::new();
+        let mut halves = Pair::new();
+        for (i, item) in items.iter().enumerate() {
+            if i == rekey.index(items.len()) {
+                another_session(&mut whole, 1);
+                another_session(&mut halves, 1);
+            }
+            whole.send(&item.frame());
+        }
+        whole.outbound.flush(&mut whole.net);
+        let mut datagrams: Vec<Vec<u8>> = std::mem::take(&mut whole.net.udp)
+            .into_iter()
+            .flat_map(|(_, (bytes, size))| {
+                bytes.chunks(size).map(<[u8]>::to_vec).collect::<Vec<_>>()
+            })
+            .collect();
+        // Some of another kind, some for nobody.
+        for (i, datagram) in datagrams.iter_mut().enumerate() {
+            match (i * 7 + fates.len()) % 31 {
+                0 => datagram[0] = 9,
+                1 => datagram[4] ^= 0x40,
+                2 => *datagram = [&b"TS\xf0\x9f\x92\xac"[..], &[3; 80]].concat(),
+                _ => {}
+            }
+        }
+        let arrivals = arrivals(&datagrams, &fates);
+        let mut rest = arrivals.as_slice();
+        let mut threads: Vec<_> = (0..4).map(|_| Opening::new()).collect();
+        let mut groups = trains.iter().cycle();
+        while !rest.is_empty() {
+            let (most, threads_now, flush, from) = *groups.next().unwrap();
+            let from = Source::Udp(udp_address(from));
+            let mut batches = Vec::new();
+            for _ in 0..threads_now {
+                if rest.is_empty() {
+                    break;
+                }
+                // Two trains each, one behind the other.
+                let mut batch = Vec::new();
+                for _ in 0..2 {
+                    if let Some(first) = rest.first() {
+                        let (train, count) = next_train(rest, most.min(first.bytes.len()));
+                        rest = &rest[count..];
+                        batch.push(train);
+                    }
+                }
+                batches.push(batch);
+            }
+            for (bytes, size) in batches.iter().flatten() {
+                whole.arrive(from, bytes.clone(), *size);
+            }
+            let received = |segment_len| Received {
+                view: &halves.views[1],
+                now: halves.now,
+                from,
+                segment_len,
+            };
+            // The last one is the first to be ready.
+            for (batch, opening) in batches.iter_mut().zip(&mut threads).rev() {
+                for (bytes, size) in batch {
+                    opening.open(&received(*size), bytes);
+                }
+            }
+            for (batch, opening) in batches.iter_mut().zip(&mut threads) {
+                for (bytes, size) in batch {
+                    halves.inbound.finish(&received(*size), bytes, opening, &mut halves.host);
+                }
+            }
+            if flush == 0 {
+                whole.inbound.flush(&mut whole.host);
+                halves.inbound.flush(&mut halves.host);
+            }
+        }
+        whole.inbound.flush(&mut whole.host);
+        halves.inbound.flush(&mut halves.host);
+        prop_assert!(whole.host.frames == halves.host.frames, "frames differ");
+        prop_assert_eq!(&whole.host.control, &halves.host.control);
+        prop_assert_eq!(&whole.host.confirmed, &halves.host.confirmed);
+        prop_assert_eq!(&whole.host.heard, &halves.host.heard);
+        for reason in DropReason::ALL {
+            prop_assert_eq!(whole.drops[1].get(reason), halves.drops[1].get(reason));
+        }
+    }
+
+    /// A device that refuses superpackets costs no packet.
+    #[test]
+    fn what_is_refused_comes_in_pieces(raw in raw(), tcp: bool, udp: bool) {
+        let items = items(raw);
+        let mut pair = Pair::new();
+        if tcp {
+            pair.host.refuses.extend([GsoType::TcpV4, GsoType::TcpV6]);
+        }
+        if udp {
+            pair.host.refuses.push(GsoType::Udp);
+        }
+        for some in items.chunks(7) {
+            for item in some {
+                pair.send(&item.frame());
+            }
+            pair.cross();
+        }
+        prop_assert!(pair.host.refused <= 4 * (usize::from(tcp) + usize::from(udp)));
+        let given_up = |kind| pair.host.given_up.iter().filter(|k| **k == kind).count();
+        prop_assert!(given_up(Joined::Tcp) <= usize::from(tcp));
+        prop_assert!(given_up(Joined::Udp) <= usize::from(udp));
+        let expected = by_flow(items.iter().flat_map(Item::expected));
+        let got = by_flow(arrived(&pair));
+        prop_assert_eq!(pair.drops[1].total(), 0);
+        prop_assert!(got == expected);
     }
 
     /// A train in which some datagrams are good, some damaged, some repeated,
@@ -791,4 +915,87 @@ fn the_plain_model_cuts_where_the_frame_says() {
     };
     assert_eq!(item.expected().len(), 3);
     assert_eq!(plain(&item.expected()[0]).len(), HEADER + 1_052);
+}
+
+// ---- the TUN device ----
+
+/// Ten datagrams of one flow, which are joined.
+fn ten(pair: &mut Pair) {
+    for id in 0..10 {
+        pair.send(&udp(id, 300).plain_frame());
+    }
+    pair.cross();
+}
+
+#[test]
+fn a_kind_that_is_refused_again_and_again_is_given_up() {
+    let mut pair = Pair::new();
+    pair.host.refuses = vec![GsoType::Udp];
+    for round in 1..=4 {
+        assert!(pair.host.given_up.is_empty(), "round {round}");
+        ten(&mut pair);
+        assert_eq!(pair.host.refused, round);
+        assert_eq!(pair.host.frames.len(), 10 * round, "all in pieces");
+    }
+    assert_eq!(pair.host.given_up, [Joined::Udp]);
+    // Nothing is tried any more, and the other kind goes on.
+    ten(&mut pair);
+    pair.send(&tcp(false, 9_000).frame(Some(1_000)));
+    pair.cross();
+    assert_eq!((pair.host.refused, pair.host.given_up.len()), (4, 1));
+    assert_eq!(pair.host.frames.len(), 51);
+    assert_eq!(arrived(&pair).len(), 59);
+}
+
+#[test]
+fn one_refusal_now_and_then_is_no_reason_to_give_up() {
+    let mut pair = Pair::new();
+    for _ in 0..10 {
+        pair.host.refuses = vec![GsoType::Udp];
+        ten(&mut pair);
+        pair.host.refuses.clear();
+        ten(&mut pair);
+    }
+    assert_eq!(pair.host.refused, 10);
+    assert!(pair.host.given_up.is_empty());
+    assert_eq!(pair.host.frames.len(), 10 * 11);
+}
+
+#[test]
+fn a_device_that_is_down_refuses_everything_and_is_no_reason_either() {
+    let mut pair = Pair::new();
+    pair.host.is_down = true;
+    for _ in 0..10 {
+        ten(&mut pair);
+    }
+    assert!(pair.host.frames.is_empty() && pair.host.given_up.is_empty());
+    pair.host.is_down = false;
+    ten(&mut pair);
+    assert_eq!(pair.host.frames.len(), 1, "joined as ever");
+}
+
+#[test]
+fn what_was_not_opened_does_not_get_in() {
+    let mut pair = Pair::new();
+    let mut other = Opening::new();
+    for id in 0..2 {
+        pair.send(&udp(id, 100).plain_frame());
+        pair.outbound.flush(&mut pair.net);
+    }
+    let (_, (mut first, size)) = pair.net.udp.remove(0);
+    let (_, (mut second, _)) = pair.net.udp.remove(0);
+    let received = Received {
+        view: &pair.views[1],
+        now: pair.now,
+        from: Source::Udp(udp_address(1)),
+        segment_len: size,
+    };
+    other.open(&received, &mut first);
+    // Another buffer, and none that is left.
+    for _ in 0..2 {
+        pair.inbound
+            .finish(&received, &mut second, &mut other, &mut pair.host);
+    }
+    pair.inbound.flush(&mut pair.host);
+    assert!(pair.host.frames.is_empty());
 }

@@ -14,8 +14,8 @@ use support::{HEADER, addresses, allow_all, expand, sessions, view};
 use warren_keys::noise::MessageKey;
 use warren_keys::{DiscoPublic, NodePublic};
 use warren_node_core::dataplane::{
-    DropReason, Drops, InSink, Inbound, InboundOffloads, OutSink, Outbound, PeerCounters, PeerView,
-    RelaySend, RouteTable, SessionView, UdpSend, View, VnetHdr,
+    DropReason, Drops, InSink, Inbound, InboundOffloads, Joined, OutSink, Outbound, PeerCounters,
+    PeerView, RelaySend, RouteTable, SessionView, TunWrite, UdpSend, View, VnetHdr,
 };
 use warren_paths::Destination;
 use warren_tunnel::{PeerIndex, Role, Session, Source};
@@ -159,9 +159,11 @@ struct Host {
 }
 
 impl InSink for Host {
-    fn tun_write(&mut self, frame: &[u8]) {
+    fn tun_write(&mut self, frame: &[u8]) -> TunWrite {
         self.frames.push(frame.to_vec());
+        TunWrite::Taken
     }
+    fn joining_ends(&mut self, _: Joined) {}
     fn control(&mut self, _: Source, datagram: &[u8]) {
         self.control.push(datagram.to_vec());
     }

@@ -11,7 +11,9 @@ use std::cell::Cell;
 
 use support::{Pair, Recipe, Transport, udp_address};
 use warren_keys::{DiscoPublic, NodePublic};
-use warren_node_core::dataplane::{InSink, OutSink, RelaySend, UdpSend};
+use warren_node_core::dataplane::{
+    InSink, Joined, Opening, OutSink, Received, RelaySend, TunWrite, UdpSend,
+};
 use warren_paths::Destination;
 use warren_tunnel::{PeerIndex, Source};
 
@@ -72,10 +74,12 @@ struct Counted {
 }
 
 impl InSink for Counted {
-    fn tun_write(&mut self, frame: &[u8]) {
+    fn tun_write(&mut self, frame: &[u8]) -> TunWrite {
         self.frames += 1;
         self.bytes += frame.len();
+        TunWrite::Taken
     }
+    fn joining_ends(&mut self, _: Joined) {}
     fn control(&mut self, _: Source, _: &[u8]) {}
     fn confirmed(&mut self, _: u32) {}
     fn heard(&mut self, _: PeerIndex, _: Source) {}
@@ -87,7 +91,18 @@ impl InSink for Counted {
 
 #[test]
 fn steady_state_does_not_allocate() {
+    rounds(false);
+}
+
+/// Opened and judged in two halves, as when several threads receive.
+#[test]
+fn neither_do_the_two_halves() {
+    rounds(true);
+}
+
+fn rounds(halves: bool) {
     let mut pair = Pair::new();
+    let mut opening = Opening::new();
     let both = Destination::Both {
         udp: udp_address(2),
         relay: warren_control_types::RegionId(1),
@@ -133,18 +148,34 @@ fn steady_state_does_not_allocate() {
                 .packet(&pair.views[0], pair.now, frame, &mut wire);
         }
         pair.outbound.flush(&mut wire);
-        for (start, end, segment) in wire.trains.drain(..) {
-            let from = if round % 2 == 0 {
-                Source::Udp(udp_address(1))
+        let from = if round % 2 == 0 {
+            Source::Udp(udp_address(1))
+        } else {
+            Source::Relay {
+                region: 1,
+                key: relay_key,
+            }
+        };
+        let received = |segment_len| Received {
+            view: &pair.views[1],
+            now: pair.now,
+            from,
+            segment_len,
+        };
+        for (start, end, segment) in &wire.trains {
+            let train = &mut wire.bytes[*start..*end];
+            if halves {
+                opening.open(&received(*segment), train);
             } else {
-                Source::Relay {
-                    region: 1,
-                    key: relay_key,
-                }
-            };
+                let (view, now) = (&pair.views[1], pair.now);
+                pair.inbound
+                    .datagrams(view, now, from, train, *segment, &mut host);
+            }
+        }
+        for (start, end, segment) in wire.trains.drain(..).filter(|_| halves) {
             let train = &mut wire.bytes[start..end];
             pair.inbound
-                .datagrams(&pair.views[1], pair.now, from, train, segment, &mut host);
+                .finish(&received(segment), train, &mut opening, &mut host);
         }
         pair.inbound.flush(&mut host);
         wire.bytes.clear();

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use warren_control_types::{Netmap, RegionId};
 use warren_keys::{DiscoPublic, DiscoSecret, MachineSecret, NodePublic, NodeSecret};
 use warren_node_core::dataplane::{
-    Drops, InSink, Inbound, InboundOffloads, OutSink, Outbound, RelaySend, UdpSend, VNET_HDR_LEN,
-    View, VnetHdr,
+    Drops, InSink, Inbound, InboundOffloads, Joined, OutSink, Outbound, RelaySend, TunWrite,
+    UdpSend, VNET_HDR_LEN, View, VnetHdr,
 };
 use warren_node_core::{Engine, EngineConfig, HostConfig, NodePrefs, Output};
 use warren_paths::{Destination, LocalAddresses};
@@ -78,9 +78,12 @@ impl OutSink for Sink {
 }
 
 impl InSink for Sink {
-    fn tun_write(&mut self, frame: &[u8]) {
+    fn tun_write(&mut self, frame: &[u8]) -> TunWrite {
         self.0.push(News::Tun(frame.to_vec()));
+        TunWrite::Taken
     }
+
+    fn joining_ends(&mut self, _: Joined) {}
 
     fn control(&mut self, from: Source, datagram: &[u8]) {
         self.0.push(News::Control(from, datagram.to_vec()));

@@ -16,10 +16,11 @@ use std::net::IpAddr;
 
 use warren_wire::ip::checksum::Sum;
 use warren_wire::ip::{
-    Fragment, IPV4_HEADER_LEN, IPV6_HEADER_LEN, Parsed, Protocol, TcpFlags, Version,
+    Fragment, IPV4_HEADER_LEN, IPV6_HEADER_LEN, IpPacket, Parsed, Protocol, TcpFlags, Version,
 };
 
-use super::{GsoType, InSink, InboundOffloads, VNET_HDR_LEN, VnetHdr, checksum};
+use super::segment::Plan;
+use super::{GsoType, InSink, InboundOffloads, Joined, TunWrite, VNET_HDR_LEN, VnetHdr, checksum};
 
 /// Flows that are joined side by side.
 const SLOTS: usize = 16;
@@ -29,6 +30,10 @@ const MAX_PACKET: usize = 65_535;
 const MAX_DATAGRAMS: usize = 64;
 const UDP_HEADER_LEN: usize = 8;
 const DONT_FRAGMENT: u8 = 0x40;
+/// Superpackets of a kind that are refused one after the other, while their
+/// pieces are taken, before no more are made. One may be a matter of its
+/// content, which peers choose.
+const REFUSALS: u8 = 4;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct FlowKey {
@@ -93,8 +98,15 @@ struct Slot {
 /// Holds superpackets while they grow.
 pub(super) struct Coalescer {
     slots: [Slot; SLOTS],
-    offloads: InboundOffloads,
+    joining: Joining,
     packets: u64,
+}
+
+/// What is joined, as long as the device takes it.
+struct Joining {
+    offloads: InboundOffloads,
+    /// Superpackets that were refused since one was taken: TCP, UDP.
+    refused: [u8; 2],
 }
 
 impl Coalescer {
@@ -104,13 +116,16 @@ impl Coalescer {
                 frame: Vec::new(),
                 open: None,
             }),
-            offloads,
+            joining: Joining {
+                offloads,
+                refused: [0; 2],
+            },
             packets: 0,
         }
     }
 
     pub(super) fn set_offloads(&mut self, offloads: InboundOffloads) {
-        self.offloads = offloads;
+        self.joining.offloads = offloads;
     }
 
     /// Takes a packet for the TUN device. `frame` is the packet with
@@ -129,13 +144,13 @@ impl Coalescer {
                     .as_ref()
                     .is_some_and(|o| o.key.src == parsed.src && o.key.dst == parsed.dst);
                 if same {
-                    slot.send(sink);
+                    slot.send(&mut self.joining, sink);
                 }
             }
             return write_plain(frame, sink);
         }
         let key = FlowKey::of(parsed);
-        let candidate = Candidate::new(packet, parsed, self.offloads);
+        let candidate = Candidate::new(packet, parsed, self.joining.offloads);
         let mine = self
             .slots
             .iter()
@@ -145,11 +160,11 @@ impl Coalescer {
                 && slot.join(packet, candidate, self.packets)
             {
                 if slot.is_complete(candidate) {
-                    slot.send(sink);
+                    slot.send(&mut self.joining, sink);
                 }
                 return;
             }
-            slot.send(sink);
+            slot.send(&mut self.joining, sink);
         }
         match candidate {
             // A pushed segment is the last of what its sender had: the next
@@ -157,7 +172,7 @@ impl Coalescer {
             Some(c) if !c.ends_train() => {
                 let slot = mine.unwrap_or_else(|| self.vacancy());
                 if let Some(slot) = self.slots.get_mut(slot) {
-                    slot.send(sink);
+                    slot.send(&mut self.joining, sink);
                     slot.begin(packet, key, c, self.packets);
                 }
             }
@@ -169,7 +184,7 @@ impl Coalescer {
     #[inline]
     pub(super) fn flush(&mut self, sink: &mut dyn InSink) {
         for slot in &mut self.slots {
-            slot.send(sink);
+            slot.send(&mut self.joining, sink);
         }
     }
 
@@ -188,7 +203,8 @@ impl Coalescer {
 fn write_plain(frame: &mut [u8], sink: &mut dyn InSink) {
     if let Some(header) = frame.first_chunk_mut() {
         *header = VnetHdr::PLAIN.to_bytes();
-        sink.tun_write(frame);
+        // A packet that is not wanted in its plainest form is lost.
+        let _ = sink.tun_write(frame);
     }
 }
 
@@ -347,16 +363,83 @@ impl Slot {
 
     /// Writes out what the slot holds.
     #[inline]
-    fn send(&mut self, sink: &mut dyn InSink) {
+    fn send(&mut self, joining: &mut Joining, sink: &mut dyn InSink) {
         let Some(open) = self.open.take() else { return };
         if open.count > 1 {
             open.finish(&mut self.frame);
         }
-        sink.tun_write(&self.frame);
+        let written = sink.tun_write(&self.frame);
+        if open.count > 1 {
+            joining.written(open.kind(), written, &self.frame, sink);
+        }
     }
 }
 
+impl Joining {
+    /// Learns from what became of a superpacket.
+    #[inline]
+    fn written(&mut self, kind: Joined, written: TunWrite, frame: &[u8], sink: &mut dyn InSink) {
+        let [tcp, udp] = &mut self.refused;
+        let refused = match kind {
+            Joined::Tcp => tcp,
+            Joined::Udp => udp,
+        };
+        match written {
+            TunWrite::Taken => *refused = 0,
+            TunWrite::Lost => {}
+            TunWrite::Refused => {
+                // While the device is down it takes nothing, and that says
+                // nothing about kinds.
+                if !write_in_pieces(frame, sink) {
+                    return;
+                }
+                *refused += 1;
+                if *refused >= REFUSALS {
+                    *refused = 0;
+                    match kind {
+                        Joined::Tcp => self.offloads.tcp = false,
+                        Joined::Udp => self.offloads.udp = false,
+                    }
+                    sink.joining_ends(kind);
+                }
+            }
+        }
+    }
+}
+
+/// Writes the packets that a superpacket stands for one by one. Returns
+/// whether the device took them.
+#[cold]
+fn write_in_pieces(frame: &[u8], sink: &mut dyn InSink) -> bool {
+    let Some((vnet, packet)) = VnetHdr::parse(frame) else {
+        return false;
+    };
+    let Ok(packet) = IpPacket::parse(packet) else {
+        return false;
+    };
+    let Some(plan) = Plan::new(&vnet, &packet) else {
+        return false;
+    };
+    let mut piece = Vec::new();
+    let mut taken = true;
+    for i in 0..plan.count() {
+        piece.clear();
+        piece.resize(VNET_HDR_LEN + plan.len(i), 0);
+        let (_, packet) = piece.split_at_mut(VNET_HDR_LEN);
+        plan.write(i, packet);
+        taken &= sink.tun_write(&piece) == TunWrite::Taken;
+    }
+    taken
+}
+
 impl Open {
+    fn kind(&self) -> Joined {
+        match self.head.transport {
+            Transport::Tcp { .. } => Joined::Tcp,
+            Transport::Udp => Joined::Udp,
+        }
+    }
+
     /// Makes the headers tell of the whole superpacket.
     fn finish(&self, frame: &mut [u8]) {
         let Some((vnet, packet)) = frame.split_first_chunk_mut::<VNET_HDR_LEN>() else {

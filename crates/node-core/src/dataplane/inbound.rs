@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 use warren_tunnel::{
-    MAX_TRAIN, MIN_TRAIN, OpenError, PeerIndex, REKEY_ON_RECEIVE_TIME, ReplayWindow, Role, Source,
+    MAX_TRAIN, OpenError, Opened, PeerIndex, REKEY_ON_RECEIVE_TIME, ReplayWindow, Role, Source,
 };
 use warren_wire::disco::looks_like_relayed_disco;
 use warren_wire::ip::{IpPacket, Parsed, Protocol, tsmp};
@@ -56,9 +56,6 @@ struct Heard {
 /// A datagram with tunnel data, or several of the same session, and to whom
 /// they belong.
 struct Arrival<'v> {
-    view: &'v View,
-    now: Instant,
-    from: Source,
     index: u32,
     slot: &'v SessionView,
     peer: &'v PeerView,
@@ -67,12 +64,7 @@ struct Arrival<'v> {
 impl<'v> Arrival<'v> {
     /// Finds the session of the `datagram`, of which nothing is believed yet.
     #[inline]
-    fn new(
-        view: &'v View,
-        now: Instant,
-        from: Source,
-        datagram: &[u8],
-    ) -> Result<Self, DropReason> {
+    fn new(view: &'v View, now: Instant, datagram: &[u8]) -> Result<Self, DropReason> {
         let index = datagram.get(4..).and_then(|rest| rest.first_chunk());
         let index = u32::from_le_bytes(*index.ok_or(DropReason::Forged)?);
         let slot = view
@@ -83,22 +75,106 @@ impl<'v> Arrival<'v> {
         if slot.session.is_expired(now) {
             return Err(DropReason::ExpiredSession);
         }
-        Ok(Self {
-            view,
-            now,
-            from,
-            index,
-            slot,
-            peer,
-        })
+        Ok(Self { index, slot, peer })
     }
 }
 
-/// Turns received datagrams into packets for the host. Owned by the one
-/// thread that receives: the replay windows are in here.
+/// What one receive call gave, and what is needed to judge it.
+#[derive(Clone, Copy)]
+pub struct Received<'a> {
+    /// The node as it is now.
+    pub view: &'a View,
+    /// When it was received.
+    pub now: Instant,
+    /// Who sent it.
+    pub from: Source,
+    /// Length of each datagram but the last, which may be smaller.
+    pub segment_len: usize,
+}
+
+/// What the first half of the work found out about one piece of a buffer.
+#[derive(Clone, Copy)]
+struct Piece {
+    /// Where it lies in memory, so that it is not taken for another one.
+    at: usize,
+    /// Its bytes.
+    len: usize,
+    /// `None`: this is no tunnel data.
+    opened: Option<Result<Opened, DropReason>>,
+}
+
+/// The half of the receiving path that many threads may do at the same time:
+/// decrypting. It remembers what it found until [`Inbound::finish`] takes it,
+/// in the same order.
 ///
-/// After a number of [`datagrams`](Self::datagrams) calls, at the latest when
-/// there is nothing more to read, call [`flush`](Self::flush).
+/// One for each thread, used for one batch after the other, so that its memory
+/// is there already.
+#[derive(Default)]
+pub struct Opening {
+    pieces: Vec<Piece>,
+    /// How many were taken.
+    taken: usize,
+}
+
+impl Opening {
+    /// An empty one.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Decrypts datagrams behind each other in `buffer`, in place. What
+    /// becomes of them is decided by [`Inbound::finish`], which must be given
+    /// the same `received` and the same buffer.
+    pub fn open(&mut self, received: &Received<'_>, buffer: &mut [u8]) {
+        if self.taken == self.pieces.len() {
+            self.pieces.clear();
+            self.taken = 0;
+        }
+        let segment_len = received.segment_len.max(1);
+        let mut rest = buffer;
+        while !rest.is_empty() {
+            let (datagrams, piece) = next_piece(rest, segment_len);
+            let (piece, behind) = rest.split_at_mut(piece);
+            rest = behind;
+            let opened = (datagrams > 0).then(|| {
+                let arrival = Arrival::new(received.view, received.now, piece)?;
+                Ok(arrival.slot.session.open_train(piece, segment_len))
+            });
+            self.pieces.push(Piece {
+                at: piece.as_ptr().addr(),
+                len: piece.len(),
+                opened,
+            });
+        }
+    }
+
+    /// What was found out about the next piece.
+    #[inline]
+    fn take(&mut self) -> Option<Piece> {
+        let piece = self.pieces.get(self.taken).copied();
+        self.taken += usize::from(piece.is_some());
+        piece
+    }
+}
+
+impl std::fmt::Debug for Opening {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Opening")
+            .field("pieces", &(self.pieces.len() - self.taken))
+            .finish_non_exhaustive()
+    }
+}
+
+/// Turns received datagrams into packets for the host. The replay windows are
+/// in here: whoever has it, receives.
+///
+/// One thread takes what arrives with [`datagrams`](Self::datagrams). Several
+/// share the work: each decrypts a batch of its own with an [`Opening`], and
+/// then, one after the other in the order in which the batches were received,
+/// they give them to [`finish`](Self::finish). The result is the same.
+///
+/// After a number of calls, at the latest when there is nothing more to read,
+/// or before another thread goes on, call [`flush`](Self::flush).
 pub struct Inbound {
     sessions: FxHashMap<u32, Receiving>,
     heard: FxHashMap<PeerIndex, Heard>,
@@ -147,32 +223,65 @@ impl Inbound {
         sink: &mut dyn InSink,
     ) {
         let segment_len = segment_len.max(1);
+        let received = Received {
+            view,
+            now,
+            from,
+            segment_len,
+        };
         let mut rest = buffer;
         while !rest.is_empty() {
-            let train = train_at_front(rest, segment_len);
-            let datagrams = train.max(1).saturating_mul(segment_len).min(rest.len());
-            let (front, behind) = rest.split_at_mut(datagrams);
+            let (datagrams, piece) = next_piece(rest, segment_len);
+            let (piece, behind) = rest.split_at_mut(piece);
             rest = behind;
-            if train >= MIN_TRAIN {
-                self.train(view, now, from, front, segment_len, sink);
+            if datagrams == 0 {
+                self.no_data(from, piece, sink);
                 continue;
             }
-            for datagram in front.chunks_mut(segment_len) {
-                let taken = if is_transport(datagram) {
-                    self.transport(view, now, from, datagram, sink)
-                } else if concerns_engine(datagram) {
-                    sink.control(from, datagram);
-                    Ok(())
-                } else {
-                    // Noise ends here, before anybody copies it.
-                    Err(DropReason::Unrecognised)
-                };
-                if let Err(reason) = taken {
-                    self.drops.count(reason);
-                    if reason == DropReason::UnknownSession {
-                        self.lost.note(view, now, from, sink);
-                    }
+            match Arrival::new(view, now, piece) {
+                Ok(arrival) => {
+                    // Opened and delivered piece by piece: what was decrypted
+                    // is still in the cache.
+                    let opened = arrival.slot.session.open_train(piece, segment_len);
+                    self.train(&received, &arrival, opened, piece, sink);
                 }
+                Err(reason) => self.refuse(&received, reason, piece, sink),
+            }
+        }
+    }
+
+    /// The other half of [`Opening::open`]: takes the `buffer` whose turn it
+    /// is, of which `opening` knows what can be believed. `received` must be
+    /// as it was there, with the very same view.
+    pub fn finish(
+        &mut self,
+        received: &Received<'_>,
+        buffer: &mut [u8],
+        opening: &mut Opening,
+        sink: &mut dyn InSink,
+    ) {
+        let mut rest = buffer;
+        while !rest.is_empty() {
+            // What was not opened does not get in.
+            let next = opening.take();
+            let same = next.filter(|next| next.at == rest.as_ptr().addr());
+            let Some((next, (piece, behind))) =
+                same.and_then(|next| Some((next, rest.split_at_mut_checked(next.len)?)))
+            else {
+                return;
+            };
+            rest = behind;
+            let Some(opened) = next.opened else {
+                self.no_data(received.from, piece, sink);
+                continue;
+            };
+            let arrival = opened.and_then(|opened| {
+                let arrival = Arrival::new(received.view, received.now, piece)?;
+                Ok((arrival, opened))
+            });
+            match arrival {
+                Ok((arrival, opened)) => self.train(received, &arrival, opened, piece, sink),
+                Err(reason) => self.refuse(received, reason, piece, sink),
             }
         }
     }
@@ -183,47 +292,47 @@ impl Inbound {
         self.coalescer.flush(sink);
     }
 
-    #[inline]
-    fn transport(
-        &mut self,
-        view: &View,
-        now: Instant,
-        from: Source,
-        datagram: &mut [u8],
-        sink: &mut dyn InSink,
-    ) -> Result<(), DropReason> {
-        let arrival = Arrival::new(view, now, from, datagram)?;
-        let opened = arrival.slot.session.open_in_place(datagram);
-        self.opened(&arrival, opened, datagram, sink)
+    /// Takes a datagram without tunnel data.
+    fn no_data(&self, from: Source, datagram: &[u8], sink: &mut dyn InSink) {
+        if concerns_engine(datagram) {
+            sink.control(from, datagram);
+        } else {
+            // Noise ends here, before anybody copies it.
+            self.drops.count(DropReason::Unrecognised);
+        }
     }
 
-    /// Takes datagrams of one session: what [`transport`](Self::transport)
-    /// does, but for the ciphers, which get them all at once.
-    fn train(
+    /// Drops all of a piece for the same reason.
+    fn refuse(
         &mut self,
-        view: &View,
-        now: Instant,
-        from: Source,
-        datagrams: &mut [u8],
-        segment_len: usize,
+        received: &Received<'_>,
+        reason: DropReason,
+        datagrams: &[u8],
         sink: &mut dyn InSink,
     ) {
-        let arrival = match Arrival::new(view, now, from, datagrams) {
-            Ok(arrival) => arrival,
-            Err(reason) => {
-                for _ in datagrams.chunks(segment_len) {
-                    self.drops.count(reason);
-                }
-                if reason == DropReason::UnknownSession {
-                    self.lost.note(view, now, from, sink);
-                }
-                return;
-            }
-        };
-        let opened = arrival.slot.session.open_train(datagrams, segment_len);
+        for _ in datagrams.chunks(received.segment_len.max(1)) {
+            self.drops.count(reason);
+        }
+        if reason == DropReason::UnknownSession {
+            self.lost
+                .note(received.view, received.now, received.from, sink);
+        }
+    }
+
+    /// Takes datagrams of one session after an attempt to open them.
+    #[inline]
+    fn train(
+        &mut self,
+        received: &Received<'_>,
+        arrival: &Arrival<'_>,
+        opened: Opened,
+        datagrams: &mut [u8],
+        sink: &mut dyn InSink,
+    ) {
+        let segment_len = received.segment_len.max(1);
         for (i, datagram) in datagrams.chunks_mut(segment_len).enumerate() {
             let opened = opened.get(i, datagram);
-            if let Err(reason) = self.opened(&arrival, opened, datagram, sink) {
+            if let Err(reason) = self.opened(received, arrival, opened, datagram, sink) {
                 self.drops.count(reason);
             }
         }
@@ -233,19 +342,16 @@ impl Inbound {
     #[inline]
     fn opened(
         &mut self,
+        received: &Received<'_>,
         arrival: &Arrival<'_>,
         opened: Result<(u64, Range<usize>), OpenError>,
         datagram: &mut [u8],
         sink: &mut dyn InSink,
     ) -> Result<(), DropReason> {
-        let Arrival {
-            view,
-            now,
-            from,
-            index,
-            slot,
-            peer,
-        } = *arrival;
+        let Arrival { index, slot, peer } = *arrival;
+        let Received {
+            view, now, from, ..
+        } = *received;
         let (counter, content) = opened.map_err(|error| match error {
             OpenError::Truncated | OpenError::Forged => DropReason::Forged,
         })?;
@@ -353,6 +459,16 @@ impl std::fmt::Debug for Inbound {
             .field("sessions", &self.sessions.len())
             .finish_non_exhaustive()
     }
+}
+
+/// What at the front of `buffer` is worked on in one go: how many datagrams
+/// with data of one session, as far as their headers say, and how many bytes.
+/// With 0 datagrams of that kind it is a single one without data.
+#[inline]
+fn next_piece(buffer: &[u8], segment_len: usize) -> (usize, usize) {
+    let datagrams = train_at_front(buffer, segment_len);
+    let len = datagrams.max(1).saturating_mul(segment_len);
+    (datagrams, len.min(buffer.len()))
 }
 
 /// How many datagrams at the front of `buffer` carry data of one session, as

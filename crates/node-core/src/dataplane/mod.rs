@@ -37,10 +37,10 @@ mod staging;
 mod view;
 
 pub use counters::{DropReason, Drops, PeerCounters, Traffic};
-pub use inbound::{Inbound, InboundOffloads};
+pub use inbound::{Inbound, InboundOffloads, Opening, Received};
 pub use offload::{GsoType, VNET_HDR_LEN, VnetHdr};
 pub use outbound::Outbound;
 pub use routes::RouteTable;
-pub use sinks::{InSink, OutSink, RelaySend, UdpSend};
+pub use sinks::{InSink, Joined, OutSink, RelaySend, TunWrite, UdpSend};
 pub use sources::Sources;
 pub use view::{PeerView, ServiceAddresses, SessionView, View};

@@ -82,11 +82,37 @@ pub trait OutSink {
     fn tun(&mut self, frame: &[u8]);
 }
 
+/// What became of a frame for the TUN device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum TunWrite {
+    /// The device has it.
+    Taken,
+    /// The device does not want it as it is: a superpacket that this kernel
+    /// cannot cut, or anything while the device is down.
+    Refused,
+    /// It is lost for another reason.
+    Lost,
+}
+
+/// Packets that are joined into superpackets, by kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Joined {
+    /// TCP segments.
+    Tcp,
+    /// UDP datagrams.
+    Udp,
+}
+
 /// What [`Inbound`](super::Inbound) needs from the shell.
 pub trait InSink {
     /// A frame for the TUN device: virtio header (10 bytes) and an IP packet
-    /// of up to 64 KiB.
-    fn tun_write(&mut self, frame: &[u8]);
+    /// of up to 64 KiB. A superpacket that is refused comes again in pieces.
+    fn tun_write(&mut self, frame: &[u8]) -> TunWrite;
+
+    /// The TUN device refuses superpackets of this kind, but takes their
+    /// pieces: none are made any more.
+    fn joining_ends(&mut self, kind: Joined);
 
     /// A datagram that is no WireGuard data: STUN, disco or a handshake. For
     /// the engine to demultiplex.

@@ -13,8 +13,9 @@ use warren_filter::{CapabilityHolders, Filter, FlowTable, LocalAddresses, LocalS
 use warren_keys::noise::MessageKey;
 use warren_keys::{DiscoPublic, Entropy, NodePublic};
 use warren_node_core::dataplane::{
-    Drops, GsoType, InSink, Inbound, InboundOffloads, OutSink, Outbound, PeerCounters, PeerView,
-    RelaySend, RouteTable, ServiceAddresses, SessionView, UdpSend, VNET_HDR_LEN, View, VnetHdr,
+    Drops, GsoType, InSink, Inbound, InboundOffloads, Joined, Opening, OutSink, Outbound,
+    PeerCounters, PeerView, Received, RelaySend, RouteTable, ServiceAddresses, SessionView,
+    TunWrite, UdpSend, VNET_HDR_LEN, View, VnetHdr,
 };
 use warren_paths::Destination;
 use warren_tunnel::{PeerIndex, Role, Session, Source};
@@ -165,11 +166,27 @@ pub struct Host {
     pub out: Vec<(PeerIndex, Vec<u8>)>,
     pub pongs: Vec<[u8; 8]>,
     pub discos: Vec<DiscoPublic>,
+    /// Kinds of frames that the device does not take.
+    pub refuses: Vec<GsoType>,
+    /// Whether it takes nothing at all.
+    pub is_down: bool,
+    pub refused: usize,
+    pub given_up: Vec<Joined>,
 }
 
 impl InSink for Host {
-    fn tun_write(&mut self, frame: &[u8]) {
+    fn tun_write(&mut self, frame: &[u8]) -> TunWrite {
+        let kind = VnetHdr::parse(frame).map(|(vnet, _)| vnet.gso);
+        let refuses = self.refuses.contains(&kind.unwrap());
+        if refuses || self.is_down {
+            self.refused += 1;
+            return TunWrite::Refused;
+        }
         self.frames.push(frame.to_vec());
+        TunWrite::Taken
+    }
+    fn joining_ends(&mut self, kind: Joined) {
+        self.given_up.push(kind);
     }
     fn control(&mut self, from: Source, datagram: &[u8]) {
         self.control.push((from, datagram.to_vec()));
