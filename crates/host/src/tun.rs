@@ -7,6 +7,13 @@
 //! by a packet or, with offloads, a superpacket of up to 64 KiB. The device
 //! goes with the last descriptor, and with it its addresses and routes.
 //!
+//! **Several queues.** [`Tun::create_queues`] opens the device more than once,
+//! so that several threads can read, each from a queue of its own. The kernel
+//! gives a flow to one queue: the one into which a packet of it was last
+//! written, or, if that was never or more than three seconds ago, one by a hash
+//! of its addresses and ports. Whoever writes everything into one queue thus
+//! has all answers come out of that one.
+//!
 //! **What it never does.** It does not look into packets: splitting and
 //! joining superpackets is the data plane's work. It does not set addresses or
 //! routes: that is [`crate::router`].
@@ -96,8 +103,8 @@ pub enum TunError {
     },
 }
 
-/// A TUN device, non-blocking. Reading and writing take `&self`: one thread
-/// may read while another writes.
+/// A TUN device, or one queue of it, non-blocking. Reading and writing take
+/// `&self`: one thread may read while another writes.
 #[derive(Debug)]
 pub struct Tun {
     fd: OwnedFd,
@@ -111,7 +118,59 @@ impl Tun {
     ///
     /// The device is down and has the kernel's MTU; see [`Tun::set_mtu`] and
     /// [`Tun::set_up`].
+    ///
+    /// # Errors
+    /// [`TunError`], with what to do about it.
     pub fn create(name: &str) -> Result<Tun, TunError> {
+        match Tun::open(name, 0) {
+            // A persistent device that was made for several queues works with
+            // one of them.
+            Err(error @ TunError::NameTaken { .. }) if !is_in_use(name) => {
+                Tun::open(name, libc::IFF_MULTI_QUEUE).map_err(|_| error)
+            }
+            other => other,
+        }
+    }
+
+    /// Like [`Tun::create`], but with so many queues, in order. There are fewer
+    /// where the kernel gives no more, and one if a persistent device was made
+    /// for one. They all go under the same name and have the same offloads.
+    ///
+    /// # Errors
+    /// [`TunError`] if there is not even one.
+    pub fn create_queues(name: &str, queues: usize) -> Result<Vec<Tun>, TunError> {
+        if queues <= 1 {
+            return Ok(vec![Tun::create(name)?]);
+        }
+        let first = match Tun::open(name, libc::IFF_MULTI_QUEUE | libc::IFF_TUN_EXCL) {
+            // Opening would give us a part of somebody else's packets.
+            Err(error @ TunError::NameTaken { .. }) if is_in_use(name) => return Err(error),
+            Err(TunError::NameTaken { .. }) => match Tun::open(name, libc::IFF_MULTI_QUEUE) {
+                Err(TunError::NameTaken { .. }) => {
+                    let only = Tun::create(name)?;
+                    tracing::debug!(name, "the TUN device was made for one queue");
+                    return Ok(vec![only]);
+                }
+                other => other?,
+            },
+            other => other?,
+        };
+        let name = first.name.clone();
+        let mut all = vec![first];
+        while all.len() < queues {
+            match Tun::open(&name, libc::IFF_MULTI_QUEUE) {
+                Ok(next) => all.push(next),
+                Err(error) => {
+                    tracing::debug!(%error, have = all.len(), "no more queues");
+                    break;
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// Makes the device, attaches to it, or opens one more queue of it.
+    fn open(name: &str, more_flags: libc::c_int) -> Result<Tun, TunError> {
         if !is_interface_name(name) {
             return Err(TunError::BadName {
                 name: name.to_owned(),
@@ -137,12 +196,13 @@ impl Tun {
         })?;
 
         let mut request = interface_request(name);
-        let wanted = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        let wanted = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | more_flags;
         request.ifr_ifru.ifru_flags = wanted as libc::c_short;
         // SAFETY: TUNSETIFF reads and writes one `ifreq`, which lives on this stack.
         unsafe { ioctl(fd.as_fd(), libc::TUNSETIFF, &mut request) }.map_err(
             |errno| match errno {
-                // EINVAL: the name belongs to an interface of another kind.
+                // EINVAL: the name belongs to an interface of another kind, or
+                // to one with another idea of how many queues there are.
                 Errno::BUSY | Errno::EXIST | Errno::INVAL => TunError::NameTaken {
                     name: name.to_owned(),
                 },
@@ -350,6 +410,26 @@ fn name_of(request: &libc::ifreq) -> String {
         .take_while(|byte| *byte != 0)
         .collect();
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Whether a program has the device `name` open, as far as one can see from
+/// outside: a TUN device that is up has a carrier just then. The kernel itself
+/// refuses a second program only for devices with one queue.
+fn is_in_use(name: &str) -> bool {
+    let mut request = interface_request(name);
+    let flags = control_socket().and_then(|socket| {
+        // SAFETY: SIOCGIFFLAGS reads the name and writes the flags of one
+        // `ifreq`, after which the `ifru_flags` member is the one in use.
+        unsafe {
+            ioctl(
+                socket.as_fd(),
+                libc::SIOCGIFFLAGS as libc::Ioctl,
+                &mut request,
+            )?;
+            Ok(request.ifr_ifru.ifru_flags)
+        }
+    });
+    flags.is_ok_and(|flags| flags & libc::IFF_RUNNING as libc::c_short != 0)
 }
 
 /// Any socket will do to talk about interfaces.

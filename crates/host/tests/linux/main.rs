@@ -11,6 +11,7 @@ mod forwarding;
 mod full_disk;
 mod link_changes;
 mod policy_routing;
+mod queues;
 mod resolv_conf;
 mod superpackets;
 mod support;
