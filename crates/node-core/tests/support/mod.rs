@@ -13,9 +13,9 @@ use warren_filter::{CapabilityHolders, Filter, FlowTable, LocalAddresses, LocalS
 use warren_keys::noise::MessageKey;
 use warren_keys::{DiscoPublic, Entropy, NodePublic};
 use warren_node_core::dataplane::{
-    Drops, GsoType, InSink, Inbound, InboundOffloads, Joined, Opening, OutSink, Outbound,
-    PeerCounters, PeerView, Received, RelaySend, RouteTable, ServiceAddresses, SessionView,
-    TunWrite, UdpSend, VNET_HDR_LEN, View, VnetHdr,
+    Drops, GsoType, InSink, Inbound, InboundOffloads, Joined, OutSink, Outbound, PeerCounters,
+    PeerView, RelaySend, RouteTable, ServiceAddresses, SessionView, TunWrite, UdpSend,
+    VNET_HDR_LEN, View, VnetHdr,
 };
 use warren_paths::Destination;
 use warren_tunnel::{PeerIndex, Role, Session, Source};

@@ -21,7 +21,7 @@ use warren_dns::{
     ClientId, Decision, ExchangeId, Forwarder, MAX_TCP_QUERY, Output, Resolver, ResolverConfig,
     Transport, is_service,
 };
-use warren_node_core::dataplane::VNET_HDR_LEN;
+use warren_node_core::dataplane::{TunWrite, VNET_HDR_LEN};
 use warren_wire::ip::{IpPacket, tcp, udp};
 
 use super::entropy::SystemEntropy;
@@ -162,8 +162,8 @@ impl Server {
     /// Writes a packet to the tunnel device, with an empty virtio header.
     fn write(&self, packet: &[u8]) {
         let frame = [&[0; VNET_HDR_LEN], packet].concat();
-        if let Err(error) = self.shared.tun.write(&frame) {
-            tracing::debug!(%error, "an answer was not delivered");
+        if self.shared.write_tun(&frame) != TunWrite::Taken {
+            tracing::debug!("an answer was not delivered");
         }
     }
 

@@ -7,7 +7,7 @@
 //!   relays ──▶ [ engine task: owns the Engine ] ◀── control session
 //!     │              │ views, orders    ▲ messages
 //!     ▼              ▼                  │
-//!   [ in thread ]  [ out thread ]  ── packets between TUN and network
+//!   [ in threads ]  [ out threads ]  ── packets between TUN and network
 //! ```
 //!
 //! One task owns all state and never blocks; everything else sends it

@@ -23,7 +23,7 @@ use super::backend::EngineBackend;
 use super::engine_task::{EngineTask, Parts};
 use super::entropy::SystemEntropy;
 use super::host_task::Host;
-use super::pump::{Pump, Shared};
+use super::pump::{BadThreads, Pump, Queues, Shared, Threads};
 use super::relays::Relays;
 use super::state::{StateError, StateFolder};
 use super::{Inbox, Message, magic_dns};
@@ -50,6 +50,9 @@ pub enum DaemonError {
     /// The state folder.
     #[error(transparent)]
     State(#[from] StateError),
+    /// How many packet threads are asked for.
+    #[error(transparent)]
+    Threads(#[from] BadThreads),
     /// The tunnel device.
     #[error(transparent)]
     Tun(#[from] TunError),
@@ -89,15 +92,17 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> DaemonError {
 /// # Errors
 /// [`DaemonError`]; nothing was changed in the operating system then.
 pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
+    let threads = Threads::choose()?;
     let mut state = StateFolder::open(&options.state_dir, &options.state_file, &mut SystemEntropy)?;
     let listener = server::bind(&options.socket).map_err(|source| DaemonError::Socket {
         path: options.socket.clone(),
         source,
     })?;
     let _socket_file = RemovedAtEnd(options.socket.clone());
-    let tun = Tun::create(&options.tun)?;
-    tun.set_mtu(TUNNEL_MTU)?;
-    let interface = tun.name().to_owned();
+    let tun = Tun::create_queues(&options.tun, threads.out)?;
+    let tun = Queues::new(tun).unwrap_or_else(|| unreachable!("there is at least one queue"));
+    tun.get(0).set_mtu(TUNNEL_MTU)?;
+    let interface = tun.get(0).name().to_owned();
     let socket_options = UdpOptions {
         mark: Some(BYPASS_MARK),
         ..UdpOptions::default()
@@ -145,6 +150,7 @@ pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
     let (questions, dns_packets) = mpsc::channel(magic_dns::WAITING_QUESTIONS);
     let pump = Pump::start(
         Arc::clone(&shared),
+        threads.inward,
         inbox.clone(),
         questions,
         relays.ports(),

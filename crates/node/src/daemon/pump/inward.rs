@@ -1,0 +1,369 @@
+//! From the network to the TUN device.
+//!
+//! One thread at a time receives: batches from the sockets in turn, and what
+//! relays brought. With a large batch it lets another one receive, decrypts
+//! its own beside the others, and then, in the order in which batches were
+//! received, has the one [`Inbound`] for itself: see [`turns`](super::turns).
+//! With a small batch it does everything at once and wakes nobody. So does the
+//! only thread of a small machine, with all batches.
+//!
+//! A new picture of the node comes as a batch of its own: what was received
+//! before is judged by the old one, what comes after by the new.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use warren_control_types::RegionId;
+use warren_host::poll::{Watch, wait};
+use warren_host::udp::{RecvBatch, UdpPair, UdpSocket};
+use warren_host::wake::Waker;
+use warren_keys::DiscoPublic;
+use warren_node_core::dataplane::{
+    DropReason, InSink, Inbound, InboundOffloads, Joined, Opening, Received, TunWrite, View,
+};
+use warren_tunnel::{PeerIndex, Source};
+
+use super::super::relays::{RelayBatch, RelayInbox};
+use super::super::{Inbox, Message};
+use super::turns::{Ticket, Turns};
+use super::{Answer, Shared};
+
+/// Messages taken from a socket at once.
+const RECEIVE_BATCH: usize = 16;
+/// Relay batches taken before the sockets are looked at again.
+const RELAY_BATCHES_PER_ROUND: usize = 16;
+/// A batch of so many bytes is worth waking another thread for: decrypting it
+/// takes some twenty microseconds, several times what waking costs.
+const WORTH_SHARING: usize = 32 * 1024;
+
+/// Who receives, and who is next to finish.
+pub(super) type InTurns = Turns<Front, Back>;
+
+/// The side of the network: for the thread that receives.
+pub(super) struct Front {
+    sockets: Arc<UdpPair>,
+    view: Arc<View>,
+    relayed: RelayInbox,
+    /// Whether there may be more from relays, of which no waker tells.
+    relays_left: bool,
+    /// Where there may be something: relays, IPv4, IPv6.
+    ready: [bool; 3],
+    /// Which of them is first the next time.
+    next: usize,
+}
+
+/// The side of the host: for the thread whose turn it is.
+pub(super) struct Back {
+    inbound: Inbound,
+    /// The picture that the last batch was judged by.
+    view: Arc<View>,
+}
+
+/// What a thread received.
+struct Batch {
+    from: From,
+    trains: RecvBatch,
+    relayed: Vec<RelayBatch>,
+    bytes: usize,
+}
+
+enum From {
+    Nobody,
+    Socket,
+    Relays,
+}
+
+/// Both ends, for so many threads.
+pub(super) fn turns(threads: usize, shared: &Shared, relayed: RelayInbox) -> InTurns {
+    let offloads = shared.tun.offloads();
+    let offloads = InboundOffloads {
+        tcp: offloads.tcp,
+        udp: offloads.udp,
+    };
+    let view = shared.view.load_full();
+    let front = Front {
+        sockets: shared.sockets.load_full(),
+        view: Arc::clone(&view),
+        relayed,
+        relays_left: false,
+        ready: [false; 3],
+        next: 0,
+    };
+    let inbound = Inbound::new(offloads, Arc::clone(&shared.drops));
+    Turns::new(threads, front, Back { inbound, view })
+}
+
+impl Front {
+    /// Waits for something and puts it into `batch`. `false`: it is time to
+    /// stop.
+    fn receive(&mut self, shared: &Shared, batch: &mut Batch) -> bool {
+        batch.clear();
+        loop {
+            if shared.stop.load(Ordering::Acquire) {
+                return false;
+            }
+            // Each in its turn, so that a flood of one kind leaves room.
+            for _ in 0..self.ready.len() {
+                let source = self.next;
+                self.next = (source + 1) % self.ready.len();
+                if std::mem::take(&mut self.ready[source]) && self.take(source, batch) {
+                    return true;
+                }
+            }
+            let waker: &Waker = &shared.in_waker;
+            let mut watches = [
+                Watch::readable(waker),
+                watch_socket(self.sockets.v4.as_ref(), waker),
+                watch_socket(self.sockets.v6.as_ref(), waker),
+            ];
+            let timeout = self.relays_left.then_some(Duration::ZERO);
+            if wait(&mut watches, timeout).is_err() {
+                std::thread::yield_now();
+            }
+            let woken = watches[0].is_ready();
+            self.ready = [true, watches[1].is_ready(), watches[2].is_ready()];
+            if woken {
+                waker.clear();
+                self.sockets = shared.sockets.load_full();
+                let fresh = shared.view.load_full();
+                if !Arc::ptr_eq(&fresh, &self.view) {
+                    self.view = fresh;
+                    return true;
+                }
+            }
+        }
+    }
+
+    /// Takes what a source has, and tells whether that was anything.
+    fn take(&mut self, source: usize, batch: &mut Batch) -> bool {
+        let socket = match source {
+            0 => return self.take_relayed(batch),
+            1 => self.sockets.v4.as_ref(),
+            _ => self.sockets.v6.as_ref(),
+        };
+        // An error belongs to an earlier datagram of ours (ICMP); the next
+        // call gives what has arrived.
+        if socket.is_none_or(|socket| socket.recv_batch(&mut batch.trains).is_err()) {
+            return false;
+        }
+        batch.from = From::Socket;
+        batch.bytes = batch.trains.trains().map(|train| train.data.len()).sum();
+        true
+    }
+
+    fn take_relayed(&mut self, batch: &mut Batch) -> bool {
+        self.relays_left = true;
+        while batch.relayed.len() < RELAY_BATCHES_PER_ROUND {
+            let Ok(relayed) = self.relayed.batches.try_recv() else {
+                self.relays_left = false;
+                break;
+            };
+            batch.bytes += relayed.bytes.len();
+            batch.relayed.push(relayed);
+        }
+        batch.from = From::Relays;
+        !batch.relayed.is_empty()
+    }
+}
+
+impl Batch {
+    fn new() -> Self {
+        Self {
+            from: From::Nobody,
+            trains: RecvBatch::new(RECEIVE_BATCH),
+            relayed: Vec::with_capacity(RELAY_BATCHES_PER_ROUND),
+            bytes: 0,
+        }
+    }
+
+    fn clear(&mut self) {
+        self.from = From::Nobody;
+        self.relayed.clear();
+        self.bytes = 0;
+    }
+
+    /// Calls `each` with every buffer: who sent it, the length of its
+    /// datagrams, and the datagrams.
+    fn for_each(&mut self, mut each: impl FnMut(Source, usize, &mut [u8])) {
+        match self.from {
+            From::Nobody => {}
+            From::Socket => {
+                for train in self.trains.trains() {
+                    each(Source::Udp(train.from), train.segment_len, train.data);
+                }
+            }
+            From::Relays => {
+                for relayed in &mut self.relayed {
+                    let region = relayed.region.0;
+                    let mut rest = relayed.bytes.as_mut_slice();
+                    for &(key, len) in &relayed.packets {
+                        let Some((packet, more)) = rest.split_at_mut_checked(len) else {
+                            break;
+                        };
+                        rest = more;
+                        each(Source::Relay { region, key }, len, packet);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Back {
+    /// Goes on with `view`, if it is another one.
+    fn adopt(&mut self, view: &Arc<View>) {
+        if !Arc::ptr_eq(view, &self.view) {
+            self.view = Arc::clone(view);
+            self.inbound.on_view_change(view);
+        }
+    }
+}
+
+/// A thread that receives.
+pub(super) struct Inward {
+    pub(super) shared: Arc<Shared>,
+    pub(super) engine: Inbox,
+    pub(super) answers: mpsc::SyncSender<Answer>,
+    pub(super) turns: Arc<InTurns>,
+}
+
+impl Inward {
+    /// Receives until it is told to stop.
+    pub(super) fn run(self) {
+        let mut sink = InSide {
+            shared: &self.shared,
+            engine: &self.engine,
+            answers: self.answers,
+        };
+        let mut batch = Batch::new();
+        let mut opening = Opening::new();
+        while let Some((ticket, view)) = lead(&self.shared, &self.turns, &mut batch, &mut sink) {
+            // Somebody else receives now.
+            let now = Instant::now();
+            let received = |from, segment_len| Received {
+                view: &view,
+                now,
+                from,
+                segment_len,
+            };
+            batch.for_each(|from, segment_len, data| {
+                opening.open(&received(from, segment_len), data);
+            });
+            let mut back = ticket.turn();
+            back.adopt(&view);
+            batch.for_each(|from, segment_len, data| {
+                let received = received(from, segment_len);
+                back.inbound
+                    .finish(&received, data, &mut opening, &mut sink);
+            });
+            back.inbound.flush(&mut sink);
+        }
+    }
+}
+
+/// Receives, and does all of what is small, until there is a batch that should
+/// be worked on beside others. `None` when it is time to stop.
+fn lead<'t>(
+    shared: &Shared,
+    turns: &'t InTurns,
+    batch: &mut Batch,
+    sink: &mut InSide<'_>,
+) -> Option<(Ticket<'t, Front, Back>, Arc<View>)> {
+    let mut front = turns.lead();
+    while front.receive(shared, batch) {
+        let ticket = front.ticket();
+        if turns.has_others() && batch.bytes >= WORTH_SHARING {
+            return Some((ticket, Arc::clone(&front.view)));
+        }
+        let now = Instant::now();
+        let mut back = ticket.turn();
+        back.adopt(&front.view);
+        batch.for_each(|from, segment_len, data| {
+            back.inbound
+                .datagrams(&front.view, now, from, data, segment_len, sink);
+        });
+        back.inbound.flush(sink);
+    }
+    None
+}
+
+struct InSide<'a> {
+    shared: &'a Shared,
+    engine: &'a Inbox,
+    answers: mpsc::SyncSender<Answer>,
+}
+
+impl InSide<'_> {
+    fn tell(&self, message: Message) {
+        self.engine.tell(message);
+    }
+}
+
+impl InSink for InSide<'_> {
+    fn tun_write(&mut self, frame: &[u8]) -> TunWrite {
+        self.shared.write_tun(frame)
+    }
+
+    fn joining_ends(&mut self, kind: Joined) {
+        tracing::warn!(
+            ?kind,
+            "the tunnel device refuses joined packets; they go to it one by one from now on"
+        );
+    }
+
+    fn control(&mut self, from: Source, datagram: &[u8]) {
+        let packet = datagram.to_vec();
+        let taken = self.engine.offer(match from {
+            Source::Udp(from) => Message::Udp { from, packet },
+            Source::Relay { region, key } => Message::RelayPacket {
+                region: RegionId(region),
+                from: key,
+                packet,
+            },
+        });
+        if !taken {
+            self.shared.drops.count(DropReason::Overrun);
+        }
+    }
+
+    fn confirmed(&mut self, local_index: u32) {
+        self.tell(Message::Confirmed(local_index));
+    }
+
+    fn heard(&mut self, peer: PeerIndex, from: Source) {
+        self.tell(Message::Heard(peer, from));
+    }
+
+    fn need_session(&mut self, peer: PeerIndex) {
+        self.tell(Message::NeedSession(peer));
+    }
+
+    fn out(&mut self, peer: PeerIndex, packet: &[u8]) {
+        if self.answers.try_send((peer, packet.to_vec())).is_err() {
+            self.shared.drops.count(DropReason::Overrun);
+        }
+        self.shared.wake_first_out();
+    }
+
+    fn pong(&mut self, peer: PeerIndex, data: [u8; 8], peer_api_port: Option<u16>) {
+        self.tell(Message::TsmpPong {
+            peer,
+            data,
+            peer_api_port,
+        });
+    }
+
+    fn disco_advertised(&mut self, peer: PeerIndex, key: DiscoPublic) {
+        self.tell(Message::DiscoAdvertised(peer, key));
+    }
+}
+
+/// A family without a socket watches the waker once more.
+fn watch_socket<'a>(socket: Option<&'a UdpSocket>, waker: &'a Waker) -> Watch<'a> {
+    match socket {
+        Some(socket) => Watch::readable(socket),
+        None => Watch::readable(waker),
+    }
+}
