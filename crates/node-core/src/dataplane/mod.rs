@@ -1,8 +1,10 @@
 //! The path of every packet between the TUN device and the network.
 //!
-//! Two plain structs do the work, each owned by one thread of the shell:
-//! [`Outbound`] takes what the host wants to send, [`Inbound`] what arrives.
-//! They own nothing but buffers. What they need to know, they read from a
+//! Two plain structs do the work: [`Outbound`] takes what the host wants to send,
+//! [`Inbound`] what arrives. A thread of the shell owns one. Several threads can
+//! share the sending with an [`Outbound`] each, as long as a flow stays with one
+//! of them, and the receiving with an [`Opening`] each and the [`Inbound`] in
+//! turns. They own nothing but buffers. What they need to know, they read from a
 //! [`View`], an immutable picture of peers, routes, sessions and filter that
 //! the engine replaces as a whole; what they find out, they tell a sink
 //! ([`OutSink`], [`InSink`]) or leave in atomic counters.
@@ -12,8 +14,8 @@
 //!      prefix ─ filter once ─ cut into segments while copying into the send
 //!      buffer ─ seal in place, consecutive counters ─ runs of equal datagrams
 //! in:  datagrams (a superframe and its segment size) ─ session by index ─
-//!      open in place ─ replay window ─ source belongs to the peer ─ filter ─
-//!      coalesce by flow ─ TUN write (virtio header)
+//!      open in place ─ (in order from here:) replay window ─ source belongs
+//!      to the peer ─ filter ─ coalesce by flow ─ TUN write (virtio header)
 //! ```
 //!
 //! A packet costs no allocation, no lock and no hand-over to another thread.

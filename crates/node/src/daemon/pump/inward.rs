@@ -259,6 +259,8 @@ impl Inward {
                     .finish(&received, data, &mut opening, &mut sink);
             });
             back.inbound.flush(&mut sink);
+            drop(back);
+            batch.clear();
         }
     }
 }
