@@ -34,6 +34,9 @@ use super::{Answer, Shared};
 const RECEIVE_BATCH: usize = 16;
 /// Relay batches taken before the sockets are looked at again.
 const RELAY_BATCHES_PER_ROUND: usize = 16;
+/// Batches taken where there was something before, without asking the system
+/// who else has something: asking costs as much as receiving.
+const ROUNDS_PER_POLL: usize = 4;
 /// A batch of so many bytes is worth waking another thread for: decrypting it
 /// takes some twenty microseconds, several times what waking costs.
 const WORTH_SHARING: usize = 32 * 1024;
@@ -52,6 +55,8 @@ pub(super) struct Front {
     ready: [bool; 3],
     /// Which of them is first the next time.
     next: usize,
+    /// Batches since the system was asked.
+    unasked: usize,
 }
 
 /// The side of the host: for the thread whose turn it is.
@@ -90,6 +95,7 @@ pub(super) fn turns(threads: usize, shared: &Shared, relayed: RelayInbox) -> InT
         relays_left: false,
         ready: [false; 3],
         next: 0,
+        unasked: 0,
     };
     let inbound = Inbound::new(offloads, Arc::clone(&shared.drops));
     Turns::new(threads, front, Back { inbound, view })
@@ -105,24 +111,32 @@ impl Front {
                 return false;
             }
             // Each in its turn, so that a flood of one kind leaves room.
-            for _ in 0..self.ready.len() {
+            while self.unasked < ROUNDS_PER_POLL && self.ready.contains(&true) {
                 let source = self.next;
                 self.next = (source + 1) % self.ready.len();
-                if std::mem::take(&mut self.ready[source]) && self.take(source, batch) {
-                    return true;
+                if self.ready[source] {
+                    // Where there was something there may be more.
+                    self.ready[source] = self.take(source, batch);
+                    if self.ready[source] {
+                        self.unasked += 1;
+                        return true;
+                    }
                 }
             }
+            self.unasked = 0;
             let waker: &Waker = &shared.in_waker;
             let mut watches = [
                 Watch::readable(waker),
                 watch_socket(self.sockets.v4.as_ref(), waker),
                 watch_socket(self.sockets.v6.as_ref(), waker),
             ];
-            let timeout = self.relays_left.then_some(Duration::ZERO);
+            let left = self.relays_left || self.ready.contains(&true);
+            let timeout = left.then_some(Duration::ZERO);
             if wait(&mut watches, timeout).is_err() {
                 std::thread::yield_now();
             }
             let woken = watches[0].is_ready();
+            // Looking for relays' batches is no system call.
             self.ready = [true, watches[1].is_ready(), watches[2].is_ready()];
             if woken {
                 waker.clear();
