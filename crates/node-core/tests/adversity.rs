@@ -369,6 +369,7 @@ proptest! {
         prop_assert_eq!(&whole.host.control, &halves.host.control);
         prop_assert_eq!(&whole.host.confirmed, &halves.host.confirmed);
         prop_assert_eq!(&whole.host.heard, &halves.host.heard);
+        prop_assert_eq!(&whole.host.wanted, &halves.host.wanted);
         for reason in DropReason::ALL {
             prop_assert_eq!(whole.drops[1].get(reason), halves.drops[1].get(reason));
         }
