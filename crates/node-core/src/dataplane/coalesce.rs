@@ -365,17 +365,30 @@ impl Slot {
     #[inline]
     fn send(&mut self, joining: &mut Joining, sink: &mut dyn InSink) {
         let Some(open) = self.open.take() else { return };
-        if open.count > 1 {
-            open.finish(&mut self.frame);
+        if open.count <= 1 {
+            let _ = sink.tun_write(&self.frame);
+            return;
         }
-        let written = sink.tun_write(&self.frame);
-        if open.count > 1 {
-            joining.written(open.kind(), written, &self.frame, sink);
+        open.finish(&mut self.frame);
+        let kind = open.kind();
+        if joining.takes(kind) {
+            let written = sink.tun_write(&self.frame);
+            joining.written(kind, written, &self.frame, sink);
+        } else {
+            // Begun before the kind was given up.
+            write_in_pieces(&self.frame, sink);
         }
     }
 }
 
 impl Joining {
+    fn takes(&self, kind: Joined) -> bool {
+        match kind {
+            Joined::Tcp => self.offloads.tcp,
+            Joined::Udp => self.offloads.udp,
+        }
+    }
+
     /// Learns from what became of a superpacket.
     #[inline]
     fn written(&mut self, kind: Joined, written: TunWrite, frame: &[u8], sink: &mut dyn InSink) {
