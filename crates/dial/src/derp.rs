@@ -19,13 +19,15 @@
 //!   and from any thread;
 //! - one task writes that queue out, with one write and one flush for all that
 //!   has gathered (what gives way when the relay is slow: [`SendQueue`]);
-//! - the one [`DerpReceiver`] hands out what came with each read as a
-//!   [`Batch`], packets mutable where they lie.
+//! - the one [`DerpReceiver`] hands out all that has come as a [`Batch`],
+//!   packets mutable where they lie; while much comes, it looks less often
+//!   ([`moderation`]).
 //!
 //! Dropping the receiver closes the connection. There is no reconnecting here:
 //! whoever owns the receiver decides.
 
 mod dialing;
+mod moderation;
 mod websocket;
 
 pub use dialing::{
@@ -39,6 +41,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use tokio::io::{
     AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf,
 };
@@ -51,8 +54,12 @@ use warren_derp::{
 use warren_keys::{Entropy, NodePublic};
 use warren_wire::derp::{Frame, HEADER_LEN, KEY_LEN};
 
+use moderation::Moderation;
+
 /// How long a write to a relay may make no progress.
 const STALLED: Duration = Duration::from_secs(10);
+/// Bytes read before they are handed out, if they are there already.
+const BATCH_BYTES: usize = 64 * 1024;
 
 /// Bytes both ways: TCP, TLS over it, or a WebSocket.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -209,6 +216,11 @@ pub struct DerpReceiver {
     client: Client,
     shared: Arc<Shared>,
     failed: Option<ClientError>,
+    moderation: Moderation,
+    /// Packets of the last batch.
+    packets: usize,
+    /// Until when the connection is left alone.
+    pause: Option<tokio::time::Instant>,
     writer: AbortHandle,
 }
 
@@ -236,6 +248,9 @@ impl DerpReceiver {
         if let Some(error) = self.failed.take() {
             return Err(error.into());
         }
+        if !self.buffer.is_ready() {
+            self.moderate().await;
+        }
         while !self.buffer.is_ready() {
             let deadline = tokio::time::Instant::from_std(self.client.next_deadline());
             let spare = self.buffer.spare();
@@ -250,16 +265,42 @@ impl DerpReceiver {
                 return Err(RecvError::Closed);
             }
             self.buffer.filled(n);
+            let mut taken = n;
+            // What has come already is taken too.
+            while taken < BATCH_BYTES {
+                let spare = self.buffer.spare();
+                // An error, or the end, will be there again.
+                let Some(Ok(n @ 1..)) = self.reading.read(spare).now_or_never() else {
+                    break;
+                };
+                self.buffer.filled(n);
+                taken += n;
+            }
             self.client.note_bytes(Instant::now());
         }
         let frames = self.buffer.frames()?;
         Ok(Batch {
             now: Instant::now(),
+            packets: &mut self.packets,
             frames,
             client: &mut self.client,
             shared: &self.shared,
             failed: &mut self.failed,
         })
+    }
+
+    /// Lets more packets arrive, if many do. Cancel safe.
+    async fn moderate(&mut self) {
+        let packets = std::mem::take(&mut self.packets);
+        if packets > 0 {
+            let now = tokio::time::Instant::now();
+            let pause = self.moderation.note(now.into_std(), packets);
+            self.pause = pause.map(|pause| now + pause);
+        }
+        if let Some(until) = self.pause {
+            tokio::time::sleep_until(until).await;
+            self.pause = None;
+        }
     }
 
     fn answer(&mut self) {
@@ -291,6 +332,7 @@ impl Drop for DerpReceiver {
 pub struct Batch<'a> {
     now: Instant,
     frames: Frames<'a>,
+    packets: &'a mut usize,
     client: &'a mut Client,
     shared: &'a Shared,
     failed: &'a mut Option<ClientError>,
@@ -315,6 +357,7 @@ impl<'a> Iterator for Batch<'a> {
                             self.shared.outgoing().bucket = Some(bucket);
                         }
                     }
+                    *self.packets += usize::from(matches!(event, Event::Packet { .. }));
                     return Some(event);
                 }
                 Err(error) => *self.failed = Some(error),
@@ -419,6 +462,9 @@ async fn start_at(
             client,
             shared,
             failed: None,
+            moderation: Moderation::new(now),
+            packets: 0,
+            pause: None,
             writer,
         },
     ))

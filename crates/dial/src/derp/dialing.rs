@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use data_encoding::{BASE64, HEXLOWER_PERMISSIVE};
 use socket2::SockRef;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -43,6 +43,8 @@ const USER_TIMEOUT: Duration = Duration::from_secs(15);
 const NOT_SENT: u32 = 64 * 1024;
 /// TLS bytes that rustls may hold on to.
 const TLS_BUFFER: usize = 64 * 1024;
+/// TLS bytes read at once.
+const READ_AHEAD: usize = 64 * 1024;
 /// How much of the answer to a latency check is read.
 const MAX_LATENCY_ANSWER: usize = 8 * 1024;
 
@@ -322,6 +324,8 @@ async fn open(
         });
     }
     let trust = Trust::for_relay(node)?;
+    // rustls reads 4 KiB at once.
+    let stream = BufReader::with_capacity(READ_AHEAD, stream);
     let mut stream = tls::connect(stream, &node.host_name, &trust, &[b"http/1.1"]).await?;
     let (_, session) = stream.get_mut();
     session.set_buffer_limit(Some(TLS_BUFFER));
