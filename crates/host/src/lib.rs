@@ -26,6 +26,7 @@ pub mod lock;
 mod netlink;
 pub mod peer_creds;
 pub mod poll;
+pub mod resident;
 pub mod resolver;
 pub mod router;
 mod sysctl;

@@ -477,6 +477,7 @@ impl EngineTask {
         self.backend_state = state;
         if state == State::Running {
             self.auth_url.clear();
+            tokio::spawn(release_what_started_us());
         }
         if crossed {
             self.host_ready &= engaged(state);
@@ -503,4 +504,18 @@ impl EngineTask {
     // ---- the coordination server ----
 
     // ---- requests of local programs ----
+}
+
+/// How long after joining what was needed for that is given back: by then the
+/// relays are measured and the first paths found.
+const SETTLED: Duration = Duration::from_secs(2);
+
+/// Most of the program has done its work when a node has joined.
+async fn release_what_started_us() {
+    tokio::time::sleep(SETTLED).await;
+    match tokio::task::spawn_blocking(warren_host::resident::release_program).await {
+        Ok(Ok(bytes)) => tracing::debug!(bytes, "program released from memory until needed"),
+        Ok(Err(error)) => tracing::debug!(%error, "cannot release the program from memory"),
+        Err(_) => {}
+    }
 }
