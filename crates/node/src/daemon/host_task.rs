@@ -178,7 +178,9 @@ impl Worker {
     fn apply_forwarding(&mut self, wanted: Option<Forwarding>) -> Option<String> {
         let config = wanted.map(|wanted| FirewallConfig {
             interface: self.interface.clone(),
-            snat: wanted.snat,
+            // Nobody goes on from here, and whoever rewrites addresses makes the
+            // kernel follow every connection, those of the tunnel itself too.
+            snat: wanted.snat && wanted.offered,
             stateful: wanted.stateful,
         });
         let problem = match &mut self.firewall {
