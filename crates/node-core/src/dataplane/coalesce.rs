@@ -90,8 +90,10 @@ struct Open {
 }
 
 struct Slot {
-    /// Virtio header and packet; allocated at first use.
-    frame: Vec<u8>,
+    /// Room for a virtio header and the longest packet; allocated at first use.
+    frame: Box<[u8]>,
+    /// Bytes of it that are written.
+    len: usize,
     open: Option<Open>,
 }
 
@@ -113,7 +115,8 @@ impl Coalescer {
     pub(super) fn new(offloads: InboundOffloads) -> Self {
         Self {
             slots: std::array::from_fn(|_| Slot {
-                frame: Vec::new(),
+                frame: Box::default(),
+                len: 0,
                 open: None,
             }),
             joining: Joining {
@@ -266,29 +269,41 @@ impl Candidate {
         matches!(self.transport, Transport::Tcp { push: true, .. })
     }
 
-    /// Whether IP and transport checksum of `packet` are right.
+    /// Whether IP and transport checksum of a packet are right that has these
+    /// `headers`, and a payload with this sum.
     #[inline]
-    fn checksums_hold(&self, packet: &[u8], key: &FlowKey) -> bool {
-        let Some((ip, transport)) = packet.split_at_checked(self.transport_offset) else {
+    fn checksums_hold(&self, headers: &[u8], payload_sum: u16, key: &FlowKey) -> bool {
+        let Some((ip, transport)) = headers.split_at_checked(self.transport_offset) else {
             return false;
         };
         if self.version == Version::V4 && Sum::new().bytes(ip).finish() != 0 {
             return false;
         }
-        let pseudo = Sum::pseudo_header(key.src, key.dst, key.protocol, transport.len());
-        checksum::add(pseudo, transport).finish() == 0
+        let len = transport.len() + self.payload;
+        Sum::pseudo_header(key.src, key.dst, key.protocol, len)
+            .bytes(transport)
+            .word(payload_sum)
+            .finish()
+            == 0
     }
 }
 
 impl Slot {
     #[inline]
     fn begin(&mut self, packet: &[u8], key: FlowKey, head: Candidate, used: u64) {
-        if self.frame.capacity() == 0 {
-            self.frame.reserve_exact(VNET_HDR_LEN + MAX_PACKET);
+        if self.frame.is_empty() {
+            self.frame = vec![0; VNET_HDR_LEN + MAX_PACKET].into();
         }
-        self.frame.clear();
-        self.frame.extend_from_slice(&[0; VNET_HDR_LEN]);
-        self.frame.extend_from_slice(packet);
+        // A packet has at most the length that its header can tell.
+        let Some((vnet, room)) = self.frame.split_first_chunk_mut() else {
+            return;
+        };
+        let Some(place) = room.get_mut(..packet.len()) else {
+            return;
+        };
+        *vnet = VnetHdr::PLAIN.to_bytes();
+        place.copy_from_slice(packet);
+        self.len = VNET_HDR_LEN + packet.len();
         let next_sequence = match head.transport {
             // A payload is shorter than 64 KiB.
             Transport::Tcp { sequence, .. } => sequence.wrapping_add(head.payload as u32),
@@ -311,7 +326,10 @@ impl Slot {
         let Some(open) = &mut self.open else {
             return false;
         };
-        let held = self.frame.get(VNET_HDR_LEN..).unwrap_or_default();
+        let Some((frame, room)) = self.frame.split_at_mut_checked(self.len) else {
+            return false;
+        };
+        let held = frame.get(VNET_HDR_LEN..).unwrap_or_default();
         let follows = new.payload <= open.size
             && held.len() + new.payload <= MAX_PACKET
             && new.header_len == open.head.header_len
@@ -323,20 +341,32 @@ impl Slot {
                 }
                 Transport::Udp => open.count < MAX_DATAGRAMS,
             };
-        if !follows || !new.checksums_hold(packet, &open.key) {
+        if !follows {
             return false;
         }
         if !open.verified {
             // Only the head is in the slot so far.
-            if !open.head.checksums_hold(held, &open.key) {
+            let Some((headers, payload)) = held.split_at_checked(open.head.header_len) else {
+                return false;
+            };
+            let sum = checksum::fold(payload);
+            if !open.head.checksums_hold(headers, sum, &open.key) {
                 return false;
             }
             open.verified = true;
         }
-        let Some(payload) = packet.get(new.header_len..) else {
+        let Some((headers, payload)) = packet.split_at_checked(new.header_len) else {
             return false;
         };
-        self.frame.extend_from_slice(payload);
+        let Some(place) = room.get_mut(..payload.len()) else {
+            return false;
+        };
+        // What is wrong stays behind the end and is written over.
+        let sum = checksum::copy(payload, place);
+        if !new.checksums_hold(headers, sum, &open.key) {
+            return false;
+        }
+        self.len += payload.len();
         open.count += 1;
         open.used = used;
         if let Transport::Tcp { push, .. } = new.transport {
@@ -357,7 +387,7 @@ impl Slot {
         let Some(open) = &self.open else { return false };
         last.payload < open.size
             || last.ends_train()
-            || self.frame.len() + open.size > VNET_HDR_LEN + MAX_PACKET
+            || self.len + open.size > VNET_HDR_LEN + MAX_PACKET
             || (open.head.transport == Transport::Udp && open.count == MAX_DATAGRAMS)
     }
 
@@ -365,18 +395,19 @@ impl Slot {
     #[inline]
     fn send(&mut self, joining: &mut Joining, sink: &mut dyn InSink) {
         let Some(open) = self.open.take() else { return };
+        let frame = self.frame.get_mut(..self.len).unwrap_or_default();
         if open.count <= 1 {
-            let _ = sink.tun_write(&self.frame);
+            let _ = sink.tun_write(frame);
             return;
         }
-        open.finish(&mut self.frame);
+        open.finish(frame);
         let kind = open.kind();
         if joining.takes(kind) {
-            let written = sink.tun_write(&self.frame);
-            joining.written(kind, written, &self.frame, sink);
+            let written = sink.tun_write(frame);
+            joining.written(kind, written, frame, sink);
         } else {
             // Begun before the kind was given up.
-            write_in_pieces(&self.frame, sink);
+            write_in_pieces(frame, sink);
         }
     }
 }

@@ -239,8 +239,7 @@ impl Segments {
             return;
         };
         header.copy_from_slice(shared);
-        payload.copy_from_slice(from);
-        let payload_sum = checksum::fold(payload);
+        let payload_sum = checksum::copy(from, payload);
         let total = self.header_len + payload.len();
         self.patch_ip(header, i, total);
         self.patch_transport(header, i, payload_sum, total - self.transport_offset);
