@@ -134,6 +134,12 @@ impl Session {
         self.next_counter.load(Ordering::Relaxed)
     }
 
+    /// Whether so many numbers are left that a batch need not ask for each.
+    #[inline]
+    pub fn has_plenty(&self) -> bool {
+        self.next_counter.load(Ordering::Relaxed) < REKEY_AFTER_MESSAGES
+    }
+
     /// Takes `count` consecutive counters and returns the first; `None` when
     /// the session has no numbers left and must not send any more.
     #[inline]

@@ -29,6 +29,7 @@ mod checksum;
 mod coalesce;
 mod counters;
 mod inbound;
+mod lanes;
 mod offload;
 mod outbound;
 mod routes;

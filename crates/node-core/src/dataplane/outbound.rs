@@ -11,6 +11,7 @@ use warren_wire::ip::{IpPacket, Protocol, icmp};
 use warren_wire::wireguard::{TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD, padded};
 
 use super::counters::coarse;
+use super::lanes::{Lane, Lanes};
 use super::segment::Plan;
 use super::staging::Staging;
 use super::{
@@ -22,9 +23,12 @@ use super::{
 /// on.
 const SLAB: usize = 256 * 1024;
 /// Most datagrams of one send with segmentation offload (UDP_MAX_SEGMENTS).
-const MAX_RUN: usize = 64;
+pub(super) const MAX_RUN: usize = 64;
 /// Most bytes of one send: what fits into one UDP datagram over IPv4.
-const MAX_RUN_BYTES: usize = 65_507;
+pub(super) const MAX_RUN_BYTES: usize = 65_507;
+/// Packets and bytes that are enough for one flush.
+const ENOUGH_PACKETS: usize = 64;
+const ENOUGH_BYTES: usize = 192 * 1024;
 /// How often at most a session is asked for, per peer.
 const ASK_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -79,6 +83,10 @@ pub struct Outbound {
     slab: Box<[u8]>,
     used: usize,
     runs: Vec<Run>,
+    /// Single packets, each lane's in a block of the slab.
+    lanes: Lanes,
+    /// Packets taken since the last flush.
+    taken: usize,
     udp: Vec<UdpSend>,
     relay: Vec<RelaySend>,
     staging: Staging,
@@ -95,6 +103,8 @@ impl Outbound {
             slab: vec![0; SLAB].into(),
             used: 0,
             runs: Vec::with_capacity(64),
+            lanes: Lanes::new(),
+            taken: 0,
             udp: Vec::with_capacity(64),
             relay: Vec::with_capacity(64),
             staging: Staging::default(),
@@ -107,9 +117,17 @@ impl Outbound {
     /// Takes one read from the TUN device: virtio header and packet.
     #[inline]
     pub fn packet(&mut self, view: &View, now: Instant, frame: &[u8], sink: &mut dyn OutSink) {
+        self.taken += 1;
         if let Err(reason) = self.try_packet(view, now, frame, sink) {
             self.drops.count(reason);
         }
+    }
+
+    /// Whether so much has gathered that it should be [flushed](Self::flush)
+    /// before more is read.
+    #[inline]
+    pub fn is_full(&self) -> bool {
+        self.taken >= ENOUGH_PACKETS || self.used >= ENOUGH_BYTES
     }
 
     /// Sends a packet that the node itself made to `peer`: an IP packet with
@@ -219,6 +237,12 @@ impl Outbound {
     /// Hands everything gathered to the sink.
     #[inline]
     pub fn flush(&mut self, sink: &mut dyn OutSink) {
+        self.taken = 0;
+        let mut lanes = std::mem::take(&mut self.lanes);
+        for lane in lanes.drain() {
+            self.depart(lane);
+        }
+        self.lanes = lanes;
         if self.runs.is_empty() {
             return;
         }
@@ -315,6 +339,16 @@ impl Outbound {
             return false;
         };
         let count = plan.count();
+        if count == 1 && session.has_plenty() {
+            self.gather(view, now, peer, session, plan, sink);
+            if session.wants_rekey(now) {
+                self.ask(now, peer.index, sink);
+            }
+            return true;
+        }
+        if let Some(lane) = self.lanes.take(peer.index) {
+            self.depart(lane);
+        }
         let Some(first) = session.reserve(count as u64) else {
             return false;
         };
@@ -385,6 +419,78 @@ impl Outbound {
         bytes
     }
 
+    /// Puts a packet that stands alone behind others for the same peer, so
+    /// that they are sealed and sent together.
+    #[inline]
+    fn gather(
+        &mut self,
+        view: &View,
+        now: Instant,
+        peer: &PeerView,
+        session: &Arc<Session>,
+        plan: &Plan<'_>,
+        sink: &mut dyn OutSink,
+    ) {
+        let len = plan.len(0);
+        let content = padded(len).min(usize::from(view.tunnel_mtu).max(len));
+        let total = content + TRANSPORT_OVERHEAD;
+        let slab = self.slab.len();
+        let at = match self.lanes.place(peer, session, total, &mut self.used, slab) {
+            Some(at) => at,
+            None => {
+                if let Some(lane) = self.lanes.take(peer.index) {
+                    self.depart(lane);
+                }
+                self.make_room(total, sink);
+                self.lanes.open(peer, session, total, &mut self.used, slab)
+            }
+        };
+        // Within the lane's block.
+        let Some(datagram) = self.slab.get_mut(at..at + total) else {
+            return;
+        };
+        let body = &mut datagram[TRANSPORT_HEADER_LEN..total - TAG_LEN];
+        let (packet, padding) = body.split_at_mut(len);
+        plan.write(0, packet);
+        padding.fill(0);
+        peer.counters.sent(1, len as u64, coarse(view.origin, now));
+    }
+
+    /// Seals what a lane holds, and makes a run of it.
+    #[inline]
+    fn depart(&mut self, lane: Lane) {
+        if lane.block_end() == self.used {
+            self.used = lane.start + lane.len;
+        }
+        let written = self.slab.get_mut(lane.start..lane.start + lane.len);
+        let sealed = lane
+            .session
+            .reserve(lane.count as u64)
+            .is_some_and(|first| {
+                let written = written.unwrap_or_default();
+                lane.session
+                    .seal_train(first, written, lane.segment_len)
+                    .is_ok()
+            });
+        if !sealed {
+            for _ in 0..lane.count {
+                self.drops.count(DropReason::ExpiredSession);
+            }
+            return;
+        }
+        self.runs.push(Run {
+            peer: lane.peer,
+            key: lane.key,
+            destination: lane.destination,
+            start: lane.start,
+            len: lane.len,
+            segment_len: lane.segment_len,
+            count: lane.count,
+            // Nothing comes behind it.
+            ended: true,
+        });
+    }
+
     /// Makes sure that `total` bytes fit behind what is used.
     #[inline]
     fn make_room(&mut self, total: usize, sink: &mut dyn OutSink) {
@@ -402,6 +508,7 @@ impl Outbound {
         if let Some(run) = self.runs.last_mut() {
             let fits = run.peer == peer.index
                 && run.destination == peer.destination
+                && run.start + run.len == start
                 && !run.ended
                 && total <= run.segment_len
                 && run.count < MAX_RUN

@@ -25,7 +25,7 @@ use super::{Answer, OutCommand, Shared};
 
 /// TUN reads before what they gave is sent: enough to fill the send buffer,
 /// few enough that the first does not wait long.
-const READS_PER_FLUSH: usize = 16;
+const READS_PER_FLUSH: usize = 64;
 /// Largest frame of the TUN device: virtio header and 64 KiB.
 const TUN_FRAME: usize = 10 + 65_536;
 /// How long a full socket is waited for before packets are dropped: about as
@@ -172,7 +172,7 @@ impl Outward {
                     Ok(len) => {
                         outbound.packet(&view, Instant::now(), &frame[..len], &mut sink);
                         reads += 1;
-                        if reads == READS_PER_FLUSH {
+                        if reads == READS_PER_FLUSH || outbound.is_full() {
                             break false;
                         }
                     }
