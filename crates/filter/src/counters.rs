@@ -78,12 +78,12 @@ pub(crate) struct Growing {
 
 impl Growing {
     #[inline]
-    pub(crate) fn add(&self, bytes: usize) {
+    pub(crate) fn add(&self, packets: u64, bytes: u64) {
         let grow = |count: &AtomicU64, by: u64| {
             count.store(count.load(Relaxed).wrapping_add(by), Relaxed);
         };
-        grow(&self.packets, 1);
-        grow(&self.bytes, bytes as u64);
+        grow(&self.packets, packets);
+        grow(&self.bytes, bytes);
     }
 
     pub(crate) fn read(&self) -> Count {
@@ -105,16 +105,16 @@ pub(crate) struct Side {
 
 impl Side {
     #[inline]
-    pub(crate) fn passed(&self, why: Without, bytes: usize) {
+    pub(crate) fn passed(&self, why: Without, packets: u64, bytes: u64) {
         if let Some(count) = self.without.get(why as usize) {
-            count.add(bytes);
+            count.add(packets, bytes);
         }
     }
 
     #[inline]
     pub(crate) fn dropped(&self, reason: DropReason, bytes: usize) {
         if let Some(count) = self.drops.get(reason.index()) {
-            count.add(bytes);
+            count.add(1, bytes as u64);
         }
     }
 
@@ -165,9 +165,9 @@ impl RuleCounters {
     }
 
     #[inline]
-    pub(crate) fn add(&self, rule: u32, bytes: usize) {
+    pub(crate) fn add(&self, rule: u32, packets: u64, bytes: u64) {
         if let Some(count) = self.counts.get(rule as usize) {
-            count.add(bytes);
+            count.add(packets, bytes);
         }
     }
 

@@ -177,7 +177,11 @@ pub enum Direction {
     Out,
 }
 
-/// What lets a packet in.
+/// What let a packet in: see [`Filter::admit_in`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pass(Passed);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Passed {
     /// The rule with this number.
     Rule(u32),
@@ -318,25 +322,51 @@ impl Filter {
     /// was found to belong to the peer that sent it. `now`: seconds from the
     /// making of `flows`.
     pub fn check_in(&self, flows: &FlowTable, packet: &IpPacket<'_>, now: u32) -> Verdict {
+        match self.admit_in(flows, packet, now) {
+            Ok(_) => Verdict::Accept,
+            Err(reason) => Verdict::Drop(reason),
+        }
+    }
+
+    /// As [`Filter::check_in`], and tells what let the packet in. What let in one
+    /// that opens no connection and is no fragment lets in those of the same
+    /// addresses, protocol and ports that follow it at once, if they do not
+    /// either: they need not be shown, only [counted](Filter::count_alike).
+    ///
+    /// # Errors
+    /// Why it is dropped.
+    #[inline]
+    pub fn admit_in(
+        &self,
+        flows: &FlowTable,
+        packet: &IpPacket<'_>,
+        now: u32,
+    ) -> Result<Pass, DropReason> {
         let bytes = packet.total_len;
         match self.admit(flows, packet, now) {
             Ok(passed) => {
-                match passed {
-                    // A rule lets in the later fragments as well.
-                    Passed::Rule(rule) => self.rule_counters.add(rule, bytes),
-                    Passed::Without(why) => {
-                        self.totals.inbound.passed(why, bytes);
-                        if packet.fragment == Fragment::First {
-                            flows.remember_first_fragment(packet, now);
-                        }
-                    }
+                self.count_alike(Pass(passed), 1, bytes as u64);
+                // A rule lets in the later fragments as well.
+                let without_rule = matches!(passed, Passed::Without(_));
+                if without_rule && packet.fragment == Fragment::First {
+                    flows.remember_first_fragment(packet, now);
                 }
-                Verdict::Accept
+                Ok(Pass(passed))
             }
             Err(reason) => {
                 self.totals.inbound.dropped(reason, bytes);
-                Verdict::Drop(reason)
+                Err(reason)
             }
+        }
+    }
+
+    /// Counts packets that came in like the one that this filter let in with
+    /// `pass`.
+    #[inline]
+    pub fn count_alike(&self, pass: Pass, packets: u64, bytes: u64) {
+        match pass.0 {
+            Passed::Rule(rule) => self.rule_counters.add(rule, packets, bytes),
+            Passed::Without(why) => self.totals.inbound.passed(why, packets, bytes),
         }
     }
 

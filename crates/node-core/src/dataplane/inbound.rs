@@ -1,15 +1,17 @@
 //! From the network to the TUN device.
 
+use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
+use warren_filter::Pass;
 use warren_tunnel::{
     MAX_TRAIN, OpenError, Opened, PeerIndex, REKEY_ON_RECEIVE_TIME, ReplayWindow, Role, Source,
 };
 use warren_wire::disco::looks_like_relayed_disco;
-use warren_wire::ip::{IpPacket, Parsed, Protocol, tsmp};
+use warren_wire::ip::{Fragment, IpPacket, Parsed, Protocol, tsmp};
 use warren_wire::stun::looks_like_stun;
 use warren_wire::wireguard::{Message, TRANSPORT_HEADER_LEN, is_transport};
 
@@ -76,6 +78,91 @@ impl<'v> Arrival<'v> {
             return Err(DropReason::ExpiredSession);
         }
         Ok(Self { index, slot, peer })
+    }
+}
+
+/// What the packets of one train have in common, and is done once for them.
+struct Course {
+    /// The moment, on the coarse clock.
+    at: u64,
+    /// Whether it was noted where they come from.
+    noted: bool,
+    packets: u64,
+    bytes: u64,
+    alike: Option<Alike>,
+}
+
+impl Course {
+    #[inline]
+    fn new(received: &Received<'_>) -> Self {
+        Self {
+            at: coarse(received.view.origin, received.now),
+            noted: false,
+            packets: 0,
+            bytes: 0,
+            alike: None,
+        }
+    }
+
+    /// Another kind of packet begins.
+    #[inline]
+    fn next(&mut self, view: &View, peer: &PeerView, alike: Option<Alike>) {
+        if let Some(before) = std::mem::replace(&mut self.alike, alike)
+            && before.packets > 0
+        {
+            let filter = view.filter_for(peer);
+            filter.count_alike(before.pass, before.packets, before.bytes);
+        }
+    }
+
+    /// Counts what passed.
+    #[inline]
+    fn end(mut self, received: &Received<'_>, peer: &PeerView) {
+        self.next(received.view, peer, None);
+        if self.packets > 0 {
+            peer.counters.received(self.packets, self.bytes, self.at);
+        }
+    }
+}
+
+/// Packets of one flow, of which the first was judged for all.
+struct Alike {
+    ends: (IpAddr, IpAddr),
+    ports: (u16, u16),
+    protocol: Protocol,
+    pass: Pass,
+    /// Those behind the first.
+    packets: u64,
+    bytes: u64,
+}
+
+impl Alike {
+    /// `None` for packets that say nothing about the next one.
+    #[inline]
+    fn new(first: &Parsed, pass: Pass) -> Option<Self> {
+        Self::fits(first).then_some(Self {
+            ends: (first.src, first.dst),
+            ports: (first.src_port, first.dst_port),
+            protocol: first.protocol,
+            pass,
+            packets: 0,
+            bytes: 0,
+        })
+    }
+
+    #[inline]
+    fn takes(&self, packet: &Parsed) -> bool {
+        self.protocol == packet.protocol
+            && self.ports == (packet.src_port, packet.dst_port)
+            && self.ends == (packet.src, packet.dst)
+            && Self::fits(packet)
+    }
+
+    #[inline]
+    fn fits(packet: &Parsed) -> bool {
+        packet.fragment == Fragment::Whole
+            && matches!(packet.protocol, Protocol::TCP | Protocol::UDP)
+            && !packet.opens_tcp()
     }
 }
 
@@ -335,12 +422,15 @@ impl Inbound {
         sink: &mut dyn InSink,
     ) {
         let segment_len = received.segment_len.max(1);
+        let mut course = Course::new(received);
         for (i, datagram) in datagrams.chunks_mut(segment_len).enumerate() {
             let opened = opened.get(i, datagram);
-            if let Err(reason) = self.opened(received, arrival, opened, datagram, sink) {
+            if let Err(reason) = self.opened(received, arrival, opened, datagram, &mut course, sink)
+            {
                 self.drops.count(reason);
             }
         }
+        course.end(received, arrival.peer);
     }
 
     /// Takes a datagram after an attempt to open it.
@@ -351,6 +441,7 @@ impl Inbound {
         arrival: &Arrival<'_>,
         opened: Result<(u64, Range<usize>), OpenError>,
         datagram: &mut [u8],
+        course: &mut Course,
         sink: &mut dyn InSink,
     ) -> Result<(), DropReason> {
         let Arrival { index, slot, peer } = *arrival;
@@ -361,25 +452,33 @@ impl Inbound {
             OpenError::Truncated | OpenError::Forged => DropReason::Forged,
         })?;
         self.accept(index, slot, counter, sink)?;
-        self.note_source(now, slot, from, sink);
-
-        let at = coarse(view.origin, now);
+        if !course.noted {
+            course.noted = true;
+            self.note_source(now, slot, from, sink);
+        }
         if content.is_empty() {
-            peer.counters.received_keepalive(at);
+            peer.counters.received_keepalive(course.at);
             return Ok(());
         }
         let packet = datagram.get(content).unwrap_or_default();
         let packet = IpPacket::parse(packet).map_err(|_| DropReason::MalformedInner)?;
         let parsed = *packet.parsed();
-        peer.counters.received(1, parsed.total_len as u64, at);
-        if !view.allows_source(peer, parsed.src) {
-            return Err(DropReason::WrongSource);
+        course.packets += 1;
+        course.bytes += parsed.total_len as u64;
+        if let Some(alike) = course.alike.as_mut().filter(|alike| alike.takes(&parsed)) {
+            alike.packets += 1;
+            alike.bytes += parsed.total_len as u64;
+        } else {
+            if !view.allows_source(peer, parsed.src) {
+                return Err(DropReason::WrongSource);
+            }
+            if parsed.protocol == Protocol::TSMP {
+                between_nodes(view, peer, &packet, sink);
+                return Ok(());
+            }
+            let pass = judge(view, now, peer, &packet, sink)?;
+            course.next(view, peer, pass.and_then(|pass| Alike::new(&parsed, pass)));
         }
-        if parsed.protocol == Protocol::TSMP {
-            between_nodes(view, peer, &packet, sink);
-            return Ok(());
-        }
-        judge(view, now, peer, &packet, sink)?;
         self.deliver(datagram, &parsed, sink);
         Ok(())
     }
@@ -512,7 +611,8 @@ fn between_nodes(view: &View, peer: &PeerView, packet: &IpPacket<'_>, sink: &mut
     }
 }
 
-/// Asks the filter; tells the sender of a refused connection.
+/// Asks the filter; tells the sender of a refused connection. `None`: let in
+/// without the filter.
 #[inline]
 fn judge(
     view: &View,
@@ -520,17 +620,17 @@ fn judge(
     peer: &PeerView,
     packet: &IpPacket<'_>,
     sink: &mut dyn InSink,
-) -> Result<(), DropReason> {
+) -> Result<Option<Pass>, DropReason> {
     let peer_api = view.peer_api_port == Some(packet.dst_port)
         && packet.opens_tcp()
         && view.addresses.contains(&packet.dst);
     if peer_api {
-        return Ok(());
+        return Ok(None);
     }
     let filter = view.filter_for(peer);
-    match filter.check_in(&view.flows, packet, seconds(view, now)) {
-        warren_filter::Verdict::Accept => Ok(()),
-        warren_filter::Verdict::Drop(reason) => {
+    match filter.admit_in(&view.flows, packet, seconds(view, now)) {
+        Ok(pass) => Ok(Some(pass)),
+        Err(reason) => {
             if let Some(refusal) = filter.rejection(packet, reason) {
                 sink.out(peer.index, &refusal);
             }
@@ -538,6 +638,7 @@ fn judge(
         }
     }
 }
+
 /// Whether a datagram that is no tunnel data has the outside of a message that
 /// the engine understands.
 fn concerns_engine(datagram: &[u8]) -> bool {
