@@ -217,8 +217,9 @@ pub struct DerpReceiver {
     shared: Arc<Shared>,
     failed: Option<ClientError>,
     moderation: Moderation,
-    /// Packets of the last batch.
+    /// Packets of the last batch, and whether there were no more.
     packets: usize,
+    drained: bool,
     /// Until when the connection is left alone.
     pause: Option<tokio::time::Instant>,
     writer: AbortHandle,
@@ -266,11 +267,13 @@ impl DerpReceiver {
             }
             self.buffer.filled(n);
             let mut taken = n;
+            self.drained = false;
             // What has come already is taken too.
             while taken < BATCH_BYTES {
                 let spare = self.buffer.spare();
                 // An error, or the end, will be there again.
                 let Some(Ok(n @ 1..)) = self.reading.read(spare).now_or_never() else {
+                    self.drained = true;
                     break;
                 };
                 self.buffer.filled(n);
@@ -295,7 +298,7 @@ impl DerpReceiver {
         if packets > 0 {
             let now = tokio::time::Instant::now();
             let pause = self.moderation.note(now.into_std(), packets);
-            self.pause = pause.map(|pause| now + pause);
+            self.pause = pause.filter(|_| self.drained).map(|pause| now + pause);
         }
         if let Some(until) = self.pause {
             tokio::time::sleep_until(until).await;
@@ -464,6 +467,7 @@ async fn start_at(
             failed: None,
             moderation: Moderation::new(now),
             packets: 0,
+            drained: false,
             pause: None,
             writer,
         },

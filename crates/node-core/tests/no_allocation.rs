@@ -45,6 +45,7 @@ struct Wire {
     bytes: Vec<u8>,
     trains: Vec<(usize, usize, usize)>,
     relayed: usize,
+    packed: Vec<u8>,
 }
 
 impl OutSink for Wire {
@@ -59,7 +60,7 @@ impl OutSink for Wire {
     fn relay(&mut self, sends: &[RelaySend], buffer: &[u8]) {
         self.relayed += sends
             .iter()
-            .map(|send| send.datagrams(buffer).count())
+            .map(|send| send.packets(buffer, &mut self.packed).count())
             .sum::<usize>();
     }
     fn need_session(&mut self, _: PeerIndex) {}
@@ -135,6 +136,7 @@ fn rounds(halves: bool) {
         bytes: Vec::with_capacity(1 << 20),
         trains: Vec::with_capacity(512),
         relayed: 0,
+        packed: Vec::with_capacity(1 << 17),
     };
     let mut host = Counted::default();
     let relay_key = NodePublic::from_bytes([1; 32]);

@@ -19,6 +19,7 @@ use warren_node_core::dataplane::{
 use warren_node_core::{Engine, EngineConfig, HostConfig, NodePrefs, Output};
 use warren_paths::{Destination, LocalAddresses};
 use warren_tunnel::{PeerIndex, Source};
+use warren_wire::relay_train;
 use warren_wire::wireguard::is_transport;
 
 use crate::network::HostId;
@@ -62,7 +63,8 @@ impl OutSink for Sink {
     fn relay(&mut self, sends: &[RelaySend], buffer: &[u8]) {
         for send in sends {
             let news = |bytes: &[u8]| News::Relay(send.region, send.to, bytes.to_vec());
-            self.0.extend(send.datagrams(buffer).map(news));
+            self.0
+                .extend(send.packets(buffer, &mut Vec::new()).map(news));
         }
     }
 
@@ -320,12 +322,12 @@ impl Node {
     // ---- from the network ----
 
     pub(crate) fn datagram(&mut self, at: Present, from: SocketAddr, bytes: &mut [u8]) {
-        self.tunnel_in(at, Source::Udp(from), bytes);
+        let len = bytes.len();
+        self.tunnel_in(at, Source::Udp(from), bytes, len);
         self.turn(at);
     }
 
-    fn tunnel_in(&mut self, at: Present, from: Source, bytes: &mut [u8]) {
-        let len = bytes.len();
+    fn tunnel_in(&mut self, at: Present, from: Source, bytes: &mut [u8], len: usize) {
         match &self.view {
             Some(view) => {
                 self.inbound
@@ -388,12 +390,15 @@ impl Node {
             match arrived {
                 Arrived::Connected => self.engine.relay_connected(at.now, region),
                 Arrived::Packet(from, mut packet) => {
+                    let source = Source::Relay {
+                        region: region.0,
+                        key: from,
+                    };
                     if is_transport(&packet) {
-                        let source = Source::Relay {
-                            region: region.0,
-                            key: from,
-                        };
-                        self.tunnel_in(at, source, &mut packet);
+                        let len = packet.len();
+                        self.tunnel_in(at, source, &mut packet, len);
+                    } else if let Some((len, datagrams)) = relay_train::split(&mut packet) {
+                        self.tunnel_in(at, source, datagrams, len);
                     } else {
                         self.engine
                             .handle_relay(at.now, at.wall, region, from, &packet);

@@ -12,7 +12,7 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use warren_keys::noise::MessageKey;
@@ -64,6 +64,7 @@ pub struct Session {
     send: Cipher,
     receive: Cipher,
     next_counter: AtomicU64,
+    takes_trains: AtomicBool,
 }
 
 impl Session {
@@ -84,6 +85,7 @@ impl Session {
             send: Cipher::new(send),
             receive: Cipher::new(receive),
             next_counter: AtomicU64::new(0),
+            takes_trains: AtomicBool::new(false),
         }
     }
 
@@ -132,6 +134,17 @@ impl Session {
     /// Packets sealed so far, or reserved for sealing.
     pub fn sent(&self) -> u64 {
         self.next_counter.load(Ordering::Relaxed)
+    }
+
+    /// The peer said on this session that it takes trains through relays.
+    pub fn note_takes_trains(&self) {
+        self.takes_trains.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it has said so.
+    #[inline]
+    pub fn takes_trains(&self) -> bool {
+        self.takes_trains.load(Ordering::Relaxed)
     }
 
     /// Whether so many numbers are left that a batch need not ask for each.

@@ -10,5 +10,6 @@ pub mod control;
 pub mod derp;
 pub mod disco;
 pub mod ip;
+pub mod relay_train;
 pub mod stun;
 pub mod wireguard;

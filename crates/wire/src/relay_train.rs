@@ -60,9 +60,8 @@ pub fn split(packet: &mut [u8]) -> Option<(usize, &mut [u8])> {
         return None;
     };
     let segment_len = usize::from(u16::from_be_bytes([high, low]));
-    let fits = [a, b, c, d] == MAGIC
-        && segment_len >= TRANSPORT_OVERHEAD
-        && datagrams.len() > segment_len;
+    let fits =
+        [a, b, c, d] == MAGIC && segment_len >= TRANSPORT_OVERHEAD && datagrams.len() > segment_len;
     fits.then_some((segment_len, datagrams))
 }
 

@@ -11,7 +11,8 @@ use warren_tunnel::{
     MAX_TRAIN, OpenError, Opened, PeerIndex, REKEY_ON_RECEIVE_TIME, ReplayWindow, Role, Source,
 };
 use warren_wire::disco::looks_like_relayed_disco;
-use warren_wire::ip::{Fragment, IpPacket, Parsed, Protocol, tsmp};
+use warren_wire::ip::{Fragment, IpPacket, Parsed, Protocol, TcpFlags, tsmp};
+use warren_wire::relay_train;
 use warren_wire::stun::looks_like_stun;
 use warren_wire::wireguard::{Message, TRANSPORT_HEADER_LEN, is_transport};
 
@@ -24,6 +25,9 @@ use super::{DropReason, Drops, InSink, PeerView, SessionView, VNET_HDR_LEN, View
 /// How often the source of authenticated traffic is told while it stays the
 /// same.
 const HEARD_INTERVAL: Duration = Duration::from_secs(1);
+/// Datagrams that come alone through a relay before the peer is told, for the
+/// first time, that they could come together.
+const TELL_AT: u64 = 32;
 /// How often at most a session is asked for, per peer.
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -46,6 +50,10 @@ struct Receiving {
     window: ReplayWindow,
     /// Tells this session from another one with the same index later.
     created: Instant,
+    /// Datagrams that came alone through a relay, and how many there will have
+    /// been when the peer is told that they could come together.
+    alone: u64,
+    tell_at: u64,
 }
 
 /// What was last heard of a peer.
@@ -160,9 +168,12 @@ impl Alike {
 
     #[inline]
     fn fits(packet: &Parsed) -> bool {
-        packet.fragment == Fragment::Whole
-            && matches!(packet.protocol, Protocol::TCP | Protocol::UDP)
-            && !packet.opens_tcp()
+        // What opens or ends a connection is more than one packet of a flow.
+        let plain = match packet.protocol {
+            Protocol::TCP => packet.tcp_flags.0 & !TcpFlags::PSH == TcpFlags::ACK,
+            protocol => protocol == Protocol::UDP,
+        };
+        plain && packet.fragment == Fragment::Whole
     }
 }
 
@@ -430,7 +441,25 @@ impl Inbound {
                 self.drops.count(reason);
             }
         }
+        let alone = course.packets > 0 && datagrams.len() <= segment_len;
         course.end(received, arrival.peer);
+        if alone && matches!(received.from, Source::Relay { .. }) {
+            self.came_alone(arrival, sink);
+        }
+    }
+
+    /// Tells a peer that sends much through a relay that its datagrams could come
+    /// together. Notes get lost, and some peers do not understand them: told
+    /// again, but ever less often.
+    fn came_alone(&mut self, arrival: &Arrival<'_>, sink: &mut dyn InSink) {
+        let Some(receiving) = self.sessions.get_mut(&arrival.index) else {
+            return;
+        };
+        receiving.alone += 1;
+        if receiving.alone == receiving.tell_at {
+            receiving.tell_at = receiving.tell_at.saturating_mul(4);
+            sink.out(arrival.peer.index, &relay_train::NOTE);
+        }
     }
 
     /// Takes a datagram after an attempt to open it.
@@ -461,7 +490,14 @@ impl Inbound {
             return Ok(());
         }
         let packet = datagram.get(content).unwrap_or_default();
-        let packet = IpPacket::parse(packet).map_err(|_| DropReason::MalformedInner)?;
+        let packet = match IpPacket::parse(packet) {
+            Ok(packet) => packet,
+            Err(_) if relay_train::is_note(packet) => {
+                slot.session.note_takes_trains();
+                return Ok(());
+            }
+            Err(_) => return Err(DropReason::MalformedInner),
+        };
         let parsed = *packet.parsed();
         course.packets += 1;
         course.bytes += parsed.total_len as u64;
@@ -502,7 +538,13 @@ impl Inbound {
             None => {
                 let mut window = ReplayWindow::new();
                 let fresh = window.accept(counter);
-                self.sessions.insert(index, Receiving { window, created });
+                let receiving = Receiving {
+                    window,
+                    created,
+                    alone: 0,
+                    tell_at: TELL_AT,
+                };
+                self.sessions.insert(index, receiving);
                 sink.confirmed(index);
                 fresh
             }

@@ -8,6 +8,7 @@ use warren_keys::NodePublic;
 use warren_paths::Destination;
 use warren_tunnel::{PeerIndex, Session};
 use warren_wire::ip::{IpPacket, Protocol, icmp};
+use warren_wire::relay_train;
 use warren_wire::wireguard::{TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD, padded};
 
 use super::counters::coarse;
@@ -37,6 +38,8 @@ struct Run {
     peer: PeerIndex,
     key: NodePublic,
     destination: Destination,
+    /// Whether a relay may be given trains.
+    trains: bool,
     start: usize,
     len: usize,
     segment_len: usize,
@@ -131,7 +134,8 @@ impl Outbound {
     }
 
     /// Sends a packet that the node itself made to `peer`: an IP packet with
-    /// finished checksums. The filter does not apply.
+    /// finished checksums, or a [note](relay_train::NOTE). The filter does not
+    /// apply.
     pub fn inject(
         &mut self,
         view: &View,
@@ -142,6 +146,10 @@ impl Outbound {
     ) {
         let sent = || -> Result<(), DropReason> {
             let peer = view.peer(peer).ok_or(DropReason::NoRoute)?;
+            if relay_train::is_note(packet) {
+                self.send_sealed(view, now, peer, packet, sink);
+                return Ok(());
+            }
             let packet = IpPacket::parse(packet).map_err(|_| DropReason::Malformed)?;
             // Nodes' own messages need no memory to be answered.
             if packet.protocol != Protocol::TSMP {
@@ -167,17 +175,38 @@ impl Outbound {
         peer: PeerIndex,
         sink: &mut dyn OutSink,
     ) {
-        let Some(peer) = view.peer(peer) else { return };
+        if let Some(peer) = view.peer(peer) {
+            self.send_sealed(view, now, peer, &[], sink);
+        }
+    }
+
+    /// Sends `peer` something that is no packet of the host, if there is a
+    /// session and a path.
+    fn send_sealed(
+        &mut self,
+        view: &View,
+        now: Instant,
+        peer: &PeerView,
+        content: &[u8],
+        sink: &mut dyn OutSink,
+    ) {
         let Some(session) = usable(peer, now) else {
             return;
         };
         let Some(counter) = session.reserve(1) else {
             return;
         };
-        self.make_room(TRANSPORT_OVERHEAD, sink);
-        let slot = self.slab.get_mut(self.used..self.used + TRANSPORT_OVERHEAD);
-        if slot.is_some_and(|slot| session.seal_in_place(counter, slot).is_ok()) {
-            self.append(peer, TRANSPORT_OVERHEAD);
+        let total = padded(content.len()) + TRANSPORT_OVERHEAD;
+        self.make_room(total, sink);
+        let Some(slot) = self.slab.get_mut(self.used..self.used + total) else {
+            return;
+        };
+        let (packet, padding) =
+            slot[TRANSPORT_HEADER_LEN..total - TAG_LEN].split_at_mut(content.len());
+        packet.copy_from_slice(content);
+        padding.fill(0);
+        if session.seal_in_place(counter, slot).is_ok() {
+            self.append(peer, session, total);
             peer.counters.sent_keepalive(coarse(view.origin, now));
         }
     }
@@ -264,6 +293,7 @@ impl Outbound {
                     to: run.key,
                     range,
                     segment_len,
+                    trains: run.trains,
                 });
             }
             self.udp.extend(udp.map(|to| UdpSend {
@@ -402,7 +432,7 @@ impl Outbound {
             let mut left = train.len;
             while left > 0 {
                 let total = left.min(train.segment_len);
-                self.append(peer, total);
+                self.append(peer, session, total);
                 left -= total;
             }
             train.content as u64
@@ -482,6 +512,7 @@ impl Outbound {
             peer: lane.peer,
             key: lane.key,
             destination: lane.destination,
+            trains: lane.session.takes_trains(),
             start: lane.start,
             len: lane.len,
             segment_len: lane.segment_len,
@@ -502,7 +533,7 @@ impl Outbound {
     /// Adds the datagram of `total` bytes at the end of the slab to the last
     /// run, or starts a new one.
     #[inline]
-    fn append(&mut self, peer: &PeerView, total: usize) {
+    fn append(&mut self, peer: &PeerView, session: &Session, total: usize) {
         let start = self.used;
         self.used += total;
         if let Some(run) = self.runs.last_mut() {
@@ -524,6 +555,7 @@ impl Outbound {
             peer: peer.index,
             key: peer.key,
             destination: peer.destination,
+            trains: session.takes_trains(),
             start,
             len: total,
             segment_len: total,

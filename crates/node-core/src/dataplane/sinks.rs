@@ -11,6 +11,7 @@ use std::ops::Range;
 use warren_control_types::RegionId;
 use warren_keys::{DiscoPublic, NodePublic};
 use warren_tunnel::{PeerIndex, Source};
+use warren_wire::relay_train;
 
 /// Datagrams for one UDP address: a run of equal size, fit for one `sendmsg`
 /// with segmentation offload.
@@ -47,15 +48,38 @@ pub struct RelaySend {
     pub range: Range<usize>,
     /// Size of every datagram of the run; only the last may be smaller.
     pub segment_len: usize,
+    /// Whether the peer takes them together.
+    pub trains: bool,
 }
 
 impl RelaySend {
-    /// The datagrams, one by one.
-    pub fn datagrams<'a>(&self, buffer: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
-        buffer
-            .get(self.range.clone())
-            .unwrap_or_default()
-            .chunks(self.segment_len.max(1))
+    /// The packets for the relay: the datagrams one by one, or, if the peer takes
+    /// them, [trains](relay_train). These are put together in `trains`, whose
+    /// content does not matter.
+    pub fn packets<'a>(
+        &self,
+        buffer: &'a [u8],
+        trains: &'a mut Vec<u8>,
+    ) -> impl Iterator<Item = &'a [u8]> {
+        trains.clear();
+        let run = buffer.get(self.range.clone()).unwrap_or_default();
+        let segment_len = self.segment_len.max(1);
+        let count = relay_train::MAX_BYTES / segment_len;
+        let header = relay_train::header(segment_len).filter(|_| self.trains && count > 1);
+        let most = count.max(1) * segment_len;
+        let mut alone = run;
+        if let Some(header) = header {
+            for train in run.chunks(most) {
+                // A last one that is alone stays so.
+                if train.len() > segment_len {
+                    trains.extend_from_slice(&header);
+                    trains.extend_from_slice(train);
+                    alone = alone.get(train.len()..).unwrap_or_default();
+                }
+            }
+        }
+        let trains = trains.chunks(relay_train::HEADER_LEN + most);
+        trains.chain(alone.chunks(segment_len))
     }
 }
 

@@ -124,6 +124,8 @@ pub type Train = (Vec<u8>, usize);
 pub struct Net {
     pub udp: Vec<(SocketAddr, Train)>,
     pub relay: Vec<(RegionId, NodePublic, Train)>,
+    /// What a relay is given.
+    pub relayed: Vec<Vec<u8>>,
     pub wanted: Vec<PeerIndex>,
     pub local: Vec<Vec<u8>>,
     pub tun: Vec<Vec<u8>>,
@@ -139,7 +141,10 @@ impl OutSink for Net {
         }
     }
     fn relay(&mut self, sends: &[RelaySend], buffer: &[u8]) {
+        let mut trains = Vec::new();
         for send in sends {
+            self.relayed
+                .extend(send.packets(buffer, &mut trains).map(<[u8]>::to_vec));
             let bytes = buffer[send.range.clone()].to_vec();
             self.relay
                 .push((send.region, send.to, (bytes, send.segment_len)));
@@ -154,6 +159,15 @@ impl OutSink for Net {
     fn tun(&mut self, frame: &[u8]) {
         self.tun.push(frame.to_vec());
     }
+}
+
+/// A receiving path that joins everything.
+pub fn inbound(drops: &Arc<Drops>) -> Inbound {
+    let offloads = InboundOffloads {
+        tcp: true,
+        udp: true,
+    };
+    Inbound::new(offloads, Arc::clone(drops))
 }
 
 #[derive(Default)]

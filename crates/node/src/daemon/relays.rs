@@ -19,6 +19,7 @@ use warren_dial::Dialer;
 use warren_dial::derp::{ConnectOptions, DerpReceiver, DerpSender, connect, https_latency};
 use warren_host::wake::Waker;
 use warren_keys::{NodePublic, NodeSecret};
+use warren_wire::relay_train;
 use warren_wire::wireguard::is_transport;
 
 use super::{Inbox, Message};
@@ -35,7 +36,29 @@ pub struct RelayBatch {
     /// The packets, one after the other.
     pub bytes: Vec<u8>,
     /// Who sent each, and how long it is.
-    pub packets: Vec<(NodePublic, usize)>,
+    pub packets: Vec<Relayed>,
+}
+
+/// A packet of a [`RelayBatch`].
+#[derive(Clone, Copy)]
+pub struct Relayed {
+    /// Who sent it.
+    pub from: NodePublic,
+    /// Its bytes.
+    pub len: usize,
+    /// Length of each datagram in it but the last, which may be smaller.
+    pub segment_len: usize,
+}
+
+impl RelayBatch {
+    fn push(&mut self, from: NodePublic, datagrams: &[u8], segment_len: usize) {
+        self.bytes.extend_from_slice(datagrams);
+        self.packets.push(Relayed {
+            from,
+            len: datagrams.len(),
+            segment_len,
+        });
+    }
 }
 
 /// Where packets for one relay go in.
@@ -372,11 +395,14 @@ fn sort(event: Event<'_>, number: u64, batch: &mut RelayBatch, engine: &Inbox) {
     let region = batch.region;
     let message = match event {
         Event::Packet { from, packet } if is_transport(packet) => {
-            batch.bytes.extend_from_slice(packet);
-            batch.packets.push((from, packet.len()));
+            batch.push(from, packet, packet.len());
             return;
         }
         Event::Packet { from, packet } => {
+            if let Some((segment_len, datagrams)) = relay_train::split(packet) {
+                batch.push(from, datagrams, segment_len);
+                return;
+            }
             let packet = packet.to_vec();
             engine.offer(Message::RelayPacket {
                 region,

@@ -212,12 +212,13 @@ impl Batch {
                 for relayed in &mut self.relayed {
                     let region = relayed.region.0;
                     let mut rest = relayed.bytes.as_mut_slice();
-                    for &(key, len) in &relayed.packets {
-                        let Some((packet, more)) = rest.split_at_mut_checked(len) else {
+                    for packet in &relayed.packets {
+                        let Some((datagrams, more)) = rest.split_at_mut_checked(packet.len) else {
                             break;
                         };
                         rest = more;
-                        each(Source::Relay { region, key }, len, packet);
+                        let key = packet.from;
+                        each(Source::Relay { region, key }, packet.segment_len, datagrams);
                     }
                 }
             }

@@ -50,6 +50,8 @@ struct OutSide<'a> {
     engine: &'a Inbox,
     dns: &'a AsyncSender<Vec<u8>>,
     ports: &'a RelayPorts,
+    /// Where trains for relays are put together.
+    trains: Vec<u8>,
 }
 
 impl OutSink for OutSide<'_> {
@@ -86,18 +88,18 @@ impl OutSink for OutSide<'_> {
     fn relay(&mut self, sends: &[RelaySend], buffer: &[u8]) {
         let ports = self.ports.load();
         for send in sends {
-            let datagrams = send.datagrams(buffer);
+            let packets = send.packets(buffer, &mut self.trains);
             if let Some(port) = ports.get(&send.region) {
-                port.send_many(datagrams.map(|datagram| (&send.to, datagram)));
+                port.send_many(packets.map(|packet| (&send.to, packet)));
                 continue;
             }
             // Not connected yet: the engine's task opens the connection, and
             // the packets wait there.
-            for datagram in datagrams {
+            for packet in packets {
                 let taken = self.engine.offer(Message::RelayData {
                     region: send.region,
                     to: send.to,
-                    packet: datagram.to_vec(),
+                    packet: packet.to_vec(),
                 });
                 if !taken {
                     self.shared.drops.count(DropReason::Overrun);
@@ -160,6 +162,7 @@ impl Outward {
             engine: &self.engine,
             dns: &self.dns,
             ports: &self.ports,
+            trains: Vec::new(),
         };
         let mut outbound = Outbound::new(Arc::clone(&shared.drops));
         let mut frame = vec![0; TUN_FRAME].into_boxed_slice();

@@ -1,0 +1,180 @@
+//! Datagrams that go through a relay together, between two nodes that both
+//! understand that.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::sync::Arc;
+
+use support::{PEER, Pair, Recipe, Transport, expand, udp_address};
+use warren_control_types::RegionId;
+use warren_keys::NodePublic;
+use warren_node_core::dataplane::{DropReason, Drops, Outbound};
+use warren_paths::Destination;
+use warren_tunnel::Source;
+use warren_wire::relay_train::{self, NOTE};
+use warren_wire::wireguard::is_transport;
+
+const REGION: RegionId = RegionId(7);
+
+fn tcp(sequence: u32, payload: usize) -> Recipe {
+    Recipe {
+        v6: false,
+        extension: false,
+        ports: (1000, 80),
+        id: 7,
+        dont_fragment: true,
+        transport: Transport::Tcp {
+            sequence,
+            flags: 0x10,
+            options: 12,
+        },
+        payload: (0..payload).map(|i| (i * 7) as u8).collect(),
+    }
+}
+
+fn pair() -> Pair {
+    let mut pair = Pair::new();
+    for node in 0..2 {
+        pair.views[node] = support::with_peer(&pair.views[node], |peer| {
+            peer.destination = Destination::Relay(REGION);
+        });
+    }
+    pair
+}
+
+/// Carries what was sent, as the shell does; gives the packets' lengths.
+fn carry(pair: &mut Pair) -> Vec<usize> {
+    pair.outbound.flush(&mut pair.net);
+    let packets = std::mem::take(&mut pair.net.relayed);
+    let lengths = packets.iter().map(Vec::len).collect();
+    let from = Source::Relay {
+        region: REGION.0,
+        key: NodePublic::from_bytes([1; 32]),
+    };
+    for mut packet in packets {
+        if is_transport(&packet) {
+            let len = packet.len();
+            pair.arrive(from, packet, len);
+        } else {
+            let (len, datagrams) = relay_train::split(&mut packet).unwrap();
+            pair.arrive(from, datagrams.to_vec(), len);
+        }
+    }
+    pair.inbound.flush(&mut pair.host);
+    lengths
+}
+
+/// Lets node 1 hear what node 2 said.
+fn hear(pair: &mut Pair, note: &[u8]) {
+    let drops = Arc::new(Drops::new());
+    let mut answering = Outbound::new(Arc::clone(&drops));
+    answering.inject(&pair.views[1], pair.now, PEER, note, &mut pair.net);
+    answering.flush(&mut pair.net);
+    assert_eq!(drops.total(), 0);
+    let [mut datagram] = <[_; 1]>::try_from(std::mem::take(&mut pair.net.relayed)).unwrap();
+    let len = datagram.len();
+    let from = Source::Udp(udp_address(2));
+    let mut host = support::Host::default();
+    let mut inbound = support::inbound(&pair.drops[0]);
+    inbound.datagrams(
+        &pair.views[0],
+        pair.now,
+        from,
+        &mut datagram,
+        len,
+        &mut host,
+    );
+    inbound.flush(&mut host);
+    assert!(
+        host.frames.is_empty(),
+        "it is for the node, not for the host"
+    );
+}
+
+#[test]
+fn trains_go_together_once_the_peer_has_said_so() {
+    let mut pair = pair();
+    pair.send(&tcp(0, 60_000).frame(Some(1_208)));
+    let lengths = carry(&mut pair);
+    assert_eq!(lengths.len(), 50);
+    assert_eq!(pair.host.out, [(PEER, NOTE.to_vec())], "told once so far");
+
+    let (_, note) = pair.host.out.pop().unwrap();
+    hear(&mut pair, &note);
+    pair.send(&tcp(60_000, 60_000).frame(Some(1_208)));
+    let lengths = carry(&mut pair);
+    // Twelve datagrams of 1,312 bytes each, two remain.
+    assert_eq!(lengths.len(), 5, "{lengths:?}");
+    assert!(
+        lengths
+            .iter()
+            .all(|len| *len <= relay_train::HEADER_LEN + relay_train::MAX_BYTES)
+    );
+    let got: Vec<u8> = pair
+        .host
+        .frames
+        .iter()
+        .flat_map(|frame| expand(frame))
+        .flat_map(|packet| packet[52..].to_vec())
+        .collect();
+    let sent = tcp(0, 60_000).payload;
+    assert_eq!(got, [&sent[..], &sent].concat());
+    assert_eq!(pair.drops[1].total(), 0);
+}
+
+#[test]
+fn one_alone_stays_alone() {
+    let mut pair = pair();
+    hear(&mut pair, &NOTE);
+    for i in 0..3 {
+        pair.send(&tcp(i, 10).frame(None));
+        let [length] = carry(&mut pair)[..] else {
+            unreachable!("one packet was sent")
+        };
+        assert_eq!(length, 16 + 64 + 16);
+    }
+    assert_eq!(pair.host.frames.len(), 3);
+}
+
+/// The word is bound to the session, because the peer's next program may be
+/// another one.
+#[test]
+fn another_session_starts_without_trains() {
+    let mut pair = pair();
+    hear(&mut pair, &NOTE);
+    let session = |pair: &Pair| pair.views[0].peers[1].as_ref().unwrap().session.clone();
+    assert!(session(&pair).unwrap().takes_trains());
+    let fresh = support::sessions(pair.now)[0].clone();
+    pair.views[0] = support::with_peer(&pair.views[0], |peer| peer.session = Some(fresh));
+    pair.send(&tcp(0, 60_000).frame(Some(1_208)));
+    pair.outbound.flush(&mut pair.net);
+    assert!(pair.net.relayed.iter().all(|packet| is_transport(packet)));
+}
+
+#[test]
+fn who_does_not_listen_is_told_ever_less_often() {
+    let mut pair = pair();
+    for round in 0..2_100 {
+        pair.send(&tcp(round, 10).frame(None));
+        carry(&mut pair);
+    }
+    assert_eq!(pair.host.out.len(), 4, "after 32, 128, 512 and 2,048");
+}
+
+#[test]
+fn a_damaged_note_is_nothing() {
+    let mut pair = pair();
+    let mut note = NOTE;
+    note[4] = 2;
+    let session = pair.views[0].peers[1].as_ref().unwrap().session.clone();
+    let session = session.unwrap();
+    let mut datagram = [&[0; 16][..], &note, &[0; 27]].concat();
+    session
+        .seal_in_place(session.reserve(1).unwrap(), &mut datagram)
+        .unwrap();
+    let len = datagram.len();
+    pair.arrive(Source::Udp(udp_address(1)), datagram, len);
+    assert_eq!(pair.drops[1].get(DropReason::MalformedInner), 1);
+}
