@@ -58,6 +58,8 @@ use moderation::Moderation;
 
 /// How long a write to a relay may make no progress.
 const STALLED: Duration = Duration::from_secs(10);
+/// Packets of this length are worth waking for.
+const LARGE_PACKET: usize = 4 * 1024;
 /// Bytes read before they are handed out, if they are there already.
 const BATCH_BYTES: usize = 64 * 1024;
 
@@ -217,7 +219,7 @@ pub struct DerpReceiver {
     shared: Arc<Shared>,
     failed: Option<ClientError>,
     moderation: Moderation,
-    /// Packets of the last batch, and whether there were no more.
+    /// Small packets of the last batch, and whether there were no more.
     packets: usize,
     drained: bool,
     /// Until when the connection is left alone.
@@ -360,7 +362,9 @@ impl<'a> Iterator for Batch<'a> {
                             self.shared.outgoing().bucket = Some(bucket);
                         }
                     }
-                    *self.packets += usize::from(matches!(event, Event::Packet { .. }));
+                    if let Event::Packet { packet, .. } = &event {
+                        *self.packets += usize::from(packet.len() < LARGE_PACKET);
+                    }
                     return Some(event);
                 }
                 Err(error) => *self.failed = Some(error),

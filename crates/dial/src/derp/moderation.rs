@@ -5,7 +5,7 @@
 //! machine with few cores the receiver then takes the processor from the relay
 //! a thousand times per second, only to find one packet each time, and hands
 //! the host one packet each time, which answers one by one too. So while many
-//! packets come, a receiver that has taken all there was leaves the connection
+//! small packets come, a receiver that has taken all there was leaves the connection
 //! alone for [`PAUSE`]; what arrives meanwhile comes together. A connection with
 //! less to say is never left alone.
 
@@ -18,7 +18,7 @@ const SPAN: Duration = Duration::from_millis(8);
 /// Packets in a span that make a connection busy: 8,000 per second.
 const BUSY: usize = 64;
 
-/// Counts packets of one connection.
+/// Counts small packets of one connection.
 #[derive(Debug)]
 pub(super) struct Moderation {
     since: Instant,
