@@ -46,7 +46,7 @@ fn both_ways(from: &Node, to: &Node) {
     std::thread::scope(|scope| {
         scope.spawn(|| exchange(listener.accept().unwrap().0, 1, 2));
         let at = SocketAddr::new(address(to, false), PORT);
-        let connection = from.host().inside(|| TcpStream::connect(at).unwrap());
+        let connection = from.host().inside(move || TcpStream::connect(at).unwrap());
         exchange(connection, 2, 1);
     });
 }
@@ -69,7 +69,7 @@ fn packets_per_datagram(kinds: [Kind; 2]) -> Option<f64> {
     let taken = || -> u64 {
         let relays = tailnet.relays.iter();
         relays
-            .map(|relay| relay.counter("packets_received").unwrap())
+            .map(|relay| relay.counter("packets_total").unwrap())
             .sum()
     };
     let before = taken();
