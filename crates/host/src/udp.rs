@@ -18,12 +18,18 @@
 //! **Fragmentation.** Datagrams leave without the don't-fragment bit: a path
 //! narrower than the tunnel then costs fragments, not connectivity.
 //!
+//! **Too much for all.** A receive buffer knows no senders. So that one of them does
+//! not take the place of all others, a socket can be told to let in only a part of
+//! what comes for some sessions ([`UdpSocket::limit_sessions`]): the kernel drops the
+//! rest before its buffer.
+//!
 //! **What it never does.** It allocates nothing per call, blocks nowhere, and
 //! keeps no per-peer state but the short memory of refused destinations.
 
 #![allow(unsafe_code)] // sendmmsg, recvmmsg and a few socket options have no safe wrapper
 
 mod address;
+mod limits;
 mod receive;
 mod send;
 
@@ -33,6 +39,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
+pub use limits::MAX_LIMITED_SESSIONS;
 pub use receive::{MAX_MESSAGE_LEN, MAX_MESSAGES, RecvBatch, Train};
 pub use send::{Datagrams, SendOutcome};
 

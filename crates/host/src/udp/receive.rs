@@ -99,6 +99,12 @@ impl RecvBatch {
             })
     }
 
+    /// Whether the last [`UdpSocket::recv_batch`] gave as many messages as there
+    /// is room for: there may be more.
+    pub fn is_full(&self) -> bool {
+        self.filled == self.arrived.len()
+    }
+
     /// Datagrams that the kernel dropped since the socket was made because its
     /// receive buffer was full, as of the newest message that said so.
     pub fn kernel_drops(&self) -> u32 {

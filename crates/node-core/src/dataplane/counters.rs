@@ -146,11 +146,15 @@ pub enum DropReason {
     /// In: handshakes, disco or STUN faster than they can be looked at; or
     /// out: packets for a relay that is still being connected.
     Overrun,
+    /// In: of a peer that took more than its share while there was too much for
+    /// all. Counted as the system does: by message, which may be a train, with
+    /// what else did not fit meanwhile.
+    OverShare,
 }
 
 impl DropReason {
     /// All reasons, in order.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Malformed,
         Self::NoRoute,
         Self::FilteredOut,
@@ -166,6 +170,7 @@ impl DropReason {
         Self::FilteredIn,
         Self::Unrecognised,
         Self::Overrun,
+        Self::OverShare,
     ];
 }
 
@@ -183,6 +188,11 @@ impl Drops {
     #[inline]
     pub fn count(&self, reason: DropReason) {
         self.0[reason as usize].fetch_add(1, Relaxed);
+    }
+
+    /// Counts packets that were dropped.
+    pub(super) fn add(&self, reason: DropReason, packets: u64) {
+        self.0[reason as usize].fetch_add(packets, Relaxed);
     }
 
     /// Packets dropped for `reason`.

@@ -28,6 +28,7 @@
 mod checksum;
 mod coalesce;
 mod counters;
+mod fair_share;
 mod inbound;
 mod lanes;
 mod offload;
@@ -40,6 +41,7 @@ mod staging;
 mod view;
 
 pub use counters::{DropReason, Drops, PeerCounters, Traffic};
+pub use fair_share::{FairShare, Limit};
 pub use inbound::{Inbound, InboundOffloads, Opening, Received};
 pub use offload::{GsoType, VNET_HDR_LEN, VnetHdr};
 pub use outbound::Outbound;

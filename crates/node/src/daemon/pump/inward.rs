@@ -21,7 +21,8 @@ use warren_host::udp::{RecvBatch, UdpPair, UdpSocket};
 use warren_host::wake::Waker;
 use warren_keys::DiscoPublic;
 use warren_node_core::dataplane::{
-    DropReason, InSink, Inbound, InboundOffloads, Joined, Opening, Received, TunWrite, View,
+    DropReason, FairShare, InSink, Inbound, InboundOffloads, Joined, Limit, Opening, Received,
+    TunWrite, View,
 };
 use warren_tunnel::{PeerIndex, Source};
 
@@ -57,6 +58,8 @@ pub(super) struct Front {
     next: usize,
     /// Batches since the system was asked.
     unasked: usize,
+    /// What each peer may take when there is too much for all.
+    fair: FairShare,
 }
 
 /// The side of the host: for the thread whose turn it is.
@@ -96,6 +99,7 @@ pub(super) fn turns(threads: usize, shared: &Shared, relayed: RelayInbox) -> InT
         ready: [false; 3],
         next: 0,
         unasked: 0,
+        fair: FairShare::new(Arc::clone(&shared.drops)),
     };
     let inbound = Inbound::new(offloads, Arc::clone(&shared.drops));
     Turns::new(threads, front, Back { inbound, view })
@@ -131,7 +135,12 @@ impl Front {
                 watch_socket(self.sockets.v6.as_ref(), waker),
             ];
             let left = self.relays_left || self.ready.contains(&true);
-            let timeout = left.then_some(Duration::ZERO);
+            let timeout = if left {
+                Some(Duration::ZERO)
+            } else {
+                let deadline = self.fair.next_deadline();
+                deadline.map(|at| at.saturating_duration_since(Instant::now()))
+            };
             if wait(&mut watches, timeout).is_err() {
                 std::thread::yield_now();
             }
@@ -140,12 +149,15 @@ impl Front {
             self.ready = [true, watches[1].is_ready(), watches[2].is_ready()];
             if woken {
                 waker.clear();
-                self.sockets = shared.sockets.load_full();
+                self.take_sockets(shared);
                 let fresh = shared.view.load_full();
                 if !Arc::ptr_eq(&fresh, &self.view) {
                     self.view = fresh;
                     return true;
                 }
+            }
+            if self.fair.is_watching() {
+                self.share(Instant::now());
             }
         }
     }
@@ -159,12 +171,50 @@ impl Front {
         };
         // An error belongs to an earlier datagram of ours (ICMP); the next
         // call gives what has arrived.
-        if socket.is_none_or(|socket| socket.recv_batch(&mut batch.trains).is_err()) {
+        let came = socket.is_some_and(|socket| socket.recv_batch(&mut batch.trains).is_ok());
+        let full = came && batch.trains.is_full();
+        let number = source - 1;
+        if self.fair.minds(number, full) {
+            let now = Instant::now();
+            self.fair.received(now, number, full);
+            if came && self.fair.is_watching() {
+                for train in batch.trains.trains() {
+                    self.fair.count(&self.view, train.data, train.segment_len);
+                }
+            }
+            self.share(now);
+        }
+        if !came {
             return false;
         }
         batch.from = From::Socket;
         batch.bytes = batch.trains.trains().map(|train| train.data.len()).sum();
         true
+    }
+
+    /// Goes on with the sockets of now.
+    fn take_sockets(&mut self, shared: &Shared) {
+        let sockets = shared.sockets.load_full();
+        if !Arc::ptr_eq(&sockets, &self.sockets) {
+            self.sockets = sockets;
+            self.fair.reset();
+            // One of them may be from before.
+            limit(&self.sockets, &[]);
+        }
+    }
+
+    /// Lets the sockets take from everybody what is everybody's share.
+    fn share(&mut self, now: Instant) {
+        if !self.fair.is_due(now) {
+            return;
+        }
+        let sockets = [&self.sockets.v4, &self.sockets.v6].into_iter().flatten();
+        let dropped = sockets.filter_map(|socket| socket.dropped().ok());
+        let dropped = dropped.fold(0, u32::wrapping_add);
+        if let Some(limits) = self.fair.tick(now, dropped) {
+            tracing::trace!(?limits, "shares");
+            limit(&self.sockets, limits);
+        }
     }
 
     fn take_relayed(&mut self, batch: &mut Batch) -> bool {
@@ -374,6 +424,17 @@ impl InSink for InSide<'_> {
 
     fn disco_advertised(&mut self, peer: PeerIndex, key: DiscoPublic) {
         self.tell(Message::DiscoAdvertised(peer, key));
+    }
+}
+
+/// Limits sessions on both sockets. Where the system cannot, all goes on as it
+/// would without.
+fn limit(sockets: &UdpPair, limits: &[Limit]) {
+    for socket in [&sockets.v4, &sockets.v6].into_iter().flatten() {
+        let parts = limits.iter().map(|limit| (limit.index, limit.keep));
+        if let Err(error) = socket.limit_sessions(parts) {
+            tracing::debug!(%error, "the system limits no sessions");
+        }
     }
 }
 

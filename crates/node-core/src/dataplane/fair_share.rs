@@ -1,0 +1,516 @@
+//! What becomes of the peers when one of them sends more than the node can take.
+//!
+//! A socket's receive buffer knows no peers: when it is full, the system drops
+//! whatever comes, of the one who floods and of the one who says little alike,
+//! and what is let in waits behind all that is in there. By the time a datagram
+//! can be looked at, it is too late. So the remedy is given to the system
+//! *before* the buffer: of each session of a peer that takes more than its share
+//! a part is let in, drawn by lot, and the rest costs the node nothing. The
+//! shell makes a filter of the socket from these [`Limit`]s.
+//!
+//! ```text
+//! calm ── the buffer overflows, and no call empties it for 5 ms ──▶ watching
+//!      watching: received bytes are counted by peer
+//!   ── it overflows again, and somebody takes more than an even share ──▶ draining
+//!      draining: little is let in of those, until what waits is gone
+//!   ── a call empties the buffer ──▶ sharing
+//!      sharing: the `level` is what one peer may take. It falls while the
+//!      buffer is not emptied and rises while it is; who is above is let in
+//!      by level / rate
+//!   ── nobody was above for 50 ms ──▶ watching ── no overflow for 100 ms ──▶ calm
+//! ```
+//!
+//! While calm, a receive call costs one branch and nothing is counted.
+//!
+//! **Who is told apart.** Sessions, by the receiver index in the header, which only
+//! a peer and who listens to its traffic know: who invents addresses is not
+//! taken for a peer. All that belongs to no session (handshakes, disco, STUN, noise)
+//! is never limited. It is one more in the reckoning, and no peer is cut below what
+//! that one takes: a flood of strangers leaves the peers as they would be
+//! without this.
+//!
+//! **Whom it leaves alone.** A peer that is alone, however much it sends. Who takes
+//! less than a thirty-second of all. Peers by relay: what relays bring waits
+//! elsewhere, in queues of bounded length.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use warren_tunnel::PeerIndex;
+use warren_wire::wireguard::is_transport;
+
+use super::{DropReason, Drops, View};
+
+/// How long a buffer that is never emptied is nothing to wonder at, and how often
+/// shares are looked at after that.
+const TICK: Duration = Duration::from_millis(5);
+/// After a longer pause than so many ticks nothing is concluded from it.
+const LONG_TICK: u32 = 8;
+/// Peers that can be told apart. With more of them the small ones make room for
+/// each other.
+const SLOTS: usize = 512;
+/// Places in which a peer may be.
+const PROBES: usize = 4;
+/// Sessions of one peer at a time: the one before, this one, the next.
+const SESSIONS: usize = 3;
+/// Who takes less than this part of all is not what is wrong.
+const HEAVY_PART: f64 = 1.0 / 32.0;
+/// Of which there are 32 at most.
+const MOST_LIMITS: usize = 32 * SESSIONS;
+/// What handling a datagram costs beyond its bytes, in bytes.
+const PER_DATAGRAM: usize = 256;
+/// What is let in of heavy ones while the buffer drains.
+const DRAIN_KEEP: f64 = 1.0 / 8.0;
+/// The longest time for it: a buffer of any size is then another one.
+const DRAIN_TICKS: u32 = 60;
+/// For so long what is let in is measured before anybody is judged by it.
+const MEASURE_TICKS: u32 = 2;
+/// The level, in a tick in which the buffer was not emptied, and else.
+const DOWN: f64 = 0.85;
+const UP: f64 = 1.03;
+/// Weight of the newest tick in a rate.
+const NEWEST: f64 = 0.25;
+/// A part that differs by less than this is as good as the one in force:
+/// changing the filter has its price.
+const NOTICEABLE: f64 = 0.08;
+/// Ticks until a peer that says nothing does not count, until limits that
+/// nobody needs end, and until nothing is counted any more.
+const SILENT_TICKS: u32 = 20;
+const UNLIMITED_TICKS: u32 = 10;
+const QUIET_TICKS: u32 = 20;
+
+/// How much of a session's datagrams the system should let in.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Limit {
+    /// The receiver index in the header of its datagrams.
+    pub index: u32,
+    /// The part to let in, from 0 to 1.
+    pub keep: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Calm,
+    /// For so many ticks without an overflow.
+    Watching(u32),
+    /// For so many ticks.
+    Draining(u32),
+    /// For so many ticks.
+    Sharing(u32),
+}
+
+/// A peer that was heard lately.
+#[derive(Debug, Clone, Copy)]
+struct Slot {
+    peer: PeerIndex,
+    /// The sessions that it used, the newest first.
+    sessions: [Option<u32>; SESSIONS],
+    /// What came since the last tick, in bytes and their equivalent.
+    came: usize,
+    /// Ticks since anything came.
+    silent: u32,
+    /// What it sends per second, as far as is known.
+    rate: Option<f64>,
+    /// What is let in of it.
+    keep: f64,
+}
+
+/// What came from one kind of sender and at what rate.
+#[derive(Debug, Clone, Copy, Default)]
+struct Flow {
+    came: usize,
+    rate: f64,
+}
+
+/// What was seen of one socket since the last tick.
+#[derive(Debug, Clone, Copy, Default)]
+struct Seen {
+    full: bool,
+    emptied: bool,
+}
+
+/// Sees to it that one peer's flood is not everybody's loss. Whoever receives
+/// owns it.
+pub struct FairShare {
+    phase: Phase,
+    /// Since when each socket's buffer was not emptied. For the calm.
+    full_since: [Option<Instant>; 2],
+    seen: [Seen; 2],
+    last_tick: Option<Instant>,
+    dropped: u32,
+    slots: Box<[Option<Slot>]>,
+    /// All that belongs to no session.
+    strangers: Flow,
+    /// Everything that was received, while there always was something.
+    capacity: f64,
+    level: f64,
+    unlimited: u32,
+    limits: Vec<Limit>,
+    /// For the limits of a tick before they are in force.
+    wanted: Vec<Limit>,
+    drops: Arc<Drops>,
+}
+
+impl FairShare {
+    /// One that counts what limits cost in `drops`.
+    pub fn new(drops: Arc<Drops>) -> Self {
+        Self {
+            phase: Phase::Calm,
+            full_since: [None; 2],
+            seen: [Seen::default(); 2],
+            last_tick: None,
+            dropped: 0,
+            slots: vec![None; SLOTS].into_boxed_slice(),
+            strangers: Flow::default(),
+            capacity: 0.0,
+            level: 0.0,
+            unlimited: 0,
+            limits: Vec::with_capacity(MOST_LIMITS),
+            wanted: Vec::with_capacity(MOST_LIMITS),
+            drops,
+        }
+    }
+
+    /// Whether what is received has to be shown to [`count`](Self::count), and
+    /// every call to [`received`](Self::received).
+    #[inline]
+    pub fn is_watching(&self) -> bool {
+        self.phase != Phase::Calm
+    }
+
+    /// A receive call on one of the two sockets came back, `full` if it gave as
+    /// much as it could. While calm, only news of one that was full, or of the
+    /// first that was not, are of interest.
+    #[inline]
+    pub fn received(&mut self, now: Instant, socket: usize, full: bool) {
+        if let Some(since) = self.full_since.get_mut(socket) {
+            *since = full.then(|| since.unwrap_or(now));
+        }
+        if let Some(seen) = self.seen.get_mut(socket) {
+            seen.full |= full;
+            seen.emptied |= !full;
+        }
+    }
+
+    /// Whether [`received`](Self::received) wants to know of a call like this.
+    #[inline]
+    pub fn minds(&self, socket: usize, full: bool) -> bool {
+        full || self.is_watching() || self.full_since.get(socket).is_some_and(Option::is_some)
+    }
+
+    /// Counts datagrams behind each other, each of `segment_len` bytes but the
+    /// last, which may be smaller.
+    pub fn count(&mut self, view: &View, buffer: &[u8], segment_len: usize) {
+        let mut rest = buffer;
+        let segment_len = segment_len.max(1);
+        while !rest.is_empty() {
+            let head = rest.first_chunk::<8>();
+            let same = rest
+                .chunks(segment_len)
+                .take_while(|datagram| datagram.first_chunk::<8>() == head)
+                .count()
+                .max(1);
+            let (run, behind) = rest.split_at(same.saturating_mul(segment_len).min(rest.len()));
+            rest = behind;
+            let cost = run.len() + same * PER_DATAGRAM;
+            let session = head
+                .filter(|_| is_transport(run))
+                .map(|[_, _, _, _, index @ ..]| u32::from_le_bytes(*index))
+                .and_then(|index| Some((index, view.sessions.get(&index)?.peer)));
+            match session {
+                Some((index, peer)) => self.charge(peer, index, cost),
+                None => self.strangers.came += cost,
+            }
+        }
+    }
+
+    fn charge(&mut self, peer: PeerIndex, index: u32, cost: usize) {
+        let first = peer.0 as usize;
+        let mut place = first % SLOTS;
+        let mut least = usize::MAX;
+        for probe in 0..PROBES {
+            let at = (first + probe) % SLOTS;
+            match &mut self.slots[at] {
+                Some(slot) if slot.peer == peer => {
+                    slot.came += cost;
+                    slot.uses(index);
+                    return;
+                }
+                // Who is limited stays.
+                Some(slot) if slot.keep < 1.0 => {}
+                Some(slot) if slot.came < least => (place, least) = (at, slot.came),
+                Some(_) => {}
+                None if least > 0 => (place, least) = (at, 0),
+                None => {}
+            }
+        }
+        if least == usize::MAX {
+            // Only limited ones here: whoever this is, is not counted.
+            return;
+        }
+        self.slots[place] = Some(Slot {
+            peer,
+            sessions: [Some(index), None, None],
+            came: cost,
+            silent: 0,
+            rate: None,
+            keep: 1.0,
+        });
+    }
+
+    /// When [`tick`](Self::tick) should be called at the latest, even if
+    /// nothing is received.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let last = self.last_tick.filter(|_| self.is_watching())?;
+        last.checked_add(TICK)
+    }
+
+    /// Whether it is time for [`tick`](Self::tick).
+    #[inline]
+    pub fn is_due(&self, now: Instant) -> bool {
+        let long_ago = |at: &Instant| now.saturating_duration_since(*at) >= TICK;
+        let ticked = self.last_tick.as_ref().is_none_or(long_ago);
+        ticked && (self.is_watching() || self.full_since.iter().flatten().any(long_ago))
+    }
+
+    /// Looks at what came since the last time. `dropped` are all messages that the
+    /// system dropped so far, by limits or because a buffer was full; it may wrap.
+    /// Gives the limits that should be in force from now on, if they are others
+    /// than before.
+    pub fn tick(&mut self, now: Instant, dropped: u32) -> Option<&[Limit]> {
+        if !self.is_due(now) {
+            return None;
+        }
+        let passed = self
+            .last_tick
+            .map(|last| now.saturating_duration_since(last));
+        let news = dropped.wrapping_sub(self.dropped);
+        let seen = std::mem::take(&mut self.seen);
+        self.dropped = dropped;
+        self.last_tick = Some(now);
+        if self.phase == Phase::Calm {
+            if news != 0 {
+                self.begin();
+            }
+            return None;
+        }
+        if !self.limits.is_empty() {
+            self.drops.add(DropReason::OverShare, news.into());
+        }
+        // Who did not run for long knows nothing of the meantime.
+        let passed = passed.filter(|passed| *passed <= TICK * LONG_TICK)?;
+        let standing = seen.iter().any(|seen| seen.full && !seen.emptied);
+        self.step(passed.as_secs_f64(), standing, news != 0);
+        self.adopt()
+    }
+
+    /// Forgets everything, as for other sockets. The limits should be lifted.
+    pub fn reset(&mut self) {
+        *self = Self::new(Arc::clone(&self.drops));
+    }
+
+    fn begin(&mut self) {
+        self.phase = Phase::Watching(0);
+        self.slots.fill(None);
+        self.strangers = Flow::default();
+        self.capacity = 0.0;
+        self.wanted.clear();
+    }
+
+    fn step(&mut self, seconds: f64, standing: bool, overflow: bool) {
+        // While a long queue drains, what comes was let in by other rules.
+        let measure = !matches!(self.phase, Phase::Draining(_));
+        let received = self.measure(seconds, measure);
+        if standing {
+            let weight = if self.capacity > 0.0 { NEWEST } else { 1.0 };
+            self.capacity += weight * (received - self.capacity);
+        }
+        self.phase = match self.phase {
+            Phase::Calm => Phase::Calm,
+            Phase::Watching(quiet) => {
+                let quiet = if overflow { 0 } else { quiet + 1 };
+                if standing && overflow && self.drain() {
+                    Phase::Draining(0)
+                } else if quiet < QUIET_TICKS {
+                    Phase::Watching(quiet)
+                } else {
+                    Phase::Calm
+                }
+            }
+            Phase::Draining(ticks) if standing && ticks < DRAIN_TICKS => Phase::Draining(ticks + 1),
+            Phase::Draining(_) => {
+                for slot in self.slots.iter_mut().flatten() {
+                    slot.rate = None;
+                }
+                self.strangers.rate = 0.0;
+                self.unlimited = 0;
+                Phase::Sharing(0)
+            }
+            Phase::Sharing(ticks) => {
+                self.share(ticks, standing);
+                if self.unlimited < UNLIMITED_TICKS {
+                    Phase::Sharing(ticks.saturating_add(1))
+                } else {
+                    self.wanted.clear();
+                    Phase::Watching(0)
+                }
+            }
+        };
+    }
+
+    /// Makes rates of what came, and gives the rate of all of it.
+    fn measure(&mut self, seconds: f64, believe: bool) -> f64 {
+        let mut received = per_second(self.strangers.came, seconds);
+        if believe {
+            self.strangers.rate += NEWEST * (received - self.strangers.rate);
+        }
+        self.strangers.came = 0;
+        for place in &mut self.slots {
+            let Some(slot) = place else { continue };
+            let came = per_second(slot.came, seconds);
+            received += came;
+            slot.silent = if slot.came > 0 { 0 } else { slot.silent + 1 };
+            slot.came = 0;
+            if believe {
+                let sent = came / slot.keep;
+                let known = slot.rate.unwrap_or(sent);
+                slot.rate = Some(known + NEWEST * (sent - known));
+            }
+            if slot.silent > SILENT_TICKS && slot.keep >= 1.0 {
+                *place = None;
+            }
+        }
+        received
+    }
+
+    /// What all send, and how many they are.
+    #[allow(clippy::cast_precision_loss)] // a few hundred
+    fn senders(&self) -> (f64, f64) {
+        let rates = self.slots.iter().flatten().map(Slot::rate);
+        let all = self.strangers.rate + rates.sum::<f64>();
+        (all, self.slots.iter().flatten().count() as f64)
+    }
+
+    /// Limits who takes more than an even share. `false`: nobody does.
+    fn drain(&mut self) -> bool {
+        let (all, count) = self.senders();
+        if count < 2.0 {
+            return false;
+        }
+        let least = (all / count).max(self.strangers.rate);
+        self.limit(all, |rate| if rate > least { DRAIN_KEEP } else { 1.0 })
+    }
+
+    fn share(&mut self, ticks: u32, standing: bool) {
+        if ticks < MEASURE_TICKS {
+            return;
+        }
+        let (all, count) = self.senders();
+        let floor = (self.capacity / count.max(1.0)).max(self.strangers.rate);
+        self.level = if ticks == MEASURE_TICKS {
+            self.even_level(all, floor)
+        } else {
+            self.level * if standing { DOWN } else { UP }
+        };
+        let rates = self.slots.iter().flatten().map(Slot::rate);
+        let most = rates.fold(0.0, f64::max);
+        // No higher than what would limit nobody, so that it comes down soon.
+        self.level = self.level.min(2.0 * most).max(floor);
+        let level = self.level;
+        let any = count >= 2.0 && self.limit(all, |rate| level / rate);
+        self.unlimited = if any { 0 } else { self.unlimited + 1 };
+        if !any {
+            self.lift();
+        }
+    }
+
+    /// The level at which all together take what the node can, if they stay as
+    /// they are.
+    #[allow(clippy::cast_precision_loss)] // a few hundred
+    fn even_level(&self, all: f64, floor: f64) -> f64 {
+        let rates = self.slots.iter().flatten().map(Slot::rate);
+        let (mut heavy, mut sum) = (0usize, 0.0);
+        for rate in rates.filter(|rate| *rate > floor && *rate >= all * HEAVY_PART) {
+            heavy += 1;
+            sum += rate;
+        }
+        (self.capacity - (all - sum)) / heavy.max(1) as f64
+    }
+
+    /// Gives the part to be let in to each who is heavy and would get less than
+    /// all, and all to the others. Says whether there are any.
+    fn limit(&mut self, all: f64, part: impl Fn(f64) -> f64) -> bool {
+        let mut any = false;
+        for slot in self.slots.iter_mut().flatten() {
+            let rate = slot.rate();
+            let keep = if rate > 0.0 && rate >= all * HEAVY_PART {
+                part(rate).clamp(0.0, 1.0)
+            } else {
+                1.0
+            };
+            let limited = keep < 1.0;
+            any |= limited;
+            // What is in force is what the rates are reckoned with.
+            if limited != (slot.keep < 1.0) || (keep / slot.keep - 1.0).abs() > NOTICEABLE {
+                slot.keep = keep;
+            }
+        }
+        any
+    }
+
+    fn lift(&mut self) {
+        for slot in self.slots.iter_mut().flatten() {
+            slot.keep = 1.0;
+        }
+    }
+
+    /// The limits as they should be, if they are others than those in force.
+    fn adopt(&mut self) -> Option<&[Limit]> {
+        self.wanted.clear();
+        for slot in self.slots.iter().flatten().filter(|slot| slot.keep < 1.0) {
+            let limit = |index: &u32| Limit {
+                index: *index,
+                keep: slot.keep,
+            };
+            self.wanted
+                .extend(slot.sessions.iter().flatten().map(limit));
+        }
+        if self.wanted == self.limits {
+            return None;
+        }
+        std::mem::swap(&mut self.wanted, &mut self.limits);
+        Some(&self.limits)
+    }
+}
+
+impl Slot {
+    /// Notes a session that the peer used.
+    #[inline]
+    fn uses(&mut self, index: u32) {
+        if self.sessions[0] == Some(index) {
+            return;
+        }
+        if !self.sessions.contains(&Some(index)) {
+            self.sessions.rotate_right(1);
+            self.sessions[0] = Some(index);
+        }
+    }
+
+    fn rate(&self) -> f64 {
+        self.rate.unwrap_or(0.0)
+    }
+}
+
+#[allow(clippy::cast_precision_loss)] // bytes of a few milliseconds
+fn per_second(bytes: usize, seconds: f64) -> f64 {
+    bytes as f64 / seconds
+}
+
+impl std::fmt::Debug for FairShare {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FairShare")
+            .field("phase", &self.phase)
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,475 @@
+//! Shares under pressure, against a model of a socket under a virtual clock: a
+//! receive buffer of bounded size in front of a node that takes so many bytes in
+//! a second.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use support::{allow_all, sessions, view};
+use warren_node_core::dataplane::{DropReason, Drops, FairShare, Limit, SessionView, View};
+use warren_tunnel::PeerIndex;
+
+/// Bytes that fit into the buffer, and messages that one call gives.
+const BUFFER: usize = 7 << 20;
+const BATCH: usize = 16;
+/// Bytes per second that the node can take.
+const CAPACITY: f64 = 400e6;
+/// What a message costs before its bytes are looked at, in seconds.
+const CALL: f64 = 1e-6;
+
+/// The session of a peer.
+fn session(peer: usize) -> u32 {
+    0x1000 + peer as u32
+}
+
+fn town(peers: usize, now: Instant) -> View {
+    let mut view = view(1, 2, &sessions(now)[0], now, &allow_all());
+    let any = view.sessions.values().next().unwrap().session.clone();
+    view.sessions.clear();
+    for peer in 0..peers {
+        let slot = SessionView {
+            peer: PeerIndex(peer as u32),
+            session: Arc::clone(&any),
+        };
+        view.sessions.insert(session(peer), slot);
+    }
+    view
+}
+
+/// Who sends, what, and how much.
+#[derive(Debug, Clone)]
+struct Sender {
+    /// No session: a stranger, with another index each time.
+    peer: Option<usize>,
+    bytes_per_second: f64,
+    /// In one message.
+    datagrams: usize,
+    len: usize,
+    /// Between these times, in seconds.
+    span: (f64, f64),
+}
+
+impl Sender {
+    fn modest(peer: usize) -> Self {
+        Self {
+            peer: Some(peer),
+            bytes_per_second: 128_000.0,
+            datagrams: 1,
+            len: 1280,
+            span: (0.0, 9.0),
+        }
+    }
+
+    fn heavy(peer: usize, bytes_per_second: f64) -> Self {
+        Self {
+            bytes_per_second,
+            datagrams: 32,
+            ..Self::modest(peer)
+        }
+    }
+
+    fn strangers(bytes_per_second: f64) -> Self {
+        Self {
+            peer: None,
+            bytes_per_second,
+            ..Self::modest(0)
+        }
+    }
+}
+
+/// What became of a message.
+#[derive(Debug, Clone, Copy)]
+struct Fate {
+    from: usize,
+    sent: f64,
+    /// When it was received.
+    received: Option<f64>,
+}
+
+struct World {
+    start: Instant,
+    view: View,
+    fair: FairShare,
+    drops: Arc<Drops>,
+    senders: Vec<Sender>,
+    next: Vec<f64>,
+    limits: Vec<Limit>,
+    waiting: VecDeque<usize>,
+    held: usize,
+    dropped: u32,
+    fates: Vec<Fate>,
+    dice: u64,
+    now: f64,
+    /// When limits were in force, and how much was let in.
+    history: Vec<(f64, Vec<Limit>)>,
+}
+
+impl World {
+    fn new(senders: Vec<Sender>) -> Self {
+        let start = Instant::now();
+        let peers = senders.iter().filter_map(|sender| sender.peer).max();
+        let drops = Arc::new(Drops::new());
+        // Everybody begins at another moment.
+        let next = (0..senders.len())
+            .map(|i| senders[i].span.0 + 0.01 * (i as f64 * 0.618).fract())
+            .collect();
+        Self {
+            start,
+            view: town(peers.map_or(0, |peer| peer + 1), start),
+            fair: FairShare::new(Arc::clone(&drops)),
+            drops,
+            senders,
+            next,
+            limits: Vec::new(),
+            waiting: VecDeque::new(),
+            held: 0,
+            dropped: 0,
+            fates: Vec::new(),
+            dice: 88_172_645_463_325_252,
+            now: 0.0,
+            history: Vec::new(),
+        }
+    }
+
+    fn roll(&mut self) -> u64 {
+        self.dice ^= self.dice << 13;
+        self.dice ^= self.dice >> 7;
+        self.dice ^= self.dice << 17;
+        self.dice
+    }
+
+    /// Everything that is sent until now comes to the socket.
+    fn arrive(&mut self) {
+        loop {
+            let first =
+                (0..self.senders.len()).min_by(|a, b| self.next[*a].total_cmp(&self.next[*b]));
+            let Some(from) = first.filter(|from| self.next[*from] <= self.now) else {
+                return;
+            };
+            let sent = self.next[from];
+            let sender = self.senders[from].clone();
+            let bytes = sender.datagrams * sender.len;
+            self.next[from] += bytes as f64 / sender.bytes_per_second;
+            if sent >= sender.span.1 {
+                self.next[from] = f64::INFINITY;
+                continue;
+            }
+            let limit = self
+                .limits
+                .iter()
+                .find(|limit| sender.peer.is_some_and(|peer| session(peer) == limit.index));
+            let keep = limit.map_or(1.0, |limit| limit.keep);
+            let lot = (self.roll() >> 11) as f64 / (1u64 << 53) as f64;
+            self.fates.push(Fate {
+                from,
+                sent,
+                received: None,
+            });
+            if lot >= keep || self.held + bytes > BUFFER {
+                self.dropped += 1;
+                continue;
+            }
+            self.held += bytes;
+            self.waiting.push_back(self.fates.len() - 1);
+        }
+    }
+
+    /// Lets the node receive until `end`, in seconds.
+    fn run(&mut self, end: f64) {
+        while self.now < end {
+            self.arrive();
+            let count = self.waiting.len().min(BATCH);
+            let full = count == BATCH;
+            let at = self.start + Duration::from_secs_f64(self.now);
+            let minds = self.fair.minds(0, full);
+            let watching = self.fair.is_watching();
+            if minds {
+                self.fair.received(at, 0, full);
+            }
+            let mut cost = 0.0;
+            for _ in 0..count {
+                let number = self.waiting.pop_front().unwrap();
+                let sender = self.senders[self.fates[number].from].clone();
+                let bytes = sender.len * sender.datagrams;
+                self.held -= bytes;
+                self.fates[number].received = Some(self.now);
+                cost += CALL + bytes as f64 / CAPACITY;
+                if watching {
+                    let mut datagram = vec![0; sender.len];
+                    datagram[0] = 4;
+                    let index = match sender.peer {
+                        Some(peer) => session(peer),
+                        None => 0x8000_0000 | self.roll() as u32,
+                    };
+                    datagram[4..8].copy_from_slice(&index.to_le_bytes());
+                    let train = datagram.repeat(sender.datagrams);
+                    self.fair.count(&self.view, &train, sender.len);
+                }
+            }
+            if self.fair.is_due(at)
+                && let Some(limits) = self.fair.tick(at, self.dropped)
+            {
+                self.limits = limits.to_vec();
+                self.history.push((self.now, self.limits.clone()));
+            }
+            if count > 0 {
+                self.now += cost;
+            } else {
+                // Asleep until something comes, or it is time.
+                let deadline = self.fair.next_deadline().map_or(f64::INFINITY, |at| {
+                    at.saturating_duration_since(self.start).as_secs_f64() + 1e-9
+                });
+                let next = self.next.iter().copied().fold(deadline, f64::min);
+                self.now = next.min(end).max(self.now + 1e-7);
+            }
+        }
+    }
+
+    fn of(&self, from: usize, span: (f64, f64)) -> impl Iterator<Item = &Fate> {
+        let fates = self.fates.iter();
+        fates.filter(move |fate| fate.from == from && fate.sent >= span.0 && fate.sent < span.1)
+    }
+
+    /// The part of a sender's messages that did not get in.
+    fn lost(&self, from: usize, span: (f64, f64)) -> f64 {
+        let all = self.of(from, span).count();
+        let lost = self.of(from, span).filter(|fate| fate.received.is_none());
+        lost.count() as f64 / all.max(1) as f64
+    }
+
+    /// Bytes per second that were received of a sender.
+    fn received(&self, from: usize, span: (f64, f64)) -> f64 {
+        let sender = &self.senders[from];
+        let got = self.of(from, span).filter(|fate| fate.received.is_some());
+        (got.count() * sender.datagrams * sender.len) as f64 / (span.1 - span.0)
+    }
+
+    /// The longest wait in the buffer.
+    fn longest(&self, from: usize, span: (f64, f64)) -> f64 {
+        let waits = self
+            .of(from, span)
+            .filter_map(|fate| Some(fate.received? - fate.sent));
+        waits.fold(0.0, f64::max)
+    }
+
+    fn was_limited(&self, peer: usize) -> bool {
+        let all = self.history.iter().flat_map(|(_, limits)| limits);
+        all.into_iter().any(|limit| limit.index == session(peer))
+    }
+}
+
+/// One floods, nine say little.
+fn flooded(rate: f64) -> World {
+    let mut senders = vec![Sender::heavy(0, rate)];
+    senders[0].span = (0.5, 3.5);
+    senders.extend((1..10).map(Sender::modest));
+    World::new(senders)
+}
+
+#[test]
+fn who_says_little_loses_nothing_to_a_flood() {
+    for times in [1.3, 2.0, 5.0, 20.0] {
+        let mut world = flooded(times * CAPACITY);
+        world.run(3.5);
+        let later = (0.8, 3.5);
+        for peer in 1..10 {
+            let (lost, longest) = (world.lost(peer, later), world.longest(peer, later));
+            assert!(lost < 0.01, "{times}: {peer} lost {lost}");
+            assert!(longest < 0.020, "{times}: {peer} waited {longest}");
+            assert!(!world.was_limited(peer));
+            // The first moment, too, is short.
+            let lost = world.lost(peer, (0.5, 3.5));
+            assert!(lost < 0.05, "{times}: {peer} lost {lost} of all");
+        }
+        // The rest is for who wants it.
+        let flood = world.received(0, later);
+        assert!(flood > 0.8 * CAPACITY, "{times}: {flood}");
+        assert!(world.drops.get(DropReason::OverShare) > 100);
+    }
+}
+
+#[test]
+fn after_a_flood_all_is_as_before() {
+    let mut world = flooded(3.0 * CAPACITY);
+    // The one that floods is modest afterwards.
+    let mut after = Sender::modest(0);
+    after.span = (3.5, 9.0);
+    world.senders.push(after);
+    world.next.push(3.5);
+    world.run(3.4);
+    assert!(!world.limits.is_empty());
+    world.run(3.6);
+    assert!(world.limits.is_empty(), "{:?}", world.limits);
+    world.run(4.0);
+    assert!(!world.fair.is_watching());
+    assert_eq!(world.fair.next_deadline(), None);
+    for sender in 1..11 {
+        assert!(world.lost(sender, (3.6, 4.0)) == 0.0);
+    }
+}
+
+#[test]
+fn who_wants_too_much_gets_as_much_as_others_who_do() {
+    let mut senders = vec![
+        Sender::heavy(0, 2.5 * CAPACITY),
+        Sender::heavy(1, 0.8 * CAPACITY),
+        // Less than a third of what there is.
+        Sender::heavy(2, 0.2 * CAPACITY),
+    ];
+    senders.extend((3..20).map(Sender::modest));
+    let mut world = World::new(senders);
+    world.run(4.0);
+    let span = (0.5, 4.0);
+    let (a, b) = (world.received(0, span), world.received(1, span));
+    assert!(a / b < 1.2 && b / a < 1.2, "{a} and {b}");
+    assert!(a + b > 0.65 * CAPACITY);
+    for sender in 2..20 {
+        let lost = world.lost(sender, span);
+        assert!(lost < 0.01, "{sender} lost {lost}");
+    }
+}
+
+#[test]
+fn who_is_alone_is_left_alone() {
+    // With handshakes and the like beside it.
+    let mut world = World::new(vec![
+        Sender::heavy(0, 2.0 * CAPACITY),
+        Sender::strangers(0.001 * CAPACITY),
+    ]);
+    world.run(2.0);
+    assert!(world.dropped > 1000);
+    assert!(world.history.is_empty());
+    assert_eq!(world.drops.total(), 0);
+}
+
+#[test]
+fn without_an_overflow_nobody_is_limited() {
+    // A long queue, as one TCP connection makes, is not yet a loss.
+    let mut senders = vec![Sender::heavy(0, 1.5 * CAPACITY), Sender::modest(1)];
+    senders[0].span = (0.0, 0.02);
+    let mut world = World::new(senders);
+    world.run(0.5);
+    assert_eq!(world.dropped, 0);
+    assert!(!world.fair.is_watching());
+    assert!(world.history.is_empty());
+}
+
+#[test]
+fn a_flood_of_strangers_is_not_paid_for_by_peers() {
+    let mut senders = vec![
+        Sender::heavy(0, 0.3 * CAPACITY),
+        Sender::strangers(4.0 * CAPACITY),
+    ];
+    senders.extend((1..10).map(Sender::modest));
+    let mut world = World::new(senders);
+    world.run(1.5);
+    assert!(world.dropped > 1000);
+    assert!(world.history.is_empty(), "{:?}", world.history);
+}
+
+#[test]
+fn strangers_do_not_hide_who_floods() {
+    let mut world = flooded(3.0 * CAPACITY);
+    world.senders.push(Sender::strangers(0.05 * CAPACITY));
+    world.next.push(0.0);
+    world.run(3.5);
+    for peer in 1..11 {
+        let lost = world.lost(peer, (0.8, 3.5));
+        assert!(lost < 0.01, "{peer} lost {lost}");
+    }
+}
+
+#[test]
+fn a_thousand_who_send_alike_are_not_told_apart() {
+    let rate = 2.0 * CAPACITY / 1000.0;
+    let senders = (0..1000).map(|peer| Sender {
+        bytes_per_second: rate,
+        ..Sender::modest(peer)
+    });
+    let mut world = World::new(senders.collect());
+    world.run(0.3);
+    assert!(world.dropped > 1000);
+    assert!(world.history.is_empty(), "{:?}", world.history);
+}
+
+#[test]
+fn one_of_a_thousand_who_floods_is_found() {
+    let mut senders = vec![Sender::heavy(0, 2.0 * CAPACITY)];
+    senders.extend((1..1000).map(|peer| Sender {
+        bytes_per_second: 12_800.0,
+        ..Sender::modest(peer)
+    }));
+    let mut world = World::new(senders);
+    world.run(1.5);
+    let lost: f64 = (1..1000).map(|peer| world.lost(peer, (0.3, 1.5))).sum();
+    assert!(lost / 999.0 < 0.01, "{lost}");
+}
+
+/// Changing sessions does not help: a peer is limited, in all that it uses.
+#[test]
+fn several_sessions_are_one_peer() {
+    let mut world = flooded(3.0 * CAPACITY);
+    let slot = world.view.sessions[&session(0)].clone();
+    world.view.sessions.insert(session(10), slot);
+    world.senders[0].bytes_per_second /= 2.0;
+    let mut second = world.senders[0].clone();
+    second.peer = Some(10);
+    world.senders.push(second);
+    world.next.push(0.5);
+    world.run(3.5);
+    for peer in 1..10 {
+        let lost = world.lost(peer, (0.8, 3.5));
+        assert!(lost < 0.01, "{peer} lost {lost}");
+    }
+    let (_, limits) = world
+        .history
+        .iter()
+        .rev()
+        .find(|(_, limits)| limits.len() == 2)
+        .unwrap();
+    assert_eq!(limits[0].keep, limits[1].keep);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Whoever sends whatever: limits are parts, of sessions that are there,
+    /// never of who takes less than an even share of what the node can, and
+    /// there is an end to them.
+    #[test]
+    fn limits_are_for_who_is_above(
+        peers in prop::collection::vec((0.0001f64..3.0, 1usize..40, 100usize..1400), 1..8),
+        strangers in 0.001f64..2.0,
+    ) {
+        let mut senders: Vec<_> = peers.iter().enumerate().map(|(peer, (rate, datagrams, len))| Sender {
+            peer: Some(peer),
+            bytes_per_second: rate * CAPACITY,
+            datagrams: *datagrams,
+            len: *len,
+            span: (0.0, 0.4),
+        }).collect();
+        let mut others = Sender::strangers(strangers * CAPACITY);
+        others.span = (0.0, 0.4);
+        senders.push(others);
+        let mut world = World::new(senders);
+        world.run(1.0);
+        for (_, limits) in &world.history {
+            for limit in limits {
+                prop_assert!(limit.keep > 0.0 && limit.keep < 1.0);
+                let peer = (limit.index - session(0)) as usize;
+                let rate = peers[peer].0;
+                // With room for the lot and for what small datagrams cost.
+                prop_assert!(rate * peers.len() as f64 > 0.15, "{peers:?} {limit:?}");
+                prop_assert!(peers.len() > 1);
+            }
+        }
+        prop_assert!(world.limits.is_empty());
+        prop_assert!(!world.fair.is_watching());
+    }
+}
