@@ -17,6 +17,7 @@
 //!      sharing: the `level` is what one peer may take. It falls while the
 //!      buffer is not emptied and rises while it is; who is above is let in
 //!      by level / rate
+//!   ── that does not help for 40 ms ──▶ draining
 //!   ── nobody was above for 50 ms ──▶ watching ── no overflow for 100 ms ──▶ calm
 //! ```
 //!
@@ -60,14 +61,30 @@ const MOST_LIMITS: usize = 32 * SESSIONS;
 /// What handling a datagram costs beyond its bytes, in bytes.
 const PER_DATAGRAM: usize = 256;
 /// What is let in of heavy ones while the buffer drains.
-const DRAIN_KEEP: f64 = 1.0 / 8.0;
+const DRAIN_KEEP: f64 = 1.0 / 32.0;
+/// With the level at which that much of what the node can would be used, who is
+/// above is heavy enough to be let in so little. If that is not enough, it is half
+/// of it after so many ticks.
+const DRAIN_PART: f64 = 0.9;
+const DRAIN_MORE_TICKS: u32 = 8;
 /// The longest time for it: a buffer of any size is then another one.
 const DRAIN_TICKS: u32 = 60;
 /// For so long what is let in is measured before anybody is judged by it.
-const MEASURE_TICKS: u32 = 2;
-/// The level, in a tick in which the buffer was not emptied, and else.
+const MEASURE_TICKS: u32 = 3;
+/// A buffer that is not emptied for so many ticks is too much; less may be
+/// the node's own sleep. That is also how long others wait in it.
+const STANDING_TICKS: u32 = 2;
+/// What becomes of the level in a tick with such a buffer, and in one in which it
+/// was emptied.
 const DOWN: f64 = 0.85;
 const UP: f64 = 1.03;
+/// As long as the node is known to take more than this part of what it gets, the
+/// level rises faster.
+const FAR_BELOW: f64 = 0.8;
+const UP_FAST: f64 = 1.15;
+/// A buffer that is not emptied for so many ticks in spite of the level is drained
+/// anew: what is in it was let in by rules of long ago.
+const STUCK_TICKS: u32 = 8;
 /// Weight of the newest tick in a rate.
 const NEWEST: f64 = 0.25;
 /// A part that differs by less than this is as good as the one in force:
@@ -136,6 +153,8 @@ pub struct FairShare {
     /// Since when each socket's buffer was not emptied. For the calm.
     full_since: [Option<Instant>; 2],
     seen: [Seen; 2],
+    /// Whether a socket's buffer was not emptied, when that was last seen.
+    full: [bool; 2],
     last_tick: Option<Instant>,
     dropped: u32,
     slots: Box<[Option<Slot>]>,
@@ -144,6 +163,8 @@ pub struct FairShare {
     /// Everything that was received, while there always was something.
     capacity: f64,
     level: f64,
+    /// Ticks in a row in which the buffer was not emptied.
+    standing: u32,
     unlimited: u32,
     limits: Vec<Limit>,
     /// For the limits of a tick before they are in force.
@@ -158,12 +179,14 @@ impl FairShare {
             phase: Phase::Calm,
             full_since: [None; 2],
             seen: [Seen::default(); 2],
+            full: [false; 2],
             last_tick: None,
             dropped: 0,
             slots: vec![None; SLOTS].into_boxed_slice(),
             strangers: Flow::default(),
             capacity: 0.0,
             level: 0.0,
+            standing: 0,
             unlimited: 0,
             limits: Vec::with_capacity(MOST_LIMITS),
             wanted: Vec::with_capacity(MOST_LIMITS),
@@ -299,7 +322,13 @@ impl FairShare {
         }
         // Who did not run for long knows nothing of the meantime.
         let passed = passed.filter(|passed| *passed <= TICK * LONG_TICK)?;
-        let standing = seen.iter().any(|seen| seen.full && !seen.emptied);
+        for (full, seen) in self.full.iter_mut().zip(seen) {
+            // Who did not ask does not know.
+            if seen.full || seen.emptied {
+                *full = !seen.emptied;
+            }
+        }
+        let standing = self.full.contains(&true);
         self.step(passed.as_secs_f64(), standing, news != 0);
         self.adopt()
     }
@@ -319,7 +348,10 @@ impl FairShare {
 
     fn step(&mut self, seconds: f64, standing: bool, overflow: bool) {
         // While a long queue drains, what comes was let in by other rules.
-        let measure = !matches!(self.phase, Phase::Draining(_));
+        let measure = match self.phase {
+            Phase::Sharing(_) => !standing,
+            phase => !matches!(phase, Phase::Draining(_)),
+        };
         let received = self.measure(seconds, measure);
         if standing {
             let weight = if self.capacity > 0.0 { NEWEST } else { 1.0 };
@@ -329,7 +361,7 @@ impl FairShare {
             Phase::Calm => Phase::Calm,
             Phase::Watching(quiet) => {
                 let quiet = if overflow { 0 } else { quiet + 1 };
-                if standing && overflow && self.drain() {
+                if standing && overflow && self.drain(DRAIN_PART) {
                     Phase::Draining(0)
                 } else if quiet < QUIET_TICKS {
                     Phase::Watching(quiet)
@@ -337,18 +369,21 @@ impl FairShare {
                     Phase::Calm
                 }
             }
-            Phase::Draining(ticks) if standing && ticks < DRAIN_TICKS => Phase::Draining(ticks + 1),
-            Phase::Draining(_) => {
-                for slot in self.slots.iter_mut().flatten() {
-                    slot.rate = None;
+            Phase::Draining(ticks) if standing && ticks < DRAIN_TICKS => {
+                if (ticks + 1) % DRAIN_MORE_TICKS == 0 {
+                    self.drain(DRAIN_PART / f64::from(1 << ((ticks + 1) / DRAIN_MORE_TICKS)));
                 }
-                self.strangers.rate = 0.0;
-                self.unlimited = 0;
+                Phase::Draining(ticks + 1)
+            }
+            Phase::Draining(_) => {
+                (self.standing, self.unlimited) = (0, 0);
                 Phase::Sharing(0)
             }
             Phase::Sharing(ticks) => {
                 self.share(ticks, standing);
-                if self.unlimited < UNLIMITED_TICKS {
+                if self.standing >= STUCK_TICKS && self.drain(DRAIN_PART) {
+                    Phase::Draining(0)
+                } else if self.unlimited < UNLIMITED_TICKS {
                     Phase::Sharing(ticks.saturating_add(1))
                 } else {
                     self.wanted.clear();
@@ -360,9 +395,15 @@ impl FairShare {
 
     /// Makes rates of what came, and gives the rate of all of it.
     fn measure(&mut self, seconds: f64, believe: bool) -> f64 {
+        // In the few ticks after a drain each weighs alike, and what was thought
+        // before, when the buffer threw most of it away, no more.
+        let weight = match self.phase {
+            Phase::Sharing(ticks) if ticks < MEASURE_TICKS => 1.0 / f64::from(ticks + 1),
+            _ => NEWEST,
+        };
         let mut received = per_second(self.strangers.came, seconds);
         if believe {
-            self.strangers.rate += NEWEST * (received - self.strangers.rate);
+            self.strangers.rate += weight * (received - self.strangers.rate);
         }
         self.strangers.came = 0;
         for place in &mut self.slots {
@@ -374,7 +415,7 @@ impl FairShare {
             if believe {
                 let sent = came / slot.keep;
                 let known = slot.rate.unwrap_or(sent);
-                slot.rate = Some(known + NEWEST * (sent - known));
+                slot.rate = Some(known + weight * (sent - known));
             }
             if slot.silent > SILENT_TICKS && slot.keep >= 1.0 {
                 *place = None;
@@ -392,12 +433,14 @@ impl FairShare {
     }
 
     /// Limits who takes more than an even share. `false`: nobody does.
-    fn drain(&mut self) -> bool {
+    fn drain(&mut self, part: f64) -> bool {
         let (all, count) = self.senders();
         if count < 2.0 {
             return false;
         }
-        let least = (all / count).max(self.strangers.rate);
+        let least = self
+            .even_level(part * self.capacity)
+            .max(self.strangers.rate);
         self.limit(all, |rate| if rate > least { DRAIN_KEEP } else { 1.0 })
     }
 
@@ -405,12 +448,16 @@ impl FairShare {
         if ticks < MEASURE_TICKS {
             return;
         }
+        self.standing = if standing { self.standing + 1 } else { 0 };
         let (all, count) = self.senders();
         let floor = (self.capacity / count.max(1.0)).max(self.strangers.rate);
-        self.level = if ticks == MEASURE_TICKS {
-            self.even_level(all, floor)
-        } else {
-            self.level * if standing { DOWN } else { UP }
+        let even = self.even_level(self.capacity);
+        self.level = match (ticks, self.standing) {
+            (MEASURE_TICKS, _) => even,
+            (_, 0) if self.level < FAR_BELOW * even => self.level * UP_FAST,
+            (_, 0) => self.level * UP,
+            (_, STANDING_TICKS..) => self.level * DOWN,
+            _ => self.level,
         };
         let rates = self.slots.iter().flatten().map(Slot::rate);
         let most = rates.fold(0.0, f64::max);
@@ -424,17 +471,31 @@ impl FairShare {
         }
     }
 
-    /// The level at which all together take what the node can, if they stay as
-    /// they are.
+    /// The level at which all together take `capacity`, if who is below gets all
+    /// that it sends (max-min fairness). Strangers are one of them.
     #[allow(clippy::cast_precision_loss)] // a few hundred
-    fn even_level(&self, all: f64, floor: f64) -> f64 {
-        let rates = self.slots.iter().flatten().map(Slot::rate);
-        let (mut heavy, mut sum) = (0usize, 0.0);
-        for rate in rates.filter(|rate| *rate > floor && *rate >= all * HEAVY_PART) {
-            heavy += 1;
-            sum += rate;
+    fn even_level(&self, capacity: f64) -> f64 {
+        let rates = || {
+            let peers = self.slots.iter().flatten().map(Slot::rate);
+            peers.chain([self.strangers.rate])
+        };
+        let mut level = capacity / rates().count() as f64;
+        loop {
+            let (mut above, mut rest) = (0usize, capacity);
+            for rate in rates() {
+                if rate > level {
+                    above += 1;
+                } else {
+                    rest -= rate;
+                }
+            }
+            // Each time somebody is found to be below, or it is the end.
+            let higher = rest / above.max(1) as f64;
+            if above == 0 || higher <= level * 1.001 {
+                return level;
+            }
+            level = higher;
         }
-        (self.capacity - (all - sum)) / heavy.max(1) as f64
     }
 
     /// Gives the part to be let in to each who is heavy and would get less than

@@ -157,7 +157,13 @@ impl Front {
                 }
             }
             if self.fair.is_watching() {
-                self.share(Instant::now());
+                let now = Instant::now();
+                for (number, ready) in self.ready.iter().skip(1).enumerate() {
+                    if !ready {
+                        self.fair.received(now, number, false);
+                    }
+                }
+                self.share(now);
             }
         }
     }
