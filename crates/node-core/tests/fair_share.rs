@@ -428,6 +428,15 @@ fn a_thousand_who_send_alike_are_not_told_apart() {
 }
 
 #[test]
+fn nor_are_ten() {
+    let senders = (0..10).map(|peer| Sender::heavy(peer, 0.3 * CAPACITY));
+    let mut world = World::new(senders.collect());
+    world.run(1.0);
+    assert!(world.dropped > 1000);
+    assert!(world.history.is_empty(), "{:?}", world.history);
+}
+
+#[test]
 fn one_of_a_thousand_who_floods_is_found() {
     let mut senders = vec![Sender::heavy(0, 2.0 * CAPACITY)];
     senders.extend((1..1000).map(|peer| Sender {

@@ -8,11 +8,14 @@ mod support;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::sync::Arc;
+use std::time::Duration;
 
 use support::{Pair, Recipe, Transport, udp_address};
 use warren_keys::{DiscoPublic, NodePublic};
 use warren_node_core::dataplane::{
-    InSink, Joined, Opening, OutSink, Received, RelaySend, TunWrite, UdpSend,
+    FairShare, InSink, Joined, Opening, OutSink, Received, RelaySend, SessionView, TunWrite,
+    UdpSend,
 };
 use warren_paths::Destination;
 use warren_tunnel::{PeerIndex, Source};
@@ -99,6 +102,48 @@ fn steady_state_does_not_allocate() {
 #[test]
 fn neither_do_the_two_halves() {
     rounds(true);
+}
+
+/// Under pressure, with a peer that is cut to its share.
+#[test]
+fn nor_does_sharing() {
+    let pair = Pair::new();
+    let mut view = pair.views[1].clone();
+    let (&first, slot) = view.sessions.iter().next().unwrap();
+    let other = SessionView {
+        peer: PeerIndex(slot.peer.0 + 1),
+        session: slot.session.clone(),
+    };
+    let second = first ^ 1;
+    view.sessions.insert(second, other);
+    let datagrams = |index: u32, count: usize| {
+        let mut datagram = vec![0; 1_280];
+        datagram[0] = 4;
+        datagram[4..8].copy_from_slice(&index.to_le_bytes());
+        datagram.repeat(count)
+    };
+    let (heavy, modest) = (datagrams(first, 32), datagrams(second, 1));
+    let mut fair = FairShare::new(Arc::clone(&pair.drops[1]));
+    let (mut now, mut changes) = (pair.now, 0);
+    let before = COUNT.get();
+    for round in 0..500 {
+        now += Duration::from_millis(1);
+        let full = round < 300;
+        if fair.minds(0, full) {
+            fair.received(now, 0, full);
+        }
+        if fair.is_watching() {
+            for _ in 0..10 {
+                fair.count(&view, &heavy, 1_280);
+            }
+            fair.count(&view, &modest, 1_280);
+        }
+        if fair.is_due(now) {
+            changes += usize::from(fair.tick(now, round).is_some());
+        }
+    }
+    assert_eq!(COUNT.get() - before, 0);
+    assert!(changes > 1, "it worked: {changes}");
 }
 
 fn rounds(halves: bool) {

@@ -69,6 +69,9 @@ const DRAIN_PART: f64 = 0.9;
 const DRAIN_MORE_TICKS: u32 = 8;
 /// The longest time for it: a buffer of any size is then another one.
 const DRAIN_TICKS: u32 = 60;
+/// Who takes less than so many times an even part is no reason to begin: where all
+/// send alike, the system drops of all alike.
+const UNEVEN: f64 = 1.25;
 /// For so long what is let in is measured before anybody is judged by it.
 const MEASURE_TICKS: u32 = 3;
 /// A buffer that is not emptied for so many ticks is too much; less may be
@@ -163,6 +166,8 @@ pub struct FairShare {
     /// Everything that was received, while there always was something.
     capacity: f64,
     level: f64,
+    /// Whether it is known what those send who are limited.
+    measured: bool,
     /// Ticks in a row in which the buffer was not emptied.
     standing: u32,
     unlimited: u32,
@@ -186,6 +191,7 @@ impl FairShare {
             strangers: Flow::default(),
             capacity: 0.0,
             level: 0.0,
+            measured: false,
             standing: 0,
             unlimited: 0,
             limits: Vec::with_capacity(MOST_LIMITS),
@@ -361,7 +367,8 @@ impl FairShare {
             Phase::Calm => Phase::Calm,
             Phase::Watching(quiet) => {
                 let quiet = if overflow { 0 } else { quiet + 1 };
-                if standing && overflow && self.drain(DRAIN_PART) {
+                if standing && overflow && self.is_uneven() && self.drain(DRAIN_PART) {
+                    self.measured = false;
                     Phase::Draining(0)
                 } else if quiet < QUIET_TICKS {
                     Phase::Watching(quiet)
@@ -377,7 +384,9 @@ impl FairShare {
             }
             Phase::Draining(_) => {
                 (self.standing, self.unlimited) = (0, 0);
-                Phase::Sharing(0)
+                // Once is enough, but for what may have changed.
+                let known = std::mem::replace(&mut self.measured, true);
+                Phase::Sharing(if known { MEASURE_TICKS - 1 } else { 0 })
             }
             Phase::Sharing(ticks) => {
                 self.share(ticks, standing);
@@ -430,6 +439,13 @@ impl FairShare {
         let rates = self.slots.iter().flatten().map(Slot::rate);
         let all = self.strangers.rate + rates.sum::<f64>();
         (all, self.slots.iter().flatten().count() as f64)
+    }
+
+    /// Whether somebody takes clearly more than others.
+    fn is_uneven(&self) -> bool {
+        let (all, count) = self.senders();
+        let rates = self.slots.iter().flatten().map(Slot::rate);
+        rates.fold(0.0, f64::max) > UNEVEN * all / count
     }
 
     /// Limits who takes more than an even share. `false`: nobody does.
