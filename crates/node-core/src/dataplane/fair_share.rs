@@ -326,8 +326,14 @@ impl FairShare {
         if !self.limits.is_empty() {
             self.drops.add(DropReason::OverShare, news.into());
         }
-        // Who did not run for long knows nothing of the meantime.
-        let passed = passed.filter(|passed| *passed <= TICK * LONG_TICK)?;
+        let Some(passed) = passed.filter(|passed| *passed <= TICK * LONG_TICK) else {
+            // Who did not run for long knows nothing of the meantime.
+            self.strangers.came = 0;
+            for slot in self.slots.iter_mut().flatten() {
+                slot.came = 0;
+            }
+            return None;
+        };
         for (full, seen) in self.full.iter_mut().zip(seen) {
             // Who did not ask does not know.
             if seen.full || seen.emptied {
