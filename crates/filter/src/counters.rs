@@ -1,13 +1,13 @@
 //! What a filter counts: packets and bytes by rule, by what let them in
 //! without a rule, and by reason of a drop.
 //!
-//! Rules and whatever else comes in are counted by the thread that receives,
-//! drops on the way out by the one that sends, on cache lines apart: neither
-//! waits for the other. Since each counter has one writer it is read and
-//! written, not added to: a locked addition would make every packet wait for
-//! its cache misses, which costs several times more than the lookup. Should
-//! several threads receive, a packet may now and then go uncounted; none is
-//! counted twice. Readings may be a moment old.
+//! Rules and whatever else comes in are counted by the threads that receive,
+//! which take turns, and drops on the way out by those that send, on cache lines
+//! apart: neither waits for the other. Counters are read and written, not added
+//! to: a locked addition would make every packet wait for its cache misses, which
+//! costs several times more than the lookup. Where several threads send, a drop
+//! may now and then go uncounted; none is counted twice. Readings may be a moment
+//! old.
 //!
 //! Counters outlive the filter that counts: see
 //! [`Filter::keep_counts`](crate::Filter::keep_counts).

@@ -16,14 +16,14 @@
 //! packets that cannot be told by ports, the other lets later fragments follow
 //! the first one.
 //!
-//! The table is shared by reference between the thread that sends and the one
-//! that receives. It is a fixed array of atomics: no lock, no allocation after
+//! The table is shared by reference between the threads that send and those
+//! that receive. It is a fixed array of atomics: no lock, no allocation after
 //! [`FlowTable::new`]. A flow is known by a keyed 64-bit hash of its tuple
 //! (SipHash-1-3 under a secret key), so a stranger can neither aim at an entry
 //! nor crowd out a chosen one. It may lie in eight places; who keeps one when
 //! they are full stands in `flows/bucket.rs`: first goes what is over, then
 //! what rules let in anyway, then what was never answered, and connections
-//! last. Races between the two threads can at worst lose a refresh, misjudge
+//! last. Races between threads can at worst lose a refresh, misjudge
 //! who goes, or forget a flow that its next packet brings back; they cannot
 //! invent one.
 //!

@@ -3,7 +3,7 @@
 //! Sending never waits. A [`RelayPort`] takes packets from any thread: while
 //! the connection is being made they wait in it (a few, the newest), afterwards
 //! they go straight to the connection's own queue. What a relay delivers is
-//! sorted where it arrives: tunnel data goes to the receiving thread in
+//! sorted where it arrives: tunnel data goes to the receiving threads in
 //! batches, everything else to the engine.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -26,7 +26,7 @@ use super::{Inbox, Message};
 
 /// Packets that wait for a connection that is being made.
 const WAITING_PACKETS: usize = 256;
-/// Batches between a relay's task and the receiving thread.
+/// Batches between a relay's task and the receiving threads.
 const INBOX_BATCHES: usize = 32;
 
 /// Tunnel data that came through a relay with one read.
@@ -107,7 +107,7 @@ impl RelayPort {
     }
 }
 
-/// The ports of all relays, shared with the sending thread.
+/// The ports of all relays, shared with the sending threads.
 pub type RelayPorts = ArcSwap<BTreeMap<RegionId, Arc<RelayPort>>>;
 
 /// The receiving end of what relays deliver.
@@ -144,7 +144,7 @@ pub struct Relays {
 }
 
 impl Relays {
-    /// No connections yet. `waker` wakes the thread that reads the inbox.
+    /// No connections yet. `waker` wakes whoever reads the inbox.
     pub fn new(
         dialer: Dialer,
         node_key: NodeSecret,
@@ -167,7 +167,7 @@ impl Relays {
         (relays, RelayInbox { batches })
     }
 
-    /// The ports, for the sending thread.
+    /// The ports, for the sending threads.
     pub fn ports(&self) -> Arc<RelayPorts> {
         Arc::clone(&self.ports)
     }
