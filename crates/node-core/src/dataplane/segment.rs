@@ -28,9 +28,19 @@ pub(super) struct Plan<'a> {
 enum Cut {
     /// One packet, perhaps with a checksum to complete.
     Whole {
-        checksum: Option<(usize, usize)>,
+        checksum: Option<Missing>,
     },
     Segments(Segments),
+}
+
+/// A checksum to complete.
+#[derive(Clone, Copy)]
+struct Missing {
+    /// From where the packet is summed up.
+    start: usize,
+    /// Where the sum is written.
+    field: usize,
+    is_udp: bool,
 }
 
 struct Segments {
@@ -96,8 +106,8 @@ impl<'a> Plan<'a> {
         match &self.cut {
             Cut::Whole { checksum } => {
                 out.copy_from_slice(self.packet);
-                if let Some((start, field)) = *checksum {
-                    complete(out, start, field);
+                if let Some(missing) = *checksum {
+                    complete(out, missing);
                 }
             }
             Cut::Segments(segments) => segments.write(self.packet, i, out),
@@ -115,17 +125,22 @@ fn whole(vnet: &VnetHdr, packet: &IpPacket<'_>) -> Option<Cut> {
     // were judged would become others.
     let fits = start >= packet.transport_offset && field + 2 <= packet.bytes().len();
     fits.then_some(Cut::Whole {
-        checksum: Some((start, field)),
+        checksum: Some(Missing {
+            start,
+            field,
+            is_udp: packet.protocol == Protocol::UDP,
+        }),
     })
 }
 
 /// Finishes a checksum whose field holds the sum of the pseudo header.
-fn complete(packet: &mut [u8], start: usize, field: usize) {
-    let Some(counted) = packet.get(start..) else {
+fn complete(packet: &mut [u8], missing: Missing) {
+    let Some(counted) = packet.get(missing.start..) else {
         return;
     };
-    let sum = non_zero(checksum::add(Sum::new(), counted).finish());
-    put(packet, field, sum.to_be_bytes());
+    let sum = checksum::add(Sum::new(), counted).finish();
+    let sum = if missing.is_udp { non_zero(sum) } else { sum };
+    put(packet, missing.field, sum.to_be_bytes());
 }
 
 /// For UDP zero means "no checksum"; ones' complement has a second zero.
