@@ -7,12 +7,15 @@
 //! cache as a rule, at the cost of a few hundred short faults; the rest is the
 //! kernel's to use for others.
 //!
-//! Only mappings are touched of which nothing was ever changed by this process:
+//! Only segments of the program and its libraries are touched that are loaded
+//! without permission to write, and of which no page was changed all the same:
 //! their pages are in the file. Data, relocated or not, stays.
 
-#![allow(unsafe_code)] // madvise has no safe wrapper that may drop pages
+#![allow(unsafe_code)] // madvise and the list of loaded objects have no safe wrapper
 
+use std::ffi::c_void;
 use std::io;
+use std::ops::Range;
 
 /// A part of the address space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,12 +32,22 @@ struct Mapping {
 /// # Errors
 /// When the kernel does not tell what is mapped.
 pub fn release_program() -> io::Result<usize> {
+    let loaded = read_only_segments();
     let mut released = 0;
     for mapping in unchanged_files(&std::fs::read_to_string("/proc/self/smaps")?) {
-        // SAFETY: the range is a private mapping of a file, not writable, and
-        // none of its pages differs from the file (`Anonymous` is 0). The next
-        // access reads the same bytes from the file again. That the program's
-        // file does not change under it is what running it rests on anyway.
+        let end = mapping.start.saturating_add(mapping.len);
+        let is_loaded =
+            |segment: &Range<usize>| segment.start <= mapping.start && end <= segment.end;
+        if !loaded.iter().any(is_loaded) {
+            continue;
+        }
+        // SAFETY: the range lies in a segment of a loaded object, which is never
+        // unloaded, so nothing else can have taken its place meanwhile. It is a
+        // private mapping of a file, not writable, and none of its pages differs
+        // from the file: none in memory (`Anonymous`), none swapped out (`Swap`).
+        // The next access reads the same bytes from the file again. That the
+        // program's file does not change under it is what running it rests on
+        // anyway.
         let done = unsafe {
             libc::madvise(
                 std::ptr::with_exposed_provenance_mut(mapping.start),
@@ -49,25 +62,65 @@ pub fn release_program() -> io::Result<usize> {
     Ok(released)
 }
 
+/// Where the segments of all loaded objects lie that are loaded without
+/// permission to write, in whole pages.
+fn read_only_segments() -> Vec<Range<usize>> {
+    /// Adds those of one object.
+    unsafe extern "C" fn add(
+        info: *mut libc::dl_phdr_info,
+        _size: libc::size_t,
+        found: *mut c_void,
+    ) -> libc::c_int {
+        // SAFETY: the loader hands in a valid description of an object, and back
+        // what `read_only_segments` gave it, which nobody else uses meanwhile.
+        let (info, found) = unsafe { (&*info, &mut *found.cast::<Vec<Range<usize>>>()) };
+        if info.dlpi_phdr.is_null() {
+            return 0;
+        }
+        // SAFETY: the description says where its headers are and how many.
+        let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()) };
+        let read_only = headers
+            .iter()
+            .filter(|header| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W == 0);
+        found.extend(read_only.filter_map(|header| {
+            let start = usize::try_from(info.dlpi_addr.checked_add(header.p_vaddr)?).ok()?;
+            let end = start.checked_add(usize::try_from(header.p_memsz).ok()?)?;
+            Some(start / PAGE * PAGE..end.checked_next_multiple_of(PAGE)?)
+        }));
+        0
+    }
+    let mut found: Vec<Range<usize>> = Vec::new();
+    // SAFETY: `add` fits what the loader calls, and gets what it expects.
+    unsafe { libc::dl_iterate_phdr(Some(add), std::ptr::from_mut(&mut found).cast()) };
+    found
+}
+
+/// The smallest page there is; larger ones are made of it.
+const PAGE: usize = 4096;
+
 /// Private, unwritable, unchanged mappings of files in a table like
 /// `/proc/self/smaps`: a line with range, permissions, offset, device, inode and
 /// path, then lines with a name and a size each.
 fn unchanged_files(smaps: &str) -> Vec<Mapping> {
     let mut found = Vec::new();
     let mut open: Option<Mapping> = None;
-    let mut unchanged = false;
+    // Pages changed in memory, and on their way out of it: none of both.
+    let mut unchanged = [false; 2];
+    let whole = |unchanged: [bool; 2]| unchanged == [true; 2];
     for line in smaps.lines() {
         if let Some(mapping) = head(line) {
-            found.extend(open.take().filter(|_| unchanged));
+            found.extend(open.take().filter(|_| whole(unchanged)));
             open = mapping;
-            unchanged = false;
+            unchanged = [false; 2];
         } else if let Some(kilobytes) = size(line, "Anonymous:") {
-            unchanged = kilobytes == 0;
+            unchanged[0] = kilobytes == 0;
+        } else if let Some(kilobytes) = size(line, "Swap:") {
+            unchanged[1] = kilobytes == 0;
         } else if let (Some(kilobytes), Some(mapping)) = (size(line, "Rss:"), &mut open) {
             mapping.resident = kilobytes * 1024;
         }
     }
-    found.extend(open.filter(|_| unchanged));
+    found.extend(open.filter(|_| whole(unchanged)));
     found
 }
 
@@ -105,22 +158,35 @@ mod tests {
 Size:                 16 kB
 Rss:                   8 kB
 Anonymous:             0 kB
+Swap:                  0 kB
 VmFlags: rd mr mw me
 9000-a000 r-xp 00004000 fd:00 17                         /usr/bin/warren
 Rss:                   4 kB
 Anonymous:             4 kB
+Swap:                  0 kB
 a000-b000 rw-p 00004000 fd:00 17                         /usr/bin/warren
 Rss:                   4 kB
 Anonymous:             0 kB
+Swap:                  0 kB
 b000-c000 r--p 00000000 00:00 0
 Rss:                   4 kB
 Anonymous:             0 kB
+Swap:                  0 kB
 c000-d000 r-xs 00000000 fd:00 18                         /shared file
 Rss:                   4 kB
+Anonymous:             0 kB
+Swap:                  0 kB
+cd000-ce000 r--p 00000000 fd:00 17                        /swapped out
+Rss:                   0 kB
+Anonymous:             0 kB
+Swap:                  4 kB
+ce000-cf000 r--p 00000000 fd:00 17                        /an old kernel
+Rss:                   0 kB
 Anonymous:             0 kB
 d000-f000 r-xp 00000000 fd:00 19                         /lib/with spaces.so
 Rss:                   4 kB
 Anonymous:             0 kB
+Swap:                  0 kB
 ";
 
     #[test]
@@ -139,7 +205,7 @@ Anonymous:             0 kB
         );
         assert_eq!(unchanged_files(""), []);
         assert_eq!(
-            unchanged_files("5000-4000 r-xp 0 0 17 /x\nAnonymous: 0 kB\n"),
+            unchanged_files("5000-4000 r-xp 0 0 17 /x\nAnonymous: 0 kB\nSwap: 0 kB\n"),
             []
         );
     }

@@ -414,6 +414,40 @@ fn strangers_do_not_hide_who_floods() {
     }
 }
 
+/// Strangers who come while a peer is limited can neither keep it so nor get
+/// others limited.
+#[test]
+fn strangers_who_come_later_change_nothing_for_peers() {
+    let mut world = flooded(3.0 * CAPACITY);
+    world.senders.push(Sender {
+        span: (1.0, 4.0),
+        ..Sender::strangers(9.0 * CAPACITY)
+    });
+    world.next.push(1.0);
+    world.run(4.0);
+    let mut limited = 0.0;
+    for (n, (at, limits)) in world.history.iter().enumerate() {
+        assert!(limits.iter().all(|limit| limit.index == session(0)));
+        let end = world.history.get(n + 1).map_or(4.0, |next| next.0);
+        if !limits.is_empty() && *at > 1.5 {
+            limited += end - at;
+        }
+    }
+    assert!(limited < 0.5, "limited for {limited} s of 2.5");
+}
+
+#[test]
+fn peers_who_are_gone_leave_no_limits() {
+    let mut world = flooded(3.0 * CAPACITY);
+    world.run(1.0);
+    assert!(!world.limits.is_empty());
+    world.view.sessions.remove(&session(0));
+    world.fair.on_view_change(&world.view);
+    world.senders[0].span.1 = 1.0;
+    world.run(1.1);
+    assert!(world.limits.is_empty(), "{:?}", world.limits);
+}
+
 #[test]
 fn a_thousand_who_send_alike_are_not_told_apart() {
     let rate = 2.0 * CAPACITY / 1000.0;

@@ -18,6 +18,7 @@
 //!      buffer is not emptied and rises while it is; who is above is let in
 //!      by level / rate
 //!   ── that does not help for 40 ms ──▶ draining
+//!   ── draining does not help for 300 ms ──▶ watching, with nothing believed
 //!   ── nobody was above for 50 ms ──▶ watching ── no overflow for 100 ms ──▶ calm
 //! ```
 //!
@@ -350,6 +351,22 @@ impl FairShare {
         *self = Self::new(Arc::clone(&self.drops));
     }
 
+    /// Call after taking a new view: forgets peers who are gone, since their
+    /// places in it are given to others.
+    pub fn on_view_change(&mut self, view: &View) {
+        for place in &mut self.slots {
+            let sessions = place.as_ref().map(|slot| (slot.peer, slot.sessions));
+            let lives = sessions.is_none_or(|(peer, sessions)| {
+                let of_peer =
+                    |index: &u32| view.sessions.get(index).is_some_and(|s| s.peer == peer);
+                sessions.iter().flatten().any(of_peer)
+            });
+            if !lives {
+                *place = None;
+            }
+        }
+    }
+
     fn begin(&mut self) {
         self.phase = Phase::Watching(0);
         self.slots.fill(None);
@@ -387,6 +404,12 @@ impl FairShare {
                     self.drain(DRAIN_PART / f64::from(1 << ((ticks + 1) / DRAIN_MORE_TICKS)));
                 }
                 Phase::Draining(ticks + 1)
+            }
+            // It was not they who fill the buffer, or others came in the meantime, of
+            // whom nothing is known while it stands: all anew, without limits.
+            Phase::Draining(_) if standing => {
+                self.begin();
+                self.phase
             }
             Phase::Draining(_) => {
                 (self.standing, self.unlimited) = (0, 0);

@@ -371,6 +371,7 @@ impl Inbound {
             let Some((next, (piece, behind))) =
                 same.and_then(|next| Some((next, rest.split_at_mut_checked(next.len)?)))
             else {
+                opening.taken = opening.pieces.len();
                 return;
             };
             rest = behind;

@@ -20,8 +20,10 @@ use warren_tunnel::{PeerIndex, Session};
 use super::PeerView;
 use super::outbound::{MAX_RUN, MAX_RUN_BYTES};
 
-/// Datagrams for which a new lane has room, whoever comes behind it.
+/// Datagrams for which a new lane has room, whoever comes behind it, and bytes: as
+/// much as lets the packets for thirty peers wait side by side.
 const ROOM: usize = 16;
+const ROOM_BYTES: usize = 8 * 1024;
 
 /// Packets of one peer that wait to be sealed together.
 pub(super) struct Lane {
@@ -112,10 +114,7 @@ impl Lanes {
         used: &mut usize,
         size: usize,
     ) -> usize {
-        let room = (total * ROOM)
-            .min(MAX_RUN_BYTES)
-            .max(total)
-            .min(size - *used);
+        let room = (total * ROOM).min(ROOM_BYTES).max(total).min(size - *used);
         let mut lane = Lane {
             peer: peer.index,
             key: peer.key,

@@ -88,8 +88,9 @@ pub struct Outbound {
     runs: Vec<Run>,
     /// Single packets, each lane's in a block of the slab.
     lanes: Lanes,
-    /// Packets taken since the last flush.
+    /// Packets taken since the last flush, and bytes made of them.
     taken: usize,
+    written: usize,
     udp: Vec<UdpSend>,
     relay: Vec<RelaySend>,
     staging: Staging,
@@ -108,6 +109,7 @@ impl Outbound {
             runs: Vec::with_capacity(64),
             lanes: Lanes::new(),
             taken: 0,
+            written: 0,
             udp: Vec::with_capacity(64),
             relay: Vec::with_capacity(64),
             staging: Staging::default(),
@@ -130,7 +132,7 @@ impl Outbound {
     /// before more is read.
     #[inline]
     pub fn is_full(&self) -> bool {
-        self.taken >= ENOUGH_PACKETS || self.used >= ENOUGH_BYTES
+        self.taken >= ENOUGH_PACKETS || self.written >= ENOUGH_BYTES
     }
 
     /// Sends a packet that the node itself made to `peer`: an IP packet with
@@ -272,7 +274,9 @@ impl Outbound {
             self.depart(lane);
         }
         self.lanes = lanes;
+        self.written = 0;
         if self.runs.is_empty() {
+            self.used = 0;
             return;
         }
         self.udp.clear();
@@ -411,6 +415,7 @@ impl Outbound {
             plan.write(i, packet);
             padding.fill(0);
             train.add(total, len);
+            self.written += total;
         }
         bytes += self.seal(session, peer, &mut train);
         peer.counters
@@ -464,6 +469,7 @@ impl Outbound {
         let len = plan.len(0);
         let content = padded(len).min(usize::from(view.tunnel_mtu).max(len));
         let total = content + TRANSPORT_OVERHEAD;
+        self.written += total;
         let slab = self.slab.len();
         let at = match self.lanes.place(peer, session, total, &mut self.used, slab) {
             Some(at) => at,

@@ -75,6 +75,11 @@ impl RelayPort {
         }
     }
 
+    /// Whether the connection is there.
+    pub fn is_open(&self) -> bool {
+        self.sender.get().is_some()
+    }
+
     /// Sends packets that belong together.
     pub fn send_many<'a>(&self, packets: impl IntoIterator<Item = (&'a NodePublic, &'a [u8])>) {
         if let Some(sender) = self.sender.get() {

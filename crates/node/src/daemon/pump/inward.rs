@@ -60,6 +60,8 @@ pub(super) struct Front {
     unasked: usize,
     /// What each peer may take when there is too much for all.
     fair: FairShare,
+    /// Whether the system refuses limits on these sockets.
+    fair_fails: bool,
 }
 
 /// The side of the host: for the thread whose turn it is.
@@ -100,6 +102,7 @@ pub(super) fn turns(threads: usize, shared: &Shared, relayed: RelayInbox) -> InT
         next: 0,
         unasked: 0,
         fair: FairShare::new(Arc::clone(&shared.drops)),
+        fair_fails: false,
     };
     let inbound = Inbound::new(offloads, Arc::clone(&shared.drops));
     Turns::new(threads, front, Back { inbound, view })
@@ -153,6 +156,9 @@ impl Front {
                 let fresh = shared.view.load_full();
                 if !Arc::ptr_eq(&fresh, &self.view) {
                     self.view = fresh;
+                    if self.fair.is_watching() {
+                        self.fair.on_view_change(&self.view);
+                    }
                     return true;
                 }
             }
@@ -180,7 +186,7 @@ impl Front {
         let came = socket.is_some_and(|socket| socket.recv_batch(&mut batch.trains).is_ok());
         let full = came && batch.trains.is_full();
         let number = source - 1;
-        if self.fair.minds(number, full) {
+        if !self.fair_fails && self.fair.minds(number, full) {
             let now = Instant::now();
             self.fair.received(now, number, full);
             if came && self.fair.is_watching() {
@@ -204,6 +210,7 @@ impl Front {
         if !Arc::ptr_eq(&sockets, &self.sockets) {
             self.sockets = sockets;
             self.fair.reset();
+            self.fair_fails = false;
             // One of them may be from before.
             limit(&self.sockets, &[]);
         }
@@ -219,7 +226,12 @@ impl Front {
         let dropped = dropped.fold(0, u32::wrapping_add);
         if let Some(limits) = self.fair.tick(now, dropped) {
             tracing::trace!(?limits, "shares");
-            limit(&self.sockets, limits);
+            if !limit(&self.sockets, limits) {
+                // Half a limit is worse than none.
+                limit(&self.sockets, &[]);
+                self.fair.reset();
+                self.fair_fails = true;
+            }
         }
     }
 
@@ -433,15 +445,18 @@ impl InSink for InSide<'_> {
     }
 }
 
-/// Limits sessions on both sockets. Where the system cannot, all goes on as it
-/// would without.
-fn limit(sockets: &UdpPair, limits: &[Limit]) {
+/// Limits sessions on both sockets. `false` where the system cannot: all goes on
+/// as it would without.
+fn limit(sockets: &UdpPair, limits: &[Limit]) -> bool {
+    let mut done = true;
     for socket in [&sockets.v4, &sockets.v6].into_iter().flatten() {
         let parts = limits.iter().map(|limit| (limit.index, limit.keep));
         if let Err(error) = socket.limit_sessions(parts) {
             tracing::debug!(%error, "the system limits no sessions");
+            done = false;
         }
     }
+    done
 }
 
 /// A family without a socket watches the waker once more.

@@ -88,8 +88,12 @@ impl OutSink for OutSide<'_> {
     fn relay(&mut self, sends: &[RelaySend], buffer: &[u8]) {
         let ports = self.ports.load();
         for send in sends {
+            let port = ports.get(&send.region);
+            // What waits for a connection is counted by packets: small ones.
+            let mut send = send.clone();
+            send.trains &= port.is_some_and(|port| port.is_open());
             let packets = send.packets(buffer, &mut self.trains);
-            if let Some(port) = ports.get(&send.region) {
+            if let Some(port) = port {
                 port.send_many(packets.map(|packet| (&send.to, packet)));
                 continue;
             }
