@@ -26,6 +26,7 @@ use warren_wire::disco::{
 use warren_wire::ip::IpPacket;
 use warren_wire::ip::icmp::{self, Echo};
 use warren_wire::ip::tsmp::{self, RejectReason};
+use warren_wire::relay_train;
 use warren_wire::stun::{Request, Response, TransactionId};
 
 /// The seeds of one target.
@@ -316,6 +317,18 @@ fn icmp_error(packet: &[u8]) -> Vec<u8> {
 }
 
 fn path_finding(seeds: &Path) -> io::Result<()> {
+    let trains = Seeds {
+        directory: seeds,
+        target: "relay_train",
+    };
+    let train = |segment_len: usize, bytes: usize| -> Vec<u8> {
+        let header = relay_train::header(segment_len).unwrap_or_default();
+        [&header[..], &vec![4; bytes]].concat()
+    };
+    trains.put("two", &train(96, 192))?;
+    trains.put("short-last", &train(1312, 1312 + 96))?;
+    trains.put("one", &train(96, 96))?;
+    trains.put("too-small", &train(16, 96))?;
     let stun = Seeds {
         directory: seeds,
         target: "stun",
