@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use support::{
-    Fixed, HEADER, PEER, Pair, Recipe, Transport, addresses, expand, sessions, udp_address,
+    Fixed, HEADER, PEER, Pair, Recipe, Transport, addresses, expand, segments, sessions,
+    udp_address,
 };
 use traffic::{Item, by_flow, items, plain, raw};
 use warren_control_types::RegionId;
@@ -22,27 +23,11 @@ use warren_tunnel::{PeerIndex, Source};
 use warren_wire::ip::icmp::{self, Echo};
 use warren_wire::ip::{IpPacket, Parsed, Protocol, tsmp, udp};
 
-fn tcp(sequence: u32, payload: usize) -> Recipe {
-    Recipe {
-        v6: false,
-        extension: false,
-        ports: (1000, 80),
-        id: 7,
-        dont_fragment: true,
-        transport: Transport::Tcp {
-            sequence,
-            flags: 0x10,
-            options: 12,
-        },
-        payload: (0..payload).map(|i| (i * 7) as u8).collect(),
-    }
-}
-
 fn datagram(payload: usize) -> Recipe {
     Recipe {
         transport: Transport::Udp,
         ports: (5000, 53),
-        ..tcp(0, payload)
+        ..segments(0, payload)
     }
 }
 
@@ -53,7 +38,7 @@ fn a_superpacket_crosses_as_one() {
         let header = if v6 { 72 } else { 52 };
         let recipe = Recipe {
             v6,
-            ..tcp(1, 60_000)
+            ..segments(1, 60_000)
         };
         pair.send(&recipe.frame(Some(1_280 - header)));
         pair.outbound.flush(&mut pair.net);
@@ -95,7 +80,7 @@ fn packets_wait_for_a_session_and_for_a_path() {
     let good = pair.views[0].clone();
     pair.views[0] = support::with_peer(&good, |peer| peer.session = None);
     for i in 0..3 {
-        pair.send(&tcp(i, 100).frame(None));
+        pair.send(&segments(i, 100).frame(None));
     }
     pair.cross();
     assert_eq!(pair.net.wanted, [PEER], "asked once");
@@ -109,7 +94,10 @@ fn packets_wait_for_a_session_and_for_a_path() {
         .on_view_change(&pair.views[0], pair.now, &mut pair.net);
     pair.cross();
     let got: Vec<_> = pair.host.frames.iter().flat_map(|f| expand(f)).collect();
-    assert_eq!(got, (0..3).map(|i| tcp(i, 100).build()).collect::<Vec<_>>());
+    assert_eq!(
+        got,
+        (0..3).map(|i| segments(i, 100).build()).collect::<Vec<_>>()
+    );
     assert_eq!(pair.drops[0].total(), 0);
 }
 
@@ -118,7 +106,7 @@ fn waiting_packets_do_not_go_to_whoever_has_the_index_now() {
     let mut pair = Pair::new();
     let good = pair.views[0].clone();
     pair.views[0] = support::with_peer(&good, |peer| peer.session = None);
-    pair.send(&tcp(0, 100).frame(None));
+    pair.send(&segments(0, 100).frame(None));
     // The same index, but its addresses are another peer's.
     let mut other = good;
     other.routes = std::sync::Arc::default();
@@ -321,7 +309,7 @@ fn sources_must_belong_to_the_peer_and_rules_hold() {
             flags: 0x02,
             options: 0,
         },
-        ..tcp(0, 0)
+        ..segments(0, 0)
     };
     pair.send(&open.frame(None));
     pair.cross();
@@ -457,7 +445,7 @@ fn old_sessions_ask_for_a_new_one_and_then_end() {
 
 #[test]
 fn lying_superpackets_are_dropped() {
-    let good = tcp(1, 5_000).frame(Some(1_000));
+    let good = segments(1, 5_000).frame(Some(1_000));
     let break_at = |at: usize, value: u8| {
         let mut frame = good.clone();
         frame[at] = value;
@@ -567,7 +555,11 @@ proptest! {
 /// `Protocol` in keys prints by name; keep the helper honest.
 #[test]
 fn flows_are_told_apart() {
-    let flows = by_flow([tcp(1, 10).build(), datagram(10).build(), tcp(2, 10).build()]);
+    let flows = by_flow([
+        segments(1, 10).build(),
+        datagram(10).build(),
+        segments(2, 10).build(),
+    ]);
     assert_eq!(flows.len(), 2);
     assert_eq!(Protocol::TCP.to_string(), "TCP");
 }

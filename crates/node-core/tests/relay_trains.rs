@@ -7,7 +7,7 @@ mod support;
 
 use std::sync::Arc;
 
-use support::{PEER, Pair, Recipe, Transport, expand, udp_address};
+use support::{PEER, Pair, expand, segments, udp_address};
 use warren_control_types::RegionId;
 use warren_keys::NodePublic;
 use warren_node_core::dataplane::{DropReason, Drops, Outbound};
@@ -17,22 +17,6 @@ use warren_wire::relay_train::{self, NOTE};
 use warren_wire::wireguard::is_transport;
 
 const REGION: RegionId = RegionId(7);
-
-fn tcp(sequence: u32, payload: usize) -> Recipe {
-    Recipe {
-        v6: false,
-        extension: false,
-        ports: (1000, 80),
-        id: 7,
-        dont_fragment: true,
-        transport: Transport::Tcp {
-            sequence,
-            flags: 0x10,
-            options: 12,
-        },
-        payload: (0..payload).map(|i| (i * 7) as u8).collect(),
-    }
-}
 
 fn pair() -> Pair {
     let mut pair = Pair::new();
@@ -96,14 +80,14 @@ fn hear(pair: &mut Pair, note: &[u8]) {
 #[test]
 fn trains_go_together_once_the_peer_has_said_so() {
     let mut pair = pair();
-    pair.send(&tcp(0, 60_000).frame(Some(1_208)));
+    pair.send(&segments(0, 60_000).frame(Some(1_208)));
     let lengths = carry(&mut pair);
     assert_eq!(lengths.len(), 50);
     assert_eq!(pair.host.out, [(PEER, NOTE.to_vec())], "told once so far");
 
     let (_, note) = pair.host.out.pop().unwrap();
     hear(&mut pair, &note);
-    pair.send(&tcp(60_000, 60_000).frame(Some(1_208)));
+    pair.send(&segments(60_000, 60_000).frame(Some(1_208)));
     let lengths = carry(&mut pair);
     // Twelve datagrams of 1,312 bytes each, two remain.
     assert_eq!(lengths.len(), 5, "{lengths:?}");
@@ -119,7 +103,7 @@ fn trains_go_together_once_the_peer_has_said_so() {
         .flat_map(|frame| expand(frame))
         .flat_map(|packet| packet[52..].to_vec())
         .collect();
-    let sent = tcp(0, 60_000).payload;
+    let sent = segments(0, 60_000).payload;
     assert_eq!(got, [&sent[..], &sent].concat());
     assert_eq!(pair.drops[1].total(), 0);
 }
@@ -129,7 +113,7 @@ fn one_alone_stays_alone() {
     let mut pair = pair();
     hear(&mut pair, &NOTE);
     for i in 0..3 {
-        pair.send(&tcp(i, 10).frame(None));
+        pair.send(&segments(i, 10).frame(None));
         let [length] = carry(&mut pair)[..] else {
             unreachable!("one packet was sent")
         };
@@ -148,7 +132,7 @@ fn another_session_starts_without_trains() {
     assert!(session(&pair).unwrap().takes_trains());
     let fresh = support::sessions(pair.now)[0].clone();
     pair.views[0] = support::with_peer(&pair.views[0], |peer| peer.session = Some(fresh));
-    pair.send(&tcp(0, 60_000).frame(Some(1_208)));
+    pair.send(&segments(0, 60_000).frame(Some(1_208)));
     pair.outbound.flush(&mut pair.net);
     assert!(pair.net.relayed.iter().all(|packet| is_transport(packet)));
 }
@@ -157,7 +141,7 @@ fn another_session_starts_without_trains() {
 fn who_does_not_listen_is_told_ever_less_often() {
     let mut pair = pair();
     for round in 0..2_100 {
-        pair.send(&tcp(round, 10).frame(None));
+        pair.send(&segments(round, 10).frame(None));
         carry(&mut pair);
     }
     assert_eq!(pair.host.out.len(), 4, "after 32, 128, 512 and 2,048");

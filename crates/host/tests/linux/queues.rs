@@ -4,9 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::UdpSocket;
 
-use crate::support::{ip, run, with_tun};
+use crate::support::{ip, route_tunnel, with_tun};
 use warren_host::poll::{Watch, wait};
-use warren_host::router::{Router, RouterConfig, RouterOptions};
 use warren_host::tun::{MAX_FRAME_LEN, Tun, TunError, VNET_HEADER_LEN};
 
 /// Flows, each a socket with a port of its own.
@@ -18,18 +17,7 @@ fn tunnel(queues: usize) -> Vec<Tun> {
     assert_eq!(tuns.len(), queues);
     assert!(tuns.iter().all(|tun| tun.name() == "wtest0"));
     assert!(tuns.iter().all(|tun| tun.offloads() == tuns[0].offloads()));
-    run(async {
-        let mut router = Router::open("wtest0", RouterOptions::default())
-            .await
-            .unwrap();
-        let config = RouterConfig {
-            addresses: ["10.77.0.1".parse().unwrap()].into(),
-            routes: ["10.77.0.0/24".parse().unwrap()].into(),
-            mtu: 1280,
-            ..RouterConfig::default()
-        };
-        router.apply(&config).await.unwrap();
-    });
+    route_tunnel("wtest0");
     tuns
 }
 

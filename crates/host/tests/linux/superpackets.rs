@@ -8,9 +8,8 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::support::{ip, run, with_tun};
+use crate::support::{ip, route_tunnel, with_tun};
 use warren_host::poll::{Watch, wait};
-use warren_host::router::{Router, RouterConfig, RouterOptions};
 use warren_host::tun::{MAX_FRAME_LEN, Tun, TunError, VNET_HEADER_LEN};
 use warren_host::udp::{Datagrams, UdpOptions, UdpSocket};
 use warren_host::wake::Waker;
@@ -19,18 +18,7 @@ use warren_host::wake::Waker;
 fn tunnel() -> Tun {
     let tun = Tun::create("wtest%d").unwrap();
     assert_eq!(tun.name(), "wtest0");
-    run(async {
-        let mut router = Router::open(tun.name(), RouterOptions::default())
-            .await
-            .unwrap();
-        let config = RouterConfig {
-            addresses: ["10.77.0.1".parse().unwrap()].into(),
-            routes: ["10.77.0.0/24".parse().unwrap()].into(),
-            mtu: 1280,
-            ..RouterConfig::default()
-        };
-        router.apply(&config).await.unwrap();
-    });
+    route_tunnel(tun.name());
     assert_eq!(tun.mtu().unwrap(), 1280);
     tun
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use warren_host::router::{Router, RouterConfig, RouterOptions};
 use warren_host::tun::{Tun, TunError};
 
 /// Runs `test` on a thread with a network namespace of its own, loopback up.
@@ -118,4 +119,20 @@ pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(start.elapsed() < Duration::from_secs(30), "never: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// Gives `interface` 10.77.0.1 and a route to its network.
+pub fn route_tunnel(interface: &str) {
+    run(async {
+        let mut router = Router::open(interface, RouterOptions::default())
+            .await
+            .unwrap();
+        let config = RouterConfig {
+            addresses: ["10.77.0.1".parse().unwrap()].into(),
+            routes: ["10.77.0.0/24".parse().unwrap()].into(),
+            mtu: 1280,
+            ..RouterConfig::default()
+        };
+        router.apply(&config).await.unwrap();
+    });
 }

@@ -127,10 +127,6 @@ impl Coalescer {
         }
     }
 
-    pub(super) fn set_offloads(&mut self, offloads: InboundOffloads) {
-        self.joining.offloads = offloads;
-    }
-
     /// Takes a packet for the TUN device. `frame` is the packet with
     /// [`VNET_HDR_LEN`] bytes of room in front, `parsed` what its headers say.
     #[inline]

@@ -296,11 +296,6 @@ impl Inbound {
         }
     }
 
-    /// Changes what is joined from now on.
-    pub fn set_offloads(&mut self, offloads: InboundOffloads) {
-        self.coalescer.set_offloads(offloads);
-    }
-
     /// Call after taking a new view: forgets sessions and peers that are gone.
     pub fn on_view_change(&mut self, view: &View) {
         self.sessions

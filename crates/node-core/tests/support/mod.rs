@@ -574,3 +574,52 @@ pub fn comparable(packet: &[u8]) -> Vec<u8> {
 }
 
 pub const HEADER: usize = VNET_HDR_LEN;
+
+/// A datagram of its own.
+pub fn udp(id: u16, payload: usize) -> Recipe {
+    Recipe {
+        v6: false,
+        extension: false,
+        ports: (5000, 53),
+        id,
+        dont_fragment: true,
+        transport: Transport::Udp,
+        payload: (0..payload).map(|i| (i as u8) ^ (id as u8)).collect(),
+    }
+}
+
+/// A TCP segment, or more of them in one frame.
+pub fn tcp(v6: bool, payload: usize) -> Recipe {
+    Recipe {
+        v6,
+        ports: (1000, 80),
+        transport: Transport::Tcp {
+            sequence: 9,
+            flags: 0x10,
+            options: 12,
+        },
+        ..udp(7, payload)
+    }
+}
+
+/// What reached the host, one by one.
+pub fn arrived(pair: &Pair) -> Vec<Vec<u8>> {
+    pair.host.frames.iter().flat_map(|f| expand(f)).collect()
+}
+
+/// TCP from this sequence number on, with different bytes.
+pub fn segments(sequence: u32, payload: usize) -> Recipe {
+    Recipe {
+        v6: false,
+        extension: false,
+        ports: (1000, 80),
+        id: 7,
+        dont_fragment: true,
+        transport: Transport::Tcp {
+            sequence,
+            flags: 0x10,
+            options: 12,
+        },
+        payload: (0..payload).map(|i| (i * 7) as u8).collect(),
+    }
+}
