@@ -14,7 +14,7 @@ use serde_json::Value;
 /// The rows of the map, from the ground up. Arrows only go down.
 const ROWS: &[(&str, &[&str])] = &[
     ("keys", &["keys"]),
-    ("vocabulary", &["wire", "control-types"]),
+    ("vocabulary", &["wire", "control-types", "timers"]),
     (
         "core",
         &[
