@@ -3,7 +3,7 @@
 //! strangers.
 #![no_main]
 
-#[path = "../../crates/node-core/tests/support/mod.rs"]
+#[path = "../../crates/dataplane/tests/support/mod.rs"]
 mod support;
 
 use std::time::Duration;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use libfuzzer_sys::fuzz_target;
 use support::{HEADER, PEER, Pair, comparable, expand, sessions, udp_address};
 use warren_fuzz::steps;
-use warren_node_core::dataplane::VnetHdr;
+use warren_dataplane::VnetHdr;
 use warren_tunnel::Source;
 use warren_wire::disco::looks_like_relayed_disco;
 use warren_wire::ip::{Parsed, Protocol};

@@ -21,6 +21,7 @@ const ROWS: &[(&str, &[&str])] = &[
             "channel", "tunnel", "paths", "derp", "filter", "dns", "policy",
         ],
     ),
+    ("packet path", &["dataplane"]),
     ("assembly", &["node-core", "control-core"]),
     ("shell", &["dial", "host"]),
     ("relay", &["relay"]),

@@ -31,12 +31,12 @@ use warren_tunnel::{Event as TunnelEvent, Handshakes, PeerIndex, Session, Source
 
 use warren_wire::ip::tsmp;
 
-use crate::dataplane::{PeerView, RouteTable, ServiceAddresses, SessionView, Sources, View};
 use crate::host_config::{HostConfig, TUNNEL_MTU, accepted_prefixes, single_addresses};
 use crate::packet_filter::PacketFilter;
 use crate::peers::{PeerTable, Unanswered};
 use crate::prefs::NodePrefs;
 use crate::report::{ControlReport, PeerReport, PingAnswer, PingError, Pong, region_of};
+use warren_dataplane::{PeerView, RouteTable, ServiceAddresses, SessionView, Sources, View};
 
 /// How often at most an initiation is sent again to a peer that was heard.
 const NUDGE_GAP: Duration = Duration::from_millis(250);

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use warren_control_types::{Netmap, Node};
 
 use crate::NodePrefs;
-use crate::dataplane::ServiceAddresses;
+use warren_dataplane::ServiceAddresses;
 
 /// MTU of the tunnel device in bytes. 1,280 is the least that IPv6 allows on
 /// any link, so that with WireGuard's 80 bytes around it a packet still fits

@@ -1,12 +1,10 @@
 //! A whole node as one state: what it hears goes in, what it decides comes out.
 //!
-//! Two parts, with different owners in the shell:
-//!
-//! - [`Engine`] knows the netmap, the preferences, every peer's keys and
-//!   paths, and every timer. One task owns it. It never does IO; the
-//!   simulator runs the very same code under a virtual clock.
-//! - [`dataplane`] moves packets. Its threads own only buffers and read the
-//!   [`View`](dataplane::View) that the engine publishes.
+//! [`Engine`] knows the netmap, the preferences, every peer's keys and paths,
+//! and every timer. One task owns it. It never does IO; the simulator runs the
+//! very same code under a virtual clock. Packets are moved by the crate
+//! [`dataplane`](warren_dataplane), whose threads read the
+//! [`View`](warren_dataplane::View) that the engine publishes.
 //!
 //! A netmap arrives by [`Engine::apply_map`]; what follows from it leaves as
 //! [`Output`]s: a new view, a new [`HostConfig`], messages to peers. A datagram
@@ -18,7 +16,6 @@
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
-pub mod dataplane;
 mod engine;
 mod host_config;
 mod packet_filter;

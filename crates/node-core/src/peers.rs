@@ -11,7 +11,7 @@ use warren_keys::NodePublic;
 use warren_paths::Destination;
 use warren_tunnel::PeerIndex;
 
-use crate::dataplane::{PeerCounters, PeerView};
+use warren_dataplane::{PeerCounters, PeerView};
 
 /// Free indices that are not used again yet.
 const KEPT_FREE: usize = 256;

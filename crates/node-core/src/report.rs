@@ -8,7 +8,7 @@ use warren_control_types::{EndpointType, NetInfo, NodeId, RegionId};
 use warren_keys::{DiscoPublic, NodePublic};
 use warren_paths::{Destination, Via};
 
-use crate::dataplane::Traffic;
+use warren_dataplane::Traffic;
 
 /// What the coordination server must know so that peers can find us.
 #[derive(Debug, Clone, PartialEq)]

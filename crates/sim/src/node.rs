@@ -11,11 +11,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use warren_control_types::{Netmap, RegionId};
-use warren_keys::{DiscoPublic, DiscoSecret, MachineSecret, NodePublic, NodeSecret};
-use warren_node_core::dataplane::{
+use warren_dataplane::{
     Drops, InSink, Inbound, InboundOffloads, Joined, OutSink, Outbound, RelaySend, TunWrite,
     UdpSend, VNET_HDR_LEN, View, VnetHdr,
 };
+use warren_keys::{DiscoPublic, DiscoSecret, MachineSecret, NodePublic, NodeSecret};
 use warren_node_core::{Engine, EngineConfig, HostConfig, NodePrefs, Output};
 use warren_paths::{Destination, LocalAddresses};
 use warren_tunnel::{PeerIndex, Source};

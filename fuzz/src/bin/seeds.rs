@@ -3,7 +3,7 @@
 //!
 //! `cargo run --bin seeds` in this directory; equal code gives equal files.
 
-#[path = "../../../crates/node-core/tests/support/mod.rs"]
+#[path = "../../../crates/dataplane/tests/support/mod.rs"]
 mod support;
 
 // Instrumented code needs the counters that live in here.
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use support::{Recipe, Transport};
 use warren_channel::{ClientHandshake, accept, early};
 use warren_fuzz::{Counting, address, disco, first_map_json, machine, node, put_step};
-use warren_node_core::dataplane::VnetHdr;
+use warren_dataplane::VnetHdr;
 use warren_tunnel::{Event, Handshakes, PeerIndex, Source};
 use warren_wire::derp::Frame;
 use warren_wire::disco::{

@@ -17,11 +17,11 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{mpsc, watch};
+use warren_dataplane::{TunWrite, VNET_HDR_LEN};
 use warren_dns::{
     ClientId, Decision, ExchangeId, Forwarder, MAX_TCP_QUERY, Output, Resolver, ResolverConfig,
     Transport, is_service,
 };
-use warren_node_core::dataplane::{TunWrite, VNET_HDR_LEN};
 use warren_wire::ip::{IpPacket, tcp, udp};
 
 use super::entropy::SystemEntropy;

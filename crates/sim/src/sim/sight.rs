@@ -42,7 +42,7 @@ impl Sim {
     /// How many packets a node's data plane dropped.
     pub fn drops(&self, node: NodeIndex) -> BTreeMap<String, u64> {
         let drops = self.nodes[node.0].drops();
-        warren_node_core::dataplane::DropReason::ALL
+        warren_dataplane::DropReason::ALL
             .iter()
             .filter(|reason| drops.get(**reason) > 0)
             .map(|reason| (format!("{reason:?}"), drops.get(*reason)))

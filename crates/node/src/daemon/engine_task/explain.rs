@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 use warren_control_types::Node;
+use warren_dataplane::{DropReason as PathDrop, Drops, ServiceAddresses};
 use warren_filter::{Count, Direction, DropReason, Filter, Without};
 use warren_node_core::Engine;
-use warren_node_core::dataplane::{DropReason as PathDrop, Drops, ServiceAddresses};
 use warren_paths::Destination;
 use warren_wire::ip::Protocol;
 

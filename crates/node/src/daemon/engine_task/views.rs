@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 use warren_control_types::Netmap;
-use warren_node_core::dataplane::DropReason;
+use warren_dataplane::DropReason;
 
 use super::{EngineTask, LISTENER_QUEUE};
 use crate::daemon::status::{self, Surroundings};

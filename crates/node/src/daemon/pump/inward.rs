@@ -16,14 +16,14 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use warren_control_types::RegionId;
+use warren_dataplane::{
+    DropReason, FairShare, InSink, Inbound, InboundOffloads, Joined, Limit, Opening, Received,
+    TunWrite, View,
+};
 use warren_host::poll::{Watch, wait};
 use warren_host::udp::{RecvBatch, UdpPair, UdpSocket};
 use warren_host::wake::Waker;
 use warren_keys::DiscoPublic;
-use warren_node_core::dataplane::{
-    DropReason, FairShare, InSink, Inbound, InboundOffloads, Joined, Limit, Opening, Received,
-    TunWrite, View,
-};
 use warren_tunnel::{PeerIndex, Source};
 
 use super::super::relays::{RelayBatch, RelayInbox};

@@ -31,9 +31,9 @@ use std::thread::JoinHandle;
 use arc_swap::ArcSwap;
 use rustix::io::Errno;
 use tokio::sync::mpsc::Sender as AsyncSender;
+use warren_dataplane::{Drops, GsoType, TunWrite, View, VnetHdr};
 use warren_host::udp::UdpPair;
 use warren_host::wake::Waker;
-use warren_node_core::dataplane::{Drops, GsoType, TunWrite, View, VnetHdr};
 use warren_tunnel::PeerIndex;
 
 use self::inward::Inward;

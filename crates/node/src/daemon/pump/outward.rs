@@ -13,10 +13,10 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::Sender as AsyncSender;
+use warren_dataplane::{DropReason, OutSink, Outbound, RelaySend, UdpSend};
 use warren_host::poll::{Watch, wait};
 use warren_host::udp::{Datagrams, UdpSocket};
 use warren_host::wake::Waker;
-use warren_node_core::dataplane::{DropReason, OutSink, Outbound, RelaySend, UdpSend};
 use warren_tunnel::PeerIndex;
 
 use super::super::relays::RelayPorts;

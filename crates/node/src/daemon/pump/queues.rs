@@ -16,8 +16,8 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
+use warren_dataplane::VNET_HDR_LEN;
 use warren_host::tun::{Offloads, Tun};
-use warren_node_core::dataplane::VNET_HDR_LEN;
 use warren_wire::ip::Parsed;
 
 /// Places in the memory of flows: as many as the kernel remembers flows.

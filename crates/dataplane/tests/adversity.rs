@@ -18,11 +18,11 @@ use support::{
     HEADER, PEER, Pair, Recipe, Train, arrived, comparable, tcp, udp, udp_address, with_peer,
 };
 use traffic::{How, Item, by_flow, items, plain, raw};
-use warren_keys::noise::MessageKey;
-use warren_node_core::dataplane::{
+use warren_dataplane::{
     DropReason, GsoType, Inbound, InboundOffloads, Joined, Opening, Received, SessionView, View,
     VnetHdr,
 };
+use warren_keys::noise::MessageKey;
 use warren_paths::Destination;
 use warren_tunnel::{PeerIndex, REJECT_AFTER_MESSAGES, Role, Session, Source};
 use warren_wire::wireguard::TRANSPORT_OVERHEAD;

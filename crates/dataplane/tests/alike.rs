@@ -8,8 +8,8 @@ mod support;
 use proptest::prelude::*;
 use support::{Pair, Recipe, Transport, expand, udp_address};
 use warren_control_types::{FilterRule, NetPortRange, PortRange};
+use warren_dataplane::DropReason;
 use warren_filter::{DropReason as Refusal, Without};
-use warren_node_core::dataplane::DropReason;
 use warren_tunnel::Source;
 
 const SYN: u8 = 0x02;

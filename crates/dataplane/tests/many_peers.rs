@@ -11,12 +11,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use support::{HEADER, addresses, allow_all, expand, sessions, view};
-use warren_keys::noise::MessageKey;
-use warren_keys::{DiscoPublic, NodePublic};
-use warren_node_core::dataplane::{
+use warren_dataplane::{
     DropReason, Drops, InSink, Inbound, InboundOffloads, Joined, OutSink, Outbound, PeerCounters,
     PeerView, RelaySend, RouteTable, SessionView, TunWrite, UdpSend, View, VnetHdr,
 };
+use warren_keys::noise::MessageKey;
+use warren_keys::{DiscoPublic, NodePublic};
 use warren_paths::Destination;
 use warren_tunnel::{PeerIndex, Role, Session, Source};
 use warren_wire::ip::{Parsed, udp};

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use support::{PEER, Pair, expand, segments, udp_address};
 use warren_control_types::RegionId;
+use warren_dataplane::{DropReason, Drops, Outbound};
 use warren_keys::NodePublic;
-use warren_node_core::dataplane::{DropReason, Drops, Outbound};
 use warren_paths::Destination;
 use warren_tunnel::Source;
 use warren_wire::relay_train::{self, NOTE};

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use support::{allow_all, sessions, view};
-use warren_node_core::dataplane::{DropReason, Drops, FairShare, Limit, SessionView, View};
+use warren_dataplane::{DropReason, Drops, FairShare, Limit, SessionView, View};
 use warren_tunnel::PeerIndex;
 
 /// Bytes that fit into the buffer, and messages that one call gives.

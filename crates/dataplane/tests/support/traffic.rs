@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
-use warren_node_core::dataplane::VnetHdr;
+use warren_dataplane::VnetHdr;
 use warren_wire::ip::Parsed;
 
 use crate::support::{Recipe, Transport, comparable};

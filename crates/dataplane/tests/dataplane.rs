@@ -16,8 +16,8 @@ use support::{
 };
 use traffic::{Item, by_flow, items, plain, raw};
 use warren_control_types::RegionId;
+use warren_dataplane::DropReason;
 use warren_keys::{DiscoSecret, NodePublic};
-use warren_node_core::dataplane::DropReason;
 use warren_paths::Destination;
 use warren_tunnel::{PeerIndex, Source};
 use warren_wire::ip::icmp::{self, Echo};

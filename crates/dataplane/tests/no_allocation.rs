@@ -12,11 +12,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use support::{Pair, Recipe, Transport, udp_address};
-use warren_keys::{DiscoPublic, NodePublic};
-use warren_node_core::dataplane::{
+use warren_dataplane::{
     FairShare, InSink, Joined, Opening, OutSink, Received, RelaySend, SessionView, TunWrite,
     UdpSend,
 };
+use warren_keys::{DiscoPublic, NodePublic};
 use warren_paths::Destination;
 use warren_tunnel::{PeerIndex, Source};
 

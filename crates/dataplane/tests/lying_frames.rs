@@ -6,7 +6,7 @@
 mod support;
 
 use support::{HEADER, Pair, Transport, arrived, comparable, tcp, udp};
-use warren_node_core::dataplane::{DropReason, GsoType, VnetHdr};
+use warren_dataplane::{DropReason, GsoType, VnetHdr};
 
 /// A frame of raw parts.
 fn frame(gso: GsoType, size: u16, checksum: Option<(u16, u16)>, packet: &[u8]) -> Vec<u8> {

@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 use warren_control_types::{FilterRule, NetPortRange, PortRange, RegionId};
-use warren_filter::{CapabilityHolders, Filter, FlowTable, LocalAddresses, LocalSet};
-use warren_keys::noise::MessageKey;
-use warren_keys::{DiscoPublic, Entropy, NodePublic};
-use warren_node_core::dataplane::{
+use warren_dataplane::{
     Drops, GsoType, InSink, Inbound, InboundOffloads, Joined, OutSink, Outbound, PeerCounters,
     PeerView, RelaySend, RouteTable, ServiceAddresses, SessionView, TunWrite, UdpSend,
     VNET_HDR_LEN, View, VnetHdr,
 };
+use warren_filter::{CapabilityHolders, Filter, FlowTable, LocalAddresses, LocalSet};
+use warren_keys::noise::MessageKey;
+use warren_keys::{DiscoPublic, Entropy, NodePublic};
 use warren_paths::Destination;
 use warren_tunnel::{PeerIndex, Role, Session, Source};
 use warren_wire::ip::checksum::{Sum, checksum, transport_checksum};

@@ -1,7 +1,7 @@
 //! How fast the data plane is by itself: superpackets in at one node, joined
 //! superpackets out at another, in one thread, without system calls.
 //!
-//! `cargo run --profile lab -p warren-node-core --example throughput`
+//! `cargo run --profile lab -p warren-dataplane --example throughput`
 
 #![allow(clippy::unwrap_used)]
 
@@ -11,8 +11,8 @@ mod support;
 use std::time::{Duration, Instant};
 
 use support::{Pair, Recipe, Transport, udp_address};
+use warren_dataplane::{InSink, Joined, OutSink, RelaySend, TunWrite, UdpSend};
 use warren_keys::DiscoPublic;
-use warren_node_core::dataplane::{InSink, Joined, OutSink, RelaySend, TunWrite, UdpSend};
 use warren_tunnel::{PeerIndex, Source};
 
 struct Wire {

@@ -25,6 +25,8 @@
 //!
 //! Never here: sockets, files, the clock, choice of paths, handshakes.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
+
 mod checksum;
 mod coalesce;
 mod counters;

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use support::{PEER, Pair, udp_address, with_peer};
+use warren_dataplane::{DropReason, Sources};
 use warren_keys::NodePublic;
-use warren_node_core::dataplane::{DropReason, Sources};
 use warren_tunnel::Source;
 
 /// Tunnel data on a session that nobody has; `count` datagrams with one call.
