@@ -21,7 +21,6 @@
 //! The lab never fakes a component: what it cannot start it reports as
 //! missing, and the test skips visibly.
 
-pub mod bench;
 pub mod demo;
 mod namespace;
 mod nat;
@@ -30,12 +29,15 @@ mod node;
 pub mod probe;
 mod program;
 mod server;
+mod user_namespace;
 mod wait;
 pub mod web;
 
+pub use namespace::Namespace;
 pub use nat::Place;
-pub use network::{Host, HostOptions, Lab, LabError};
+pub use network::{Host, HostOptions, Lab, LabError, which};
 pub use node::{Kind, Node, Path};
 pub use program::{BINARIES_VARIABLE, PEERS_VARIABLE, Program, foreign, ours};
 pub use server::{Control, Headscale, Relay, RelayKind, derp_map};
+pub use user_namespace::run_in_user_namespace;
 pub use wait::{PATIENCE, until};

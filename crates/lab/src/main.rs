@@ -1,11 +1,8 @@
-//! `warren-lab`: the demonstration, the bench, and the helpers its hosts run.
+//! `warren-lab`: the demonstration, and the helper that its hosts run.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use warren_lab::bench::dataplane::{DataplaneOptions, Item, LoadKind, PEERS, Who as Contender};
-use warren_lab::bench::{JoinOptions, Pair, Servers};
+use clap::{Parser, Subcommand};
 
 /// A private network in miniature, on this machine.
 #[derive(Parser)]
@@ -24,17 +21,6 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
-    /// Measures, and asserts nothing.
-    Bench {
-        #[command(subcommand)]
-        what: Bench,
-    },
-    /// One end of a measurement; answers each line of its input.
-    #[command(hide = true)]
-    Load {
-        #[command(subcommand)]
-        kind: LoadKind,
-    },
     /// Opens http://NAME/ and prints the page.
     #[command(hide = true)]
     Fetch {
@@ -43,95 +29,9 @@ enum Command {
     },
 }
 
-#[derive(Subcommand)]
-enum Bench {
-    /// From joining to the first reply and to the direct path, ours and real.
-    Join(Join),
-    /// Throughput, loss, latency, CPU and memory: ours, the reference, and
-    /// what the machine could do.
-    Dataplane(Dataplane),
-}
-
-#[derive(Args)]
-struct Dataplane {
-    /// How often everything is measured.
-    #[arg(long, default_value_t = 3)]
-    rounds: u32,
-    /// One short round, for a look.
-    #[arg(long)]
-    quick: bool,
-    /// Only these: memory, ping, tcp1, tcp4, udp05, udp3, udpmax, pingload,
-    /// flood, forward, peers, relay, parts.
-    #[arg(long, value_name = "ITEMS", value_delimiter = ',', default_values_t = Item::ALL)]
-    only: Vec<Item>,
-    /// Only with these: ours, reference, boringtun, roofline, shuttle, raw.
-    #[arg(long, value_name = "WHO", value_delimiter = ',', default_values_t = Contender::ALL)]
-    who: Vec<Contender>,
-    /// Only with ours.
-    #[arg(long, conflicts_with = "who")]
-    ours_only: bool,
-    /// How many peers the item `peers` gives to one node: 1, 10, 100, 1000.
-    #[arg(long, value_name = "NUMBERS", value_delimiter = ',', default_values_t = PEERS)]
-    peers: Vec<u16>,
-    /// Also records with `perf` where our daemons' time goes.
-    #[arg(long)]
-    profile: bool,
-    /// Where table, figures and picture are written.
-    #[arg(
-        long,
-        value_name = "FOLDER",
-        default_value = "bench/results",
-        overrides_with = "out"
-    )]
-    out: std::path::PathBuf,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Who {
-    /// The real clients; ratios then compare nodes and servers together.
-    Real,
-    /// Both kinds of node.
-    All,
-}
-
-#[derive(Args)]
-struct Join {
-    /// How often every pair is measured.
-    #[arg(long, default_value_t = 3)]
-    rounds: u32,
-    /// Pairs of places: open, cone, easy, cgnat, fw, hard, noudp.
-    #[arg(long, value_delimiter = ',', default_values_t = Pair::USUAL)]
-    pairs: Vec<Pair>,
-    /// Who gets Headscale and derper instead of our servers.
-    #[arg(long, value_name = "WHO", value_enum)]
-    reference_servers: Option<Who>,
-    /// The hosts have IPv6 too.
-    #[arg(long)]
-    ipv6: bool,
-    /// Leaves the real clients out.
-    #[arg(long)]
-    ours_only: bool,
-    /// Seconds that a direct path is waited for.
-    #[arg(long, default_value_t = 20)]
-    limit: u64,
-    /// Seconds that a node is idle before its memory is read.
-    #[arg(long, default_value_t = 10)]
-    idle: u64,
-    /// Also writes every trial to this file, as JSON.
-    #[arg(long, value_name = "FILE")]
-    json: Option<std::path::PathBuf>,
-}
-
 fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Demo { keep } => demo(keep),
-        Command::Bench {
-            what: Bench::Join(join),
-        } => bench_join(join),
-        Command::Bench {
-            what: Bench::Dataplane(dataplane),
-        } => bench_dataplane(dataplane),
-        Command::Load { kind } => report(warren_lab::bench::dataplane::run_load(&kind)),
         Command::Fetch { name } => {
             report(warren_lab::web::fetch(&name).map(|page| print!("{page}")))
         }
@@ -140,7 +40,7 @@ fn main() -> ExitCode {
 
 fn demo(keep: bool) -> ExitCode {
     if !rustix::process::geteuid().is_root() {
-        return as_root_of_a_user_namespace();
+        return warren_lab::run_in_user_namespace();
     }
     let result = warren_lab::demo::run();
     match result {
@@ -154,49 +54,6 @@ fn demo(keep: bool) -> ExitCode {
     }
 }
 
-fn bench_join(join: Join) -> ExitCode {
-    if !rustix::process::geteuid().is_root() {
-        return as_root_of_a_user_namespace();
-    }
-    let on = |reference: bool| {
-        if reference {
-            Servers::Reference
-        } else {
-            Servers::Ours
-        }
-    };
-    report(warren_lab::bench::join(&JoinOptions {
-        rounds: join.rounds,
-        pairs: join.pairs,
-        ours_on: on(join.reference_servers == Some(Who::All)),
-        real_on: on(join.reference_servers.is_some()),
-        ipv6: join.ipv6,
-        ours_only: join.ours_only,
-        limit: Duration::from_secs(join.limit),
-        idle: Duration::from_secs(join.idle),
-        json: join.json,
-    }))
-}
-
-fn bench_dataplane(dataplane: Dataplane) -> ExitCode {
-    if !rustix::process::geteuid().is_root() {
-        return as_root_of_a_user_namespace();
-    }
-    report(warren_lab::bench::dataplane::run(&DataplaneOptions {
-        rounds: if dataplane.quick { 1 } else { dataplane.rounds },
-        quick: dataplane.quick,
-        items: dataplane.only,
-        who: if dataplane.ours_only {
-            vec![Contender::Ours]
-        } else {
-            dataplane.who
-        },
-        peers: dataplane.peers,
-        profile: dataplane.profile,
-        folder: dataplane.out,
-    }))
-}
-
 fn report(result: Result<(), warren_lab::LabError>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -205,24 +62,6 @@ fn report(result: Result<(), warren_lab::LabError>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// An ordinary user is root in a user namespace of their own, which is enough
-/// for everything the lab does.
-fn as_root_of_a_user_namespace() -> ExitCode {
-    use std::os::unix::process::CommandExt as _;
-    let Ok(own) = std::env::current_exe() else {
-        eprintln!("warren-lab: cannot find its own binary");
-        return ExitCode::FAILURE;
-    };
-    println!("not root: entering a user namespace");
-    let error = std::process::Command::new("unshare")
-        .args(["--user", "--map-root-user", "--"])
-        .arg(own)
-        .args(std::env::args_os().skip(1))
-        .exec();
-    eprintln!("warren-lab: cannot run `unshare` ({error}): run as root, or allow user namespaces");
-    ExitCode::FAILURE
 }
 
 fn wait_for_interrupt() {

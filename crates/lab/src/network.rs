@@ -26,7 +26,8 @@ use crate::nat::Place;
 pub struct LabError(pub(crate) String);
 
 impl LabError {
-    pub(crate) fn new(what: impl Into<String>) -> Self {
+    /// An error with this text.
+    pub fn new(what: impl Into<String>) -> Self {
         Self(what.into())
     }
 }
@@ -428,13 +429,14 @@ impl Host {
         ))
     }
 
-    pub(crate) fn namespace(&self) -> &Namespace {
+    /// The namespace in which this host lives.
+    pub fn namespace(&self) -> &Namespace {
         &self.inner.namespace
     }
 }
 
 /// The first folder of `PATH` that holds `tool`.
-pub(crate) fn which(tool: &str) -> Option<PathBuf> {
+pub fn which(tool: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     let mut folders: Vec<_> = std::env::split_paths(&path).collect();
     folders.extend(["/usr/sbin", "/sbin"].map(PathBuf::from));

@@ -27,6 +27,7 @@ const ROWS: &[(&str, &[&str])] = &[
     ("relay", &["relay"]),
     ("programs", &["node", "control"]),
     ("tests", &["sim", "lab"]),
+    ("benchmarks", &["bench"]),
 ];
 
 /// The last row in which nothing touches the world.

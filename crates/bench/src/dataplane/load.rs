@@ -18,8 +18,8 @@ use warren_host::poll::{Watch, wait};
 use warren_host::udp::{RecvBatch, UdpOptions};
 
 use super::stamp::{self, Arrivals, Stamp};
-use crate::LabError;
-use crate::bench::machine;
+use crate::machine;
+use warren_lab::LabError;
 
 /// One write, and one read.
 const CHUNK: usize = 128 * 1024;
@@ -77,7 +77,7 @@ pub enum LoadKind {
     },
     /// Counts stamped datagrams by sender, with their delays.
     StampSink,
-    /// Many peers for one node: see [`town`](super::town).
+    /// Many peers for one node: see [`town`](super::synthetic_peers).
     Town {
         /// The coordination server.
         server: String,
@@ -126,7 +126,7 @@ pub fn run(kind: &LoadKind) -> Result<(), LabError> {
             auth_key,
             count,
             address,
-        } => super::town::run(server, auth_key, *count, *address),
+        } => super::synthetic_peers::run(server, auth_key, *count, *address),
         LoadKind::Ping {
             to,
             count,

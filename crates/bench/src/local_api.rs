@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::{Host, LabError};
+use warren_lab::{Host, LabError};
 
 /// How long an answer is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -12,7 +12,7 @@ use warren_dial::control::{ControlClient, ServerUrl};
 use warren_dial::{Dialer, SystemEntropy};
 use warren_keys::{DiscoSecret, MachineSecret, NodeSecret};
 
-use crate::LabError;
+use warren_lab::LabError;
 
 /// How many register at once.
 const TOGETHER: usize = 8;

@@ -10,43 +10,44 @@
 //! Nothing here passes or fails. What is missing or breaks is said, and the
 //! rest goes on.
 
+mod batches;
 mod boringtun;
-mod crowd;
-mod cut;
 mod datagrams;
 mod drive;
 mod ends;
 mod figures;
 mod inet;
-mod items;
 mod join;
 mod load;
 mod many;
+mod many_nodes;
+mod measure;
 mod parts;
 mod picture;
 mod pipeline;
 mod profile;
+mod segment;
 mod stamp;
+mod synthetic_peers;
 mod table;
-mod town;
-mod trains;
 mod usage;
+mod work;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::machine::{self, Memory};
-use crate::{Kind, LabError, RelayKind, foreign, ours};
+use crate::machine::{self, Memory};
 use figures::{Figure, Spreads};
-use items::Spans;
+use measure::Spans;
+use warren_lab::{Kind, LabError, RelayKind, foreign, ours};
 
 pub use ends::Who;
 use ends::{Ends, Route};
-pub use items::Item;
 pub use load::{LoadKind, run as run_load};
 pub use many::PEERS;
+pub use work::Item;
 
 /// How long nodes do nothing before their memory counts as idle.
 const IDLE: Duration = Duration::from_secs(10);
@@ -107,13 +108,13 @@ fn pause(span: Duration) -> Result<(), LabError> {
     }
 }
 
-/// As [`crate::until`], and ends at once after Ctrl-C.
+/// As [`warren_lab::until`], and ends at once after Ctrl-C.
 fn until<T>(
     what: &str,
     limit: Duration,
     mut look: impl FnMut() -> Result<T, LabError>,
 ) -> Result<T, LabError> {
-    crate::until(what, limit, || match check_interrupt() {
+    warren_lab::until(what, limit, || match check_interrupt() {
         Err(interrupted) => Ok(Err(interrupted)),
         Ok(()) => look().map(Ok),
     })?
@@ -290,7 +291,7 @@ impl<'a> Run<'a> {
                         self.add(round, Who::Roofline, "parts", found);
                     }
                 } else if item.concerns(ends.who) {
-                    let measured = items::run(item, ends, self.spans);
+                    let measured = work::run(item, ends, self.spans);
                     if let Some(found) = self.kept(round, ends.who, item.name(), measured)? {
                         self.add(round, ends.who, item.name(), found);
                     }
@@ -323,7 +324,7 @@ impl<'a> Run<'a> {
     fn forwarded(&mut self, round: u32) -> Result<(), LabError> {
         for who in self.nodes(round) {
             let measured = Ends::start(who, Route::Forwarded)
-                .and_then(|ends| items::run(Item::Forward, &ends, self.spans));
+                .and_then(|ends| work::run(Item::Forward, &ends, self.spans));
             if let Some(found) = self.kept(round, who, "forward", measured)? {
                 self.add(round, who, "forward", found);
             }
@@ -336,9 +337,9 @@ impl<'a> Run<'a> {
     fn crowds(&mut self, round: u32) -> Result<(), LabError> {
         for who in self.order(round) {
             if who.kind().is_some() || who == Who::Raw {
-                let measured = crowd::measure(who, self.spans);
-                if let Some(found) = self.kept(round, who, crowd::NAME, measured)? {
-                    self.add(round, who, crowd::NAME, found);
+                let measured = many_nodes::measure(who, self.spans);
+                if let Some(found) = self.kept(round, who, many_nodes::NAME, measured)? {
+                    self.add(round, who, many_nodes::NAME, found);
                 }
             }
         }
@@ -370,7 +371,7 @@ impl<'a> Run<'a> {
         }
         for (who, relay, name) in turns {
             let measured = Ends::start(who, Route::Relayed(relay))
-                .and_then(|ends| items::run(Item::Relay, &ends, self.spans));
+                .and_then(|ends| work::run(Item::Relay, &ends, self.spans));
             if let Some(found) = self.kept(round, who, name, measured)? {
                 if who == Who::Reference {
                     // Its relay is derper in both comparisons.
@@ -412,7 +413,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn add(&mut self, round: u32, who: Who, item: &str, found: items::Found) {
+    fn add(&mut self, round: u32, who: Who, item: &str, found: measure::Found) {
         let mut shown = String::new();
         for (name, value) in found {
             shown += &format!(" {name} {value:.3}");
@@ -519,6 +520,6 @@ fn lacks(who: Who) -> Option<String> {
     let missing = programs.iter().find(|name| foreign(name).is_none())?;
     Some(format!(
         "{missing} is neither in ${} nor in PATH",
-        crate::PEERS_VARIABLE
+        warren_lab::PEERS_VARIABLE
     ))
 }

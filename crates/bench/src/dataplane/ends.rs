@@ -11,9 +11,9 @@ use super::drive::{Load, number};
 use super::pipeline::{Means, Pipeline};
 use super::until;
 use super::usage::Counted;
-use crate::bench::local_api::LocalApi;
-use crate::bench::machine::Memory;
-use crate::{
+use crate::local_api::LocalApi;
+use crate::machine::Memory;
+use warren_lab::{
     Control, Host, HostOptions, Kind, Lab, LabError, Node, Place, Relay, RelayKind, derp_map,
 };
 

@@ -6,8 +6,8 @@
 
 use warren_host::tun::{MAX_FRAME_LEN, Offloads, VNET_HEADER_LEN};
 
-use super::cut::{GSO_TCPV4, GSO_UDP, NEEDS_CSUM, TCP};
 use super::inet::{checksum, pseudo};
+use super::segment::{GSO_TCPV4, GSO_UDP, NEEDS_CSUM, TCP};
 
 const IP_LEN: usize = 20;
 const UDP: u8 = 17;
@@ -199,9 +199,9 @@ mod tests {
     use warren_keys::noise::MessageKey;
     use warren_tunnel::{Role, Session};
 
-    use super::super::cut::cut;
+    use super::super::batches::{HEADER_LEN, TAG_LEN, Trains};
     use super::super::inet;
-    use super::super::trains::{HEADER_LEN, TAG_LEN, Trains};
+    use super::super::segment::cut;
     use super::*;
 
     const BOTH: Offloads = Offloads {

@@ -9,15 +9,15 @@ use warren_host::udp::{MAX_PAYLOAD_V4, RecvBatch};
 use warren_keys::noise::MessageKey;
 use warren_tunnel::{Role, Session};
 
+use super::batches::{HEADER_LEN, PADDING, TAG_LEN};
 use super::datagrams::DATAGRAM as SINGLE;
 use super::figures::Spreads;
-use super::items::{Found, Spans};
+use super::measure::{Found, Spans};
 use super::pipeline::{TUNNEL_MTU, socket};
-use super::trains::{HEADER_LEN, PADDING, TAG_LEN};
 use super::usage::{cores, machine};
 use super::{Ends, Who};
 use super::{pause, until};
-use crate::{LabError, PATIENCE};
+use warren_lab::{LabError, PATIENCE};
 
 /// A full packet of the tunnel on the wire.
 const DATAGRAM: usize = TUNNEL_MTU as usize + HEADER_LEN + TAG_LEN;

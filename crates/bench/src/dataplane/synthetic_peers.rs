@@ -37,9 +37,9 @@ use warren_host::udp::{RecvBatch, UdpOptions, UdpSocket};
 use warren_keys::NodePublic;
 use warren_tunnel::Session;
 
-use crate::LabError;
 use peer::Peer;
 use speak::Post;
+use warren_lab::LabError;
 
 /// The port of the first peer; the others follow.
 const FIRST_PORT: u16 = 20_000;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::Place;
+use warren_lab::Place;
 
 const NAMES: [(&str, Place); 7] = [
     ("open", Place::Open),

@@ -1,4 +1,4 @@
-//! One node under test in a tailnet of 1 to 1,000 peers ([`town`](super::town)):
+//! One node under test in a tailnet of 1 to 1,000 peers ([`town`](super::synthetic_peers)):
 //! what it sends to all of them in turns, what it takes from all of them in
 //! turns, what one of them can do to the others, and what they cost in memory.
 
@@ -11,12 +11,12 @@ use serde_json::Value;
 use super::datagrams::settled;
 use super::drive::{Load, number};
 use super::ends::{Who, v4};
-use super::items::{Found, Spans};
+use super::measure::{Found, Spans};
 use super::usage::Counted;
 use super::{check_interrupt, pause, until};
-use crate::bench::local_api::LocalApi;
-use crate::bench::machine::Memory;
-use crate::{
+use crate::local_api::LocalApi;
+use crate::machine::Memory;
+use warren_lab::{
     Control, Host, HostOptions, Lab, LabError, Node, PATIENCE, Place, Relay, RelayKind, derp_map,
 };
 

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::super::batches::{HEADER_LEN, PADDING, TAG_LEN};
 use super::super::inet::{checksum, pseudo};
 use super::super::load::paced;
 use super::super::stamp::{self, Stamp};
-use super::super::trains::{HEADER_LEN, PADDING, TAG_LEN};
 use super::Line;
 
 const IP_LEN: usize = 20;

@@ -8,7 +8,7 @@ use super::Outcome;
 use super::ends::Who;
 use super::figures::{METRICS, Metric, PARTS, Spread};
 use super::parts;
-use crate::bench::machine;
+use crate::machine;
 
 /// The columns, with what stands above them.
 const COLUMNS: [Who; 5] = [

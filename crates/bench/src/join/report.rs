@@ -7,8 +7,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::trial::Trial;
-use super::{JoinOptions, Pair, Servers, label, machine};
-use crate::{Kind, foreign, ours};
+use super::{JoinOptions, Pair, Servers, label};
+use crate::machine;
+use warren_lab::{Kind, foreign, ours};
 
 /// Everything a run found.
 pub struct Report<'a> {

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use warren_keys::NodeSecret;
 
 use super::pipeline::TUNNEL_MTU;
-use crate::{Host, LabError, PATIENCE, Program, foreign, until};
+use warren_lab::{Host, LabError, PATIENCE, Program, foreign, until};
 
 /// The program's name.
 pub const PROGRAM: &str = "boringtun-cli";

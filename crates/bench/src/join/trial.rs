@@ -4,11 +4,11 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use super::local_api::LocalApi;
-use super::machine::Memory;
 use super::{JoinOptions, Pair, Servers};
-use crate::probe::{Echo, Probe};
-use crate::{
+use crate::local_api::LocalApi;
+use crate::machine::Memory;
+use warren_lab::probe::{Echo, Probe};
+use warren_lab::{
     Control, Headscale, Host, HostOptions, Kind, Lab, LabError, Node, PATIENCE, Place, Relay,
     RelayKind, derp_map, until,
 };

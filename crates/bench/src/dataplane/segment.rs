@@ -4,8 +4,8 @@
 use warren_host::tun::VNET_HEADER_LEN;
 use warren_tunnel::Session;
 
+use super::batches::Trains;
 use super::inet::{checksum, pseudo};
-use super::trains::Trains;
 
 /// virtio-net flag: the transport checksum covers the pseudo header only.
 pub const NEEDS_CSUM: u8 = 1;

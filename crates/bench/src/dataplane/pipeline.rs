@@ -25,11 +25,11 @@ use warren_host::udp::{RecvBatch, UdpOptions, UdpSocket};
 use warren_keys::noise::MessageKey;
 use warren_tunnel::{Role, Session};
 
-use super::cut::cut;
+use super::batches::Trains;
 use super::join::Joiner;
-use super::trains::Trains;
+use super::segment::cut;
 use super::usage::Counted;
-use crate::{Host, LabError};
+use warren_lab::{Host, LabError};
 
 /// Reads before what they gave is sent, and messages per receive: as the daemon.
 const BATCH: usize = 16;

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use super::Outcome;
 use super::ends::Who;
 use super::figures::{Metric, metric};
-use crate::bench::machine;
+use crate::machine;
 
 /// What the picture shows, in two columns.
 const SHOWN: [&str; 18] = [

@@ -6,8 +6,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use serde_json::Value;
 
-use crate::namespace::Namespace;
-use crate::{Host, LabError};
+use warren_lab::Namespace;
+use warren_lab::{Host, LabError};
 
 /// A running generator; it ends when this is dropped.
 pub struct Load {

@@ -7,10 +7,10 @@ use serde_json::Value;
 
 use super::drive::{Load, number};
 use super::ends::Ends;
-use super::items::{Clock, Found, Spans};
+use super::measure::{Clock, Found, Spans};
 use super::usage::{cores, machine};
 use super::{check_interrupt, until};
-use crate::{LabError, PATIENCE};
+use warren_lab::{LabError, PATIENCE};
 
 const GIGA: f64 = 1e9;
 /// Bytes of payload in each.

@@ -1,17 +1,11 @@
-//! Measurements, as opposed to tests: nothing here passes or fails.
+//! `bench/join`: the time from joining to the first reply and to the direct path.
 //!
-//! `warren-lab bench join` asks what a person notices who brings up a network:
-//! how long until a node runs, until the first reply comes back through the
-//! tunnel, until the path is direct, and what is lost on the way. It asks our
-//! programs and the reference's in turns, in the same namespaces and in the
-//! same minutes, because a figure taken elsewhere or at another time says
-//! little on a machine that others use too.
-//!
-//! `warren-lab bench dataplane` asks how fast bytes then go: see [`dataplane`].
+//! Each trial brings up two fresh nodes. It measures how long each needs to
+//! reach the state Running, how long the first reply through the tunnel takes,
+//! when the path is direct, and which packets are lost meanwhile. Our programs
+//! and the official ones take turns in the same namespaces, because figures of
+//! different machines or different hours cannot be compared.
 
-pub mod dataplane;
-mod local_api;
-mod machine;
 mod places;
 mod report;
 mod trial;
@@ -20,7 +14,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::{Kind, LabError, foreign};
+use crate::machine;
+use warren_lab::{Kind, LabError, foreign};
 
 pub use places::Pair;
 use report::Report;
@@ -79,7 +74,7 @@ pub fn join(options: &JoinOptions) -> Result<(), LabError> {
         None => kinds.push(Kind::Tailscale),
         Some(name) => println!(
             "not measured: real clients ({name} is neither in ${} nor in PATH)\n",
-            crate::PEERS_VARIABLE
+            warren_lab::PEERS_VARIABLE
         ),
     }
     let load = machine::load();

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::ends::Ends;
-use super::items::{Spans, Tcp};
-use crate::network::which;
-use crate::{LabError, PATIENCE, until};
+use super::measure::Spans;
+use super::work::Tcp;
+use warren_lab::which;
+use warren_lab::{LabError, PATIENCE, until};
 
 /// Samples per second: not a divisor of the timer's rate.
 const FREQUENCY: &str = "997";

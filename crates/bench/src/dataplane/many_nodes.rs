@@ -3,11 +3,11 @@
 
 use super::drive::{Load, number};
 use super::ends::{Who, v4};
-use super::items::{Found, Spans};
+use super::measure::{Found, Spans};
 use super::usage::Counted;
 use super::{check_interrupt, pause, until};
-use crate::bench::local_api::LocalApi;
-use crate::{
+use crate::local_api::LocalApi;
+use warren_lab::{
     Control, Host, HostOptions, Kind, Lab, LabError, Node, PATIENCE, Place, Relay, RelayKind,
     derp_map,
 };
