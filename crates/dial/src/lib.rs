@@ -8,6 +8,7 @@
 //!   one file;
 //! - [`upgrade`]: leaving HTTP/1.1 for another protocol without losing a byte;
 //! - [`fetch`]: small documents by HTTP, for the server's key and for probes;
+//! - [`limits`]: how many connections the process may have open;
 //! - [`noise_stream`]: the control channel as a byte stream, for both ends;
 //! - [`map_frames`]: the frames of the map stream;
 //! - [`control`]: the client of the coordination server;
@@ -19,6 +20,7 @@ mod entropy;
 pub mod control;
 pub mod derp;
 pub mod fetch;
+pub mod limits;
 pub mod map_frames;
 pub mod noise_stream;
 pub mod tls;
