@@ -18,7 +18,14 @@ const ROWS: &[(&str, &[&str])] = &[
     (
         "core",
         &[
-            "channel", "tunnel", "paths", "derp", "filter", "dns", "policy",
+            "control-client",
+            "channel",
+            "tunnel",
+            "paths",
+            "derp",
+            "filter",
+            "dns",
+            "policy",
         ],
     ),
     ("packet path", &["dataplane"]),
