@@ -1,8 +1,8 @@
-//! The rules of the house that a compiler does not check: who may depend on
-//! whom, and what the rooms without IO may see of the world.
+//! Rules about the workspace that the compiler does not check: which crate may
+//! depend on which, and what the crates without IO may use.
 //!
-//! When a test fails here, the question is not how to make it pass, but whether
-//! the new arrow belongs into the map in ARCHITECTURE.md.
+//! When a test fails here, do not ask how to make it pass. Ask whether the new
+//! dependency belongs into the layers of ARCHITECTURE.md.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,10 +11,14 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// The rows of the map, from the ground up. Arrows only go down.
-const ROWS: &[(&str, &[&str])] = &[
+/// The layers of ARCHITECTURE.md from the bottom up. A crate depends on lower
+/// layers only.
+const LAYERS: &[(&str, &[&str])] = &[
     ("keys", &["keys"]),
-    ("vocabulary", &["wire", "control-types", "timers"]),
+    (
+        "vocabulary",
+        &["wire", "control-types", "timers", "testkit"],
+    ),
     (
         "core",
         &[
@@ -37,12 +41,12 @@ const ROWS: &[(&str, &[&str])] = &[
     ("benchmarks", &["bench"]),
 ];
 
-/// The last row in which nothing touches the world.
-const LAST_ROW_WITHOUT_IO: &str = "assembly";
+/// The highest layer whose crates do no IO.
+const LAST_LAYER_WITHOUT_IO: &str = "assembly";
 
-/// What the rooms without IO are built from: cryptography, formats, data
-/// structures. Whoever adds a line should be able to say that the crate opens
-/// nothing, starts nothing, and asks neither clock nor random generator.
+/// Crates from outside that a crate without IO may depend on: cryptography,
+/// formats, data structures. A crate belongs here only if it opens no files or
+/// sockets, starts no threads, and asks neither a clock nor a random generator.
 const PURE: &[&str] = &[
     "aws-lc-rs",
     "blake2",
@@ -66,9 +70,9 @@ const PURE: &[&str] = &[
     "zeroize",
 ];
 
-/// What must not come in through the back door either, as a dependency of a
-/// dependency.
-const WORLDLY: &[&str] = &[
+/// Crates that a crate without IO must not reach through its dependencies
+/// either.
+const IO_CRATES: &[&str] = &[
     "async-io",
     "async-std",
     "hyper",
@@ -106,19 +110,19 @@ fn cargo(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-struct Room {
+struct Member {
     name: String,
     description: String,
     folder: PathBuf,
-    /// Rooms it depends on.
-    rooms: BTreeSet<String>,
-    /// Rooms that only its tests need.
+    /// Crates of the workspace that it depends on.
+    depends_on: BTreeSet<String>,
+    /// Crates of the workspace that only its tests need.
     tested_with: BTreeSet<String>,
-    /// What it depends on from outside, without what only its tests need.
+    /// Crates from outside that it depends on, without those of its tests.
     foreign: BTreeSet<String>,
 }
 
-fn rooms() -> BTreeMap<String, Room> {
+fn members() -> BTreeMap<String, Member> {
     let metadata = cargo(&[
         "metadata",
         "--offline",
@@ -128,86 +132,99 @@ fn rooms() -> BTreeMap<String, Room> {
     ]);
     let metadata: Value = serde_json::from_str(&metadata).unwrap();
     let packages = metadata["packages"].as_array().unwrap();
-    let rooms: BTreeMap<_, _> = packages.iter().map(room).collect();
-    assert!(rooms.len() >= 19, "only {} rooms were found", rooms.len());
-    rooms
+    let members: BTreeMap<_, _> = packages.iter().map(member).collect();
+    assert!(
+        members.len() >= 19,
+        "only {} crates were found",
+        members.len()
+    );
+    members
 }
 
-fn room(package: &Value) -> (String, Room) {
+fn member(package: &Value) -> (String, Member) {
     let bare = |name: &str| name.strip_prefix("warren-").map(str::to_owned);
     let package_name = package["name"].as_str().unwrap();
-    let name = bare(package_name).unwrap_or_else(|| panic!("{package_name} is no warren-room"));
+    let name =
+        bare(package_name).unwrap_or_else(|| panic!("{package_name} does not begin with warren-"));
     let manifest = Path::new(package["manifest_path"].as_str().unwrap());
-    let mut room = Room {
+    let mut member = Member {
         name: name.clone(),
         description: package["description"].as_str().unwrap_or("").to_owned(),
         folder: manifest.parent().unwrap().to_owned(),
-        rooms: BTreeSet::new(),
+        depends_on: BTreeSet::new(),
         tested_with: BTreeSet::new(),
         foreign: BTreeSet::new(),
     };
     for dependency in package["dependencies"].as_array().unwrap() {
         let name = dependency["name"].as_str().unwrap();
         match bare(name) {
-            Some(other) if dependency["kind"] == "dev" => room.tested_with.insert(other),
-            Some(other) => room.rooms.insert(other),
+            Some(other) if dependency["kind"] == "dev" => member.tested_with.insert(other),
+            Some(other) => member.depends_on.insert(other),
             None if dependency["kind"] == "dev" => false,
-            None => room.foreign.insert(name.to_owned()),
+            None => member.foreign.insert(name.to_owned()),
         };
     }
-    (name, room)
+    (name, member)
 }
 
-fn row(name: &str) -> usize {
-    ROWS.iter()
-        .position(|(_, rooms)| rooms.contains(&name))
-        .unwrap_or_else(|| panic!("{name} stands in no row: put it into ROWS and ARCHITECTURE.md"))
+fn layer(name: &str) -> usize {
+    LAYERS
+        .iter()
+        .position(|(_, crates)| crates.contains(&name))
+        .unwrap_or_else(|| panic!("{name} is in no layer: add it to LAYERS and to ARCHITECTURE.md"))
 }
 
 fn without_io() -> impl Iterator<Item = &'static str> {
-    let last = ROWS
+    let last = LAYERS
         .iter()
-        .position(|(row, _)| *row == LAST_ROW_WITHOUT_IO)
+        .position(|(layer, _)| *layer == LAST_LAYER_WITHOUT_IO)
         .unwrap();
-    ROWS[..=last].iter().flat_map(|(_, rooms)| *rooms).copied()
+    LAYERS[..=last]
+        .iter()
+        .flat_map(|(_, crates)| *crates)
+        .copied()
 }
 
 #[test]
-fn arrows_only_go_down() {
-    let rooms = rooms();
+fn crates_depend_on_lower_layers_only() {
+    let members = members();
     let mut wrong = Vec::new();
-    for room in rooms.values() {
-        for other in &room.rooms {
-            if row(other) >= row(&room.name) {
-                let (above, below) = (ROWS[row(other)].0, ROWS[row(&room.name)].0);
+    for member in members.values() {
+        for other in &member.depends_on {
+            if layer(other) >= layer(&member.name) {
+                let (above, below) = (LAYERS[layer(other)].0, LAYERS[layer(&member.name)].0);
                 wrong.push(format!(
                     "{} ({below}) depends on {other} ({above})",
-                    room.name
+                    member.name
                 ));
             }
         }
-        // Tests may also hold two rooms of one row against each other.
-        for other in &room.tested_with {
-            if row(other) > row(&room.name) {
-                wrong.push(format!("{} is tested with {other} above it", room.name));
+        // Tests may also compare two crates of one layer.
+        for other in &member.tested_with {
+            if layer(other) > layer(&member.name) {
+                wrong.push(format!("{} is tested with {other} above it", member.name));
             }
         }
     }
     assert!(
         wrong.is_empty(),
-        "arrows that go up or sideways: {wrong:#?}"
+        "dependencies that go up or sideways: {wrong:#?}"
     );
-    let known: BTreeSet<_> = ROWS.iter().flat_map(|(_, rooms)| *rooms).copied().collect();
-    let there: BTreeSet<_> = rooms.keys().map(String::as_str).collect();
-    assert_eq!(known, there, "ROWS and the workspace differ");
+    let known: BTreeSet<_> = LAYERS
+        .iter()
+        .flat_map(|(_, crates)| *crates)
+        .copied()
+        .collect();
+    let present: BTreeSet<_> = members.keys().map(String::as_str).collect();
+    assert_eq!(known, present, "LAYERS and the workspace differ");
 }
 
 #[test]
-fn rooms_without_io_are_built_from_pure_things() {
-    let rooms = rooms();
+fn crates_without_io_use_pure_crates_only() {
+    let members = members();
     let mut wrong = Vec::new();
     for name in without_io() {
-        for foreign in &rooms[name].foreign {
+        for foreign in &members[name].foreign {
             if !PURE.contains(&foreign.as_str()) {
                 wrong.push(format!("{name} depends on {foreign}"));
             }
@@ -220,7 +237,7 @@ fn rooms_without_io_are_built_from_pure_things() {
 }
 
 #[test]
-fn no_runtime_comes_in_through_the_back_door() {
+fn crates_without_io_reach_no_runtime_through_dependencies() {
     let mut wrong = Vec::new();
     for name in without_io() {
         let tree = cargo(&[
@@ -240,7 +257,7 @@ fn no_runtime_comes_in_through_the_back_door() {
             .filter_map(|line| line.split(' ').next())
             .collect();
         assert!(crates.contains(format!("warren-{name}").as_str()), "{tree}");
-        for found in WORLDLY.iter().filter(|worldly| crates.contains(**worldly)) {
+        for found in IO_CRATES.iter().filter(|name| crates.contains(**name)) {
             wrong.push(format!(
                 "{name} reaches {found}; see: cargo tree -p warren-{name} -e normal -i {found}"
             ));
@@ -250,13 +267,13 @@ fn no_runtime_comes_in_through_the_back_door() {
 }
 
 #[test]
-fn rooms_without_io_refuse_clocks_files_and_sockets() {
-    // What exactly is refused stands in clippy.toml.
+fn crates_without_io_deny_clocks_files_and_sockets() {
+    // clippy.toml lists the methods and types.
     let refuses =
         "#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]";
-    let rooms = rooms();
+    let members = members();
     for name in without_io() {
-        let source = std::fs::read_to_string(rooms[name].folder.join("src/lib.rs")).unwrap();
+        let source = std::fs::read_to_string(members[name].folder.join("src/lib.rs")).unwrap();
         assert!(
             source.lines().any(|line| line == refuses),
             "{name}: its lib.rs lacks\n{refuses}"
@@ -265,19 +282,19 @@ fn rooms_without_io_refuse_clocks_files_and_sockets() {
 }
 
 #[test]
-fn every_room_says_what_it_is() {
-    for room in rooms().values() {
+fn every_crate_is_described() {
+    for member in members().values() {
         assert!(
-            room.description.len() > 20 && !room.description.ends_with('.'),
+            member.description.len() > 20 && !member.description.ends_with('.'),
             "{}: the description in its Cargo.toml should be one line without full stop: {:?}",
-            room.name,
-            room.description
+            member.name,
+            member.description
         );
-        let source = std::fs::read_to_string(room.folder.join("src/lib.rs")).unwrap();
+        let source = std::fs::read_to_string(member.folder.join("src/lib.rs")).unwrap();
         assert!(
             source.starts_with("//! "),
-            "{}: its lib.rs tells no story",
-            room.name
+            "{}: its lib.rs has no module docs",
+            member.name
         );
     }
 }
