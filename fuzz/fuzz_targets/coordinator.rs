@@ -103,7 +103,7 @@ fuzz_target!(|bytes: &[u8]| {
         .create_user(clock.wall, "alice")
         .expect("a good name");
     let key = |ephemeral| NewAuthKey {
-        user: Some("alice".to_owned()),
+        user: Some("alice".into()),
         reusable: true,
         ephemeral,
         ..NewAuthKey::default()

@@ -14,8 +14,9 @@ use crate::access::Access;
 use crate::auth_keys::AuthKeyText;
 use crate::coordinator::{Coordinator, Output, timestamp};
 use crate::error::AdminError;
-use crate::names::{check_user_name, is_label};
+use crate::names::{check_node_name, check_user_name};
 use crate::records::{AuthKeyId, AuthKeyRecord, Change, NodeRecord, TAGGED_DEVICES, UserRecord};
+use crate::references::{NodeRef, NodeTarget, UserRef, UserTarget};
 use crate::register::{PendingId, hostinfo, usable};
 use crate::routes::{advertised, is_exit};
 
@@ -25,8 +26,8 @@ const MAX_QUESTIONS: usize = 16;
 /// What a new pre-auth key shall be.
 #[derive(Debug, Clone, Default)]
 pub struct NewAuthKey {
-    /// Name of the user whose nodes it makes.
-    pub user: Option<String>,
+    /// The user whose nodes it makes.
+    pub user: Option<UserRef>,
     /// Works more than once.
     pub reusable: bool,
     /// Its nodes are deleted when they stay away.
@@ -57,7 +58,7 @@ impl Coordinator {
     /// The name is taken or no name.
     pub fn create_user(&mut self, wall: Duration, name: &str) -> Result<UserRecord, AdminError> {
         check_user_name(name)?;
-        if self.find_user(name).is_ok() {
+        if self.users_named(name).next().is_some() {
             return Err(AdminError::UserExists(name.to_owned()));
         }
         let user = UserRecord {
@@ -76,17 +77,21 @@ impl Coordinator {
     ///
     /// # Errors
     /// No such user, or the new name is taken or no name.
-    pub fn rename_user(&mut self, old: &str, new: &str) -> Result<UserRecord, AdminError> {
+    pub fn rename_user(
+        &mut self,
+        old: impl Into<UserRef>,
+        new: &str,
+    ) -> Result<UserRecord, AdminError> {
         let id = self.find_user(old)?.id;
         check_user_name(new)?;
-        if self.find_user(new).is_ok_and(|other| other.id != id) {
+        if self.users_named(new).any(|other| other.id != id) {
             return Err(AdminError::UserExists(new.to_owned()));
         }
         let user = self
             .data
             .users
             .get_mut(&id)
-            .ok_or_else(|| AdminError::NoUser(old.to_owned()))?;
+            .ok_or_else(|| AdminError::NoUser(id.to_string()))?;
         user.name = new.to_owned();
         let user = user.clone();
         self.store_user(&user);
@@ -111,10 +116,14 @@ impl Coordinator {
     ///
     /// # Errors
     /// No such user.
-    pub fn set_role(&mut self, name: &str, role: Role) -> Result<UserRecord, AdminError> {
+    pub fn set_role(
+        &mut self,
+        name: impl Into<UserRef>,
+        role: Role,
+    ) -> Result<UserRecord, AdminError> {
         let id = self.find_user(name)?.id;
         let user = self.data.users.get_mut(&id);
-        let user = user.ok_or_else(|| AdminError::NoUser(name.to_owned()))?;
+        let user = user.ok_or_else(|| AdminError::NoUser(id.to_string()))?;
         let before = std::mem::replace(&mut user.role, role);
         let changed = before != role;
         let user = user.clone();
@@ -140,7 +149,7 @@ impl Coordinator {
     ///
     /// # Errors
     /// No such user, or nodes are left.
-    pub fn delete_user(&mut self, name: &str) -> Result<UserRecord, AdminError> {
+    pub fn delete_user(&mut self, name: impl Into<UserRef>) -> Result<UserRecord, AdminError> {
         let user = self.find_user(name)?.clone();
         let nodes = self
             .data
@@ -177,19 +186,37 @@ impl Coordinator {
         Ok(user)
     }
 
-    /// The user with this name or number.
+    /// The user that the reference names.
     ///
     /// # Errors
-    /// There is none.
-    pub fn find_user(&self, name: &str) -> Result<&UserRecord, AdminError> {
-        let by_name = self
-            .data
-            .users
-            .values()
-            .find(|user| user.name.eq_ignore_ascii_case(name));
-        by_name
-            .or_else(|| self.data.users.get(&UserId(name.parse().ok()?)))
-            .ok_or_else(|| AdminError::NoUser(name.to_owned()))
+    /// No user has the number or name, or several users have the name.
+    pub fn find_user(&self, user: impl Into<UserRef>) -> Result<&UserRecord, AdminError> {
+        let user = user.into();
+        let found: Vec<&UserRecord> = match user.target() {
+            UserTarget::Number(id) => {
+                let id = id.as_ref();
+                id.and_then(|id| self.data.users.get(id))
+                    .into_iter()
+                    .collect()
+            }
+            UserTarget::Name(name) => self.users_named(name).collect(),
+        };
+        match found[..] {
+            [] => Err(AdminError::NoUser(user.to_string())),
+            [one] => Ok(one),
+            [..] => Err(AdminError::Ambiguous {
+                text: user.to_string(),
+                candidates: found
+                    .iter()
+                    .map(|user| UserRef::from(user.id).to_string())
+                    .collect(),
+            }),
+        }
+    }
+
+    fn users_named<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a UserRecord> {
+        let users = self.data.users.values();
+        users.filter(move |user| user.name.eq_ignore_ascii_case(name))
     }
 
     /// The name of an owner, and since when there is one.
@@ -214,8 +241,8 @@ impl Coordinator {
             // Who asks for a key wants the user to be there.
             Some(name) => match self.find_user(name) {
                 Ok(user) => Some(user.id),
-                Err(_) if name.parse::<u64>().is_err() && check_user_name(name).is_ok() => {
-                    return Err(AdminError::NoUserForKey(name.clone()));
+                Err(_) if check_user_name(&name.to_string()).is_ok() => {
+                    return Err(AdminError::NoUserForKey(name.to_string()));
                 }
                 Err(error) => return Err(error),
             },
@@ -296,36 +323,56 @@ impl Coordinator {
         Ok(key)
     }
 
-    /// The node with this number, name, full name or address.
+    /// The node that the reference names: by number, name, full name or address.
     ///
     /// # Errors
-    /// There is none.
-    pub fn find_node(&self, text: &str) -> Result<&NodeRecord, AdminError> {
-        let lower = text.to_ascii_lowercase();
-        let zone = format!(".{}", self.config.base_domain);
-        let stem = lower.trim_end_matches('.');
-        let label = stem.strip_suffix(&zone).unwrap_or(stem);
-        let address: Option<IpAddr> = text.parse().ok();
-        let by_name = self.data.nodes.values().find(|node| node.name == label);
-        by_name
-            .or_else(|| self.data.nodes.get(&NodeId(text.parse().ok()?)))
-            .or_else(|| {
-                let wanted = address?;
-                self.data.nodes.values().find(|node| {
-                    IpAddr::from(node.address.v4()) == wanted
-                        || IpAddr::from(node.address.v6()) == wanted
+    /// No node has it, or several nodes have the name.
+    pub fn find_node(&self, node: impl Into<NodeRef>) -> Result<&NodeRecord, AdminError> {
+        let node = node.into();
+        let nodes = self.data.nodes.values();
+        let found: Vec<&NodeRecord> = match node.target() {
+            NodeTarget::Number(id) => {
+                let id = id.as_ref();
+                id.and_then(|id| self.data.nodes.get(id))
+                    .into_iter()
+                    .collect()
+            }
+            NodeTarget::Name(name) => {
+                let zone = format!(".{}", self.config.base_domain);
+                let label = name.strip_suffix(&zone).unwrap_or(name);
+                nodes.filter(|node| node.name == label).collect()
+            }
+            NodeTarget::Address(address) => nodes
+                .filter(|node| {
+                    IpAddr::from(node.address.v4()) == *address
+                        || IpAddr::from(node.address.v6()) == *address
                 })
-            })
-            .ok_or_else(|| AdminError::NoNode(text.to_owned()))
+                .collect(),
+        };
+        match found[..] {
+            [] => Err(AdminError::NoNode(node.to_string())),
+            [one] => Ok(one),
+            [..] => Err(AdminError::Ambiguous {
+                text: node.to_string(),
+                candidates: found
+                    .iter()
+                    .map(|node| NodeRef::from(node.id).to_string())
+                    .collect(),
+            }),
+        }
     }
 
     /// Gives a node a name that its host name no longer overrules.
     ///
     /// # Errors
     /// No such node, no name, or another node's name.
-    pub fn rename_node(&mut self, node: &str, name: &str) -> Result<NodeId, AdminError> {
+    pub fn rename_node(
+        &mut self,
+        node: impl Into<NodeRef>,
+        name: &str,
+    ) -> Result<NodeId, AdminError> {
         let id = self.find_node(node)?.id;
-        let label = is_label(name)?;
+        let label = check_node_name(name)?;
         if self
             .data
             .nodes
@@ -348,7 +395,11 @@ impl Coordinator {
     ///
     /// # Errors
     /// No such node.
-    pub fn expire_node(&mut self, wall: Duration, node: &str) -> Result<NodeId, AdminError> {
+    pub fn expire_node(
+        &mut self,
+        wall: Duration,
+        node: impl Into<NodeRef>,
+    ) -> Result<NodeId, AdminError> {
         let id = self.find_node(node)?.id;
         let time = timestamp(wall);
         self.set_expiry(id, Some(time));
@@ -360,7 +411,7 @@ impl Coordinator {
     ///
     /// # Errors
     /// No such node.
-    pub fn delete_node(&mut self, node: &str) -> Result<NodeId, AdminError> {
+    pub fn delete_node(&mut self, node: impl Into<NodeRef>) -> Result<NodeId, AdminError> {
         let id = self.find_node(node)?.id;
         self.remove_node(id);
         Ok(id)
@@ -373,7 +424,7 @@ impl Coordinator {
     /// No such node, or it has no stream now.
     pub fn ask_node(
         &mut self,
-        node: &str,
+        node: impl Into<NodeRef>,
         question: PingRequest,
     ) -> Result<MachinePublic, AdminError> {
         let found = self.find_node(node)?;
@@ -393,7 +444,11 @@ impl Coordinator {
     ///
     /// # Errors
     /// No such node, a tag that is none, or nobody would own the node.
-    pub fn tag_node(&mut self, node: &str, tags: BTreeSet<String>) -> Result<NodeId, AdminError> {
+    pub fn tag_node(
+        &mut self,
+        node: impl Into<NodeRef>,
+        tags: BTreeSet<String>,
+    ) -> Result<NodeId, AdminError> {
         let found = self.find_node(node)?;
         let id = found.id;
         for tag in &tags {
@@ -423,7 +478,11 @@ impl Coordinator {
     ///
     /// # Errors
     /// No such node, or a route it does not advertise.
-    pub fn approve_routes(&mut self, node: &str, routes: &[IpNet]) -> Result<NodeId, AdminError> {
+    pub fn approve_routes(
+        &mut self,
+        node: impl Into<NodeRef>,
+        routes: &[IpNet],
+    ) -> Result<NodeId, AdminError> {
         let found = self.find_node(node)?;
         let (id, offered) = (found.id, advertised(found));
         let mut approved: BTreeSet<IpNet> = routes.iter().map(IpNet::trunc).collect();

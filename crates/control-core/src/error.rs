@@ -25,12 +25,12 @@ pub enum MapError {
 pub enum AdminError {
     /// No user has this name or number.
     #[error(
-        "no user \"{0}\"; `warren-control users list` shows them, `warren-control users create NAME` makes one"
+        "user \"{0}\" not found; `warren-control users list` shows them, `warren-control users create NAME` makes one"
     )]
     NoUser(String),
     /// A key was wanted for a user that is not there, but could be.
     #[error(
-        "no user \"{0}\"; make it first with `warren-control users create {0}`, or see who is there with `warren-control users list`"
+        "user \"{0}\" not found; create it first with `warren-control users create {0}`, or list the users with `warren-control users list`"
     )]
     NoUserForKey(String),
     /// The name is in use.
@@ -47,8 +47,16 @@ pub enum AdminError {
         nodes: usize,
     },
     /// No node has this name, number or address.
-    #[error("no node \"{0}\"; `warren-control nodes list` shows them")]
+    #[error("node \"{0}\" not found; `warren-control nodes list` shows them")]
     NoNode(String),
+    /// Two records have the name.
+    #[error("\"{text}\" is the name of {}; use one of these instead", candidates.join(" and "))]
+    Ambiguous {
+        /// The reference.
+        text: String,
+        /// References that name one record each.
+        candidates: Vec<String>,
+    },
     /// A node cannot be asked without a stream.
     #[error("node \"{0}\" is not connected now, so it cannot be asked")]
     NotConnected(String),
@@ -62,7 +70,7 @@ pub enum AdminError {
     #[error(transparent)]
     Name(#[from] LabelError),
     /// No pre-auth key has this number.
-    #[error("no pre-auth key {0}; `warren-control preauthkeys list` shows them")]
+    #[error("pre-auth key {0} not found; `warren-control preauthkeys list` shows them")]
     NoAuthKey(i64),
     /// A key must belong to somebody or to tags.
     #[error("a pre-auth key needs an owner: `--user NAME`, or `--tag tag:NAME`")]

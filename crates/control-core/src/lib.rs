@@ -35,6 +35,7 @@ mod message;
 mod names;
 mod policies;
 mod records;
+mod references;
 mod register;
 mod render;
 mod routes;
@@ -59,6 +60,7 @@ pub use records::{
     AuthKeyId, AuthKeyRecord, Change, JoinMethod, NodeRecord, Snapshot, TAGGED_DEVICES, UserRecord,
     role_name,
 };
+pub use references::{NodeRef, UserRef};
 pub use register::{PendingId, RegisterOutcome};
 pub use session::{Pending, SessionId};
 pub use ssh_checks::{SshCheckView, SshOutcome, SshQuestion, SshRefusal};

@@ -1,4 +1,6 @@
-//! Names of machines: from whatever a host calls itself to a unique DNS label.
+//! Names of machines: from the name of a host to a unique DNS label.
+
+use crate::references::is_number;
 
 /// The longest DNS label (RFC 1035 section 2.3.4).
 const MAX_LABEL: usize = 63;
@@ -6,7 +8,7 @@ const MAX_LABEL: usize = 63;
 /// What a host is called when nothing usable is left of its name.
 const FALLBACK: &str = "node";
 
-/// Why a text is no machine name.
+/// The reason why a text is not a valid name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LabelError {
     /// Nothing there.
@@ -20,6 +22,9 @@ pub enum LabelError {
         "\"{0}\" is not DNS-safe; use letters, digits and \"-\", not starting or ending with \"-\""
     )]
     NotDnsSafe(String),
+    /// It would read as the number of another record.
+    #[error("\"{0}\" reads as a number; put a letter into the name, for example \"n{0}\"")]
+    OnlyDigits(String),
 }
 
 /// Checks a name that a person chose; the answer is in lower case.
@@ -45,6 +50,8 @@ pub fn is_label(text: &str) -> Result<String, LabelError> {
 
 /// The label that a host's own name gives: suffixes of home networks dropped,
 /// everything that is not a letter or digit turned into single `-`, cut to 63.
+/// A name of digits alone would read as the number of a node, so it gets a word
+/// in front.
 pub fn sanitize_hostname(hostname: &str) -> String {
     let lower = hostname.trim().to_lowercase();
     let stem = [".localdomain", ".local", ".lan"]
@@ -65,9 +72,21 @@ pub fn sanitize_hostname(hostname: &str) -> String {
     let label = label.trim_matches('-');
     if label.is_empty() {
         FALLBACK.to_owned()
+    } else if is_number(label) {
+        let number: String = label.chars().take(MAX_LABEL - FALLBACK.len() - 1).collect();
+        format!("{FALLBACK}-{number}")
     } else {
         label.to_owned()
     }
+}
+
+/// Checks a node's name that a person chose; the answer is in lower case.
+pub(crate) fn check_node_name(text: &str) -> Result<String, LabelError> {
+    let label = is_label(text)?;
+    if is_number(&label) {
+        return Err(LabelError::OnlyDigits(label));
+    }
+    Ok(label)
 }
 
 /// `label` itself if it is free, else the first free of `label-1`, `label-2` ...
@@ -87,7 +106,7 @@ pub fn unique_label(label: &str, taken: impl Fn(&str) -> bool) -> String {
     }
 }
 
-/// Why a text is no user name.
+/// Checks the login name of a user.
 pub(crate) fn check_user_name(name: &str) -> Result<(), LabelError> {
     if name.is_empty() {
         return Err(LabelError::Empty);
@@ -98,11 +117,13 @@ pub(crate) fn check_user_name(name: &str) -> Result<(), LabelError> {
     let safe = name
         .chars()
         .all(|c| c.is_alphanumeric() || "@._+-".contains(c));
-    if safe {
-        Ok(())
-    } else {
-        Err(LabelError::NotDnsSafe(name.to_owned()))
+    if !safe {
+        return Err(LabelError::NotDnsSafe(name.to_owned()));
     }
+    if is_number(name) {
+        return Err(LabelError::OnlyDigits(name.to_owned()));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -122,10 +143,14 @@ mod tests {
             ("", "node"),
             ("日本", "node"),
             ("a.b.c", "a-b-c"),
+            ("7", "node-7"),
+            ("7.local", "node-7"),
+            ("10.0.0.7", "10-0-0-7"),
         ] {
             assert_eq!(sanitize_hostname(raw), label, "{raw:?}");
         }
         assert_eq!(sanitize_hostname(&"x".repeat(200)).len(), 63);
+        assert_eq!(sanitize_hostname(&"7".repeat(200)).len(), 63);
     }
 
     #[test]
@@ -145,7 +170,7 @@ mod tests {
         #[test]
         fn a_sanitized_name_is_a_label_and_stays_one_when_made_unique(raw in ".*", clashes in 0_u64..120) {
             let label = sanitize_hostname(&raw);
-            prop_assert_eq!(is_label(&label), Ok(label.clone()));
+            prop_assert_eq!(check_node_name(&label), Ok(label.clone()));
             let taken: Vec<String> = (0..clashes).scan(Vec::new(), |seen: &mut Vec<String>, _| {
                 let next = unique_label(&label, |name| seen.iter().any(|s| s == name));
                 seen.push(next.clone());

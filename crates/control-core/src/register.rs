@@ -32,6 +32,7 @@ use crate::coordinator::{Coordinator, Notice, Output, timestamp};
 use crate::error::AdminError;
 use crate::names::{sanitize_hostname, unique_label};
 use crate::records::{AuthKeyRecord, JoinMethod, NodeRecord, TAGGED_DEVICES};
+use crate::references::UserRef;
 use crate::session::{PatchFields, PeerMark};
 use crate::{addresses, update};
 
@@ -396,7 +397,7 @@ impl Coordinator {
         now: Instant,
         wall: Duration,
         id: &PendingId,
-        user: &str,
+        user: impl Into<UserRef>,
         tags: BTreeSet<String>,
     ) -> Result<NodeId, AdminError> {
         let user = self.find_user(user)?.id;

@@ -6,6 +6,7 @@
 mod deltas;
 mod policies;
 mod policy;
+mod references;
 mod registration;
 mod roles;
 mod sections;

@@ -127,7 +127,7 @@ pub enum Users {
     List,
     /// Give a user another name.
     Rename {
-        /// Present name or number.
+        /// Present name, number, id:NUMBER or name:NAME.
         name: String,
         /// Name to be.
         new_name: String,
@@ -135,7 +135,7 @@ pub enum Users {
     /// Say what a user administers, for the policy: `autogroup:admin` and its kin
     /// mean users by their roles.
     SetRole {
-        /// Name or number.
+        /// Name, number, id:NUMBER or name:NAME.
         name: String,
         /// The role; everybody is a member at first.
         #[arg(value_parser = roles())]
@@ -144,7 +144,7 @@ pub enum Users {
     /// Delete a user that owns no nodes.
     #[command(visible_alias = "destroy")]
     Delete {
-        /// Name or number.
+        /// Name, number, id:NUMBER or name:NAME.
         name: String,
     },
 }
@@ -161,12 +161,12 @@ pub enum Nodes {
     },
     /// Show one node.
     Show {
-        /// Name, number or address.
+        /// Name, number, address, id:NUMBER or name:NAME.
         node: String,
     },
     /// Give a node another name.
     Rename {
-        /// Name, number or address.
+        /// Name, number, address, id:NUMBER or name:NAME.
         node: String,
         /// Name to be.
         name: String,
@@ -174,13 +174,13 @@ pub enum Nodes {
     /// Make a node log in again.
     #[command(visible_alias = "logout")]
     Expire {
-        /// Name, number or address.
+        /// Name, number, address, id:NUMBER or name:NAME.
         node: String,
     },
     /// Delete a node.
     #[command(visible_alias = "rm")]
     Delete {
-        /// Name, number or address.
+        /// Name, number, address, id:NUMBER or name:NAME.
         node: String,
     },
     /// Show machines that wait to be let in.
@@ -209,12 +209,12 @@ pub enum Nodes {
     /// Show routes that nodes offer, and which of them count.
     #[command(visible_alias = "list-routes")]
     Routes {
-        /// Name, number or address; all nodes with routes if left out.
+        /// Name, number, address, id:NUMBER or name:NAME; all nodes with routes if left out.
         node: Option<String>,
     },
     /// Set which routes of a node count. Without routes: none.
     ApproveRoutes {
-        /// Name, number or address.
+        /// Name, number, address, id:NUMBER or name:NAME.
         node: String,
         /// As 10.1.0.0/16; more than one with commas.
         #[arg(
@@ -230,7 +230,7 @@ pub enum Nodes {
     },
     /// Give a node to tags; without any, back to its user.
     Tag {
-        /// Name, number or address.
+        /// Name, number, address, id:NUMBER or name:NAME.
         node: String,
         /// The tags.
         #[arg(
@@ -307,7 +307,7 @@ pub enum Debugging {
     /// Put a request to a connected node and show its answer: /echo is known to
     /// all, other paths depend on the program.
     C2n {
-        /// Name, number or address.
+        /// Name, number, address, id:NUMBER or name:NAME.
         node: String,
         /// What to ask for, as /echo.
         path: String,

@@ -502,7 +502,7 @@ async fn invite(hub: &Hub, state: &StateDir, user: &str) -> Result<Invitation, F
                 c.forget_auth_key(text);
             }
             let new = NewAuthKey {
-                user: owner,
+                user: owner.map(Into::into),
                 lifetime: Some(FIRST_KEY_LIFETIME),
                 ..NewAuthKey::default()
             };

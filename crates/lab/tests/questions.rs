@@ -21,7 +21,12 @@ fn a_node_answers(lab: &mut Lab, kind: Kind) -> Option<()> {
     let refused = refused.unwrap_err().to_string();
     assert!(refused.contains("the node refused"), "{refused}");
     let nobody = control.cli(&["debug", "c2n", "bob", "/echo"]);
-    assert!(nobody.unwrap_err().to_string().contains("no node \"bob\""));
+    assert!(
+        nobody
+            .unwrap_err()
+            .to_string()
+            .contains("node \"bob\" not found")
+    );
     Some(())
 }
 

@@ -80,7 +80,7 @@ impl Control {
                 .expect("the policy of the test is sound");
         }
         let new = NewAuthKey {
-            user: Some(USER.to_owned()),
+            user: Some(USER.into()),
             reusable: true,
             ..NewAuthKey::default()
         };

@@ -106,7 +106,7 @@ impl World {
 
     pub(super) fn reusable(&mut self, user: &str) -> String {
         self.auth_key(NewAuthKey {
-            user: Some(user.to_owned()),
+            user: Some(user.into()),
             reusable: true,
             ..NewAuthKey::default()
         })

@@ -265,7 +265,7 @@ impl Command {
                 change(hub, |c, wall| {
                     let lifetime = (lifetime != 0).then(|| Duration::from_secs(lifetime));
                     let new = NewAuthKey {
-                        user,
+                        user: user.map(Into::into),
                         reusable,
                         ephemeral,
                         tags,

@@ -162,7 +162,7 @@ fn names_become_dns_labels_or_are_refused() {
     refused(rename("web"), &["belongs to another node"]);
     refused(
         control.cli(&["nodes", "rename", "99", "x"]),
-        &["no node", "nodes list"],
+        &["not found", "nodes list"],
     );
     assert_eq!(
         control.node_id("web-1").unwrap(),

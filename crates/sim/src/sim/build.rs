@@ -98,7 +98,7 @@ impl Sim {
             return self.control.auth_key.clone();
         }
         let new = warren_control_core::NewAuthKey {
-            user: Some(crate::control::USER.to_owned()),
+            user: Some(crate::control::USER.into()),
             reusable: true,
             tags: tags.clone(),
             ..warren_control_core::NewAuthKey::default()
