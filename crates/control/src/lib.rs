@@ -11,7 +11,7 @@
 //! * [`machine`] is what is served there: registration and the map stream;
 //! * [`ssh_action`] is served there too: may this session over SSH go on?
 //! * [`questions`] are what this server asks nodes, over their map streams;
-//! * [`hub`] is the one owner of the coordinator; it carries the coordinator's
+//! * [`coordinator`] is the one owner of the coordinator; it carries the coordinator's
 //!   wishes to sessions, to the timer and to the store;
 //! * [`store`] writes rows to SQLite from a thread of its own, in batches;
 //! * [`admin`] is the administrator's door: a Unix socket in the state folder,
@@ -22,7 +22,8 @@
 
 pub mod admin;
 pub mod args;
-pub mod hub;
+pub mod clock;
+pub mod coordinator;
 pub mod machine;
 pub mod noise;
 pub mod output;

@@ -23,7 +23,7 @@ use warren_control_core::MapError;
 use warren_control_types::{MapRequest, RegisterRequest};
 use warren_keys::MachinePublic;
 
-use crate::hub::{Hub, Registration, Session};
+use crate::coordinator::{CoordinatorHandle, Registration, Session};
 use crate::ssh_action;
 
 /// The longest request body; the reference's servers take as much.
@@ -125,7 +125,7 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Box<Response<ReplyBody>>
 /// Answers one request of the machine at the other end of the channel, which
 /// comes from `source` as far as that is known.
 pub async fn handle<B>(
-    hub: Arc<Hub>,
+    coordinator: Arc<CoordinatorHandle>,
     machine: MachinePublic,
     source: Option<IpAddr>,
     request: Request<B>,
@@ -146,11 +146,11 @@ where
     };
     match (parts.method, path) {
         (Method::POST, "/machine/register") => match parse(&body) {
-            Ok(request) => register(&hub, machine, source, &request).await,
+            Ok(request) => register(&coordinator, machine, source, &request).await,
             Err(refusal) => *refusal,
         },
         (Method::POST, "/machine/map") => match parse(&body) {
-            Ok(request) => map(&hub, machine, &request),
+            Ok(request) => map(&coordinator, machine, &request),
             Err(refusal) => *refusal,
         },
         (Method::GET, "/machine/whoami") => text(StatusCode::OK, format!("you are {machine}\n")),
@@ -162,7 +162,7 @@ where
         }
         (Method::GET, path) if path.starts_with(ssh_action::PREFIX) => {
             let query = parts.uri.query().unwrap_or_default();
-            ssh_action::answer(&hub, machine, path, query).await
+            ssh_action::answer(&coordinator, machine, path, query).await
         }
         (_, "/machine/register" | "/machine/map") => {
             text(StatusCode::METHOD_NOT_ALLOWED, "use POST")
@@ -173,7 +173,7 @@ where
         // Answers to questions this server asks nodes arrive here, at paths it
         // made up.
         (Method::POST, path) if path.starts_with("/c2n/") => {
-            if hub.answered(path, machine, body) {
+            if coordinator.answered(path, machine, body) {
                 let mut response = Response::new(whole(Bytes::new()));
                 *response.status_mut() = StatusCode::NO_CONTENT;
                 response
@@ -199,12 +199,12 @@ fn not_available(path: &str) -> String {
 }
 
 async fn register(
-    hub: &Hub,
+    coordinator: &CoordinatorHandle,
     machine: MachinePublic,
     source: Option<IpAddr>,
     request: &RegisterRequest,
 ) -> Response<ReplyBody> {
-    match hub.register(machine, source, request).await {
+    match coordinator.register(machine, source, request).await {
         Ok(Registration::Answer(response)) => json(StatusCode::OK, &response),
         Ok(Registration::Busy) => {
             let mut response = text(
@@ -228,7 +228,11 @@ async fn register(
     }
 }
 
-fn map(hub: &Arc<Hub>, machine: MachinePublic, request: &MapRequest) -> Response<ReplyBody> {
+fn map(
+    coordinator: &Arc<CoordinatorHandle>,
+    machine: MachinePublic,
+    request: &MapRequest,
+) -> Response<ReplyBody> {
     let compressed = match request.compress.as_str() {
         "" => false,
         "zstd" => true,
@@ -240,12 +244,15 @@ fn map(hub: &Arc<Hub>, machine: MachinePublic, request: &MapRequest) -> Response
         }
     };
     let answer = if request.stream {
-        hub.open_stream(machine, request)
+        coordinator
+            .open_stream(machine, request)
             .map(|session| stream_body(session, compressed))
     } else if request.omit_peers && !request.read_only {
-        hub.update(machine, request).map(|()| whole(Bytes::new()))
+        coordinator
+            .update(machine, request)
+            .map(|()| whole(Bytes::new()))
     } else {
-        hub.map_once(machine, request).and_then(|message| {
+        coordinator.map_once(machine, request).and_then(|message| {
             let json = message.to_json().map_err(|_| MapError::NotFound)?;
             Ok(whole(frame(&json, compressed)))
         })

@@ -26,7 +26,9 @@ use warren_control_types::{CapabilityVersion, EarlyNoise};
 use warren_dial::noise_stream::NoiseStream;
 use warren_keys::{ChallengeSecret, MachineSecret};
 
-use crate::hub::{Hub, OsEntropy};
+use warren_dial::SystemEntropy;
+
+use crate::coordinator::CoordinatorHandle;
 use crate::machine::{self, ReplyBody, text, whole};
 
 /// What both sides upgrade to.
@@ -46,7 +48,7 @@ const MAX_STREAMS: u32 = 64;
 #[derive(Debug)]
 pub struct Upgrader {
     /// The coordinator.
-    pub hub: Arc<Hub>,
+    pub coordinator: Arc<CoordinatorHandle>,
     /// The server's Noise key.
     pub key: MachineSecret,
 }
@@ -215,7 +217,7 @@ impl Upgrader {
         let initiation = BASE64
             .decode(encoded)
             .map_err(|_| "invalid tailscale handshake header".to_owned())?;
-        accept(&initiation, &self.key, &mut OsEntropy)
+        accept(&initiation, &self.key, &mut SystemEntropy)
             .map_err(|error| format!("the handshake failed: {error}"))
     }
 
@@ -241,11 +243,11 @@ impl Upgrader {
         }
         // Both go out with the first bytes of HTTP/2, in one segment.
         let stream = NoiseStream::new(stream, channel, &[], &first);
-        let hub = self.hub.clone();
+        let coordinator = self.coordinator.clone();
         let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-            let hub = hub.clone();
+            let coordinator = coordinator.clone();
             async move {
-                let answer = machine::handle(hub, machine, source, request).await;
+                let answer = machine::handle(coordinator, machine, source, request).await;
                 Ok::<_, std::convert::Infallible>(answer)
             }
         });
@@ -264,7 +266,7 @@ impl Upgrader {
 
 /// The early payload, sealed. Today's clients read the challenge and forget it.
 fn early_payload(channel: &mut Channel) -> Option<Vec<u8>> {
-    let challenge = ChallengeSecret::generate(&mut OsEntropy).public();
+    let challenge = ChallengeSecret::generate(&mut SystemEntropy).public();
     let json = serde_json::to_vec(&EarlyNoise {
         node_key_challenge: Some(challenge),
     })

@@ -18,7 +18,8 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 use warren_control_core::{AdminError, GivenPolicy};
 
-use crate::hub::{Hub, wall_clock};
+use crate::clock::wall_clock;
+use crate::coordinator::CoordinatorHandle;
 use crate::store::StoreError;
 
 /// A save is several events; what comes within this time is one.
@@ -35,10 +36,10 @@ const MAX_LINKS: usize = 40;
 type Folder = (PathBuf, Option<(u64, u64)>);
 
 /// Watches until the task is dropped.
-pub async fn watch(path: PathBuf, hub: Arc<Hub>) {
+pub async fn watch(path: PathBuf, coordinator: Arc<CoordinatorHandle>) {
     let mut told = String::new();
     loop {
-        if let Err(error) = follow(&path, &hub).await {
+        if let Err(error) = follow(&path, &coordinator).await {
             let error = error.to_string();
             if told != error {
                 tracing::warn!(
@@ -48,13 +49,13 @@ pub async fn watch(path: PathBuf, hub: Arc<Hub>) {
                 told = error;
             }
             tokio::time::sleep(RETRY).await;
-            reload(&path, &hub).await;
+            reload(&path, &coordinator).await;
         }
     }
 }
 
 /// Follows the folders as they are now; ends when they are others.
-async fn follow(path: &Path, hub: &Arc<Hub>) -> io::Result<()> {
+async fn follow(path: &Path, coordinator: &Arc<CoordinatorHandle>) -> io::Result<()> {
     let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
     let events = inotify::init(flags)?;
     let wanted = inotify::WatchFlags::CLOSE_WRITE
@@ -71,14 +72,14 @@ async fn follow(path: &Path, hub: &Arc<Hub>) -> io::Result<()> {
     // To be read like any stream of bytes; what they say does not matter.
     let mut events = pipe::Receiver::from_owned_fd_unchecked(events)?;
     // What happened before the watches stood.
-    reload(path, hub).await;
+    reload(path, coordinator).await;
     let mut buffer = [0; 4096];
     while aside(path, folders_of).await? == folders {
         // How much was read does not matter: the rest is drained below.
         let _some = events.read(&mut buffer).await?;
         tokio::time::sleep(QUIET).await;
         while events.try_read(&mut buffer).is_ok_and(|n| n > 0) {}
-        reload(path, hub).await;
+        reload(path, coordinator).await;
     }
     Ok(())
 }
@@ -171,11 +172,11 @@ fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
 /// Takes what the file in charge says; whether that is new. It is read and
 /// tried before anybody has to wait for it.
 pub(crate) async fn take(
-    hub: &Hub,
+    coordinator: &CoordinatorHandle,
     path: &Path,
     text: String,
 ) -> Result<Result<bool, AdminError>, StoreError> {
-    let (same, tailnet) = hub
+    let (same, tailnet) = coordinator
         .change(|c, _, _| (c.policy_file_says_the_same(&text), c.tailnet()))
         .0;
     if same {
@@ -187,26 +188,27 @@ pub(crate) async fn take(
     };
     let tried = tokio::task::spawn_blocking(move || tailnet.try_policy(&given)).await;
     let tried = tried.unwrap_or_else(|error| Err(AdminError::Policy(error.to_string())));
-    hub.change_saved(|c, _, wall| match tried {
-        Ok(tried) => c.take_policy_file(wall, tried),
-        Err(error) => {
-            c.policy_file_failed(wall, &error.to_string());
-            Err(error)
-        }
-    })
-    .await
+    coordinator
+        .change_saved(|c, _, wall| match tried {
+            Ok(tried) => c.take_policy_file(wall, tried),
+            Err(error) => {
+                c.policy_file_failed(wall, &error.to_string());
+                Err(error)
+            }
+        })
+        .await
 }
 
 /// Reads the file and takes what it says, if that is new.
-async fn reload(path: &Path, hub: &Arc<Hub>) {
+async fn reload(path: &Path, coordinator: &Arc<CoordinatorHandle>) {
     let failed = |why: &str| {
-        let known = hub.read(|c| {
+        let known = coordinator.read(|c| {
             let problem = c.policy_file().and_then(|file| file.problem.as_ref());
             problem.is_some_and(|(_, text)| text == why)
         });
         if !known {
             tracing::error!("the policy stays as it was: {why}");
-            let ((), _rows) = hub.change(|c, _, _| c.policy_file_failed(wall_clock(), why));
+            let ((), _rows) = coordinator.change(|c, _, _| c.policy_file_failed(wall_clock(), why));
         }
     };
     let text = match aside(path, read).await {
@@ -214,7 +216,7 @@ async fn reload(path: &Path, hub: &Arc<Hub>) {
         Ok(Err(why)) => return failed(&why),
         Err(error) => return failed(&format!("cannot read {}: {error}", path.display())),
     };
-    let known = hub.read(|c| {
+    let known = coordinator.read(|c| {
         let file = c.policy_file();
         file.is_some_and(|file| file.problem.is_none())
             && c.snapshot().policy.as_ref() == Some(&text)
@@ -222,10 +224,10 @@ async fn reload(path: &Path, hub: &Arc<Hub>) {
     if known {
         return;
     }
-    let before = hub.read(|c| c.policy_file().and_then(|file| file.problem.clone()));
-    match take(hub, path, text).await {
+    let before = coordinator.read(|c| c.policy_file().and_then(|file| file.problem.clone()));
+    match take(coordinator, path, text).await {
         Ok(Ok(true)) => {
-            let version = hub.read(warren_control_core::Coordinator::policy_version);
+            let version = coordinator.read(warren_control_core::Coordinator::policy_version);
             tracing::info!(
                 "policy version {} from {} is in force",
                 version.unwrap_or_default(),

@@ -15,7 +15,7 @@ use http::Method;
 use tokio::sync::oneshot;
 use warren_keys::{Entropy as _, MachinePublic};
 
-use crate::hub::OsEntropy;
+use warren_dial::SystemEntropy;
 
 /// A node may think about a question for a minute, and needs a moment to send
 /// its answer.
@@ -120,7 +120,7 @@ impl Questions {
     /// Opens a question. Nobody can answer it before it is known who is asked
     /// ([`Waiting::is_put_to`]).
     pub fn open(&self) -> Waiting<'_> {
-        let token = HEXLOWER.encode(&OsEntropy.bytes::<16>());
+        let token = HEXLOWER.encode(&SystemEntropy.bytes::<16>());
         let (sender, answer) = oneshot::channel();
         let open = Open {
             machine: None,

@@ -21,7 +21,10 @@ use crate::admin::{self, Command, Door};
 use crate::args::{
     self, Cli, Debugging, Nodes, Preauthkeys, Serve, SshChecks, StunListen, Top, Users,
 };
-use crate::hub::{Hub, OsEntropy, wall_clock};
+use crate::clock::wall_clock;
+use warren_dial::SystemEntropy;
+
+use crate::coordinator::CoordinatorHandle;
 use crate::noise::Upgrader;
 use crate::output::{self, Hints};
 use crate::policy_cli;
@@ -204,7 +207,7 @@ fn read_text(file: &Path) -> Result<String, Failure> {
 /// A server whose ports are bound and whose state is open.
 pub struct Running {
     /// The coordinator.
-    pub hub: Arc<Hub>,
+    pub coordinator: Arc<CoordinatorHandle>,
     /// Where nodes reach it.
     pub server_url: String,
     /// What it printed at start.
@@ -235,7 +238,7 @@ impl Running {
             relay.close();
         }
         self.tasks.shutdown().await;
-        self.hub.flush().await?;
+        self.coordinator.flush().await?;
         Ok(())
     }
 }
@@ -304,7 +307,7 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
     }
 
     let state = StateDir::open(state_dir)?;
-    let (key, new) = state.noise_key(&mut OsEntropy)?;
+    let (key, new) = state.noise_key(&mut SystemEntropy)?;
     let (store, snapshot) = Store::open(&state.database())?;
     // Nor has one that ran without any.
     let policy = match policy {
@@ -381,26 +384,26 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
         wall_clock(),
         config,
         snapshot,
-        Box::new(OsEntropy),
+        Box::new(SystemEntropy),
     )
     .map_err(|why| Failure::Failed(format!("the stored policy no longer reads:\n{why}")))?;
 
     let (sender, lines) = mpsc::unbounded_channel();
     let hints = Hints::new(state_dir);
-    let hub = Hub::new(coordinator, store, sender, hints.clone());
+    let coordinator = CoordinatorHandle::new(coordinator, store, sender, hints.clone());
     let policy_file = match policy {
         None => None,
         Some((file, read)) => {
-            take_policy_file(&hub, &file, read).await?;
+            take_policy_file(&coordinator, &file, read).await?;
             Some(file)
         }
     };
-    let invitation = invite(&hub, &state, &serve.user).await?;
+    let invitation = invite(&coordinator, &state, &serve.user).await?;
 
     let relay = with_relay.then(|| {
         let mut config = warren_relay::Config::new(relay_secret);
         // A relay of this network serves this network.
-        let admitting = hub.clone();
+        let admitting = coordinator.clone();
         config.admission = Some(Arc::new(move |applicant: Applicant| {
             admitting.admits(&applicant.key)
         }));
@@ -408,9 +411,9 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
     });
     let public_key = key.public();
     let server = Arc::new(Server {
-        hub: hub.clone(),
+        coordinator: coordinator.clone(),
         upgrader: Arc::new(Upgrader {
-            hub: hub.clone(),
+            coordinator: coordinator.clone(),
             key,
         }),
         relay: relay.clone(),
@@ -424,10 +427,10 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
         ))
     })?;
     tasks.spawn(server.run(listener));
-    tasks.spawn(admin::serve(door, hub.clone()));
-    tasks.spawn(hub.clone().run_timer());
+    tasks.spawn(admin::serve(door, coordinator.clone()));
+    tasks.spawn(coordinator.clone().run_timer());
     if let Some(file) = &policy_file {
-        tasks.spawn(policy_file::watch(file.clone(), hub.clone()));
+        tasks.spawn(policy_file::watch(file.clone(), coordinator.clone()));
     }
 
     let banner = banner(&BannerFacts {
@@ -438,13 +441,13 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
         own_tls,
         with_relay,
         stun_port,
-        allow_all: hub.read(|c| c.snapshot().policy.is_none()),
+        allow_all: coordinator.read(|c| c.snapshot().policy.is_none()),
         invitation: &invitation,
         policy_file: policy_file.as_deref(),
         hints: &hints,
     });
     Ok(Running {
-        hub,
+        coordinator,
         server_url,
         banner,
         lines,
@@ -478,9 +481,13 @@ enum Invitation {
 
 /// A key for the first machine; the one of the last start if it still works for
 /// a while. Once a machine is here, its administrator makes keys as needed.
-async fn invite(hub: &Hub, state: &StateDir, user: &str) -> Result<Invitation, Failure> {
+async fn invite(
+    coordinator: &CoordinatorHandle,
+    state: &StateDir,
+    user: &str,
+) -> Result<Invitation, Failure> {
     let kept = state.first_key()?;
-    let made = hub
+    let made = coordinator
         .change_saved(|c, _, wall| {
             if c.snapshot().users.is_empty() {
                 c.create_user(wall, user)?;
@@ -600,30 +607,31 @@ fn read_policy(file: &Path) -> Result<String, String> {
 /// Puts the policy file in charge. When it is no good, the policy from before
 /// the start stays in force, if there is one.
 async fn take_policy_file(
-    hub: &Hub,
+    coordinator: &CoordinatorHandle,
     file: &Path,
     read: Result<String, String>,
 ) -> Result<(), Failure> {
     let path = file.display().to_string();
-    hub.change(|c, _, _| c.put_file_in_charge(&path))
+    coordinator
+        .change(|c, _, _| c.put_file_in_charge(&path))
         .1
         .wait()
         .await?;
     let why = match read {
         Ok(text) => {
-            let taken = policy_file::take(hub, file, text).await?;
+            let taken = policy_file::take(coordinator, file, text).await?;
             match taken {
                 Ok(_) => return Ok(()),
                 Err(error) => error.to_string(),
             }
         }
         Err(why) => {
-            let ((), saved) = hub.change(|c, _, wall| c.policy_file_failed(wall, &why));
+            let ((), saved) = coordinator.change(|c, _, wall| c.policy_file_failed(wall, &why));
             saved.wait().await?;
             why
         }
     };
-    if hub.read(|c| c.snapshot().policy.is_none()) {
+    if coordinator.read(|c| c.snapshot().policy.is_none()) {
         return Err(Failure::Failed(why));
     }
     tracing::error!("the policy of the last run stays in force: {why}");

@@ -25,7 +25,7 @@ use warren_keys::{MachinePublic, NodePublic};
 use warren_relay::{Prefixed, Relay, RequestHead};
 
 use crate::admin::CheckView;
-use crate::hub::Hub;
+use crate::coordinator::CoordinatorHandle;
 use crate::machine::{ReplyBody, json, read_body, text, whole};
 use crate::noise::Upgrader;
 use crate::pages;
@@ -57,7 +57,7 @@ pub enum Tls {
 /// What connections are served with.
 pub struct Server {
     /// The coordinator.
-    pub hub: Arc<Hub>,
+    pub coordinator: Arc<CoordinatorHandle>,
     /// `/ts2021`.
     pub upgrader: Arc<Upgrader>,
     /// The relay that shares the port.
@@ -195,17 +195,17 @@ impl Server {
             (&Method::GET | &Method::HEAD, "/generate_204") => generate_204(&request),
             (&Method::GET, "/derpmap/default") => {
                 let map = self
-                    .hub
+                    .coordinator
                     .read(|coordinator| coordinator.config().derp_map.clone());
                 json(StatusCode::OK, &map)
             }
             (&Method::GET, "/robots.txt") => text(StatusCode::OK, "User-agent: *\nDisallow: /\n"),
             (&Method::GET, "/") => html(pages::front(
-                &self.hub.read(|c| c.config().server_url.clone()),
+                &self.coordinator.read(|c| c.config().server_url.clone()),
             )),
             (&Method::GET, path) => match path.strip_prefix("/register/") {
                 Some(id) => {
-                    let waiting = self.hub.read(|coordinator| {
+                    let waiting = self.coordinator.read(|coordinator| {
                         coordinator
                             .pending()
                             .into_iter()
@@ -215,7 +215,7 @@ impl Server {
                 }
                 None if path.starts_with(SSH_CHECK) => {
                     let id = path.trim_start_matches(SSH_CHECK);
-                    let waiting = self.hub.read(CheckView::waiting);
+                    let waiting = self.coordinator.read(CheckView::waiting);
                     html(pages::ssh_check(waiting.iter().find(|v| v.id == id), id))
                 }
                 None if path.starts_with("/machine/") => text(
@@ -269,7 +269,7 @@ impl Server {
     }
 
     fn health(&self) -> Response<ReplyBody> {
-        let well = self.hub.is_healthy();
+        let well = self.coordinator.is_healthy();
         let (status, word) = if well {
             (StatusCode::OK, "pass")
         } else {
@@ -303,7 +303,7 @@ impl Server {
             Ok(question) => json(
                 StatusCode::OK,
                 &Answer {
-                    allow: self.hub.admits(&question.node),
+                    allow: self.coordinator.admits(&question.node),
                 },
             ),
             Err(error) => text(StatusCode::BAD_REQUEST, format!("not a question: {error}")),

@@ -7,7 +7,7 @@ use warren_control_core::{PendingId, SshQuestion};
 use warren_control_types::NodeId;
 use warren_keys::MachinePublic;
 
-use crate::hub::Hub;
+use crate::coordinator::CoordinatorHandle;
 use crate::machine::{ReplyBody, json, text};
 
 /// How all these addresses begin.
@@ -35,7 +35,7 @@ pub fn parse(path: &str, query: &str) -> Option<SshQuestion> {
 
 /// Answers such a request, when there is an answer.
 pub async fn answer(
-    hub: &Hub,
+    coordinator: &CoordinatorHandle,
     machine: MachinePublic,
     path: &str,
     query: &str,
@@ -46,7 +46,7 @@ pub async fn answer(
             "expected /machine/ssh/action/SOURCE/to/DESTINATION?local_user=NAME with the numbers of two nodes",
         );
     };
-    match hub.ssh_action(machine, &question).await {
+    match coordinator.ssh_action(machine, &question).await {
         Ok(action) => json(StatusCode::OK, &action),
         Err(refusal) => text(StatusCode::UNAUTHORIZED, refusal.to_string()),
     }

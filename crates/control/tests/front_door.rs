@@ -184,7 +184,7 @@ async fn the_embedded_relay_shares_the_port() {
     serve.derp_map = None;
     let server = start(&dir.path().join("state"), serve).await.unwrap();
     let url = server.server_url.clone();
-    let map = server.hub.read(|c| c.config().derp_map.clone());
+    let map = server.coordinator.read(|c| c.config().derp_map.clone());
     let node = &map.regions.values().next().unwrap().nodes[0];
     assert_eq!(node.host_name, "127.0.0.1");
     assert_eq!(format!("http://127.0.0.1:{}", node.derp_port()), url);

@@ -7,8 +7,8 @@ mod support;
 use http::{Method, StatusCode};
 use support::{Node, admin, key, reusable, serve};
 use warren_control::admin::Command;
-use warren_control::hub::OsEntropy;
 use warren_control_types::{CapabilityVersion, MapRequest, RegisterRequest};
+use warren_dial::SystemEntropy;
 use warren_keys::NodeSecret;
 
 #[tokio::test]
@@ -163,7 +163,7 @@ async fn a_login_started_over_answers_the_first_one() {
     };
     let client = node.client.clone();
     let parked = tokio::spawn(async move { client.register(&followup).await.unwrap() });
-    node.secret = NodeSecret::generate(&mut OsEntropy);
+    node.secret = NodeSecret::generate(&mut SystemEntropy);
     let newer = node.register("").await.auth_url;
     assert!(parked.await.unwrap().error.contains("newer login"));
     let waiting = admin(dir.path(), Command::NodesWaiting).await.unwrap();

@@ -237,11 +237,11 @@ async fn who_waits_is_woken_by_the_decision() {
     let question = ssh_action::parse(path, query).unwrap();
     let id = question.check.clone().unwrap();
     let machine = db.machine.public();
-    let hub = server.hub.clone();
-    let mut asked = std::pin::pin!(hub.ssh_action(machine, &question));
+    let coordinator = server.coordinator.clone();
+    let mut asked = std::pin::pin!(coordinator.ssh_action(machine, &question));
     assert!(asked.as_mut().now_or_never().is_none(), "it waits");
     let approve = |c: &mut Coordinator, now, _| c.approve_ssh_check(now, &id);
-    server.hub.change(approve).0.unwrap();
+    server.coordinator.change(approve).0.unwrap();
     let answer = asked.now_or_never().expect("it was woken");
     assert!(answer.unwrap().accept);
     server.stop().await.unwrap();

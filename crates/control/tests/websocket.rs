@@ -17,8 +17,8 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::protocol::Message;
 use tokio_util::io::{CopyToBytes, SinkWriter, StreamReader};
 use warren_channel::ClientHandshake;
-use warren_control::hub::OsEntropy;
 use warren_control::run::Running;
+use warren_dial::SystemEntropy;
 use warren_dial::noise_stream::NoiseStream;
 use warren_keys::{MachinePublic, MachineSecret};
 
@@ -26,7 +26,7 @@ async fn server_key(server: &Running) -> MachinePublic {
     let dialer = warren_dial::Dialer::new();
     let client = warren_dial::control::ControlClient::new(
         server.server_url.parse().unwrap(),
-        MachineSecret::generate(&mut OsEntropy),
+        MachineSecret::generate(&mut SystemEntropy),
         dialer,
     );
     client.fetch_key().await.unwrap().public_key.unwrap()
@@ -36,10 +36,10 @@ async fn server_key(server: &Running) -> MachinePublic {
 async fn a_websocket_carries_the_channel() {
     let dir = tempfile::tempdir().unwrap();
     let server = serve(dir.path()).await;
-    let machine = MachineSecret::generate(&mut OsEntropy);
+    let machine = MachineSecret::generate(&mut SystemEntropy);
     let key = server_key(&server).await;
     let (handshake, initiation) =
-        ClientHandshake::start(119, &machine, &key, &mut OsEntropy).unwrap();
+        ClientHandshake::start(119, &machine, &key, &mut SystemEntropy).unwrap();
     let query: String = url::form_urlencoded::Serializer::new(String::new())
         .append_pair("X-Tailscale-Handshake", &BASE64.encode(&initiation))
         .finish();

@@ -16,7 +16,8 @@ use crate::admin::policies::{self, WhichPolicy};
 use crate::admin::views::{
     AuthKeyView, C2nView, CheckView, CreatedKeyView, HealthView, NodeView, UserView, WaitingView,
 };
-use crate::hub::{Hub, wall_clock};
+use crate::clock::wall_clock;
+use crate::coordinator::CoordinatorHandle;
 use crate::questions;
 
 /// One wish.
@@ -139,15 +140,19 @@ impl From<AdminError> for Refusal {
 
 impl Command {
     /// Does it, for the local user `who`. The answer comes when it is on disk.
-    pub(crate) async fn run(self, hub: &Arc<Hub>, who: &str) -> Result<Value, Refusal> {
+    pub(crate) async fn run(
+        self,
+        coordinator: &Arc<CoordinatorHandle>,
+        who: &str,
+    ) -> Result<Value, Refusal> {
         match self {
             Self::UsersCreate { name } => {
-                change(hub, |c, wall| {
+                change(coordinator, |c, wall| {
                     Ok(UserView::new(&c.create_user(wall, &name)?))
                 })
                 .await
             }
-            Self::UsersList => view(hub.read(|c| {
+            Self::UsersList => view(coordinator.read(|c| {
                 c.snapshot()
                     .users
                     .values()
@@ -155,18 +160,24 @@ impl Command {
                     .collect::<Vec<_>>()
             })),
             Self::UsersRename { name, new_name } => {
-                change(hub, |c, _| {
+                change(coordinator, |c, _| {
                     Ok(UserView::new(&c.rename_user(&name, &new_name)?))
                 })
                 .await
             }
             Self::UsersSetRole { name, role } => {
-                change(hub, |c, _| Ok(UserView::new(&c.set_role(&name, role)?))).await
+                change(coordinator, |c, _| {
+                    Ok(UserView::new(&c.set_role(&name, role)?))
+                })
+                .await
             }
             Self::UsersDelete { name } => {
-                change(hub, |c, _| Ok(UserView::new(&c.delete_user(&name)?))).await
+                change(coordinator, |c, _| {
+                    Ok(UserView::new(&c.delete_user(&name)?))
+                })
+                .await
             }
-            Self::NodesList { user } => hub
+            Self::NodesList { user } => coordinator
                 .read(|c| {
                     let owner = user
                         .map(|name| c.find_user(&name).map(|u| u.id))
@@ -182,7 +193,7 @@ impl Command {
                 })
                 .map_err(Refusal::from)
                 .and_then(view),
-            Self::NodesShow { node } => hub
+            Self::NodesShow { node } => coordinator
                 .read(|c| {
                     c.find_node(&node)
                         .map(|node| NodeView::new(c, node, wall_clock()))
@@ -190,28 +201,28 @@ impl Command {
                 .map_err(Refusal::from)
                 .and_then(view),
             Self::NodesRename { node, name } => {
-                change_node(hub, |c, _| c.rename_node(&node, &name)).await
+                change_node(coordinator, |c, _| c.rename_node(&node, &name)).await
             }
             Self::NodesExpire { node } => {
-                change_node(hub, |c, wall| c.expire_node(wall, &node)).await
+                change_node(coordinator, |c, wall| c.expire_node(wall, &node)).await
             }
             Self::NodesDelete { node } => {
-                let gone = hub.read(|c| {
+                let gone = coordinator.read(|c| {
                     c.find_node(&node)
                         .map(|n| NodeView::new(c, n, wall_clock()))
                 })?;
-                change(hub, |c, _| {
+                change(coordinator, |c, _| {
                     c.delete_node(&node)?;
                     Ok(gone)
                 })
                 .await
             }
-            Self::NodesWaiting => {
-                view(hub.read(|c| c.pending().iter().map(WaitingView::new).collect::<Vec<_>>()))
-            }
+            Self::NodesWaiting => view(
+                coordinator.read(|c| c.pending().iter().map(WaitingView::new).collect::<Vec<_>>()),
+            ),
             Self::NodesApprove { id, user, tags } => {
                 let ((), result) = ((), {
-                    let (result, saved) = hub.change(|c, now, wall| {
+                    let (result, saved) = coordinator.change(|c, now, wall| {
                         let id = c.approve(now, wall, &PendingId(id), &user, tags)?;
                         node_view(c, id, wall)
                     });
@@ -223,7 +234,7 @@ impl Command {
                 });
                 result.map_err(Refusal::from).and_then(view)
             }
-            Self::NodesRoutes { node } => hub
+            Self::NodesRoutes { node } => coordinator
                 .read(|c| {
                     let only = node
                         .map(|text| c.find_node(&text).map(|n| n.id))
@@ -252,9 +263,11 @@ impl Command {
                         })
                     })
                     .collect::<Result<_, _>>()?;
-                change_node(hub, |c, _| c.approve_routes(&node, &routes)).await
+                change_node(coordinator, |c, _| c.approve_routes(&node, &routes)).await
             }
-            Self::NodesTag { node, tags } => change_node(hub, |c, _| c.tag_node(&node, tags)).await,
+            Self::NodesTag { node, tags } => {
+                change_node(coordinator, |c, _| c.tag_node(&node, tags)).await
+            }
             Self::PreauthkeysCreate {
                 user,
                 reusable,
@@ -262,7 +275,7 @@ impl Command {
                 tags,
                 lifetime,
             } => {
-                change(hub, |c, wall| {
+                change(coordinator, |c, wall| {
                     let lifetime = (lifetime != 0).then(|| Duration::from_secs(lifetime));
                     let new = NewAuthKey {
                         user: user.map(Into::into),
@@ -280,7 +293,7 @@ impl Command {
                 })
                 .await
             }
-            Self::PreauthkeysList => view(hub.read(|c| {
+            Self::PreauthkeysList => view(coordinator.read(|c| {
                 c.snapshot()
                     .auth_keys
                     .values()
@@ -288,35 +301,44 @@ impl Command {
                     .collect::<Vec<_>>()
             })),
             Self::PreauthkeysExpire { id } => {
-                change(hub, |c, wall| {
+                change(coordinator, |c, wall| {
                     let key = c.expire_auth_key(wall, AuthKeyId(id))?;
                     Ok(AuthKeyView::new(c, &key, wall))
                 })
                 .await
             }
-            Self::PolicyGet { version } => policies::get(hub, version),
+            Self::PolicyGet { version } => policies::get(coordinator, version),
             Self::PolicySet {
                 policy,
                 dry_run,
                 base,
-            } => policies::set(hub, who, &policy, dry_run, base).await,
-            Self::PolicyTest { policy } => policies::test(hub, &policy).await,
-            Self::PolicyDiff { old, new } => policies::diff(hub, &old, &new).await,
+            } => policies::set(coordinator, who, &policy, dry_run, base).await,
+            Self::PolicyTest { policy } => policies::test(coordinator, &policy).await,
+            Self::PolicyDiff { old, new } => policies::diff(coordinator, &old, &new).await,
             Self::PolicyWhy {
                 policy,
                 source,
                 destination,
                 protocol,
-            } => policies::why(hub, &policy, &source, &destination, protocol.as_deref()).await,
-            Self::PolicyHistory => policies::history(hub),
-            Self::SshChecksList => view(hub.read(CheckView::waiting)),
-            Self::SshChecksApprove { id } => {
-                decide(hub, |c, now| c.approve_ssh_check(now, &PendingId(id)))
+            } => {
+                policies::why(
+                    coordinator,
+                    &policy,
+                    &source,
+                    &destination,
+                    protocol.as_deref(),
+                )
+                .await
             }
+            Self::PolicyHistory => policies::history(coordinator),
+            Self::SshChecksList => view(coordinator.read(CheckView::waiting)),
+            Self::SshChecksApprove { id } => decide(coordinator, |c, now| {
+                c.approve_ssh_check(now, &PendingId(id))
+            }),
             Self::SshChecksDeny { id } => {
-                decide(hub, |c, now| c.deny_ssh_check(now, &PendingId(id)))
+                decide(coordinator, |c, now| c.deny_ssh_check(now, &PendingId(id)))
             }
-            Self::Health => view(HealthView::new(hub)),
+            Self::Health => view(HealthView::new(coordinator)),
             Self::DebugC2n { node, path, data } => {
                 let method = if data.is_some() {
                     Method::POST
@@ -326,7 +348,7 @@ impl Command {
                 let body = data.unwrap_or_default();
                 let request = questions::request(&method, &path, body.as_bytes())
                     .map_err(|error| Refusal(error.to_string()))?;
-                let (status, body) = hub.ask(&node, request).await.map_err(Refusal)?;
+                let (status, body) = coordinator.ask(&node, request).await.map_err(Refusal)?;
                 let body = String::from_utf8_lossy(&body).into_owned();
                 view(C2nView { status, body })
             }
@@ -340,10 +362,10 @@ fn view(value: impl Serialize) -> Result<Value, Refusal> {
 
 /// Decides about a session. Nothing of that is stored, so nothing is waited for.
 fn decide(
-    hub: &Arc<Hub>,
+    coordinator: &Arc<CoordinatorHandle>,
     act: impl FnOnce(&mut Coordinator, Instant) -> Result<SshCheckView, AdminError>,
 ) -> Result<Value, Refusal> {
-    let (result, _no_rows) = hub.change(|coordinator, now, _| {
+    let (result, _no_rows) = coordinator.change(|coordinator, now, _| {
         let decided = act(coordinator, now)?;
         Ok::<_, AdminError>(CheckView::new(coordinator, &decided))
     });
@@ -351,10 +373,10 @@ fn decide(
 }
 
 async fn change<V: Serialize>(
-    hub: &Arc<Hub>,
+    coordinator: &Arc<CoordinatorHandle>,
     change: impl FnOnce(&mut Coordinator, Duration) -> Result<V, AdminError>,
 ) -> Result<Value, Refusal> {
-    let result = hub
+    let result = coordinator
         .change_saved(|coordinator, _, wall| change(coordinator, wall))
         .await
         .map_err(|error| Refusal(error.to_string()))?;
@@ -362,10 +384,10 @@ async fn change<V: Serialize>(
 }
 
 async fn change_node(
-    hub: &Arc<Hub>,
+    coordinator: &Arc<CoordinatorHandle>,
     act: impl FnOnce(&mut Coordinator, Duration) -> Result<warren_control_types::NodeId, AdminError>,
 ) -> Result<Value, Refusal> {
-    change(hub, |coordinator, wall| {
+    change(coordinator, |coordinator, wall| {
         let id = act(coordinator, wall)?;
         node_view(coordinator, id, wall)
     })

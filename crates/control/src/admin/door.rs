@@ -16,7 +16,7 @@ use serde_json::{Value, json as value};
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::admin::Command;
-use crate::hub::Hub;
+use crate::coordinator::CoordinatorHandle;
 use crate::machine::{ReplyBody, json, read_body};
 use crate::state_dir::socket_path;
 
@@ -73,7 +73,7 @@ impl Drop for Door {
 }
 
 /// Answers the administrator until the task is dropped.
-pub async fn serve(door: Door, hub: Arc<Hub>) {
+pub async fn serve(door: Door, coordinator: Arc<CoordinatorHandle>) {
     loop {
         let stream = match door.listener.accept().await {
             Ok((stream, _)) => stream,
@@ -83,12 +83,12 @@ pub async fn serve(door: Door, hub: Arc<Hub>) {
                 continue;
             }
         };
-        let hub = hub.clone();
+        let coordinator = coordinator.clone();
         let who = caller(&stream);
         tokio::spawn(async move {
             let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-                let (hub, who) = (hub.clone(), who.clone());
-                async move { Ok::<_, Infallible>(answer(&hub, &who, request).await) }
+                let (coordinator, who) = (coordinator.clone(), who.clone());
+                async move { Ok::<_, Infallible>(answer(&coordinator, &who, request).await) }
             });
             let served = hyper::server::conn::http1::Builder::new()
                 .serve_connection(TokioIo::new(stream), service)
@@ -115,7 +115,11 @@ fn caller(stream: &UnixStream) -> String {
     name.map_or_else(|| format!("uid {uid}"), str::to_owned)
 }
 
-async fn answer(hub: &Arc<Hub>, who: &str, request: Request<Incoming>) -> Response<ReplyBody> {
+async fn answer(
+    coordinator: &Arc<CoordinatorHandle>,
+    who: &str,
+    request: Request<Incoming>,
+) -> Response<ReplyBody> {
     if request.method() != Method::POST || request.uri().path() != PATH {
         let error = format!("POST a command to {PATH}");
         return json(StatusCode::NOT_FOUND, &value!({ "error": error }));
@@ -131,7 +135,7 @@ async fn answer(hub: &Arc<Hub>, who: &str, request: Request<Incoming>) -> Respon
             return json(StatusCode::BAD_REQUEST, &value!({ "error": error }));
         }
     };
-    match command.run(hub, who).await {
+    match command.run(coordinator, who).await {
         Ok(answer) => json(StatusCode::OK, &answer),
         Err(refusal) => json(StatusCode::CONFLICT, &value!({ "error": refusal.0 })),
     }

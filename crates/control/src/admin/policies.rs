@@ -9,7 +9,7 @@ use warren_control_core::{AdminError, Coordinator, GivenPolicy, Tailnet};
 use warren_policy::explain::{Diff, Question};
 
 use super::command::Refusal;
-use crate::hub::Hub;
+use crate::coordinator::CoordinatorHandle;
 
 /// A policy that a command speaks of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,9 +54,12 @@ fn chosen(c: &Coordinator, which: &WhichPolicy) -> Result<GivenPolicy, AdminErro
     }
 }
 
-pub(super) fn get(hub: &Arc<Hub>, version: Option<i64>) -> Result<Value, Refusal> {
+pub(super) fn get(
+    coordinator: &Arc<CoordinatorHandle>,
+    version: Option<i64>,
+) -> Result<Value, Refusal> {
     let which = version.map_or(WhichPolicy::InForce, WhichPolicy::Version);
-    hub.read(|c| {
+    coordinator.read(|c| {
         let given = chosen(c, &which)?;
         let file = c.policy_file();
         let problem = file.and_then(|file| file.problem.as_ref());
@@ -72,11 +75,11 @@ pub(super) fn get(hub: &Arc<Hub>, version: Option<i64>) -> Result<Value, Refusal
 
 /// Works on users and nodes as they are, without keeping anybody waiting.
 async fn aside<R: Send + 'static>(
-    hub: &Arc<Hub>,
+    coordinator: &Arc<CoordinatorHandle>,
     policies: &[&WhichPolicy],
     work: impl FnOnce(&Tailnet, &[GivenPolicy]) -> Result<R, AdminError> + Send + 'static,
 ) -> Result<R, Refusal> {
-    let (tailnet, given) = hub.read(|c| {
+    let (tailnet, given) = coordinator.read(|c| {
         let given: Result<Vec<GivenPolicy>, AdminError> =
             policies.iter().map(|which| chosen(c, which)).collect();
         given.map(|given| (c.tailnet(), given))
@@ -87,14 +90,14 @@ async fn aside<R: Send + 'static>(
 }
 
 pub(super) async fn set(
-    hub: &Arc<Hub>,
+    coordinator: &Arc<CoordinatorHandle>,
     who: &str,
     which: &WhichPolicy,
     dry_run: bool,
     base: Option<i64>,
 ) -> Result<Value, Refusal> {
     // Tests and difference come before anything changes.
-    let (given, before) = hub.read(|c| {
+    let (given, before) = coordinator.read(|c| {
         if let Some(file) = c.policy_file() {
             return Err(AdminError::PolicyFileInCharge(file.path.clone()));
         }
@@ -102,7 +105,7 @@ pub(super) async fn set(
     })?;
     let allow_all = given.text.is_none();
     let which = [&WhichPolicy::InForce, &WhichPolicy::Given(given)];
-    let (tried, diff) = aside(hub, &which, |tailnet, policies| {
+    let (tried, diff) = aside(coordinator, &which, |tailnet, policies| {
         let [old, new] = policies else {
             return Ok((None, Diff::default()));
         };
@@ -114,7 +117,7 @@ pub(super) async fn set(
     let version = if dry_run {
         None
     } else {
-        let taken = hub
+        let taken = coordinator
             .change_saved(|c, _, wall| c.take_policy(wall, who, tried, base.or(before)))
             .await
             .map_err(|error| Refusal(error.to_string()))?;
@@ -132,37 +135,44 @@ pub(super) async fn set(
     }))
 }
 
-pub(super) async fn test(hub: &Arc<Hub>, which: &WhichPolicy) -> Result<Value, Refusal> {
+pub(super) async fn test(
+    coordinator: &Arc<CoordinatorHandle>,
+    which: &WhichPolicy,
+) -> Result<Value, Refusal> {
     let run = |tailnet: &Tailnet, policies: &[GivenPolicy]| {
         let tried = policies.iter().map(|given| tailnet.try_policy(given));
         tried.map(|tried| Ok(tried?.assertions())).sum()
     };
-    let tests: usize = aside(hub, &[which], run).await?;
+    let tests: usize = aside(coordinator, &[which], run).await?;
     Ok(json!({ "ok": true, "tests": tests }))
 }
 
 pub(super) async fn diff(
-    hub: &Arc<Hub>,
+    coordinator: &Arc<CoordinatorHandle>,
     old: &WhichPolicy,
     new: &WhichPolicy,
 ) -> Result<Value, Refusal> {
-    let diff = aside(hub, &[old, new], |tailnet, policies| match policies {
-        [old, new] => tailnet.diff(old, new),
-        _ => Ok(Diff::default()),
-    })
+    let diff = aside(
+        coordinator,
+        &[old, new],
+        |tailnet, policies| match policies {
+            [old, new] => tailnet.diff(old, new),
+            _ => Ok(Diff::default()),
+        },
+    )
     .await?;
     Ok(with_text(diff.json(), diff.text()))
 }
 
 pub(super) async fn why(
-    hub: &Arc<Hub>,
+    coordinator: &Arc<CoordinatorHandle>,
     which: &WhichPolicy,
     source: &str,
     destination: &str,
     protocol: Option<&str>,
 ) -> Result<Value, Refusal> {
     let question = Question::parse(source, destination, protocol).map_err(AdminError::from)?;
-    let answers = aside(hub, &[which], move |tailnet, policies| {
+    let answers = aside(coordinator, &[which], move |tailnet, policies| {
         policies
             .iter()
             .map(|given| tailnet.why(given, &question))
@@ -176,8 +186,8 @@ pub(super) async fn why(
     Ok(with_text(why.json(), why.text()))
 }
 
-pub(super) fn history(hub: &Arc<Hub>) -> Result<Value, Refusal> {
-    let views: Vec<PolicyView> = hub.read(|c| {
+pub(super) fn history(coordinator: &Arc<CoordinatorHandle>) -> Result<Value, Refusal> {
+    let views: Vec<PolicyView> = coordinator.read(|c| {
         c.policy_versions()
             .map(|version| PolicyView {
                 version: version.version,

@@ -9,7 +9,7 @@ use warren_control_core::{
     UserRecord, role_name,
 };
 
-use crate::hub::Hub;
+use crate::coordinator::CoordinatorHandle;
 
 /// A user.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -311,9 +311,9 @@ pub struct HealthView {
 }
 
 impl HealthView {
-    pub(crate) fn new(hub: &Hub) -> Self {
-        let database = hub.is_healthy();
-        hub.read(|c| Self {
+    pub(crate) fn new(coordinator: &CoordinatorHandle) -> Self {
+        let database = coordinator.is_healthy();
+        coordinator.read(|c| Self {
             status: if database { "pass" } else { "fail" }.to_owned(),
             database,
             server_url: c.config().server_url.clone(),

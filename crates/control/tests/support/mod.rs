@@ -9,13 +9,13 @@ use std::time::Duration;
 use serde_json::Value;
 use warren_control::admin::{self, Command};
 use warren_control::args::{Serve, StunListen};
-use warren_control::hub::OsEntropy;
 use warren_control::run::{Running, defaults, start};
 use warren_control_types::{
     CapabilityVersion, DerpMap, Hostinfo, MapRequest, MapResponse, Netmap, RegisterAuth,
     RegisterRequest, RegisterResponse,
 };
 use warren_dial::Dialer;
+use warren_dial::SystemEntropy;
 use warren_dial::control::{ControlClient, ControlError, MapStream};
 use warren_keys::{DiscoPublic, DiscoSecret, MachineSecret, NodeSecret};
 
@@ -79,12 +79,12 @@ pub struct Node {
 
 impl Node {
     pub fn new(server: &str, hostname: &str) -> Self {
-        let machine = MachineSecret::generate(&mut OsEntropy);
+        let machine = MachineSecret::generate(&mut SystemEntropy);
         Self {
             client: ControlClient::new(server.parse().unwrap(), machine.clone(), Dialer::new()),
             machine,
-            secret: NodeSecret::generate(&mut OsEntropy),
-            disco: DiscoSecret::generate(&mut OsEntropy).public(),
+            secret: NodeSecret::generate(&mut SystemEntropy),
+            disco: DiscoSecret::generate(&mut SystemEntropy).public(),
             hostname: hostname.to_owned(),
             map: Netmap::default(),
             stream: None,
@@ -161,7 +161,7 @@ impl Node {
             .await
             .unwrap()
             .ok()??;
-        let wall = warren_control::hub::wall_clock();
+        let wall = warren_control::clock::wall_clock();
         self.map.apply(message.clone(), wall).unwrap();
         Some(message)
     }

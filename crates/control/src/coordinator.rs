@@ -12,37 +12,19 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, oneshot};
 use warren_control_core::{
     Coordinator, MapError, Message, Notice, Output, PendingId, RegisterOutcome, SessionId,
 };
 use warren_control_types::{MapRequest, PingRequest, RegisterRequest, RegisterResponse};
-use warren_keys::{Entropy, MachinePublic, NodePublic};
+use warren_keys::{MachinePublic, NodePublic};
 
+use crate::clock::wall_clock;
 use crate::output::{Hints, printable};
 use crate::questions::{self, QuestionError, Questions};
 use crate::store::{Saved, Store, StoreError};
-
-/// The system's random generator.
-#[derive(Debug, Clone, Copy)]
-pub struct OsEntropy;
-
-impl Entropy for OsEntropy {
-    fn fill(&mut self, out: &mut [u8]) {
-        // Without random bytes no key is safe: better to stop than to go on.
-        #[allow(clippy::expect_used)]
-        getrandom::fill(out).expect("the system's random generator works");
-    }
-}
-
-/// The wall clock. A clock before 1970 counts as 1970.
-pub fn wall_clock() -> Duration {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-}
 
 /// How a session hears of the coordinator.
 #[derive(Debug, Default)]
@@ -58,7 +40,7 @@ struct Inner {
 }
 
 /// See the module.
-pub struct Hub {
+pub struct CoordinatorHandle {
     inner: Mutex<Inner>,
     store: Store,
     timer: Notify,
@@ -79,23 +61,26 @@ pub enum Registration {
 /// The place of somebody who waits for a decision; given back when the client
 /// goes away, too.
 struct Place<'a> {
-    hub: &'a Hub,
+    coordinator: &'a CoordinatorHandle,
     id: PendingId,
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.hub.lock().coordinator.stopped_waiting(&self.id);
+        self.coordinator
+            .lock()
+            .coordinator
+            .stopped_waiting(&self.id);
     }
 }
 
-impl std::fmt::Debug for Hub {
+impl std::fmt::Debug for CoordinatorHandle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Hub").finish_non_exhaustive()
+        f.debug_struct("CoordinatorHandle").finish_non_exhaustive()
     }
 }
 
-impl Hub {
+impl CoordinatorHandle {
     /// Takes ownership. Lines for the administrator's terminal go to `lines`;
     /// commands in them are written with `hints`.
     pub fn new(
@@ -142,7 +127,7 @@ impl Hub {
         (result, saved)
     }
 
-    /// As [`Hub::change`], and waits until it is on disk.
+    /// As [`CoordinatorHandle::change`], and waits until it is on disk.
     ///
     /// # Errors
     /// It is not on disk yet. It is done, though, and will be.
@@ -204,7 +189,13 @@ impl Hub {
         let waiting = inner.parked.entry(id.clone()).or_default();
         waiting.retain(|other| !other.is_closed());
         waiting.push(sender);
-        (receiver, Place { hub: self, id })
+        (
+            receiver,
+            Place {
+                coordinator: self,
+                id,
+            },
+        )
     }
 
     /// Opens a map stream.
@@ -221,7 +212,7 @@ impl Hub {
         let session = opened.as_ref().ok().map(|id| Session {
             id: *id,
             signals: inner.sessions.entry(*id).or_default().clone(),
-            hub: self.clone(),
+            coordinator: self.clone(),
         });
         let _rows_of_no_promise = self.carry_out(&mut inner);
         drop(inner);
@@ -377,7 +368,7 @@ impl Hub {
 pub struct Session {
     id: SessionId,
     signals: Arc<Signals>,
-    hub: Arc<Hub>,
+    coordinator: Arc<CoordinatorHandle>,
 }
 
 impl Session {
@@ -389,7 +380,7 @@ impl Session {
                 return None;
             }
             let message = self
-                .hub
+                .coordinator
                 .lock()
                 .coordinator
                 .next_message(wall_clock(), self.id);
@@ -403,12 +394,12 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        let mut inner = self.hub.lock();
+        let mut inner = self.coordinator.lock();
         inner.sessions.remove(&self.id);
         inner
             .coordinator
             .close_stream(Instant::now(), wall_clock(), self.id);
-        let _rows_of_no_promise = self.hub.carry_out(&mut inner);
+        let _rows_of_no_promise = self.coordinator.carry_out(&mut inner);
     }
 }
 

@@ -6,9 +6,10 @@ use warren_control_core::{SshOutcome, SshQuestion, SshRefusal};
 use warren_control_types::SshAction;
 use warren_keys::MachinePublic;
 
-use super::{Hub, wall_clock};
+use super::CoordinatorHandle;
+use crate::clock::wall_clock;
 
-impl Hub {
+impl CoordinatorHandle {
     /// What a node is to do with a session, as soon as that is known.
     ///
     /// # Errors
