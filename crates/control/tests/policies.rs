@@ -460,7 +460,7 @@ async fn a_role_is_given_shown_kept_and_reaches_the_nodes() {
     let wrong = String::from_utf8(wrong.stderr).unwrap();
     assert!(wrong.contains("network-admin"), "{wrong}");
     let nobody = bad(dir, &["users", "set-role", "ann", "admin"]).await;
-    assert!(nobody.contains("no user \"ann\""), "{nobody}");
+    assert!(nobody.contains("user \"ann\" not found"), "{nobody}");
 
     server.stop().await.unwrap();
     let server = serve(dir).await;

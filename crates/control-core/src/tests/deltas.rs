@@ -436,17 +436,17 @@ fn apply(w: &mut World, step: Step, auth: &[String; 2]) {
         }
         Step::Rename(n, to) => {
             let _ =
-                w.c.rename_node(&name_of(w, n), ["db", "web", "host1"][usize::from(to)]);
+                w.c.rename_node(name_of(w, n), ["db", "web", "host1"][usize::from(to)]);
         }
         Step::Expire(n) => {
-            let _ = w.c.expire_node(w.wall, &name_of(w, n));
+            let _ = w.c.expire_node(w.wall, name_of(w, n));
         }
         Step::Delete(n) => {
-            let _ = w.c.delete_node(&name_of(w, n));
+            let _ = w.c.delete_node(name_of(w, n));
         }
         Step::Tag(n, on) => {
             let tags = on.then(|| "tag:db".to_owned()).into_iter().collect();
-            let _ = w.c.tag_node(&name_of(w, n), tags);
+            let _ = w.c.tag_node(name_of(w, n), tags);
         }
         Step::Routes(n, on) => {
             let routes = if on {
@@ -454,7 +454,7 @@ fn apply(w: &mut World, step: Step, auth: &[String; 2]) {
             } else {
                 Vec::new()
             };
-            let _ = w.c.approve_routes(&name_of(w, n), &routes);
+            let _ = w.c.approve_routes(name_of(w, n), &routes);
         }
         Step::RenameUser(back) => {
             let (old, new) = if back {

@@ -179,7 +179,7 @@ fn who_is_sent_through_a_router_by_tag_falls_over_to_another() {
         host.routable_ips = vec![route];
         host.request_tags = vec!["tag:r".to_owned()];
         assert_eq!(w.answer(n, &router).error, "");
-        w.c.approve_routes(&format!("host{n}"), &[route]).unwrap();
+        w.c.approve_routes(format!("host{n}"), &[route]).unwrap();
     }
     w.join(3, &alice);
     let viewer = w.open(3).unwrap();
@@ -213,7 +213,7 @@ fn a_router_keeps_its_own_routes_whoever_is_active() {
         let mut router = request(n, &alice);
         router.hostinfo.as_mut().unwrap().routable_ips = vec![route];
         assert_eq!(w.answer(n, &router).error, "");
-        w.c.approve_routes(&format!("host{n}"), &[route]).unwrap();
+        w.c.approve_routes(format!("host{n}"), &[route]).unwrap();
     }
     let (_active, standby) = (w.open(1).unwrap(), w.open(2).unwrap());
     w.read_all();

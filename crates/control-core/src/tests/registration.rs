@@ -586,7 +586,7 @@ fn names_follow_the_host_until_a_person_chooses() {
     let other = w.join(2, &auth);
     assert!(w.c.rename_node("host2", "WWW").is_err());
     assert!(w.c.rename_node("host2", "a.b").is_err());
-    assert!(w.c.rename_node(&other.to_string(), "db").is_ok());
+    assert!(w.c.rename_node(other.to_string(), "db").is_ok());
 }
 
 proptest! {
