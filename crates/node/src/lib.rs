@@ -1,9 +1,11 @@
-//! The node: daemon, command line, and the local interface between them.
+//! The runtime of a node: the state machines of a node together with the
+//! operating system, the coordination server and the relays.
 //!
-//! One program holds both sides. `warren daemon` runs a node on this machine;
-//! every other command talks to it over a Unix socket, in the reference
-//! client's protocol, so other people's tools can do the same.
+//! [`daemon::run`] runs a node in this process until a signal stops it. The
+//! command line and the program `warren` are in the crate `warren-cli`; what
+//! local programs exchange with the node is in `warren-local-api`.
 
-pub mod cli;
 pub mod daemon;
-pub mod localapi;
+
+/// The local interface, whose types the daemon answers with.
+use warren_local_api as localapi;

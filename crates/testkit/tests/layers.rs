@@ -34,9 +34,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("packet path", &["dataplane"]),
     ("assembly", &["node-core", "control-core"]),
-    ("shell", &["dial", "host"]),
+    ("shell", &["dial", "host", "local-api"]),
     ("relay", &["relay"]),
-    ("programs", &["node", "control"]),
+    ("node", &["node"]),
+    ("programs", &["cli", "control"]),
     ("tests", &["sim", "lab"]),
     ("benchmarks", &["bench"]),
 ];

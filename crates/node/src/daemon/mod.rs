@@ -30,9 +30,7 @@ mod start;
 mod state;
 mod status;
 
-use std::io::IsTerminal as _;
 use std::net::SocketAddr;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -40,8 +38,6 @@ use warren_control_types::RegionId;
 use warren_host::link::LinkChange;
 use warren_keys::{DiscoPublic, NodePublic};
 use warren_tunnel::{PeerIndex, Source};
-
-use crate::cli::DaemonArgs;
 
 pub use start::{DaemonError, DaemonOptions, clean_up, run};
 pub use state::{StateError, StateFolder};
@@ -197,68 +193,6 @@ pub enum Message {
     Request(Box<backend::Request>),
     /// The daemon should end.
     Stop,
-}
-
-/// What `warren daemon` does: logs to standard error, runs, and maps the end to
-/// an exit code.
-pub fn main(args: DaemonArgs) -> ExitCode {
-    log_to_stderr(args.verbose);
-    let options = DaemonOptions {
-        state_dir: args.state_dir,
-        state_file: args.state_file,
-        socket: args.socket,
-        port: args.port,
-        tun: args.tun,
-    };
-    // Two workers serve the engine, the local interface and relays; packets
-    // have threads of their own.
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build();
-    let result = match runtime {
-        Err(source) => Err(DaemonError::System {
-            what: "cannot start the runtime",
-            source,
-        }),
-        Ok(runtime) if args.cleanup => runtime.block_on(clean_up(&options)),
-        Ok(runtime) => runtime.block_on(run(options)),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("warren daemon: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// `WARREN_LOG` wins over the flag, as for all our programs; so does `RUST_LOG`
-/// where that is not set.
-fn log_to_stderr(verbose: u8) {
-    use tracing_subscriber::filter::{LevelFilter, Targets};
-    use tracing_subscriber::layer::SubscriberExt as _;
-    use tracing_subscriber::util::SubscriberInitExt as _;
-    let default = match verbose {
-        0 => LevelFilter::INFO,
-        1 => LevelFilter::DEBUG,
-        _ => LevelFilter::TRACE,
-    };
-    let chosen = ["WARREN_LOG", "RUST_LOG"]
-        .into_iter()
-        .filter_map(|name| std::env::var(name).ok())
-        .filter(|text| !text.is_empty())
-        .find_map(|text| text.parse::<Targets>().ok());
-    let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    // Already set up by an embedding program: that one wins.
-    drop(
-        tracing_subscriber::registry()
-            .with(lines)
-            .with(chosen.unwrap_or_else(|| Targets::new().with_default(default)))
-            .try_init(),
-    );
 }
 
 /// The time since the UNIX epoch; zero for a clock before it.

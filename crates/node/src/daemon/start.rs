@@ -29,8 +29,8 @@ use super::state::{StateError, StateFolder};
 use super::{Inbox, Message, magic_dns};
 use crate::localapi::server;
 
-/// How a daemon is told to run.
-#[derive(Debug, Clone)]
+/// How a daemon runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DaemonOptions {
     /// Folder for everything that must survive a restart.
     pub state_dir: PathBuf,

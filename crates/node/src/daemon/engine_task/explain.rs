@@ -224,12 +224,6 @@ fn why(engine: &Engine, question: WhyQuestion) -> WhyAnswer {
     answer
 }
 
-impl WhyAnswer {
-    fn say(&mut self, sentence: impl Into<String>) {
-        self.because.push(sentence.into());
-    }
-}
-
 /// From here to somewhere.
 fn outbound(engine: &Engine, question: WhyQuestion, answer: &mut WhyAnswer) {
     let dst = question.dst;

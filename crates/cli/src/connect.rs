@@ -2,8 +2,8 @@
 
 use super::args::Given;
 use super::{Failure, Io, pref_flags};
-use crate::localapi::client::Client;
-use crate::localapi::prefs::MaskedPrefs;
+use warren_local_api::client::Client;
+use warren_local_api::prefs::MaskedPrefs;
 
 /// Changes the mentioned settings, and nothing else.
 pub(super) async fn set(given: &Given<'_>, client: &Client, io: &mut Io) -> Result<(), Failure> {

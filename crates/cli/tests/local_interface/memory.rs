@@ -6,11 +6,11 @@ use std::sync::Mutex;
 use tokio::sync::mpsc;
 use warren_control_types::{DerpMap, DnsConfig, Node, UserProfile};
 use warren_keys::NodePublic;
-use warren_node::localapi::backend::{Backend, BackendError, Reply};
-use warren_node::localapi::metrics::{Metric, MetricKind};
-use warren_node::localapi::notify::{Notify, NotifyMask, Snapshot, State};
-use warren_node::localapi::prefs::{MaskedPrefs, Options, Prefs};
-use warren_node::localapi::types::{
+use warren_local_api::backend::{Backend, BackendError, Reply};
+use warren_local_api::metrics::{Metric, MetricKind};
+use warren_local_api::notify::{Notify, NotifyMask, Snapshot, State};
+use warren_local_api::prefs::{MaskedPrefs, Options, Prefs};
+use warren_local_api::types::{
     LoginProfile, NetcheckReport, PeerStatus, PingResult, PingType, Status, WhoIsResponse,
     WhoIsTarget,
 };

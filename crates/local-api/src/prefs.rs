@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
-use super::go_json::{MaybeIp, canonical_keys, is_false, nullable};
+use crate::go_json::{MaybeIp, canonical_keys, is_false, nullable};
 use warren_control_types::UserProfile;
 
 /// How the firewall is handled (Linux).

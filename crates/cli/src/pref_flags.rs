@@ -11,11 +11,11 @@ use ipnet::IpNet;
 
 use super::Failure;
 use super::args::{Given, switch, value};
-use crate::localapi::go_json::MaybeIp;
-use crate::localapi::prefs::{
+use warren_local_api::go_json::MaybeIp;
+use warren_local_api::prefs::{
     AppConnector, MaskedPrefs, NetfilterMode, Prefs, check_hostname, exit_routes,
 };
-use crate::localapi::types::Status;
+use warren_local_api::types::Status;
 
 /// Whose flags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -360,9 +360,9 @@ fn quoted(text: &str) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::cli::{args, grammar};
-    use crate::localapi::types::PeerStatus;
+    use crate::{args, grammar};
     use warren_keys::NodePublic;
+    use warren_local_api::types::PeerStatus;
 
     fn changed_from(line: &str, base: &Prefs) -> Result<MaskedPrefs, Failure> {
         let grammar = grammar::command();

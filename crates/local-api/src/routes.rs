@@ -15,15 +15,15 @@ use http_body_util::{BodyExt as _, Full, Limited, StreamBody};
 use hyper::body::{Body as HttpBody, Frame};
 use serde::Serialize;
 
-use super::backend::{Backend, BackendError, Reply};
-use super::filter::WhyQuestion;
-use super::go_json::MaybeIp;
-use super::metrics;
-use super::notify::NotifyMask;
-use super::permission::Access;
-use super::prefs::{MaskedPrefs, Options, Prefs};
-use super::types::{PingType, WhoIsTarget};
-use super::{CAPABILITY_HEADER, HOST, REASON_HEADER, VERSION, VERSION_HEADER};
+use crate::backend::{Backend, BackendError, Reply};
+use crate::filter::WhyQuestion;
+use crate::go_json::MaybeIp;
+use crate::metrics;
+use crate::notify::NotifyMask;
+use crate::permission::Access;
+use crate::prefs::{MaskedPrefs, Options, Prefs};
+use crate::types::{PingType, WhoIsTarget};
+use crate::{CAPABILITY_HEADER, HOST, REASON_HEADER, VERSION, VERSION_HEADER};
 use warren_control_types::CapabilityVersion;
 
 /// The body of every answer.

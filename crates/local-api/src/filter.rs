@@ -118,6 +118,13 @@ pub struct WhyAnswer {
     pub not_known_here: Vec<String>,
 }
 
+impl WhyAnswer {
+    /// Adds a sentence to the explanation.
+    pub fn say(&mut self, sentence: impl Into<String>) {
+        self.because.push(sentence.into());
+    }
+}
+
 /// A rule in one line: who, to what.
 pub fn rule_line(rule: &FilterRule) -> String {
     let mut line = listed(&rule.src_ips);

@@ -1,31 +1,27 @@
-//! `warren daemon`: only its arguments are known here. What it does is in the
-//! function that the program hands to [`super::run`].
+//! `warren daemon`: its arguments, its log, and its exit code. The daemon itself
+//! is the library `warren-node`.
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+
+use warren_node::daemon::{DaemonError, DaemonOptions, clean_up, run};
 
 use super::args::Given;
 use super::{Failure, socket};
 
-/// Runs the daemon until it is told to stop.
+/// The function that runs the daemon until a signal stops it; [`main`], except in
+/// tests of the command line.
 pub type DaemonMain = fn(DaemonArgs) -> ExitCode;
 
-/// What the daemon was told.
+/// The arguments of `warren daemon`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DaemonArgs {
-    /// Where to listen for the command line.
-    pub socket: PathBuf,
-    /// Folder for everything that must survive a restart.
-    pub state_dir: PathBuf,
-    /// File with keys and settings; usually in `state_dir`.
-    pub state_file: PathBuf,
-    /// UDP port; 0: any.
-    pub port: u16,
-    /// Name of the network interface.
-    pub tun: String,
+    /// How the daemon runs.
+    pub options: DaemonOptions,
     /// How much to log: 0 normal, 1 debug, 2 and more everything.
     pub verbose: u8,
-    /// Undo what an earlier daemon left, and exit.
+    /// Undo what an earlier daemon left in the operating system, and exit.
     pub cleanup: bool,
 }
 
@@ -77,15 +73,71 @@ impl DaemonArgs {
             }
         };
         Ok(Self {
-            socket: socket(given),
-            state_dir,
-            state_file,
-            port,
-            tun,
+            options: DaemonOptions {
+                socket: socket(given),
+                state_dir,
+                state_file,
+                port,
+                tun,
+            },
             verbose,
             cleanup: given.is("cleanup"),
         })
     }
+}
+
+/// Runs the daemon: logs to standard error, and maps the end to an exit code.
+pub fn main(args: DaemonArgs) -> ExitCode {
+    log_to_stderr(args.verbose);
+    // Two workers serve the engine, the local interface and relays; packets
+    // have threads of their own.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    let result = match runtime {
+        Err(source) => Err(DaemonError::System {
+            what: "cannot start the runtime",
+            source,
+        }),
+        Ok(runtime) if args.cleanup => runtime.block_on(clean_up(&args.options)),
+        Ok(runtime) => runtime.block_on(run(args.options)),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("warren daemon: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// `WARREN_LOG` wins over the flag, as for all our programs; so does `RUST_LOG`
+/// where that is not set.
+fn log_to_stderr(verbose: u8) {
+    use tracing_subscriber::filter::{LevelFilter, Targets};
+    use tracing_subscriber::layer::SubscriberExt as _;
+    use tracing_subscriber::util::SubscriberInitExt as _;
+    let default = match verbose {
+        0 => LevelFilter::INFO,
+        1 => LevelFilter::DEBUG,
+        _ => LevelFilter::TRACE,
+    };
+    let chosen = ["WARREN_LOG", "RUST_LOG"]
+        .into_iter()
+        .filter_map(|name| std::env::var(name).ok())
+        .filter(|text| !text.is_empty())
+        .find_map(|text| text.parse::<Targets>().ok());
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    // Already set up by an embedding program: that one wins.
+    drop(
+        tracing_subscriber::registry()
+            .with(lines)
+            .with(chosen.unwrap_or_else(|| Targets::new().with_default(default)))
+            .try_init(),
+    );
 }
 
 fn check_interface(name: &str) -> Result<(), Failure> {
@@ -133,7 +185,7 @@ fn default_state_dir() -> Result<PathBuf, Failure> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::cli::{args, grammar};
+    use crate::{args, grammar};
 
     fn parse(line: &str) -> Result<DaemonArgs, Failure> {
         let grammar = grammar::command();
@@ -150,22 +202,29 @@ mod tests {
         assert_eq!(
             args,
             DaemonArgs {
-                socket: "/x.sock".into(),
-                state_dir: "/s".into(),
-                state_file: "/s/warren.state".into(),
-                port: 41641,
-                tun: "w0".into(),
+                options: DaemonOptions {
+                    socket: "/x.sock".into(),
+                    state_dir: "/s".into(),
+                    state_file: "/s/warren.state".into(),
+                    port: 41641,
+                    tun: "w0".into(),
+                },
                 verbose: 1,
                 cleanup: false,
             }
         );
         let args = parse("w --socket /y daemon -statedir=/s --state /t/file -cleanup").unwrap();
         assert_eq!(
-            (args.socket, args.state_dir, args.state_file, args.cleanup),
+            (
+                args.options.socket,
+                args.options.state_dir,
+                args.options.state_file,
+                args.cleanup
+            ),
             ("/y".into(), "/s".into(), "/t/file".into(), true)
         );
         assert_eq!(
-            parse("w daemon --state f").unwrap().state_dir,
+            parse("w daemon --state f").unwrap().options.state_dir,
             PathBuf::from(".")
         );
     }

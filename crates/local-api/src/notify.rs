@@ -13,9 +13,9 @@ use warren_control_types::{
 };
 use warren_keys::NodePublic;
 
-use super::go_json::nullable;
-use super::prefs::Prefs;
-use super::types::Status;
+use crate::go_json::nullable;
+use crate::prefs::Prefs;
+use crate::types::Status;
 
 /// What the daemon is doing, as one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

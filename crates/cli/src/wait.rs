@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::args::Given;
 use super::{Failure, duration};
-use crate::localapi::client::{Client, ClientError};
-use crate::localapi::notify::{NotifyMask, State};
+use warren_local_api::client::{Client, ClientError};
+use warren_local_api::notify::{NotifyMask, State};
 
 /// How often the daemon and the network interface are looked at.
 const RETRY: Duration = Duration::from_millis(100);

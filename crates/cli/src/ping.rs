@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::args::Given;
 use super::{Failure, Io, duration, not_running};
-use crate::localapi::client::Client;
-use crate::localapi::types::{PeerStatus, PingResult, PingType, Status};
+use warren_local_api::client::Client;
+use warren_local_api::types::{PeerStatus, PingResult, PingType, Status};
 
 /// Pause between two pings.
 const PAUSE: Duration = Duration::from_secs(1);

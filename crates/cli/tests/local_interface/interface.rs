@@ -2,10 +2,10 @@
 
 use std::io::Write;
 
-use warren_node::localapi::client::{Client, ClientError};
-use warren_node::localapi::notify::{NotifyMask, State};
-use warren_node::localapi::prefs::Options;
-use warren_node::localapi::server;
+use warren_local_api::client::{Client, ClientError};
+use warren_local_api::notify::{NotifyMask, State};
+use warren_local_api::prefs::Options;
+use warren_local_api::server;
 
 use crate::memory::KEY;
 use crate::served::{HOST, block_on, get, raw, served};

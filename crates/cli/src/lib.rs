@@ -29,8 +29,8 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::localapi::client::{Client, ClientError};
 use args::Given;
+use warren_local_api::client::{Client, ClientError};
 
 pub use daemon::{DaemonArgs, DaemonMain};
 
@@ -192,12 +192,12 @@ async fn run_client(name: &str, given: &Given<'_>, io: &mut Io) -> Result<(), Fa
 fn socket(given: &Given<'_>) -> PathBuf {
     given
         .text("socket")
-        .map_or_else(|| crate::localapi::DEFAULT_SOCKET.into(), PathBuf::from)
+        .map_or_else(|| warren_local_api::DEFAULT_SOCKET.into(), PathBuf::from)
 }
 
 /// Why a daemon that is not up cannot do what was asked, in the words that
 /// scripts look for; `None` when it is up or on its way.
-fn not_running(status: &crate::localapi::types::Status) -> Option<String> {
+fn not_running(status: &warren_local_api::types::Status) -> Option<String> {
     match status.backend_state.as_str() {
         "Running" | "Starting" => None,
         "Stopped" => Some("Tailscale is stopped.".to_owned()),

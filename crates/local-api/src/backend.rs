@@ -10,11 +10,11 @@ use std::net::IpAddr;
 use tokio::sync::mpsc;
 use warren_control_types::{DerpMap, DnsConfig};
 
-use super::filter::{FilterReport, WhyAnswer, WhyQuestion};
-use super::metrics::Metric;
-use super::notify::{Notify, NotifyMask};
-use super::prefs::{MaskedPrefs, Options, Prefs};
-use super::types::{
+use crate::filter::{FilterReport, WhyAnswer, WhyQuestion};
+use crate::metrics::Metric;
+use crate::notify::{Notify, NotifyMask};
+use crate::prefs::{MaskedPrefs, Options, Prefs};
+use crate::types::{
     LoginProfile, NetcheckReport, PingResult, PingType, Status, WhoIsResponse, WhoIsTarget,
 };
 

@@ -16,10 +16,10 @@ use warren_keys::NodePublic;
 
 use super::args::Given;
 use super::{Failure, Io, duration, pref_flags};
-use crate::localapi::client::{Client, ClientError, Watch};
-use crate::localapi::notify::{Notify, NotifyMask, State};
-use crate::localapi::prefs::{MaskedPrefs, Options, Prefs};
-use crate::localapi::types::Status;
+use warren_local_api::client::{Client, ClientError, Watch};
+use warren_local_api::notify::{Notify, NotifyMask, State};
+use warren_local_api::prefs::{MaskedPrefs, Options, Prefs};
+use warren_local_api::types::Status;
 
 /// Which of the two commands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -520,7 +520,7 @@ impl Session<'_> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::cli::{args, grammar};
+    use crate::{args, grammar};
 
     fn planned(line: &str, state: &str, current: &Prefs) -> Result<Plan, Failure> {
         let grammar = grammar::command();

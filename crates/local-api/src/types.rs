@@ -15,7 +15,7 @@ use serde_json::Value;
 use warren_control_types::{ClientVersion, DnsRecord, Node, UserId, UserProfile};
 use warren_keys::NodePublic;
 
-use super::go_json::{GoTime, is_default, is_false, nullable};
+use crate::go_json::{GoTime, is_default, is_false, nullable};
 
 /// Everything there is to see about a node and its peers.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]

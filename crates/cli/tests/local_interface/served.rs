@@ -7,11 +7,10 @@ use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
-use warren_node::cli;
-use warren_node::cli::Io;
-use warren_node::localapi::client::Client;
-use warren_node::localapi::notify::State;
-use warren_node::localapi::server;
+use warren_cli::Io;
+use warren_local_api::client::Client;
+use warren_local_api::notify::State;
+use warren_local_api::server;
 
 use crate::memory::Memory;
 
@@ -89,7 +88,7 @@ fn warren(args: Vec<std::ffi::OsString>) -> (u8, String, String) {
         out: Box::new(out.clone()),
         err: Box::new(err.clone()),
     };
-    let code = cli::run_with(args, |_| ExitCode::from(77), io);
+    let code = warren_cli::run_with(args, |_| ExitCode::from(77), io);
     let code = [0, 1, 2, 77]
         .into_iter()
         .find(|number| format!("{:?}", ExitCode::from(*number)) == format!("{code:?}"));

@@ -19,11 +19,11 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 
-use super::filter::{FilterReport, WhyAnswer, WhyQuestion};
-use super::notify::{Notify, NotifyMask};
-use super::prefs::{MaskedPrefs, Options, Prefs};
-use super::types::{NetcheckReport, PingResult, PingType, Status, WhoIsResponse};
-use super::{HOST, REASON_HEADER, VERSION_HEADER};
+use crate::filter::{FilterReport, WhyAnswer, WhyQuestion};
+use crate::notify::{Notify, NotifyMask};
+use crate::prefs::{MaskedPrefs, Options, Prefs};
+use crate::types::{NetcheckReport, PingResult, PingType, Status, WhoIsResponse};
+use crate::{HOST, REASON_HEADER, VERSION_HEADER};
 
 /// How long a daemon that does not answer is given.
 const PATIENCE: Duration = Duration::from_secs(2);

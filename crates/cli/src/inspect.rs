@@ -9,9 +9,9 @@ use warren_control_types::CapabilityVersion;
 use super::args::Given;
 use super::ping::{is_called, resolve};
 use super::{Failure, Io};
-use crate::localapi::VERSION;
-use crate::localapi::client::Client;
-use crate::localapi::types::{Status, WhoIsResponse};
+use warren_local_api::VERSION;
+use warren_local_api::client::Client;
+use warren_local_api::types::{Status, WhoIsResponse};
 
 /// Addresses of this machine or a peer.
 pub(super) async fn ip(given: &Given<'_>, client: &Client, io: &mut Io) -> Result<(), Failure> {

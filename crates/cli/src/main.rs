@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    warren_node::cli::run(std::env::args_os(), warren_node::daemon::main)
+    warren_cli::run(std::env::args_os(), warren_cli::daemon::main)
 }

@@ -7,11 +7,11 @@ use warren_wire::ip::Protocol;
 use super::args::Given;
 use super::ping::resolve;
 use super::{Failure, Io};
-use crate::localapi::client::Client;
-use crate::localapi::filter::{
+use warren_local_api::client::Client;
+use warren_local_api::filter::{
     Counted, FilterReport, WhyAnswer, WhyQuestion, WhyVerdict, rule_line,
 };
-use crate::localapi::types::Status;
+use warren_local_api::types::Status;
 
 /// Runs the chosen one.
 pub(super) async fn run(given: &Given<'_>, client: &Client, io: &mut Io) -> Result<(), Failure> {

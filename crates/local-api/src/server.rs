@@ -23,9 +23,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 
-use super::backend::Backend;
-use super::permission::{self, Access};
-use super::routes;
+use crate::backend::Backend;
+use crate::permission::{self, Access};
+use crate::routes;
 
 /// Connections at a time.
 const MAX_CONNECTIONS: usize = 256;

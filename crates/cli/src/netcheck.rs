@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use super::args::Given;
 use super::{Failure, Io, duration};
-use crate::localapi::client::Client;
-use crate::localapi::types::NetcheckReport;
+use warren_local_api::client::Client;
+use warren_local_api::types::NetcheckReport;
 
 pub(super) async fn run(given: &Given<'_>, client: &Client, io: &mut Io) -> Result<(), Failure> {
     let format = given.text("format").unwrap_or_default();

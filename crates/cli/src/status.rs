@@ -12,9 +12,9 @@ use warren_control_types::{UserId, UserProfile};
 
 use super::args::Given;
 use super::{Failure, Io, not_running};
-use crate::localapi::VERSION;
-use crate::localapi::client::Client;
-use crate::localapi::types::{PeerStatus, Status};
+use warren_local_api::VERSION;
+use warren_local_api::client::Client;
+use warren_local_api::types::{PeerStatus, Status};
 
 pub(super) async fn run(given: &Given<'_>, client: &Client, io: &mut Io) -> Result<(), Failure> {
     let show_peers = given.switch("peers").unwrap_or(true);
@@ -256,8 +256,8 @@ fn columns(rows: &[[String; 5]]) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::localapi::go_json::GoTime;
     use warren_keys::NodePublic;
+    use warren_local_api::go_json::GoTime;
 
     const NOW: i64 = 1_700_000_000;
 

@@ -174,7 +174,7 @@ fn takes_next_word(command: &Command, grammar: &Command, name: &str) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::cli::grammar;
+    use crate::grammar;
 
     fn normal(line: &str) -> String {
         let args = line.split(' ').map(OsString::from).collect();
