@@ -13,7 +13,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use warren_control_types::{FilterRule, NetPortRange, NodeId, PortRange, UserId};
-use warren_policy::{Affected, Compiled, NodeSet, Policy, PolicyNode, PolicyUser, SshRules};
+use warren_policy::{Compiled, Impact, NodeSet, Policy, PolicyNode, PolicyUser, SshRules};
 
 use crate::records::{NodeRecord, Snapshot, UserRecord};
 use crate::routes::{effective, is_exit};
@@ -31,7 +31,7 @@ pub struct Access {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Concern {
     /// By what the policy makes of who may reach whom. `None`: everyone.
-    pub(crate) access: Option<Affected>,
+    pub(crate) access: Option<Impact>,
     /// Logins over SSH may be others, for everyone.
     pub(crate) ssh: bool,
     /// What single nodes are told of themselves may be different.
@@ -41,7 +41,7 @@ pub(crate) struct Concern {
 impl Concern {
     fn nobody() -> Self {
         Self {
-            access: Some(Affected::default()),
+            access: Some(Impact::default()),
             ..Self::default()
         }
     }
@@ -153,7 +153,7 @@ impl Access {
         let in_force = self.policy.as_ref();
         let rules = in_force.filter(|in_force| !in_force.policy.is_allow_all());
         Concern {
-            access: Some(rules.map_or_else(Affected::default, |in_force| {
+            access: Some(rules.map_or_else(Impact::default, |in_force| {
                 in_force.compiled.presence_changed(id)
             })),
             ..Concern::nobody()
@@ -171,7 +171,7 @@ impl Access {
             self.recompute(data);
             return Concern::everyone();
         }
-        let mut affected = Affected::default();
+        let mut affected = Impact::default();
         if new.policy.asks_for_postures() && !old.policy.asks_for_postures() {
             // Nobody told the old one when a host described itself anew.
             for node in data.nodes.values() {

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
 use warren_control_types::{DerpMap, MapRequest, NodeId, UserId};
 use warren_keys::{Entropy, MachinePublic, NodePublic};
-use warren_policy::Affected;
+use warren_policy::Impact;
 
 use crate::access::{Access, Concern};
 use crate::error::MapError;
@@ -372,7 +372,7 @@ impl Coordinator {
                         pending.filter = true;
                     });
                 }
-                &Affected::default()
+                &Impact::default()
             }
             Some(affected) => affected,
         };

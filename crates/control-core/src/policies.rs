@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use warren_control_types::NodeId;
-use warren_policy::explain::{Diff, Imagined, Question, Scene, Why};
+use warren_policy::explain::{Diff, PolicyContext, Question, SyntheticTailnet, Why};
 use warren_policy::{Policy, PolicyNode, PolicyUser};
 
 use crate::access::{Access, nodes, users};
@@ -85,9 +85,9 @@ impl GivenPolicy {
 /// One of them does not read.
 pub fn diff_of_files(old: &GivenPolicy, new: &GivenPolicy) -> Result<Diff, AdminError> {
     let (before, after) = (old.parse()?, new.parse()?);
-    let imagined = Imagined::from_policies(&[&before, &after]);
+    let imagined = SyntheticTailnet::from_policies(&[&before, &after]);
     let offered = BTreeMap::new();
-    let scene = Scene {
+    let scene = PolicyContext {
         policy: &before,
         text: old.text(),
         file: &old.file,
@@ -96,7 +96,7 @@ pub fn diff_of_files(old: &GivenPolicy, new: &GivenPolicy) -> Result<Diff, Admin
         names: &imagined.names,
         offered: &offered,
     };
-    let after = Scene {
+    let after = PolicyContext {
         policy: &after,
         text: new.text(),
         file: &new.file,
@@ -115,8 +115,8 @@ pub struct Tailnet {
 }
 
 impl Tailnet {
-    fn scene<'a>(&'a self, given: &'a GivenPolicy, policy: &'a Policy) -> Scene<'a> {
-        Scene {
+    fn scene<'a>(&'a self, given: &'a GivenPolicy, policy: &'a Policy) -> PolicyContext<'a> {
+        PolicyContext {
             policy,
             text: given.text(),
             file: &given.file,

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use warren_control_types::{NodeId, UserId};
-use warren_policy::{Affected, Attributes, Compiled, Policy, PolicyNode, PolicyUser, Role};
+use warren_policy::{Attributes, Compiled, Impact, Policy, PolicyNode, PolicyUser, Role};
 
 /// Bytes that are allocated now.
 static HELD: AtomicUsize = AtomicUsize::new(0);
@@ -195,16 +195,16 @@ fn timed<T>(work: impl FnOnce() -> T) -> (Duration, T) {
 fn change(
     what: &str,
     compiled: &mut Compiled,
-    mut one: impl FnMut(&mut Compiled, usize, bool) -> Affected,
+    mut one: impl FnMut(&mut Compiled, usize, bool) -> Impact,
 ) {
     let mut times = Vec::new();
     let mut most = [0; 3];
     for round in 0..ROUNDS {
         let n = round * NODES / ROUNDS;
         for there in [true, false] {
-            let (time, affected) = timed(|| one(compiled, n, there));
+            let (time, impact) = timed(|| one(compiled, n, there));
             times.push(time);
-            let sizes = [&affected.filters, &affected.peers, &affected.routes];
+            let sizes = [&impact.filters, &impact.peers, &impact.routes];
             for (most, set) in most.iter_mut().zip(sizes) {
                 *most = (*most).max(set.len());
             }

@@ -1,8 +1,8 @@
 //! A policy beside the users and nodes of the moment: what each node is told.
 //!
-//! Every distinct selector is resolved once, to a set of nodes ([`meaning`]);
+//! Every distinct selector is resolved once, to a set of nodes ([`resolved`]);
 //! so is every distinct list of sources ([`source`]). A rule of the file
-//! becomes items ([`items`]), each a source, and the nodes whose filter it is
+//! becomes compiled_rules ([`compiled_rules`]), each a source, and the nodes whose filter it is
 //! in. All of them are sets of bits over the nodes, so that ten thousand nodes
 //! that see each other need no memory for their pairs.
 //!
@@ -13,23 +13,23 @@
 //! `via`) and capability grants stay by themselves.
 //!
 //! A change of a node, of users or of the file alters what it touches and says
-//! whom that concerns ([`Affected`]). The result is the same as if all had been
+//! whom that concerns ([`Impact`]). The result is the same as if all had been
 //! compiled anew; the tests compare it with an implementation that does just
 //! that, pair by pair ([`plain`]).
 
-mod affected;
+mod arena;
 mod bits;
 mod filter;
-mod items;
-mod meaning;
+mod impact;
 mod network;
 #[cfg(test)]
 mod plain;
+mod propagate;
 mod replace;
+mod resolved;
 mod routes;
-mod settle;
+mod rules;
 mod source;
-mod table;
 #[cfg(test)]
 mod tests;
 mod update;
@@ -43,13 +43,13 @@ use crate::node::{PolicyNode, PolicyUser};
 use crate::node_set::NodeSet;
 use crate::policy::{Policy, Reach, Rule};
 use crate::selector::{Ports, Selector};
-pub use affected::Affected;
+use arena::{Arena, Id, Index};
 use bits::{Bits, Slot};
-use items::{Entry, Item, ItemId, Lookup};
-use meaning::{Meaning, Names};
+pub use impact::Impact;
 use network::Network;
+use resolved::{Names, ResolvedSelector};
+use rules::{CompiledRule, CompiledRuleId, FileRule, Lookup};
 use source::{Posture, Source};
-use table::{Id, Index, Table};
 
 /// What rules become. Pure data; ask it about nodes.
 #[derive(Debug, Clone)]
@@ -58,22 +58,22 @@ pub struct Compiled {
     users: BTreeMap<UserId, PolicyUser>,
     names: Names,
     network: Network,
-    meanings: Table<Meaning>,
-    meaning_ids: Index<Selector, Meaning>,
-    postures: Table<Posture>,
+    selectors: Arena<ResolvedSelector>,
+    selector_ids: Index<Selector, ResolvedSelector>,
+    postures: Arena<Posture>,
     posture_ids: Index<Vec<String>, Posture>,
-    sources: Table<Source>,
-    source_ids: Index<(Vec<Id<Meaning>>, Id<Posture>), Source>,
+    sources: Arena<Source>,
+    source_ids: Index<(Vec<Id<ResolvedSelector>>, Id<Posture>), Source>,
     /// Sources by their hash: those that are the same on the wire.
-    alike: BTreeMap<u64, BTreeSet<Id<Source>>>,
-    /// Where the rules of a source with a protocol go: the first item of all
+    by_fingerprint: BTreeMap<u64, BTreeSet<Id<Source>>>,
+    /// Where the rules of a source with a protocol go: the first compiled of all
     /// that become one with it, and its serial number.
-    places: BTreeMap<(Id<Source>, Option<u8>), (ItemId, u64)>,
-    rules: Table<Entry>,
+    merge_targets: BTreeMap<(Id<Source>, Option<u8>), (CompiledRuleId, u64)>,
+    file_rules: Arena<FileRule>,
     /// In the order of the file.
-    order: Vec<Id<Entry>>,
-    rank: BTreeMap<Id<Entry>, usize>,
-    items: Table<Item>,
+    order: Vec<Id<FileRule>>,
+    rank: BTreeMap<Id<FileRule>, usize>,
+    compiled_rules: Arena<CompiledRule>,
     serials: u64,
 }
 
@@ -112,24 +112,24 @@ impl Compiled {
             users: users.iter().map(|user| (user.id, user.clone())).collect(),
             names,
             network,
-            meanings: Table::default(),
-            meaning_ids: Index::new(),
-            postures: Table::default(),
+            selectors: Arena::default(),
+            selector_ids: Index::new(),
+            postures: Arena::default(),
             posture_ids: Index::new(),
-            sources: Table::default(),
+            sources: Arena::default(),
             source_ids: Index::new(),
-            alike: BTreeMap::new(),
-            places: BTreeMap::new(),
-            rules: Table::default(),
+            by_fingerprint: BTreeMap::new(),
+            merge_targets: BTreeMap::new(),
+            file_rules: Arena::default(),
             order: Vec::new(),
             rank: BTreeMap::new(),
-            items: Table::default(),
+            compiled_rules: Arena::default(),
             serials: 0,
         };
         let order = rules.iter().map(|rule| out.add_rule(rule)).collect();
         out.set_order(order);
         let all = out.sources.iter().map(|(id, _)| id).collect();
-        out.find_places(&all);
+        out.update_merge_targets(&all);
         out
     }
 
@@ -189,15 +189,15 @@ impl Compiled {
         if self.policy.open {
             return true;
         }
-        let general = self.items.iter().any(|(_, item)| {
-            let covers = |slot| self.covers(item.source, slot);
-            (item.reached.get(b) && covers(a)) || (item.reached.get(a) && covers(b))
+        let general = self.compiled_rules.iter().any(|(_, compiled)| {
+            let covers = |slot| self.covers(compiled.source, slot);
+            (compiled.reached.get(b) && covers(a)) || (compiled.reached.get(a) && covers(b))
         });
         general
             || (self.are_of_one_user(a, b)
-                && self.items.iter().any(|(_, item)| {
-                    item.is_own_user()
-                        && (self.selects(item.source, a) || self.selects(item.source, b))
+                && self.compiled_rules.iter().any(|(_, compiled)| {
+                    compiled.is_own_user()
+                        && (self.selects(compiled.source, a) || self.selects(compiled.source, b))
                 }))
     }
 
@@ -211,22 +211,22 @@ impl Compiled {
         if self.policy.open {
             out.unite(&self.network.present);
         }
-        for (_, item) in self.items.iter().filter(|_| !self.policy.open) {
-            let Some(source) = self.sources.get(item.source) else {
+        for (_, compiled) in self.compiled_rules.iter().filter(|_| !self.policy.open) {
+            let Some(source) = self.sources.get(compiled.source) else {
                 continue;
             };
-            own_user |= item.is_own_user();
-            if item.reached.get(slot) {
+            own_user |= compiled.is_own_user();
+            if compiled.reached.get(slot) {
                 out.unite(&source.covered);
             }
             if source.covered.get(slot) {
-                out.unite(&item.reached);
+                out.unite(&compiled.reached);
             }
         }
         if own_user {
             let selected = self.selected_by_own_user_rules();
             let all = selected.get(slot);
-            let mine = self.fellows(slot).into_iter();
+            let mine = self.nodes_of_same_user(slot).into_iter();
             mine.filter(|other| all || selected.get(*other))
                 .for_each(|other| out.insert(other));
         }
@@ -236,8 +236,12 @@ impl Compiled {
 
     fn selected_by_own_user_rules(&self) -> Bits {
         let mut out = Bits::default();
-        for (_, item) in self.items.iter().filter(|(_, item)| item.is_own_user()) {
-            if let Some(source) = self.sources.get(item.source) {
+        for (_, compiled) in self
+            .compiled_rules
+            .iter()
+            .filter(|(_, compiled)| compiled.is_own_user())
+        {
+            if let Some(source) = self.sources.get(compiled.source) {
                 out.unite(&source.selected);
             }
         }
@@ -245,14 +249,14 @@ impl Compiled {
     }
 
     /// The nodes of a node's user, itself included; none if it is nobody's.
-    fn fellows(&self, slot: Slot) -> Vec<Slot> {
-        let user = self.network.get(slot).and_then(network::Own::user);
+    fn nodes_of_same_user(&self, slot: Slot) -> Vec<Slot> {
+        let user = self.network.get(slot).and_then(network::NodeEntry::user);
         user.map(|user| self.network.nodes_of(user).collect())
             .unwrap_or_default()
     }
 
     fn are_of_one_user(&self, a: Slot, b: Slot) -> bool {
-        let user = |slot| self.network.get(slot).and_then(network::Own::user);
+        let user = |slot| self.network.get(slot).and_then(network::NodeEntry::user);
         user(a).is_some() && user(a) == user(b)
     }
 
@@ -266,8 +270,8 @@ impl Compiled {
         source.is_some_and(|source| source.selected.get(slot))
     }
 
-    fn resolve(&self, selector: &Selector) -> Meaning {
-        Meaning::resolve(
+    fn resolve(&self, selector: &Selector) -> ResolvedSelector {
+        ResolvedSelector::resolve(
             selector,
             &self.policy,
             &self.users,
@@ -278,7 +282,7 @@ impl Compiled {
 
     fn lookup(&self) -> Lookup<'_> {
         Lookup {
-            meanings: &self.meanings,
+            selectors: &self.selectors,
             postures: &self.postures,
             network: &self.network,
         }

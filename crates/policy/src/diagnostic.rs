@@ -61,18 +61,18 @@ impl Diagnostic {
         message: impl Into<String>,
         help: Option<String>,
     ) -> Self {
-        let mut place = Place::default();
-        place.advance(source, span.start);
-        place.say(source, Found::new(span, message, help))
+        let mut cursor = LineCursor::default();
+        cursor.advance(source, span.start);
+        cursor.diagnostic(source, Found::new(span, message, help))
     }
 
     /// Errors with their lines, in one pass over `source`. They come in the
     /// order of their places.
     pub(crate) fn locate(source: &str, found: Vec<Found>) -> Vec<Self> {
-        let mut place = Place::default();
+        let mut cursor = LineCursor::default();
         let found = found.into_iter().map(|found| {
-            place.advance(source, found.span.start);
-            place.say(source, found)
+            cursor.advance(source, found.span.start);
+            cursor.diagnostic(source, found)
         });
         found.collect()
     }
@@ -159,13 +159,13 @@ impl Diagnostic {
 }
 
 /// How far a file was read: the line and column of a byte.
-struct Place {
+struct LineCursor {
     at: usize,
     line: usize,
     column: usize,
 }
 
-impl Default for Place {
+impl Default for LineCursor {
     fn default() -> Self {
         Self {
             at: 0,
@@ -175,7 +175,7 @@ impl Default for Place {
     }
 }
 
-impl Place {
+impl LineCursor {
     fn advance(&mut self, source: &str, to: usize) {
         for c in source.get(self.at..to).unwrap_or_default().chars() {
             if c == '\n' {
@@ -188,8 +188,8 @@ impl Place {
         self.at = self.at.max(to);
     }
 
-    /// The error at this place.
-    fn say(&self, source: &str, found: Found) -> Diagnostic {
+    /// The error at this cursor.
+    fn diagnostic(&self, source: &str, found: Found) -> Diagnostic {
         let text = source.get(found.span.clone()).unwrap_or_default();
         let text = text.lines().next().unwrap_or_default();
         Diagnostic {

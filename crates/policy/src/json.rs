@@ -12,7 +12,7 @@ use jsonc_parser::{CollectOptions, CommentCollectionStrategy, ParseOptions, pars
 
 use crate::diagnostic::Diagnostic;
 
-/// A value and its place.
+/// A value and its state.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Spanned {
     pub(crate) span: Range<usize>,
@@ -143,7 +143,7 @@ fn spanned(range: jsonc_parser::common::Range, value: Value) -> Spanned {
 
 /// Where the scan below is.
 #[derive(Clone, Copy)]
-enum Place {
+enum ScanState {
     Outside,
     Slash,
     Text { escaped: bool },
@@ -159,10 +159,10 @@ const MAX_DEPTH: usize = 64;
 /// know, control characters inside strings, and nesting that would make it go
 /// deep.
 fn check_characters(source: &str) -> Result<(), Diagnostic> {
-    let mut place = Place::Outside;
+    let mut state = ScanState::Outside;
     let mut depth: usize = 0;
     for (at, c) in source.char_indices() {
-        if matches!(place, Place::Outside | Place::Slash) {
+        if matches!(state, ScanState::Outside | ScanState::Slash) {
             match c {
                 '[' | '{' => depth += 1,
                 ']' | '}' => depth = depth.saturating_sub(1),
@@ -178,24 +178,26 @@ fn check_characters(source: &str) -> Result<(), Diagnostic> {
             let message = format!("{message} (U+{:04X})", u32::from(c));
             Err(Diagnostic::new(source, span, message, None))
         };
-        place = match (place, c) {
-            (Place::Text { .. }, c) if c < ' ' => {
+        state = match (state, c) {
+            (ScanState::Text { .. }, c) if c < ' ' => {
                 return refuse("control character inside a string; write it as an escape");
             }
-            (Place::Text { escaped: true }, _) => Place::Text { escaped: false },
-            (Place::Text { .. }, '\\') => Place::Text { escaped: true },
-            (Place::Text { .. }, '"') => Place::Outside,
-            (Place::Text { .. }, _) => place,
-            (Place::LineComment, '\n') => Place::Outside,
-            (Place::LineComment, _) => place,
-            (Place::BlockComment { star: true }, '/') => Place::Outside,
-            (Place::BlockComment { .. }, c) => Place::BlockComment { star: c == '*' },
-            (Place::Slash, '/') => Place::LineComment,
-            (Place::Slash, '*') => Place::BlockComment { star: false },
-            (Place::Outside | Place::Slash, '"') => Place::Text { escaped: false },
-            (Place::Outside, '/') => Place::Slash,
-            (Place::Outside | Place::Slash, ' ' | '\t' | '\r' | '\n' | '!'..='~') => Place::Outside,
-            (Place::Outside | Place::Slash, _) => {
+            (ScanState::Text { escaped: true }, _) => ScanState::Text { escaped: false },
+            (ScanState::Text { .. }, '\\') => ScanState::Text { escaped: true },
+            (ScanState::Text { .. }, '"') => ScanState::Outside,
+            (ScanState::Text { .. }, _) => state,
+            (ScanState::LineComment, '\n') => ScanState::Outside,
+            (ScanState::LineComment, _) => state,
+            (ScanState::BlockComment { star: true }, '/') => ScanState::Outside,
+            (ScanState::BlockComment { .. }, c) => ScanState::BlockComment { star: c == '*' },
+            (ScanState::Slash, '/') => ScanState::LineComment,
+            (ScanState::Slash, '*') => ScanState::BlockComment { star: false },
+            (ScanState::Outside | ScanState::Slash, '"') => ScanState::Text { escaped: false },
+            (ScanState::Outside, '/') => ScanState::Slash,
+            (ScanState::Outside | ScanState::Slash, ' ' | '\t' | '\r' | '\n' | '!'..='~') => {
+                ScanState::Outside
+            }
+            (ScanState::Outside | ScanState::Slash, _) => {
                 return refuse("character is not allowed outside strings and comments");
             }
         };

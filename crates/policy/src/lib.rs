@@ -11,7 +11,7 @@
 //! Both are pure functions of policy, users and nodes, and their output is
 //! ordered, so that equal input gives equal bytes on the wire. When a node,
 //! users or the policy change, it is changed along, and says whom the change
-//! concerns ([`Affected`]): what it costs is what it touches.
+//! concerns ([`Impact`]): what it costs is what it touches.
 //!
 //! Besides, a node is told who may log in to it ([`Policy::compile_ssh`]) and
 //! what it may do by itself ([`Policy::node_attributes`]); the server asks
@@ -38,19 +38,20 @@ mod json;
 mod node;
 mod node_set;
 mod policy;
+mod policy_tests;
 mod posture;
-mod promises;
+
 mod selector;
 mod span;
 mod ssh;
 
 pub use attributes::{AttributeConfig, AttributeKind, HostedTailnet};
-pub use compile::{Affected, Compiled};
+pub use compile::{Compiled, Impact};
 pub use diagnostic::Diagnostic;
 pub use file::Context;
 pub use node::{PolicyNode, PolicyUser, Role, UnknownRole};
 pub use node_set::NodeSet;
 pub use policy::{Policy, RelayRegions};
+pub use policy_tests::FailedTest;
 pub use posture::{AttributeValue, Attributes, Number};
-pub use promises::FailedTest;
 pub use ssh::{FailedSshTest, SshCheck, SshExpectation, SshRules};

@@ -9,7 +9,7 @@
 //! to the node: it asks this server, which looks it up with
 //! [`SshRules::check_for`].
 
-mod promises;
+mod login_tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -24,7 +24,7 @@ use crate::policy::Policy;
 use crate::posture::Attributes;
 use crate::selector::Selector;
 
-pub use promises::{FailedSshTest, SshExpectation};
+pub use login_tests::{FailedSshTest, SshExpectation};
 
 /// Where a recorder listens.
 const RECORDER_PORT: u16 = 80;

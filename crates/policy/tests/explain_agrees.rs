@@ -14,7 +14,7 @@ use serde_json::json;
 use warren_control_types::{NodeId, UserId};
 use warren_filter::{CapabilityHolders, Filter, FlowTable, LocalAddresses, LocalSet};
 use warren_keys::Entropy;
-use warren_policy::explain::{Packet, Question, Scene, evaluate};
+use warren_policy::explain::{Packet, PolicyContext, Question, evaluate};
 use warren_policy::{AttributeValue, Attributes, Policy, PolicyNode, PolicyUser, Role};
 use warren_wire::ip::IpPacket;
 
@@ -371,7 +371,7 @@ proptest! {
         };
         let users = users();
         let (names, offered) = (BTreeMap::new(), BTreeMap::<NodeId, Vec<IpNet>>::new());
-        let scene = Scene {
+        let scene = PolicyContext {
             policy: &policy,
             text: &text,
             file: "policy.hujson",
@@ -469,7 +469,7 @@ proptest! {
         };
         let users = users();
         let (names, offered) = (BTreeMap::new(), BTreeMap::new());
-        let old_scene = Scene {
+        let old_scene = PolicyContext {
             policy: &old,
             text: &before,
             file: "old",
@@ -478,7 +478,7 @@ proptest! {
             names: &names,
             offered: &offered,
         };
-        let new_scene = Scene { policy: &new, text: &after, file: "new", ..old_scene.clone() };
+        let new_scene = PolicyContext { policy: &new, text: &after, file: "new", ..old_scene.clone() };
         let forth = old_scene.diff(&new_scene);
         let back = new_scene.diff(&old_scene);
         prop_assert_eq!(forth.pairs_gained(), back.pairs_lost());

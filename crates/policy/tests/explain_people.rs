@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 use warren_control_types::{NodeId, UserId};
-use warren_policy::explain::{AskError, Diff, Question, Scene, Why};
+use warren_policy::explain::{AskError, Diff, PolicyContext, Question, Why};
 use warren_policy::{Attributes, Policy, PolicyNode, PolicyUser, Role};
 
 const FILE: &str = r#"{
@@ -77,9 +77,9 @@ fn world() -> World {
     }
 }
 
-fn with<R>(world: &World, text: &str, ask: impl FnOnce(&Scene<'_>) -> R) -> R {
+fn with<R>(world: &World, text: &str, ask: impl FnOnce(&PolicyContext<'_>) -> R) -> R {
     let policy = Policy::parse(text).unwrap();
-    ask(&Scene {
+    ask(&PolicyContext {
         policy: &policy,
         text,
         file: "acl.hujson",
@@ -99,7 +99,7 @@ fn diff(before: &str, after: &str) -> Diff {
     let world = world();
     let policy = Policy::parse(after).unwrap();
     with(&world, before, |old| {
-        old.diff(&Scene {
+        old.diff(&PolicyContext {
             policy: &policy,
             text: after,
             ..old.clone()
@@ -243,7 +243,7 @@ fn a_diff_knows_own_machines_and_capabilities() {
     ], "hosts": {"phone": "100.64.0.2"}}"#;
     let policy = Policy::parse(own).unwrap();
     let gained = with(&world, closed, |old| {
-        old.diff(&Scene {
+        old.diff(&PolicyContext {
             policy: &policy,
             text: own,
             ..old.clone()

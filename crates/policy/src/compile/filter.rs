@@ -6,13 +6,13 @@ use ipnet::IpNet;
 use warren_control_types::{CapGrant, CapMap, FilterRule, NetPortRange, NodeId};
 
 use super::Compiled;
+use super::arena::Id;
 use super::bits::Slot;
-use super::items::{Item, ItemId, Kind, destinations};
+use super::rules::{CompiledRule, CompiledRuleId, RuleKind, destinations};
 use super::source::Source;
-use super::table::Id;
 
-/// Where an item goes: the rank of its rule, and which of its items it is.
-type Place = (usize, usize);
+/// Where an compiled goes: the rank of its rule, and which of its compiled_rules it is.
+type RulePosition = (usize, usize);
 
 impl Compiled {
     /// The rules for `node`: those that reach its addresses, the routes it
@@ -22,37 +22,43 @@ impl Compiled {
         let Some(slot) = self.network.slot(node) else {
             return Vec::new();
         };
-        let mut items: Vec<(Place, Place, &Item)> = self
-            .items
+        let mut compiled_rules: Vec<(RulePosition, RulePosition, &CompiledRule)> = self
+            .compiled_rules
             .iter()
-            .filter(|(_, item)| item.reached.get(slot) || item.is_own_user())
-            .map(|(_, item)| (self.merged_place(item), self.place(item), item))
+            .filter(|(_, compiled)| compiled.reached.get(slot) || compiled.is_own_user())
+            .map(|(_, compiled)| {
+                (
+                    self.merged_position(compiled),
+                    self.position(compiled),
+                    compiled,
+                )
+            })
             .collect();
-        items.sort_unstable_by_key(|(merged, own, _)| (*merged, *own));
+        compiled_rules.sort_unstable_by_key(|(merged, own, _)| (*merged, *own));
         let mut out: Vec<FilterRule> = Vec::new();
         // Self rules of one node merge like the general ones.
         let mut own: BTreeMap<(Vec<String>, Vec<i64>), usize> = BTreeMap::new();
-        let mut open: Option<Place> = None;
-        for (merged, _, item) in items {
-            let Some(to) = self.what_for(item, slot) else {
+        let mut open: Option<RulePosition> = None;
+        for (merged, _, compiled) in compiled_rules {
+            let Some(to) = self.what_for(compiled, slot) else {
                 continue;
             };
-            if matches!(item.kind, Kind::Ports { .. })
+            if matches!(compiled.kind, RuleKind::Ports { .. })
                 && open == Some(merged)
                 && let Some(earlier) = out.last_mut()
             {
                 earlier.dst_ports.extend(to.dst_ports);
                 continue;
             }
-            let src_ips = match item.is_own_user() {
-                true => self.own_user_texts(item.source, slot),
-                false => self.source_texts(item.source),
+            let src_ips = match compiled.is_own_user() {
+                true => self.own_user_texts(compiled.source, slot),
+                false => self.source_texts(compiled.source),
             };
-            let may_be_empty = matches!(item.kind, Kind::Capabilities { .. });
+            let may_be_empty = matches!(compiled.kind, RuleKind::Capabilities { .. });
             if src_ips.is_empty() && !may_be_empty {
                 continue;
             }
-            if let Kind::OwnUser { .. } = item.kind {
+            if let RuleKind::OwnUser { .. } = compiled.kind {
                 let key = (src_ips.clone(), to.ip_proto.clone());
                 if let Some(earlier) = own.get(&key).and_then(|at| out.get_mut(*at)) {
                     earlier.dst_ports.extend(to.dst_ports);
@@ -60,49 +66,49 @@ impl Compiled {
                 }
                 own.insert(key, out.len());
             }
-            open = matches!(item.kind, Kind::Ports { .. }).then_some(merged);
+            open = matches!(compiled.kind, RuleKind::Ports { .. }).then_some(merged);
             out.push(FilterRule { src_ips, ..to });
         }
         out
     }
 
-    pub(super) fn place(&self, item: &Item) -> Place {
-        let rank = self.rank.get(&item.rule).copied();
-        (rank.unwrap_or(usize::MAX), item.nth)
+    pub(super) fn position(&self, compiled: &CompiledRule) -> RulePosition {
+        let rank = self.rank.get(&compiled.rule).copied();
+        (rank.unwrap_or(usize::MAX), compiled.nth)
     }
 
-    /// The place of the first item that becomes one rule with this one.
-    fn merged_place(&self, item: &Item) -> Place {
-        let Kind::Ports { protocol, .. } = item.kind else {
-            return self.place(item);
+    /// The place of the first compiled that becomes one rule with this one.
+    fn merged_position(&self, compiled: &CompiledRule) -> RulePosition {
+        let RuleKind::Ports { protocol, .. } = compiled.kind else {
+            return self.position(compiled);
         };
-        let first = self.places.get(&(item.source, protocol));
-        let first = first.and_then(|(first, _)| self.items.get(*first));
-        first.map_or_else(|| self.place(item), |first| self.place(first))
+        let first = self.merge_targets.get(&(compiled.source, protocol));
+        let first = first.and_then(|(first, _)| self.compiled_rules.get(*first));
+        first.map_or_else(|| self.position(compiled), |first| self.position(first))
     }
 
-    /// The rule of an item for a node, without its sources.
-    fn what_for(&self, item: &Item, slot: Slot) -> Option<FilterRule> {
+    /// The rule of an compiled for a node, without its sources.
+    fn what_for(&self, compiled: &CompiledRule, slot: Slot) -> Option<FilterRule> {
         let lookup = self.lookup();
-        let (protocol, dst_ports, cap_grant) = match &item.kind {
-            Kind::Ports { protocol, to } => {
+        let (protocol, dst_ports, cap_grant) = match &compiled.kind {
+            RuleKind::Ports { protocol, to } => {
                 let ports = to
                     .iter()
                     .flat_map(|(to, ports)| destinations(&lookup.texts_on(*to, slot), ports));
                 (*protocol, ports.collect(), Vec::new())
             }
-            Kind::Via { protocol, to, .. } => {
+            RuleKind::Via { protocol, to, .. } => {
                 let served = to.iter().filter(|(to, _)| lookup.is_served(*to, slot));
                 let ports =
                     served.flat_map(|(to, ports)| destinations(&lookup.literal(*to), ports));
                 (*protocol, ports.collect(), Vec::new())
             }
-            Kind::OwnUser { protocol, ports } => {
+            RuleKind::OwnUser { protocol, ports } => {
                 let own = self.network.get(slot)?;
                 let addresses: Vec<String> = own.texts.iter().map(ToString::to_string).collect();
                 (*protocol, destinations(&addresses, ports), Vec::new())
             }
-            Kind::Capabilities { to, map, posture } => {
+            RuleKind::Capabilities { to, map, posture } => {
                 let grants = to
                     .iter()
                     .map(|to| lookup.prefixes_on(*to, *posture, slot))
@@ -110,12 +116,12 @@ impl Compiled {
                     .map(|dsts| grant(dsts, map));
                 (None, Vec::new(), grants.collect())
             }
-            Kind::OwnUserCapabilities { map } => {
+            RuleKind::OwnUserCapabilities { map } => {
                 let own = self.network.get(slot)?;
                 let dsts = own.node.addresses.iter().map(|a| IpNet::from(*a)).collect();
                 (None, Vec::new(), vec![grant(dsts, map)])
             }
-            Kind::ViaPeers { .. } => return None,
+            RuleKind::ViaPeers { .. } => return None,
         };
         rule(protocol, dst_ports, cap_grant)
     }
@@ -131,8 +137,8 @@ impl Compiled {
     /// The addresses of those nodes of `node`'s user that the source selects,
     /// `node` itself included.
     fn own_user_texts(&self, source: Id<Source>, slot: Slot) -> Vec<String> {
-        let fellows = self.fellows(slot).into_iter();
-        let mut texts: Vec<String> = fellows
+        let nodes_of_same_user = self.nodes_of_same_user(slot).into_iter();
+        let mut texts: Vec<String> = nodes_of_same_user
             .filter(|other| self.selects(source, *other))
             .filter_map(|other| self.network.get(other))
             .flat_map(|own| own.texts.iter().map(ToString::to_string))
@@ -143,52 +149,71 @@ impl Compiled {
     }
 
     /// Works out where the rules of these sources go, and of those that are
-    /// like them. The answer is the items that go elsewhere now.
-    pub(super) fn find_places(&mut self, sources: &BTreeSet<Id<Source>>) -> Vec<ItemId> {
+    /// like them. The answer is the compiled_rules that go elsewhere now.
+    pub(super) fn update_merge_targets(
+        &mut self,
+        sources: &BTreeSet<Id<Source>>,
+    ) -> Vec<CompiledRuleId> {
         let mut moved = Vec::new();
         let mut left = sources.clone();
         while let Some(first) = left.pop_first() {
             let Some(source) = self.sources.get(first) else {
                 continue;
             };
-            let bucket = self.alike.get(&source.hash).into_iter().flatten();
+            let bucket = self
+                .by_fingerprint
+                .get(&source.fingerprint)
+                .into_iter()
+                .flatten();
             let group: Vec<Id<Source>> = bucket
                 .copied()
-                .filter(|id| self.sources.get(*id).is_some_and(|one| one.is_like(source)))
+                .filter(|id| {
+                    self.sources
+                        .get(*id)
+                        .is_some_and(|one| one.is_same_on_wire(source))
+                })
                 .collect();
-            let mut firsts: BTreeMap<Option<u8>, (Place, ItemId, u64)> = BTreeMap::new();
-            let mut all: Vec<(Id<Source>, Option<u8>, ItemId)> = Vec::new();
+            let mut firsts: BTreeMap<Option<u8>, (RulePosition, CompiledRuleId, u64)> =
+                BTreeMap::new();
+            let mut all: Vec<(Id<Source>, Option<u8>, CompiledRuleId)> = Vec::new();
             for id in &group {
                 left.remove(id);
-                let items = self.sources.get(*id).into_iter().flat_map(|one| &one.items);
-                for at in items {
-                    let Some(item) = self.items.get(*at) else {
+                let compiled_rules = self
+                    .sources
+                    .get(*id)
+                    .into_iter()
+                    .flat_map(|one| &one.compiled_rules);
+                for at in compiled_rules {
+                    let Some(compiled) = self.compiled_rules.get(*at) else {
                         continue;
                     };
-                    let Kind::Ports { protocol, .. } = item.kind else {
+                    let RuleKind::Ports { protocol, .. } = compiled.kind else {
                         continue;
                     };
                     all.push((*id, protocol, *at));
-                    let own = (self.place(item), *at, item.serial);
+                    let own = (self.position(compiled), *at, compiled.serial);
                     let earliest = firsts.entry(protocol).or_insert(own);
                     *earliest = own.min(*earliest);
                 }
             }
-            for (source, protocol, item) in all {
+            for (source, protocol, compiled) in all {
                 let Some((_, first, serial)) = firsts.get(&protocol) else {
                     continue;
                 };
                 let now = (*first, *serial);
-                let before = self.places.get(&(source, protocol));
+                let before = self.merge_targets.get(&(source, protocol));
                 if before != Some(&now) {
-                    moved.push((source, protocol, item, now));
+                    moved.push((source, protocol, compiled, now));
                 }
             }
         }
         for (source, protocol, _, now) in &moved {
-            self.places.insert((*source, *protocol), *now);
+            self.merge_targets.insert((*source, *protocol), *now);
         }
-        moved.into_iter().map(|(_, _, item, _)| item).collect()
+        moved
+            .into_iter()
+            .map(|(_, _, compiled, _)| compiled)
+            .collect()
     }
 }
 

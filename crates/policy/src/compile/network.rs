@@ -12,7 +12,7 @@ use crate::span::{Span, TAILNET, net_text};
 
 /// A node with what is asked of it all the time.
 #[derive(Debug, Clone)]
-pub(super) struct Own {
+pub(super) struct NodeEntry {
     pub(super) node: PolicyNode,
     /// Its addresses as they go on the wire.
     pub(super) texts: Vec<Arc<str>>,
@@ -22,7 +22,7 @@ pub(super) struct Own {
     pub(super) routes: Vec<Span>,
 }
 
-impl Own {
+impl NodeEntry {
     fn new(node: PolicyNode) -> Self {
         Self {
             texts: node
@@ -69,7 +69,7 @@ impl Own {
 /// All nodes. A node keeps its slot as long as it stays.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Network {
-    slots: Vec<Option<Own>>,
+    slots: Vec<Option<NodeEntry>>,
     free: Vec<Slot>,
     by_id: BTreeMap<NodeId, Slot>,
     /// Every address with the nodes that have it: one, as a rule.
@@ -98,9 +98,9 @@ pub(super) struct Network {
 
 /// What putting in or taking out a node changed.
 #[derive(Debug, Default)]
-pub(super) struct Moved {
+pub(super) struct NodeChange {
     pub(super) slot: Slot,
-    pub(super) before: Option<Own>,
+    pub(super) before: Option<NodeEntry>,
     /// Other nodes that came to do, or no longer do, with addresses of this
     /// one, or with its routes.
     pub(super) others: BTreeSet<Slot>,
@@ -116,7 +116,7 @@ impl Network {
         for node in nodes {
             // Of several with one number the first counts.
             if !out.by_id.contains_key(&node.id) {
-                out.place(node.id, Own::new(node.clone()));
+                out.place(node.id, NodeEntry::new(node.clone()));
             }
         }
         let slots: Vec<Slot> = out.present.iter().collect();
@@ -138,7 +138,7 @@ impl Network {
         self.by_id.get(&id).copied()
     }
 
-    pub(super) fn get(&self, slot: Slot) -> Option<&Own> {
+    pub(super) fn get(&self, slot: Slot) -> Option<&NodeEntry> {
         self.slots.get(slot)?.as_ref()
     }
 
@@ -147,7 +147,7 @@ impl Network {
     }
 
     /// Ascending by number.
-    pub(super) fn all(&self) -> impl Iterator<Item = (Slot, &Own)> {
+    pub(super) fn all(&self) -> impl Iterator<Item = (Slot, &NodeEntry)> {
         self.by_id
             .values()
             .filter_map(|slot| Some((*slot, self.get(*slot)?)))
@@ -219,17 +219,17 @@ impl Network {
     }
 
     /// Puts in a node, in the place of the one with its number.
-    pub(super) fn put(&mut self, node: PolicyNode) -> Moved {
+    pub(super) fn put(&mut self, node: PolicyNode) -> NodeChange {
         let id = node.id;
-        self.change(id, Some(Own::new(node)))
+        self.change(id, Some(NodeEntry::new(node)))
     }
 
-    pub(super) fn take(&mut self, id: NodeId) -> Moved {
+    pub(super) fn take(&mut self, id: NodeId) -> NodeChange {
         self.change(id, None)
     }
 
-    fn change(&mut self, id: NodeId, own: Option<Own>) -> Moved {
-        let mut moved = Moved::default();
+    fn change(&mut self, id: NodeId, own: Option<NodeEntry>) -> NodeChange {
+        let mut moved = NodeChange::default();
         let mut touched: BTreeMap<IpNet, bool> = BTreeMap::new();
         let mut note = |nets: &mut dyn Iterator<Item = &IpNet>, network: &Self| {
             for net in nets {
@@ -326,7 +326,7 @@ impl Network {
         }
     }
 
-    fn vacate(&mut self, slot: Slot) -> Option<Own> {
+    fn vacate(&mut self, slot: Slot) -> Option<NodeEntry> {
         let own = self.slots.get_mut(slot)?.take()?;
         self.by_id.remove(&own.node.id);
         self.free.push(slot);
@@ -358,7 +358,7 @@ impl Network {
         Some(own)
     }
 
-    fn place(&mut self, id: NodeId, own: Own) -> Slot {
+    fn place(&mut self, id: NodeId, own: NodeEntry) -> Slot {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             self.slots.len() - 1
@@ -382,8 +382,8 @@ impl Network {
         slot
     }
 
-    fn mark(&mut self, slot: Slot, own: Option<&Own>) {
-        let is = |what: fn(&Own) -> bool| own.is_some_and(what);
+    fn mark(&mut self, slot: Slot, own: Option<&NodeEntry>) {
+        let is = |what: fn(&NodeEntry) -> bool| own.is_some_and(what);
         self.present.assign(slot, own.is_some());
         self.addressed.assign(slot, is(|own| !own.spans.is_empty()));
         self.routers.assign(slot, is(|own| !own.routes.is_empty()));

@@ -32,7 +32,7 @@ pub(super) struct Compiled {
     /// Ascending by id.
     nodes: Vec<PolicyNode>,
     sources: Vec<Source>,
-    items: Vec<Item>,
+    rules: Vec<PlainRule>,
     /// Per node, the sources of the rules in its filter, ascending.
     reached_by: Vec<Vec<SourceIndex>>,
     /// Everyone sees everyone.
@@ -41,7 +41,7 @@ pub(super) struct Compiled {
 
 /// One rule before it is reduced to a node.
 #[derive(Debug, Clone)]
-enum Item {
+enum PlainRule {
     /// Ports; several rules of the file with equal sources and protocol.
     Ports {
         source: SourceIndex,
@@ -94,7 +94,7 @@ impl Compiled {
             out: Compiled {
                 nodes,
                 sources: Vec::new(),
-                items: Vec::new(),
+                rules: Vec::new(),
                 reached_by: Vec::new(),
                 open: policy.open,
             },
@@ -148,7 +148,7 @@ impl Builder<'_> {
             self.capabilities(source, rule);
         } else if rule.reach.is_empty() {
             let to = self.targets(&rule.app_to);
-            self.out.items.push(Item::ViaPeers {
+            self.out.rules.push(PlainRule::ViaPeers {
                 source,
                 to,
                 routers: rule.via.clone(),
@@ -162,7 +162,7 @@ impl Builder<'_> {
         let mut to = Vec::new();
         for selector in &reach.to {
             if *selector == Selector::OwnUser {
-                self.out.items.push(Item::OwnUser {
+                self.out.rules.push(PlainRule::OwnUser {
                     source,
                     protocol,
                     ports: ports(),
@@ -175,7 +175,7 @@ impl Builder<'_> {
             return;
         }
         if !via.is_empty() {
-            self.out.items.push(Item::Via {
+            self.out.rules.push(PlainRule::Via {
                 source,
                 protocol,
                 to,
@@ -186,13 +186,13 @@ impl Builder<'_> {
         let place = self
             .merged
             .get(&(source, protocol))
-            .and_then(|at| self.out.items.get_mut(*at));
-        if let Some(Item::Ports { to: earlier, .. }) = place {
+            .and_then(|at| self.out.rules.get_mut(*at));
+        if let Some(PlainRule::Ports { to: earlier, .. }) = place {
             earlier.extend(to);
             return;
         }
-        self.merged.insert((source, protocol), self.out.items.len());
-        self.out.items.push(Item::Ports {
+        self.merged.insert((source, protocol), self.out.rules.len());
+        self.out.rules.push(PlainRule::Ports {
             source,
             protocol,
             to,
@@ -230,13 +230,15 @@ impl Builder<'_> {
 
     fn grant(&mut self, source: SourceIndex, to: Vec<Target>, own_user: bool, map: CapMap) {
         if own_user {
-            self.out.items.push(Item::OwnUserCapabilities {
+            self.out.rules.push(PlainRule::OwnUserCapabilities {
                 source,
                 map: map.clone(),
             });
         }
         if !to.is_empty() {
-            self.out.items.push(Item::Capabilities { source, to, map });
+            self.out
+                .rules
+                .push(PlainRule::Capabilities { source, to, map });
         }
     }
 
@@ -346,10 +348,9 @@ impl Compiled {
             .any(|source| source.covers(from));
         general
             || (self.same_user(from, to)
-                && self.items.iter().any(|item| match item {
-                    Item::OwnUser { source, .. } | Item::OwnUserCapabilities { source, .. } => {
-                        self.selects(*source, from)
-                    }
+                && self.rules.iter().any(|rule| match rule {
+                    PlainRule::OwnUser { source, .. }
+                    | PlainRule::OwnUserCapabilities { source, .. } => self.selects(*source, from),
                     _ => false,
                 }))
     }
@@ -373,14 +374,14 @@ impl Compiled {
     /// one user aside.
     fn sources_reaching(&self, node: usize) -> Vec<SourceIndex> {
         let mut found: Vec<SourceIndex> = self
-            .items
+            .rules
             .iter()
-            .filter_map(|item| match item {
-                Item::Ports { source, to, .. } => to
+            .filter_map(|rule| match rule {
+                PlainRule::Ports { source, to, .. } => to
                     .iter()
                     .any(|(target, _)| target.reaches(self, node))
                     .then_some(*source),
-                Item::Via {
+                PlainRule::Via {
                     source,
                     to,
                     routers,
@@ -389,7 +390,7 @@ impl Compiled {
                     .iter()
                     .any(|(target, _)| target.reaches_via(self, node, routers))
                     .then_some(*source),
-                Item::ViaPeers {
+                PlainRule::ViaPeers {
                     source,
                     to,
                     routers,
@@ -397,11 +398,11 @@ impl Compiled {
                     .iter()
                     .any(|target| target.reaches_via(self, node, routers))
                     .then_some(*source),
-                Item::Capabilities { source, to, .. } => to
+                PlainRule::Capabilities { source, to, .. } => to
                     .iter()
                     .any(|target| !target.prefixes_on(self, node).is_empty())
                     .then_some(*source),
-                Item::OwnUser { .. } | Item::OwnUserCapabilities { .. } => None,
+                PlainRule::OwnUser { .. } | PlainRule::OwnUserCapabilities { .. } => None,
             })
             .collect();
         found.sort_unstable();
@@ -409,16 +410,16 @@ impl Compiled {
         found
     }
 
-    /// The rules of one node with the item each came from.
+    /// The rules of one node with the rule each came from.
     fn rules_for(&self, node: usize) -> Vec<(usize, FilterRule)> {
         let mut out: Vec<(usize, FilterRule)> = Vec::new();
         // Self rules of one node merge like the general ones.
         let mut own: BTreeMap<(Vec<String>, Vec<i64>), usize> = BTreeMap::new();
-        for (at, item) in self.items.iter().enumerate() {
-            let Some(rule) = self.rule_for(item, node) else {
+        for (at, compiled) in self.rules.iter().enumerate() {
+            let Some(rule) = self.rule_for(compiled, node) else {
                 continue;
             };
-            if let Item::OwnUser { .. } = item {
+            if let PlainRule::OwnUser { .. } = compiled {
                 let key = (rule.src_ips.clone(), rule.ip_proto.clone());
                 if let Some((_, earlier)) = own.get(&key).and_then(|at| out.get_mut(*at)) {
                     earlier.dst_ports.extend(rule.dst_ports);
@@ -431,9 +432,9 @@ impl Compiled {
         out
     }
 
-    fn rule_for(&self, item: &Item, node: usize) -> Option<FilterRule> {
-        match item {
-            Item::Ports {
+    fn rule_for(&self, rule: &PlainRule, node: usize) -> Option<FilterRule> {
+        match rule {
+            PlainRule::Ports {
                 source,
                 protocol,
                 to,
@@ -444,7 +445,7 @@ impl Compiled {
                     .collect();
                 port_rule(self.source_texts(*source), *protocol, dst_ports)
             }
-            Item::Via {
+            PlainRule::Via {
                 source,
                 protocol,
                 to,
@@ -457,7 +458,7 @@ impl Compiled {
                     .collect();
                 port_rule(self.source_texts(*source), *protocol, dst_ports)
             }
-            Item::OwnUser {
+            PlainRule::OwnUser {
                 source,
                 protocol,
                 ports,
@@ -471,7 +472,7 @@ impl Compiled {
                     destinations(&addresses, ports),
                 )
             }
-            Item::Capabilities { source, to, map } => {
+            PlainRule::Capabilities { source, to, map } => {
                 let cap_grant = to
                     .iter()
                     .map(|target| target.prefixes_on(self, node))
@@ -480,13 +481,13 @@ impl Compiled {
                     .collect();
                 grant_rule(self.source_texts(*source), cap_grant)
             }
-            Item::OwnUserCapabilities { source, map } => {
+            PlainRule::OwnUserCapabilities { source, map } => {
                 let src_ips = self.own_user_texts(*source, node);
                 let own = self.nodes.get(node).filter(|_| !src_ips.is_empty())?;
                 let dsts = own.addresses.iter().map(|a| IpNet::from(*a)).collect();
                 grant_rule(src_ips, vec![grant(dsts, map)])
             }
-            Item::ViaPeers { .. } => None,
+            PlainRule::ViaPeers { .. } => None,
         }
     }
 

@@ -5,13 +5,13 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use super::Compiled;
-use super::affected::{Affected, Touched};
+use super::arena::Id;
 use super::bits::Bits;
-use super::items::{Entry, ItemId, Kind};
-use super::meaning::Meaning;
-use super::settle::Change;
+use super::impact::{Impact, SlotImpact};
+use super::propagate::NetworkChange;
+use super::resolved::ResolvedSelector;
+use super::rules::{CompiledRuleId, FileRule, RuleKind};
 use super::source::{Posture, Source};
-use super::table::Id;
 use crate::policy::{Policy, Rule};
 use crate::selector::Selector;
 
@@ -35,39 +35,39 @@ impl Policy {
 impl Compiled {
     /// Another policy is in force. Rules that stay, in the order in which they
     /// were, cost nothing.
-    pub fn replace_policy(&mut self, policy: &Policy) -> Affected {
+    pub fn replace_policy(&mut self, policy: &Policy) -> Impact {
         if *self.policy == *policy {
-            return Affected::default();
+            return Impact::default();
         }
         if self.policy.open != policy.open {
             let users: Vec<_> = self.users.values().cloned().collect();
             let network = std::mem::take(&mut self.network);
             *self = Self::new(Arc::new(policy.clone()), &users, network);
             let all = self.ids(&self.network.present);
-            return Affected {
+            return Impact {
                 filters: all.clone(),
                 peers: all.clone(),
                 routes: all.clone(),
                 views: all,
             };
         }
-        let mut touched = Touched::default();
+        let mut impact = SlotImpact::default();
         let mut changed: BTreeSet<Id<Source>> = BTreeSet::new();
         let rules = policy.effective_rules();
-        let kept = self.kept(&rules);
-        let stay: BTreeSet<Id<Entry>> = kept.iter().flatten().copied().collect();
-        let gone: Vec<Id<Entry>> = self
+        let kept = self.reusable_rules(&rules);
+        let stay: BTreeSet<Id<FileRule>> = kept.iter().flatten().copied().collect();
+        let gone: Vec<Id<FileRule>> = self
             .order
             .iter()
             .copied()
             .filter(|id| !stay.contains(id))
             .collect();
         for rule in &gone {
-            self.touch_rule(*rule, &mut touched);
-            changed.extend(self.forget(*rule));
+            self.add_rule_impact(*rule, &mut impact);
+            changed.extend(self.remove_rule(*rule));
         }
         let before = std::mem::replace(&mut self.policy, Arc::new(policy.clone()));
-        let names = self.names_changed(&before, &mut touched);
+        let names = self.names_changed(&before, &mut impact);
         let mut order = Vec::with_capacity(rules.len());
         let mut new = Vec::new();
         for (rule, kept) in rules.iter().zip(kept) {
@@ -79,20 +79,26 @@ impl Compiled {
         }
         self.set_order(order);
         for rule in &new {
-            self.touch_rule(*rule, &mut touched);
-            let items = self.rules.get(*rule).into_iter().flat_map(|r| &r.items);
-            let sources = items.filter_map(|id| self.items.get(*id)).map(|i| i.source);
+            self.add_rule_impact(*rule, &mut impact);
+            let compiled_rules = self
+                .file_rules
+                .get(*rule)
+                .into_iter()
+                .flat_map(|r| &r.compiled_rules);
+            let sources = compiled_rules
+                .filter_map(|id| self.compiled_rules.get(*id))
+                .map(|i| i.source);
             changed.extend(sources);
         }
-        self.regroup(&changed, &mut touched);
+        self.regroup(&changed, &mut impact);
         if !gone.is_empty() || names {
-            self.sweep();
+            self.remove_unused();
         }
         let none = Bits::default();
-        self.name(&touched, [&none, &none])
+        self.impact_of(&impact, [&none, &none])
     }
 
-    pub(super) fn set_order(&mut self, order: Vec<Id<Entry>>) {
+    pub(super) fn set_order(&mut self, order: Vec<Id<FileRule>>) {
         let ranks = order.iter().enumerate();
         self.rank = ranks.map(|(rank, id)| (*id, rank)).collect();
         self.order = order;
@@ -100,8 +106,8 @@ impl Compiled {
 
     /// For every rule of a new file the one that stays in its place: the
     /// longest row of equal ones, in the order in which they are now.
-    fn kept(&self, rules: &[Rule]) -> Vec<Option<Id<Entry>>> {
-        let rule = |id: &Id<Entry>| self.rules.get(*id).map(|entry| &entry.rule);
+    fn reusable_rules(&self, rules: &[Rule]) -> Vec<Option<Id<FileRule>>> {
+        let rule = |id: &Id<FileRule>| self.file_rules.get(*id).map(|entry| &entry.rule);
         let mut known: BTreeMap<u64, VecDeque<usize>> = BTreeMap::new();
         for (at, id) in self.order.iter().enumerate() {
             if let Some(rule) = rule(id) {
@@ -112,12 +118,12 @@ impl Compiled {
         let equal: Vec<Option<usize>> = rules
             .iter()
             .map(|new| {
-                let places = known.get_mut(&fingerprint(new))?;
-                let found = places.iter().position(|at| {
+                let merge_targets = known.get_mut(&fingerprint(new))?;
+                let found = merge_targets.iter().position(|at| {
                     let old = self.order.get(*at).and_then(rule);
                     old.is_some_and(|old| old == new)
                 })?;
-                places.remove(found)
+                merge_targets.remove(found)
             })
             .collect();
         let rising = longest_rising(&equal);
@@ -131,83 +137,95 @@ impl Compiled {
     }
 
     /// Those whom a rule concerns.
-    fn touch_rule(&self, rule: Id<Entry>, touched: &mut Touched) {
-        let items = self.rules.get(rule).into_iter().flat_map(|r| &r.items);
-        for item in items.filter_map(|id| self.items.get(*id)) {
-            let Some(source) = self.sources.get(item.source) else {
+    fn add_rule_impact(&self, rule: Id<FileRule>, impact: &mut SlotImpact) {
+        let compiled_rules = self
+            .file_rules
+            .get(rule)
+            .into_iter()
+            .flat_map(|r| &r.compiled_rules);
+        for compiled in compiled_rules.filter_map(|id| self.compiled_rules.get(*id)) {
+            let Some(source) = self.sources.get(compiled.source) else {
                 continue;
             };
-            if item.is_own_user() {
+            if compiled.is_own_user() {
                 for slot in source.selected.iter() {
-                    let fellows: Bits = self.fellows(slot).into_iter().collect();
-                    touched.filters.unite(&fellows);
-                    touched.peers.unite(&fellows);
+                    let nodes_of_same_user: Bits =
+                        self.nodes_of_same_user(slot).into_iter().collect();
+                    impact.filters.unite(&nodes_of_same_user);
+                    impact.peers.unite(&nodes_of_same_user);
                 }
                 continue;
             }
-            if !matches!(item.kind, Kind::ViaPeers { .. }) {
-                touched.filters.unite(&item.reached);
+            if !matches!(compiled.kind, RuleKind::ViaPeers { .. }) {
+                impact.filters.unite(&compiled.reached);
             }
-            touched.routes.unite(&source.covered);
-            touched.routes.unite(&item.reached);
-            if !source.covered.is_empty() && !item.reached.is_empty() {
-                touched.peers.unite(&source.covered);
-                touched.peers.unite(&item.reached);
+            impact.routes.unite(&source.covered);
+            impact.routes.unite(&compiled.reached);
+            if !source.covered.is_empty() && !compiled.reached.is_empty() {
+                impact.peers.unite(&source.covered);
+                impact.peers.unite(&compiled.reached);
             }
         }
     }
 
     /// Takes out a rule; the answer is its sources.
-    fn forget(&mut self, rule: Id<Entry>) -> Vec<Id<Source>> {
-        let items = self.rules.remove(rule).map(|entry| entry.items);
+    fn remove_rule(&mut self, rule: Id<FileRule>) -> Vec<Id<Source>> {
+        let compiled_rules = self
+            .file_rules
+            .remove(rule)
+            .map(|entry| entry.compiled_rules);
         let mut sources = Vec::new();
-        for id in items.unwrap_or_default() {
-            let Some(item) = self.items.remove(id) else {
+        for id in compiled_rules.unwrap_or_default() {
+            let Some(compiled) = self.compiled_rules.remove(id) else {
                 continue;
             };
-            if let Some(source) = self.sources.get_mut(item.source) {
-                source.items.remove(&id);
+            if let Some(source) = self.sources.get_mut(compiled.source) {
+                source.compiled_rules.remove(&id);
             }
-            if let Kind::Ports { protocol, .. } = item.kind {
-                self.forget_place(item.source, protocol);
+            if let RuleKind::Ports { protocol, .. } = compiled.kind {
+                self.forget_merge_target(compiled.source, protocol);
             }
-            sources.push(item.source);
+            sources.push(compiled.source);
         }
         sources
     }
 
     /// Forgets where rules of the source with the protocol go, if there are
     /// none any more.
-    fn forget_place(&mut self, source: Id<Source>, protocol: Option<u8>) {
-        let items = self.sources.get(source).into_iter().flat_map(|s| &s.items);
-        let is_another = |id: &ItemId| {
-            let kind = self.items.get(*id).map(|item| &item.kind);
-            matches!(kind, Some(Kind::Ports { protocol: own, .. }) if *own == protocol)
+    fn forget_merge_target(&mut self, source: Id<Source>, protocol: Option<u8>) {
+        let compiled_rules = self
+            .sources
+            .get(source)
+            .into_iter()
+            .flat_map(|s| &s.compiled_rules);
+        let is_another = |id: &CompiledRuleId| {
+            let kind = self.compiled_rules.get(*id).map(|compiled| &compiled.kind);
+            matches!(kind, Some(RuleKind::Ports { protocol: own, .. }) if *own == protocol)
         };
-        if !items.into_iter().any(is_another) {
-            self.places.remove(&(source, protocol));
+        if !compiled_rules.into_iter().any(is_another) {
+            self.merge_targets.remove(&(source, protocol));
         }
     }
 
     /// Groups and postures may mean something else in the new file.
-    fn names_changed(&mut self, before: &Policy, touched: &mut Touched) -> bool {
-        let mut change = Change::default();
-        let groups: Vec<(Id<Meaning>, Selector)> = self
-            .meanings
+    fn names_changed(&mut self, before: &Policy, impact: &mut SlotImpact) -> bool {
+        let mut change = NetworkChange::default();
+        let groups: Vec<(Id<ResolvedSelector>, Selector)> = self
+            .selectors
             .iter()
-            .filter(|(_, meaning)| match &meaning.selector {
+            .filter(|(_, resolved)| match &resolved.selector {
                 Selector::Group(name) => before.groups.get(name) != self.policy.groups.get(name),
                 _ => false,
             })
-            .map(|(id, meaning)| (id, meaning.selector.clone()))
+            .map(|(id, resolved)| (id, resolved.selector.clone()))
             .collect();
         for (id, selector) in groups {
             let now = self.resolve(&selector);
-            if let Some(meaning) = self.meanings.get_mut(id) {
-                let toggled = meaning.holds.difference(&now.holds);
-                *meaning = now;
+            if let Some(resolved) = self.selectors.get_mut(id) {
+                let toggled = resolved.holds.difference(&now.holds);
+                *resolved = now;
                 if !toggled.is_empty() {
-                    change.turned.insert(id, toggled);
+                    change.selectors.insert(id, toggled);
                 }
             }
         }
@@ -217,70 +235,70 @@ impl Compiled {
                 continue;
             }
             let passes = posture.passes.clone();
-            posture.look_at_all(&self.policy, &self.network);
+            posture.refresh_all(&self.policy, &self.network);
             if posture.passes != passes {
-                change.posed.insert(id);
+                change.postures.insert(id);
             }
         }
-        if change.turned.is_empty() && change.posed.is_empty() {
+        if change.selectors.is_empty() && change.postures.is_empty() {
             return false;
         }
-        self.meanings_turned(&mut change);
-        let spread = self.settle(&change);
-        touched.filters.unite(&spread.filters);
-        touched.peers.unite(&spread.peers);
-        touched.routes.unite(&spread.routes);
+        self.invalidate_sources(&mut change);
+        let spread = self.propagate(&change);
+        impact.filters.unite(&spread.filters);
+        impact.peers.unite(&spread.peers);
+        impact.routes.unite(&spread.routes);
         true
     }
 
     /// Forgets what no rule speaks of any more.
-    fn sweep(&mut self) {
+    fn remove_unused(&mut self) {
         let unused: Vec<Id<Source>> = self
             .sources
             .iter()
-            .filter(|(_, source)| source.items.is_empty())
+            .filter(|(_, source)| source.compiled_rules.is_empty())
             .map(|(id, _)| id)
             .collect();
         for id in unused {
             let Some(source) = self.sources.remove(id) else {
                 continue;
             };
-            if let Some(bucket) = self.alike.get_mut(&source.hash) {
+            if let Some(bucket) = self.by_fingerprint.get_mut(&source.fingerprint) {
                 bucket.remove(&id);
                 if bucket.is_empty() {
-                    self.alike.remove(&source.hash);
+                    self.by_fingerprint.remove(&source.fingerprint);
                 }
             }
             self.source_ids.remove(&(source.selectors, source.posture));
         }
-        let mut meanings: BTreeSet<Id<Meaning>> = BTreeSet::new();
+        let mut selectors: BTreeSet<Id<ResolvedSelector>> = BTreeSet::new();
         let mut postures: BTreeSet<Id<Posture>> = BTreeSet::new();
         for (_, source) in self.sources.iter() {
-            meanings.extend(&source.selectors);
+            selectors.extend(&source.selectors);
             postures.insert(source.posture);
         }
-        for (_, item) in self.items.iter() {
-            item.kind.any_meaning(|id| {
-                meanings.insert(id);
+        for (_, compiled) in self.compiled_rules.iter() {
+            compiled.kind.any_selector(|id| {
+                selectors.insert(id);
                 false
             });
-            if let Kind::Capabilities { posture, .. } = item.kind {
+            if let RuleKind::Capabilities { posture, .. } = compiled.kind {
                 postures.extend(posture);
             }
         }
-        let table = &mut self.meanings;
-        self.meaning_ids.retain(|_, id| {
-            let used = meanings.contains(id);
+        let arena = &mut self.selectors;
+        self.selector_ids.retain(|_, id| {
+            let used = selectors.contains(id);
             if !used {
-                table.remove(*id);
+                arena.remove(*id);
             }
             used
         });
-        let table = &mut self.postures;
+        let arena = &mut self.postures;
         self.posture_ids.retain(|_, id| {
             let used = postures.contains(id);
             if !used {
-                table.remove(*id);
+                arena.remove(*id);
             }
             used
         });

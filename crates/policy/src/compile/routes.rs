@@ -4,10 +4,10 @@ use ipnet::IpNet;
 use warren_control_types::NodeId;
 
 use super::Compiled;
+use super::arena::Id;
 use super::bits::Slot;
-use super::items::Kind;
-use super::meaning::Meaning;
-use super::table::Id;
+use super::resolved::ResolvedSelector;
+use super::rules::RuleKind;
 use crate::span::Span;
 
 impl Compiled {
@@ -55,11 +55,11 @@ impl Compiled {
             own.is_some_and(|own| own.node.subnet_routes().any(|own| own == route))
         };
         let traffic_comes_in = || {
-            self.items.iter().any(|(_, item)| {
-                item.reached.get(viewer)
+            self.compiled_rules.iter().any(|(_, compiled)| {
+                compiled.reached.get(viewer)
                     && self
                         .sources
-                        .get(item.source)
+                        .get(compiled.source)
                         .is_some_and(|source| source.overlaps(&span, &self.network))
             })
         };
@@ -69,14 +69,14 @@ impl Compiled {
     /// Whether a rule in the peer's filter lets the viewer reach the route.
     fn may_reach(&self, viewer: Slot, peer: Slot, route: &Span) -> bool {
         let lookup = self.lookup();
-        self.items.iter().any(|(_, item)| {
-            item.reached.get(peer)
-                && self.covers(item.source, viewer)
-                && match &item.kind {
-                    Kind::Ports { to, .. } => to
+        self.compiled_rules.iter().any(|(_, compiled)| {
+            compiled.reached.get(peer)
+                && self.covers(compiled.source, viewer)
+                && match &compiled.kind {
+                    RuleKind::Ports { to, .. } => to
                         .iter()
                         .any(|(to, _)| lookup.overlaps(*to, route) && lookup.receives(*to, peer)),
-                    Kind::Capabilities { to, posture, .. } => to.iter().any(|to| {
+                    RuleKind::Capabilities { to, posture, .. } => to.iter().any(|to| {
                         let prefixes = lookup.prefixes_on(*to, *posture, peer);
                         let mut spans = prefixes.iter().map(Span::from);
                         spans.any(|span| span.overlaps(route))
@@ -97,32 +97,35 @@ impl Compiled {
         online: &dyn Fn(NodeId) -> bool,
     ) -> Option<Slot> {
         let (lookup, span) = (self.lookup(), Span::from(route));
-        let mut tags: Vec<Id<Meaning>> = Vec::new();
-        for (_, item) in self.items.iter() {
-            let (opens, routers) = match &item.kind {
-                Kind::Via { to, routers, .. } => {
+        let mut tags: Vec<Id<ResolvedSelector>> = Vec::new();
+        for (_, compiled) in self.compiled_rules.iter() {
+            let (opens, routers) = match &compiled.kind {
+                RuleKind::Via { to, routers, .. } => {
                     let opens = to.iter().any(|(to, _)| lookup.overlaps(*to, &span));
                     (opens, routers)
                 }
-                Kind::ViaPeers { to, routers } => {
+                RuleKind::ViaPeers { to, routers } => {
                     (to.iter().any(|to| lookup.overlaps(*to, &span)), routers)
                 }
                 _ => continue,
             };
-            if opens && self.covers(item.source, viewer) {
+            if opens && self.covers(compiled.source, viewer) {
                 tags.extend(routers);
             }
         }
         if tags.is_empty() {
             return None;
         }
-        let opened_otherwise = self.items.iter().any(|(_, item)| match &item.kind {
-            Kind::Ports { to, .. } => {
-                self.covers(item.source, viewer)
-                    && to.iter().any(|(to, _)| lookup.overlaps(*to, &span))
-            }
-            _ => false,
-        });
+        let opened_otherwise =
+            self.compiled_rules
+                .iter()
+                .any(|(_, compiled)| match &compiled.kind {
+                    RuleKind::Ports { to, .. } => {
+                        self.covers(compiled.source, viewer)
+                            && to.iter().any(|(to, _)| lookup.overlaps(*to, &span))
+                    }
+                    _ => false,
+                });
         if opened_otherwise {
             return None;
         }
@@ -139,18 +142,20 @@ impl Compiled {
     /// Whether the viewer may reach the internet through the peer.
     fn may_use_exit(&self, viewer: Slot, peer: Slot) -> bool {
         let lookup = self.lookup();
-        let opens = |kind: &Kind| match kind {
-            Kind::Ports { to, .. } => to
+        let opens = |kind: &RuleKind| match kind {
+            RuleKind::Ports { to, .. } => to
                 .iter()
                 .any(|(to, _)| lookup.is_internet(*to) && lookup.receives(*to, peer)),
-            Kind::Via { to, .. } => to
+            RuleKind::Via { to, .. } => to
                 .iter()
                 .any(|(to, _)| lookup.is_internet(*to) && lookup.is_served(*to, peer)),
             _ => false,
         };
         self.policy.open
-            || self.items.iter().any(|(_, item)| {
-                item.reached.get(peer) && self.covers(item.source, viewer) && opens(&item.kind)
+            || self.compiled_rules.iter().any(|(_, compiled)| {
+                compiled.reached.get(peer)
+                    && self.covers(compiled.source, viewer)
+                    && opens(&compiled.kind)
             })
     }
 }

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, OnceLock};
 
+use super::arena::Id;
 use super::bits::{Bits, Slot};
-use super::items::{ItemId, Lookup};
-use super::meaning::{Kind, Meaning};
-use super::network::{Network, Own};
-use super::table::Id;
+use super::network::{Network, NodeEntry};
+use super::resolved::{ResolvedSelector, SelectorKind};
+use super::rules::{CompiledRuleId, Lookup};
 use crate::policy::Policy;
 use crate::selector::Selector;
 use crate::span::{Span, TAILNET, net_text};
@@ -31,11 +31,11 @@ impl Posture {
             passes: Bits::default(),
             lacking: 0,
         };
-        out.look_at_all(policy, network);
+        out.refresh_all(policy, network);
         out
     }
 
-    pub(super) fn look_at_all(&mut self, policy: &Policy, network: &Network) {
+    pub(super) fn refresh_all(&mut self, policy: &Policy, network: &Network) {
         if self.names.is_empty() {
             self.passes = network.present.clone();
             return;
@@ -53,14 +53,14 @@ impl Posture {
 
     /// Looks at one node again; whether it passes now and did not, or the
     /// reverse.
-    pub(super) fn look_at(
+    pub(super) fn refresh(
         &mut self,
         slot: Slot,
         policy: &Policy,
-        before: Option<&Own>,
-        own: Option<&Own>,
+        before: Option<&NodeEntry>,
+        own: Option<&NodeEntry>,
     ) -> bool {
-        let passes = |own: &Own| {
+        let passes = |own: &NodeEntry| {
             self.names.is_empty() || policy.has_posture(&self.names, &own.node.attributes)
         };
         let now = own.is_some_and(passes);
@@ -79,7 +79,7 @@ impl Posture {
 #[derive(Debug, Clone)]
 pub(super) struct Source {
     /// Ascending.
-    pub(super) selectors: Vec<Id<Meaning>>,
+    pub(super) selectors: Vec<Id<ResolvedSelector>>,
     pub(super) posture: Id<Posture>,
     /// Nodes meant by what they are (for `autogroup:self`).
     pub(super) selected: Bits,
@@ -92,15 +92,15 @@ pub(super) struct Source {
     /// All subnets that are served are among the sources.
     pub(super) with_routes: bool,
     /// The rules that have these sources.
-    pub(super) items: BTreeSet<ItemId>,
+    pub(super) compiled_rules: BTreeSet<CompiledRuleId>,
     /// What is on the wire and is no address of a node in `known`. With
     /// `known` and `selected` it tells whether sources are the same.
-    alone: Vec<Arc<str>>,
+    extra_texts: Vec<Arc<str>>,
     /// Nodes all of whose addresses are on the wire, where that is more than
     /// `listed`.
     known: Option<Bits>,
     /// Equal for sources that are the same on the wire and mean the same.
-    pub(super) hash: u64,
+    pub(super) fingerprint: u64,
     /// The texts on the wire, once somebody asked.
     texts: OnceLock<Arc<[Arc<str>]>>,
 }
@@ -113,7 +113,7 @@ struct Fixed {
 
 /// What looking again found.
 #[derive(Debug, Default)]
-pub(super) struct Toggled {
+pub(super) struct SourceChange {
     pub(super) selected: Vec<Slot>,
     pub(super) covered: Vec<Slot>,
     /// It is something else on the wire.
@@ -131,14 +131,21 @@ impl<'a> Lookup<'a> {
         self.posture(source).is_none_or(Posture::all_pass)
     }
 
-    fn meanings(self, source: &Source) -> impl Iterator<Item = &'a Meaning> + use<'a, '_> {
+    fn selectors_of(
+        self,
+        source: &Source,
+    ) -> impl Iterator<Item = &'a ResolvedSelector> + use<'a, '_> {
         let ids = source.selectors.iter();
-        ids.filter_map(move |id| self.meanings.get(*id))
+        ids.filter_map(move |id| self.selectors.get(*id))
     }
 }
 
 impl Source {
-    pub(super) fn new(selectors: Vec<Id<Meaning>>, posture: Id<Posture>, from: Lookup<'_>) -> Self {
+    pub(super) fn new(
+        selectors: Vec<Id<ResolvedSelector>>,
+        posture: Id<Posture>,
+        from: Lookup<'_>,
+    ) -> Self {
         let mut out = Self {
             selectors,
             posture,
@@ -147,30 +154,32 @@ impl Source {
             covered: Bits::default(),
             fixed: Vec::new(),
             with_routes: false,
-            items: BTreeSet::new(),
-            alone: Vec::new(),
+            compiled_rules: BTreeSet::new(),
+            extra_texts: Vec::new(),
             known: None,
-            hash: 0,
+            fingerprint: 0,
             texts: OnceLock::new(),
         };
-        let with_routes = from.meanings(&out).any(|meaning| meaning.kind == Kind::Any);
+        let with_routes = from
+            .selectors_of(&out)
+            .any(|resolved| resolved.kind == SelectorKind::Any);
         out.with_routes = with_routes;
-        out.look_at_all(from);
-        out.seal(from);
+        out.refresh_all(from);
+        out.update_fingerprint(from);
         out
     }
 
     /// Looks at all nodes.
-    pub(super) fn look_at_all(&mut self, from: Lookup<'_>) -> Toggled {
+    pub(super) fn refresh_all(&mut self, from: Lookup<'_>) -> SourceChange {
         let mut fixed = self.fix(from);
         fixed.sort_unstable();
         fixed.dedup();
         let (mut selected, mut listed) = (Bits::default(), Bits::default());
         let all_pass = from.all_pass(self);
-        for meaning in from.meanings(self) {
-            if meaning.is_identity() {
-                listed.unite(&meaning.holds);
-            } else if meaning.kind == Kind::Any {
+        for resolved in from.selectors_of(self) {
+            if resolved.is_identity() {
+                listed.unite(&resolved.holds);
+            } else if resolved.kind == SelectorKind::Any {
                 selected.unite(&from.network.present);
                 if !all_pass {
                     listed.unite(&from.network.present);
@@ -195,13 +204,13 @@ impl Source {
             covered.unite(&from.network.behind);
         }
         if all_pass {
-            for meaning in from.meanings(self) {
-                match &meaning.kind {
-                    Kind::Any => covered.unite(&from.network.in_tailnet),
-                    Kind::DangerAll => covered.unite(&from.network.anywhere),
-                    Kind::Addresses(..) => {
-                        covered.unite(&meaning.holds);
-                        covered.unite(&meaning.serves);
+            for resolved in from.selectors_of(self) {
+                match &resolved.kind {
+                    SelectorKind::Any => covered.unite(&from.network.in_tailnet),
+                    SelectorKind::DangerAll => covered.unite(&from.network.anywhere),
+                    SelectorKind::Addresses(..) => {
+                        covered.unite(&resolved.holds);
+                        covered.unite(&resolved.serves);
                     }
                     _ => {}
                 }
@@ -212,7 +221,7 @@ impl Source {
             covered.unite(&holds);
             covered.unite(&serves);
         }
-        let toggled = Toggled {
+        let toggled = SourceChange {
             selected: self.selected.difference(&selected).iter().collect(),
             covered: self.covered.difference(&covered).iter().collect(),
             texts: self.listed != listed || before != plain(self),
@@ -227,15 +236,15 @@ impl Source {
 
     /// Looks at some nodes again. What is the same for all of them did not
     /// change.
-    pub(super) fn look_at(&mut self, slots: &[Slot], from: Lookup<'_>) -> Toggled {
-        let mut toggled = Toggled::default();
+    pub(super) fn refresh(&mut self, slots: &[Slot], from: Lookup<'_>) -> SourceChange {
+        let mut toggled = SourceChange::default();
         let all_pass = from.all_pass(self);
         for &slot in slots {
             let there = from.network.present.get(slot);
             let passes = all_pass || from.posture(self).is_some_and(|p| p.passes.get(slot));
             let means = from
-                .meanings(self)
-                .any(|meaning| meaning.is_identity() && meaning.holds.get(slot));
+                .selectors_of(self)
+                .any(|resolved| resolved.is_identity() && resolved.holds.get(slot));
             let selected = there && passes && (means || self.with_routes);
             let listed = selected && (means || !all_pass);
             if self.selected.assign(slot, selected) {
@@ -257,12 +266,16 @@ impl Source {
 
     fn covers_fixed(&self, slot: Slot, all_pass: bool, from: Lookup<'_>) -> bool {
         if all_pass {
-            return from.meanings(self).any(|meaning| match &meaning.kind {
-                Kind::Any => from.network.in_tailnet.get(slot),
-                Kind::DangerAll => from.network.anywhere.get(slot),
-                Kind::Addresses(..) => meaning.holds.get(slot) || meaning.serves.get(slot),
-                _ => false,
-            });
+            return from
+                .selectors_of(self)
+                .any(|resolved| match &resolved.kind {
+                    SelectorKind::Any => from.network.in_tailnet.get(slot),
+                    SelectorKind::DangerAll => from.network.anywhere.get(slot),
+                    SelectorKind::Addresses(..) => {
+                        resolved.holds.get(slot) || resolved.serves.get(slot)
+                    }
+                    _ => false,
+                });
         }
         let mut spans = self.fixed.iter().flat_map(|fixed| &fixed.spans);
         from.network
@@ -271,7 +284,7 @@ impl Source {
     }
 
     /// Takes note that something on the wire changed, or who is meant.
-    pub(super) fn seal(&mut self, from: Lookup<'_>) {
+    pub(super) fn update_fingerprint(&mut self, from: Lookup<'_>) {
         self.texts = OnceLock::new();
         self.known = self.also_known(from);
         let known = self.known();
@@ -279,20 +292,20 @@ impl Source {
             |span: &Span| span.is_single() && from.network.inside(span).any(|slot| known.get(slot));
         let fixed = self.fixed.iter();
         let fixed = fixed.filter(|fixed| !fixed.spans.iter().all(is_known));
-        let mut alone: Vec<Arc<str>> = fixed.map(|fixed| fixed.text.clone()).collect();
+        let mut extra_texts: Vec<Arc<str>> = fixed.map(|fixed| fixed.text.clone()).collect();
         if self.with_routes {
             let routes = from.network.routes();
             let routes = routes.filter(|(route, _)| !is_known(&Span::from(*route)));
-            alone.extend(routes.map(|(_, text)| text.clone()));
-            alone.sort_unstable();
-            alone.dedup();
+            extra_texts.extend(routes.map(|(_, text)| text.clone()));
+            extra_texts.sort_unstable();
+            extra_texts.dedup();
         }
         let mut hasher = DefaultHasher::new();
         known.fingerprint().hash(&mut hasher);
         self.selected.fingerprint().hash(&mut hasher);
-        alone.hash(&mut hasher);
-        self.hash = hasher.finish();
-        self.alone = alone;
+        extra_texts.hash(&mut hasher);
+        self.fingerprint = hasher.finish();
+        self.extra_texts = extra_texts;
     }
 
     fn known(&self) -> &Bits {
@@ -325,24 +338,24 @@ impl Source {
 
     /// Whether both are the same on the wire and mean the same nodes, so that
     /// their rules become one.
-    pub(super) fn is_like(&self, other: &Self) -> bool {
-        self.hash == other.hash
-            && self.alone == other.alone
+    pub(super) fn is_same_on_wire(&self, other: &Self) -> bool {
+        self.fingerprint == other.fingerprint
+            && self.extra_texts == other.extra_texts
             && self.selected == other.selected
             && self.known() == other.known()
     }
 
     /// Whether a node's addresses may be among the fixed ones only because it
     /// has the posture.
-    pub(super) fn hangs_on(&self, slot: &Own, from: Lookup<'_>) -> bool {
-        from.meanings(self)
-            .any(|meaning| meaning.has_address_of(slot))
+    pub(super) fn depends_on_posture_of(&self, slot: &NodeEntry, from: Lookup<'_>) -> bool {
+        from.selectors_of(self)
+            .any(|resolved| resolved.has_address_of(slot))
     }
 
     /// As they go on the wire: ascending, no duplicates.
     pub(super) fn texts(&self, network: &Network) -> &Arc<[Arc<str>]> {
         self.texts.get_or_init(|| {
-            let mut out = self.alone.clone();
+            let mut out = self.extra_texts.clone();
             let known = self.known();
             let known = known.iter().filter_map(|slot| network.get(slot));
             out.extend(known.flat_map(|own| own.texts.iter().cloned()));
@@ -364,23 +377,23 @@ impl Source {
     fn fix(&self, from: Lookup<'_>) -> Vec<Fixed> {
         let all_pass = from.all_pass(self);
         let mut out = Vec::new();
-        for meaning in from.meanings(self) {
-            match &meaning.kind {
-                Kind::Any if all_pass => out.extend(
+        for resolved in from.selectors_of(self) {
+            match &resolved.kind {
+                SelectorKind::Any if all_pass => out.extend(
                     TAILNET
                         .iter()
                         .map(|named| fixed(named.text, vec![named.span])),
                 ),
-                Kind::DangerAll if all_pass => out.push(fixed("*", Span::ALL.to_vec())),
-                Kind::DangerAll => out.extend(self.passing(&Span::ALL, from)),
-                Kind::Addresses(spans, _) if all_pass => {
-                    if let Selector::Net(net) = &meaning.selector {
+                SelectorKind::DangerAll if all_pass => out.push(fixed("*", Span::ALL.to_vec())),
+                SelectorKind::DangerAll => out.extend(self.passing(&Span::ALL, from)),
+                SelectorKind::Addresses(spans, _) if all_pass => {
+                    if let Selector::Net(net) = &resolved.selector {
                         out.push(fixed(&net_text(net), spans.clone()));
                     } else {
                         out.extend(spans.iter().map(|span| fixed(&span.text(), vec![*span])));
                     }
                 }
-                Kind::Addresses(spans, _) => out.extend(self.passing(spans, from)),
+                SelectorKind::Addresses(spans, _) => out.extend(self.passing(spans, from)),
                 _ => {}
             }
         }

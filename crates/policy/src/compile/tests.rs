@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use warren_control_types::{FilterRule, NodeId, UserId};
 
-use super::{Affected, Compiled, plain};
+use super::{Compiled, Impact, plain};
 use crate::node::{PolicyNode, PolicyUser, Role};
 use crate::node_set::NodeSet;
 use crate::policy::Policy;
@@ -235,8 +235,8 @@ fn of(compiled: &Compiled, nodes: &BTreeMap<NodeId, PolicyNode>) -> Answers {
 }
 
 /// Whom a change of the answers concerns, exactly.
-fn concerned(before: &Answers, after: &Answers) -> Affected {
-    let mut out = Affected::default();
+fn concerned(before: &Answers, after: &Answers) -> Impact {
+    let mut out = Impact::default();
     for (id, filter) in &after.filters {
         if before.filters.get(id) != Some(filter) {
             out.filters.insert(*id);
@@ -456,10 +456,13 @@ fn rules_that_stay_cost_nothing_wherever_others_go() {
     assert_eq!(ids(&affected.filters), [1]);
     // What nobody names any more is forgotten.
     let (fresh, _) = teams();
-    assert_eq!(compiled.meaning_ids.len(), fresh.meaning_ids.len());
+    assert_eq!(compiled.selector_ids.len(), fresh.selector_ids.len());
     assert_eq!(compiled.source_ids.len(), fresh.source_ids.len());
-    assert_eq!(compiled.places.len(), fresh.places.len());
-    assert_eq!(compiled.items.iter().count(), fresh.items.iter().count());
+    assert_eq!(compiled.merge_targets.len(), fresh.merge_targets.len());
+    assert_eq!(
+        compiled.compiled_rules.iter().count(),
+        fresh.compiled_rules.iter().count()
+    );
 }
 
 #[test]

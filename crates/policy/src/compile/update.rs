@@ -5,26 +5,26 @@ use std::collections::{BTreeMap, BTreeSet};
 use warren_control_types::{NodeId, UserId};
 
 use super::Compiled;
-use super::affected::{Affected, Touched};
+use super::arena::Id;
 use super::bits::{Bits, Slot};
-use super::items::Kind;
-use super::meaning::Kind as Means;
-use super::network::{Moved, Own};
-use super::settle::Change;
+use super::impact::{Impact, SlotImpact};
+use super::network::{NodeChange, NodeEntry};
+use super::propagate::NetworkChange;
+use super::resolved::SelectorKind;
+use super::rules::RuleKind;
 use super::source::Source;
-use super::table::Id;
 use crate::node::{PolicyNode, PolicyUser};
 
 impl Compiled {
     /// A node came, or is another one now.
-    pub fn update_node(&mut self, node: PolicyNode) -> Affected {
+    pub fn update_node(&mut self, node: PolicyNode) -> Impact {
         let old = self.network.slot(node.id);
         if old
             .and_then(|slot| self.network.get(slot))
             .map(|own| &own.node)
             == Some(&node)
         {
-            return Affected::default();
+            return Impact::default();
         }
         let before = old.map(|slot| self.view(slot)).unwrap_or_default();
         let moved = self.network.put(node);
@@ -32,16 +32,16 @@ impl Compiled {
     }
 
     /// A node went.
-    pub fn remove_node(&mut self, node: NodeId) -> Affected {
+    pub fn remove_node(&mut self, node: NodeId) -> Impact {
         let Some(slot) = self.network.slot(node) else {
-            return Affected::default();
+            return Impact::default();
         };
         let before = self.view(slot);
         let moved = self.network.take(node);
         self.node_moved(moved, before)
     }
 
-    fn node_moved(&mut self, moved: Moved, before: Bits) -> Affected {
+    fn node_moved(&mut self, moved: NodeChange, before: Bits) -> Impact {
         let slot = moved.slot;
         let own = self.network.get(slot);
         let was = moved.before.as_ref();
@@ -49,33 +49,33 @@ impl Compiled {
         let same_addresses = both.is_some_and(|(a, b)| a.node.addresses == b.node.addresses);
         let same_routes = both.is_some_and(|(a, b)| a.node.routes == b.node.routes);
         let was_there = was.is_some();
-        let same_user = was.and_then(Own::user) == own.and_then(Own::user);
-        let old_user = was.and_then(Own::user);
-        let routes = |own: Option<&Own>| own.is_some_and(|own| !own.node.routes.is_empty());
+        let same_user = was.and_then(NodeEntry::user) == own.and_then(NodeEntry::user);
+        let old_user = was.and_then(NodeEntry::user);
+        let routes = |own: Option<&NodeEntry>| own.is_some_and(|own| !own.node.routes.is_empty());
         let has_routes = routes(was) || routes(own);
         let mut old = was.into_iter().flat_map(|was| &was.spans);
         let overlaid = self.network.is_overlaid(slot)
             || old.any(|address| self.network.any_route_overlaps(address));
 
-        let mut change = Change {
+        let mut change = NetworkChange {
             node: Some(slot),
             slots: std::iter::once(slot)
                 .chain(moved.others.iter().copied())
                 .collect(),
             addresses: !same_addresses,
-            overlaid,
+            address_in_subnet: overlaid,
             new_routes: moved.new_routes,
-            ..Change::default()
+            ..NetworkChange::default()
         };
         let mut passing = BTreeMap::new();
         for (id, posture) in self.postures.iter_mut() {
             let all = posture.all_pass();
-            let toggled = posture.look_at(slot, &self.policy, was, own);
+            let toggled = posture.refresh(slot, &self.policy, was, own);
             passing.insert(id, (toggled, posture.all_pass() != all));
         }
-        for (id, meaning) in self.meanings.iter_mut() {
-            if meaning.look_at(slot, own) {
-                change.turned.insert(id, Bits::from_iter([slot]));
+        for (id, resolved) in self.selectors.iter_mut() {
+            if resolved.refresh(slot, own) {
+                change.selectors.insert(id, Bits::from_iter([slot]));
             }
         }
         let lookup = self.lookup();
@@ -88,83 +88,92 @@ impl Compiled {
                 continue;
             }
             let all_pass = asks.is_some_and(|posture| posture.all_pass());
-            let hangs = |own: Option<&Own>| own.is_some_and(|own| source.hangs_on(own, lookup));
+            let hangs = |own: Option<&NodeEntry>| {
+                own.is_some_and(|own| source.depends_on_posture_of(own, lookup))
+            };
             let of_address = (!all_pass || *all_toggled)
                 && (*toggled || !same_addresses)
                 && (hangs(was) || hangs(own));
             if *all_toggled || of_address {
-                change.whole.insert(id);
+                change.rebuilt.insert(id);
             }
         }
-        let mut touched = self.settle(&change);
+        let mut impact = self.propagate(&change);
         let after = self.view(slot);
         // Who sees it now and did not, or the reverse.
         let seen = before.difference(&after);
         let came_or_went = !was_there || !self.network.present.get(slot);
         if !seen.is_empty() || came_or_went {
-            touched.peers.insert(slot);
+            impact.peers.insert(slot);
         }
         if came_or_went || !same_addresses || !same_routes {
-            touched.filters.insert(slot);
-            touched.routes.insert(slot);
+            impact.filters.insert(slot);
+            impact.routes.insert(slot);
         }
         let mut routed = Bits::default();
-        let another = came_or_went || !same_addresses || !same_routes || !change.turned.is_empty();
+        let another =
+            came_or_went || !same_addresses || !same_routes || !change.selectors.is_empty();
         if has_routes && another {
             routed = before.or(&after);
-            self.touch_via(slot, &change, &mut touched);
+            self.add_via_impact(slot, &change, &mut impact);
         }
         if !same_addresses || !same_user {
-            self.touch_own_user(slot, old_user, &mut touched);
+            self.add_own_user_impact(slot, old_user, &mut impact);
         }
-        self.name(&touched, [&seen, &routed])
+        self.impact_of(&impact, [&seen, &routed])
     }
 
     /// Whom it concerns that a node came online or went offline: those who use
     /// a router with a tag of it, for whom it may be another one now.
     #[must_use]
-    pub fn presence_changed(&self, node: NodeId) -> Affected {
-        let mut touched = Touched::default();
+    pub fn presence_changed(&self, node: NodeId) -> Impact {
+        let mut impact = SlotImpact::default();
         if let Some(slot) = self.network.slot(node)
             && self.network.routers.get(slot)
         {
-            self.touch_via(slot, &Change::default(), &mut touched);
+            self.add_via_impact(slot, &NetworkChange::default(), &mut impact);
         }
         let none = Bits::default();
-        self.name(&touched, [&none, &none])
+        self.impact_of(&impact, [&none, &none])
     }
 
     /// A router may be another one for those who use routers with its tags.
-    fn touch_via(&self, slot: Slot, change: &Change, touched: &mut Touched) {
-        for (_, item) in self.items.iter() {
-            let (Kind::Via { routers, .. } | Kind::ViaPeers { routers, .. }) = &item.kind else {
+    fn add_via_impact(&self, slot: Slot, change: &NetworkChange, impact: &mut SlotImpact) {
+        for (_, compiled) in self.compiled_rules.iter() {
+            let (RuleKind::Via { routers, .. } | RuleKind::ViaPeers { routers, .. }) =
+                &compiled.kind
+            else {
                 continue;
             };
-            let had = routers.iter().any(|id| change.turned.contains_key(id));
+            let had = routers.iter().any(|id| change.selectors.contains_key(id));
             if (had || self.lookup().has_tag(routers, slot))
-                && let Some(source) = self.sources.get(item.source)
+                && let Some(source) = self.sources.get(compiled.source)
             {
-                touched.routes.unite(&source.covered);
+                impact.routes.unite(&source.covered);
             }
         }
     }
 
     /// The node counts for the rules among the nodes of its user, or did.
-    fn touch_own_user(&self, slot: Slot, old_user: Option<UserId>, touched: &mut Touched) {
-        if !self.items.iter().any(|(_, item)| item.is_own_user()) {
+    fn add_own_user_impact(&self, slot: Slot, old_user: Option<UserId>, impact: &mut SlotImpact) {
+        if !self
+            .compiled_rules
+            .iter()
+            .any(|(_, compiled)| compiled.is_own_user())
+        {
             return;
         }
-        let new_user = self.network.get(slot).and_then(Own::user);
+        let new_user = self.network.get(slot).and_then(NodeEntry::user);
         for user in old_user.into_iter().chain(new_user) {
             for fellow in self.network.nodes_of(user) {
-                touched.filters.insert(fellow);
+                impact.filters.insert(fellow);
             }
         }
-        touched.filters.insert(slot);
+        impact.filters.insert(slot);
     }
 
     /// These are the users now.
-    pub fn update_users(&mut self, users: &[PolicyUser]) -> Affected {
+    pub fn update_users(&mut self, users: &[PolicyUser]) -> Impact {
         let now: BTreeMap<UserId, &PolicyUser> = users.iter().map(|user| (user.id, user)).collect();
         let ids: BTreeSet<UserId> = self.users.keys().chain(now.keys()).copied().collect();
         let changed: Vec<UserId> = ids
@@ -172,7 +181,7 @@ impl Compiled {
             .filter(|id| self.users.get(id) != now.get(id).copied())
             .collect();
         if changed.is_empty() {
-            return Affected::default();
+            return Impact::default();
         }
         for id in &changed {
             if let Some(before) = self.users.remove(id) {
@@ -183,46 +192,46 @@ impl Compiled {
                 self.users.insert(*id, (*user).clone());
             }
         }
-        let mut change = Change::default();
-        for (id, meaning) in self.meanings.iter_mut() {
-            let Means::Users(known) = &mut meaning.kind else {
+        let mut change = NetworkChange::default();
+        for (id, resolved) in self.selectors.iter_mut() {
+            let SelectorKind::Users(known) = &mut resolved.kind else {
                 continue;
             };
             let mut toggled = Bits::default();
             for user in &changed {
                 let now = self.users.get(user);
                 let meant =
-                    now.is_some_and(|user| self.policy.selects_user(&meaning.selector, user));
+                    now.is_some_and(|user| self.policy.selects_user(&resolved.selector, user));
                 let differs = match meant {
                     true => known.insert(*user),
                     false => known.remove(user),
                 };
                 for slot in self.network.nodes_of(*user).filter(|_| differs) {
-                    meaning.holds.assign(slot, meant);
+                    resolved.holds.assign(slot, meant);
                     toggled.insert(slot);
                 }
             }
             if !toggled.is_empty() {
-                change.turned.insert(id, toggled);
+                change.selectors.insert(id, toggled);
             }
         }
-        self.meanings_turned(&mut change);
-        let touched = self.settle(&change);
+        self.invalidate_sources(&mut change);
+        let impact = self.propagate(&change);
         let none = Bits::default();
-        self.name(&touched, [&none, &none])
+        self.impact_of(&impact, [&none, &none])
     }
 
     /// Names the sources that hold the selectors and postures that changed.
-    pub(super) fn meanings_turned(&self, change: &mut Change) {
+    pub(super) fn invalidate_sources(&self, change: &mut NetworkChange) {
         let turned = |source: &Source| {
-            change.posed.contains(&source.posture)
+            change.postures.contains(&source.posture)
                 || source
                     .selectors
                     .iter()
-                    .any(|id| change.turned.contains_key(id))
+                    .any(|id| change.selectors.contains_key(id))
         };
         let sources = self.sources.iter().filter(|(_, source)| turned(source));
         let whole: BTreeSet<Id<Source>> = sources.map(|(id, _)| id).collect();
-        change.whole.extend(whole);
+        change.rebuilt.extend(whole);
     }
 }

@@ -1,40 +1,40 @@
 //! What a new policy lets pass that the old one did not, and the reverse.
 //!
 //! Both are put beside the same users and nodes. Machines that no name in
-//! either file tells apart are one place; so is every range of addresses that
+//! either file tells apart are one class; so is every range of addresses that
 //! the files tell apart. Rules that mean the same on both sides fall away, and
 //! only what the others touch is compared, pair by pair. What is left is told
 //! with the names that the files use.
 
 mod atoms;
-mod board;
+mod classes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
+use super::context::PolicyContext;
 use super::ports::Services;
-use super::scene::Scene;
 use atoms::{Atom, What};
-use board::{Board, Side, Spot};
+use classes::{Class, EquivalenceClasses, Side};
 
 /// What two policies allow differently.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Diff {
     /// What the new one allows and the old one does not.
-    pub gained: Vec<Change>,
+    pub gained: Vec<AccessChange>,
     /// What the old one allows and the new one does not.
-    pub lost: Vec<Change>,
+    pub lost: Vec<AccessChange>,
     /// What else became different.
     pub notes: Vec<String>,
     pairs_gained: usize,
     pairs_lost: usize,
 }
 
-/// Something between some places that one policy allows.
+/// Something between some class_ids that one policy allows.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Change {
+pub struct AccessChange {
     /// From these, with the names of the files.
     pub from: Vec<String>,
     /// To these.
@@ -108,7 +108,7 @@ impl Diff {
     /// For programs.
     #[must_use]
     pub fn json(&self) -> Value {
-        let changes = |changes: &[Change]| -> Value {
+        let changes = |changes: &[AccessChange]| -> Value {
             changes
                 .iter()
                 .map(|change| {
@@ -141,24 +141,24 @@ fn counted(pairs: usize) -> String {
     }
 }
 
-impl Scene<'_> {
-    /// What changes when `after` takes the place of this policy, for the users
-    /// and nodes of this scene.
+impl PolicyContext<'_> {
+    /// What changes when `after` takes the class of this policy, for the users
+    /// and nodes of this context.
     #[must_use]
-    pub fn diff(&self, after: &Scene<'_>) -> Diff {
-        let board = Board::new(self, after.policy);
-        let before_atoms = atoms::of(&board, Side::Before, self.policy);
-        let after_atoms = atoms::of(&board, Side::After, after.policy);
+    pub fn diff(&self, after: &PolicyContext<'_>) -> Diff {
+        let classes = EquivalenceClasses::new(self, after.policy);
+        let before_atoms = atoms::of(&classes, Side::Before, self.policy);
+        let after_atoms = atoms::of(&classes, Side::After, after.policy);
         let (only_before, only_after) = different(&before_atoms, &after_atoms);
         let (gained, pairs_gained) = one_way(
-            &board,
+            &classes,
             Side::After,
             &only_after,
             &after_atoms,
             &before_atoms,
         );
         let (lost, pairs_lost) = one_way(
-            &board,
+            &classes,
             Side::Before,
             &only_before,
             &before_atoms,
@@ -216,31 +216,31 @@ struct Rights {
 
 /// What `here` allows beyond `there`, where the atoms that differ touch.
 fn one_way(
-    board: &Board<'_>,
+    classes: &EquivalenceClasses<'_>,
     side: Side,
     candidates: &[Atom],
     here: &[Atom],
     there: &[Atom],
-) -> (Vec<Change>, usize) {
+) -> (Vec<AccessChange>, usize) {
     let mut pairs: BTreeSet<(usize, usize)> = BTreeSet::new();
     for atom in candidates {
         for from in &atom.from {
             pairs.extend(atom.to.iter().map(|to| (*from, *to)));
         }
     }
-    let (here, there) = (by_source(board, here), by_source(board, there));
+    let (here, there) = (by_source(classes, here), by_source(classes, there));
     // What differs -> destination -> sources.
     type Key = (String, Vec<String>, String);
     let mut found: BTreeMap<Key, (Value, BTreeMap<usize, BTreeSet<usize>>)> = BTreeMap::new();
     for (from, to) in pairs {
-        if board.pairs(from, to) == 0 {
+        if classes.pairs(from, to) == 0 {
             continue;
         }
-        let mine = rights(board, &here, from, to);
-        let theirs = rights(board, &there, from, to);
+        let mine = rights(classes, &here, from, to);
+        let theirs = rights(classes, &there, from, to);
         let mut note = |key: Key, ports: Value| {
-            let (_, places) = found.entry(key).or_insert_with(|| (ports, BTreeMap::new()));
-            places.entry(to).or_default().insert(from);
+            let (_, class_ids) = found.entry(key).or_insert_with(|| (ports, BTreeMap::new()));
+            class_ids.entry(to).or_default().insert(from);
         };
         for (via, services) in &mine.ports {
             let mut left = services.clone();
@@ -260,32 +260,32 @@ fn one_way(
         }
     }
     let mut touched: BTreeSet<(usize, usize)> = BTreeSet::new();
-    for (_, places) in found.values_mut() {
+    for (_, class_ids) in found.values_mut() {
         // Own machines that are among the others are not told twice.
         let told = |from: &usize| {
-            let own = board.own_places(*from).unwrap_or_default();
-            own.iter().all(|place| {
-                places
-                    .get(place)
+            let own = classes.own_classes(*from).unwrap_or_default();
+            own.iter().all(|class| {
+                class_ids
+                    .get(class)
                     .is_some_and(|sources| sources.contains(from))
             })
         };
-        let own = places.get(&board.own()).cloned().unwrap_or_default();
+        let own = class_ids.get(&classes.own()).cloned().unwrap_or_default();
         let left: BTreeSet<usize> = own.into_iter().filter(|from| !told(from)).collect();
         if left.is_empty() {
-            places.remove(&board.own());
+            class_ids.remove(&classes.own());
         } else {
-            places.insert(board.own(), left);
+            class_ids.insert(classes.own(), left);
         }
-        for (to, sources) in &*places {
+        for (to, sources) in &*class_ids {
             touched.extend(sources.iter().map(|from| (*from, *to)));
         }
     }
     let total = touched
         .iter()
-        .map(|(from, to)| board.pairs(*from, *to))
+        .map(|(from, to)| classes.pairs(*from, *to))
         .sum();
-    let names = board.names(side);
+    let names = classes.names(side);
     let mut out = Vec::new();
     for ((service, via, _), (ports, by_destination)) in found {
         let mut by_sources: BTreeMap<BTreeSet<usize>, BTreeSet<usize>> = BTreeMap::new();
@@ -295,16 +295,16 @@ fn one_way(
         for (from, to) in by_sources {
             let pairs = from
                 .iter()
-                .flat_map(|from| to.iter().map(move |to| board.pairs(*from, *to)))
+                .flat_map(|from| to.iter().map(move |to| classes.pairs(*from, *to)))
                 .sum();
             // The rules that made the difference name it best.
             let near: Vec<&Atom> = candidates
                 .iter()
                 .filter(|atom| !atom.from.is_disjoint(&from) && !atom.to.is_disjoint(&to))
                 .collect();
-            out.push(Change {
-                from: board.labels(&names, &from, &near),
-                to: board.labels(&names, &to, &near),
+            out.push(AccessChange {
+                from: classes.labels(&names, &from, &near),
+                to: classes.labels(&names, &to, &near),
                 service: service.clone(),
                 via: via.clone(),
                 pairs,
@@ -316,8 +316,8 @@ fn one_way(
     (out, total)
 }
 
-fn by_source<'a>(board: &Board<'_>, atoms: &'a [Atom]) -> Vec<Vec<&'a Atom>> {
-    let mut out = vec![Vec::new(); board.spots.len()];
+fn by_source<'a>(classes: &EquivalenceClasses<'_>, atoms: &'a [Atom]) -> Vec<Vec<&'a Atom>> {
+    let mut out = vec![Vec::new(); classes.list.len()];
     for atom in atoms {
         for from in &atom.from {
             if let Some(list) = out.get_mut(*from) {
@@ -328,17 +328,22 @@ fn by_source<'a>(board: &Board<'_>, atoms: &'a [Atom]) -> Vec<Vec<&'a Atom>> {
     out
 }
 
-fn rights(board: &Board<'_>, atoms: &[Vec<&Atom>], from: usize, to: usize) -> Rights {
+fn rights(
+    classes: &EquivalenceClasses<'_>,
+    atoms: &[Vec<&Atom>],
+    from: usize,
+    to: usize,
+) -> Rights {
     let mut out = Rights::default();
     for atom in atoms.get(from).into_iter().flatten() {
         let direct = atom.to.contains(&to);
-        let own = board.own();
-        let by_own = !direct && atom.to.contains(&own) && board.is_of_one_user(from, to);
+        let own = classes.own();
+        let by_own = !direct && atom.to.contains(&own) && classes.is_of_one_user(from, to);
         let all_own = !direct
-            && matches!(board.spots.get(to), Some(Spot::Own))
-            && board
-                .own_places(from)
-                .is_some_and(|places| places.iter().all(|place| atom.to.contains(place)));
+            && matches!(classes.list.get(to), Some(Class::Own))
+            && classes
+                .own_classes(from)
+                .is_some_and(|class_ids| class_ids.iter().all(|class| atom.to.contains(class)));
         if !(direct || by_own || all_own) {
             continue;
         }

@@ -11,10 +11,10 @@ use std::ops::Range;
 
 use warren_control_types::NodeId;
 
+use super::context::{Endpoint, PolicyContext};
 use super::evaluate::{Packet, evaluate, opens};
-use super::layout::{Layout, List, Place, RuleLayout, Section};
+use super::layout::{Layout, List, RuleLayout, Section, SourceLocation};
 use super::ports::{DEFAULT, has_ports, protocol_name};
-use super::scene::{Endpoint, Scene};
 use crate::node::PolicyNode;
 use crate::policy::Policy;
 
@@ -31,7 +31,7 @@ pub struct Edit {
     /// What comes there.
     pub text: String,
     /// Where.
-    pub place: Place,
+    pub location: SourceLocation,
     /// The lines that change, as they are.
     pub before: Vec<String>,
     /// The same lines after the edit.
@@ -59,17 +59,17 @@ struct Candidate {
 
 /// The smallest edit; after it, if it lets others pass too, the narrowest.
 pub(super) fn edits(
-    scene: &Scene<'_>,
+    context: &PolicyContext<'_>,
     layout: &Layout,
     source: &Endpoint,
     destination: &Endpoint,
     packet: &Packet,
 ) -> Vec<Edit> {
-    if scene.policy.open {
+    if context.policy.open {
         return Vec::new();
     }
     // Routes that wait for an approval count: the answer asks for it anyway.
-    let nodes = with_offered_routes(scene);
+    let nodes = with_offered_routes(context);
     let receivers: Vec<&PolicyNode> = match nodes
         .iter()
         .find(|node| node.has_address(packet.destination))
@@ -83,26 +83,26 @@ pub(super) fn edits(
     if receivers.is_empty() {
         return Vec::new();
     }
-    let scene = Scene {
+    let context = PolicyContext {
         nodes: &nodes,
-        ..scene.clone()
+        ..context.clone()
     };
-    let workshop = Workshop {
-        scene: &scene,
+    let search = EditSearch {
+        context: &context,
         layout,
         packet,
         receivers: receivers.iter().map(|node| node.id).collect(),
-        from: spelled(scene.policy, source, packet.source),
-        to: spelled(scene.policy, destination, packet.destination),
+        from: spelled(context.policy, source, packet.source),
+        to: spelled(context.policy, destination, packet.destination),
     };
-    let mut candidates = workshop.candidates(&receivers);
+    let mut candidates = search.candidates(&receivers);
     candidates.sort_by_key(|candidate| {
         (
             candidate.text.len() + candidate.span.len(),
             candidate.span.start,
         )
     });
-    let works = |candidate: Candidate| workshop.tried(candidate);
+    let works = |candidate: Candidate| search.tried(candidate);
     let mut out: Vec<Edit> = candidates
         .into_iter()
         .take(TRIES)
@@ -110,7 +110,7 @@ pub(super) fn edits(
         .into_iter()
         .collect();
     if out.first().is_none_or(|edit| edit.others > 0)
-        && let Some(rule) = workshop.new_rule().and_then(works)
+        && let Some(rule) = search.new_rule().and_then(works)
         && out.first().is_none_or(|edit| rule.others < edit.others)
     {
         out.push(rule);
@@ -118,10 +118,10 @@ pub(super) fn edits(
     out
 }
 
-fn with_offered_routes(scene: &Scene<'_>) -> Vec<PolicyNode> {
-    let mut nodes = scene.nodes.to_vec();
+fn with_offered_routes(context: &PolicyContext<'_>) -> Vec<PolicyNode> {
+    let mut nodes = context.nodes.to_vec();
     for node in &mut nodes {
-        for route in scene.offered.get(&node.id).into_iter().flatten() {
+        for route in context.offered.get(&node.id).into_iter().flatten() {
             if !node.routes.contains(route) {
                 node.routes.push(*route);
             }
@@ -145,8 +145,8 @@ fn spelled(policy: &Policy, end: &Endpoint, address: IpAddr) -> String {
     }
 }
 
-struct Workshop<'a> {
-    scene: &'a Scene<'a>,
+struct EditSearch<'a> {
+    context: &'a PolicyContext<'a>,
     layout: &'a Layout,
     packet: &'a Packet,
     receivers: Vec<NodeId>,
@@ -154,30 +154,30 @@ struct Workshop<'a> {
     to: String,
 }
 
-impl Workshop<'_> {
+impl EditSearch<'_> {
     fn candidates(&self, receivers: &[&PolicyNode]) -> Vec<Candidate> {
         let mut out = Vec::new();
-        for (at, rule) in self.scene.policy.rules.iter().enumerate() {
+        for (at, rule) in self.context.policy.rules.iter().enumerate() {
             let Some(written) = self.layout.rules.get(at) else {
                 continue;
             };
             if rule.reach.is_empty() && written.section == Section::Grants {
                 continue;
             }
-            let world = self.scene.world();
+            let evaluator = self.context.evaluator();
             // No entry makes up for a posture that the source does not have.
-            let sender = world.owner(self.packet.source);
-            if sender.is_some_and(|node| world.posture_of(rule, node).is_none()) {
+            let sender = evaluator.owner(self.packet.source);
+            if sender.is_some_and(|node| evaluator.posture_of(rule, node).is_none()) {
                 continue;
             }
             let source = rule
                 .sources
                 .iter()
-                .any(|selector| world.is_source(selector, self.packet.source));
+                .any(|selector| evaluator.is_source(selector, self.packet.source));
             let means = |to| {
                 receivers
                     .iter()
-                    .any(|node| world.is_destination(to, node, self.packet.destination))
+                    .any(|node| evaluator.is_destination(to, node, self.packet.destination))
             };
             let open = |reach| opens(reach, self.packet.protocol, self.packet.port);
             let destination = rule.reach.iter().any(|reach| reach.to.iter().any(means));
@@ -223,7 +223,7 @@ impl Workshop<'_> {
         let what = "open the port".to_owned();
         if has_ports(self.packet.protocol) {
             let more = format!(",{}", self.packet.port);
-            let as_written = self.scene.text.get(entry.span.clone());
+            let as_written = self.context.text.get(entry.span.clone());
             // Before the closing quote, unless the string is written oddly.
             if as_written == Some(quoted(&entry.text).as_str()) {
                 let at = entry.span.end - 1;
@@ -312,7 +312,7 @@ impl Workshop<'_> {
             .rfind(|rule| rule.section == section);
         let (at, text) = match last {
             Some(last) => {
-                let text = self.scene.text;
+                let text = self.context.text;
                 let before = text.get(..last.span.start).unwrap_or_default();
                 let line = before.rfind('\n').map_or(0, |at| at + 1);
                 let lead = before.get(line..).unwrap_or_default();
@@ -337,20 +337,20 @@ impl Workshop<'_> {
     fn tried(&self, candidate: Candidate) -> Option<Edit> {
         let mut edit = Edit {
             what: candidate.what,
-            place: Place::of(self.scene.text, &candidate.span),
+            location: SourceLocation::of(self.context.text, &candidate.span),
             span: candidate.span,
             text: candidate.text,
             before: Vec::new(),
             after: Vec::new(),
             others: 0,
         };
-        let text = edit.apply(self.scene.text);
+        let text = edit.apply(self.context.text);
         let policy = Policy::parse(&text).ok()?;
         let lets_in = |receiver: &NodeId| {
             evaluate(
                 &policy,
-                self.scene.users,
-                self.scene.nodes,
+                self.context.users,
+                self.context.nodes,
                 *receiver,
                 self.packet,
             )
@@ -361,15 +361,15 @@ impl Workshop<'_> {
         }
         let names = BTreeMap::new();
         let offered = BTreeMap::new();
-        let after = Scene {
+        let after = PolicyContext {
             policy: &policy,
             text: &text,
             names: &names,
             offered: &offered,
-            ..self.scene.clone()
+            ..self.context.clone()
         };
-        edit.others = self.scene.diff(&after).pairs_gained().saturating_sub(1);
-        let old = self.scene.text;
+        edit.others = self.context.diff(&after).pairs_gained().saturating_sub(1);
+        let old = self.context.text;
         edit.before = lines(old, &edit.span);
         edit.after = lines(&text, &(edit.span.start..edit.span.start + edit.text.len()));
         Some(edit)

@@ -70,14 +70,14 @@ pub fn evaluate(
     {
         return refused;
     }
-    let world = World {
+    let evaluator = Evaluator {
         policy,
         users,
         nodes,
     };
     if policy.open {
         return Verdict {
-            allowed: world.is_anyone(packet.source) && is_usual(packet.protocol),
+            allowed: evaluator.is_anyone(packet.source) && is_usual(packet.protocol),
             by: Vec::new(),
         };
     }
@@ -89,7 +89,7 @@ pub fn evaluate(
                     continue;
                 }
                 for (to_at, to) in reach.to.iter().enumerate() {
-                    if world.lets_in(rule, source, to, receiver, packet) {
+                    if evaluator.lets_in(rule, source, to, receiver, packet) {
                         by.push(Opening {
                             rule: rule_at,
                             source: source_at,
@@ -194,13 +194,13 @@ pub(super) fn opens(reach: &Reach, protocol: u8, port: u16) -> bool {
 
 /// A policy beside users and nodes.
 #[derive(Clone, Copy)]
-pub(super) struct World<'a> {
+pub(super) struct Evaluator<'a> {
     pub(super) policy: &'a Policy,
     pub(super) users: &'a [PolicyUser],
     pub(super) nodes: &'a [PolicyNode],
 }
 
-impl<'a> World<'a> {
+impl<'a> Evaluator<'a> {
     fn lets_in(
         &self,
         rule: &Rule,

@@ -10,7 +10,7 @@ use crate::json::{self, Member, Spanned, Value};
 
 /// A piece of the policy file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct SourceLocation {
     /// Line, from 1.
     pub line: usize,
     /// Column in characters, from 1.
@@ -125,7 +125,7 @@ impl Layout {
     }
 }
 
-impl Place {
+impl SourceLocation {
     pub(super) fn of(source: &str, span: &Range<usize>) -> Self {
         let at = Diagnostic::new(source, span.clone(), String::new(), None);
         Self {

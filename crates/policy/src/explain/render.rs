@@ -4,11 +4,11 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
+use super::context::Endpoint;
 use super::edit::Edit;
-use super::layout::Place;
+use super::layout::SourceLocation;
 use super::ports::{protocol_name, service_text};
-use super::scene::Endpoint;
-use super::why::{Answer, Carrier, Link, Reason, Why};
+use super::why::{Carrier, Link, PairAnswer, Reason, Why};
 
 /// Rules may be long; what is shown of one ends here.
 const WIDTH: usize = 100;
@@ -39,12 +39,12 @@ impl Why {
     pub fn json(&self) -> Value {
         json!({
             "file": self.file,
-            "answers": self.answers.iter().map(Answer::json).collect::<Value>(),
+            "answers": self.answers.iter().map(PairAnswer::json).collect::<Value>(),
             "left_out": self.left_out,
         })
     }
 
-    fn one(&self, answer: &Answer, out: &mut String) {
+    fn one(&self, answer: &PairAnswer, out: &mut String) {
         let word = if answer.allowed { "allowed" } else { "denied" };
         let (from, to) = answer.shown_pair();
         let _ = writeln!(
@@ -87,7 +87,7 @@ impl Why {
         }
     }
 
-    fn at(&self, place: &Place) -> String {
+    fn at(&self, place: &SourceLocation) -> String {
         format!("{}:{}:{}", self.file, place.line, place.column)
     }
 
@@ -119,11 +119,11 @@ impl Why {
         row(
             out,
             label,
-            &format!("{}  {}; {others}", self.at(&edit.place), edit.what),
+            &format!("{}  {}; {others}", self.at(&edit.location), edit.what),
         );
         for (sign, lines) in [('-', &edit.before), ('+', &edit.after)] {
             for (n, line) in lines.iter().enumerate() {
-                let _ = writeln!(out, "    {:>4} {sign} {line}", edit.place.line + n);
+                let _ = writeln!(out, "    {:>4} {sign} {line}", edit.location.line + n);
             }
         }
     }
@@ -150,7 +150,7 @@ fn end(end: &Endpoint, address: &str) -> String {
     }
 }
 
-impl Answer {
+impl PairAnswer {
     /// The addresses to show: those that work, else the first.
     fn shown_pair(&self) -> (String, String) {
         let first = |end: &Endpoint| {
@@ -194,7 +194,7 @@ fn endpoint(end: &Endpoint) -> Value {
     })
 }
 
-impl Place {
+impl SourceLocation {
     fn json(&self) -> Value {
         json!({ "line": self.line, "column": self.column, "text": self.text })
     }
@@ -202,7 +202,7 @@ impl Place {
 
 impl Link {
     fn json(&self) -> Value {
-        json!({ "entry": self.entry.as_ref().map(Place::json), "steps": self.steps })
+        json!({ "entry": self.entry.as_ref().map(SourceLocation::json), "steps": self.steps })
     }
 }
 
@@ -244,7 +244,7 @@ impl Edit {
     fn json(&self) -> Value {
         json!({
             "what": self.what,
-            "place": self.place.json(),
+            "place": self.location.json(),
             "start": self.span.start,
             "end": self.span.end,
             "text": self.text,

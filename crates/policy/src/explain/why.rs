@@ -5,13 +5,13 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use warren_control_types::NodeId;
 
+use super::context::{AskError, Endpoint, PolicyContext};
 use super::edit::{self, Edit};
 use super::evaluate::{
     Opening, Packet, Verdict, are_of_one_user, evaluate, is_called, is_for, opens,
 };
-use super::layout::{Entry, Layout, Place, Section};
+use super::layout::{Entry, Layout, Section, SourceLocation};
 use super::ports::{has_ports, ports_text, protocol_name};
-use super::scene::{AskError, Endpoint, Scene};
 use crate::node::PolicyNode;
 use crate::policy::Rule;
 use crate::selector::{Selector, parse_protocol};
@@ -40,14 +40,14 @@ pub struct Why {
     /// How the policy file is called.
     pub file: String,
     /// One answer per pair of machines, those that are refused first.
-    pub answers: Vec<Answer>,
+    pub answers: Vec<PairAnswer>,
     /// How many more pairs the names mean.
     pub left_out: usize,
 }
 
 /// The answer for two machines.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
+pub struct PairAnswer {
     /// Who opens the connection.
     pub source: Endpoint,
     /// To whom.
@@ -79,7 +79,7 @@ pub struct Answer {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reason {
     /// The rule.
-    pub rule: Place,
+    pub rule: SourceLocation,
     /// From its source to the machine.
     pub source: Link,
     /// From its destination to the machine.
@@ -96,7 +96,7 @@ pub struct Reason {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
     /// The entry.
-    pub entry: Option<Place>,
+    pub entry: Option<SourceLocation>,
     /// From the entry to the machine.
     pub steps: Vec<String>,
 }
@@ -120,7 +120,7 @@ pub struct Carrier {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NearMiss {
     /// The rule.
-    pub rule: Place,
+    pub rule: SourceLocation,
     /// What matches and what does not.
     pub says: String,
 }
@@ -161,7 +161,7 @@ impl Question {
     }
 }
 
-impl Scene<'_> {
+impl PolicyContext<'_> {
     /// Answers a question.
     ///
     /// # Errors
@@ -180,7 +180,7 @@ impl Scene<'_> {
             ([], Some(source), Some(to)) => vec![(source, to)],
             _ => pairs,
         };
-        let mut answers: Vec<Answer> = pairs
+        let mut answers: Vec<PairAnswer> = pairs
             .iter()
             .take(PAIRS)
             .map(|(source, to)| self.answer(&layout, source, to, question))
@@ -199,8 +199,8 @@ impl Scene<'_> {
         source: &Endpoint,
         destination: &Endpoint,
         question: &Question,
-    ) -> Answer {
-        let mut out = Answer {
+    ) -> PairAnswer {
+        let mut out = PairAnswer {
             source: source.clone(),
             destination: destination.clone(),
             protocol: question.protocol,
@@ -279,7 +279,7 @@ impl Scene<'_> {
 
     /// The nodes to which a packet with this destination may be brought.
     pub(super) fn receivers(&self, packet: &Packet) -> Vec<NodeId> {
-        match self.world().owner(packet.destination) {
+        match self.evaluator().owner(packet.destination) {
             Some(owner) => vec![owner.id],
             None => self
                 .nodes
@@ -293,7 +293,7 @@ impl Scene<'_> {
     /// Who serves an address that is no machine's own, the most specific route
     /// first.
     fn carriers(&self, packet: &Packet) -> Vec<Carrier> {
-        if self.world().owner(packet.destination).is_some() {
+        if self.evaluator().owner(packet.destination).is_some() {
             return Vec::new();
         }
         let mut out = Vec::new();
@@ -330,7 +330,7 @@ impl Scene<'_> {
         out
     }
 
-    fn notes(&self, out: &mut Answer, pairs: &[(IpAddr, IpAddr)]) {
+    fn notes(&self, out: &mut PairAnswer, pairs: &[(IpAddr, IpAddr)]) {
         let notes = &mut out.notes;
         if pairs.is_empty() {
             notes.push("the two have no address family in common".to_owned());
@@ -368,8 +368,8 @@ impl Scene<'_> {
         }
     }
 
-    fn place(&self, entry: &Entry) -> Place {
-        Place::of(self.text, &entry.span)
+    fn location(&self, entry: &Entry) -> SourceLocation {
+        SourceLocation::of(self.text, &entry.span)
     }
 
     fn reason(
@@ -385,7 +385,7 @@ impl Scene<'_> {
         let to = reach.to.get(opening.destination)?;
         let receiver = self.nodes.iter().find(|node| node.id == receiver)?;
         let written = layout.rules.get(opening.rule)?;
-        let sender = self.world().owner(packet.source);
+        let sender = self.evaluator().owner(packet.source);
         let source_steps = self.source_steps(layout, source, sender, packet.source);
         let mut to_steps = self.destination_steps(layout, to, sender, receiver, packet.destination);
         if has_ports(packet.protocol) {
@@ -403,25 +403,25 @@ impl Scene<'_> {
             ports_text(&reach.ports)
         );
         Some(Reason {
-            rule: Place::of(self.text, &written.span),
+            rule: SourceLocation::of(self.text, &written.span),
             source: Link {
                 entry: written
                     .src
                     .entries
                     .get(opening.source)
-                    .map(|e| self.place(e)),
+                    .map(|e| self.location(e)),
                 steps: source_steps,
             },
             destination: Link {
                 entry: layout
                     .destination(opening.rule, opening.reach, opening.destination)
-                    .map(|entry| self.place(entry)),
+                    .map(|entry| self.location(entry)),
                 steps: to_steps,
             },
             service,
             via: rule.via.clone(),
             posture: sender
-                .and_then(|node| self.world().posture_of(rule, node))
+                .and_then(|node| self.evaluator().posture_of(rule, node))
                 .filter(|posture| !posture.is_empty())
                 .map(str::to_owned),
         })
@@ -500,7 +500,7 @@ impl Scene<'_> {
             value.and_then(|v| crate::selector::parse_net(v.trim())) == Some(*net)
         });
         if let Some((name, span)) = host {
-            let place = Place::of(self.text, span);
+            let place = SourceLocation::of(self.text, span);
             steps.push(format!(
                 "host {name} is {net} ({}:{})",
                 place.line, place.column
@@ -509,7 +509,7 @@ impl Scene<'_> {
         if net.prefix_len() != net.max_prefix_len() {
             steps.push(format!("{net} contains {address}"));
         }
-        if let Some(node) = self.world().owner(address) {
+        if let Some(node) = self.evaluator().owner(address) {
             steps.push(format!("{address} is {}", self.name_of(node)));
         }
         steps
@@ -540,7 +540,7 @@ impl Scene<'_> {
                 });
                 let contains = match entry {
                     Some(entry) => {
-                        let at = self.place(entry);
+                        let at = self.location(entry);
                         format!(
                             "{group} contains {} ({}:{})",
                             entry.text, at.line, at.column
@@ -572,7 +572,7 @@ impl Scene<'_> {
             .filter_map(|(_, at, says)| {
                 let written = layout.rules.get(at)?;
                 Some(NearMiss {
-                    rule: Place::of(self.text, &written.span),
+                    rule: SourceLocation::of(self.text, &written.span),
                     says,
                 })
             })
@@ -587,16 +587,16 @@ impl Scene<'_> {
         rule: &Rule,
         packet: &Packet,
     ) -> Option<(usize, String)> {
-        let world = self.world();
+        let evaluator = self.evaluator();
         let written = layout.rules.get(at)?;
         let source = rule
             .sources
             .iter()
-            .position(|selector| world.is_source(selector, packet.source))
+            .position(|selector| evaluator.is_source(selector, packet.source))
             .and_then(|n| written.src.entries.get(n));
         let posed = rule.sources.iter().any(|selector| {
-            world.is_source(selector, packet.source)
-                && world.has_posture(rule, selector, packet.source)
+            evaluator.is_source(selector, packet.source)
+                && evaluator.has_posture(rule, selector, packet.source)
         });
         let receivers: Vec<&PolicyNode> = self
             .receivers(packet)
@@ -609,7 +609,7 @@ impl Scene<'_> {
             for (to_at, to) in reach.to.iter().enumerate() {
                 let meant = receivers
                     .iter()
-                    .any(|node| world.is_destination(to, node, packet.destination));
+                    .any(|node| evaluator.is_destination(to, node, packet.destination));
                 let open = opens(reach, packet.protocol, packet.port);
                 if meant && best.is_none_or(|(fits, ..)| open && !fits) {
                     best = Some((open, reach_at, to_at));

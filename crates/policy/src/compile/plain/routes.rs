@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 use warren_control_types::NodeId;
 
-use super::{Compiled, Item};
+use super::{Compiled, PlainRule};
 use crate::node::PolicyNode;
 use crate::span::Span;
 
@@ -62,14 +62,14 @@ impl Compiled {
 
     /// Whether a rule in the peer's filter lets the viewer reach the route.
     fn may_reach(&self, viewer: usize, peer: usize, route: &Span) -> bool {
-        self.items.iter().any(|item| match item {
-            Item::Ports { source, to, .. } => {
+        self.rules.iter().any(|rule| match rule {
+            PlainRule::Ports { source, to, .. } => {
                 self.covers(*source, viewer)
                     && to
                         .iter()
                         .any(|(target, _)| target.overlaps(route) && target.reaches(self, peer))
             }
-            Item::Capabilities { source, to, .. } => {
+            PlainRule::Capabilities { source, to, .. } => {
                 self.covers(*source, viewer)
                     && to.iter().any(|target| {
                         target
@@ -78,10 +78,10 @@ impl Compiled {
                             .any(|prefix| Span::from(prefix).overlaps(route))
                     })
             }
-            Item::Via { .. }
-            | Item::ViaPeers { .. }
-            | Item::OwnUser { .. }
-            | Item::OwnUserCapabilities { .. } => false,
+            PlainRule::Via { .. }
+            | PlainRule::ViaPeers { .. }
+            | PlainRule::OwnUser { .. }
+            | PlainRule::OwnUserCapabilities { .. } => false,
         })
     }
 
@@ -98,9 +98,9 @@ impl Compiled {
         let span = Span::from(route);
         let mut tags: Vec<&String> = Vec::new();
         let mut opened_otherwise = false;
-        for item in &self.items {
-            match item {
-                Item::Via {
+        for rule in &self.rules {
+            match rule {
+                PlainRule::Via {
                     source,
                     to,
                     routers,
@@ -110,7 +110,7 @@ impl Compiled {
                         tags.extend(routers);
                     }
                 }
-                Item::ViaPeers {
+                PlainRule::ViaPeers {
                     source,
                     to,
                     routers,
@@ -119,13 +119,13 @@ impl Compiled {
                         tags.extend(routers);
                     }
                 }
-                Item::Ports { source, to, .. } => {
+                PlainRule::Ports { source, to, .. } => {
                     opened_otherwise |=
                         self.covers(*source, viewer) && to.iter().any(|(t, _)| t.overlaps(&span));
                 }
-                Item::Capabilities { .. }
-                | Item::OwnUser { .. }
-                | Item::OwnUserCapabilities { .. } => {}
+                PlainRule::Capabilities { .. }
+                | PlainRule::OwnUser { .. }
+                | PlainRule::OwnUserCapabilities { .. } => {}
             }
         }
         if opened_otherwise || tags.is_empty() {
@@ -144,14 +144,14 @@ impl Compiled {
     /// Whether the viewer may reach the internet through the peer.
     fn may_use_exit(&self, viewer: usize, peer: usize) -> bool {
         self.open
-            || self.items.iter().any(|item| match item {
-                Item::Ports { source, to, .. } => {
+            || self.rules.iter().any(|rule| match rule {
+                PlainRule::Ports { source, to, .. } => {
                     self.covers(*source, viewer)
                         && to
                             .iter()
                             .any(|(t, _)| t.is_internet() && t.reaches(self, peer))
                 }
-                Item::Via {
+                PlainRule::Via {
                     source,
                     to,
                     routers,
@@ -162,10 +162,10 @@ impl Compiled {
                             .iter()
                             .any(|(t, _)| t.is_internet() && t.reaches_via(self, peer, routers))
                 }
-                Item::Capabilities { .. }
-                | Item::ViaPeers { .. }
-                | Item::OwnUser { .. }
-                | Item::OwnUserCapabilities { .. } => false,
+                PlainRule::Capabilities { .. }
+                | PlainRule::ViaPeers { .. }
+                | PlainRule::OwnUser { .. }
+                | PlainRule::OwnUserCapabilities { .. } => false,
             })
     }
 

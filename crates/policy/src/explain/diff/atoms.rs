@@ -1,8 +1,8 @@
-//! Rules in terms of places: the parts that two policies are compared by.
+//! Rules in terms of class_ids: the parts that two policies are compared by.
 
 use std::collections::BTreeSet;
 
-use super::board::{Board, Side};
+use super::classes::{EquivalenceClasses, Side};
 use crate::policy::{Policy, Rule};
 use crate::selector::{Ports, Selector};
 use crate::ssh::SshRule;
@@ -13,7 +13,7 @@ pub(super) struct Atom {
     pub(super) from: BTreeSet<usize>,
     pub(super) to: BTreeSet<usize>,
     pub(super) what: What,
-    /// The names of the rule, to call places by. Two rules that mean the same
+    /// The names of the rule, to call class_ids by. Two rules that mean the same
     /// are the same whatever names they use.
     pub(super) names: Names,
 }
@@ -61,13 +61,13 @@ impl Ord for Names {
 }
 
 /// The rules of a policy in parts.
-pub(super) fn of(board: &Board<'_>, side: Side, policy: &Policy) -> Vec<Atom> {
+pub(super) fn of(classes: &EquivalenceClasses<'_>, side: Side, policy: &Policy) -> Vec<Atom> {
     let mut out = Vec::new();
     if policy.open {
         let any = [Selector::Any];
         out.push(Atom {
-            from: board.sources(side, &any, &[]),
-            to: board.destinations(side, &any),
+            from: classes.sources(side, &any, &[]),
+            to: classes.destinations(side, &any),
             what: What::Ports {
                 via: Vec::new(),
                 reach: Open {
@@ -79,24 +79,24 @@ pub(super) fn of(board: &Board<'_>, side: Side, policy: &Policy) -> Vec<Atom> {
         });
     }
     for rule in &policy.rules {
-        of_rule(board, side, rule, &mut out);
+        of_rule(classes, side, rule, &mut out);
     }
     for rule in &policy.ssh {
-        of_ssh(board, side, rule, &mut out);
+        of_ssh(classes, side, rule, &mut out);
     }
     out.retain(|atom| !atom.from.is_empty() && !atom.to.is_empty());
     out
 }
 
-fn of_rule(board: &Board<'_>, side: Side, rule: &Rule, out: &mut Vec<Atom>) {
-    let from = board.sources(side, &rule.sources, &rule.postures);
+fn of_rule(classes: &EquivalenceClasses<'_>, side: Side, rule: &Rule, out: &mut Vec<Atom>) {
+    let from = classes.sources(side, &rule.sources, &rule.postures);
     let names = |to: &[Selector]| Names(rule.sources.iter().chain(to).cloned().collect());
     for reach in &rule.reach {
         let mut ports = reach.ports.clone();
         ports.sort_unstable();
         out.push(Atom {
             from: from.clone(),
-            to: board.destinations(side, &reach.to),
+            to: classes.destinations(side, &reach.to),
             what: What::Ports {
                 via: rule.via.clone(),
                 reach: Open {
@@ -118,14 +118,14 @@ fn of_rule(board: &Board<'_>, side: Side, rule: &Rule, out: &mut Vec<Atom>) {
         }
         out.push(Atom {
             from: from.clone(),
-            to: board.destinations(side, &rule.app_to),
+            to: classes.destinations(side, &rule.app_to),
             what: What::Right(text),
             names: names(&rule.app_to),
         });
     }
 }
 
-fn of_ssh(board: &Board<'_>, side: Side, rule: &SshRule, out: &mut Vec<Atom>) {
+fn of_ssh(classes: &EquivalenceClasses<'_>, side: Side, rule: &SshRule, out: &mut Vec<Atom>) {
     let logins = &rule.logins;
     let mut names: Vec<String> = logins.names.iter().cloned().collect();
     names.extend(logins.root.then(|| "root".to_owned()));
@@ -139,8 +139,8 @@ fn of_ssh(board: &Board<'_>, side: Side, rule: &SshRule, out: &mut Vec<Atom>) {
     };
     for name in names {
         out.push(Atom {
-            from: board.sources(side, &rule.sources, &rule.postures),
-            to: board.destinations(side, &rule.to),
+            from: classes.sources(side, &rule.sources, &rule.postures),
+            to: classes.destinations(side, &rule.to),
             what: What::Right(format!("ssh as {name}{check}")),
             names: Names(rule.sources.iter().chain(&rule.to).cloned().collect()),
         });

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use warren_control_types::{NodeId, UserId};
 
-use super::evaluate::{World, is_called};
+use super::evaluate::{Evaluator, is_called};
 use super::layout::Layout;
 use crate::node::{PolicyNode, PolicyUser};
 use crate::policy::Policy;
@@ -15,7 +15,7 @@ use crate::selector::{Selector, parse_net};
 
 /// Everything that an explanation draws on.
 #[derive(Debug, Clone)]
-pub struct Scene<'a> {
+pub struct PolicyContext<'a> {
     /// The policy.
     pub policy: &'a Policy,
     /// The text it was read from.
@@ -53,7 +53,7 @@ pub enum AskError {
         "\"{0}\" is no machine, address, user, tag, group or host here{known}",
         known = suggestion(.1)
     )]
-    Nobody(String, Option<String>),
+    NotFound(String, Option<String>),
     /// The name is known, and means no node at the moment.
     #[error("\"{0}\" means no machine at the moment, so there is nothing to explain")]
     NoNodes(String),
@@ -76,9 +76,9 @@ fn suggestion(known: &Option<String>) -> String {
         .map_or_else(String::new, |help| format!("; {help}"))
 }
 
-impl<'a> Scene<'a> {
-    pub(super) fn world(&self) -> World<'a> {
-        World {
+impl<'a> PolicyContext<'a> {
+    pub(super) fn evaluator(&self) -> Evaluator<'a> {
+        Evaluator {
             policy: self.policy,
             users: self.users,
             nodes: self.nodes,
@@ -176,11 +176,11 @@ impl<'a> Scene<'a> {
             return Ok(vec![self.at_address(net.addr())]);
         }
         let selector = self.selector(text)?;
-        let world = self.world();
+        let evaluator = self.evaluator();
         let found: Vec<Endpoint> = self
             .nodes
             .iter()
-            .filter(|node| world.means_node(&selector, node))
+            .filter(|node| evaluator.means_node(&selector, node))
             .map(|node| self.endpoint(node))
             .collect();
         if found.is_empty() {
@@ -229,7 +229,7 @@ impl<'a> Scene<'a> {
                     .collect();
                 let known = known.iter().map(String::as_str);
                 let help = crate::diagnostic::did_you_mean(other, known);
-                return Err(AskError::Nobody(other.to_owned(), help));
+                return Err(AskError::NotFound(other.to_owned(), help));
             }
         })
     }

@@ -14,7 +14,7 @@ use crate::selector::Selector;
 
 /// A tailnet made up from policies.
 #[derive(Debug, Clone)]
-pub struct Imagined {
+pub struct SyntheticTailnet {
     /// Everybody who is named, and one more.
     pub users: Vec<PolicyUser>,
     /// One machine each, and one for each tag.
@@ -23,7 +23,7 @@ pub struct Imagined {
     pub names: BTreeMap<NodeId, String>,
 }
 
-impl Imagined {
+impl SyntheticTailnet {
     /// Makes up what the policies speak of.
     #[must_use]
     pub fn from_policies(policies: &[&Policy]) -> Self {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use warren_control_types::UserId;
 
 use super::bits::{Bits, Slot};
-use super::network::{Network, Own};
+use super::network::{Network, NodeEntry};
 use crate::node::PolicyUser;
 use crate::policy::Policy;
 use crate::selector::Selector;
@@ -13,9 +13,9 @@ use crate::span::{Span, internet_overlaps};
 
 /// What a selector means at the moment.
 #[derive(Debug, Clone)]
-pub(super) struct Meaning {
+pub(super) struct ResolvedSelector {
     pub(super) selector: Selector,
-    pub(super) kind: Kind,
+    pub(super) kind: SelectorKind,
     /// Nodes meant by what they are; of addresses, nodes that have one.
     pub(super) holds: Bits,
     /// Nodes with an approved subnet route that overlaps the addresses.
@@ -24,7 +24,7 @@ pub(super) struct Meaning {
 
 /// How a selector means nodes.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Kind {
+pub(super) enum SelectorKind {
     /// `*`.
     Any,
     /// `autogroup:danger-all`.
@@ -39,7 +39,7 @@ pub(super) enum Kind {
     /// `autogroup:internet`.
     Internet,
     /// What means nobody.
-    Nobody,
+    Nothing,
 }
 
 /// The users of the moment by the names they go by.
@@ -74,7 +74,7 @@ impl Names {
     }
 }
 
-impl Meaning {
+impl ResolvedSelector {
     pub(super) fn resolve(
         selector: &Selector,
         policy: &Policy,
@@ -83,25 +83,25 @@ impl Meaning {
         network: &Network,
     ) -> Self {
         let kind = match selector {
-            Selector::Any => Kind::Any,
-            Selector::DangerAll => Kind::DangerAll,
-            Selector::Internet => Kind::Internet,
-            Selector::Tag(_) | Selector::Tagged | Selector::Member => Kind::Nodes,
+            Selector::Any => SelectorKind::Any,
+            Selector::DangerAll => SelectorKind::DangerAll,
+            Selector::Internet => SelectorKind::Internet,
+            Selector::Tag(_) | Selector::Tagged | Selector::Member => SelectorKind::Nodes,
             Selector::Net(net) => addresses(vec![Span::from(net)]),
             Selector::Set(set) => addresses(set.spans.to_vec()),
-            Selector::User(login) => Kind::Users(names.find(login).collect()),
+            Selector::User(login) => SelectorKind::Users(names.find(login).collect()),
             Selector::Group(group) => {
                 let logins = policy.groups.get(group).into_iter().flatten();
-                Kind::Users(logins.flat_map(|login| names.find(login)).collect())
+                SelectorKind::Users(logins.flat_map(|login| names.find(login)).collect())
             }
-            Selector::Domain(_) | Selector::Role(_) => Kind::Users(
+            Selector::Domain(_) | Selector::Role(_) => SelectorKind::Users(
                 users
                     .values()
                     .filter(|user| policy.selects_user(selector, user))
                     .map(|user| user.id)
                     .collect(),
             ),
-            Selector::OwnUser | Selector::Shared | Selector::Service(_) => Kind::Nobody,
+            Selector::OwnUser | Selector::Shared | Selector::Service(_) => SelectorKind::Nothing,
         };
         let mut out = Self {
             selector: selector.clone(),
@@ -109,42 +109,47 @@ impl Meaning {
             holds: Bits::default(),
             serves: Bits::default(),
         };
-        out.look_at_all(network);
+        out.refresh_all(network);
         out
     }
 
     /// Looks at all nodes.
-    pub(super) fn look_at_all(&mut self, network: &Network) {
+    pub(super) fn refresh_all(&mut self, network: &Network) {
         (self.holds, self.serves) = match &self.kind {
-            Kind::Addresses(spans, _) => network.touching(spans),
-            Kind::Users(users) => {
+            SelectorKind::Addresses(spans, _) => network.touching(spans),
+            SelectorKind::Users(users) => {
                 let nodes = users.iter().flat_map(|user| network.nodes_of(*user));
                 (nodes.collect(), Bits::default())
             }
-            Kind::Nodes => {
+            SelectorKind::Nodes => {
                 let nodes = network.all().filter(|(_, own)| self.at(Some(own)).0);
                 (nodes.map(|(slot, _)| slot).collect(), Bits::default())
             }
-            Kind::Any | Kind::DangerAll | Kind::Internet | Kind::Nobody => Default::default(),
+            SelectorKind::Any
+            | SelectorKind::DangerAll
+            | SelectorKind::Internet
+            | SelectorKind::Nothing => Default::default(),
         };
         self.holds.shrink();
         self.serves.shrink();
     }
 
     /// Looks at one node again; whether that made a difference.
-    pub(super) fn look_at(&mut self, slot: Slot, own: Option<&Own>) -> bool {
+    pub(super) fn refresh(&mut self, slot: Slot, own: Option<&NodeEntry>) -> bool {
         let (holds, serves) = self.at(own);
         self.holds.assign(slot, holds) | self.serves.assign(slot, serves)
     }
 
-    fn at(&self, own: Option<&Own>) -> (bool, bool) {
+    fn at(&self, own: Option<&NodeEntry>) -> (bool, bool) {
         let Some(own) = own else {
             return (false, false);
         };
         match &self.kind {
-            Kind::Addresses(spans, _) => (own.is_in(spans), own.serves(spans)),
-            Kind::Users(users) => (own.user().is_some_and(|user| users.contains(&user)), false),
-            Kind::Nodes => {
+            SelectorKind::Addresses(spans, _) => (own.is_in(spans), own.serves(spans)),
+            SelectorKind::Users(users) => {
+                (own.user().is_some_and(|user| users.contains(&user)), false)
+            }
+            SelectorKind::Nodes => {
                 let holds = match &self.selector {
                     Selector::Tag(tag) => own.node.tags.contains(tag),
                     Selector::Tagged => own.node.is_tagged(),
@@ -152,30 +157,33 @@ impl Meaning {
                 };
                 (holds, false)
             }
-            Kind::Any | Kind::DangerAll | Kind::Internet | Kind::Nobody => (false, false),
+            SelectorKind::Any
+            | SelectorKind::DangerAll
+            | SelectorKind::Internet
+            | SelectorKind::Nothing => (false, false),
         }
     }
 
     /// Whether it means nodes by what they are, `*` aside.
     pub(super) fn is_identity(&self) -> bool {
-        matches!(self.kind, Kind::Nodes | Kind::Users(_))
+        matches!(self.kind, SelectorKind::Nodes | SelectorKind::Users(_))
     }
 
     /// Whether an address of the node is meant.
-    pub(super) fn has_address_of(&self, own: &Own) -> bool {
+    pub(super) fn has_address_of(&self, own: &NodeEntry) -> bool {
         match &self.kind {
-            Kind::Addresses(spans, _) => own.is_in(spans),
-            Kind::DangerAll => true,
+            SelectorKind::Addresses(spans, _) => own.is_in(spans),
+            SelectorKind::DangerAll => true,
             _ => false,
         }
     }
 }
 
-fn addresses(spans: Vec<Span>) -> Kind {
+fn addresses(spans: Vec<Span>) -> SelectorKind {
     let public = |v6| {
         let mut spans = spans.iter();
         spans.any(|span| span.is_v6() == v6 && internet_overlaps(span))
     };
     let public = [public(false), public(true)];
-    Kind::Addresses(spans, public)
+    SelectorKind::Addresses(spans, public)
 }

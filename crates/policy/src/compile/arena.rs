@@ -7,14 +7,14 @@ use std::marker::PhantomData;
 /// The number of a row.
 pub(super) struct Id<T>(usize, PhantomData<fn() -> T>);
 
-/// Rows; the places of those that went are used again.
+/// Rows; the merge_targets of those that went are used again.
 #[derive(Debug, Clone)]
-pub(super) struct Table<T> {
+pub(super) struct Arena<T> {
     rows: Vec<Option<T>>,
     free: Vec<usize>,
 }
 
-impl<T> Default for Table<T> {
+impl<T> Default for Arena<T> {
     fn default() -> Self {
         Self {
             rows: Vec::new(),
@@ -23,7 +23,7 @@ impl<T> Default for Table<T> {
     }
 }
 
-impl<T> Table<T> {
+impl<T> Arena<T> {
     pub(super) fn add(&mut self, row: T) -> Id<T> {
         if let Some(free) = self.free.pop()
             && let Some(place) = self.rows.get_mut(free)

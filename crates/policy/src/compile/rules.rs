@@ -1,4 +1,4 @@
-//! What a rule of the file becomes: items, each with one source.
+//! What a rule of the file becomes: compiled_rules, each with one source.
 
 use std::sync::Arc;
 
@@ -6,27 +6,27 @@ use ipnet::IpNet;
 use warren_control_types::{CapMap, NetPortRange, PortRange};
 
 use super::Compiled;
+use super::arena::{Arena, Id};
 use super::bits::{Bits, Slot};
-use super::meaning::{Kind as Means, Meaning};
 use super::network::Network;
+use super::resolved::{ResolvedSelector, SelectorKind};
 use super::source::{Posture, Source};
-use super::table::{Id, Table};
 use crate::policy::{Reach, Rule};
 use crate::selector::{Ports, Selector};
 use crate::span::{INTERNET, Span, internet_overlaps, net_text};
 
-pub(super) type ItemId = Id<Item>;
+pub(super) type CompiledRuleId = Id<CompiledRule>;
 
 /// One rule before it is reduced to a node.
 #[derive(Debug, Clone)]
-pub(super) struct Item {
-    /// The rule of the file, and which of its items this is.
-    pub(super) rule: Id<Entry>,
+pub(super) struct CompiledRule {
+    /// The rule of the file, and which of its compiled_rules this is.
+    pub(super) rule: Id<FileRule>,
     pub(super) nth: usize,
     /// Tells it from all others there ever were.
     pub(super) serial: u64,
     pub(super) source: Id<Source>,
-    pub(super) kind: Kind,
+    pub(super) kind: RuleKind,
     /// Nodes whose filter it is in, or that are peers for its sake. What
     /// speaks of the nodes of one user reaches nobody in this sense.
     pub(super) reached: Bits,
@@ -34,16 +34,16 @@ pub(super) struct Item {
 
 /// A rule of the file.
 #[derive(Debug, Clone)]
-pub(super) struct Entry {
+pub(super) struct FileRule {
     pub(super) rule: Rule,
-    pub(super) items: Vec<ItemId>,
+    pub(super) compiled_rules: Vec<CompiledRuleId>,
 }
 
 /// A destination and its ports.
-pub(super) type To = (Id<Meaning>, Arc<[Ports]>);
+pub(super) type To = (Id<ResolvedSelector>, Arc<[Ports]>);
 
 #[derive(Debug, Clone)]
-pub(super) enum Kind {
+pub(super) enum RuleKind {
     /// Ports; several of equal sources and protocol become one.
     Ports { protocol: Option<u8>, to: Vec<To> },
     /// Ports on the nodes of the source's own user.
@@ -55,12 +55,12 @@ pub(super) enum Kind {
     Via {
         protocol: Option<u8>,
         to: Vec<To>,
-        routers: Vec<Id<Meaning>>,
+        routers: Vec<Id<ResolvedSelector>>,
     },
     /// Capabilities. With a posture, only on nodes that have it, by what they
     /// are or by an address.
     Capabilities {
-        to: Vec<Id<Meaning>>,
+        to: Vec<Id<ResolvedSelector>>,
         map: CapMap,
         posture: Option<Id<Posture>>,
     },
@@ -68,8 +68,8 @@ pub(super) enum Kind {
     OwnUserCapabilities { map: CapMap },
     /// Capabilities by way of routers: no rule, but the routers are peers.
     ViaPeers {
-        to: Vec<Id<Meaning>>,
-        routers: Vec<Id<Meaning>>,
+        to: Vec<Id<ResolvedSelector>>,
+        routers: Vec<Id<ResolvedSelector>>,
     },
 }
 
@@ -79,19 +79,22 @@ const COMPANIONS: [(&str, &str); 2] = [
     ("tailscale.com/cap/relay", "tailscale.com/cap/relay-target"),
 ];
 
-impl Item {
+impl CompiledRule {
     /// Whether it speaks of the nodes of one user.
     pub(super) fn is_own_user(&self) -> bool {
         matches!(
             self.kind,
-            Kind::OwnUser { .. } | Kind::OwnUserCapabilities { .. }
+            RuleKind::OwnUser { .. } | RuleKind::OwnUserCapabilities { .. }
         )
     }
 }
 
-impl Kind {
+impl RuleKind {
     /// Whether a selector, or the tag of a router, is one of those sought.
-    pub(super) fn any_meaning(&self, mut sought: impl FnMut(Id<Meaning>) -> bool) -> bool {
+    pub(super) fn any_selector(
+        &self,
+        mut sought: impl FnMut(Id<ResolvedSelector>) -> bool,
+    ) -> bool {
         match self {
             Self::Ports { to, .. } => to.iter().any(|(to, _)| sought(*to)),
             Self::Via { to, routers, .. } => {
@@ -104,37 +107,37 @@ impl Kind {
     }
 }
 
-/// Where items look up what they hold.
+/// Where compiled_rules look up what they hold.
 #[derive(Clone, Copy)]
 pub(super) struct Lookup<'a> {
-    pub(super) meanings: &'a Table<Meaning>,
-    pub(super) postures: &'a Table<Posture>,
+    pub(super) selectors: &'a Arena<ResolvedSelector>,
+    pub(super) postures: &'a Arena<Posture>,
     pub(super) network: &'a Network,
 }
 
 impl Lookup<'_> {
-    /// Nodes that the item reaches, of all.
-    pub(super) fn reached(self, kind: &Kind) -> Bits {
+    /// Nodes that the compiled reaches, of all.
+    pub(super) fn reached(self, kind: &RuleKind) -> Bits {
         let mut out = Bits::default();
         match kind {
-            Kind::Ports { to, .. } => {
+            RuleKind::Ports { to, .. } => {
                 for (to, _) in to {
                     self.unite_receivers(*to, &mut out);
                 }
             }
-            Kind::Via { to, routers, .. } => {
+            RuleKind::Via { to, routers, .. } => {
                 for (to, _) in to {
                     self.unite_served(*to, &mut out);
                 }
                 out.intersect(&self.tagged(routers));
             }
-            Kind::ViaPeers { to, routers } => {
+            RuleKind::ViaPeers { to, routers } => {
                 for to in to {
                     self.unite_served(*to, &mut out);
                 }
                 out.intersect(&self.tagged(routers));
             }
-            Kind::Capabilities { to, posture, .. } => {
+            RuleKind::Capabilities { to, posture, .. } => {
                 for to in to {
                     self.unite_granted(*to, posture.is_some(), &mut out);
                 }
@@ -143,44 +146,44 @@ impl Lookup<'_> {
                 }
                 out.intersect(&self.network.addressed.or(&self.network.routers));
             }
-            Kind::OwnUser { .. } | Kind::OwnUserCapabilities { .. } => {}
+            RuleKind::OwnUser { .. } | RuleKind::OwnUserCapabilities { .. } => {}
         }
         out.shrink();
         out
     }
 
-    /// Whether the item reaches the node.
-    pub(super) fn reaches(self, kind: &Kind, slot: Slot) -> bool {
+    /// Whether the compiled reaches the node.
+    pub(super) fn reaches(self, kind: &RuleKind, slot: Slot) -> bool {
         match kind {
-            Kind::Ports { to, .. } => to.iter().any(|(to, _)| self.receives(*to, slot)),
-            Kind::Via { to, routers, .. } => {
+            RuleKind::Ports { to, .. } => to.iter().any(|(to, _)| self.receives(*to, slot)),
+            RuleKind::Via { to, routers, .. } => {
                 self.has_tag(routers, slot) && to.iter().any(|(to, _)| self.is_served(*to, slot))
             }
-            Kind::ViaPeers { to, routers } => {
+            RuleKind::ViaPeers { to, routers } => {
                 self.has_tag(routers, slot) && to.iter().any(|to| self.is_served(*to, slot))
             }
-            Kind::Capabilities { to, posture, .. } => {
+            RuleKind::Capabilities { to, posture, .. } => {
                 let network = self.network;
                 let posed = posture.and_then(|id| self.postures.get(id));
                 (network.addressed.get(slot) || network.routers.get(slot))
                     && posed.is_none_or(|posture| posture.passes.get(slot))
                     && to.iter().any(|to| self.granted(*to, posed.is_some(), slot))
             }
-            Kind::OwnUser { .. } | Kind::OwnUserCapabilities { .. } => false,
+            RuleKind::OwnUser { .. } | RuleKind::OwnUserCapabilities { .. } => false,
         }
     }
 
-    fn unite_receivers(self, to: Id<Meaning>, out: &mut Bits) {
-        let Some(meaning) = self.meanings.get(to) else {
+    fn unite_receivers(self, to: Id<ResolvedSelector>, out: &mut Bits) {
+        let Some(resolved) = self.selectors.get(to) else {
             return;
         };
         let [v4, v6] = &self.network.exits;
-        match &meaning.kind {
-            Means::Any | Means::DangerAll => out.unite(&self.network.present),
-            Means::Nodes | Means::Users(_) => out.unite(&meaning.holds),
-            Means::Addresses(_, [public_v4, public_v6]) => {
-                out.unite(&meaning.holds);
-                out.unite(&meaning.serves);
+        match &resolved.kind {
+            SelectorKind::Any | SelectorKind::DangerAll => out.unite(&self.network.present),
+            SelectorKind::Nodes | SelectorKind::Users(_) => out.unite(&resolved.holds),
+            SelectorKind::Addresses(_, [public_v4, public_v6]) => {
+                out.unite(&resolved.holds);
+                out.unite(&resolved.serves);
                 if *public_v4 {
                     out.unite(v4);
                 }
@@ -188,120 +191,122 @@ impl Lookup<'_> {
                     out.unite(v6);
                 }
             }
-            Means::Internet => {
+            SelectorKind::Internet => {
                 out.unite(v4);
                 out.unite(v6);
             }
-            Means::Nobody => {}
+            SelectorKind::Nothing => {}
         }
     }
 
     /// Whether a rule with this destination belongs into the node's filter.
-    pub(super) fn receives(self, to: Id<Meaning>, slot: Slot) -> bool {
+    pub(super) fn receives(self, to: Id<ResolvedSelector>, slot: Slot) -> bool {
         let [v4, v6] = &self.network.exits;
-        self.meanings
+        self.selectors
             .get(to)
-            .is_some_and(|meaning| match &meaning.kind {
-                Means::Any | Means::DangerAll => self.network.present.get(slot),
-                Means::Nodes | Means::Users(_) => meaning.holds.get(slot),
-                Means::Addresses(_, [public_v4, public_v6]) => {
-                    meaning.holds.get(slot)
-                        || meaning.serves.get(slot)
+            .is_some_and(|resolved| match &resolved.kind {
+                SelectorKind::Any | SelectorKind::DangerAll => self.network.present.get(slot),
+                SelectorKind::Nodes | SelectorKind::Users(_) => resolved.holds.get(slot),
+                SelectorKind::Addresses(_, [public_v4, public_v6]) => {
+                    resolved.holds.get(slot)
+                        || resolved.serves.get(slot)
                         || (*public_v4 && v4.get(slot))
                         || (*public_v6 && v6.get(slot))
                 }
-                Means::Internet => v4.get(slot) || v6.get(slot),
-                Means::Nobody => false,
+                SelectorKind::Internet => v4.get(slot) || v6.get(slot),
+                SelectorKind::Nothing => false,
             })
     }
 
-    fn tagged(self, routers: &[Id<Meaning>]) -> Bits {
+    fn tagged(self, routers: &[Id<ResolvedSelector>]) -> Bits {
         let mut out = Bits::default();
-        for tag in routers.iter().filter_map(|id| self.meanings.get(*id)) {
+        for tag in routers.iter().filter_map(|id| self.selectors.get(*id)) {
             out.unite(&tag.holds);
         }
         out
     }
 
     /// Whether the node has one of the tags.
-    pub(super) fn has_tag(self, routers: &[Id<Meaning>], slot: Slot) -> bool {
-        let mut tags = routers.iter().filter_map(|id| self.meanings.get(*id));
+    pub(super) fn has_tag(self, routers: &[Id<ResolvedSelector>], slot: Slot) -> bool {
+        let mut tags = routers.iter().filter_map(|id| self.selectors.get(*id));
         tags.any(|tag| tag.holds.get(slot))
     }
 
-    fn unite_served(self, to: Id<Meaning>, out: &mut Bits) {
-        let Some(meaning) = self.meanings.get(to) else {
+    fn unite_served(self, to: Id<ResolvedSelector>, out: &mut Bits) {
+        let Some(resolved) = self.selectors.get(to) else {
             return;
         };
-        match &meaning.kind {
-            Means::Addresses(..) => out.unite(&meaning.serves),
-            Means::Internet => self.network.exits.iter().for_each(|exit| out.unite(exit)),
-            Means::Any | Means::DangerAll => out.unite(&self.network.routers),
-            Means::Nodes | Means::Users(_) | Means::Nobody => {}
+        match &resolved.kind {
+            SelectorKind::Addresses(..) => out.unite(&resolved.serves),
+            SelectorKind::Internet => self.network.exits.iter().for_each(|exit| out.unite(exit)),
+            SelectorKind::Any | SelectorKind::DangerAll => out.unite(&self.network.routers),
+            SelectorKind::Nodes | SelectorKind::Users(_) | SelectorKind::Nothing => {}
         }
     }
 
     /// Whether the node routes to the destination.
-    pub(super) fn is_served(self, to: Id<Meaning>, slot: Slot) -> bool {
-        self.meanings
+    pub(super) fn is_served(self, to: Id<ResolvedSelector>, slot: Slot) -> bool {
+        self.selectors
             .get(to)
-            .is_some_and(|meaning| match &meaning.kind {
-                Means::Addresses(..) => meaning.serves.get(slot),
-                Means::Internet => self.network.exits.iter().any(|exit| exit.get(slot)),
-                Means::Any | Means::DangerAll => self.network.routers.get(slot),
-                Means::Nodes | Means::Users(_) | Means::Nobody => false,
+            .is_some_and(|resolved| match &resolved.kind {
+                SelectorKind::Addresses(..) => resolved.serves.get(slot),
+                SelectorKind::Internet => self.network.exits.iter().any(|exit| exit.get(slot)),
+                SelectorKind::Any | SelectorKind::DangerAll => self.network.routers.get(slot),
+                SelectorKind::Nodes | SelectorKind::Users(_) | SelectorKind::Nothing => false,
             })
     }
 
-    fn unite_granted(self, to: Id<Meaning>, posed: bool, out: &mut Bits) {
-        let Some(meaning) = self.meanings.get(to) else {
+    fn unite_granted(self, to: Id<ResolvedSelector>, posed: bool, out: &mut Bits) {
+        let Some(resolved) = self.selectors.get(to) else {
             return;
         };
-        match &meaning.kind {
-            Means::Any => out.unite(&self.network.addressed),
-            Means::DangerAll if !posed => out.unite(&self.network.addressed),
-            Means::Nodes | Means::Users(_) => {
-                out.unite(&meaning.holds.and(&self.network.addressed));
+        match &resolved.kind {
+            SelectorKind::Any => out.unite(&self.network.addressed),
+            SelectorKind::DangerAll if !posed => out.unite(&self.network.addressed),
+            SelectorKind::Nodes | SelectorKind::Users(_) => {
+                out.unite(&resolved.holds.and(&self.network.addressed));
             }
-            Means::Addresses(..) => {
-                out.unite(&meaning.holds);
+            SelectorKind::Addresses(..) => {
+                out.unite(&resolved.holds);
                 if !posed {
-                    out.unite(&meaning.serves);
+                    out.unite(&resolved.serves);
                 }
             }
-            Means::DangerAll | Means::Internet | Means::Nobody => {}
+            SelectorKind::DangerAll | SelectorKind::Internet | SelectorKind::Nothing => {}
         }
     }
 
     /// Whether capabilities hold for anything on the node.
-    fn granted(self, to: Id<Meaning>, posed: bool, slot: Slot) -> bool {
+    fn granted(self, to: Id<ResolvedSelector>, posed: bool, slot: Slot) -> bool {
         let addressed = || self.network.addressed.get(slot);
-        self.meanings
+        self.selectors
             .get(to)
-            .is_some_and(|meaning| match &meaning.kind {
-                Means::Any => addressed(),
-                Means::DangerAll => !posed && addressed(),
-                Means::Nodes | Means::Users(_) => addressed() && meaning.holds.get(slot),
-                Means::Addresses(..) => {
-                    meaning.holds.get(slot) || (!posed && meaning.serves.get(slot))
+            .is_some_and(|resolved| match &resolved.kind {
+                SelectorKind::Any => addressed(),
+                SelectorKind::DangerAll => !posed && addressed(),
+                SelectorKind::Nodes | SelectorKind::Users(_) => {
+                    addressed() && resolved.holds.get(slot)
                 }
-                Means::Internet | Means::Nobody => false,
+                SelectorKind::Addresses(..) => {
+                    resolved.holds.get(slot) || (!posed && resolved.serves.get(slot))
+                }
+                SelectorKind::Internet | SelectorKind::Nothing => false,
             })
     }
 
     /// The destination on a node that it reaches, as it goes on the wire.
-    pub(super) fn texts_on(self, to: Id<Meaning>, slot: Slot) -> Vec<String> {
-        let Some(meaning) = self.meanings.get(to) else {
+    pub(super) fn texts_on(self, to: Id<ResolvedSelector>, slot: Slot) -> Vec<String> {
+        let Some(resolved) = self.selectors.get(to) else {
             return Vec::new();
         };
         let Some(own) = self.network.get(slot).filter(|_| self.receives(to, slot)) else {
             return Vec::new();
         };
-        match (&meaning.kind, &meaning.selector) {
-            (Means::Nodes | Means::Users(_), _) => {
+        match (&resolved.kind, &resolved.selector) {
+            (SelectorKind::Nodes | SelectorKind::Users(_), _) => {
                 own.texts.iter().map(ToString::to_string).collect()
             }
-            (Means::Addresses(spans, _), Selector::Set(_)) => {
+            (SelectorKind::Addresses(spans, _), Selector::Set(_)) => {
                 let [v4, v6] = &self.network.exits;
                 let here = spans.iter().filter(|span| {
                     let exit = if span.is_v6() { v6 } else { v4 };
@@ -314,8 +319,8 @@ impl Lookup<'_> {
     }
 
     /// The destination as written, for `*`, addresses and the internet.
-    pub(super) fn literal(self, to: Id<Meaning>) -> Vec<String> {
-        let selector = self.meanings.get(to).map(|meaning| &meaning.selector);
+    pub(super) fn literal(self, to: Id<ResolvedSelector>) -> Vec<String> {
+        let selector = self.selectors.get(to).map(|resolved| &resolved.selector);
         match selector {
             Some(Selector::Any | Selector::DangerAll) => vec!["*".to_owned()],
             Some(Selector::Net(net)) => vec![net_text(net)],
@@ -332,11 +337,11 @@ impl Lookup<'_> {
     /// a posture is asked, all its addresses if one is meant.
     pub(super) fn prefixes_on(
         self,
-        to: Id<Meaning>,
+        to: Id<ResolvedSelector>,
         posture: Option<Id<Posture>>,
         slot: Slot,
     ) -> Vec<IpNet> {
-        let (Some(meaning), Some(own)) = (self.meanings.get(to), self.network.get(slot)) else {
+        let (Some(resolved), Some(own)) = (self.selectors.get(to), self.network.get(slot)) else {
             return Vec::new();
         };
         let addresses = || own.node.addresses.iter().map(|a| IpNet::from(*a));
@@ -352,11 +357,15 @@ impl Lookup<'_> {
                 Vec::new()
             };
         }
-        match (&meaning.kind, &meaning.selector) {
-            (Means::Any | Means::DangerAll, _) => addresses().collect(),
-            (Means::Nodes | Means::Users(_), _) if meaning.holds.get(slot) => addresses().collect(),
-            (Means::Addresses(..), Selector::Net(net)) if meaning.serves.get(slot) => vec![*net],
-            (Means::Addresses(spans, _), selector) => {
+        match (&resolved.kind, &resolved.selector) {
+            (SelectorKind::Any | SelectorKind::DangerAll, _) => addresses().collect(),
+            (SelectorKind::Nodes | SelectorKind::Users(_), _) if resolved.holds.get(slot) => {
+                addresses().collect()
+            }
+            (SelectorKind::Addresses(..), Selector::Net(net)) if resolved.serves.get(slot) => {
+                vec![*net]
+            }
+            (SelectorKind::Addresses(spans, _), selector) => {
                 let meant = |own: &IpNet| Span::from(own).overlaps_any(spans);
                 let mut out: Vec<IpNet> = addresses().filter(meant).collect();
                 if matches!(selector, Selector::Set(_)) {
@@ -365,31 +374,37 @@ impl Lookup<'_> {
                 }
                 out
             }
-            (Means::Nodes | Means::Users(_) | Means::Internet | Means::Nobody, _) => Vec::new(),
+            (
+                SelectorKind::Nodes
+                | SelectorKind::Users(_)
+                | SelectorKind::Internet
+                | SelectorKind::Nothing,
+                _,
+            ) => Vec::new(),
         }
     }
 
     /// Whether a packet to somewhere in `route` may match.
-    pub(super) fn overlaps(self, to: Id<Meaning>, route: &Span) -> bool {
-        self.meanings
+    pub(super) fn overlaps(self, to: Id<ResolvedSelector>, route: &Span) -> bool {
+        self.selectors
             .get(to)
-            .is_some_and(|meaning| match &meaning.kind {
-                Means::Any | Means::DangerAll => true,
-                Means::Addresses(spans, _) => route.overlaps_any(spans),
-                Means::Internet => internet_overlaps(route),
-                Means::Nodes | Means::Users(_) | Means::Nobody => false,
+            .is_some_and(|resolved| match &resolved.kind {
+                SelectorKind::Any | SelectorKind::DangerAll => true,
+                SelectorKind::Addresses(spans, _) => route.overlaps_any(spans),
+                SelectorKind::Internet => internet_overlaps(route),
+                SelectorKind::Nodes | SelectorKind::Users(_) | SelectorKind::Nothing => false,
             })
     }
 
     /// Whether the destination holds public addresses, as an exit node serves
     /// them.
-    pub(super) fn is_internet(self, to: Id<Meaning>) -> bool {
-        self.meanings
+    pub(super) fn is_internet(self, to: Id<ResolvedSelector>) -> bool {
+        self.selectors
             .get(to)
-            .is_some_and(|meaning| match &meaning.kind {
-                Means::Any | Means::DangerAll | Means::Internet => true,
-                Means::Addresses(_, [v4, v6]) => *v4 || *v6,
-                Means::Nodes | Means::Users(_) | Means::Nobody => false,
+            .is_some_and(|resolved| match &resolved.kind {
+                SelectorKind::Any | SelectorKind::DangerAll | SelectorKind::Internet => true,
+                SelectorKind::Addresses(_, [v4, v6]) => *v4 || *v6,
+                SelectorKind::Nodes | SelectorKind::Users(_) | SelectorKind::Nothing => false,
             })
     }
 }
@@ -412,57 +427,63 @@ pub(super) fn destinations(texts: &[String], ports: &[Ports]) -> Vec<NetPortRang
 
 impl Compiled {
     /// Takes up a rule of the file.
-    pub(super) fn add_rule(&mut self, rule: &Rule) -> Id<Entry> {
-        let entry = self.rules.add(Entry {
+    pub(super) fn add_rule(&mut self, rule: &Rule) -> Id<FileRule> {
+        let file_rule = self.file_rules.add(FileRule {
             rule: rule.clone(),
-            items: Vec::new(),
+            compiled_rules: Vec::new(),
         });
-        let source = self.source(&rule.sources, &rule.postures);
+        let source = self.intern_source(&rule.sources, &rule.postures);
         for reach in &rule.reach {
-            self.add_reach(entry, source, reach, &rule.via);
+            self.add_reach(file_rule, source, reach, &rule.via);
         }
         if rule.app.is_empty() {
-            return entry;
+            return file_rule;
         }
         if rule.via.is_empty() {
-            self.add_capabilities(entry, source, rule);
+            self.add_capabilities(file_rule, source, rule);
         } else if rule.reach.is_empty() {
-            let to = self.meanings_of(&rule.app_to);
+            let to = self.intern_selectors(&rule.app_to);
             let routers = self.routers(&rule.via);
-            self.add_item(entry, source, Kind::ViaPeers { to, routers });
+            self.add_compiled_rule(file_rule, source, RuleKind::ViaPeers { to, routers });
         }
-        entry
+        file_rule
     }
 
-    fn add_reach(&mut self, entry: Id<Entry>, source: Id<Source>, reach: &Reach, via: &[String]) {
+    fn add_reach(
+        &mut self,
+        file_rule: Id<FileRule>,
+        source: Id<Source>,
+        reach: &Reach,
+        via: &[String],
+    ) {
         let protocol = reach.protocol;
         let ports: Arc<[Ports]> = reach.ports.as_slice().into();
         let mut to = Vec::new();
         for selector in &reach.to {
             if *selector == Selector::OwnUser {
                 let ports = ports.clone();
-                self.add_item(entry, source, Kind::OwnUser { protocol, ports });
+                self.add_compiled_rule(file_rule, source, RuleKind::OwnUser { protocol, ports });
             } else {
-                to.push((self.meaning(selector), ports.clone()));
+                to.push((self.intern_selector(selector), ports.clone()));
             }
         }
         if to.is_empty() {
             return;
         }
         let kind = if via.is_empty() {
-            Kind::Ports { protocol, to }
+            RuleKind::Ports { protocol, to }
         } else {
-            Kind::Via {
+            RuleKind::Via {
                 protocol,
                 to,
                 routers: self.routers(via),
             }
         };
-        self.add_item(entry, source, kind);
+        self.add_compiled_rule(file_rule, source, kind);
     }
 
     /// The capability rule of a grant, and the counterparts it needs.
-    fn add_capabilities(&mut self, entry: Id<Entry>, source: Id<Source>, rule: &Rule) {
+    fn add_capabilities(&mut self, file_rule: Id<FileRule>, source: Id<Source>, rule: &Rule) {
         let (own, others): (Vec<_>, Vec<_>) = rule
             .app_to
             .iter()
@@ -470,48 +491,55 @@ impl Compiled {
             .partition(|selector| *selector == Selector::OwnUser);
         let map = CapMap(rule.app.iter().cloned().collect());
         let own = !own.is_empty();
-        let to = self.meanings_of(&others);
-        self.add_grant(entry, source, to, None, own, map);
+        let to = self.intern_selectors(&others);
+        self.add_grant(file_rule, source, to, None, own, map);
         for (name, counterpart) in COMPANIONS {
             if !rule.app.iter().any(|(granted, _)| granted == name) {
                 continue;
             }
             let map = CapMap([(counterpart.to_owned(), Vec::new())].into());
             if !others.is_empty() {
-                let reversed = self.source(&others, &[]);
+                let reversed = self.intern_source(&others, &[]);
                 let posed = !rule.postures.is_empty();
-                let posture = posed.then(|| self.posture(&rule.postures));
-                let to = self.meanings_of(&rule.sources);
-                self.add_grant(entry, reversed, to, posture, false, map.clone());
+                let posture = posed.then(|| self.intern_posture(&rule.postures));
+                let to = self.intern_selectors(&rule.sources);
+                self.add_grant(file_rule, reversed, to, posture, false, map.clone());
             }
             // Among the nodes of one user both directions look the same.
-            self.add_grant(entry, source, Vec::new(), None, own, map);
+            self.add_grant(file_rule, source, Vec::new(), None, own, map);
         }
     }
 
     fn add_grant(
         &mut self,
-        entry: Id<Entry>,
+        file_rule: Id<FileRule>,
         source: Id<Source>,
-        to: Vec<Id<Meaning>>,
+        to: Vec<Id<ResolvedSelector>>,
         posture: Option<Id<Posture>>,
         own_user: bool,
         map: CapMap,
     ) {
         if own_user {
             let map = map.clone();
-            self.add_item(entry, source, Kind::OwnUserCapabilities { map });
+            self.add_compiled_rule(file_rule, source, RuleKind::OwnUserCapabilities { map });
         }
         if !to.is_empty() {
-            self.add_item(entry, source, Kind::Capabilities { to, map, posture });
+            self.add_compiled_rule(
+                file_rule,
+                source,
+                RuleKind::Capabilities { to, map, posture },
+            );
         }
     }
 
-    fn add_item(&mut self, rule: Id<Entry>, source: Id<Source>, kind: Kind) {
+    fn add_compiled_rule(&mut self, rule: Id<FileRule>, source: Id<Source>, kind: RuleKind) {
         let reached = self.lookup().reached(&kind);
         self.serials += 1;
-        let nth = self.rules.get(rule).map_or(0, |entry| entry.items.len());
-        let id = self.items.add(Item {
+        let nth = self
+            .file_rules
+            .get(rule)
+            .map_or(0, |entry| entry.compiled_rules.len());
+        let id = self.compiled_rules.add(CompiledRule {
             rule,
             nth,
             serial: self.serials,
@@ -519,34 +547,37 @@ impl Compiled {
             kind,
             reached,
         });
-        if let Some(entry) = self.rules.get_mut(rule) {
-            entry.items.push(id);
+        if let Some(entry) = self.file_rules.get_mut(rule) {
+            entry.compiled_rules.push(id);
         }
         if let Some(source) = self.sources.get_mut(source) {
-            source.items.insert(id);
+            source.compiled_rules.insert(id);
         }
     }
 
-    fn meanings_of(&mut self, selectors: &[Selector]) -> Vec<Id<Meaning>> {
-        selectors.iter().map(|one| self.meaning(one)).collect()
+    fn intern_selectors(&mut self, selectors: &[Selector]) -> Vec<Id<ResolvedSelector>> {
+        selectors
+            .iter()
+            .map(|one| self.intern_selector(one))
+            .collect()
     }
 
-    fn routers(&mut self, tags: &[String]) -> Vec<Id<Meaning>> {
+    fn routers(&mut self, tags: &[String]) -> Vec<Id<ResolvedSelector>> {
         let tags = tags.iter().cloned().map(Selector::Tag);
-        tags.map(|tag| self.meaning(&tag)).collect()
+        tags.map(|tag| self.intern_selector(&tag)).collect()
     }
 
-    fn meaning(&mut self, selector: &Selector) -> Id<Meaning> {
-        if let Some(id) = self.meaning_ids.get(selector) {
+    fn intern_selector(&mut self, selector: &Selector) -> Id<ResolvedSelector> {
+        if let Some(id) = self.selector_ids.get(selector) {
             return *id;
         }
-        let meaning = self.resolve(selector);
-        let id = self.meanings.add(meaning);
-        self.meaning_ids.insert(selector.clone(), id);
+        let resolved = self.resolve(selector);
+        let id = self.selectors.add(resolved);
+        self.selector_ids.insert(selector.clone(), id);
         id
     }
 
-    fn posture(&mut self, names: &[String]) -> Id<Posture> {
+    fn intern_posture(&mut self, names: &[String]) -> Id<Posture> {
         let mut names = names.to_vec();
         names.sort_unstable();
         names.dedup();
@@ -559,18 +590,18 @@ impl Compiled {
         id
     }
 
-    fn source(&mut self, selectors: &[Selector], postures: &[String]) -> Id<Source> {
-        let mut selectors = self.meanings_of(selectors);
+    fn intern_source(&mut self, selectors: &[Selector], postures: &[String]) -> Id<Source> {
+        let mut selectors = self.intern_selectors(selectors);
         selectors.sort_unstable();
         selectors.dedup();
-        let key = (selectors, self.posture(postures));
+        let key = (selectors, self.intern_posture(postures));
         if let Some(id) = self.source_ids.get(&key) {
             return *id;
         }
         let source = Source::new(key.0.clone(), key.1, self.lookup());
-        let hash = source.hash;
+        let hash = source.fingerprint;
         let id = self.sources.add(source);
-        self.alike.entry(hash).or_default().insert(id);
+        self.by_fingerprint.entry(hash).or_default().insert(id);
         self.source_ids.insert(key, id);
         id
     }

@@ -63,7 +63,7 @@ impl Policy {
     /// Runs the file's tests and returns those that fail, in file order.
     #[must_use]
     pub fn run_tests(&self, users: &[PolicyUser], nodes: &[PolicyNode]) -> Vec<FailedTest> {
-        let world = World {
+        let run = TestRun {
             policy: self,
             users,
             nodes,
@@ -73,7 +73,7 @@ impl Policy {
             for (targets, expected_allowed) in [(&test.accept, true), (&test.deny, false)] {
                 let broken = targets
                     .iter()
-                    .filter(|target| world.allowed(test, target) != Some(expected_allowed));
+                    .filter(|target| run.allowed(test, target) != Some(expected_allowed));
                 failed.extend(broken.map(|target| FailedTest {
                     src: test.source_text.clone(),
                     dst: target.text.clone(),
@@ -86,27 +86,27 @@ impl Policy {
     }
 }
 
-struct World<'a> {
+struct TestRun<'a> {
     policy: &'a Policy,
     users: &'a [PolicyUser],
     nodes: &'a [PolicyNode],
 }
 
 /// An address with the node that owns it, if one does.
-type Place<'a> = (IpAddr, Option<&'a PolicyNode>);
+type OwnedAddress<'a> = (IpAddr, Option<&'a PolicyNode>);
 
-impl<'a> World<'a> {
+impl<'a> TestRun<'a> {
     /// Whether the target is reached; `None` when the question has no answer
     /// (nobody is meant by the source).
     fn allowed(&self, test: &Test, target: &TestTarget) -> Option<bool> {
-        let sources = self.places(&test.source);
+        let sources = self.addresses_of(&test.source);
         if sources.is_empty() {
             return None;
         }
         let all = sources.iter().all(|source| {
             let destinations = match target.to {
-                Selector::OwnUser => self.own_user_places(source),
-                ref other => self.places(other),
+                Selector::OwnUser => self.own_user_addresses(source),
+                ref other => self.addresses_of(other),
             };
             destinations
                 .iter()
@@ -115,7 +115,7 @@ impl<'a> World<'a> {
         Some(all)
     }
 
-    fn places(&self, selector: &Selector) -> Vec<Place<'a>> {
+    fn addresses_of(&self, selector: &Selector) -> Vec<OwnedAddress<'a>> {
         if let Selector::Net(net) = selector {
             let owner = self.nodes.iter().find(|node| node.has_address(net.addr()));
             return vec![(net.addr(), owner)];
@@ -127,7 +127,7 @@ impl<'a> World<'a> {
             .collect()
     }
 
-    fn own_user_places(&self, source: &Place<'a>) -> Vec<Place<'a>> {
+    fn own_user_addresses(&self, source: &OwnedAddress<'a>) -> Vec<OwnedAddress<'a>> {
         let same = |node: &&PolicyNode| source.1.is_some_and(|source| same_user(source, node));
         self.nodes
             .iter()
@@ -136,7 +136,13 @@ impl<'a> World<'a> {
             .collect()
     }
 
-    fn reaches(&self, test: &Test, src: &Place<'_>, dst: &Place<'_>, port: u16) -> bool {
+    fn reaches(
+        &self,
+        test: &Test,
+        src: &OwnedAddress<'_>,
+        dst: &OwnedAddress<'_>,
+        port: u16,
+    ) -> bool {
         // What a node is like counts as the test says; what stands behind a
         // node has no posture.
         let posed = |rule: &Rule| {
@@ -153,7 +159,7 @@ impl<'a> World<'a> {
             })
     }
 
-    fn is_source(&self, rule: &Rule, src: &Place<'_>) -> bool {
+    fn is_source(&self, rule: &Rule, src: &OwnedAddress<'_>) -> bool {
         let at = Span::from(src.0);
         rule.sources.iter().any(|selector| match selector {
             Selector::Any => {
@@ -171,8 +177,8 @@ impl<'a> World<'a> {
     fn opens(
         &self,
         reach: &Reach,
-        src: &Place<'_>,
-        dst: &Place<'_>,
+        src: &OwnedAddress<'_>,
+        dst: &OwnedAddress<'_>,
         protocol: Option<u8>,
         port: u16,
     ) -> bool {
@@ -203,8 +209,8 @@ impl<'a> World<'a> {
             })
     }
 
-    fn is_node(&self, identity: &Selector, place: &Place<'_>) -> bool {
-        place
+    fn is_node(&self, identity: &Selector, owned: &OwnedAddress<'_>) -> bool {
+        owned
             .1
             .is_some_and(|node| self.policy.selects_node(identity, self.users, node))
     }

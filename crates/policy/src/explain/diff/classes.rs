@@ -1,4 +1,4 @@
-//! The places between which two policies are compared.
+//! The class_ids between which two policies are compared.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use warren_control_types::UserId;
 
 use super::atoms::Atom;
-use crate::explain::scene::Scene;
+use crate::explain::context::PolicyContext;
 use crate::node::{PolicyNode, Role};
 use crate::policy::Policy;
 use crate::selector::Selector;
@@ -15,9 +15,9 @@ use crate::span::{INTERNET, Span, TAILNET, net_text};
 /// How many names a list has before the rest is counted.
 const LABELS: usize = 8;
 
-/// A place.
+/// A class.
 #[derive(Debug, Clone)]
-pub(super) enum Spot {
+pub(super) enum Class {
     /// Machines that no name tells apart, as positions in the list of nodes.
     Nodes(Vec<usize>),
     /// Addresses that belong to no machine.
@@ -35,10 +35,10 @@ pub(super) enum Side {
     After,
 }
 
-/// What a policy can tell of a machine: the place is made of those of which it
+/// What a policy can tell of a machine: the class is made of those of which it
 /// tells the same.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Marks {
+struct ClassKey {
     tagged: bool,
     owned: bool,
     /// By known selector: an address is meant, or a tag.
@@ -51,18 +51,18 @@ struct Marks {
 
 /// Places, and who is where.
 #[derive(Debug)]
-pub(super) struct Board<'a> {
-    scene: &'a Scene<'a>,
-    pub(super) spots: Vec<Spot>,
+pub(super) struct EquivalenceClasses<'a> {
+    context: &'a PolicyContext<'a>,
+    pub(super) list: Vec<Class>,
     /// Selectors of both policies, in order of appearance.
     selectors: Vec<Selector>,
     /// Their positions.
     known: BTreeMap<Selector, usize>,
-    /// Of the places that are machines, which come first.
-    marks: Vec<Marks>,
+    /// Of the class_ids that are machines, which come first.
+    keys: Vec<ClassKey>,
     policies: [&'a Policy; 2],
-    /// Place of each untagged node's user: user -> places.
-    places_of_user: BTreeMap<UserId, BTreeSet<usize>>,
+    /// SourceLocation of each untagged node's user: user -> class_ids.
+    classes_of_user: BTreeMap<UserId, BTreeSet<usize>>,
     nodes_of_user: BTreeMap<UserId, usize>,
 }
 
@@ -83,9 +83,9 @@ fn postures(policy: &Policy) -> BTreeSet<&[String]> {
     of_rules.chain(of_ssh).collect()
 }
 
-impl<'a> Board<'a> {
-    pub(super) fn new(scene: &'a Scene<'a>, after: &'a Policy) -> Self {
-        let policies = [scene.policy, after];
+impl<'a> EquivalenceClasses<'a> {
+    pub(super) fn new(context: &'a PolicyContext<'a>, after: &'a Policy) -> Self {
+        let policies = [context.policy, after];
         let mut selectors: Vec<Selector> = Vec::new();
         let mut known: BTreeMap<Selector, usize> = BTreeMap::new();
         for selector in policies.iter().flat_map(|policy| named(policy)) {
@@ -94,7 +94,7 @@ impl<'a> Board<'a> {
                 selectors.push(selector.clone());
             }
         }
-        let by_user: BTreeMap<UserId, Vec<[bool; 2]>> = scene
+        let by_user: BTreeMap<UserId, Vec<[bool; 2]>> = context
             .users
             .iter()
             .map(|user| {
@@ -103,11 +103,11 @@ impl<'a> Board<'a> {
             })
             .collect();
         let lists = policies.map(postures);
-        let marks_of = |node: &PolicyNode| {
+        let key_of = |node: &PolicyNode| {
             let user = node.user.filter(|_| !node.is_tagged());
             let nothing = || vec![[false; 2]; selectors.len()];
             let wanted = policies.iter().zip(&lists);
-            Marks {
+            ClassKey {
                 tagged: node.is_tagged(),
                 owned: user.is_some(),
                 directly: selectors
@@ -129,53 +129,55 @@ impl<'a> Board<'a> {
                     .collect(),
             }
         };
-        let mut classes: BTreeMap<Marks, Vec<usize>> = BTreeMap::new();
-        for (at, node) in scene.nodes.iter().enumerate() {
-            classes.entry(marks_of(node)).or_default().push(at);
+        let mut groups: BTreeMap<ClassKey, Vec<usize>> = BTreeMap::new();
+        for (at, node) in context.nodes.iter().enumerate() {
+            groups.entry(key_of(node)).or_default().push(at);
         }
-        let (marks, classes): (Vec<Marks>, Vec<Vec<usize>>) = classes.into_iter().unzip();
-        let mut spots: Vec<Spot> = classes.into_iter().map(Spot::Nodes).collect();
-        spots.extend(ranges(&selectors).into_iter().map(Spot::Range));
-        spots.push(Spot::Internet);
-        spots.push(Spot::Own);
-        let mut places_of_user: BTreeMap<UserId, BTreeSet<usize>> = BTreeMap::new();
+        let (keys, groups): (Vec<ClassKey>, Vec<Vec<usize>>) = groups.into_iter().unzip();
+        let mut spots: Vec<Class> = groups.into_iter().map(Class::Nodes).collect();
+        spots.extend(ranges(&selectors).into_iter().map(Class::Range));
+        spots.push(Class::Internet);
+        spots.push(Class::Own);
+        let mut classes_of_user: BTreeMap<UserId, BTreeSet<usize>> = BTreeMap::new();
         let mut nodes_of_user: BTreeMap<UserId, usize> = BTreeMap::new();
-        for (place, spot) in spots.iter().enumerate() {
-            let Spot::Nodes(members) = spot else { continue };
-            for node in members.iter().filter_map(|at| scene.nodes.get(*at)) {
+        for (class, kind) in spots.iter().enumerate() {
+            let Class::Nodes(members) = kind else {
+                continue;
+            };
+            for node in members.iter().filter_map(|at| context.nodes.get(*at)) {
                 if let Some(user) = node.user.filter(|_| !node.is_tagged()) {
-                    places_of_user.entry(user).or_default().insert(place);
+                    classes_of_user.entry(user).or_default().insert(class);
                     *nodes_of_user.entry(user).or_default() += 1;
                 }
             }
         }
         Self {
-            scene,
-            spots,
+            context,
+            list: spots,
             selectors,
             known,
-            marks,
+            keys,
             policies,
-            places_of_user,
+            classes_of_user,
             nodes_of_user,
         }
     }
 
-    /// The place that stands for the source's own machines.
+    /// The class that stands for the source's own machines.
     pub(super) fn own(&self) -> usize {
-        self.spots.len().saturating_sub(1)
+        self.list.len().saturating_sub(1)
     }
 
-    fn members(&self, place: usize) -> impl Iterator<Item = &'a PolicyNode> {
-        let members = match self.spots.get(place) {
-            Some(Spot::Nodes(members)) => members.as_slice(),
+    fn members(&self, class: usize) -> impl Iterator<Item = &'a PolicyNode> {
+        let members = match self.list.get(class) {
+            Some(Class::Nodes(members)) => members.as_slice(),
             _ => &[],
         };
-        let nodes = self.scene.nodes;
+        let nodes = self.context.nodes;
         members.iter().filter_map(move |at| nodes.get(*at))
     }
 
-    /// The places that some sources of a policy mean, as far as they have one
+    /// The class_ids that some sources of a policy mean, as far as they have one
     /// of the postures.
     pub(super) fn sources(
         &self,
@@ -183,43 +185,47 @@ impl<'a> Board<'a> {
         selectors: &[Selector],
         postures: &[String],
     ) -> BTreeSet<usize> {
-        let mut places = self.meant(side, selectors, |spot, selector| match (spot, selector) {
-            (Spot::Range(span), Selector::Any) => {
-                let mut routes = self.scene.nodes.iter().flat_map(PolicyNode::subnet_routes);
+        let mut class_ids = self.meant(side, selectors, |kind, selector| match (kind, selector) {
+            (Class::Range(span), Selector::Any) => {
+                let mut routes = self
+                    .context
+                    .nodes
+                    .iter()
+                    .flat_map(PolicyNode::subnet_routes);
                 routes.any(|route| Span::from(route).contains(span))
             }
-            (Spot::Range(span), other) => in_range(other, span),
-            (Spot::Internet, selector) => *selector == Selector::DangerAll,
-            (Spot::Nodes(_) | Spot::Own, _) => false,
+            (Class::Range(span), other) => in_range(other, span),
+            (Class::Internet, selector) => *selector == Selector::DangerAll,
+            (Class::Nodes(_) | Class::Own, _) => false,
         });
         if !postures.is_empty() {
             let policy = self.policy(side);
-            places.retain(|place| {
-                let node = self.members(*place).next();
+            class_ids.retain(|class| {
+                let node = self.members(*class).next();
                 node.is_none_or(|node| policy.has_posture(postures, &node.attributes))
             });
         }
-        places
+        class_ids
     }
 
-    /// The places that some destinations of a policy mean.
+    /// The class_ids that some destinations of a policy mean.
     pub(super) fn destinations(&self, side: Side, selectors: &[Selector]) -> BTreeSet<usize> {
-        self.meant(side, selectors, |spot, selector| match (spot, selector) {
-            (Spot::Own, Selector::Any) => true,
+        self.meant(side, selectors, |kind, selector| match (kind, selector) {
+            (Class::Own, Selector::Any) => true,
             // What nobody serves is not worth a word unless a rule names it.
-            (Spot::Range(span), Selector::Any) => self.is_served(span),
-            (Spot::Internet, Selector::Any) => self.has_exit(),
-            (Spot::Range(span), Selector::Internet) => is_public(span),
-            (Spot::Range(span), other) => in_range(other, span),
-            (Spot::Internet, selector) => *selector == Selector::Internet,
-            (Spot::Own, selector) => *selector == Selector::OwnUser,
-            (Spot::Nodes(_), _) => false,
+            (Class::Range(span), Selector::Any) => self.is_served(span),
+            (Class::Internet, Selector::Any) => self.has_exit(),
+            (Class::Range(span), Selector::Internet) => is_public(span),
+            (Class::Range(span), other) => in_range(other, span),
+            (Class::Internet, selector) => *selector == Selector::Internet,
+            (Class::Own, selector) => *selector == Selector::OwnUser,
+            (Class::Nodes(_), _) => false,
         })
     }
 
     fn routes(&self) -> impl Iterator<Item = &IpNet> {
-        let approved = self.scene.nodes.iter().flat_map(|node| &node.routes);
-        approved.chain(self.scene.offered.values().flatten())
+        let approved = self.context.nodes.iter().flat_map(|node| &node.routes);
+        approved.chain(self.context.offered.values().flatten())
     }
 
     fn is_served(&self, span: &Span) -> bool {
@@ -243,34 +249,34 @@ impl<'a> Board<'a> {
         &self,
         side: Side,
         selectors: &[Selector],
-        beside: impl Fn(&Spot, &Selector) -> bool,
+        beside: impl Fn(&Class, &Selector) -> bool,
     ) -> BTreeSet<usize> {
         let mut out = BTreeSet::new();
-        for (place, spot) in self.spots.iter().enumerate() {
-            let meant = |selector: &Selector| match self.marks.get(place) {
-                Some(marks) => self.marked(marks, side, selector),
-                None => beside(spot, selector),
+        for (class, kind) in self.list.iter().enumerate() {
+            let meant = |selector: &Selector| match self.keys.get(class) {
+                Some(keys) => self.matches_key(keys, side, selector),
+                None => beside(kind, selector),
             };
             if selectors.iter().any(meant) {
-                out.insert(place);
+                out.insert(class);
             }
         }
         out
     }
 
-    /// Whether a selector means the machines with these marks.
-    fn marked(&self, marks: &Marks, side: Side, selector: &Selector) -> bool {
+    /// Whether a selector means the machines with these keys.
+    fn matches_key(&self, keys: &ClassKey, side: Side, selector: &Selector) -> bool {
         let at = self.known.get(selector);
         match selector {
             Selector::Any | Selector::DangerAll => true,
-            Selector::Member => marks.owned,
-            Selector::Tagged => marks.tagged,
+            Selector::Member => keys.owned,
+            Selector::Tagged => keys.tagged,
             Selector::Tag(_) | Selector::Net(_) | Selector::Set(_) => at
-                .and_then(|at| marks.directly.get(*at))
+                .and_then(|at| keys.directly.get(*at))
                 .copied()
                 .unwrap_or(false),
             Selector::User(_) | Selector::Group(_) | Selector::Domain(_) | Selector::Role(_) => at
-                .and_then(|at| marks.by_user.get(*at))
+                .and_then(|at| keys.by_user.get(*at))
                 .is_some_and(|[before, after]| match side {
                     Side::Before => *before,
                     Side::After => *after,
@@ -281,21 +287,21 @@ impl<'a> Board<'a> {
         }
     }
 
-    /// How many pairs of machines two places make.
+    /// How many pairs of machines two class_ids make.
     pub(super) fn pairs(&self, from: usize, to: usize) -> usize {
-        let size = |place: usize| match self.spots.get(place) {
-            Some(Spot::Nodes(members)) => members.len(),
+        let size = |class: usize| match self.list.get(class) {
+            Some(Class::Nodes(members)) => members.len(),
             Some(_) => 1,
             None => 0,
         };
-        match self.spots.get(to) {
-            Some(Spot::Own) => self
+        match self.list.get(to) {
+            Some(Class::Own) => self
                 .members(from)
                 .filter(|node| !node.is_tagged())
                 .filter_map(|node| self.nodes_of_user.get(&node.user?))
                 .map(|count| count.saturating_sub(1))
                 .sum(),
-            _ if from == to && matches!(self.spots.get(to), Some(Spot::Nodes(_))) => {
+            _ if from == to && matches!(self.list.get(to), Some(Class::Nodes(_))) => {
                 size(from) * size(from).saturating_sub(1)
             }
             _ if from == to => 0,
@@ -303,7 +309,7 @@ impl<'a> Board<'a> {
         }
     }
 
-    /// Whether both places hold untagged machines of the same one user.
+    /// Whether both class_ids hold untagged machines of the same one user.
     pub(super) fn is_of_one_user(&self, from: usize, to: usize) -> bool {
         let users: BTreeSet<Option<UserId>> = self
             .members(from)
@@ -316,12 +322,12 @@ impl<'a> Board<'a> {
             && self.members(to).next().is_some()
     }
 
-    /// Where the machines of the users of a place are. `None`: it has none.
-    pub(super) fn own_places(&self, from: usize) -> Option<BTreeSet<usize>> {
+    /// Where the machines of the users of a class are. `None`: it has none.
+    pub(super) fn own_classes(&self, from: usize) -> Option<BTreeSet<usize>> {
         let mut out = BTreeSet::new();
         for node in self.members(from) {
             let user = node.user.filter(|_| !node.is_tagged())?;
-            out.extend(self.places_of_user.get(&user)?);
+            out.extend(self.classes_of_user.get(&user)?);
         }
         (!out.is_empty()).then_some(out)
     }
@@ -340,28 +346,28 @@ impl<'a> Board<'a> {
             out.push((selector.clone(), set));
         }
         let mut tags: BTreeMap<String, BTreeSet<usize>> = BTreeMap::new();
-        for place in 0..self.marks.len() {
-            for node in self.members(place) {
+        for class in 0..self.keys.len() {
+            for node in self.members(class) {
                 for tag in &node.tags {
-                    tags.entry(tag.clone()).or_default().insert(place);
+                    tags.entry(tag.clone()).or_default().insert(class);
                 }
             }
         }
-        // A place may hold machines of several users or tags; then it has not
+        // A class may hold machines of several users or tags; then it has not
         // the name of one of them.
         let all_have =
-            |place: &usize, tag: &String| self.members(*place).all(|node| node.tags.contains(tag));
-        for (tag, places) in tags {
-            if places.iter().all(|place| all_have(place, &tag)) {
-                out.push((Selector::Tag(tag), places));
+            |class: &usize, tag: &String| self.members(*class).all(|node| node.tags.contains(tag));
+        for (tag, class_ids) in tags {
+            if class_ids.iter().all(|class| all_have(class, &tag)) {
+                out.push((Selector::Tag(tag), class_ids));
             }
         }
-        for (user, places) in &self.places_of_user {
-            let only = |place: &usize| self.members(*place).all(|node| node.user == Some(*user));
-            if let Some(login) = self.scene.login(*user)
-                && places.iter().all(only)
+        for (user, class_ids) in &self.classes_of_user {
+            let only = |class: &usize| self.members(*class).all(|node| node.user == Some(*user));
+            if let Some(login) = self.context.login(*user)
+                && class_ids.iter().all(only)
             {
-                out.push((Selector::User(login), places.clone()));
+                out.push((Selector::User(login), class_ids.clone()));
             }
         }
         for kind in [Selector::Member, Selector::Tagged] {
@@ -371,25 +377,25 @@ impl<'a> Board<'a> {
         out
     }
 
-    /// Names for some places, those of the rules that differ first.
+    /// Names for some class_ids, those of the rules that differ first.
     pub(super) fn labels(
         &self,
         names: &[(Selector, BTreeSet<usize>)],
-        places: &BTreeSet<usize>,
+        class_ids: &BTreeSet<usize>,
         rules: &[&Atom],
     ) -> Vec<String> {
-        let mut left = places.clone();
+        let mut left = class_ids.clone();
         let mut out = Vec::new();
         let near: BTreeSet<&Selector> = rules.iter().flat_map(|atom| &atom.names.0).collect();
-        let nodes_only = places.iter().all(|place| *place < self.marks.len());
+        let nodes_only = class_ids.iter().all(|class| *class < self.keys.len());
         let mut choices: Vec<(&Selector, BTreeSet<usize>)> = Vec::new();
         for (selector, set) in names {
             let mut set = set.clone();
             // Among machines, everything is all machines.
             if *selector == Selector::Any && nodes_only {
-                set.retain(|place| *place < self.marks.len());
+                set.retain(|class| *class < self.keys.len());
             }
-            if !set.is_empty() && set.is_subset(places) {
+            if !set.is_empty() && set.is_subset(class_ids) {
                 choices.push((selector, set));
             }
         }
@@ -406,19 +412,19 @@ impl<'a> Board<'a> {
                 break;
             };
             out.push(self.selector_text(selector));
-            left.retain(|place| !set.contains(place));
+            left.retain(|class| !set.contains(class));
             if *selector == Selector::Any {
                 left.remove(&self.own());
             }
         }
-        for place in left {
-            match self.spots.get(place) {
-                Some(Spot::Nodes(_)) => {
-                    out.extend(self.members(place).map(|node| self.scene.name_of(node)));
+        for class in left {
+            match self.list.get(class) {
+                Some(Class::Nodes(_)) => {
+                    out.extend(self.members(class).map(|node| self.context.name_of(node)));
                 }
-                Some(Spot::Range(span)) => out.push(span.text()),
-                Some(Spot::Internet) => out.push("autogroup:internet".to_owned()),
-                Some(Spot::Own) => out.push("autogroup:self".to_owned()),
+                Some(Class::Range(span)) => out.push(span.text()),
+                Some(Class::Internet) => out.push("autogroup:internet".to_owned()),
+                Some(Class::Own) => out.push("autogroup:self".to_owned()),
                 None => {}
             }
         }
@@ -510,7 +516,7 @@ fn ranges(selectors: &[Selector]) -> Vec<Span> {
         }
         out.extend(new);
     }
-    // The public part of a range is another place than the rest.
+    // The public part of a range is another class than the rest.
     let mut split = Vec::new();
     for span in out {
         let mut rest = vec![span];

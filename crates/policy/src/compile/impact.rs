@@ -7,7 +7,7 @@ use crate::node_set::NodeSet;
 /// The nodes for which a change may have made a difference. Nobody else has
 /// to be told; of those that are named, some may find that nothing changed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Affected {
+pub struct Impact {
     /// What [`Compiled::filter_for`] says to them.
     pub filters: NodeSet,
     /// Who their peers are ([`Compiled::peers_of`]).
@@ -21,7 +21,7 @@ pub struct Affected {
     pub views: NodeSet,
 }
 
-impl Affected {
+impl Impact {
     /// Whether the change concerns nobody.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -39,7 +39,7 @@ impl Affected {
 
 /// The same by slots, while it is worked out.
 #[derive(Debug, Default)]
-pub(super) struct Touched {
+pub(super) struct SlotImpact {
     pub(super) filters: Bits,
     pub(super) peers: Bits,
     pub(super) routes: Bits,
@@ -48,13 +48,13 @@ pub(super) struct Touched {
 impl Compiled {
     /// The nodes behind the slots; `one` are those for whom nothing but the
     /// changed node is different, in peers and in routes.
-    pub(super) fn name(&self, touched: &Touched, one: [&Bits; 2]) -> Affected {
+    pub(super) fn impact_of(&self, impact: &SlotImpact, one: [&Bits; 2]) -> Impact {
         let [peers, routes] = one;
-        Affected {
-            filters: self.ids(&touched.filters),
-            peers: self.ids(&touched.peers.or(peers)),
-            routes: self.ids(&touched.routes.or(routes)),
-            views: self.ids(&touched.peers.or(&touched.routes)),
+        Impact {
+            filters: self.ids(&impact.filters),
+            peers: self.ids(&impact.peers.or(peers)),
+            routes: self.ids(&impact.routes.or(routes)),
+            views: self.ids(&impact.peers.or(&impact.routes)),
         }
     }
 }

@@ -1,19 +1,19 @@
-//! A change spreads: from selectors and nodes to sources and items, and from
+//! A change spreads: from selectors and nodes to sources and compiled_rules, and from
 //! there to those it concerns.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Compiled;
-use super::affected::Touched;
+use super::arena::Id;
 use super::bits::{Bits, Slot};
-use super::items::{ItemId, Kind, Lookup};
-use super::meaning::Meaning;
-use super::source::{Posture, Source, Toggled};
-use super::table::Id;
+use super::impact::SlotImpact;
+use super::resolved::ResolvedSelector;
+use super::rules::{CompiledRuleId, Lookup, RuleKind};
+use super::source::{Posture, Source, SourceChange};
 
 /// What changed at the bottom.
 #[derive(Debug, Default)]
-pub(super) struct Change {
+pub(super) struct NetworkChange {
     /// The node that came, went, or is another one now.
     pub(super) node: Option<Slot>,
     /// Nodes at which sources may be different: this one, and those that have
@@ -22,30 +22,30 @@ pub(super) struct Change {
     /// Its addresses are others.
     pub(super) addresses: bool,
     /// Its address lies, or lay, in somebody's subnet.
-    pub(super) overlaid: bool,
+    pub(super) address_in_subnet: bool,
     /// A subnet is served for the first time, or no longer.
     pub(super) new_routes: bool,
     /// Selectors that mean other nodes now, and which.
-    pub(super) turned: BTreeMap<Id<Meaning>, Bits>,
+    pub(super) selectors: BTreeMap<Id<ResolvedSelector>, Bits>,
     /// Postures that others than this node have, or no longer.
-    pub(super) posed: BTreeSet<Id<Posture>>,
+    pub(super) postures: BTreeSet<Id<Posture>>,
     /// Sources to look at as a whole.
-    pub(super) whole: BTreeSet<Id<Source>>,
+    pub(super) rebuilt: BTreeSet<Id<Source>>,
 }
 
 impl Compiled {
-    /// Brings sources and items up to date. Of the changed node itself, peers
+    /// Brings sources and compiled_rules up to date. Of the changed node itself, peers
     /// are left to the caller, who knows them from before.
-    pub(super) fn settle(&mut self, change: &Change) -> Touched {
-        let mut touched = Touched::default();
-        let sources = self.settle_sources(change);
-        let items = self.settle_items(change, &mut touched);
+    pub(super) fn propagate(&mut self, change: &NetworkChange) -> SlotImpact {
+        let mut impact = SlotImpact::default();
+        let sources = self.propagate_to_sources(change);
+        let compiled_rules = self.propagate_to_rules(change, &mut impact);
         let dirty: BTreeSet<Id<Source>> = sources
             .iter()
             .filter(|(_, t)| t.texts || t.group || !t.selected.is_empty())
             .map(|(id, _)| *id)
             .collect();
-        self.regroup(&dirty, &mut touched);
+        self.regroup(&dirty, &mut impact);
         let others = |slots: &[Slot]| -> Bits {
             let slots = slots.iter().copied();
             slots.filter(|slot| Some(*slot) != change.node).collect()
@@ -58,68 +58,74 @@ impl Compiled {
             toggled
                 .covered
                 .iter()
-                .for_each(|slot| touched.routes.insert(*slot));
-            touched.peers.unite(&coverers);
-            let spans_changed = toggled.texts && (change.overlaid || change.whole.contains(id));
+                .for_each(|slot| impact.routes.insert(*slot));
+            impact.peers.unite(&coverers);
+            let spans_changed =
+                toggled.texts && (change.address_in_subnet || change.rebuilt.contains(id));
             let mut own_user = false;
-            for item in source.items.iter().filter_map(|id| self.items.get(*id)) {
-                if toggled.texts && !matches!(item.kind, Kind::ViaPeers { .. }) {
-                    touched.filters.unite(&item.reached);
+            for compiled in source
+                .compiled_rules
+                .iter()
+                .filter_map(|id| self.compiled_rules.get(*id))
+            {
+                if toggled.texts && !matches!(compiled.kind, RuleKind::ViaPeers { .. }) {
+                    impact.filters.unite(&compiled.reached);
                 }
                 if !coverers.is_empty() {
-                    touched.peers.unite(&item.reached);
+                    impact.peers.unite(&compiled.reached);
                 }
                 if spans_changed {
-                    touched.routes.unite(&item.reached);
+                    impact.routes.unite(&compiled.reached);
                 }
-                own_user |= item.is_own_user();
+                own_user |= compiled.is_own_user();
             }
             if own_user {
                 for slot in &toggled.selected {
-                    let fellows: Bits = self.fellows(*slot).into_iter().collect();
-                    touched.filters.unite(&fellows);
+                    let nodes_of_same_user: Bits =
+                        self.nodes_of_same_user(*slot).into_iter().collect();
+                    impact.filters.unite(&nodes_of_same_user);
                     if Some(*slot) != change.node {
-                        touched.peers.unite(&fellows);
+                        impact.peers.unite(&nodes_of_same_user);
                     }
                 }
             }
         }
-        for (id, toggled) in &items {
-            let Some(item) = self.items.get(*id) else {
+        for (id, toggled) in &compiled_rules {
+            let Some(compiled) = self.compiled_rules.get(*id) else {
                 continue;
             };
-            let Some(source) = self.sources.get(item.source) else {
+            let Some(source) = self.sources.get(compiled.source) else {
                 continue;
             };
             let reached = others(toggled);
             if !reached.is_empty() && !source.covered.is_empty() {
-                touched.peers.unite(&reached);
-                touched.peers.unite(&source.covered);
+                impact.peers.unite(&reached);
+                impact.peers.unite(&source.covered);
             }
             for slot in toggled {
-                touched.filters.insert(*slot);
-                touched.routes.insert(*slot);
+                impact.filters.insert(*slot);
+                impact.routes.insert(*slot);
                 let own = self.network.get(*slot);
                 if own.is_some_and(|own| !own.node.routes.is_empty()) {
-                    touched.routes.unite(&source.covered);
+                    impact.routes.unite(&source.covered);
                 }
             }
         }
-        touched
+        impact
     }
 
-    fn settle_sources(&mut self, change: &Change) -> Vec<(Id<Source>, Toggled)> {
+    fn propagate_to_sources(&mut self, change: &NetworkChange) -> Vec<(Id<Source>, SourceChange)> {
         let from = Lookup {
-            meanings: &self.meanings,
+            selectors: &self.selectors,
             postures: &self.postures,
             network: &self.network,
         };
         let mut out = Vec::new();
         for (id, source) in self.sources.iter_mut() {
-            let mut toggled = if change.whole.contains(&id) {
-                source.look_at_all(from)
+            let mut toggled = if change.rebuilt.contains(&id) {
+                source.refresh_all(from)
             } else {
-                source.look_at(&change.slots, from)
+                source.refresh(&change.slots, from)
             };
             let listed = change.node.is_some_and(|slot| source.listed.get(slot));
             toggled.texts |= listed && change.addresses;
@@ -133,38 +139,46 @@ impl Compiled {
         out
     }
 
-    fn settle_items(&mut self, change: &Change, touched: &mut Touched) -> Vec<(ItemId, Vec<Slot>)> {
+    fn propagate_to_rules(
+        &mut self,
+        change: &NetworkChange,
+        impact: &mut SlotImpact,
+    ) -> Vec<(CompiledRuleId, Vec<Slot>)> {
         let lookup = Lookup {
-            meanings: &self.meanings,
+            selectors: &self.selectors,
             postures: &self.postures,
             network: &self.network,
         };
         let mut out = Vec::new();
-        for (id, item) in self.items.iter_mut() {
-            if item.is_own_user() {
+        for (id, compiled) in self.compiled_rules.iter_mut() {
+            if compiled.is_own_user() {
                 continue;
             }
             if let Some(slot) = change.node {
-                let reaches = lookup.reaches(&item.kind, slot);
-                if item.reached.assign(slot, reaches) {
+                let reaches = lookup.reaches(&compiled.kind, slot);
+                if compiled.reached.assign(slot, reaches) {
                     out.push((id, vec![slot]));
                 }
                 // The same rule may reach it by another of its destinations.
-                let turned = || item.kind.any_meaning(|id| change.turned.contains_key(&id));
-                if reaches && !change.turned.is_empty() && turned() {
-                    touched.filters.insert(slot);
+                let turned = || {
+                    compiled
+                        .kind
+                        .any_selector(|id| change.selectors.contains_key(&id))
+                };
+                if reaches && !change.selectors.is_empty() && turned() {
+                    impact.filters.insert(slot);
                 }
                 continue;
             }
-            let posed = match &item.kind {
-                Kind::Capabilities { posture, .. } => {
-                    posture.is_some_and(|posture| change.posed.contains(&posture))
+            let posed = match &compiled.kind {
+                RuleKind::Capabilities { posture, .. } => {
+                    posture.is_some_and(|posture| change.postures.contains(&posture))
                 }
                 _ => false,
             };
             let mut turned = Bits::default();
-            item.kind.any_meaning(|id| {
-                if let Some(slots) = change.turned.get(&id) {
+            compiled.kind.any_selector(|id| {
+                if let Some(slots) = change.selectors.get(&id) {
                     turned.unite(slots);
                 }
                 false
@@ -172,10 +186,10 @@ impl Compiled {
             if !posed && turned.is_empty() {
                 continue;
             }
-            let reached = lookup.reached(&item.kind);
-            touched.filters.unite(&turned.and(&reached));
-            let toggled: Vec<Slot> = reached.difference(&item.reached).iter().collect();
-            item.reached = reached;
+            let reached = lookup.reached(&compiled.kind);
+            impact.filters.unite(&turned.and(&reached));
+            let toggled: Vec<Slot> = reached.difference(&compiled.reached).iter().collect();
+            compiled.reached = reached;
             if !toggled.is_empty() {
                 out.push((id, toggled));
             }
@@ -185,10 +199,10 @@ impl Compiled {
 
     /// Sources that are something else now leave those that were like them and
     /// join others; rules that become one may go elsewhere by that.
-    pub(super) fn regroup(&mut self, dirty: &BTreeSet<Id<Source>>, touched: &mut Touched) {
+    pub(super) fn regroup(&mut self, dirty: &BTreeSet<Id<Source>>, impact: &mut SlotImpact) {
         let mut around: BTreeSet<Id<Source>> = BTreeSet::new();
         let lookup = Lookup {
-            meanings: &self.meanings,
+            selectors: &self.selectors,
             postures: &self.postures,
             network: &self.network,
         };
@@ -197,29 +211,29 @@ impl Compiled {
             let Some(source) = self.sources.get_mut(*id) else {
                 continue;
             };
-            let before = source.hash;
-            source.seal(lookup);
-            let after = source.hash;
+            let before = source.fingerprint;
+            source.update_fingerprint(lookup);
+            let after = source.fingerprint;
             hashes.extend([before, after]);
             if before == after {
                 continue;
             }
-            if let Some(bucket) = self.alike.get_mut(&before) {
+            if let Some(bucket) = self.by_fingerprint.get_mut(&before) {
                 bucket.remove(id);
                 if bucket.is_empty() {
-                    self.alike.remove(&before);
-                } else if let Some(bucket) = self.alike.get(&before) {
+                    self.by_fingerprint.remove(&before);
+                } else if let Some(bucket) = self.by_fingerprint.get(&before) {
                     around.extend(bucket);
                 }
             }
-            self.alike.entry(after).or_default().insert(*id);
+            self.by_fingerprint.entry(after).or_default().insert(*id);
         }
         for hash in hashes {
-            around.extend(self.alike.get(&hash).into_iter().flatten());
+            around.extend(self.by_fingerprint.get(&hash).into_iter().flatten());
         }
-        for item in self.find_places(&around) {
-            if let Some(item) = self.items.get(item) {
-                touched.filters.unite(&item.reached);
+        for compiled in self.update_merge_targets(&around) {
+            if let Some(compiled) = self.compiled_rules.get(compiled) {
+                impact.filters.unite(&compiled.reached);
             }
         }
     }
