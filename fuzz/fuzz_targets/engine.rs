@@ -18,6 +18,7 @@ fuzz_target!(|bytes: &[u8]| {
         node_key: node(1),
         disco_key: disco(1),
         flow_slots: Some(64),
+        aead: warren_tunnel::Aead::default(),
     };
     let mut engine = Engine::new(
         config,

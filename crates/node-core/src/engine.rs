@@ -27,7 +27,7 @@ use warren_paths::{
     Destination, Event as PathEvent, LocalAddresses, Paths, PathsConfig, PeerHandle, PeerInfo,
     Reason as PathReason,
 };
-use warren_tunnel::{Event as TunnelEvent, Handshakes, PeerIndex, Session, Source};
+use warren_tunnel::{Aead, Event as TunnelEvent, Handshakes, PeerIndex, Session, Source};
 
 use warren_wire::ip::tsmp;
 
@@ -49,6 +49,8 @@ pub struct EngineConfig {
     pub disco_key: DiscoSecret,
     /// How many entries the memory of flows has; `None` for the usual.
     pub flow_slots: Option<usize>,
+    /// The cipher implementation that sessions use.
+    pub aead: Aead,
 }
 
 /// Something for the shell to do.
@@ -128,6 +130,7 @@ pub struct EngineCounters {
 /// A node, without its operating system.
 pub struct Engine {
     origin: Instant,
+    aead: Aead,
     node_key: NodePublic,
     disco_key: DiscoPublic,
     prefs: NodePrefs,
@@ -166,6 +169,8 @@ impl Engine {
             Some(slots) => FlowTable::with_slots(flow_entropy.as_mut(), slots),
             None => FlowTable::new(flow_entropy.as_mut()),
         };
+        let mut handshakes = Handshakes::new(config.node_key, handshake_entropy);
+        handshakes.set_aead(config.aead);
         let paths = Paths::new(
             PathsConfig::default(),
             node_key,
@@ -180,7 +185,8 @@ impl Engine {
             netmap: Netmap::default(),
             peers: PeerTable::default(),
             paths,
-            handshakes: Handshakes::new(config.node_key, handshake_entropy),
+            handshakes,
+            aead: config.aead,
             sessions: FxHashMap::default(),
             routes: Arc::new(RouteTable::new()),
             sources: Arc::default(),
@@ -206,6 +212,11 @@ impl Engine {
     /// The node's identity to peers.
     pub fn node_key(&self) -> NodePublic {
         self.node_key
+    }
+
+    /// The cipher implementation that sessions use.
+    pub fn aead(&self) -> Aead {
+        self.aead
     }
 
     /// The identity of its path-finding messages.

@@ -173,6 +173,7 @@ fn fresh_engine(identity: &Identity, now: Instant, dice: &mut Dice) -> Engine {
         node_key: identity.key.clone(),
         disco_key: DiscoSecret::generate(dice),
         flow_slots: Some(1024),
+        aead: warren_tunnel::Aead::default(),
     };
     Engine::new(config, now, dice.boxed(), dice.boxed(), dice.boxed())
 }

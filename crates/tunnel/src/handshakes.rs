@@ -10,6 +10,7 @@ use warren_wire::wireguard::{CookieReply, Initiation, Message, Response};
 use zerocopy::IntoBytes as _;
 use zeroize::Zeroizing;
 
+use crate::cipher::Aead;
 use crate::cookie::{Checker, Macs, Proof};
 use crate::load::Load;
 use crate::noise::{Identity, TransportKeys};
@@ -142,6 +143,8 @@ pub struct HandshakeCounters {
 /// epoch; it only goes into timestamps and may jump.
 pub struct Handshakes {
     identity: Identity,
+    /// For the sessions to come.
+    aead: Aead,
     entropy: Box<dyn Entropy>,
     clock: Clock,
     checker: Checker,
@@ -163,6 +166,7 @@ impl Handshakes {
         let checker = Checker::new(&identity.public());
         Self {
             identity,
+            aead: Aead::default(),
             entropy,
             clock: Clock::default(),
             checker,
@@ -174,6 +178,11 @@ impl Handshakes {
             events: VecDeque::new(),
             counters: HandshakeCounters::default(),
         }
+    }
+
+    /// Lets the sessions to come use this cipher.
+    pub fn set_aead(&mut self, aead: Aead) {
+        self.aead = aead;
     }
 
     /// Our own public key.
@@ -542,7 +551,14 @@ impl Handshakes {
         };
         peer.macs.sign(now, &mut response);
         peer.heard(now);
-        let session = make_session(Role::Responder, local_index, remote_index, &keys, now);
+        let session = make_session(
+            self.aead,
+            Role::Responder,
+            local_index,
+            remote_index,
+            &keys,
+            now,
+        );
         let replaced = peer.hold(now, Arc::clone(&session));
         self.by_index.insert(local_index, index);
         self.counters.completed += 1;
@@ -585,6 +601,7 @@ impl Handshakes {
             return;
         };
         let session = make_session(
+            self.aead,
             Role::Initiator,
             *local_index,
             message.sender.get(),
@@ -673,6 +690,7 @@ impl std::fmt::Debug for Handshakes {
 }
 
 fn make_session(
+    aead: Aead,
     role: Role,
     local_index: u32,
     remote_index: u32,
@@ -680,7 +698,8 @@ fn make_session(
     now: Instant,
 ) -> Arc<Session> {
     let TransportKeys { send, receive } = keys;
-    Arc::new(Session::new(
+    Arc::new(Session::with_aead(
+        aead,
         role,
         local_index,
         remote_index,

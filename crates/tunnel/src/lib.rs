@@ -43,7 +43,7 @@ use std::time::Duration;
 
 use warren_keys::NodePublic;
 
-pub use cipher::{MAX_TRAIN, MIN_TRAIN};
+pub use cipher::{Aead, MAX_TRAIN, MIN_TRAIN};
 pub use handshakes::{Event, HandshakeCounters, Handshakes, Reason};
 pub use peer::Activity;
 pub use replay::ReplayWindow;

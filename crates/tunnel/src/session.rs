@@ -21,7 +21,7 @@ use warren_wire::wireguard::{
 };
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
-use crate::cipher::{Cipher, MAX_TRAIN};
+use crate::cipher::{Aead, Cipher, MAX_TRAIN};
 use crate::{REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME};
 
 /// When the responder of a session asks for a new one. The initiator does so
@@ -68,8 +68,31 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session from the two keys of a finished handshake.
+    /// A session from the two keys of a finished handshake, with the fastest
+    /// cipher of this processor.
     pub fn new(
+        role: Role,
+        local_index: u32,
+        remote_index: u32,
+        send: &MessageKey,
+        receive: &MessageKey,
+        created: Instant,
+    ) -> Self {
+        let aead = Aead::Fastest;
+        Self::with_aead(
+            aead,
+            role,
+            local_index,
+            remote_index,
+            send,
+            receive,
+            created,
+        )
+    }
+
+    /// Like [`new`](Self::new) with a choice of the cipher.
+    pub fn with_aead(
+        aead: Aead,
         role: Role,
         local_index: u32,
         remote_index: u32,
@@ -82,8 +105,8 @@ impl Session {
             remote_index,
             created,
             role,
-            send: Cipher::new(send),
-            receive: Cipher::new(receive),
+            send: Cipher::new(send, aead),
+            receive: Cipher::new(receive, aead),
             next_counter: AtomicU64::new(0),
             takes_trains: AtomicBool::new(false),
         }

@@ -7,17 +7,19 @@ use std::time::Instant;
 
 use proptest::prelude::*;
 use warren_keys::noise::MessageKey;
-use warren_tunnel::{MAX_TRAIN, OpenError, REJECT_AFTER_MESSAGES, Role, Session};
+use warren_tunnel::{Aead, MAX_TRAIN, OpenError, REJECT_AFTER_MESSAGES, Role, Session};
 
 const HEADER: usize = 16;
 const TAG: usize = 16;
 
-fn pair() -> (Session, Session) {
+const ALL: [Aead; 2] = [Aead::Fastest, Aead::Portable];
+
+fn pair(aead: Aead) -> (Session, Session) {
     let (a, b) = (MessageKey::new([3; 32]), MessageKey::new([4; 32]));
     let now = Instant::now();
     (
-        Session::new(Role::Initiator, 10, 20, &a, &b, now),
-        Session::new(Role::Responder, 20, 10, &b, &a, now),
+        Session::with_aead(aead, Role::Initiator, 10, 20, &a, &b, now),
+        Session::with_aead(aead, Role::Responder, 20, 10, &b, &a, now),
     )
 }
 
@@ -33,7 +35,13 @@ fn train(len: usize, count: usize, last: usize) -> Vec<u8> {
 
 /// Seals and opens a train at an alignment, beside its datagrams one by one.
 fn same_as_one_by_one(len: usize, count: usize, last: usize, align: usize, first: u64) {
-    let (near, far) = pair();
+    for aead in ALL {
+        same_with(aead, len, count, last, align, first);
+    }
+}
+
+fn same_with(aead: Aead, len: usize, count: usize, last: usize, align: usize, first: u64) {
+    let (near, far) = pair(aead);
     let segment_len = len + HEADER + TAG;
     let plain = train(len, count, last);
     let mut expected = plain.clone();
@@ -46,7 +54,7 @@ fn same_as_one_by_one(len: usize, count: usize, last: usize, align: usize, first
     let together = &mut room[start..start + plain.len()];
     together.copy_from_slice(&plain);
     near.seal_train(first, together, segment_len).unwrap();
-    let context = format!("{count} of {len}, last {last}, at {align}");
+    let context = format!("{aead:?}, {count} of {len}, last {last}, at {align}");
     assert!(together == expected, "sealed otherwise: {context}");
 
     let opened = far.open_train(together, segment_len);
@@ -92,7 +100,11 @@ fn every_number_of_datagrams() {
 
 #[test]
 fn short_buffers_are_refused() {
-    let (near, far) = pair();
+    ALL.into_iter().for_each(short_buffers_are_refused_by);
+}
+
+fn short_buffers_are_refused_by(aead: Aead) {
+    let (near, far) = pair(aead);
     assert!(near.seal_train(0, &mut [0; 4 * 31], 31).is_err());
     assert!(near.seal_train(0, &mut [0; 8 * 64 + 31], 64).is_err());
     assert!(near.seal_train(0, &mut [0; 64], 0).is_err());
@@ -106,7 +118,12 @@ fn short_buffers_are_refused() {
 
 #[test]
 fn numbers_beyond_the_limit_do_not_open() {
-    let (near, far) = pair();
+    ALL.into_iter()
+        .for_each(numbers_beyond_the_limit_do_not_open_with);
+}
+
+fn numbers_beyond_the_limit_do_not_open_with(aead: Aead) {
+    let (near, far) = pair(aead);
     let mut datagrams = train(64, 8, 64);
     near.seal_train(REJECT_AFTER_MESSAGES - 4, &mut datagrams, 96)
         .unwrap();
@@ -130,9 +147,10 @@ proptest! {
     #[test]
     fn what_is_forged_comes_to_nothing_alone(
         len in 0_usize..600, count in 4_usize..20,
+        aead in prop::sample::select(&ALL[..]),
         flips in prop::collection::vec((any::<prop::sample::Index>(), 0_u8..8), 1..6),
     ) {
-        let (near, far) = pair();
+        let (near, far) = pair(aead);
         let segment_len = len + HEADER + TAG;
         let plain = train(len, count, len);
         let mut datagrams = plain.clone();
@@ -168,8 +186,9 @@ proptest! {
     #[test]
     fn counters_may_come_in_any_order(
         counters in prop::collection::vec(0_u64..1 << 60, 4..12), len in 1_usize..300,
+        aead in prop::sample::select(&ALL[..]),
     ) {
-        let (near, far) = pair();
+        let (near, far) = pair(aead);
         let segment_len = len + HEADER + TAG;
         let plain = train(len, counters.len(), len);
         let mut datagrams = plain.clone();

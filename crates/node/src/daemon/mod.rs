@@ -16,6 +16,7 @@
 //! changed in the operating system is taken back at the end, and what a killed
 //! predecessor left is removed at the start.
 
+mod aead;
 mod backend;
 mod c2n;
 mod control_session;

@@ -19,6 +19,7 @@ use warren_host::udp::{UdpError, UdpOptions, UdpPair, bind_pair};
 use warren_keys::{DiscoSecret, NodeSecret};
 use warren_node_core::{Engine, EngineConfig, Output, TUNNEL_MTU};
 
+use super::aead::{self, BadAead};
 use super::backend::EngineBackend;
 use super::engine_task::{EngineTask, Parts};
 use super::entropy::SystemEntropy;
@@ -53,6 +54,9 @@ pub enum DaemonError {
     /// How many packet threads are asked for.
     #[error(transparent)]
     Threads(#[from] BadThreads),
+    /// Which cipher is asked for.
+    #[error(transparent)]
+    Aead(#[from] BadAead),
     /// The tunnel device.
     #[error(transparent)]
     Tun(#[from] TunError),
@@ -93,6 +97,7 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> DaemonError {
 /// [`DaemonError`]; nothing was changed in the operating system then.
 pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
     let threads = Threads::choose()?;
+    let aead = aead::choose()?;
     let mut state = StateFolder::open(&options.state_dir, &options.state_file, &mut SystemEntropy)?;
     let listener = server::bind(&options.socket).map_err(|source| DaemonError::Socket {
         path: options.socket.clone(),
@@ -128,6 +133,7 @@ pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
         node_key: node_key.clone(),
         disco_key: DiscoSecret::generate(&mut SystemEntropy),
         flow_slots: None,
+        aead,
     };
     let entropy = || Box::new(SystemEntropy);
     let mut engine = Engine::new(config, Instant::now(), entropy(), entropy(), entropy());

@@ -542,6 +542,7 @@ mod tests {
             node_key: NodeSecret::generate(&mut SystemEntropy),
             disco_key: DiscoSecret::generate(&mut SystemEntropy),
             flow_slots: Some(64),
+            aead: warren_tunnel::Aead::default(),
         };
         let entropy = || Box::new(SystemEntropy);
         let mut engine = Engine::new(config, Instant::now(), entropy(), entropy(), entropy());

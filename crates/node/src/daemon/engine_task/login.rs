@@ -215,6 +215,7 @@ impl EngineTask {
             node_key: node_key.clone(),
             disco_key: DiscoSecret::generate(&mut SystemEntropy),
             flow_slots: None,
+            aead: self.engine.aead(),
         };
         let entropy = || Box::new(SystemEntropy);
         self.engine = Engine::new(config, now, entropy(), entropy(), entropy());

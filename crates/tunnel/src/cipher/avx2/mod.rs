@@ -19,10 +19,12 @@ mod chacha20;
 mod poly1305;
 mod schedule;
 mod tags;
+#[cfg(test)]
+mod vectors;
 
 use std::arch::x86_64::{
     __m256i, _mm_set1_epi32, _mm256_add_epi32, _mm256_set_m128i, _mm256_set1_epi32,
-    _mm256_setr_epi32, _mm256_setzero_si256,
+    _mm256_setr_epi32,
 };
 
 use zeroize::{Zeroize as _, Zeroizing};
@@ -48,7 +50,11 @@ const FIRST: usize = std::mem::offset_of!(Memory, multipliers);
 const SECOND: usize = FIRST + size_of::<[u64; 3]>();
 
 /// A key, and the knowledge that this processor has what it takes.
-pub(super) struct Key(Zeroizing<[u32; 8]>);
+pub(super) struct Key {
+    words: Zeroizing<[u32; 8]>,
+    /// The first four bytes of every nonce: zero in WireGuard.
+    nonce_prefix: u32,
+}
 
 impl Key {
     /// `None` where AVX2 or BMI2 is missing.
@@ -59,7 +65,10 @@ impl Key {
             for (word, bytes) in words.iter_mut().zip(key.as_chunks().0) {
                 *word = u32::from_le_bytes(*bytes);
             }
-            Self(words)
+            Self {
+                words,
+                nonce_prefix: 0,
+            }
         })
     }
 
@@ -70,7 +79,7 @@ impl Key {
             return false;
         };
         // SAFETY: there is a `Key` only where the features were found.
-        unsafe { work::<false>(&self.0, &mut train) };
+        unsafe { work::<false>(self, &mut train) };
         true
     }
 
@@ -79,14 +88,19 @@ impl Key {
     pub(super) fn open(&self, buffer: &mut [u8], stride: usize) -> Option<u64> {
         let mut train = Train::new(buffer, stride)?;
         // SAFETY: there is a `Key` only where the features were found.
-        Some(unsafe { work::<true>(&self.0, &mut train) })
+        Some(unsafe { work::<true>(self, &mut train) })
     }
 }
 
 /// Seals or opens all packets of the train. The counters stand in their
 /// headers. Returns which tags were right, when opening.
 #[target_feature(enable = "avx2,bmi2")]
-fn work<const OPEN: bool>(key: &[u32; 8], train: &mut Train<'_>) -> u64 {
+fn work<const OPEN: bool>(key: &Key, train: &mut Train<'_>) -> u64 {
+    let Key {
+        words: key,
+        nonce_prefix,
+    } = key;
+    let prefix = nonce_prefix.cast_signed();
     let len = train.content_len();
     let mut memory = Memory::NEW;
     let mut tags = Tags::<OPEN>::new();
@@ -99,7 +113,7 @@ fn work<const OPEN: bool>(key: &[u32; 8], train: &mut Train<'_>) -> u64 {
         let mut count = 0;
         let four = schedule.next_four(train);
         let fourth = if let Some(unit) = four {
-            one_pair(train, unit)
+            one_pair(train, unit, prefix)
         } else {
             while count < UNITS {
                 let Some(unit) = schedule.next(train) else {
@@ -111,7 +125,7 @@ fn work<const OPEN: bool>(key: &[u32; 8], train: &mut Train<'_>) -> u64 {
             if count == 0 {
                 break;
             }
-            any(train, &units)
+            any(train, &units, prefix)
         };
         let mut rows = Rows::start(&mut memory, key, fourth);
         rounds(&mut rows, &mut memory, &mut tags, train);
@@ -234,14 +248,14 @@ fn rounds<const OPEN: bool>(
 /// belongs to the first of the pair.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn one_pair(train: &Train<'_>, first: Unit) -> [__m256i; 4] {
+fn one_pair(train: &Train<'_>, first: Unit, prefix: i32) -> [__m256i; 4] {
     let [a, b] = train.counters(first.pair);
     let halves =
         |a: u64, b: u64| _mm256_set_m128i(_mm_set1_epi32(b as i32), _mm_set1_epi32(a as i32));
     let offsets = _mm256_setr_epi32(0, 1, 2, 3, 0, 1, 2, 3);
     [
         _mm256_add_epi32(_mm256_set1_epi32(first.block as i32), offsets),
-        _mm256_setzero_si256(),
+        _mm256_set1_epi32(prefix),
         halves(a, b),
         halves(a >> 32, b >> 32),
     ]
@@ -250,7 +264,7 @@ fn one_pair(train: &Train<'_>, first: Unit) -> [__m256i; 4] {
 /// The fourth row for any four units.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn any(train: &Train<'_>, units: &[Unit; UNITS]) -> [__m256i; 4] {
+fn any(train: &Train<'_>, units: &[Unit; UNITS], prefix: i32) -> [__m256i; 4] {
     let [n0, n1, n2, n3] = units.map(|unit| train.counters(unit.pair));
     let [b0, b1, b2, b3] = units.map(|unit| unit.block as i32);
     let row = |shift: u32| {
@@ -268,7 +282,7 @@ fn any(train: &Train<'_>, units: &[Unit; UNITS]) -> [__m256i; 4] {
     };
     [
         _mm256_setr_epi32(b0, b1, b2, b3, b0, b1, b2, b3),
-        _mm256_setzero_si256(),
+        _mm256_set1_epi32(prefix),
         row(0),
         row(32),
     ]

@@ -129,7 +129,7 @@ impl Accumulator {
     }
 
     /// What has been read, reduced, and the second half of the key.
-    fn tag(self, key: &OneTimeKey) -> [u8; 16] {
+    pub(super) fn tag(self, key: &OneTimeKey) -> [u8; 16] {
         // Less than 2p is left: keep it, or it minus p where that is not
         // negative, without a branch.
         let [h0, h1, h2] = self.0;
