@@ -18,6 +18,9 @@ pub enum MapError {
         /// [`crate::MIN_CAPABILITY`].
         need: u32,
     },
+    /// Too many rows wait for the disk.
+    #[error("the server cannot save its state at the moment (see its log); try again later")]
+    Unsaved,
 }
 
 /// Why an administrator's wish was not carried out. Nothing was changed.

@@ -57,8 +57,8 @@ pub use message::Message;
 pub use names::{LabelError, is_label, sanitize_hostname, unique_label};
 pub use policies::{GivenPolicy, PolicyFile, PolicyVersion, Tailnet, TriedPolicy, diff_of_files};
 pub use records::{
-    AuthKeyId, AuthKeyRecord, Change, JoinMethod, NodeRecord, Snapshot, TAGGED_DEVICES, UserRecord,
-    role_name,
+    AuthKeyId, AuthKeyRecord, Change, JoinMethod, NodeRecord, RowId, Snapshot, TAGGED_DEVICES,
+    UserRecord, role_name,
 };
 pub use references::{NodeRef, UserRef};
 pub use register::{PendingId, RegisterOutcome};

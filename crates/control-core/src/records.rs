@@ -195,6 +195,41 @@ pub enum Change {
     Counters(Counters),
 }
 
+/// Names a row of the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RowId {
+    /// A user.
+    User(UserId),
+    /// A node.
+    Node(NodeId),
+    /// A pre-auth key.
+    AuthKey(AuthKeyId),
+    /// The policy text.
+    Policy,
+    /// A version of the policy.
+    PolicyVersion(i64),
+    /// The next numbers.
+    Counters,
+}
+
+impl Change {
+    /// The row that it replaces.
+    pub fn row(&self) -> RowId {
+        match self {
+            Self::User(user) => RowId::User(user.id),
+            Self::UserGone(id) => RowId::User(*id),
+            Self::Node(node) => RowId::Node(node.id),
+            Self::NodeGone(id) => RowId::Node(*id),
+            Self::AuthKey(key) => RowId::AuthKey(key.id),
+            Self::AuthKeyGone(id) => RowId::AuthKey(*id),
+            Self::Policy(_) => RowId::Policy,
+            Self::PolicyVersion(version) => RowId::PolicyVersion(version.version),
+            Self::PolicyVersionGone(version) => RowId::PolicyVersion(*version),
+            Self::Counters(_) => RowId::Counters,
+        }
+    }
+}
+
 /// The next number of each kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {

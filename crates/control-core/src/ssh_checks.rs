@@ -94,6 +94,9 @@ pub enum SshRefusal {
     /// The id belongs to another session.
     #[error("this check is for another session")]
     OtherSession,
+    /// The server cannot save what the answer would speak of.
+    #[error("the server cannot save its state at the moment (see its log); try again later")]
+    Unsaved,
 }
 
 /// A session that waits for its check.

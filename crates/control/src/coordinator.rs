@@ -7,6 +7,8 @@
 //! way to those it concerns the moment it is made.
 
 mod ssh_checks;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -24,7 +26,7 @@ use warren_keys::{MachinePublic, NodePublic};
 use crate::clock::wall_clock;
 use crate::output::{Hints, printable};
 use crate::questions::{self, QuestionError, Questions};
-use crate::store::{Saved, Store, StoreError};
+use crate::store::{Saved, StoreError, WriteQueue};
 
 /// How a session hears of the coordinator.
 #[derive(Debug, Default)]
@@ -42,7 +44,7 @@ struct Inner {
 /// See the module.
 pub struct CoordinatorHandle {
     inner: Mutex<Inner>,
-    store: Store,
+    store: WriteQueue,
     timer: Notify,
     lines: mpsc::UnboundedSender<String>,
     hints: Hints,
@@ -85,7 +87,7 @@ impl CoordinatorHandle {
     /// commands in them are written with `hints`.
     pub fn new(
         coordinator: Coordinator,
-        store: Store,
+        store: WriteQueue,
         lines: mpsc::UnboundedSender<String>,
         hints: Hints,
     ) -> Arc<Self> {
@@ -214,7 +216,7 @@ impl CoordinatorHandle {
             signals: inner.sessions.entry(*id).or_default().clone(),
             coordinator: self.clone(),
         });
-        let _rows_of_no_promise = self.carry_out(&mut inner);
+        let _ = self.carry_out(&mut inner);
         drop(inner);
         match (opened, session) {
             (Ok(_), Some(session)) => Ok(session),
@@ -228,8 +230,10 @@ impl CoordinatorHandle {
     /// # Errors
     /// The node is not known here or too old.
     pub fn update(&self, machine: MachinePublic, request: &MapRequest) -> Result<(), MapError> {
-        let (result, _rows_of_no_promise) =
-            self.change(|coordinator, _, _| coordinator.update(machine, request));
+        if self.store.is_full() {
+            return Err(MapError::Unsaved);
+        }
+        let (result, _) = self.change(|coordinator, _, _| coordinator.update(machine, request));
         result.map(drop)
     }
 
@@ -294,7 +298,8 @@ impl CoordinatorHandle {
     /// # Errors
     /// Something cannot be written.
     pub async fn flush(&self) -> Result<(), StoreError> {
-        self.store.write(Vec::new(), true).wait().await
+        self.store.write(Vec::new(), true);
+        self.store.saved().wait().await
     }
 
     /// Whether rows reach the disk.
@@ -350,16 +355,10 @@ impl CoordinatorHandle {
             }
         }
         self.timer.notify_one();
-        if rows.is_empty() && self.store.is_healthy() {
-            return Saved::already();
+        if !rows.is_empty() {
+            self.store.write(rows, promised);
         }
-        let saved = self.store.write(rows, promised);
-        // When an earlier promise could not be kept, later answers wait too.
-        if promised || !self.store.is_healthy() {
-            saved
-        } else {
-            Saved::already()
-        }
+        self.store.saved()
     }
 }
 
@@ -399,7 +398,7 @@ impl Drop for Session {
         inner
             .coordinator
             .close_stream(Instant::now(), wall_clock(), self.id);
-        let _rows_of_no_promise = self.coordinator.carry_out(&mut inner);
+        let _ = self.coordinator.carry_out(&mut inner);
     }
 }
 

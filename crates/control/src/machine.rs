@@ -260,6 +260,7 @@ fn map(
     match answer {
         Ok(body) => Response::new(body),
         Err(error @ MapError::NotFound) => text(StatusCode::NOT_FOUND, error.to_string()),
+        Err(error @ MapError::Unsaved) => text(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
         Err(error @ MapError::TooOld { .. }) => text(StatusCode::BAD_REQUEST, error.to_string()),
     }
 }

@@ -31,7 +31,7 @@ use crate::policy_cli;
 use crate::policy_file;
 use crate::server::{Server, Tls};
 use crate::state_dir::StateDir;
-use crate::store::Store;
+use crate::store;
 
 /// Region of the embedded relay; 900 to 999 are for networks of one's own.
 const OWN_REGION: RegionId = RegionId(900);
@@ -308,7 +308,7 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
 
     let state = StateDir::open(state_dir)?;
     let (key, new) = state.noise_key(&mut SystemEntropy)?;
-    let (store, snapshot) = Store::open(&state.database())?;
+    let (store, snapshot) = store::open(&state.database())?;
     // Nor has one that ran without any.
     let policy = match policy {
         Some((_, Err(why))) if snapshot.policy.is_none() => return Err(Failure::Failed(why)),

@@ -3,7 +3,7 @@
 //! rules carry, with the numbers of both nodes filled in.
 
 use http::{Response, StatusCode};
-use warren_control_core::{PendingId, SshQuestion};
+use warren_control_core::{PendingId, SshQuestion, SshRefusal};
 use warren_control_types::NodeId;
 use warren_keys::MachinePublic;
 
@@ -48,6 +48,9 @@ pub async fn answer(
     };
     match coordinator.ssh_action(machine, &question).await {
         Ok(action) => json(StatusCode::OK, &action),
+        Err(refusal @ SshRefusal::Unsaved) => {
+            text(StatusCode::SERVICE_UNAVAILABLE, refusal.to_string())
+        }
         Err(refusal) => text(StatusCode::UNAUTHORIZED, refusal.to_string()),
     }
 }

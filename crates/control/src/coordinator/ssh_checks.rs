@@ -20,7 +20,7 @@ impl CoordinatorHandle {
         question: &SshQuestion,
     ) -> Result<SshAction, SshRefusal> {
         loop {
-            let parked = {
+            let (parked, saved) = {
                 let mut inner = self.lock();
                 let now = Instant::now();
                 let outcome = inner
@@ -32,9 +32,10 @@ impl CoordinatorHandle {
                     Ok(SshOutcome::Answer(action)) => Err(Ok(*action)),
                     Err(refusal) => Err(Err(refusal)),
                 };
-                let _no_rows = self.carry_out(&mut inner);
-                parked
+                (parked, self.carry_out(&mut inner))
             };
+            // The answer speaks of the policy and of nodes.
+            saved.wait().await.map_err(|_| SshRefusal::Unsaved)?;
             match parked {
                 Err(answer) => return answer,
                 // Either way the question is put again.
