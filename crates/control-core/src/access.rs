@@ -95,7 +95,7 @@ impl Access {
     /// whatever changes, so that nothing has to be computed again.
     pub fn is_allow_all(&self) -> bool {
         self.policy.as_ref().is_none_or(|in_force| {
-            in_force.policy.is_allow_all() && !in_force.policy.speaks_of_nodes()
+            in_force.policy.is_allow_all() && !in_force.policy.has_node_rules()
         })
     }
 
@@ -143,7 +143,7 @@ impl Access {
                 concern.access = Some(in_force.compiled.update_users(&in_force.users));
             }
             concern.ssh = in_force.recompute_ssh(data);
-            concern.own_nodes = in_force.policy.speaks_of_nodes();
+            concern.own_nodes = in_force.policy.has_node_rules();
         }
         concern
     }
@@ -172,7 +172,7 @@ impl Access {
             return Concern::everyone();
         }
         let mut affected = Impact::default();
-        if new.policy.asks_for_postures() && !old.policy.asks_for_postures() {
+        if new.policy.requires_postures() && !old.policy.requires_postures() {
             // Nobody told the old one when a host described itself anew.
             for node in data.nodes.values() {
                 affected.unite(&old.compiled.update_node(policy_node(node)));
@@ -181,7 +181,7 @@ impl Access {
         affected.unite(&old.compiled.replace_policy(&new.policy));
         new.compiled = old.compiled;
         new.users = old.users;
-        let same = old.policy.tells_nodes_the_same(&new.policy);
+        let same = old.policy.gives_nodes_the_same(&new.policy);
         new.recompute_ssh(data);
         Concern {
             access: Some(affected),
@@ -265,7 +265,7 @@ impl Access {
 impl InForce {
     /// Resolves the logins over SSH again; whether there are any.
     fn recompute_ssh(&mut self, data: &Snapshot) -> bool {
-        let any = self.policy.speaks_of_ssh();
+        let any = self.policy.has_ssh_rules();
         if any {
             self.ssh = self.policy.compile_ssh(&self.users, &nodes(data));
         }

@@ -1,14 +1,14 @@
-//! What a policy costs the control server: 1,000 rules beside 10,000 nodes,
-//! read, compiled, and changed by and by. Run by `bench/policy`.
+//! The cost of a policy for the control server: 1,000 rules and 10,000 nodes,
+//! parsed, compiled, and changed incrementally. Run by `bench/policy`.
 //!
 //! Times are the median of several rounds and the worst of them: a change may
-//! be cheap for one node and dear for another. Memory is what the allocator
-//! was asked for.
+//! be cheap for one node and expensive for another. Memory is the sum of
+//! requested allocations.
 
 #![allow(clippy::unwrap_used)]
 // The table is what this program is for.
 #![allow(clippy::print_stdout)]
-// The allocator counts and passes on.
+// The allocator counts bytes and forwards to the system.
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -269,7 +269,7 @@ fn main() {
         }
     });
     change(
-        "what no rule asks for",
+        "an attribute that no rule uses",
         &mut compiled,
         |compiled, n, there| {
             let mut one = nodes[n].clone();

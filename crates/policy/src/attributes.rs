@@ -1,10 +1,10 @@
-//! The `nodeAttrs` section and its kin: what nodes may do besides talking to
-//! each other, as entries of their capability map.
+//! Evaluates `nodeAttrs` and related options: the capabilities of single nodes,
+//! as entries of their capability map.
 //!
-//! What a policy gives ([`Policy::node_attributes`]) is kept apart from what
-//! the hosted service tells every node anyway ([`Policy::hosted_baseline`]):
-//! the latter speaks of features of the service that another server need not
-//! have.
+//! The capabilities of a policy ([`Policy::node_attributes`]) are separate from
+//! those that the hosted service sends to every node
+//! ([`Policy::hosted_baseline`]): the latter belong to features of the service
+//! that another server need not have.
 
 use ipnet::{IpNet, Ipv4Net};
 use serde_json::Value;
@@ -15,16 +15,16 @@ use crate::policy::Policy;
 use crate::selector::Selector;
 use crate::span::Span;
 
-/// Take the IPv4 address off a node.
+/// The node has no IPv4 address.
 const DISABLE_IPV4: &str = "disable-ipv4";
 
-/// A random UDP port instead of the usual one.
+/// The node uses a random UDP port instead of the default one.
 const RANDOMIZE_CLIENT_PORT: &str = "randomize-client-port";
 
-/// Offer the node when someone asks for a good exit node.
+/// The node is a candidate when a peer asks for a suggested exit node.
 const SUGGEST_EXIT_NODE: &str = "suggest-exit-node";
 
-/// Publish services to the internet.
+/// The node may publish services to the internet.
 const FUNNEL: &str = "funnel";
 
 /// An entry of `nodeAttrs`.
@@ -34,16 +34,16 @@ pub(crate) struct NodeAttribute {
     pub(crate) attributes: Vec<String>,
     /// Application capabilities with their values, in file order.
     pub(crate) app: Vec<(String, Vec<Value>)>,
-    /// Where matching nodes get their addresses from.
+    /// The ranges from which matching nodes get their addresses.
     pub(crate) ip_pool: Vec<Ipv4Net>,
 }
 
-/// What kind of value an attribute of `attrConfig` holds.
+/// The kind of value of an attribute of `attrConfig`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttributeKind {
-    /// Text.
+    /// A string.
     Text,
-    /// Yes or no.
+    /// A boolean.
     Bool,
     /// A number.
     Number,
@@ -52,28 +52,28 @@ pub enum AttributeKind {
 /// An entry of `attrConfig`: how a custom attribute of hosts is handled.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AttributeConfig {
-    /// What its values are; `None`: not said.
+    /// The kind of its values; `None` if the file does not say.
     pub kind: Option<AttributeKind>,
     /// Whether a node may set it itself.
     pub allow_set_by_node: bool,
-    /// Peers that are told of it.
+    /// Peers that receive the attribute.
     pub(crate) broadcast_to: Vec<Selector>,
 }
 
-/// What the hosted service's baseline needs to know of the tailnet.
+/// Settings of the tailnet on which the baseline of the hosted service depends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HostedTailnet<'a> {
     /// The name that is shown for the tailnet.
     pub display_name: &'a str,
-    /// Whether nodes update themselves; `None`: nothing is said about it.
+    /// Whether nodes update themselves; `None` if the tailnet has no default.
     pub auto_update: Option<bool>,
     /// Whether nodes can get certificates.
     pub https: bool,
 }
 
 impl Policy {
-    /// What the policy lets `node` do: its own view of its capability map.
-    /// Entries of all matching targets are united.
+    /// The capabilities of `node` under this policy, as shown to the node
+    /// itself. The entries of all matching targets are merged.
     #[must_use]
     pub fn node_attributes(&self, users: &[PolicyUser], node: &PolicyNode) -> CapMap {
         let mut out = CapMap::default();
@@ -108,7 +108,7 @@ impl Policy {
         out
     }
 
-    /// What peers are told that `node` may do.
+    /// The capabilities of `node` that its peers see.
     #[must_use]
     pub fn peer_attributes(&self, node: &PolicyNode) -> CapMap {
         // As on the hosted service, every approved exit node is suggested,
@@ -124,8 +124,9 @@ impl Policy {
         self.disable_ipv4 || names.any(|name| name == DISABLE_IPV4)
     }
 
-    /// Whether `node` has no IPv4 address in anybody's eyes, nor any other node
-    /// in its own. Subnet routes of IPv4 stay.
+    /// Whether IPv4 is disabled for `node`: it has no IPv4 address for any
+    /// node, and sees no IPv4 address of other nodes. IPv4 subnet routes are
+    /// not affected.
     #[must_use]
     pub fn disables_ipv4(&self, users: &[PolicyUser], node: &PolicyNode) -> bool {
         self.disable_ipv4
@@ -134,9 +135,8 @@ impl Policy {
                 .any(|entry| entry.attributes.iter().any(|name| name == DISABLE_IPV4))
     }
 
-    /// Where `node`, which is about to register, gets its IPv4 address from:
-    /// any of these; anywhere if there is none. A node that has no address yet
-    /// matches by what it is.
+    /// The ranges from which a registering `node` may get its IPv4 address;
+    /// empty means any address. A node without an address matches by identity.
     #[must_use]
     pub fn ip_pools(&self, users: &[PolicyUser], node: &PolicyNode) -> Vec<Ipv4Net> {
         let mut out: Vec<Ipv4Net> = Vec::new();
@@ -157,16 +157,17 @@ impl Policy {
         self.attribute_configs.get(name)
     }
 
-    /// Whether `peer` is told the custom attribute `name` of other nodes.
+    /// Whether `peer` receives the custom attribute `name` of other nodes.
     #[must_use]
-    pub fn is_told_attribute(&self, users: &[PolicyUser], peer: &PolicyNode, name: &str) -> bool {
+    pub fn receives_attribute(&self, users: &[PolicyUser], peer: &PolicyNode, name: &str) -> bool {
         self.attribute_config(name).is_some_and(|config| {
             let mut selectors = config.broadcast_to.iter();
             selectors.any(|selector| self.targets_node(selector, users, peer))
         })
     }
 
-    /// What the hosted service tells `node` that it may do, policy apart.
+    /// The capabilities that the hosted service sends to `node` independently
+    /// of the policy.
     #[must_use]
     pub fn hosted_baseline(
         &self,
@@ -192,7 +193,8 @@ impl Policy {
         if let Some(auto_update) = tailnet.auto_update {
             out.insert("default-auto-update".to_owned(), vec![auto_update.into()]);
         }
-        // A tagged node is the tailnet owner's: an owner may use every tag.
+        // A tagged node counts as a node of the tailnet's owner, who may use
+        // every tag.
         let owner = users.iter().find(|user| user.role == Role::Owner);
         let user = if node.is_tagged() {
             owner
@@ -228,7 +230,7 @@ impl Policy {
         })
     }
 
-    /// Whether a selector means `node` by what it is or by one of its
+    /// Whether a selector matches `node` by identity or by one of its
     /// addresses.
     pub(crate) fn targets_node(
         &self,

@@ -1,21 +1,22 @@
-//! A policy beside the users and nodes of the moment: what each node is told.
+//! Compiles a policy for the current users and nodes, and keeps the result up
+//! to date.
 //!
-//! Every distinct selector is resolved once, to a set of nodes ([`resolved`]);
-//! so is every distinct list of sources ([`source`]). A rule of the file
-//! becomes compiled_rules ([`compiled_rules`]), each a source, and the nodes whose filter it is
-//! in. All of them are sets of bits over the nodes, so that ten thousand nodes
-//! that see each other need no memory for their pairs.
+//! Every distinct selector is resolved once, to a set of nodes ([`resolved`]),
+//! and so is every distinct list of sources ([`source`]). A rule of the file
+//! becomes compiled rules ([`rules`]), each with one source and the set of
+//! nodes whose filter contains it. All of these are bit sets over the nodes, so
+//! that ten thousand nodes that see each other need no memory for their pairs.
 //!
-//! [`Compiled::filter_for`] picks, for one node, the destinations that concern
-//! it: its own addresses, its approved subnet routes, and the internet if it is
-//! an exit node. Rules with equal sources and protocol become one (in the place
-//! of the first); rules that depend on the receiving node (`autogroup:self`,
-//! `via`) and capability grants stay by themselves.
+//! [`Compiled::filter_for`] selects, for one node, the destinations on it: its
+//! own addresses, its approved subnet routes, and the internet if it is an exit
+//! node. Rules with equal sources and protocol are merged (at the position of
+//! the first one). Rules that depend on the receiving node (`autogroup:self`,
+//! `via`) and capability grants are not merged.
 //!
-//! A change of a node, of users or of the file alters what it touches and says
-//! whom that concerns ([`Impact`]). The result is the same as if all had been
-//! compiled anew; the tests compare it with an implementation that does just
-//! that, pair by pair ([`plain`]).
+//! A change of a node, of users or of the file updates only the parts that
+//! depend on it and returns the nodes that it affects ([`Impact`]). The result
+//! is the same as that of a full compilation; the tests compare it with a plain
+//! implementation that computes everything again, pair by pair ([`plain`]).
 
 mod arena;
 mod bits;
@@ -51,7 +52,7 @@ use resolved::{Names, ResolvedSelector};
 use rules::{CompiledRule, CompiledRuleId, FileRule, Lookup};
 use source::{Posture, Source};
 
-/// What rules become. Pure data; ask it about nodes.
+/// A policy that is compiled for the current users and nodes.
 #[derive(Debug, Clone)]
 pub struct Compiled {
     policy: Arc<Policy>,
@@ -64,13 +65,15 @@ pub struct Compiled {
     posture_ids: Index<Vec<String>, Posture>,
     sources: Arena<Source>,
     source_ids: Index<(Vec<Id<ResolvedSelector>>, Id<Posture>), Source>,
-    /// Sources by their hash: those that are the same on the wire.
+    /// Sources by fingerprint. Sources that are equal on the wire share a
+    /// fingerprint.
     by_fingerprint: BTreeMap<u64, BTreeSet<Id<Source>>>,
-    /// Where the rules of a source with a protocol go: the first compiled of all
-    /// that become one with it, and its serial number.
+    /// For a source and a protocol, the compiled rule into which all rules with
+    /// an equal source and that protocol are merged (the first of them), and
+    /// its serial number.
     merge_targets: BTreeMap<(Id<Source>, Option<u8>), (CompiledRuleId, u64)>,
     file_rules: Arena<FileRule>,
-    /// In the order of the file.
+    /// Rules in the order of the file.
     order: Vec<Id<FileRule>>,
     rank: BTreeMap<Id<FileRule>, usize>,
     compiled_rules: Arena<CompiledRule>,
@@ -84,7 +87,8 @@ impl Policy {
         Compiled::new(Arc::new(self.clone()), users, Network::build(nodes))
     }
 
-    /// The rules, with the one that a file without any stands for.
+    /// The rules of the file, or the allow-all rule that a file without rules
+    /// implies.
     fn effective_rules(&self) -> Vec<Rule> {
         let open = self.open.then(|| Rule {
             sources: vec![Selector::Any],
@@ -158,7 +162,7 @@ impl Compiled {
         ids
     }
 
-    /// The peers of `node` as a set: cheap to keep and to ask.
+    /// The peers of `node` as a compact set.
     #[must_use]
     pub fn peer_set(&self, node: NodeId) -> NodeSet {
         let slot = self.network.slot(node);
@@ -166,13 +170,13 @@ impl Compiled {
             .unwrap_or_default()
     }
 
-    /// Whether the node is known.
+    /// Whether the node is part of the compiled state.
     #[must_use]
     pub fn has_node(&self, node: NodeId) -> bool {
         self.network.slot(node).is_some()
     }
 
-    /// The policy that was compiled.
+    /// The policy that is compiled here.
     #[must_use]
     pub fn policy(&self) -> &Policy {
         &self.policy
@@ -201,7 +205,7 @@ impl Compiled {
                 }))
     }
 
-    /// The peers of a node.
+    /// The slots of the peers of a node.
     fn view(&self, slot: Slot) -> Bits {
         let mut out = Bits::default();
         if !self.network.present.get(slot) {
@@ -248,7 +252,8 @@ impl Compiled {
         out
     }
 
-    /// The nodes of a node's user, itself included; none if it is nobody's.
+    /// The nodes of the user who owns this node, itself included. Empty for a
+    /// node without a user.
     fn nodes_of_same_user(&self, slot: Slot) -> Vec<Slot> {
         let user = self.network.get(slot).and_then(network::NodeEntry::user);
         user.map(|user| self.network.nodes_of(user).collect())

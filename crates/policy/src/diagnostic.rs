@@ -1,4 +1,4 @@
-//! What is wrong with a policy file, as data: where, what, and what to do.
+//! Errors in a policy file as data: position, message and advice.
 
 use std::fmt;
 use std::ops::Range;
@@ -6,22 +6,21 @@ use std::ops::Range;
 /// One error in a policy file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnostic {
-    /// What is wrong.
+    /// The message: what is not valid.
     pub message: String,
-    /// What would be right, when that can be said.
+    /// Advice on how to correct it, if there is any.
     pub help: Option<String>,
-    /// Bytes of the file that are meant.
+    /// The byte range in the file to which the error refers.
     pub span: Range<usize>,
     /// Line of the first byte, from 1.
     pub line: usize,
     /// Column of the first byte in characters, from 1.
     pub column: usize,
-    /// The piece of text that is meant, cut to its first line and to 200
-    /// characters.
+    /// The text of that range, cut to its first line and to 200 characters.
     pub text: String,
 }
 
-/// An error before its line is known.
+/// An error before its line and column are computed.
 #[derive(Debug)]
 pub(crate) struct Found {
     pub(crate) span: Range<usize>,
@@ -50,7 +49,7 @@ const SHOWN: usize = 100;
 /// the line is too long.
 const LEAD: usize = 40;
 
-/// Characters of a piece of text that are kept.
+/// The length to which [`Diagnostic::text`] is cut, in characters.
 const KEPT: usize = 200;
 
 impl Diagnostic {
@@ -66,8 +65,8 @@ impl Diagnostic {
         cursor.diagnostic(source, Found::new(span, message, help))
     }
 
-    /// Errors with their lines, in one pass over `source`. They come in the
-    /// order of their places.
+    /// Computes the lines of errors in one pass over `source`. The errors must
+    /// be in the order of their positions.
     pub(crate) fn locate(source: &str, found: Vec<Found>) -> Vec<Self> {
         let mut cursor = LineCursor::default();
         let found = found.into_iter().map(|found| {
@@ -77,7 +76,7 @@ impl Diagnostic {
         found.collect()
     }
 
-    /// A file that is not UTF-8.
+    /// The error for a file that is not UTF-8.
     pub(crate) fn not_utf8(bytes: &[u8], error: std::str::Utf8Error) -> Self {
         let at = error.valid_up_to();
         let valid = bytes
@@ -158,7 +157,7 @@ impl Diagnostic {
     }
 }
 
-/// How far a file was read: the line and column of a byte.
+/// A position in a file: byte, line and column.
 struct LineCursor {
     at: usize,
     line: usize,
@@ -188,7 +187,7 @@ impl LineCursor {
         self.at = self.at.max(to);
     }
 
-    /// The error at this cursor.
+    /// Completes an error at this position.
     fn diagnostic(&self, source: &str, found: Found) -> Diagnostic {
         let text = source.get(found.span.clone()).unwrap_or_default();
         let text = text.lines().next().unwrap_or_default();
@@ -215,10 +214,11 @@ impl fmt::Display for Diagnostic {
 
 impl std::error::Error for Diagnostic {}
 
-/// Names of about the right length that a wrong one is compared with.
+/// The number of known names that an unknown one is compared with.
 const CANDIDATES: usize = 2_000;
 
-/// "did you mean" for a name that is not among `known`, if one is close.
+/// Advice "did you mean" for a name that is not among `known`, if one is
+/// similar.
 pub(crate) fn did_you_mean<'a>(
     name: &str,
     known: impl IntoIterator<Item = &'a str>,
@@ -234,18 +234,18 @@ pub(crate) fn did_you_mean<'a>(
         .map(|(_, candidate)| format!("did you mean {candidate:?}?"))
 }
 
-/// Edits (insert, delete, replace, swap of neighbours) between two names,
-/// letter case aside.
+/// The edit distance (insert, delete, replace, swap of neighbours) between two
+/// names, ignoring letter case.
 fn distance(a: &str, b: &str) -> usize {
-    // A name from a hostile file may be megabytes long; long names and those
-    // that differ much in length are never close.
+    // A name in a hostile file may be megabytes long. Long names, and names of
+    // very different length, are never similar.
     if a.len().max(b.len()) > 256 || a.len().abs_diff(b.len()) > 16 {
         return usize::MAX;
     }
     let a: Vec<char> = a.to_lowercase().chars().collect();
     let b: Vec<char> = b.to_lowercase().chars().collect();
-    // What both begin and end with costs nothing; names in a file are often
-    // alike.
+    // A common prefix and suffix cost nothing; names in one file often share
+    // them.
     let alike = |(x, y): &(&char, &char)| x == y;
     let begin = a.iter().zip(&b).take_while(alike).count();
     let (a, b) = (

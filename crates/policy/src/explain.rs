@@ -1,16 +1,17 @@
-//! Why a packet passes or not, and what a new policy changes.
+//! Explains why a packet is allowed or refused, and what a new policy changes.
 //!
-//! Three answers to one question stand beside each other here and in the
-//! property tests: what the compiled filter does, what a plain evaluator says
-//! that reads the rules one after the other ([`evaluate`]), and what a person
-//! is told ([`PolicyContext::why`]): the rule with its place in the file, how its
-//! names lead to the nodes in question, who carries the packet, or else the
-//! smallest edit of the file that would let it pass.
+//! Three independent answers to the same question are compared here and in the
+//! property tests: the verdict of the compiled filter, the verdict of a plain
+//! evaluator that reads the rules one after the other ([`evaluate`]), and the
+//! explanation for users ([`PolicyContext::why`]). The explanation gives the
+//! rule with its place in the file, the steps from its names to the nodes in
+//! question, and the router that carries the packet. For a refused packet it
+//! gives the smallest edit of the file that would allow it.
 //!
-//! [`PolicyContext::diff`] puts two policies beside the same users and nodes and names
-//! what one allows and the other does not.
+//! [`PolicyContext::diff`] applies two policies to the same users and nodes and
+//! lists the access that only one of them allows.
 //!
-//! Nothing here is fast. It runs when somebody asks, never for a packet.
+//! This module is not optimised. It runs on demand, never for a packet.
 
 mod context;
 mod diff;

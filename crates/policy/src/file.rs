@@ -1,10 +1,10 @@
-//! Reading a policy file: sections, fields and selectors, every error with its
-//! place.
+//! Reads a policy file: sections, fields and selectors, every error with its
+//! position.
 //!
-//! Reading goes on after an error, so that all of them are reported; only text
-//! that is no HuJSON ends it at once. It takes time linear in the length of
-//! the file, errors included: there is a bound on how many are kept and on
-//! how many suggestions are looked for.
+//! Reading continues after an error, so that all errors are reported; only text
+//! that is not HuJSON ends it at once. The time is linear in the length of the
+//! file, errors included: the number of stored errors and of searched
+//! suggestions is bounded.
 
 mod assertions;
 mod attributes;
@@ -47,13 +47,13 @@ const SECTIONS: [&str; 18] = [
     "randomizeClientPort",
 ];
 
-/// Errors that are kept; the others are counted.
+/// The number of errors that are stored; further ones are only counted.
 const KEPT_ERRORS: usize = 500;
 
-/// Errors for which a similar name is looked for.
+/// The number of errors for which a similar name is searched.
 const SUGGESTIONS: usize = 100;
 
-/// What a file is read for.
+/// Facts about the tailnet that decide whether a file is valid.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Context {
     /// The login domains of the tailnet, which alone `user:*@domain` and
@@ -91,16 +91,16 @@ pub(crate) fn read(source: &str, context: &Context) -> Result<Policy, Vec<Diagno
     Err(Diagnostic::locate(source, problems))
 }
 
-/// What is known while a file is read.
+/// The state while a file is read.
 struct Reader<'c> {
     context: &'c Context,
     problems: Vec<Found>,
     more_problems: usize,
     hosts: BTreeMap<String, ipnet::IpNet>,
     ipsets: BTreeMap<String, IpSet>,
-    /// For rules that name no posture.
+    /// The postures of rules that name none.
     default_posture: Vec<String>,
-    /// Which of the names of `autogroup:member` the file uses.
+    /// The spelling of `autogroup:member` that the file uses.
     member_name: Option<String>,
     /// Within `tests` and `sshTests`: a malformed test counts as failed, and
     /// its errors begin with that.
@@ -163,7 +163,7 @@ impl Reader<'_> {
         let Some(fields) = self.fields(tree, "the policy", &SECTIONS) else {
             return;
         };
-        // Names first: rules refer to them.
+        // Names are read first, because rules refer to them.
         if let Some(value) = fields.get("hosts") {
             self.hosts(value);
         }
@@ -211,7 +211,7 @@ impl Reader<'_> {
         self.network_options(&fields);
     }
 
-    /// Says that another kind of value belongs there.
+    /// Reports that a value of another kind is expected.
     fn expected(&mut self, value: &Spanned, what: &str) {
         let message = format!("expected {what}, found {}", value.kind());
         self.problem(&value.span, message);
@@ -227,11 +227,11 @@ impl Reader<'_> {
         let mut seen: BTreeSet<&str> = BTreeSet::new();
         let mut out = Vec::new();
         for member in members {
-            // Names are looked up trimmed, so that is what must be unique.
+            // Names are looked up trimmed, so the trimmed name must be unique.
             if seen.insert(member.name.trim()) {
                 out.push(member);
             } else {
-                let message = format!("{:?} is there twice in {what}", member.name);
+                let message = format!("{:?} appears twice in {what}", member.name);
                 self.problem(&member.name_span, message);
             }
         }
@@ -279,7 +279,7 @@ impl Reader<'_> {
                 let message = format!("unknown field: {:?}", member.name);
                 self.problem_with(&member.name_span, message, help);
             } else if out.insert(lower, &member.value).is_some() {
-                let message = format!("field {:?} is there twice in {what}", member.name);
+                let message = format!("field {:?} appears twice in {what}", member.name);
                 self.problem(&member.name_span, message);
             }
         }
@@ -351,7 +351,7 @@ impl Reader<'_> {
     }
 }
 
-/// A value that asks for nothing.
+/// Whether the value is empty and so requests nothing.
 fn is_empty(value: &Spanned) -> bool {
     match &value.value {
         Value::Null | Value::Bool(false) => true,

@@ -1,8 +1,8 @@
 //! Durations as the language writes them: `1h30m`, `168h`, `-1.5s`.
 //!
-//! A sequence of decimal numbers with a unit each, with an optional sign in
-//! front; `0` needs no unit. The messages are those of the reference, since
-//! people search for them.
+//! A duration is a sequence of decimal numbers with a unit each, with an
+//! optional sign in front; `0` needs no unit. The error messages are those of
+//! the official server, because users search for them.
 
 /// Nanoseconds of the units.
 const UNITS: [(&str, u64); 8] = [
@@ -70,7 +70,8 @@ fn scaled(whole: &str, fraction: &str, scale: u64) -> Option<i64> {
     } else {
         whole.parse().ok()?
     };
-    // Digits behind the tenth are less than a nanosecond of an hour's.
+    // Digits after the tenth are worth less than a nanosecond, even with hours
+    // as the unit.
     let mut below: u64 = 0;
     let mut unit = u128::from(scale);
     let mut rest: u128 = 0;
@@ -124,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_in_every_form() {
+    fn durations_parse_and_format_in_every_form() {
         for (text, written) in [
             ("0", "0s"),
             ("0s", "0s"),
@@ -160,12 +161,12 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn what_is_written_is_read(nanoseconds in -1_000_000_000_000_000_000i64..1_000_000_000_000_000_000) {
+        fn formatted_durations_parse_to_the_same_value(nanoseconds in -1_000_000_000_000_000_000i64..1_000_000_000_000_000_000) {
             prop_assert_eq!(parse(&format(nanoseconds)), Ok(nanoseconds));
         }
 
         #[test]
-        fn no_text_makes_it_panic(text in "([+-]|[0-9]{1,20}|\\.|h|m|s|ms|µs|\\PC){0,8}") {
+        fn no_text_makes_the_parser_panic(text in "([+-]|[0-9]{1,20}|\\.|h|m|s|ms|µs|\\PC){0,8}") {
             let _ = parse(&text);
         }
     }

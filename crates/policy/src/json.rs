@@ -1,9 +1,9 @@
-//! HuJSON (JSON with comments and trailing commas) as a tree in which every
-//! value knows its bytes in the file.
+//! HuJSON (JSON with comments and trailing commas) as a tree of values with
+//! their byte ranges in the file.
 //!
-//! The parser behind it is lenient by nature; everything that is not HuJSON is
-//! switched off or refused here, so that a file that we take is taken by other
-//! readers of the format too.
+//! The underlying parser is lenient. Everything that is not HuJSON is disabled
+//! or refused here, so that a file that we accept is accepted by other readers
+//! of the format too.
 
 use std::ops::Range;
 
@@ -12,7 +12,7 @@ use jsonc_parser::{CollectOptions, CommentCollectionStrategy, ParseOptions, pars
 
 use crate::diagnostic::Diagnostic;
 
-/// A value and its state.
+/// A value and its byte range.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Spanned {
     pub(crate) span: Range<usize>,
@@ -55,7 +55,7 @@ impl Spanned {
         }
     }
 
-    /// The value without places, for what is passed through.
+    /// The value without positions, for values that are passed through.
     pub(crate) fn to_json(&self) -> serde_json::Value {
         match &self.value {
             Value::Null => serde_json::Value::Null,
@@ -71,7 +71,7 @@ impl Spanned {
     }
 }
 
-/// Reads a file. `Ok(None)`: there is nothing in it but white space and
+/// Parses a file. `Ok(None)` means that it contains only white space and
 /// comments.
 pub(crate) fn parse(source: &str) -> Result<Option<Spanned>, Diagnostic> {
     check_characters(source)?;
@@ -141,7 +141,7 @@ fn spanned(range: jsonc_parser::common::Range, value: Value) -> Spanned {
     }
 }
 
-/// Where the scan below is.
+/// The state of the character scan.
 #[derive(Clone, Copy)]
 enum ScanState {
     Outside,
@@ -151,13 +151,13 @@ enum ScanState {
     BlockComment { star: bool },
 }
 
-/// How deep arrays and objects may stand in each other. The language itself
-/// needs five; the rest is for values that are passed through.
+/// The maximum nesting depth of arrays and objects. The language itself needs
+/// five; the rest is for values that are passed through.
 const MAX_DEPTH: usize = 64;
 
-/// Refuses what the parser would let pass: white space that JSON does not
-/// know, control characters inside strings, and nesting that would make it go
-/// deep.
+/// Refuses input that the parser would accept: white space that is not part of
+/// JSON, control characters inside strings, and nesting that would cause deep
+/// recursion.
 fn check_characters(source: &str) -> Result<(), Diagnostic> {
     let mut state = ScanState::Outside;
     let mut depth: usize = 0;
@@ -212,7 +212,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hujson_and_nothing_more() {
+    fn only_hujson_is_accepted() {
         for good in [
             "{}",
             "// note\n{\"a\": [1, 2,], /* x */ \"b\": {},}",
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn values_know_their_bytes() {
+    fn values_have_their_byte_range() {
         let source = "{\n  \"a\": [\"xy\"]\n}";
         let tree = parse(source).unwrap().unwrap();
         let Value::Object(members) = tree.value else {

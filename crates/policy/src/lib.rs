@@ -1,30 +1,29 @@
-//! The policy language: who may reach whom.
+//! The policy language: access rules between users and nodes.
 //!
-//! A policy is a HuJSON file that people write. It is read once, with the
-//! position of every value kept ([`Policy::parse`]); what is wrong with it
-//! comes back as [`Diagnostic`]s, all at once, each with line, column, the
-//! piece of text and what was expected. A parsed policy knows no node.
+//! A policy is a HuJSON file that users write. It is parsed once, with the
+//! position of every value ([`Policy::parse`]). Errors are returned all at once
+//! as [`Diagnostic`]s, each with line, column, the text, and advice. A parsed
+//! policy is independent of nodes.
 //!
-//! [`Policy::compile`] puts it beside the users and nodes of the moment. The
-//! [`Compiled`] result answers what each node is told: its packet filter
-//! ([`Compiled::filter_for`]) and which peers it sees ([`Compiled::can_see`]).
-//! Both are pure functions of policy, users and nodes, and their output is
-//! ordered, so that equal input gives equal bytes on the wire. When a node,
-//! users or the policy change, it is changed along, and says whom the change
-//! concerns ([`Impact`]): what it costs is what it touches.
+//! [`Policy::compile`] applies it to the current users and nodes. The
+//! [`Compiled`] result gives each node its packet filter
+//! ([`Compiled::filter_for`]) and its peers ([`Compiled::can_see`]). Both are
+//! pure functions of policy, users and nodes, and their output is ordered, so
+//! that equal input gives equal bytes on the wire. When a node, the users or
+//! the policy change, the result is updated incrementally and returns the nodes
+//! that are affected ([`Impact`]); the cost depends on the size of the change.
 //!
-//! Besides, a node is told who may log in to it ([`Policy::compile_ssh`]) and
-//! what it may do by itself ([`Policy::node_attributes`]); the server asks
-//! where a new node gets its address ([`Policy::ip_pools`]), which relays there
-//! are ([`Policy::relay_regions`]) and what may be approved without asking.
+//! A policy also defines SSH logins ([`Policy::compile_ssh`]), the capabilities
+//! of single nodes ([`Policy::node_attributes`]), the address ranges of new
+//! nodes ([`Policy::ip_pools`]), the relays ([`Policy::relay_regions`]), and
+//! automatic approvals.
 //!
-//! The `tests` and `sshTests` of a file are its promises about itself:
-//! [`Policy::run_tests`] and [`Policy::run_ssh_tests`] check them against the
-//! users and nodes of the moment, before the policy is taken.
+//! The `tests` and `sshTests` of a file are assertions about its own rules:
+//! [`Policy::run_tests`] and [`Policy::run_ssh_tests`] check them for the
+//! current users and nodes before the policy is accepted.
 //!
-//! Nothing here reads files, asks the clock or talks to a network, and no
-//! input makes it panic: a file that is refused leaves the caller with the
-//! policy it had.
+//! This crate does not read files, the clock or the network, and no input makes
+//! it panic: if a file is refused, the caller keeps its previous policy.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 

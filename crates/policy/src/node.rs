@@ -1,4 +1,4 @@
-//! What a policy needs to know of users and nodes.
+//! The facts about users and nodes on which a policy depends.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,24 +9,24 @@ use warren_control_types::{NodeId, UserId};
 
 use crate::posture::Attributes;
 
-/// What a user is allowed to administer; `autogroup:admin` and its kin.
+/// The administrative role of a user, as named by `autogroup:admin` and similar
+/// autogroups.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Role {
-    /// Nothing: an ordinary member.
+    /// An ordinary member without administrative rights.
     #[default]
     Member,
-    /// Everything, and cannot be taken off it by others. An owner is an admin
-    /// too.
+    /// All rights, which other admins cannot revoke. An owner is an admin too.
     Owner,
-    /// Everything.
+    /// All rights.
     Admin,
-    /// The policy file, routes, DNS, tags.
+    /// May change the policy file, routes, DNS and tags.
     NetworkAdmin,
-    /// Users and devices.
+    /// May manage users and devices.
     ItAdmin,
-    /// What is paid.
+    /// May manage billing.
     BillingAdmin,
-    /// Nothing, but may look at everything.
+    /// May read everything and change nothing.
     Auditor,
 }
 
@@ -46,7 +46,7 @@ impl Role {
         std::iter::once(("member", Self::Member)).chain(Self::NAMED)
     }
 
-    /// Whether the autogroup of role `named` means a user of this role.
+    /// Whether the autogroup of role `named` includes a user of this role.
     #[must_use]
     pub fn is(self, named: Self) -> bool {
         self == named || (self == Self::Owner && named == Self::Admin)
@@ -78,10 +78,10 @@ impl fmt::Display for Role {
     }
 }
 
-/// Not the name of a role.
+/// The error for a text that is not the name of a role.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "\"{0}\" is no role; roles are member, owner, admin, network-admin, it-admin, billing-admin and auditor"
+    "\"{0}\" is not a valid role; roles are member, owner, admin, network-admin, it-admin, billing-admin and auditor"
 )]
 pub struct UnknownRole(pub String);
 
@@ -107,7 +107,7 @@ pub struct PolicyUser {
     /// Other names that a policy may use for the user, such as the e-mail
     /// address when the login is something else.
     pub aliases: Vec<String>,
-    /// What the user administers.
+    /// The role of the user.
     pub role: Role,
 }
 
@@ -125,7 +125,7 @@ pub struct PolicyNode {
     /// Routes that were approved for it, exit routes (`0.0.0.0/0`, `::/0`)
     /// included.
     pub routes: Vec<IpNet>,
-    /// What is known of the host, for postures.
+    /// The known attributes of the host, for postures.
     pub attributes: Attributes,
 }
 
@@ -154,16 +154,16 @@ impl PolicyNode {
 }
 
 impl PolicyUser {
-    /// Whether a policy means this user by `login`. `name@` is the user that
-    /// this server knows as plain `name`.
+    /// Whether `login` in a policy names this user. `name@` is the local user
+    /// `name` of this server.
     pub(crate) fn is_named(&self, login: &str) -> bool {
         let plain = login.strip_suffix('@').unwrap_or(login);
         let names = || std::iter::once(&self.login).chain(&self.aliases);
         names().any(|name| name == login || name == plain)
     }
 
-    /// The part before the `@` of the login (or another name) in `domain`.
-    /// Letter case of the domain does not count.
+    /// The part before the `@` of the login (or another name) in `domain`. The
+    /// letter case of the domain is ignored.
     pub(crate) fn local_part(&self, domain: &str) -> Option<&str> {
         std::iter::once(&self.login)
             .chain(&self.aliases)

@@ -1,4 +1,4 @@
-//! A set of nodes that stays small when it holds most of them.
+//! A compact set of node ids.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +24,7 @@ fn place(id: NodeId) -> (i64, usize, u64) {
 }
 
 impl NodeSet {
-    /// Nobody.
+    /// The empty set.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -40,7 +40,7 @@ impl NodeSet {
             .is_some_and(|word| word & bit != 0)
     }
 
-    /// Puts a node in; whether it was not there yet.
+    /// Inserts a node; returns whether it was absent.
     pub fn insert(&mut self, id: NodeId) -> bool {
         let (chunk, word, bit) = place(id);
         let words = self.chunks.entry(chunk).or_default();
@@ -51,7 +51,7 @@ impl NodeSet {
         })
     }
 
-    /// Takes a node out; whether it was there.
+    /// Removes a node; returns whether it was present.
     pub fn remove(&mut self, id: NodeId) -> bool {
         let (chunk, word, bit) = place(id);
         let Some(words) = self.chunks.get_mut(&chunk) else {
@@ -68,13 +68,13 @@ impl NodeSet {
         was
     }
 
-    /// Whether nobody is in the set.
+    /// Whether the set is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.chunks.is_empty()
     }
 
-    /// How many nodes there are.
+    /// The number of nodes in the set.
     #[must_use]
     pub fn len(&self) -> usize {
         let words = self.chunks.values().flatten();
@@ -95,7 +95,7 @@ impl NodeSet {
         })
     }
 
-    /// The nodes that are here and not in the other set, ascending.
+    /// The nodes of this set that are not in the other one, ascending.
     pub fn difference<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = NodeId> + 'a {
         self.iter().filter(|id| !other.contains(*id))
     }
@@ -129,7 +129,7 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn it_is_a_set(steps: Vec<(i16, bool)>, probe: i16) {
+        fn node_set_behaves_like_a_btree_set(steps: Vec<(i16, bool)>, probe: i16) {
             let (mut ours, mut plain) = (NodeSet::new(), BTreeSet::new());
             for (id, put) in steps {
                 let id = NodeId(id.into());

@@ -1,4 +1,4 @@
-//! A policy file that was read and found right.
+//! A parsed and valid policy.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +17,7 @@ use crate::ssh::{SshRule, SshTest};
 /// A policy, independent of any node.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Policy {
-    /// Neither acls nor grants are there: everything is allowed.
+    /// The file has neither acls nor grants: everything is allowed.
     pub(crate) open: bool,
     /// Grants in file order, then acls in file order.
     pub(crate) rules: Vec<Rule>,
@@ -71,7 +71,7 @@ pub(crate) struct Test {
     pub(crate) protocol: Option<u8>,
     pub(crate) accept: Vec<TestTarget>,
     pub(crate) deny: Vec<TestTarget>,
-    /// What the source is taken to be like.
+    /// The attributes that the source is assumed to have.
     pub(crate) attributes: Attributes,
 }
 
@@ -83,17 +83,17 @@ pub(crate) struct TestTarget {
     pub(crate) text: String,
 }
 
-/// What a policy does to the relays of the tailnet (`derpMap`).
+/// The changes of a policy to the relays of the tailnet (`derpMap`).
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RelayRegions {
     /// The server's own regions are left out.
     pub omit_default_regions: bool,
-    /// Regions to add or replace; `None` takes one away.
+    /// Regions to add or replace; `None` removes one.
     pub regions: BTreeMap<RegionId, Option<DerpRegion>>,
 }
 
 impl RelayRegions {
-    /// Whether the policy leaves the relays alone.
+    /// Whether the policy does not change the relays.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         !self.omit_default_regions && self.regions.is_empty()
@@ -115,19 +115,19 @@ impl RelayRegions {
 }
 
 impl Policy {
-    /// Reads a policy file. An empty file, like one with neither `acls` nor
-    /// `grants`, allows everything. All errors are returned at once, in the
-    /// order of their places (of very many, the first five hundred).
+    /// Parses a policy file. An empty file, and one with neither `acls` nor
+    /// `grants`, allow everything. All errors are returned at once, in the
+    /// order of their positions (at most the first five hundred).
     pub fn parse(source: &str) -> Result<Self, Vec<Diagnostic>> {
         Self::parse_in(source, &Context::default())
     }
 
-    /// Reads a policy file for a tailnet of which more is known.
+    /// Parses a policy file with facts about its tailnet.
     pub fn parse_in(source: &str, context: &Context) -> Result<Self, Vec<Diagnostic>> {
         crate::file::read(source, context)
     }
 
-    /// Reads a policy file that may not even be text.
+    /// Parses a policy file that may not be UTF-8.
     pub fn parse_bytes(source: &[u8], context: &Context) -> Result<Self, Vec<Diagnostic>> {
         match std::str::from_utf8(source) {
             Ok(source) => Self::parse_in(source, context),
@@ -135,7 +135,7 @@ impl Policy {
         }
     }
 
-    /// The policy of a tailnet that has none: everyone may reach everyone.
+    /// The policy of a tailnet without a file: every node may reach every node.
     #[must_use]
     pub fn allow_all() -> Self {
         Self {
@@ -156,41 +156,40 @@ impl Policy {
         self.tag_owners.contains_key(tag)
     }
 
-    /// Whether every node shall pick a random UDP port.
+    /// Whether every node uses a random UDP port.
     #[must_use]
     pub fn randomize_client_port(&self) -> bool {
         self.randomize_client_port
     }
 
-    /// Whether the policy says something of single nodes besides who may
-    /// reach whom: logins over SSH, attributes.
+    /// Whether the policy defines SSH logins or attributes of single nodes.
     #[must_use]
-    pub fn speaks_of_nodes(&self) -> bool {
+    pub fn has_node_rules(&self) -> bool {
         !self.ssh.is_empty() || !self.node_attributes.is_empty()
     }
 
     /// Whether there are rules for logins over SSH.
     #[must_use]
-    pub fn speaks_of_ssh(&self) -> bool {
+    pub fn has_ssh_rules(&self) -> bool {
         !self.ssh.is_empty()
     }
 
-    /// Whether any rule asks for a posture.
+    /// Whether any rule requires a posture.
     #[must_use]
-    pub fn asks_for_postures(&self) -> bool {
+    pub fn requires_postures(&self) -> bool {
         let rules = self.rules.iter().map(|rule| &rule.postures);
         let ssh = self.ssh.iter().map(|rule| &rule.postures);
         rules.chain(ssh).any(|postures| !postures.is_empty())
     }
 
-    /// What the policy does to the relays.
+    /// The changes of the policy to the relays.
     #[must_use]
     pub fn relay_regions(&self) -> &RelayRegions {
         &self.relay_regions
     }
 
-    /// Whether a host with these attributes has one of the postures. No
-    /// posture asks for nothing.
+    /// Whether a host with these attributes has one of the postures. True if
+    /// the list is empty.
     pub(crate) fn has_posture(&self, postures: &[String], attributes: &Attributes) -> bool {
         postures.is_empty()
             || postures.iter().any(|posture| {
@@ -249,9 +248,9 @@ impl Policy {
         false
     }
 
-    /// Whether `route`, which `node` starts to advertise, is approved without
-    /// asking anyone. A default route is approved by `exitNode` only, another
-    /// one by a key of `routes` that contains it.
+    /// Whether `route`, which `node` advertises, is approved automatically. A
+    /// default route is approved by `exitNode` only, another one by a key of
+    /// `routes` that contains it.
     #[must_use]
     pub fn approves_route(&self, users: &[PolicyUser], node: &PolicyNode, route: IpNet) -> bool {
         let is_approver = |list: &[Selector]| {
@@ -267,8 +266,8 @@ impl Policy {
             .any(|(_, list)| is_approver(list))
     }
 
-    /// Whether `node` may offer a service without asking anyone: it is an
-    /// approver of the service's name or of one of its tags.
+    /// Whether the policy approves `node` as a host of a service automatically:
+    /// it is an approver of the service's name or of one of its tags.
     #[must_use]
     pub fn approves_service(
         &self,
@@ -284,7 +283,7 @@ impl Policy {
             .any(|selector| self.selects_node(selector, users, node))
     }
 
-    /// Whether an identity selector means `user`.
+    /// Whether an identity selector matches `user`.
     pub(crate) fn selects_user(&self, selector: &Selector, user: &PolicyUser) -> bool {
         match selector {
             Selector::User(login) => user.is_named(login),
@@ -307,9 +306,9 @@ impl Policy {
         }
     }
 
-    /// Whether a selector means `node` by what it is, not by its addresses. A
-    /// tagged node is only its tags. Quick where the users ascend by id: this
-    /// is asked of every node.
+    /// Whether a selector matches `node` by identity, not by its addresses. A
+    /// tagged node matches by its tags only. Fast if the users ascend by id:
+    /// this runs for every node.
     pub(crate) fn selects_node(
         &self,
         selector: &Selector,
@@ -338,7 +337,8 @@ impl Policy {
     }
 }
 
-/// The user with this id: at once if users ascend by id, else by looking at all.
+/// The user with this id: by binary search if users ascend by id, otherwise by
+/// linear search.
 fn find_user(users: &[PolicyUser], id: UserId) -> Option<&PolicyUser> {
     match users.binary_search_by_key(&id, |user| user.id) {
         Ok(index) => users.get(index),

@@ -1,11 +1,11 @@
-//! The `tests` section at work: which of a policy's promises it keeps.
+//! Runs the `tests` section against the rules of a policy.
 //!
 //! A test is evaluated against the rules of the whole tailnet, before they are
-//! reduced to nodes; capabilities do not count. With several source addresses
-//! a destination counts as reached only if every one of them reaches it; of
-//! several destination addresses any one is enough. Addresses of both families
-//! are put to the question alike, as the service does: a test asks what the
-//! policy says, not which family a packet would take.
+//! reduced to nodes; capabilities are ignored. With several source addresses a
+//! destination is reached only if every one of them reaches it; of several
+//! destination addresses, one is enough. Addresses of both families are tested
+//! alike, as the hosted service does: a test asks about the policy, not about
+//! the family that a packet would use.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -15,10 +15,10 @@ use crate::policy::{Policy, Reach, Rule, Test, TestTarget};
 use crate::selector::Selector;
 use crate::span::{INTERNET, Span, TAILNET};
 
-/// Protocols of a rule that names none.
+/// The protocols of a rule that names none.
 const DEFAULT_PROTOCOLS: [u8; 4] = [6, 17, 1, 58];
 
-/// A promise that is not kept.
+/// An assertion of the file that does not hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FailedTest {
     /// The test's source as written.
@@ -96,8 +96,7 @@ struct TestRun<'a> {
 type OwnedAddress<'a> = (IpAddr, Option<&'a PolicyNode>);
 
 impl<'a> TestRun<'a> {
-    /// Whether the target is reached; `None` when the question has no answer
-    /// (nobody is meant by the source).
+    /// Whether the target is reached; `None` if the source matches no node.
     fn allowed(&self, test: &Test, target: &TestTarget) -> Option<bool> {
         let sources = self.addresses_of(&test.source);
         if sources.is_empty() {
@@ -143,8 +142,8 @@ impl<'a> TestRun<'a> {
         dst: &OwnedAddress<'_>,
         port: u16,
     ) -> bool {
-        // What a node is like counts as the test says; what stands behind a
-        // node has no posture.
+        // The attributes of the source node are those that the test gives.
+        // Hosts behind a subnet router have no posture.
         let posed = |rule: &Rule| {
             src.1.is_none() || self.policy.has_posture(&rule.postures, &test.attributes)
         };

@@ -1,4 +1,4 @@
-//! What a host must be like for a rule to hold for it.
+//! Postures: conditions on the source host of a rule.
 //!
 //! A posture is a list of assertions about attributes of the source node
 //! (`node:os == 'linux'`), all of which must hold. Of the postures that a rule
@@ -13,7 +13,7 @@ use std::fmt;
 
 pub(crate) use assertion::Assertion;
 
-/// What is known of a host, by name with name space (`node:os`).
+/// The attributes of a host, by name with namespace (`node:os`).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Attributes(pub BTreeMap<String, AttributeValue>);
 
@@ -24,16 +24,16 @@ pub enum AttributeValue {
     Text(String),
     /// A number, such as a score.
     Number(Number),
-    /// Yes or no.
+    /// A boolean.
     Bool(bool),
 }
 
-/// A number that is one.
+/// A finite number.
 #[derive(Debug, Clone, Copy)]
 pub struct Number(f64);
 
 impl Number {
-    /// `None` for what is no number or not finite.
+    /// `None` for NaN and infinities.
     #[must_use]
     pub fn new(value: f64) -> Option<Self> {
         // Adding zero turns -0 into 0, so that equal numbers are equal.
@@ -84,7 +84,7 @@ impl Attributes {
         self.0.insert(name.to_owned(), value);
     }
 
-    /// Sets an attribute to yes or no.
+    /// Sets an attribute to a boolean.
     pub fn set_bool(&mut self, name: &str, value: bool) {
         self.0.insert(name.to_owned(), AttributeValue::Bool(value));
     }

@@ -1,4 +1,5 @@
-//! Who or what a rule speaks of, and the ports and protocols it opens.
+//! Selectors of users, nodes and addresses, and the ports and protocols that a
+//! rule opens.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -32,9 +33,9 @@ pub(crate) enum Selector {
     OwnUser,
     /// `autogroup:internet`: public addresses, by way of exit nodes.
     Internet,
-    /// `autogroup:danger-all`: really every address.
+    /// `autogroup:danger-all`: every address without exception.
     DangerAll,
-    /// `autogroup:admin` and its kin: the untagged nodes of users with the
+    /// `autogroup:admin` and similar: the untagged nodes of users with the
     /// role.
     Role(Role),
     /// `autogroup:shared`: nodes that other tailnets share in. There are none.
@@ -42,19 +43,20 @@ pub(crate) enum Selector {
     /// `ipset:x`: exactly these addresses, resolved when the file is read.
     Set(IpSet),
     /// `svc:x`: the addresses of a service that nodes offer together. No
-    /// service has addresses yet, so that this means nobody.
+    /// service has addresses yet, so this matches no node.
     Service(String),
 }
 
-/// Addresses under a name: ascending ranges that neither touch nor overlap.
+/// A named set of addresses: ascending ranges that are neither adjacent nor
+/// overlapping.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct IpSet {
     pub(crate) name: String,
     pub(crate) spans: Arc<[Span]>,
 }
 
-/// Reads an address or a prefix. Host bits are cleared: the reference's
-/// packet filter takes no prefix with host bits.
+/// Parses an address or a prefix. Host bits are cleared: the packet filter of
+/// the official client refuses prefixes with host bits.
 pub(crate) fn parse_net(text: &str) -> Option<IpNet> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Some(IpNet::from(address));
@@ -93,7 +95,7 @@ impl Ports {
     }
 }
 
-/// Reads `*`, `n`, `a-b` and comma lists of these. The error is what follows
+/// Parses `*`, `n`, `a-b` and comma lists of these. The error is the text after
 /// `port range "...": ` in a message.
 pub(crate) fn parse_ports(text: &str) -> Result<Vec<Ports>, &'static str> {
     text.split(',')
@@ -176,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ports_in_every_form() {
+    fn ports_parse_in_every_form() {
         let one = |first, last| Ok(vec![Ports { first, last }]);
         for (text, expected) in [
             ("*", Ok(vec![Ports::ALL])),
@@ -196,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn protocols_by_name_and_number() {
+    fn protocols_parse_by_name_and_number() {
         for (text, expected) in [
             ("tcp", Some(6)),
             ("TCP", Some(6)),

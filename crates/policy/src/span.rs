@@ -63,8 +63,8 @@ impl Span {
         }
     }
 
-    /// The way a range goes on the wire in rules: an address, a prefix where
-    /// one fits, else `first-last`.
+    /// The wire format of a range in rules: an address, a prefix if one fits,
+    /// otherwise `first-last`.
     pub(crate) fn text(&self) -> String {
         let (first, last) = (self.address(self.first), self.address(self.last));
         match self.nets().as_slice() {
@@ -93,7 +93,7 @@ impl Span {
         }
     }
 
-    /// What is left without `other`: up to two ranges.
+    /// This range without `other`: up to two ranges.
     pub(crate) fn without(&self, other: &Self) -> Vec<Self> {
         if !self.overlaps(other) {
             return vec![*self];
@@ -110,8 +110,7 @@ impl Span {
         out
     }
 
-    /// What is left of ranges without others. Both ascend and neither overlaps
-    /// itself.
+    /// Ranges without other ranges. Both lists ascend and have no overlaps.
     pub(crate) fn difference(spans: &[Self], without: &[Self]) -> Vec<Self> {
         let mut out = Vec::with_capacity(spans.len());
         let mut others = without.iter().peekable();
@@ -222,7 +221,7 @@ fn block_end(first: u128, bits: u32) -> u128 {
     }
 }
 
-/// A named range as it goes on the wire.
+/// A range with its text on the wire.
 pub(crate) struct Named {
     pub(crate) text: &'static str,
     pub(crate) span: Span,
@@ -238,8 +237,8 @@ const fn v4(text: &'static str, first: [u8; 4], last: [u8; 4]) -> Named {
     }
 }
 
-/// The tailnet's own ranges: what `*` stands for as a source, besides subnet
-/// routes. 100.115.92.0/23 is left out: it belongs to ChromeOS's containers.
+/// The tailnet's own ranges: `*` as a source means these and all subnet routes.
+/// 100.115.92.0/23 is excluded: it belongs to the containers of ChromeOS.
 pub(crate) const TAILNET: [Named; 3] = [
     v4(
         "100.64.0.0-100.115.91.255",
@@ -262,7 +261,7 @@ pub(crate) const TAILNET: [Named; 3] = [
     },
 ];
 
-/// Public addresses: what `autogroup:internet` stands for.
+/// Public addresses: the ranges of `autogroup:internet`.
 pub(crate) const INTERNET: [Named; 7] = [
     v4("0.0.0.0-9.255.255.255", [0, 0, 0, 0], [9, 255, 255, 255]),
     v4(
@@ -306,8 +305,7 @@ pub(crate) fn internet_overlaps(span: &Span) -> bool {
     INTERNET.iter().any(|named| named.span.overlaps(span))
 }
 
-/// The way a prefix goes on the wire in rules: a single address without its
-/// length.
+/// The wire format of a prefix in rules: a single address has no length.
 pub(crate) fn net_text(net: &IpNet) -> String {
     if net.prefix_len() == net.max_prefix_len() {
         net.addr().to_string()
@@ -329,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_as_text() {
+    fn ranges_are_written_as_prefix_or_range() {
         for (first, last, text) in [
             ("10.0.0.0", "10.255.255.255", "10.0.0.0/8"),
             ("10.0.0.1", "10.0.0.1", "10.0.0.1"),
@@ -352,7 +350,7 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn prefixes_cover_the_range_and_no_more(first: u32, length in 0u32..70_000) {
+        fn prefixes_cover_exactly_the_range(first: u32, length in 0u32..70_000) {
             let last = first.saturating_add(length);
             let span = Span::v4(first.into(), last.into());
             let nets = span.nets();
@@ -364,7 +362,7 @@ mod tests {
         }
 
         #[test]
-        fn sets_without_others(a: Vec<(u8, u8)>, b: Vec<(u8, u8)>, at: u8) {
+        fn difference_removes_exactly_the_other_ranges(a: Vec<(u8, u8)>, b: Vec<(u8, u8)>, at: u8) {
             let make = |pairs: Vec<(u8, u8)>| {
                 let spans = pairs.into_iter().map(|(x, y)| {
                     let address = |n: u8| Ipv4Addr::new(10, 0, 0, n);
@@ -382,7 +380,7 @@ mod tests {
         }
 
         #[test]
-        fn taking_away_leaves_the_rest(a: (u8, u8), b: (u8, u8), at: u8) {
+        fn without_removes_exactly_the_other_range(a: (u8, u8), b: (u8, u8), at: u8) {
             let make = |(x, y): (u8, u8)| {
                 let address = |n: u8| Ipv4Addr::new(10, 0, 0, n);
                 Span::v4(address(x.min(y)), address(x.max(y)))

@@ -1,13 +1,13 @@
-//! The `ssh` section: who may log in to a node over SSH, and as whom.
+//! Compiles the `ssh` section: the users that may log in to a node over SSH,
+//! and the local accounts that they may use.
 //!
 //! [`Policy::compile_ssh`] resolves every selector of the section once;
-//! [`SshRules::policy_for`] then says what one node is told. A node decides by
-//! the first rule that matches, so order is meaning: rules that ask for a
-//! check come before those that accept, each kind in the order of the file.
+//! [`SshRules::policy_for`] then returns the rules of one node. A node applies
+//! the first rule that matches, so their order matters: rules with a check come
+//! before rules that accept, each kind in the order of the file.
 //!
-//! What a check's period is, and what happens when it succeeded, never goes
-//! to the node: it asks this server, which looks it up with
-//! [`SshRules::check_for`].
+//! The period of a check, and the action after it, are not sent to the node:
+//! the node asks this server, which looks them up with [`SshRules::check_for`].
 
 mod login_tests;
 
@@ -26,14 +26,14 @@ use crate::selector::Selector;
 
 pub use login_tests::{FailedSshTest, SshExpectation};
 
-/// Where a recorder listens.
+/// The port on which session recorders listen.
 const RECORDER_PORT: u16 = 80;
 
 /// An entry of `ssh`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct SshRule {
-    /// `None`: accepted as it is. Else how long a check holds; zero asks every
-    /// time.
+    /// `None`: accepted without a check. Otherwise the time for which a check
+    /// stays valid; zero asks every time.
     pub(crate) check: Option<Duration>,
     pub(crate) sources: Vec<Selector>,
     pub(crate) to: Vec<Selector>,
@@ -49,9 +49,9 @@ pub(crate) struct SshRule {
 pub(crate) struct Logins {
     /// `root`.
     pub(crate) root: bool,
-    /// `autogroup:nonroot`: anyone but root.
+    /// `autogroup:nonroot`: every account except root.
     pub(crate) nonroot: bool,
-    /// By name.
+    /// Accounts by name.
     pub(crate) names: BTreeSet<String>,
     /// `localpart:*@domain`: the part of the source's own login before the @.
     pub(crate) domains: Vec<String>,
@@ -66,47 +66,47 @@ pub(crate) struct SshTest {
     pub(crate) accept: Vec<String>,
     pub(crate) check: Vec<String>,
     pub(crate) deny: Vec<String>,
-    /// What the source is taken to be like.
+    /// The attributes that the source is assumed to have.
     pub(crate) attributes: Attributes,
 }
 
-/// The `ssh` section beside the users and nodes of the moment.
+/// The `ssh` section, compiled for the current users and nodes.
 #[derive(Debug, Clone)]
 pub struct SshRules {
     /// Ascending by id.
     nodes: Vec<PolicyNode>,
-    /// Checks before accepts, else in file order.
+    /// Rules with a check first, each kind in file order.
     rules: Vec<Resolved>,
 }
 
-/// One rule.
+/// One rule with its selectors resolved.
 #[derive(Debug, Clone)]
 struct Resolved {
     check: Option<Duration>,
-    /// What an accepted session may do.
+    /// The permissions of an accepted session.
     accept: SshAction,
     accept_env: Vec<String>,
-    /// Wanted user to local user, for every source.
+    /// Requested account to local account, for every source.
     users: BTreeMap<String, String>,
-    /// Whether users get in by the name of their login.
+    /// Whether users may log in to the account named like their own login.
     by_login: bool,
-    /// Those names.
+    /// The names of these accounts.
     local_parts: BTreeMap<UserId, String>,
     /// Source nodes (indices, ascending) of each user, in user order.
     user_sources: BTreeMap<UserId, Vec<usize>>,
-    /// Tagged source nodes, one time for each of the tags that select them.
+    /// Tagged source nodes, listed once for each tag that selects them.
     tagged_sources: Vec<usize>,
     /// Destinations, `autogroup:self` aside.
     to: BTreeSet<usize>,
     to_own_user: bool,
 }
 
-/// What a check asks for.
+/// The conditions of a check.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SshCheck {
-    /// How long an earlier check still counts; zero: it never does.
+    /// The time for which an earlier check stays valid; zero: never.
     pub period: Duration,
-    /// What the session may do once the check has succeeded.
+    /// The permissions of the session after the check succeeded.
     pub then: SshAction,
 }
 
@@ -117,7 +117,7 @@ impl Policy {
         self.ssh_rules(users, nodes, None)
     }
 
-    /// The rules as they are; with `posed`, every node is taken to have these
+    /// Resolves the rules. With `posed`, every node is assumed to have these
     /// attributes.
     fn ssh_rules(
         &self,
@@ -214,8 +214,8 @@ impl Policy {
 }
 
 impl SshRules {
-    /// What `node` is told. `base_url` is where nodes reach this server, for
-    /// checks: without a slash at the end.
+    /// The SSH policy for `node`. `base_url` is the address of this server for
+    /// checks, without a slash at the end.
     #[must_use]
     pub fn policy_for(&self, node: NodeId, base_url: &str) -> SshPolicy {
         let Ok(index) = self.nodes.binary_search_by_key(&node, |node| node.id) else {
@@ -257,8 +257,8 @@ impl SshRules {
         out
     }
 
-    /// What a check of a session from `source` to `local_user` on
-    /// `destination` asks for; `None`: no rule asks for a check there.
+    /// The conditions of the check for a session from `source` to `local_user`
+    /// on `destination`; `None` if no rule requires a check there.
     #[must_use]
     pub fn check_for(
         &self,
@@ -277,8 +277,7 @@ impl SshRules {
         })
     }
 
-    /// Whether a rule in what `destination` is told lets `source` in as
-    /// `user`.
+    /// Whether a rule for `destination` allows `source` to log in as `user`.
     fn lets_in(&self, rule: &Resolved, source: usize, destination: usize, user: &str) -> bool {
         self.parts(rule, destination).iter().any(|part| {
             part.sources.contains(&source)
@@ -286,7 +285,7 @@ impl SshRules {
         })
     }
 
-    /// What a rule says on a node, part by part.
+    /// The entries that a rule contributes to the SSH policy of a node.
     fn parts<'a>(&self, rule: &'a Resolved, node: usize) -> Vec<Part<'a>> {
         let own_user = self
             .nodes
@@ -313,8 +312,9 @@ impl SshRules {
                 out.push(Part::plain(all.collect()));
             }
         } else if rule.by_login && !rule.to.is_empty() {
-            // With names that depend on the source, a source is told what it
-            // may do itself, though nobody may log in to it.
+            // If account names depend on the source, the hosted service also
+            // sends a source its own entries, although no login to that node is
+            // allowed.
             match own_user {
                 Some(user) => {
                     let sources = rule.user_sources.get(&user);
@@ -348,10 +348,10 @@ impl SshRules {
     }
 }
 
-/// Some sources of a rule that are told of together.
+/// Sources of a rule that share one entry.
 struct Part<'a> {
     sources: Vec<usize>,
-    /// The name that these may use besides those of the rule.
+    /// An account that these sources may use in addition to those of the rule.
     local_part: Option<&'a str>,
 }
 
@@ -364,7 +364,7 @@ impl Part<'_> {
     }
 }
 
-/// Whether a map of users lets someone in as `user`.
+/// Whether a map of accounts allows a login as `user`.
 fn allows(users: &BTreeMap<String, String>, user: &str) -> bool {
     match users.get(user) {
         Some(local) => !user.is_empty() && !local.is_empty(),

@@ -1,5 +1,5 @@
-//! Files that are wrong, hostile or huge: refused with their place, in time
-//! that grows with their length.
+//! Files that are invalid, hostile or huge are refused with a position, in time
+//! linear in their length.
 
 #![allow(clippy::unwrap_used)]
 
@@ -25,7 +25,7 @@ fn huge(begin: &str, end: &str, mut item: impl FnMut(usize) -> String) -> String
 }
 
 #[test]
-fn huge_files_are_read() {
+fn huge_files_are_parsed() {
     let source = huge("{\"groups\": {", "}}", |n| {
         format!("\"group:{n}\": [\"user{n}@example.com\"],\n")
     });
@@ -97,8 +97,8 @@ fn nesting_is_bounded() {
 }
 
 #[test]
-fn long_chains_and_circles_of_names() {
-    // Tag owners may form circles, and be long chains.
+fn long_chains_and_cycles_of_names_are_bounded() {
+    // Tag owners may form cycles and long chains.
     let mut owners = String::new();
     for n in 0..100_000 {
         write!(owners, "\"tag:t{n}\": [\"tag:t{}\"],", (n + 1) % 100_000).unwrap();
@@ -119,7 +119,7 @@ fn long_chains_and_circles_of_names() {
     let found = chain("\"ipset:s0\"").unwrap_err();
     assert_eq!(found.len(), 1);
     assert!(
-        found[0].message.starts_with("ipsets form a circle"),
+        found[0].message.starts_with("ipsets form a cycle"),
         "{found:?}"
     );
     // Sets that double each other would be large; there is a bound.
@@ -159,7 +159,7 @@ fn text_that_is_not_utf8_is_refused_at_its_byte() {
 }
 
 #[test]
-fn errors_for_programs() {
+fn errors_have_a_json_form() {
     let source = "{\n  \"acl\": [],\n}";
     let found = &errors(source)[0];
     assert_eq!(

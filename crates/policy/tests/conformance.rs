@@ -1,14 +1,15 @@
-//! Our answers beside recorded ones of the hosted service.
+//! Compares our answers with recorded ones of the hosted service.
 //!
 //! The folder is `$WARREN_CONFORMANCE`, else `../shared/conformance` beside the
-//! workspace; without one the test says so and passes. Every case that lies
-//! there is taken and none is known by name. Per folder the count is printed,
-//! and each case that differs with its first difference
-//! (`cargo test -p warren-policy --test conformance -- --nocapture`). A single
-//! one that differs fails the test.
+//! workspace; without one the test prints `SKIPPED` and passes. Every case in
+//! the folder is run and none is known by name. Per folder the count is
+//! printed, and each case that differs with its first difference (`cargo test
+//! -p warren-policy --test conformance -- --nocapture`). One different case
+//! fails the test.
 //!
-//! Two flaws of recordings in general are mended, visibly, before comparing:
-//! see [`Tailnet::strangers`] and [`Tailnet::unsettled`].
+//! Two flaws of the recordings are corrected, with a printed note, before the
+//! comparison: see [`Tailnet::unowned_addresses`] and
+//! [`Tailnet::routes_in_transition`].
 
 #![allow(clippy::unwrap_used)]
 
@@ -85,7 +86,7 @@ struct Capture {
     ssh: Option<Value>,
 }
 
-/// A node as it was shown.
+/// A node as it appears in a recorded netmap.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Seen {
@@ -157,7 +158,7 @@ struct Tailnet {
     users: Vec<PolicyUser>,
     nodes: Vec<PolicyNode>,
     names: BTreeMap<NodeId, String>,
-    /// See [`Self::strangers`]: recorded address and what stands for it.
+    /// See [`Self::unowned_addresses`]: recorded address and its replacement.
     stand_ins: BTreeMap<IpAddr, IpAddr>,
 }
 
@@ -173,7 +174,7 @@ impl Tailnet {
                 Role::Admin
             },
         });
-        let stand_ins = Self::strangers(case);
+        let stand_ins = Self::unowned_addresses(case);
         // Older nodes have lower ids, as on a server.
         let mut order: Vec<(&String, &CaseNode)> = case.nodes.iter().collect();
         order.sort_by_key(|(name, node)| (node.created_rank.unwrap_or(i64::MAX), *name));
@@ -204,14 +205,14 @@ impl Tailnet {
         }
     }
 
-    /// IPv6 addresses that nodes got from the anonymiser and that happen to
-    /// stand in the policy.
+    /// IPv6 addresses that nodes got from the anonymiser and that also appear
+    /// in the policy.
     ///
     /// Where every node is `100.64.0.n` with `fd7a:115c:a1e0::n`, addresses
     /// were rewritten. IPv4 addresses in policies were rewritten along, IPv6
-    /// ones were not: the recorded service treats such an address as nobody's
-    /// (a grant to it reaches no node). So the node gets another one here.
-    fn strangers(case: &Case) -> BTreeMap<IpAddr, IpAddr> {
+    /// ones were not: for the recorded service such an address belongs to no
+    /// node (a grant to it reaches no node). So the node gets another one here.
+    fn unowned_addresses(case: &Case) -> BTreeMap<IpAddr, IpAddr> {
         let rewritten = |node: &CaseNode| {
             let v4: Ipv4Addr = node.ipv4.parse().unwrap();
             let v6: Ipv6Addr = node.ipv6.parse().unwrap();
@@ -237,7 +238,7 @@ impl Tailnet {
             .collect()
     }
 
-    /// The recorded address as it is here.
+    /// The replacement of a recorded address.
     fn here(&self, recorded: IpNet) -> IpNet {
         match self.stand_ins.get(&recorded.addr()) {
             Some(other) if recorded.prefix_len() == recorded.max_prefix_len() => {
@@ -250,7 +251,7 @@ impl Tailnet {
     /// Subnet routes that were on their way in or out while the case was
     /// recorded: a viewer has them behind the peer, but neither the case nor
     /// the peer's own recording knows them as approved.
-    fn unsettled(case: &Case, peer: &str, seen: &Seen) -> BTreeSet<IpNet> {
+    fn routes_in_transition(case: &Case, peer: &str, seen: &Seen) -> BTreeSet<IpNet> {
         let own = case.captures.get(peer).map(|capture| &capture.own);
         let known = |route: &IpNet| {
             case.nodes[peer].approved_routes.contains(route)
@@ -324,7 +325,7 @@ fn check(folder: &str, case: &Case, notes: &mut Vec<String>) -> Result<(), Strin
         }
         (200, _) => Err(format!("refused, should be taken: {problems:?}")),
         (_, _) if problems.is_empty() => Err(format!("taken, expected {:?}", case.expect.message)),
-        // Of refused nodeAttrs only the refusal counts.
+        // For refused nodeAttrs only the refusal is compared.
         (_, _) if folder == "nodeattrs_results" => Ok(()),
         (_, _) => match &case.expect.message {
             Some(wanted) if !problems.iter().any(|problem| says(problem, wanted)) => {
@@ -335,8 +336,8 @@ fn check(folder: &str, case: &Case, notes: &mut Vec<String>) -> Result<(), Strin
     }
 }
 
-/// Whether a message has the recorded text. The anonymiser changed names of
-/// domains, so these count as equal among each other.
+/// Whether a message contains the recorded text. The anonymiser changed names
+/// of domains, so these count as equal among each other.
 fn says(problem: &str, wanted: &str) -> bool {
     let masked = |text: &str| {
         let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '@');
@@ -412,14 +413,14 @@ impl Answers<'_> {
         }
         self.check_self(node, &capture.own)?;
         for (peer_name, seen) in &capture.peers {
-            let unsettled = Tailnet::unsettled(self.case, peer_name, seen);
-            if !unsettled.is_empty() {
+            let routes_in_transition = Tailnet::routes_in_transition(self.case, peer_name, seen);
+            if !routes_in_transition.is_empty() {
                 notes.push(format!(
-                    "  note: {}: {name} has {unsettled:?} behind {peer_name}, which {peer_name} itself has not",
+                    "  note: {}: {name} has {routes_in_transition:?} behind {peer_name}, which {peer_name} itself has not",
                     self.case.id
                 ));
             }
-            self.check_peer(node, peer_name, seen, &unsettled)
+            self.check_peer(node, peer_name, seen, &routes_in_transition)
                 .map_err(|difference| format!("peer {peer_name}: {difference}"))?;
         }
         let ours = serde_json::to_value(self.ssh.policy_for(node.id, "https://unused")).unwrap();
@@ -463,7 +464,7 @@ impl Answers<'_> {
         viewer: &PolicyNode,
         peer: &str,
         seen: &Seen,
-        unsettled: &BTreeSet<IpNet>,
+        routes_in_transition: &BTreeSet<IpNet>,
     ) -> Result<(), String> {
         let peer = self.tailnet.node(peer)?;
         let primary = self.tailnet.primary(peer);
@@ -475,7 +476,13 @@ impl Answers<'_> {
             .copied()
             .filter(|r| r.prefix_len() > 0)
             .collect();
-        self.check_addresses([viewer, peer], &routes, &primary, seen, unsettled)?;
+        self.check_addresses(
+            [viewer, peer],
+            &routes,
+            &primary,
+            seen,
+            routes_in_transition,
+        )?;
         let theirs = seen.cap_map.clone().unwrap_or_default();
         equal(
             "CapMap",
@@ -490,14 +497,16 @@ impl Answers<'_> {
         routes: &[IpNet],
         primary: &[IpNet],
         seen: &Seen,
-        unsettled: &BTreeSet<IpNet>,
+        routes_in_transition: &BTreeSet<IpNet>,
     ) -> Result<(), String> {
         let disables = |node| self.policy.disables_ipv4(&self.tailnet.users, node);
         let only_v6 = disables(viewer) || disables(node);
         let own = node.addresses.iter().filter(|a| a.is_ipv6() || !only_v6);
         let own: BTreeSet<IpNet> = own.map(|a| IpNet::from(*a)).collect();
         let theirs = |recorded: &[IpNet]| -> BTreeSet<IpNet> {
-            let settled = recorded.iter().filter(|net| !unsettled.contains(net));
+            let settled = recorded
+                .iter()
+                .filter(|net| !routes_in_transition.contains(net));
             settled.map(|net| self.tailnet.here(*net)).collect()
         };
         let allowed: BTreeSet<IpNet> = own.iter().chain(routes).copied().collect();

@@ -1,6 +1,6 @@
-//! Three answers to one question, for random policies, networks and packets:
-//! the evaluator that reads rule after rule, the filter that a node compiles
-//! from what it is sent, and what a person is told.
+//! Compares three answers for random policies, networks and packets: the
+//! evaluator that reads rule after rule, the filter that a node compiles from
+//! its netmap, and the explanation for users.
 
 #![allow(clippy::unwrap_used)]
 
@@ -66,8 +66,8 @@ const NETS: [&str; 12] = [
     "fd00:1:2::/48",
     "2000::/3",
 ];
-/// Where packets come from and go to: machines, places behind routers, the
-/// internet, nowhere.
+/// Sources and destinations of packets: machines, hosts behind routers, the
+/// internet, unused addresses.
 const PLACES: [&str; 22] = [
     "100.64.0.1",
     "100.64.0.2",
@@ -300,7 +300,7 @@ fn packet() -> impl Strategy<Value = Packet> {
         })
 }
 
-/// The packet as it comes out of the tunnel; nothing for mixed families.
+/// The packet as it comes out of the tunnel; `None` for mixed families.
 fn bytes(packet: &Packet) -> Option<Vec<u8>> {
     let mut payload = vec![0_u8; 20];
     if matches!(packet.protocol, 6 | 17 | 132) {
@@ -352,7 +352,7 @@ fn filter_of(policy: &Policy, nodes: &[PolicyNode], node: &PolicyNode) -> Filter
 }
 
 /// Random policies can be wrong in ways the generator does not avoid, such as
-/// `autogroup:self` beside a group of addresses; those are none.
+/// `autogroup:self` beside a group of addresses; these are skipped.
 fn parsed(text: &str) -> Option<Policy> {
     Policy::parse(text).ok()
 }
@@ -361,7 +361,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn three_answers_agree(
+    fn evaluator_filter_and_explanation_agree(
         text in policy(),
         nodes in network(),
         packets in proptest::collection::vec(packet(), 1..24),
@@ -415,7 +415,7 @@ proptest! {
                 !answer.allowed || policy.is_allow_all(),
                 "{}", why.text()
             );
-            // What is named is in the file.
+            // Every quoted text is in the file.
             for reason in &answer.reasons {
                 for place in [Some(&reason.rule), reason.source.entry.as_ref(), reason.destination.entry.as_ref()] {
                     let place = place.unwrap();
@@ -424,7 +424,7 @@ proptest! {
                     prop_assert!(there.starts_with(&place.text), "{place:?}: {there:?}");
                 }
             }
-            // An edit does what it says.
+            // An edit has the announced effect.
             for edit in &answer.edits {
                 let edited = edit.apply(&text);
                 let better = Policy::parse(&edited).unwrap();
@@ -434,11 +434,11 @@ proptest! {
                 prop_assert!(works, "{:?}\n{}", edit, edited);
                 prop_assert!(edit.others < usize::MAX);
             }
-            // By an exit node alone only public addresses are reached.
+            // Through an exit node only public addresses are reached.
             let reachable = owner.is_some()
                 || answer.carriers.iter().any(|c| c.approved && c.route.prefix_len() != 0);
             let other = owner.is_none_or(|owner| !owner.has_address(packet.source));
-            // No edit gives a machine a posture, and none takes the demand away.
+            // No edit gives a machine a posture or removes the requirement.
             let posed = text.contains("\"defaultSrcPosture\": []")
                 || nodes.iter().all(|node| {
                     node.attributes.get("node:os") == Some(&AttributeValue::Text("linux".into()))
@@ -458,7 +458,7 @@ proptest! {
     }
 
     #[test]
-    fn a_diff_names_exactly_what_changes(
+    fn diff_lists_exactly_the_changed_access(
         before in policy(),
         after in policy(),
         nodes in network(),
@@ -486,7 +486,8 @@ proptest! {
         let same = old_scene.diff(&old_scene);
         prop_assert!(same.is_empty(), "{}", same.text());
         prop_assert_eq!(forth.gained.is_empty(), forth.pairs_gained() == 0);
-        // Between two machines, what a packet gains or loses is in the diff.
+        // Access that a packet between two machines gains or loses is in the
+        // diff.
         for packet in packets {
             let owner = |address: IpAddr| nodes.iter().find(|node| node.has_address(address));
             let (Some(from), Some(to)) = (owner(packet.source), owner(packet.destination)) else {

@@ -1,5 +1,5 @@
-//! Policy files as people write them: what is refused and how it is said, what
-//! is taken and what comes of it.
+//! Policy files as users write them: refusals with their messages, and results
+//! of accepted files.
 
 #![allow(clippy::unwrap_used)]
 
@@ -41,7 +41,7 @@ fn errors(source: &str) -> Vec<String> {
 }
 
 #[test]
-fn all_errors_come_at_once_with_their_place() {
+fn all_errors_are_reported_at_once_with_their_position() {
     let source = r#"{
   "aclz": [],
   "groups": {"group:dev": ["alice@example.com", "group:ops"]},
@@ -67,7 +67,7 @@ fn all_errors_come_at_once_with_their_place() {
 }
 
 #[test]
-fn absent_sections_and_null_ask_for_nothing() {
+fn absent_and_null_sections_have_no_effect() {
     let policy = Policy::parse("{\"ssh\": null, \"nodeAttrs\": [], \"tests\": null}").unwrap();
     assert!(policy.is_allow_all());
     assert!(
@@ -135,7 +135,7 @@ fn a_local_user_is_named_with_a_trailing_at() {
 }
 
 #[test]
-fn a_tagged_node_is_nobody_s() {
+fn tagged_node_has_no_user() {
     let source = r#"{
         "tagOwners": {"tag:web": ["alice@example.com"]},
         "acls": [{"action": "accept", "src": ["alice@example.com"], "dst": ["autogroup:self:*"]}],
@@ -229,7 +229,7 @@ proptest! {
     }
 
     #[test]
-    fn sight_is_symmetric_and_output_is_stable(
+    fn visibility_is_symmetric_and_output_is_stable(
         rules in proptest::collection::vec((0usize..6, 0usize..6), 0..5),
     ) {
         const SOURCES: [&str; 6] =

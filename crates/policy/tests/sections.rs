@@ -1,5 +1,5 @@
-//! The sections besides acls and grants: what they refuse, in which words,
-//! and what comes of them.
+//! The sections other than acls and grants: refusals with their messages, and
+//! results.
 
 #![allow(clippy::unwrap_used)]
 
@@ -75,7 +75,7 @@ fn ssh(policy: &Policy, id: i64) -> SshPolicy {
 }
 
 #[test]
-fn what_is_refused_and_in_which_words() {
+fn invalid_sections_are_refused_with_their_message() {
     for (sections, message) in [
         (
             r#""ssh": [{"src": ["tag:web"], "dst": ["tag:db"], "users": ["root"]}]"#,
@@ -111,7 +111,7 @@ fn what_is_refused_and_in_which_words() {
         ),
         (
             r#""ssh": [{"action": "accept", "users": ["a"], "src": ["tag:web"], "dst": ["autogroup:self"]}]"#,
-            "\"tag:web\" cannot be let in to \"autogroup:self\"",
+            "\"tag:web\" cannot be granted access to \"autogroup:self\"",
         ),
         (
             r#""ssh": [{"action": "check", "users": ["a"], "checkPeriod": "abc"}]"#,
@@ -171,7 +171,7 @@ fn what_is_refused_and_in_which_words() {
         ),
         (
             r#""ipsets": {"ipset:a": ["ipset:b"], "ipset:b": ["add ipset:a"]}"#,
-            "ipsets form a circle: ipset:a -> ipset:b -> ipset:a",
+            "ipsets form a cycle: ipset:a -> ipset:b -> ipset:a",
         ),
         (
             r#""ipsets": {"ipset:a": ["10.0.0.1-::1"]}"#,
@@ -179,7 +179,7 @@ fn what_is_refused_and_in_which_words() {
         ),
         (
             r#""ipsets": {"ipset:a": ["tag:web"]}"#,
-            "ipset:a: \"tag:web\" is nothing an ipset can hold",
+            "ipset:a: \"tag:web\" cannot be part of an ipset",
         ),
         (
             r#""postures": {"posture:a": ["node:os = 'linux'"]}"#,
@@ -203,7 +203,7 @@ fn what_is_refused_and_in_which_words() {
         ),
         (
             r#""OneCGNATRoute": "mac""#,
-            "\"mac\" is no value of OneCGNATRoute",
+            "\"mac\" is not a valid value of OneCGNATRoute",
         ),
         (
             r#""disableIPv4": "yes""#,
@@ -211,11 +211,11 @@ fn what_is_refused_and_in_which_words() {
         ),
         (
             r#""derpMap": {"regions": {"0": null}}"#,
-            "\"0\" is no number of a region",
+            "\"0\" is not a valid region number",
         ),
         (
             r#""attrConfig": {"custom:a": {"type": "int"}}"#,
-            "\"int\" is no type of an attribute",
+            "\"int\" is not a valid attribute type",
         ),
     ] {
         assert_eq!(refusals(sections), [message], "{sections}");
@@ -223,7 +223,7 @@ fn what_is_refused_and_in_which_words() {
 }
 
 #[test]
-fn a_login_by_ones_own_name() {
+fn localpart_entries_allow_a_login_by_own_name() {
     let policy = parse(
         r#""ssh": [{
             "action": "accept", "src": ["autogroup:member", "autogroup:tagged"], "dst": ["tag:web"],
@@ -256,7 +256,7 @@ fn a_login_by_ones_own_name() {
         (json!("100.64.0.4"), common.clone(), 6),
     ];
     assert_eq!(names(4), expected);
-    // Sources that nobody may log in to are told their own part.
+    // A source to which no login is allowed receives its own entries.
     assert_eq!(names(1), expected[..2]);
     assert_eq!(names(2), expected[2..3]);
     assert_eq!(names(5), [(json!("100.64.0.5"), common, 2)]);
@@ -264,7 +264,7 @@ fn a_login_by_ones_own_name() {
 }
 
 #[test]
-fn checks_come_first_and_their_period_stays_here() {
+fn check_rules_come_first_and_their_period_is_not_sent() {
     let policy = parse(
         r#""ssh": [
             {"action": "accept", "src": ["alice@example.com"], "dst": ["tag:web"], "users": ["root"]},
@@ -302,7 +302,7 @@ fn checks_come_first_and_their_period_stays_here() {
 }
 
 #[test]
-fn promises_about_logins() {
+fn ssh_tests_report_logins_that_differ() {
     let failing = |tests: &str| {
         let policy = parse(&format!(
             r#""ssh": [
@@ -329,11 +329,11 @@ fn promises_about_logins() {
         ),
         (
             r#"{"src": "nobody@example.com", "dst": ["tag:web"], "deny": ["ubuntu"]}"#,
-            "ssh nobody@example.com -> ubuntu@tag:web: expected denied, but no node is meant by the source",
+            "ssh nobody@example.com -> ubuntu@tag:web: expected denied, but the source matches no node",
         ),
         (
             r#"{"src": "tag:db", "dst": ["autogroup:self"], "deny": ["root"]}"#,
-            "ssh tag:db -> root@autogroup:self: expected denied, but no node is meant by the destination",
+            "ssh tag:db -> root@autogroup:self: expected denied, but the destination matches no node",
         ),
     ] {
         assert_eq!(failing(test), [expected]);
@@ -341,7 +341,7 @@ fn promises_about_logins() {
 }
 
 #[test]
-fn attributes_of_nodes() {
+fn node_attributes_merge_all_matching_targets() {
     let policy = parse(
         r#""hosts": {"one": "100.64.0.1"}, "randomizeClientPort": true, "OneCGNATRoute": "mac-never",
         "nodeAttrs": [
@@ -399,7 +399,7 @@ fn attributes_of_nodes() {
 }
 
 #[test]
-fn postures_shrink_the_sources() {
+fn postures_restrict_the_sources() {
     let with = |rule: &str, default: &str| {
         parse(&format!(
             r#""postures": {{
@@ -454,7 +454,7 @@ fn postures_shrink_the_sources() {
         sources(&with(&format!(r#"{members} "srcPosture": [],"#), default)).len(),
         6
     );
-    // What stands behind a node has no posture; addresses of nodes have.
+    // Hosts behind a subnet router have no posture; addresses of nodes have.
     assert_eq!(
         sources(&with(r#""src": ["*"],"#, default)),
         ["10.0.0.0/8", one[0], one[1]]
@@ -466,11 +466,11 @@ fn postures_shrink_the_sources() {
         )),
         ["10.1.0.0/16", one[0]]
     );
-    // A node that lost its right is no peer either.
+    // A node that lost its access is not a peer either.
     let compiled = with(members, default).compile(&users(), &nodes);
     assert_eq!(compiled.peers_of(NodeId(4)), [NodeId(1)]);
 
-    // Tests say what the source is like.
+    // Tests set the attributes of the source.
     let tested = |test: &str| {
         let policy = parse(&format!(
             r#""postures": {{"posture:linux": ["node:os == 'linux'"]}},
@@ -491,7 +491,7 @@ fn postures_shrink_the_sources() {
 }
 
 #[test]
-fn ipsets_as_source_and_destination() {
+fn ipsets_work_as_source_and_destination() {
     let policy = parse(
         r#""hosts": {"srv": "10.0.0.9"},
         "ipsets": {
@@ -512,7 +512,7 @@ fn ipsets_as_source_and_destination() {
 }
 
 #[test]
-fn roles_own_tags_and_approve() {
+fn roles_may_own_tags_and_approve_routes() {
     let policy = parse(
         r#""autoApprovers": {
             "routes": {"10.0.0.0/8": ["autogroup:admin"]},
@@ -533,13 +533,13 @@ fn roles_own_tags_and_approve() {
 }
 
 #[test]
-fn a_file_with_every_section_is_taken() {
+fn file_with_every_section_is_accepted() {
     let source = include_str!("../../../fuzz/corpus/policy/sections");
     let context = Context {
         domains: Some(["example.com".to_owned()].into()),
     };
     let policy = Policy::parse_in(source, &context).unwrap_or_else(|e| panic!("{e:?}"));
-    assert!(policy.speaks_of_nodes() && policy.asks_for_postures());
+    assert!(policy.has_node_rules() && policy.requires_postures());
     let mut nodes = nodes();
     nodes[3].tags.truncate(1);
     assert!(policy.run_ssh_tests(&users(), &nodes).len() <= 6);
@@ -560,7 +560,7 @@ fn old_spellings_mean_the_same() {
 }
 
 #[test]
-fn relays_are_added_and_taken_away() {
+fn relays_are_added_and_removed() {
     let policy = parse(
         r#""derpMap": {"regions": {
             "1": null,

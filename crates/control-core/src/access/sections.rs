@@ -112,7 +112,7 @@ impl Access {
     pub(crate) fn depends_on_host(&self, before: &Hostinfo, after: &Hostinfo) -> bool {
         self.policy
             .as_ref()
-            .is_some_and(|in_force| in_force.policy.asks_for_postures())
+            .is_some_and(|in_force| in_force.policy.requires_postures())
             && attributes(before) != attributes(after)
     }
 }

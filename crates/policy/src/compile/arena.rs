@@ -1,13 +1,14 @@
-//! Tables whose rows keep their number, and in which equal things are one.
+//! Arenas whose entries keep their index, and indexes that make equal entries
+//! one.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 
-/// The number of a row.
+/// The index of an entry.
 pub(super) struct Id<T>(usize, PhantomData<fn() -> T>);
 
-/// Rows; the merge_targets of those that went are used again.
+/// A list of entries; the indexes of removed entries are reused.
 #[derive(Debug, Clone)]
 pub(super) struct Arena<T> {
     rows: Vec<Option<T>>,
@@ -60,7 +61,7 @@ impl<T> Arena<T> {
     }
 }
 
-/// Which row stands for what.
+/// The entry for each key.
 pub(super) type Index<K, T> = BTreeMap<K, Id<T>>;
 
 impl<T> Clone for Id<T> {

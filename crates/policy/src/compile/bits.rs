@@ -1,6 +1,6 @@
 //! Sets of nodes by their slot: one bit each.
 
-/// The place of a node in the tables of a compiled policy.
+/// The index of a node in the tables of a compiled policy.
 pub(super) type Slot = usize;
 
 const WIDTH: usize = u64::BITS as usize;
@@ -16,7 +16,7 @@ impl Bits {
             .is_some_and(|word| word >> (slot % WIDTH) & 1 == 1)
     }
 
-    /// Puts a slot in or takes it out; whether that made a difference.
+    /// Inserts or removes a slot; returns whether the set changed.
     pub(super) fn assign(&mut self, slot: Slot, value: bool) -> bool {
         let at = slot / WIDTH;
         if at >= self.0.len() {
@@ -54,7 +54,7 @@ impl Bits {
         }
     }
 
-    /// What is in one of the two only.
+    /// The slots that are in exactly one of the two sets.
     pub(super) fn difference(&self, other: &Self) -> Self {
         let (long, short) = if self.0.len() < other.0.len() {
             (other, self)
@@ -84,7 +84,7 @@ impl Bits {
         self.0.iter().all(|word| *word == 0)
     }
 
-    /// Ascending.
+    /// The slots, ascending.
     pub(super) fn iter(&self) -> impl Iterator<Item = Slot> + '_ {
         self.0.iter().enumerate().flat_map(|(at, word)| {
             let mut left = *word;
@@ -106,7 +106,7 @@ impl Bits {
         })
     }
 
-    /// Gives back what growing took too much.
+    /// Releases excess capacity.
     pub(super) fn shrink(&mut self) {
         self.0.shrink_to_fit();
     }

@@ -1,4 +1,4 @@
-//! The filter of one node.
+//! The packet filter of one node.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,8 @@ use super::bits::Slot;
 use super::rules::{CompiledRule, CompiledRuleId, RuleKind, destinations};
 use super::source::Source;
 
-/// Where an compiled goes: the rank of its rule, and which of its compiled_rules it is.
+/// The position of a compiled rule: the rank of its file rule, and its index
+/// within it.
 type RulePosition = (usize, usize);
 
 impl Compiled {
@@ -36,7 +37,8 @@ impl Compiled {
             .collect();
         compiled_rules.sort_unstable_by_key(|(merged, own, _)| (*merged, *own));
         let mut out: Vec<FilterRule> = Vec::new();
-        // Self rules of one node merge like the general ones.
+        // Rules of `autogroup:self` for one node are merged like the general
+        // ones.
         let mut own: BTreeMap<(Vec<String>, Vec<i64>), usize> = BTreeMap::new();
         let mut open: Option<RulePosition> = None;
         for (merged, _, compiled) in compiled_rules {
@@ -77,7 +79,7 @@ impl Compiled {
         (rank.unwrap_or(usize::MAX), compiled.nth)
     }
 
-    /// The place of the first compiled that becomes one rule with this one.
+    /// The position of the rule into which this one is merged.
     fn merged_position(&self, compiled: &CompiledRule) -> RulePosition {
         let RuleKind::Ports { protocol, .. } = compiled.kind else {
             return self.position(compiled);
@@ -87,7 +89,7 @@ impl Compiled {
         first.map_or_else(|| self.position(compiled), |first| self.position(first))
     }
 
-    /// The rule of an compiled for a node, without its sources.
+    /// The filter rule of a compiled rule for a node, without its sources.
     fn what_for(&self, compiled: &CompiledRule, slot: Slot) -> Option<FilterRule> {
         let lookup = self.lookup();
         let (protocol, dst_ports, cap_grant) = match &compiled.kind {
@@ -148,8 +150,8 @@ impl Compiled {
         texts
     }
 
-    /// Works out where the rules of these sources go, and of those that are
-    /// like them. The answer is the compiled_rules that go elsewhere now.
+    /// Computes the merge targets of these sources and of all sources equal to
+    /// them on the wire. Returns the compiled rules whose target changed.
     pub(super) fn update_merge_targets(
         &mut self,
         sources: &BTreeSet<Id<Source>>,

@@ -1,34 +1,34 @@
-//! Whom a change concerns.
+//! The nodes that a change affects.
 
 use super::Compiled;
 use super::bits::Bits;
 use crate::node_set::NodeSet;
 
-/// The nodes for which a change may have made a difference. Nobody else has
-/// to be told; of those that are named, some may find that nothing changed.
+/// The nodes for which a change may have made a difference. All other nodes are
+/// unaffected; for some of the listed nodes nothing may have changed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Impact {
-    /// What [`Compiled::filter_for`] says to them.
+    /// Nodes whose packet filter may differ ([`Compiled::filter_for`]).
     pub filters: NodeSet,
-    /// Who their peers are ([`Compiled::peers_of`]).
+    /// Nodes whose peers may differ ([`Compiled::peers_of`]).
     pub peers: NodeSet,
-    /// Which routes they are given ([`Compiled::routes_for`]) of a peer that
-    /// they saw before and see now.
+    /// Nodes whose routes may differ ([`Compiled::routes_for`]) for a peer that
+    /// they saw before and still see.
     pub routes: NodeSet,
-    /// Of those in `peers` and `routes`, the ones for whom it may be more than
-    /// the one node that changed: they compare all they see. After a change of
-    /// users or of the policy, that is everyone.
+    /// The nodes in `peers` and `routes` for which more than the one changed
+    /// node may differ: they must compare all their peers. After a change of
+    /// users or of the policy, these are all of them.
     pub views: NodeSet,
 }
 
 impl Impact {
-    /// Whether the change concerns nobody.
+    /// Whether the change affects no node.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.filters.is_empty() && self.peers.is_empty() && self.routes.is_empty()
     }
 
-    /// Takes in those whom another change concerns.
+    /// Adds the nodes that another change affects.
     pub fn unite(&mut self, other: &Self) {
         self.filters.extend(other.filters.iter());
         self.peers.extend(other.peers.iter());
@@ -37,7 +37,7 @@ impl Impact {
     }
 }
 
-/// The same by slots, while it is worked out.
+/// The same by slots, during propagation.
 #[derive(Debug, Default)]
 pub(super) struct SlotImpact {
     pub(super) filters: Bits,
@@ -46,8 +46,8 @@ pub(super) struct SlotImpact {
 }
 
 impl Compiled {
-    /// The nodes behind the slots; `one` are those for whom nothing but the
-    /// changed node is different, in peers and in routes.
+    /// Converts slots to nodes. `one` are the nodes for which only the changed
+    /// node differs, in peers and in routes.
     pub(super) fn impact_of(&self, impact: &SlotImpact, one: [&Bits; 2]) -> Impact {
         let [peers, routes] = one;
         Impact {

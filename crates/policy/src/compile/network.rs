@@ -1,4 +1,4 @@
-//! The nodes of the moment, and who has to do with which address.
+//! The current nodes, with indexes by address, user and route.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,11 +10,11 @@ use super::bits::{Bits, Slot};
 use crate::node::PolicyNode;
 use crate::span::{Span, TAILNET, net_text};
 
-/// A node with what is asked of it all the time.
+/// A node with precomputed texts and ranges.
 #[derive(Debug, Clone)]
 pub(super) struct NodeEntry {
     pub(super) node: PolicyNode,
-    /// Its addresses as they go on the wire.
+    /// Its addresses as text on the wire.
     pub(super) texts: Vec<Arc<str>>,
     /// Its addresses.
     pub(super) spans: Vec<Span>,
@@ -36,22 +36,22 @@ impl NodeEntry {
         }
     }
 
-    /// The user whose node it is; a tagged node is nobody's.
+    /// The user who owns the node; `None` if it is tagged.
     pub(super) fn user(&self) -> Option<UserId> {
         self.node.user.filter(|_| !self.node.is_tagged())
     }
 
-    /// Whether an address of it lies in one of the ascending ranges.
+    /// Whether one of its addresses is in one of the ascending ranges.
     pub(super) fn is_in(&self, spans: &[Span]) -> bool {
         self.spans.iter().any(|own| own.overlaps_any(spans))
     }
 
-    /// Whether a subnet route of it overlaps one of the ascending ranges.
+    /// Whether one of its subnet routes overlaps one of the ascending ranges.
     pub(super) fn serves(&self, spans: &[Span]) -> bool {
         self.routes.iter().any(|own| own.overlaps_any(spans))
     }
 
-    /// Whether packets of it, or from behind it, may come from the range.
+    /// Whether the node, or a host behind it, may have an address in the range.
     pub(super) fn touches(&self, span: &Span) -> bool {
         self.spans
             .iter()
@@ -66,21 +66,22 @@ impl NodeEntry {
     }
 }
 
-/// All nodes. A node keeps its slot as long as it stays.
+/// All nodes. A node keeps its slot until it is removed.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Network {
     slots: Vec<Option<NodeEntry>>,
     free: Vec<Slot>,
     by_id: BTreeMap<NodeId, Slot>,
-    /// Every address with the nodes that have it: one, as a rule.
+    /// Every address with the nodes that have it, normally one.
     by_address: BTreeSet<(Span, Slot)>,
     of_user: BTreeMap<UserId, BTreeSet<Slot>>,
-    /// Subnet routes as they go on the wire, with the number of their routers.
+    /// Subnet routes with the number of their routers and their text on the
+    /// wire.
     routes: BTreeMap<IpNet, (usize, Arc<str>)>,
     /// Other nodes whose addresses lie in a subnet route of this one, or are
     /// its own too. Few networks have any.
     over: BTreeMap<Slot, BTreeSet<Slot>>,
-    /// Nodes that are there.
+    /// Slots in use.
     pub(super) present: Bits,
     /// Nodes with an address.
     pub(super) addressed: Bits,
@@ -88,23 +89,23 @@ pub(super) struct Network {
     pub(super) routers: Bits,
     /// Nodes with an exit route of either family: IPv4, IPv6.
     pub(super) exits: [Bits; 2],
-    /// Nodes that have to do with the tailnet's own ranges.
+    /// Nodes with an address or route in the tailnet's own ranges.
     pub(super) in_tailnet: Bits,
-    /// Nodes that have to do with any address.
+    /// Nodes with any address or subnet route.
     pub(super) anywhere: Bits,
     /// Nodes that serve a subnet, or have an address in one that is served.
     pub(super) behind: Bits,
 }
 
-/// What putting in or taking out a node changed.
+/// The effect of adding, changing or removing a node.
 #[derive(Debug, Default)]
 pub(super) struct NodeChange {
     pub(super) slot: Slot,
     pub(super) before: Option<NodeEntry>,
-    /// Other nodes that came to do, or no longer do, with addresses of this
-    /// one, or with its routes.
+    /// Other nodes whose relation to the addresses or routes of this node
+    /// changed.
     pub(super) others: BTreeSet<Slot>,
-    /// A subnet is served for the first time, or no longer.
+    /// A subnet got its first router or lost its last one.
     pub(super) new_routes: bool,
 }
 
@@ -114,7 +115,7 @@ impl Network {
         let mut nodes: Vec<&PolicyNode> = nodes.iter().collect();
         nodes.sort_by_key(|node| node.id);
         for node in nodes {
-            // Of several with one number the first counts.
+            // If several nodes have the same id, the first one is used.
             if !out.by_id.contains_key(&node.id) {
                 out.place(node.id, NodeEntry::new(node.clone()));
             }
@@ -146,7 +147,7 @@ impl Network {
         self.get(slot).map(|own| own.node.id)
     }
 
-    /// Ascending by number.
+    /// All nodes, ascending by id.
     pub(super) fn all(&self) -> impl Iterator<Item = (Slot, &NodeEntry)> {
         self.by_id
             .values()
@@ -157,7 +158,7 @@ impl Network {
         self.of_user.get(&user).into_iter().flatten().copied()
     }
 
-    /// All subnets that are served, and as they go on the wire.
+    /// All served subnets with their text on the wire.
     pub(super) fn routes(&self) -> impl Iterator<Item = (&IpNet, &Arc<str>)> {
         self.routes.iter().map(|(route, (_, text))| (route, text))
     }
@@ -194,7 +195,7 @@ impl Network {
         (holds, serves.collect())
     }
 
-    /// Nodes that have to do with addresses of the set's nodes.
+    /// Nodes that have, or route, an address of a node in the set.
     pub(super) fn over(&self, set: &Bits) -> Bits {
         let mut out = set.and(&self.addressed);
         for (slot, others) in &self.over {
@@ -218,7 +219,7 @@ impl Network {
         self.behind.get(slot) || self.over.values().any(|others| others.contains(&slot))
     }
 
-    /// Puts in a node, in the place of the one with its number.
+    /// Inserts a node, or replaces the one with the same id.
     pub(super) fn put(&mut self, node: PolicyNode) -> NodeChange {
         let id = node.id;
         self.change(id, Some(NodeEntry::new(node)))
@@ -284,7 +285,7 @@ impl Network {
             })
     }
 
-    /// Nodes that have this one among their others.
+    /// The nodes whose `over` entry contains this one.
     fn over_whom(&self, slot: Slot) -> Vec<Slot> {
         let over = self.over.iter();
         over.filter(|(_, others)| others.contains(&slot))
@@ -292,7 +293,7 @@ impl Network {
             .collect()
     }
 
-    /// Which others this one is over.
+    /// Computes the `over` entry of this node.
     fn find_over(&mut self, slot: Slot) {
         let Some(own) = self.get(slot) else {
             return;
@@ -307,7 +308,7 @@ impl Network {
         }
     }
 
-    /// Which others are over this one.
+    /// Adds this node to the `over` entries of other nodes.
     fn find_under(&mut self, slot: Slot) {
         let Some(own) = self.get(slot) else {
             return;

@@ -1,12 +1,13 @@
-//! The plain way, for tests: everything resolved from nothing, pair by pair.
+//! A plain implementation for tests: everything is computed from scratch, pair
+//! by pair.
 //!
-//! What it says of a node is what [`super::Compiled`] has to say. Every selector
-//! is resolved for every rule. Rules with equal sources and
-//! protocol become one (in the place of the first); rules that depend on the
-//! receiving node (`autogroup:self`, `via`) and capability grants stay by
-//! themselves. [`Compiled::filter_for`] then picks, for one node, the
-//! destinations that concern it: its own addresses, its approved subnet
-//! routes, and the internet if it is an exit node.
+//! Its answers for a node must equal those of [`super::Compiled`]. Every
+//! selector is resolved for every rule. Rules with equal sources and protocol
+//! are merged (at the position of the first one); rules that depend on the
+//! receiving node (`autogroup:self`, `via`) and capability grants are not.
+//! [`Compiled::filter_for`] then selects, for one node, the destinations on it:
+//! its own addresses, its approved subnet routes, and the internet if it is an
+//! exit node.
 
 mod routes;
 mod source;
@@ -26,7 +27,7 @@ use target::Target;
 /// Index of a source in [`Compiled::sources`].
 type SourceIndex = usize;
 
-/// What rules become. Pure data; ask it about nodes.
+/// A policy compiled by the plain implementation.
 #[derive(Debug, Clone)]
 pub(super) struct Compiled {
     /// Ascending by id.
@@ -35,7 +36,7 @@ pub(super) struct Compiled {
     rules: Vec<PlainRule>,
     /// Per node, the sources of the rules in its filter, ascending.
     reached_by: Vec<Vec<SourceIndex>>,
-    /// Everyone sees everyone.
+    /// Whether all nodes see each other.
     open: bool,
 }
 
@@ -129,7 +130,7 @@ struct Builder<'p> {
     policy: &'p Policy,
     users: &'p [PolicyUser],
     out: Compiled,
-    /// Where rules with these sources and protocol went.
+    /// The index of the rule for these sources and protocol.
     merged: BTreeMap<(SourceIndex, Option<u8>), usize>,
 }
 
@@ -413,7 +414,8 @@ impl Compiled {
     /// The rules of one node with the rule each came from.
     fn rules_for(&self, node: usize) -> Vec<(usize, FilterRule)> {
         let mut out: Vec<(usize, FilterRule)> = Vec::new();
-        // Self rules of one node merge like the general ones.
+        // Rules of `autogroup:self` for one node are merged like the general
+        // ones.
         let mut own: BTreeMap<(Vec<String>, Vec<i64>), usize> = BTreeMap::new();
         for (at, compiled) in self.rules.iter().enumerate() {
             let Some(rule) = self.rule_for(compiled, node) else {

@@ -1,5 +1,5 @@
-//! A change spreads: from selectors and nodes to sources and compiled_rules, and from
-//! there to those it concerns.
+//! Propagates a change from nodes and selectors to sources and compiled rules,
+//! and collects the affected nodes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,31 +11,31 @@ use super::resolved::ResolvedSelector;
 use super::rules::{CompiledRuleId, Lookup, RuleKind};
 use super::source::{Posture, Source, SourceChange};
 
-/// What changed at the bottom.
+/// A change of nodes, selectors or postures.
 #[derive(Debug, Default)]
 pub(super) struct NetworkChange {
-    /// The node that came, went, or is another one now.
+    /// The node that was added, removed or changed.
     pub(super) node: Option<Slot>,
-    /// Nodes at which sources may be different: this one, and those that have
-    /// to do with its addresses.
+    /// Nodes that sources must evaluate again: this one, and those related to
+    /// its addresses.
     pub(super) slots: Vec<Slot>,
-    /// Its addresses are others.
+    /// Whether its addresses changed.
     pub(super) addresses: bool,
-    /// Its address lies, or lay, in somebody's subnet.
+    /// Whether an old or new address of it is in the subnet of a router.
     pub(super) address_in_subnet: bool,
-    /// A subnet is served for the first time, or no longer.
+    /// Whether a subnet got its first router or lost its last one.
     pub(super) new_routes: bool,
-    /// Selectors that mean other nodes now, and which.
+    /// Selectors that match other nodes now, with the nodes that differ.
     pub(super) selectors: BTreeMap<Id<ResolvedSelector>, Bits>,
-    /// Postures that others than this node have, or no longer.
+    /// Postures whose set of nodes changed beyond this node.
     pub(super) postures: BTreeSet<Id<Posture>>,
-    /// Sources to look at as a whole.
+    /// Sources that must be computed again completely.
     pub(super) rebuilt: BTreeSet<Id<Source>>,
 }
 
 impl Compiled {
-    /// Brings sources and compiled_rules up to date. Of the changed node itself, peers
-    /// are left to the caller, who knows them from before.
+    /// Updates sources and compiled rules. The peers of the changed node itself
+    /// are left to the caller, which has its previous peers.
     pub(super) fn propagate(&mut self, change: &NetworkChange) -> SlotImpact {
         let mut impact = SlotImpact::default();
         let sources = self.propagate_to_sources(change);
@@ -159,7 +159,8 @@ impl Compiled {
                 if compiled.reached.assign(slot, reaches) {
                     out.push((id, vec![slot]));
                 }
-                // The same rule may reach it by another of its destinations.
+                // The rule may reach the node by another of its destinations
+                // now.
                 let turned = || {
                     compiled
                         .kind
@@ -197,8 +198,8 @@ impl Compiled {
         out
     }
 
-    /// Sources that are something else now leave those that were like them and
-    /// join others; rules that become one may go elsewhere by that.
+    /// Moves changed sources to their new group of equal sources; the merge
+    /// targets of rules may change with it.
     pub(super) fn regroup(&mut self, dirty: &BTreeSet<Id<Source>>, impact: &mut SlotImpact) {
         let mut around: BTreeSet<Id<Source>> = BTreeSet::new();
         let lookup = Lookup {

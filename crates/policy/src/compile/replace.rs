@@ -1,4 +1,4 @@
-//! Another policy file: the rules that are new, and those that went.
+//! Replaces the policy: adds new rules and removes old ones.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -16,11 +16,11 @@ use crate::policy::{Policy, Rule};
 use crate::selector::Selector;
 
 impl Policy {
-    /// Whether both tell single nodes the same, besides who may reach whom:
-    /// logins over SSH, attributes, settings.
+    /// Whether both policies give single nodes the same SSH logins, attributes
+    /// and settings. Access between nodes is not compared.
     #[must_use]
-    pub fn tells_nodes_the_same(&self, other: &Self) -> bool {
-        let names = !self.speaks_of_nodes()
+    pub fn gives_nodes_the_same(&self, other: &Self) -> bool {
+        let names = !self.has_node_rules()
             || (self.groups == other.groups && self.postures == other.postures);
         names
             && self.ssh == other.ssh
@@ -33,8 +33,7 @@ impl Policy {
 }
 
 impl Compiled {
-    /// Another policy is in force. Rules that stay, in the order in which they
-    /// were, cost nothing.
+    /// Replaces the policy. Rules that stay in the same order cost nothing.
     pub fn replace_policy(&mut self, policy: &Policy) -> Impact {
         if *self.policy == *policy {
             return Impact::default();
@@ -104,8 +103,8 @@ impl Compiled {
         self.order = order;
     }
 
-    /// For every rule of a new file the one that stays in its place: the
-    /// longest row of equal ones, in the order in which they are now.
+    /// For every rule of a new file, the existing rule that it can reuse: the
+    /// longest subsequence of equal rules in the current order.
     fn reusable_rules(&self, rules: &[Rule]) -> Vec<Option<Id<FileRule>>> {
         let rule = |id: &Id<FileRule>| self.file_rules.get(*id).map(|entry| &entry.rule);
         let mut known: BTreeMap<u64, VecDeque<usize>> = BTreeMap::new();
@@ -114,7 +113,8 @@ impl Compiled {
                 known.entry(fingerprint(rule)).or_default().push_back(at);
             }
         }
-        // Which of the old ones is equal; of several, the first that is left.
+        // The index of an equal old rule; of several, the first that is not
+        // used yet.
         let equal: Vec<Option<usize>> = rules
             .iter()
             .map(|new| {
@@ -136,7 +136,7 @@ impl Compiled {
         .collect()
     }
 
-    /// Those whom a rule concerns.
+    /// Adds the nodes that a rule affects.
     fn add_rule_impact(&self, rule: Id<FileRule>, impact: &mut SlotImpact) {
         let compiled_rules = self
             .file_rules
@@ -168,7 +168,7 @@ impl Compiled {
         }
     }
 
-    /// Takes out a rule; the answer is its sources.
+    /// Removes a rule and returns its sources.
     fn remove_rule(&mut self, rule: Id<FileRule>) -> Vec<Id<Source>> {
         let compiled_rules = self
             .file_rules
@@ -190,8 +190,8 @@ impl Compiled {
         sources
     }
 
-    /// Forgets where rules of the source with the protocol go, if there are
-    /// none any more.
+    /// Removes the merge target of a source and protocol if no rule uses it any
+    /// more.
     fn forget_merge_target(&mut self, source: Id<Source>, protocol: Option<u8>) {
         let compiled_rules = self
             .sources
@@ -207,7 +207,8 @@ impl Compiled {
         }
     }
 
-    /// Groups and postures may mean something else in the new file.
+    /// Updates groups and postures that have another definition in the new
+    /// file.
     fn names_changed(&mut self, before: &Policy, impact: &mut SlotImpact) -> bool {
         let mut change = NetworkChange::default();
         let groups: Vec<(Id<ResolvedSelector>, Selector)> = self
@@ -251,7 +252,7 @@ impl Compiled {
         true
     }
 
-    /// Forgets what no rule speaks of any more.
+    /// Removes sources, selectors and postures that no rule uses any more.
     fn remove_unused(&mut self) {
         let unused: Vec<Id<Source>> = self
             .sources
@@ -305,7 +306,7 @@ impl Compiled {
     }
 }
 
-/// Equal for equal rules. Values of capabilities do not count.
+/// Equal for equal rules. The values of capabilities are not included.
 fn fingerprint(rule: &Rule) -> u64 {
     let mut hasher = DefaultHasher::new();
     rule.sources.hash(&mut hasher);
@@ -321,10 +322,10 @@ fn fingerprint(rule: &Rule) -> u64 {
     hasher.finish()
 }
 
-/// Which numbers belong to the longest row that rises.
+/// Marks the numbers of the longest increasing subsequence.
 fn longest_rising(numbers: &[Option<usize>]) -> Vec<bool> {
-    // The last place of the best row of each length, and before each place the
-    // one that its row has before it.
+    // For each length the end of the best subsequence, and for each position
+    // its predecessor in its subsequence.
     let mut ends: Vec<(usize, usize)> = Vec::new();
     let mut before: Vec<Option<usize>> = vec![None; numbers.len()];
     for (place, number) in numbers.iter().enumerate() {
@@ -357,7 +358,7 @@ mod tests {
     use super::longest_rising;
 
     #[test]
-    fn most_rules_stay() {
+    fn longest_increasing_subsequence_is_kept() {
         for (numbers, stay) in [
             (vec![], vec![]),
             (vec![None], vec![false]),

@@ -11,25 +11,25 @@ use crate::policy::Policy;
 use crate::selector::Selector;
 use crate::span::{Span, internet_overlaps};
 
-/// What a selector means at the moment.
+/// A selector with the nodes that it currently matches.
 #[derive(Debug, Clone)]
 pub(super) struct ResolvedSelector {
     pub(super) selector: Selector,
     pub(super) kind: SelectorKind,
-    /// Nodes meant by what they are; of addresses, nodes that have one.
+    /// Nodes that match by identity; for addresses, nodes that have one.
     pub(super) holds: Bits,
     /// Nodes with an approved subnet route that overlaps the addresses.
     pub(super) serves: Bits,
 }
 
-/// How a selector means nodes.
+/// The way in which a selector matches nodes.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum SelectorKind {
     /// `*`.
     Any,
     /// `autogroup:danger-all`.
     DangerAll,
-    /// By tag, or by having tags or none.
+    /// Nodes by tag, or by having tags or none.
     Nodes,
     /// The untagged nodes of these users.
     Users(BTreeSet<UserId>),
@@ -38,11 +38,11 @@ pub(super) enum SelectorKind {
     Addresses(Vec<Span>, [bool; 2]),
     /// `autogroup:internet`.
     Internet,
-    /// What means nobody.
+    /// A selector that matches no node.
     Nothing,
 }
 
-/// The users of the moment by the names they go by.
+/// The current users by login name and alias.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Names(BTreeMap<String, BTreeSet<UserId>>);
 
@@ -64,7 +64,7 @@ impl Names {
         }
     }
 
-    /// As [`PolicyUser::is_named`].
+    /// The users for which [`PolicyUser::is_named`] is true.
     fn find(&self, login: &str) -> impl Iterator<Item = UserId> + '_ {
         let plain = login.strip_suffix('@').unwrap_or(login);
         let exact = self.0.get(login).into_iter().flatten();
@@ -113,7 +113,7 @@ impl ResolvedSelector {
         out
     }
 
-    /// Looks at all nodes.
+    /// Evaluates all nodes.
     pub(super) fn refresh_all(&mut self, network: &Network) {
         (self.holds, self.serves) = match &self.kind {
             SelectorKind::Addresses(spans, _) => network.touching(spans),
@@ -134,7 +134,7 @@ impl ResolvedSelector {
         self.serves.shrink();
     }
 
-    /// Looks at one node again; whether that made a difference.
+    /// Evaluates one node again; returns whether its result changed.
     pub(super) fn refresh(&mut self, slot: Slot, own: Option<&NodeEntry>) -> bool {
         let (holds, serves) = self.at(own);
         self.holds.assign(slot, holds) | self.serves.assign(slot, serves)
@@ -164,12 +164,12 @@ impl ResolvedSelector {
         }
     }
 
-    /// Whether it means nodes by what they are, `*` aside.
+    /// Whether the selector matches nodes by identity; false for `*`.
     pub(super) fn is_identity(&self) -> bool {
         matches!(self.kind, SelectorKind::Nodes | SelectorKind::Users(_))
     }
 
-    /// Whether an address of the node is meant.
+    /// Whether the selector matches an address of the node.
     pub(super) fn has_address_of(&self, own: &NodeEntry) -> bool {
         match &self.kind {
             SelectorKind::Addresses(spans, _) => own.is_in(spans),

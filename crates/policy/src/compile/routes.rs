@@ -1,4 +1,4 @@
-//! Which routes of a peer a node is given.
+//! The routes of a peer that a node receives.
 
 use ipnet::IpNet;
 use warren_control_types::NodeId;
@@ -11,11 +11,11 @@ use super::rules::RuleKind;
 use crate::span::Span;
 
 impl Compiled {
-    /// The routes behind `peer` that `viewer` is given: subnet routes that the
-    /// viewer may use, or from behind which traffic may come to it, and exit
-    /// routes if it may reach the internet there. `primary` are the subnet
-    /// routes of which `peer` is the elected router at the moment, and `online`
-    /// tells the routers that are there. Ascending, exit routes last.
+    /// The routes behind `peer` that `viewer` receives: subnet routes that the
+    /// viewer may use, or from which traffic may come to it, and exit routes if
+    /// it may reach the internet there. `primary` are the subnet routes for
+    /// which `peer` is the elected router, and `online` returns whether a
+    /// router is online. Ascending, exit routes last.
     #[must_use]
     pub fn routes_for(
         &self,
@@ -47,7 +47,7 @@ impl Compiled {
         routes
     }
 
-    /// Whether the viewer has to do with a route of the peer.
+    /// Whether a route of the peer is relevant for the viewer.
     fn route_concerns(&self, viewer: Slot, peer: Slot, route: &IpNet) -> bool {
         let span = Span::from(route);
         let is_router = || {
@@ -88,8 +88,8 @@ impl Compiled {
 
     /// The router that a `via` grant picks for the viewer and the route: the
     /// oldest that is online of those with a tag it names; if none is, the
-    /// oldest. `None` when no such grant is there or another rule opens the
-    /// route without naming routers.
+    /// oldest. `None` if no such grant exists or another rule opens the route
+    /// without naming routers.
     fn via_router(
         &self,
         viewer: Slot,

@@ -1,4 +1,4 @@
-//! What a rule of the file becomes: compiled_rules, each with one source.
+//! Compiled rules: the parts of a rule of the file, each with one source.
 
 use std::sync::Arc;
 
@@ -17,18 +17,18 @@ use crate::span::{INTERNET, Span, internet_overlaps, net_text};
 
 pub(super) type CompiledRuleId = Id<CompiledRule>;
 
-/// One rule before it is reduced to a node.
+/// One rule of the tailnet, before it is reduced to a node.
 #[derive(Debug, Clone)]
 pub(super) struct CompiledRule {
-    /// The rule of the file, and which of its compiled_rules this is.
+    /// The rule of the file, and the index of this part in it.
     pub(super) rule: Id<FileRule>,
     pub(super) nth: usize,
-    /// Tells it from all others there ever were.
+    /// A number that is never used again.
     pub(super) serial: u64,
     pub(super) source: Id<Source>,
     pub(super) kind: RuleKind,
-    /// Nodes whose filter it is in, or that are peers for its sake. What
-    /// speaks of the nodes of one user reaches nobody in this sense.
+    /// Nodes whose filter contains the rule, or that are peers because of it.
+    /// Empty for rules among the nodes of one user.
     pub(super) reached: Bits,
 }
 
@@ -44,7 +44,7 @@ pub(super) type To = (Id<ResolvedSelector>, Arc<[Ports]>);
 
 #[derive(Debug, Clone)]
 pub(super) enum RuleKind {
-    /// Ports; several of equal sources and protocol become one.
+    /// Ports; rules with equal sources and protocol are merged.
     Ports { protocol: Option<u8>, to: Vec<To> },
     /// Ports on the nodes of the source's own user.
     OwnUser {
@@ -57,8 +57,8 @@ pub(super) enum RuleKind {
         to: Vec<To>,
         routers: Vec<Id<ResolvedSelector>>,
     },
-    /// Capabilities. With a posture, only on nodes that have it, by what they
-    /// are or by an address.
+    /// Capabilities. With a posture, only on nodes that have it, by identity or
+    /// by an address.
     Capabilities {
         to: Vec<Id<ResolvedSelector>>,
         map: CapMap,
@@ -80,7 +80,7 @@ const COMPANIONS: [(&str, &str); 2] = [
 ];
 
 impl CompiledRule {
-    /// Whether it speaks of the nodes of one user.
+    /// Whether the rule is among the nodes of one user.
     pub(super) fn is_own_user(&self) -> bool {
         matches!(
             self.kind,
@@ -90,7 +90,7 @@ impl CompiledRule {
 }
 
 impl RuleKind {
-    /// Whether a selector, or the tag of a router, is one of those sought.
+    /// Whether a selector, or the tag of a router, satisfies the predicate.
     pub(super) fn any_selector(
         &self,
         mut sought: impl FnMut(Id<ResolvedSelector>) -> bool,
@@ -107,7 +107,7 @@ impl RuleKind {
     }
 }
 
-/// Where compiled_rules look up what they hold.
+/// The arenas to which the ids in compiled rules refer.
 #[derive(Clone, Copy)]
 pub(super) struct Lookup<'a> {
     pub(super) selectors: &'a Arena<ResolvedSelector>,
@@ -116,7 +116,7 @@ pub(super) struct Lookup<'a> {
 }
 
 impl Lookup<'_> {
-    /// Nodes that the compiled reaches, of all.
+    /// All nodes that a rule reaches.
     pub(super) fn reached(self, kind: &RuleKind) -> Bits {
         let mut out = Bits::default();
         match kind {
@@ -152,7 +152,7 @@ impl Lookup<'_> {
         out
     }
 
-    /// Whether the compiled reaches the node.
+    /// Whether a rule reaches the node.
     pub(super) fn reaches(self, kind: &RuleKind, slot: Slot) -> bool {
         match kind {
             RuleKind::Ports { to, .. } => to.iter().any(|(to, _)| self.receives(*to, slot)),
@@ -199,7 +199,7 @@ impl Lookup<'_> {
         }
     }
 
-    /// Whether a rule with this destination belongs into the node's filter.
+    /// Whether a rule with this destination belongs in the node's filter.
     pub(super) fn receives(self, to: Id<ResolvedSelector>, slot: Slot) -> bool {
         let [v4, v6] = &self.network.exits;
         self.selectors
@@ -276,7 +276,7 @@ impl Lookup<'_> {
         }
     }
 
-    /// Whether capabilities hold for anything on the node.
+    /// Whether capabilities apply to any address on the node.
     fn granted(self, to: Id<ResolvedSelector>, posed: bool, slot: Slot) -> bool {
         let addressed = || self.network.addressed.get(slot);
         self.selectors
@@ -294,7 +294,7 @@ impl Lookup<'_> {
             })
     }
 
-    /// The destination on a node that it reaches, as it goes on the wire.
+    /// The text on the wire of the destination on a node.
     pub(super) fn texts_on(self, to: Id<ResolvedSelector>, slot: Slot) -> Vec<String> {
         let Some(resolved) = self.selectors.get(to) else {
             return Vec::new();
@@ -332,9 +332,9 @@ impl Lookup<'_> {
         }
     }
 
-    /// The prefixes on a node that capabilities hold for: its own addresses as
-    /// far as they are meant, and the written prefix where it serves it. Where
-    /// a posture is asked, all its addresses if one is meant.
+    /// The prefixes on a node to which capabilities apply: the matched
+    /// addresses of its own, and the named prefix if the node routes it. With a
+    /// posture, all its addresses if one of them is matched.
     pub(super) fn prefixes_on(
         self,
         to: Id<ResolvedSelector>,
@@ -426,7 +426,7 @@ pub(super) fn destinations(texts: &[String], ports: &[Ports]) -> Vec<NetPortRang
 }
 
 impl Compiled {
-    /// Takes up a rule of the file.
+    /// Compiles a rule of the file.
     pub(super) fn add_rule(&mut self, rule: &Rule) -> Id<FileRule> {
         let file_rule = self.file_rules.add(FileRule {
             rule: rule.clone(),

@@ -1,5 +1,5 @@
-//! Sources of rules, resolved: who is meant, what that is on the wire, and
-//! which nodes' packets match.
+//! Sources of rules, resolved: the selected nodes, the text on the wire, and
+//! the nodes whose packets match.
 
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -14,13 +14,13 @@ use crate::policy::Policy;
 use crate::selector::Selector;
 use crate::span::{Span, TAILNET, net_text};
 
-/// Postures that a rule asks for, and who has one of them.
+/// The postures of a rule, and the nodes that have one of them.
 #[derive(Debug, Clone)]
 pub(super) struct Posture {
-    /// Ascending. Empty: nothing is asked.
+    /// Ascending. Empty: no posture is required.
     pub(super) names: Vec<String>,
     pub(super) passes: Bits,
-    /// How many nodes have none.
+    /// The number of nodes without any of them.
     pub(super) lacking: usize,
 }
 
@@ -51,8 +51,7 @@ impl Posture {
         }
     }
 
-    /// Looks at one node again; whether it passes now and did not, or the
-    /// reverse.
+    /// Evaluates one node again; returns whether its result changed.
     pub(super) fn refresh(
         &mut self,
         slot: Slot,
@@ -75,33 +74,34 @@ impl Posture {
     }
 }
 
-/// The sources of a rule, or of several with the same.
+/// The sources of one or several rules.
 #[derive(Debug, Clone)]
 pub(super) struct Source {
     /// Ascending.
     pub(super) selectors: Vec<Id<ResolvedSelector>>,
     pub(super) posture: Id<Posture>,
-    /// Nodes meant by what they are (for `autogroup:self`).
+    /// Nodes that are selected by identity (for `autogroup:self`).
     pub(super) selected: Bits,
-    /// Nodes whose addresses are among the sources because of what they are.
+    /// Nodes whose addresses are on the wire because of their identity.
     pub(super) listed: Bits,
-    /// Nodes of which an address or approved subnet route overlaps.
+    /// Nodes with an address or approved subnet route in the sources.
     pub(super) covered: Bits,
-    /// Addresses that do not hang on a node, ascending by text.
+    /// Addresses that do not depend on the identity of a node, ascending by
+    /// text.
     fixed: Vec<Fixed>,
-    /// All subnets that are served are among the sources.
+    /// Whether all served subnets are among the sources.
     pub(super) with_routes: bool,
-    /// The rules that have these sources.
+    /// The compiled rules with these sources.
     pub(super) compiled_rules: BTreeSet<CompiledRuleId>,
-    /// What is on the wire and is no address of a node in `known`. With
-    /// `known` and `selected` it tells whether sources are the same.
+    /// Texts on the wire that are not addresses of nodes in `known`. Sources
+    /// are equal if this, `known` and `selected` are equal.
     extra_texts: Vec<Arc<str>>,
-    /// Nodes all of whose addresses are on the wire, where that is more than
+    /// Nodes with all their addresses on the wire, if these are more than
     /// `listed`.
     known: Option<Bits>,
-    /// Equal for sources that are the same on the wire and mean the same.
+    /// Equal for sources that are equal on the wire and select the same nodes.
     pub(super) fingerprint: u64,
-    /// The texts on the wire, once somebody asked.
+    /// The texts on the wire, computed on first use.
     texts: OnceLock<Arc<[Arc<str>]>>,
 }
 
@@ -111,14 +111,14 @@ struct Fixed {
     spans: Vec<Span>,
 }
 
-/// What looking again found.
+/// The result of a refresh.
 #[derive(Debug, Default)]
 pub(super) struct SourceChange {
     pub(super) selected: Vec<Slot>,
     pub(super) covered: Vec<Slot>,
-    /// It is something else on the wire.
+    /// Whether the texts on the wire changed.
     pub(super) texts: bool,
-    /// It may be like others now.
+    /// Whether it may be equal to other sources now.
     pub(super) group: bool,
 }
 
@@ -169,7 +169,7 @@ impl Source {
         out
     }
 
-    /// Looks at all nodes.
+    /// Evaluates all nodes.
     pub(super) fn refresh_all(&mut self, from: Lookup<'_>) -> SourceChange {
         let mut fixed = self.fix(from);
         fixed.sort_unstable();
@@ -234,8 +234,8 @@ impl Source {
         toggled
     }
 
-    /// Looks at some nodes again. What is the same for all of them did not
-    /// change.
+    /// Evaluates some nodes again. Facts that do not depend on single nodes
+    /// must be unchanged.
     pub(super) fn refresh(&mut self, slots: &[Slot], from: Lookup<'_>) -> SourceChange {
         let mut toggled = SourceChange::default();
         let all_pass = from.all_pass(self);
@@ -252,7 +252,8 @@ impl Source {
             }
             toggled.texts |= self.listed.assign(slot, listed);
         }
-        // Whom a node covers hangs on others that are listed.
+        // Coverage of a node depends on other listed nodes, so it is computed
+        // after them.
         for &slot in slots {
             let covered = from.network.is_over(slot, &self.listed)
                 || (self.with_routes && from.network.behind.get(slot))
@@ -283,7 +284,8 @@ impl Source {
             .is_some_and(|own| spans.any(|span| own.touches(span)))
     }
 
-    /// Takes note that something on the wire changed, or who is meant.
+    /// Recomputes the fingerprint after a change of the texts or of the
+    /// selected nodes.
     pub(super) fn update_fingerprint(&mut self, from: Lookup<'_>) {
         self.texts = OnceLock::new();
         self.known = self.also_known(from);
@@ -312,8 +314,8 @@ impl Source {
         self.known.as_ref().unwrap_or(&self.listed)
     }
 
-    /// With `*`, nodes are meant that are not listed; the addresses of some may
-    /// be there all the same, because they are written.
+    /// With `*`, nodes are selected that are not listed; the addresses of some
+    /// may still be on the wire because the rule names them.
     fn also_known(&self, from: Lookup<'_>) -> Option<Bits> {
         if !self.with_routes {
             return None;
@@ -336,8 +338,8 @@ impl Source {
         (!singles.is_empty()).then_some(known)
     }
 
-    /// Whether both are the same on the wire and mean the same nodes, so that
-    /// their rules become one.
+    /// Whether both are equal on the wire and select the same nodes, so that
+    /// their rules are merged.
     pub(super) fn is_same_on_wire(&self, other: &Self) -> bool {
         self.fingerprint == other.fingerprint
             && self.extra_texts == other.extra_texts
@@ -345,14 +347,14 @@ impl Source {
             && self.known() == other.known()
     }
 
-    /// Whether a node's addresses may be among the fixed ones only because it
-    /// has the posture.
+    /// Whether the fixed addresses may contain those of the node only because
+    /// it has the posture.
     pub(super) fn depends_on_posture_of(&self, slot: &NodeEntry, from: Lookup<'_>) -> bool {
         from.selectors_of(self)
             .any(|resolved| resolved.has_address_of(slot))
     }
 
-    /// As they go on the wire: ascending, no duplicates.
+    /// The texts on the wire: ascending, without duplicates.
     pub(super) fn texts(&self, network: &Network) -> &Arc<[Arc<str>]> {
         self.texts.get_or_init(|| {
             let mut out = self.extra_texts.clone();
@@ -373,7 +375,7 @@ impl Source {
             || network.inside(span).any(|slot| self.listed.get(slot))
     }
 
-    /// The addresses that do not hang on what a node is.
+    /// The addresses that do not depend on the identity of a node.
     fn fix(&self, from: Lookup<'_>) -> Vec<Fixed> {
         let all_pass = from.all_pass(self);
         let mut out = Vec::new();
@@ -400,9 +402,9 @@ impl Source {
         out
     }
 
-    /// Ranges without the addresses of nodes that lack the posture. Where there
-    /// are such nodes, the tailnet's own ranges give way to the addresses of the
-    /// others.
+    /// Ranges without the addresses of nodes that lack the posture. If there
+    /// are such nodes, the tailnet's own ranges are replaced by the addresses
+    /// of the other nodes.
     fn passing(&self, spans: &[Span], from: Lookup<'_>) -> Vec<Fixed> {
         let one = |span: Span| fixed(&span.text(), vec![span]);
         let passes = |slot: Slot| from.posture(self).is_none_or(|p| p.passes.get(slot));

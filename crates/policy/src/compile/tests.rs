@@ -1,5 +1,5 @@
-//! What changed by and by is what would have been compiled anew, and those
-//! whom a change concerns are named, and few others.
+//! Incremental changes give the result of a full compilation, and their impact
+//! names all affected nodes and few others.
 
 #![allow(clippy::unwrap_used)]
 
@@ -193,7 +193,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// All that there is to know about the nodes.
+/// All answers about all nodes.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Answers {
     filters: BTreeMap<NodeId, Vec<FilterRule>>,
@@ -220,7 +220,7 @@ fn answers(
     out
 }
 
-/// Who is online.
+/// The nodes that are online in these tests.
 fn odd(id: NodeId) -> bool {
     id.0 % 2 == 1
 }
@@ -234,7 +234,7 @@ fn of(compiled: &Compiled, nodes: &BTreeMap<NodeId, PolicyNode>) -> Answers {
     )
 }
 
-/// Whom a change of the answers concerns, exactly.
+/// The exact impact of a change of the answers.
 fn concerned(before: &Answers, after: &Answers) -> Impact {
     let mut out = Impact::default();
     for (id, filter) in &after.filters {
@@ -263,7 +263,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(256) })]
 
     #[test]
-    fn changed_by_and_by_is_compiled_anew(
+    fn incremental_changes_equal_a_full_compilation(
         first in a_policy(),
         mut users in some_users(),
         steps in proptest::collection::vec(step(), 1..24),
@@ -299,8 +299,8 @@ proptest! {
                 |id| plain.peers_of(id),
                 |viewer, peer, primary| plain.routes_for(viewer, peer, primary, &odd),
             );
-            prop_assert_eq!(&of(&policy.compile(&users, &all), &nodes), &after, "anew, {:?}", step);
-            prop_assert_eq!(&of(&compiled, &nodes), &after, "by and by, {:?}", step);
+            prop_assert_eq!(&of(&policy.compile(&users, &all), &nodes), &after, "full, {:?}", step);
+            prop_assert_eq!(&of(&compiled, &nodes), &after, "incremental, {:?}", step);
             for (id, peers) in &after.peers {
                 prop_assert_eq!(&compiled.peer_set(*id), &peers.iter().copied().collect());
                 for other in nodes.keys() {
@@ -314,7 +314,7 @@ proptest! {
             prop_assert_eq!(missing(&needed.filters, &named.filters), [], "filters, {:?}", step);
             prop_assert_eq!(missing(&needed.peers, &named.peers), [], "peers, {:?}", step);
             prop_assert_eq!(missing(&needed.routes, &named.routes), [], "routes, {:?}", step);
-            // Whoever is not to compare all finds nothing but the one node.
+            // Nodes that are not in `views` differ in the one node only.
             let one = match &step {
                 Step::Node(node) => Some(node.id),
                 Step::Gone(id) => Some(*id),
@@ -335,7 +335,7 @@ proptest! {
 }
 
 impl Answers {
-    /// All but what is about one peer.
+    /// The answers without those about one peer.
     fn without(&self, id: NodeId) -> Self {
         let mut out = self.clone();
         out.peers
@@ -378,13 +378,13 @@ fn ids(set: &NodeSet) -> Vec<i64> {
 }
 
 #[test]
-fn what_no_rule_asks_for_concerns_nobody() {
+fn changes_that_no_rule_mentions_have_no_impact() {
     let (mut compiled, nodes) = teams();
     assert!(compiled.update_node(nodes[0].clone()).is_empty());
     let mut other_host = nodes[0].clone();
     other_host.attributes.set_text("node:os", "plan9");
     assert!(compiled.update_node(other_host).is_empty());
-    // Behind a tag that no rule names, nobody is reached.
+    // A tag that no rule names gives no access.
     let mut tagged = nodes[6].clone();
     tagged.tags.push("tag:unheard".to_owned());
     let affected = compiled.update_node(tagged);
@@ -397,7 +397,7 @@ fn what_no_rule_asks_for_concerns_nobody() {
 }
 
 #[test]
-fn a_change_stays_in_its_team() {
+fn node_change_affects_only_its_own_team() {
     let (mut compiled, nodes) = teams();
     let mut moved = nodes[0].clone();
     moved.addresses[0] = "100.64.9.9".parse().unwrap();
@@ -423,13 +423,13 @@ fn a_change_stays_in_its_team() {
 }
 
 #[test]
-fn a_rule_concerns_those_it_speaks_of() {
+fn rule_change_affects_only_its_sources_and_destinations() {
     let (mut compiled, _) = teams();
     let more = TEAMS.replace("tag:red:22", "tag:red:22,80");
     let affected = compiled.replace_policy(&policy(&more));
     assert_eq!(ids(&affected.filters), [5]);
     assert_eq!(ids(&affected.peers), [1, 2, 5]);
-    // A member less: her nodes, and the servers that let her in.
+    // A removed member affects her nodes and the servers that accepted her.
     let fewer = more.replace(r#""b1@", "b2@""#, r#""b1@""#);
     let affected = compiled.replace_policy(&policy(&fewer));
     assert_eq!(ids(&affected.filters), [6, 7]);
@@ -440,13 +440,13 @@ fn a_rule_concerns_those_it_speaks_of() {
         .zip(1..)
         .map(|(l, n)| user(n, l));
     assert!(compiled.update_users(&users.collect::<Vec<_>>()).is_empty());
-    // What is no rule concerns nobody here.
+    // A section other than rules has no impact here.
     let ssh = fewer.replace(r#""acls""#, r#""randomizeClientPort": true, "acls""#);
     assert!(compiled.replace_policy(&policy(&ssh)).is_empty());
 }
 
 #[test]
-fn rules_that_stay_cost_nothing_wherever_others_go() {
+fn reordering_keeps_unchanged_rules_compiled() {
     let (mut compiled, _) = teams();
     let new = r#""acls": [{"action": "accept", "src": ["b1@"], "dst": ["r1@:1"]},"#;
     let with = TEAMS.replace(r#""acls": ["#, new);
@@ -454,7 +454,7 @@ fn rules_that_stay_cost_nothing_wherever_others_go() {
     assert_eq!(ids(&affected.filters), [1]);
     let affected = compiled.replace_policy(&policy(TEAMS));
     assert_eq!(ids(&affected.filters), [1]);
-    // What nobody names any more is forgotten.
+    // Unused selectors and sources are removed.
     let (fresh, _) = teams();
     assert_eq!(compiled.selector_ids.len(), fresh.selector_ids.len());
     assert_eq!(compiled.source_ids.len(), fresh.source_ids.len());
@@ -466,7 +466,7 @@ fn rules_that_stay_cost_nothing_wherever_others_go() {
 }
 
 #[test]
-fn via_falls_over_to_a_router_that_is_there() {
+fn via_fails_over_to_an_online_router() {
     let policy = Policy::parse(
         r#"{"tagOwners": {"tag:r": []}, "grants": [
         {"src": ["ann@"], "dst": ["10.0.0.0/8"], "ip": ["*"], "via": ["tag:r"]}]}"#,
@@ -507,7 +507,7 @@ fn via_falls_over_to_a_router_that_is_there() {
     assert_eq!(router(&[2, 3]), [2]);
     assert_eq!(router(&[3]), [3]);
     assert_eq!(router(&[]), [2]);
-    // Whom it concerns: those who use it.
+    // The impact is on the nodes that use it.
     let concerned = compiled.presence_changed(NodeId(2));
     assert_eq!(concerned.views.iter().collect::<Vec<_>>(), [NodeId(1)]);
     assert!(concerned.filters.is_empty() && concerned.peers.is_empty());

@@ -1,4 +1,4 @@
-//! Changes of nodes and users.
+//! Applies changes of nodes and users.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +16,7 @@ use super::source::Source;
 use crate::node::{PolicyNode, PolicyUser};
 
 impl Compiled {
-    /// A node came, or is another one now.
+    /// Adds or changes a node.
     pub fn update_node(&mut self, node: PolicyNode) -> Impact {
         let old = self.network.slot(node.id);
         if old
@@ -31,7 +31,7 @@ impl Compiled {
         self.node_moved(moved, before)
     }
 
-    /// A node went.
+    /// Removes a node.
     pub fn remove_node(&mut self, node: NodeId) -> Impact {
         let Some(slot) = self.network.slot(node) else {
             return Impact::default();
@@ -100,7 +100,7 @@ impl Compiled {
         }
         let mut impact = self.propagate(&change);
         let after = self.view(slot);
-        // Who sees it now and did not, or the reverse.
+        // Nodes that see it now and did not before, or the reverse.
         let seen = before.difference(&after);
         let came_or_went = !was_there || !self.network.present.get(slot);
         if !seen.is_empty() || came_or_went {
@@ -123,8 +123,9 @@ impl Compiled {
         self.impact_of(&impact, [&seen, &routed])
     }
 
-    /// Whom it concerns that a node came online or went offline: those who use
-    /// a router with a tag of it, for whom it may be another one now.
+    /// The nodes that a change of a node's online state affects: those that use
+    /// a router with one of its tags, for which another router may be chosen
+    /// now.
     #[must_use]
     pub fn presence_changed(&self, node: NodeId) -> Impact {
         let mut impact = SlotImpact::default();
@@ -137,7 +138,8 @@ impl Compiled {
         self.impact_of(&impact, [&none, &none])
     }
 
-    /// A router may be another one for those who use routers with its tags.
+    /// Adds the nodes that use routers with the tags of this node: another
+    /// router may be chosen for them.
     fn add_via_impact(&self, slot: Slot, change: &NetworkChange, impact: &mut SlotImpact) {
         for (_, compiled) in self.compiled_rules.iter() {
             let (RuleKind::Via { routers, .. } | RuleKind::ViaPeers { routers, .. }) =
@@ -154,7 +156,8 @@ impl Compiled {
         }
     }
 
-    /// The node counts for the rules among the nodes of its user, or did.
+    /// Adds the nodes that rules of `autogroup:self` relate to this node, or
+    /// did before.
     fn add_own_user_impact(&self, slot: Slot, old_user: Option<UserId>, impact: &mut SlotImpact) {
         if !self
             .compiled_rules
@@ -172,7 +175,7 @@ impl Compiled {
         impact.filters.insert(slot);
     }
 
-    /// These are the users now.
+    /// Replaces the users.
     pub fn update_users(&mut self, users: &[PolicyUser]) -> Impact {
         let now: BTreeMap<UserId, &PolicyUser> = users.iter().map(|user| (user.id, user)).collect();
         let ids: BTreeSet<UserId> = self.users.keys().chain(now.keys()).copied().collect();
@@ -221,7 +224,7 @@ impl Compiled {
         self.impact_of(&impact, [&none, &none])
     }
 
-    /// Names the sources that hold the selectors and postures that changed.
+    /// Marks the sources that contain the changed selectors and postures.
     pub(super) fn invalidate_sources(&self, change: &mut NetworkChange) {
         let turned = |source: &Source| {
             change.postures.contains(&source.posture)

@@ -1,5 +1,5 @@
-//! A policy with its file, and the users and nodes it speaks of: what a
-//! question is put to.
+//! A policy with its file, users and nodes: the data to which a question
+//! refers.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -13,26 +13,26 @@ use crate::node::{PolicyNode, PolicyUser};
 use crate::policy::Policy;
 use crate::selector::{Selector, parse_net};
 
-/// Everything that an explanation draws on.
+/// All data that an explanation needs.
 #[derive(Debug, Clone)]
 pub struct PolicyContext<'a> {
     /// The policy.
     pub policy: &'a Policy,
     /// The text it was read from.
     pub text: &'a str,
-    /// How the file is called in messages.
+    /// The name of the file in messages.
     pub file: &'a str,
     /// The users of the tailnet.
     pub users: &'a [PolicyUser],
     /// Its nodes.
     pub nodes: &'a [PolicyNode],
-    /// Names of nodes, for people. A node without one is called by its address.
+    /// Names of nodes for users. A node without a name is shown by its address.
     pub names: &'a BTreeMap<NodeId, String>,
     /// Routes that nodes advertise, approved or not.
     pub offered: &'a BTreeMap<NodeId, Vec<IpNet>>,
 }
 
-/// One end of a question.
+/// One endpoint of a question.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
     /// The node, if the address belongs to one.
@@ -41,29 +41,31 @@ pub struct Endpoint {
     pub name: String,
     /// Its login name or tags.
     pub owner: String,
-    /// The addresses that are meant, IPv4 first.
+    /// The addresses in question, IPv4 first.
     pub addresses: Vec<IpAddr>,
 }
 
-/// A question that has no answer.
+/// The error for a question that cannot be answered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AskError {
-    /// Nothing is called so.
+    /// No machine, user, tag, group or host has this name.
     #[error(
-        "\"{0}\" is no machine, address, user, tag, group or host here{known}",
+        "\"{0}\" not found among the machines, addresses, users, tags, groups and hosts{known}",
         known = suggestion(.1)
     )]
     NotFound(String, Option<String>),
-    /// The name is known, and means no node at the moment.
-    #[error("\"{0}\" means no machine at the moment, so there is nothing to explain")]
+    /// The name is known, but currently matches no node.
+    #[error("\"{0}\" matches no machine at the moment, so there is nothing to explain")]
     NoNodes(String),
-    /// The destination has no port, or no good one.
+    /// The destination has no port, or not a valid one.
     #[error(
         "\"{0}\" is not a destination; write it as db:5432 or 10.1.2.3:22, an IPv6 address as [fd7a::1]:22, or without a port for icmp"
     )]
     Destination(String),
-    /// Not a protocol.
-    #[error("\"{0}\" is no protocol; expected tcp, udp, icmp, another name, or a number to 255")]
+    /// The protocol is unknown.
+    #[error(
+        "\"{0}\" is not a valid protocol; expected tcp, udp, icmp, another name, or a number to 255"
+    )]
     Protocol(String),
     /// A prefix that is not one address.
     #[error("\"{0}\" is more than one address; ask for one of them")]
@@ -89,7 +91,7 @@ impl<'a> PolicyContext<'a> {
         Layout::of(self.text)
     }
 
-    /// What a node is called.
+    /// The name of a node for users.
     #[must_use]
     pub fn name_of(&self, node: &PolicyNode) -> String {
         let address = || node.addresses.first().map(ToString::to_string);
@@ -100,7 +102,7 @@ impl<'a> PolicyContext<'a> {
             .unwrap_or_else(|| format!("node {}", node.id))
     }
 
-    /// Whose a node is: a login name as policies spell it, or tags.
+    /// The owner of a node: a login name as policies spell it, or its tags.
     #[must_use]
     pub fn owner_of(&self, node: &PolicyNode) -> String {
         if node.is_tagged() {
@@ -108,11 +110,11 @@ impl<'a> PolicyContext<'a> {
         }
         node.user
             .and_then(|id| self.login(id))
-            .unwrap_or_else(|| "nobody".to_owned())
+            .unwrap_or_else(|| "no owner".to_owned())
     }
 
-    /// The login name of a user as policies spell it: `name@` for one that
-    /// only this server knows.
+    /// The login name of a user as policies spell it: `name@` for a local user
+    /// of this server.
     pub(super) fn login(&self, id: UserId) -> Option<String> {
         let user = self.users.iter().find(|user| user.id == id)?;
         Some(if user.login.contains('@') {
@@ -148,11 +150,9 @@ impl<'a> PolicyContext<'a> {
         }
     }
 
-    /// The machines that a person means: by name, address, user, tag, group
-    /// or host.
+    /// Resolves a text to machines: by name, address, user, tag, group or host.
     ///
-    /// # Errors
-    /// Nobody is called so, or nobody is there.
+    /// # Errors The name is unknown, or matches no machine.
     pub fn resolve(&self, text: &str) -> Result<Vec<Endpoint>, AskError> {
         let text = text.trim();
         let lower = text.to_ascii_lowercase();

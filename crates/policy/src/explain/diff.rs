@@ -1,10 +1,10 @@
-//! What a new policy lets pass that the old one did not, and the reverse.
+//! Compares two policies: the access that only one of them allows.
 //!
-//! Both are put beside the same users and nodes. Machines that no name in
-//! either file tells apart are one class; so is every range of addresses that
-//! the files tell apart. Rules that mean the same on both sides fall away, and
-//! only what the others touch is compared, pair by pair. What is left is told
-//! with the names that the files use.
+//! Both are applied to the same users and nodes. Machines that no name in
+//! either file distinguishes form one equivalence class; so do address ranges.
+//! Rules that are equal on both sides are removed, and only the pairs of
+//! classes that the remaining rules mention are compared. The differences are
+//! described with the names that the files use.
 
 mod atoms;
 mod classes;
@@ -19,31 +19,31 @@ use super::ports::Services;
 use atoms::{Atom, What};
 use classes::{Class, EquivalenceClasses, Side};
 
-/// What two policies allow differently.
+/// The differences between two policies.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Diff {
-    /// What the new one allows and the old one does not.
+    /// Access that the new policy allows and the old one does not.
     pub gained: Vec<AccessChange>,
-    /// What the old one allows and the new one does not.
+    /// Access that the old policy allows and the new one does not.
     pub lost: Vec<AccessChange>,
-    /// What else became different.
+    /// Further differences.
     pub notes: Vec<String>,
     pairs_gained: usize,
     pairs_lost: usize,
 }
 
-/// Something between some class_ids that one policy allows.
+/// Access between some classes that one policy allows and the other does not.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AccessChange {
-    /// From these, with the names of the files.
+    /// The sources, by the names of the files.
     pub from: Vec<String>,
-    /// To these.
+    /// The destinations, by the names of the files.
     pub to: Vec<String>,
-    /// Ports and protocols, or another right.
+    /// The ports and protocols, or another right.
     pub service: String,
     /// Tags of the routers that must carry it.
     pub via: Vec<String>,
-    /// Pairs of machines or ranges concerned.
+    /// The number of affected pairs of machines or ranges.
     pub pairs: usize,
     /// The ports and protocols as data; null for another right.
     pub ports: Value,
@@ -56,19 +56,20 @@ impl Diff {
         self.gained.is_empty() && self.lost.is_empty() && self.notes.is_empty()
     }
 
-    /// Pairs of machines (or ranges of addresses) that gain something.
+    /// The number of pairs of machines (or ranges of addresses) that gain
+    /// access.
     #[must_use]
     pub fn pairs_gained(&self) -> usize {
         self.pairs_gained
     }
 
-    /// Pairs that lose something.
+    /// The number of pairs that lose access.
     #[must_use]
     pub fn pairs_lost(&self) -> usize {
         self.pairs_lost
     }
 
-    /// For a terminal.
+    /// The text for a terminal.
     #[must_use]
     pub fn text(&self) -> String {
         if self.is_empty() {
@@ -105,7 +106,7 @@ impl Diff {
         out
     }
 
-    /// For programs.
+    /// The JSON for programs.
     #[must_use]
     pub fn json(&self) -> Value {
         let changes = |changes: &[AccessChange]| -> Value {
@@ -142,8 +143,8 @@ fn counted(pairs: usize) -> String {
 }
 
 impl PolicyContext<'_> {
-    /// What changes when `after` takes the class of this policy, for the users
-    /// and nodes of this context.
+    /// The changes if `after` replaces this policy, for the users and nodes of
+    /// this context.
     #[must_use]
     pub fn diff(&self, after: &PolicyContext<'_>) -> Diff {
         let classes = EquivalenceClasses::new(self, after.policy);
@@ -187,7 +188,7 @@ impl PolicyContext<'_> {
     }
 }
 
-/// What stands on one side only, rule parts that are there twice counted.
+/// The atoms that occur on one side only; repeated atoms are counted.
 fn different(before: &[Atom], after: &[Atom]) -> (Vec<Atom>, Vec<Atom>) {
     let mut counts: BTreeMap<&Atom, i64> = BTreeMap::new();
     for atom in before {
@@ -206,7 +207,7 @@ fn different(before: &[Atom], after: &[Atom]) -> (Vec<Atom>, Vec<Atom>) {
     (side(|count| count < 0), side(|count| count > 0))
 }
 
-/// What a pair may do: ports by the routers that must carry them, and other
+/// The rights of a pair: ports by the routers that must carry them, and other
 /// rights.
 #[derive(Default)]
 struct Rights {
@@ -214,7 +215,8 @@ struct Rights {
     other: BTreeSet<String>,
 }
 
-/// What `here` allows beyond `there`, where the atoms that differ touch.
+/// The access that `here` allows and `there` does not, for the pairs that the
+/// differing atoms mention.
 fn one_way(
     classes: &EquivalenceClasses<'_>,
     side: Side,
@@ -229,7 +231,7 @@ fn one_way(
         }
     }
     let (here, there) = (by_source(classes, here), by_source(classes, there));
-    // What differs -> destination -> sources.
+    // Difference -> destination -> sources.
     type Key = (String, Vec<String>, String);
     let mut found: BTreeMap<Key, (Value, BTreeMap<usize, BTreeSet<usize>>)> = BTreeMap::new();
     for (from, to) in pairs {
@@ -244,7 +246,7 @@ fn one_way(
         };
         for (via, services) in &mine.ports {
             let mut left = services.clone();
-            // What is open by any router is open by these too.
+            // Access through any router includes access through these.
             for (other, services) in &theirs.ports {
                 if other.is_empty() || other == via {
                     left = left.minus(services);
@@ -261,7 +263,8 @@ fn one_way(
     }
     let mut touched: BTreeSet<(usize, usize)> = BTreeSet::new();
     for (_, class_ids) in found.values_mut() {
-        // Own machines that are among the others are not told twice.
+        // A user's own machines that are listed as other classes are not listed
+        // twice.
         let told = |from: &usize| {
             let own = classes.own_classes(*from).unwrap_or_default();
             own.iter().all(|class| {
@@ -297,7 +300,7 @@ fn one_way(
                 .iter()
                 .flat_map(|from| to.iter().map(move |to| classes.pairs(*from, *to)))
                 .sum();
-            // The rules that made the difference name it best.
+            // The names of the rules that caused the difference are preferred.
             let near: Vec<&Atom> = candidates
                 .iter()
                 .filter(|atom| !atom.from.is_disjoint(&from) && !atom.to.is_disjoint(&to))

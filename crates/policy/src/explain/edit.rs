@@ -1,8 +1,8 @@
-//! The smallest edit of a policy file that lets a packet pass.
+//! Finds the smallest edit of a policy file that allows a packet.
 //!
-//! Candidates are made from rules that lack one thing (the source, the
-//! destination, the port), and from a new rule. Each is applied to the text,
-//! the result is read like any policy and the packet is put to it: only edits
+//! Candidates are made from rules that lack one element (the source, the
+//! destination, the port), and from a new rule. Each candidate is applied to
+//! the text, and the result is parsed and evaluated for the packet: only edits
 //! that work are offered.
 
 use std::collections::BTreeMap;
@@ -18,25 +18,25 @@ use super::ports::{DEFAULT, has_ports, protocol_name};
 use crate::node::PolicyNode;
 use crate::policy::Policy;
 
-/// How many candidates are tried before a new rule is proposed.
+/// The number of candidates that are tried before a new rule is proposed.
 const TRIES: usize = 24;
 
-/// A replacement in a policy file that lets a packet pass.
+/// A replacement in a policy file that allows a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Edit {
-    /// What is done, for people.
+    /// A description of the edit for users.
     pub what: String,
-    /// The bytes that go.
+    /// The byte range that is replaced.
     pub span: Range<usize>,
-    /// What comes there.
+    /// The text that replaces it.
     pub text: String,
-    /// Where.
+    /// The position of the edit.
     pub location: SourceLocation,
-    /// The lines that change, as they are.
+    /// The affected lines before the edit.
     pub before: Vec<String>,
     /// The same lines after the edit.
     pub after: Vec<String>,
-    /// How many other pairs of machines would gain something.
+    /// The number of other pairs of machines that would gain access.
     pub others: usize,
 }
 
@@ -50,14 +50,15 @@ impl Edit {
     }
 }
 
-/// What to do before it is known whether it helps.
+/// An edit that has not been tried yet.
 struct Candidate {
     what: String,
     span: Range<usize>,
     text: String,
 }
 
-/// The smallest edit; after it, if it lets others pass too, the narrowest.
+/// The smallest edit, and the narrowest one if the smallest allows other
+/// packets too.
 pub(super) fn edits(
     context: &PolicyContext<'_>,
     layout: &Layout,
@@ -68,7 +69,8 @@ pub(super) fn edits(
     if context.policy.open {
         return Vec::new();
     }
-    // Routes that wait for an approval count: the answer asks for it anyway.
+    // Routes that wait for approval count as approved, because the answer asks
+    // for their approval separately.
     let nodes = with_offered_routes(context);
     let receivers: Vec<&PolicyNode> = match nodes
         .iter()
@@ -130,7 +132,8 @@ fn with_offered_routes(context: &PolicyContext<'_>) -> Vec<PolicyNode> {
     nodes
 }
 
-/// How a rule names an end: a tag, a user, or the address.
+/// The text by which a new entry names an endpoint: a tag, a user, or the
+/// address.
 fn spelled(policy: &Policy, end: &Endpoint, address: IpAddr) -> String {
     let first = end.owner.split(',').next().unwrap_or_default();
     let usable = if first.starts_with("tag:") {
@@ -165,7 +168,7 @@ impl EditSearch<'_> {
                 continue;
             }
             let evaluator = self.context.evaluator();
-            // No entry makes up for a posture that the source does not have.
+            // No new entry helps if the source does not have the posture.
             let sender = evaluator.owner(self.packet.source);
             if sender.is_some_and(|node| evaluator.posture_of(rule, node).is_none()) {
                 continue;
@@ -224,7 +227,8 @@ impl EditSearch<'_> {
         if has_ports(self.packet.protocol) {
             let more = format!(",{}", self.packet.port);
             let as_written = self.context.text.get(entry.span.clone());
-            // Before the closing quote, unless the string is written oddly.
+            // Insert before the closing quote, unless the string contains
+            // escapes.
             if as_written == Some(quoted(&entry.text).as_str()) {
                 let at = entry.span.end - 1;
                 return Some(Candidate {
@@ -276,7 +280,7 @@ impl EditSearch<'_> {
         }
     }
 
-    /// A rule for these two alone, behind the last one of its section.
+    /// A rule for these two endpoints alone, after the last one of its section.
     fn new_rule(&self) -> Option<Candidate> {
         let section = match (&self.layout.acls, &self.layout.grants) {
             (Some(_), _) => Section::Acls,
@@ -316,7 +320,7 @@ impl EditSearch<'_> {
                 let before = text.get(..last.span.start).unwrap_or_default();
                 let line = before.rfind('\n').map_or(0, |at| at + 1);
                 let lead = before.get(line..).unwrap_or_default();
-                // On a line of its own where the last rule has one.
+                // On a line of its own if the last rule starts a line.
                 let between = if lead.chars().all(char::is_whitespace) && line > 0 {
                     format!("\n{lead}")
                 } else {
@@ -333,7 +337,7 @@ impl EditSearch<'_> {
         })
     }
 
-    /// Applies a candidate and puts the packet to the result.
+    /// Applies a candidate and evaluates the packet against the result.
     fn tried(&self, candidate: Candidate) -> Option<Edit> {
         let mut edit = Edit {
             what: candidate.what,

@@ -1,7 +1,7 @@
-//! The plain evaluator: rule by rule, selector by selector, packet by packet.
+//! A plain evaluator: rule by rule, selector by selector, packet by packet.
 //!
-//! It shares nothing with the compiler but the parsed policy. Where both
-//! agree, each has been checked by something that was made another way.
+//! It shares only the parsed policy with the compiler, so each of the two
+//! checks the other.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -16,9 +16,9 @@ use crate::span::Span;
 /// The first packet of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Packet {
-    /// Who opens it.
+    /// The address that opens the connection.
     pub source: IpAddr,
-    /// To where.
+    /// The destination address.
     pub destination: IpAddr,
     /// IP protocol number.
     pub protocol: u8,
@@ -26,30 +26,30 @@ pub struct Packet {
     pub port: u16,
 }
 
-/// One way in which a rule lets a packet in, as positions in the parsed policy.
+/// A way in which a rule accepts a packet, as positions in the parsed policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Opening {
-    /// Which rule: grants in file order, then acls in file order.
+    /// The index of the rule: grants in file order, then acls in file order.
     pub rule: usize,
-    /// Which of its sources.
+    /// The index among its sources.
     pub source: usize,
-    /// Which of its groups of destinations.
+    /// The index among its groups of destinations.
     pub reach: usize,
-    /// Which destination in that group.
+    /// The index of the destination in that group.
     pub destination: usize,
 }
 
-/// What becomes of a packet at one node.
+/// The verdict on a packet at one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
-    /// Whether it is let in.
+    /// Whether the packet is accepted.
     pub allowed: bool,
-    /// The rules that let it in. None when it is refused, or when the policy
-    /// has no rules at all and so lets TCP, UDP and ICMP in.
+    /// The rules that accept it. Empty if it is refused, or if the policy has
+    /// no rules and so accepts TCP, UDP and ICMP.
     pub by: Vec<Opening>,
 }
 
-/// Whether `receiver` lets in a packet that was brought to it.
+/// Whether `receiver` accepts a packet that arrives at it.
 #[must_use]
 pub fn evaluate(
     policy: &Policy,
@@ -107,12 +107,11 @@ pub fn evaluate(
     }
 }
 
-/// Whether a packet with this destination has come to the right node: an
-/// address of its own, one behind an approved route, or a public one at an
-/// exit node.
+/// Whether a packet with this destination may arrive at the node: an address of
+/// its own, one behind an approved route, or a public one at an exit node.
 pub(super) fn is_for(node: &PolicyNode, destination: IpAddr) -> bool {
     let link_local = match destination {
-        // The metadata service of clouds is reached by way of a node.
+        // The metadata address of cloud providers may be routed by a node.
         IpAddr::V4(a) => a.is_link_local() && a != Ipv4Addr::new(169, 254, 169, 254),
         IpAddr::V6(a) => a.is_unicast_link_local(),
     };
@@ -131,7 +130,7 @@ pub(super) fn is_for(node: &PolicyNode, destination: IpAddr) -> bool {
             && !is_private(destination))
 }
 
-/// What an exit node does not open by its default route.
+/// Addresses to which the default route of an exit node gives no access.
 fn is_private(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(a) => {
@@ -161,13 +160,13 @@ fn is_tailnet_v6(address: Ipv6Addr) -> bool {
     address.segments().get(..3) == Some(&[0xfd7a, 0x115c, 0xa1e0])
 }
 
-/// What is open when no protocol is named: ICMP, TCP, UDP.
+/// Protocols that are open if the rule names none: ICMP, TCP, UDP.
 fn is_usual(protocol: u8) -> bool {
     matches!(protocol, 1 | 6 | 17 | 58)
 }
 
-/// Whether protocol and port are open. A host that may be reached at all may
-/// be pinged; protocols without ports need every port.
+/// Whether protocol and port are open. Any open port implies ICMP; protocols
+/// without ports need the full port range.
 pub(super) fn opens(reach: &Reach, protocol: u8, port: u16) -> bool {
     let named = match reach.protocol {
         Some(only) => only == protocol,
@@ -192,7 +191,7 @@ pub(super) fn opens(reach: &Reach, protocol: u8, port: u16) -> bool {
     }
 }
 
-/// A policy beside users and nodes.
+/// A policy with the users and nodes for which it is evaluated.
 #[derive(Clone, Copy)]
 pub(super) struct Evaluator<'a> {
     pub(super) policy: &'a Policy,
@@ -223,16 +222,16 @@ impl<'a> Evaluator<'a> {
         self.is_source(source, packet.source)
             && self.is_destination(to, receiver, packet.destination)
             && if rule.via.is_empty() {
-                self.is_told(to, receiver, packet.destination)
+                self.is_in_filter(to, receiver, packet.destination)
             } else {
-                self.is_told_as_router(&rule.via, to, receiver)
+                self.is_in_router_filter(&rule.via, to, receiver)
             }
     }
 
-    /// Whether the sender is as the rule wants it to be. What stands behind a
-    /// machine is not asked. An address of the tailnet that no machine has is
-    /// refused where the entry that means it also means a machine that lacks
-    /// the posture.
+    /// Whether the sender has a posture that the rule requires. Hosts behind a
+    /// subnet router need none. An address of the tailnet without a machine is
+    /// refused if the matching entry also matches a machine that lacks the
+    /// posture.
     pub(super) fn has_posture(&self, rule: &Rule, source: &Selector, address: IpAddr) -> bool {
         if let Some(node) = self.owner(address) {
             return self.posture_of(rule, node).is_some();
@@ -258,8 +257,8 @@ impl<'a> Evaluator<'a> {
         }
     }
 
-    /// The first of a rule's postures that the node has; nothing said where
-    /// the rule wants none.
+    /// The first of a rule's postures that the node has; the empty string if
+    /// the rule requires none.
     pub(super) fn posture_of<'r>(&self, rule: &'r Rule, node: &PolicyNode) -> Option<&'r str> {
         if rule.postures.is_empty() {
             return Some("");
@@ -271,7 +270,7 @@ impl<'a> Evaluator<'a> {
         rule.postures.iter().find(has).map(String::as_str)
     }
 
-    /// Whether a selector among the sources means the address.
+    /// Whether a selector among the sources matches the address.
     pub(super) fn is_source(&self, selector: &Selector, address: IpAddr) -> bool {
         match selector {
             Selector::Any => self.is_anyone(address),
@@ -284,8 +283,8 @@ impl<'a> Evaluator<'a> {
         }
     }
 
-    /// Whether `*` among the sources means the address: the tailnet's own
-    /// ranges, without those that ChromeOS uses, and all approved subnets.
+    /// Whether `*` among the sources matches the address: the tailnet's own
+    /// ranges, without those of ChromeOS, and all approved subnets.
     pub(super) fn is_anyone(&self, address: IpAddr) -> bool {
         is_tailnet(address) || self.is_routed(address)
     }
@@ -298,7 +297,7 @@ impl<'a> Evaluator<'a> {
             .any(|route| route.prefix_len() != 0 && route.contains(&address))
     }
 
-    /// Whether a selector among the destinations means the address at this
+    /// Whether a selector among the destinations matches the address at this
     /// node.
     pub(super) fn is_destination(
         &self,
@@ -317,9 +316,9 @@ impl<'a> Evaluator<'a> {
         }
     }
 
-    /// Whether the node is told of a destination at all, or of the part of it
-    /// that holds the address.
-    fn is_told(&self, to: &Selector, node: &PolicyNode, address: IpAddr) -> bool {
+    /// Whether the node's filter contains the destination, or the part of it
+    /// that contains the address.
+    fn is_in_filter(&self, to: &Selector, node: &PolicyNode, address: IpAddr) -> bool {
         let has_exit = node.routes.iter().any(|route| route.prefix_len() == 0);
         match to {
             Selector::Any | Selector::DangerAll => true,
@@ -333,7 +332,7 @@ impl<'a> Evaluator<'a> {
                     .any(|route| route.prefix_len() == 0 && same_family(route));
                 owns || serves(node, net) || (exit && touches_internet(net))
             }
-            // Each range of a set stands by itself.
+            // Each range of a set is decided on its own.
             Selector::Set(set) => {
                 let at = Span::from(address);
                 let mut parts = set.spans.iter().filter(|part| part.contains(&at));
@@ -352,7 +351,7 @@ impl<'a> Evaluator<'a> {
     }
 
     /// The same for a grant that names routers.
-    fn is_told_as_router(&self, via: &[String], to: &Selector, node: &PolicyNode) -> bool {
+    fn is_in_router_filter(&self, via: &[String], to: &Selector, node: &PolicyNode) -> bool {
         if !node.tags.iter().any(|tag| via.contains(tag)) {
             return false;
         }
@@ -375,7 +374,7 @@ impl<'a> Evaluator<'a> {
             .find(|node| node.addresses.contains(&address))
     }
 
-    /// Whether a selector means a node by what it is.
+    /// Whether a selector matches a node by identity.
     pub(super) fn means_node(&self, selector: &Selector, node: &PolicyNode) -> bool {
         let tagged = !node.tags.is_empty();
         let of_user = |wanted: &dyn Fn(&PolicyUser) -> bool| {
@@ -415,8 +414,8 @@ impl<'a> Evaluator<'a> {
     }
 }
 
-/// Whether a login in a policy means the user. `name@` is this server's own
-/// user `name`.
+/// Whether a login in a policy names the user. `name@` is the local user `name`
+/// of this server.
 pub(super) fn is_called(user: &PolicyUser, login: &str) -> bool {
     let local = login.strip_suffix('@');
     std::iter::once(&user.login)
@@ -467,8 +466,8 @@ pub(super) fn is_internet(address: IpAddr) -> bool {
 /// Whether some address of the prefix is public.
 fn touches_internet(net: &IpNet) -> bool {
     match net {
-        // Private networks do not touch each other, so a prefix is private as
-        // a whole or it is not within one of them.
+        // Private networks are not adjacent, so a prefix is private only if one
+        // of them contains it.
         IpNet::V4(net) => !private_v4().any(|private| private.contains(net)),
         IpNet::V6(net) => {
             let global = [0x2000, 0, 0, 0, 0, 0, 0, 0];

@@ -1,25 +1,25 @@
-//! Where the rules and names of a policy stand in its file.
+//! The positions of rules and names in a policy file.
 //!
-//! The parsed policy keeps meanings; this keeps places. Both come from the
-//! same text, and rules are numbered alike: grants, then acls.
+//! The parsed policy has no positions; the layout has. Both come from the same
+//! text, and rules are numbered alike: grants, then acls.
 
 use std::ops::Range;
 
 use crate::diagnostic::Diagnostic;
 use crate::json::{self, Member, Spanned, Value};
 
-/// A piece of the policy file.
+/// A position in the policy file with the text there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceLocation {
     /// Line, from 1.
     pub line: usize,
     /// Column in characters, from 1.
     pub column: usize,
-    /// The text there, its first line.
+    /// The first line of the text at this position.
     pub text: String,
 }
 
-/// The section a rule stands in.
+/// The section of a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Section {
     Grants,
@@ -40,7 +40,7 @@ pub(super) struct List {
     pub(super) entries: Vec<Entry>,
 }
 
-/// A rule as it stands in the file.
+/// The positions of a rule and its lists.
 #[derive(Debug, Clone)]
 pub(super) struct RuleLayout {
     pub(super) section: Section,
@@ -50,12 +50,12 @@ pub(super) struct RuleLayout {
     pub(super) ip: List,
 }
 
-/// The file.
+/// The positions of all rules and names of a file.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Layout {
-    /// As in the parsed policy.
+    /// Rules in the order of the parsed policy.
     pub(super) rules: Vec<RuleLayout>,
-    /// The arrays of both sections, where they stand.
+    /// The byte ranges of the arrays of both sections.
     pub(super) grants: Option<Range<usize>>,
     pub(super) acls: Option<Range<usize>>,
     /// Members of groups: group, login.
@@ -101,9 +101,9 @@ impl Layout {
         out
     }
 
-    /// The entry of an acl from which its destination number `reach` came:
-    /// those for `autogroup:self` are moved behind the others when both kinds
-    /// of destinations are mixed.
+    /// The file entry of a destination. In an acl, destinations of
+    /// `autogroup:self` come after the others in the parsed rule if both kinds
+    /// are mixed.
     pub(super) fn destination(
         &self,
         rule: usize,
@@ -136,7 +136,7 @@ impl SourceLocation {
     }
 }
 
-/// The member with one of these names, letter case aside, unless it is null.
+/// The member with one of these names, ignoring letter case, unless it is null.
 fn field<'t>(object: &'t Spanned, names: &[&str]) -> Option<&'t Spanned> {
     names.iter().find_map(|name| {
         members(Some(object))

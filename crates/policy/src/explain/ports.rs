@@ -1,10 +1,10 @@
-//! Protocols and ports: as people write them, and as sets.
+//! Protocols and ports: as text for users, and as sets.
 
 use std::collections::BTreeMap;
 
 use crate::selector::{Ports, parse_protocol, protocol_names};
 
-/// Protocols of a rule that names none.
+/// The protocols of a rule that names none.
 pub(super) const DEFAULT: [u8; 4] = [1, 6, 17, 58];
 
 /// The usual name of a protocol, else its number.
@@ -38,7 +38,7 @@ pub(super) fn ports_text(ports: &[Ports]) -> String {
     ports.iter().map(one).collect::<Vec<_>>().join(",")
 }
 
-/// What is open between two: port ranges by protocol, sorted and joined. A
+/// A set of open services: port ranges by protocol, sorted and merged. A
 /// protocol without ports has the full range.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Services(BTreeMap<u8, Vec<(u16, u16)>>);
@@ -70,7 +70,7 @@ impl Services {
         }
     }
 
-    /// What is here and not there.
+    /// The services in this set that are not in the other one.
     pub(super) fn minus(&self, other: &Self) -> Self {
         let mut out = BTreeMap::new();
         for (protocol, ranges) in &self.0 {
@@ -102,7 +102,7 @@ impl Services {
         Self(out)
     }
 
-    /// Leaves out ping where a port is open, which implies it.
+    /// Removes ICMP if a port is open, because an open port implies it.
     pub(super) fn without_implied(&mut self) {
         if self.0.keys().any(|protocol| has_ports(*protocol)) {
             self.0.remove(&1);
@@ -110,7 +110,7 @@ impl Services {
         }
     }
 
-    /// For people: TCP and UDP together where they are the same.
+    /// The text for users; TCP and UDP are combined if they are equal.
     pub(super) fn text(&self) -> String {
         let ranges = |ranges: &[(u16, u16)]| {
             let ranges: Vec<Ports> = ranges
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn sets_of_ports_read_like_rules() {
+    fn sets_of_ports_are_written_like_rules() {
         assert_eq!(services(None, &[(0, u16::MAX)]).text(), "all ports icmp");
         assert_eq!(
             services(None, &[(22, 22), (23, 25)]).text(),

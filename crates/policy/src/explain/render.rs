@@ -10,7 +10,7 @@ use super::layout::SourceLocation;
 use super::ports::{protocol_name, service_text};
 use super::why::{Carrier, Link, PairAnswer, Reason, Why};
 
-/// Rules may be long; what is shown of one ends here.
+/// The length to which a rule is cut, in characters.
 const WIDTH: usize = 100;
 
 impl Why {
@@ -151,7 +151,7 @@ fn end(end: &Endpoint, address: &str) -> String {
 }
 
 impl PairAnswer {
-    /// The addresses to show: those that work, else the first.
+    /// The addresses to show: a pair that works, otherwise the first ones.
     fn shown_pair(&self) -> (String, String) {
         let first = |end: &Endpoint| {
             end.addresses

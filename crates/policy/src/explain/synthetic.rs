@@ -1,6 +1,5 @@
-//! Users and machines that a policy speaks of, where no server says which
-//! there are: one machine for each login and each tag, and a user more whom
-//! no rule names.
+//! Users and machines for a comparison without a server: two machines for each
+//! login, one for each tag, and one more user that no rule names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -12,19 +11,19 @@ use crate::policy::Policy;
 use crate::posture::Attributes;
 use crate::selector::Selector;
 
-/// A tailnet made up from policies.
+/// A tailnet that is derived from policies.
 #[derive(Debug, Clone)]
 pub struct SyntheticTailnet {
-    /// Everybody who is named, and one more.
+    /// All users that the policies name, and one more.
     pub users: Vec<PolicyUser>,
-    /// One machine each, and one for each tag.
+    /// Two machines for each user, and one for each tag.
     pub nodes: Vec<PolicyNode>,
-    /// What the machines are called: their login or tag.
+    /// The names of the machines: their login or tag.
     pub names: BTreeMap<NodeId, String>,
 }
 
 impl SyntheticTailnet {
-    /// Makes up what the policies speak of.
+    /// Derives users and nodes from the names in the policies.
     #[must_use]
     pub fn from_policies(policies: &[&Policy]) -> Self {
         let mut logins: BTreeSet<String> = BTreeSet::new();
@@ -46,7 +45,7 @@ impl SyntheticTailnet {
                         logins.insert(login.clone());
                     }
                     Selector::Domain(domain) => {
-                        logins.insert(format!("somebody@{domain}"));
+                        logins.insert(format!("user@{domain}"));
                     }
                     _ => {}
                 }
@@ -64,7 +63,8 @@ impl SyntheticTailnet {
                     .unwrap_or(i64::MAX)
                     .saturating_add(1),
             );
-            // Two machines, or nothing could pass between a user's own.
+            // Two machines, so that rules about a user's own machines have an
+            // effect.
             for name in [login.clone(), format!("{login} (another machine)")] {
                 out.add(Some(id), Vec::new(), name);
             }

@@ -1,4 +1,4 @@
-//! Why one end reaches another, or does not.
+//! Explains why one endpoint may reach another, or may not.
 
 use std::net::IpAddr;
 
@@ -16,17 +16,17 @@ use crate::node::PolicyNode;
 use crate::policy::Rule;
 use crate::selector::{Selector, parse_protocol};
 
-/// How many pairs of machines are explained when names mean several.
+/// The number of pairs of machines that are explained if names match several.
 const PAIRS: usize = 16;
-/// How many rules are named that let a packet in, or nearly do.
+/// The number of rules that are listed as reasons or as near misses.
 const RULES: usize = 3;
 
-/// May SRC open a connection to DST?
+/// The question whether a source may open a connection to a destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Question {
-    /// A machine, address, user, tag, group or host.
+    /// The source: a machine, address, user, tag, group or host.
     pub source: String,
-    /// The same.
+    /// The destination, named in the same ways.
     pub destination: String,
     /// IP protocol number.
     pub protocol: u8,
@@ -34,48 +34,47 @@ pub struct Question {
     pub port: u16,
 }
 
-/// The answer.
+/// The answer to a question.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Why {
-    /// How the policy file is called.
+    /// The name of the policy file.
     pub file: String,
     /// One answer per pair of machines, those that are refused first.
     pub answers: Vec<PairAnswer>,
-    /// How many more pairs the names mean.
+    /// The number of further pairs that the names match.
     pub left_out: usize,
 }
 
 /// The answer for two machines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PairAnswer {
-    /// Who opens the connection.
+    /// The endpoint that opens the connection.
     pub source: Endpoint,
-    /// To whom.
+    /// The endpoint that receives it.
     pub destination: Endpoint,
     /// IP protocol number.
     pub protocol: u8,
     /// Destination port.
     pub port: u16,
-    /// Whether the packet arrives and is let in, with IPv4 or IPv6.
+    /// Whether the packet arrives and is accepted, over IPv4 or IPv6.
     pub allowed: bool,
     /// The pairs of addresses that work.
     pub open: Vec<(IpAddr, IpAddr)>,
     /// The policy has no rules, so everything is allowed.
     pub no_rules: bool,
-    /// The rules that let it in.
+    /// The rules that accept it.
     pub reasons: Vec<Reason>,
-    /// Who carries the packet when the destination is not a machine's own
-    /// address.
+    /// The routers for the destination, if it is not a machine's own address.
     pub carriers: Vec<Carrier>,
-    /// Rules that nearly let it in.
+    /// Rules that accept it except for one element.
     pub near: Vec<NearMiss>,
-    /// Edits of the file that would let it in, the smallest first.
+    /// Edits of the file that would accept it, the smallest first.
     pub edits: Vec<Edit>,
-    /// What else stands in the way or should be known.
+    /// Further obstacles and remarks.
     pub notes: Vec<String>,
 }
 
-/// A rule that lets the packet in, and how its names lead there.
+/// A rule that accepts the packet, and how its names match the machines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reason {
     /// The rule.
@@ -84,20 +83,20 @@ pub struct Reason {
     pub source: Link,
     /// From its destination to the machine.
     pub destination: Link,
-    /// The ports and protocol that are open.
+    /// The ports and protocols that the rule opens.
     pub service: String,
     /// Tags of the routers that must carry the traffic.
     pub via: Vec<String>,
-    /// The posture that the rule wants and the source has.
+    /// The posture that the rule requires and the source has.
     pub posture: Option<String>,
 }
 
-/// An entry of a rule and how it comes to mean a machine.
+/// An entry of a rule and the steps from it to a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
     /// The entry.
     pub entry: Option<SourceLocation>,
-    /// From the entry to the machine.
+    /// The steps from the entry to the machine.
     pub steps: Vec<String>,
 }
 
@@ -112,24 +111,23 @@ pub struct Carrier {
     pub route: IpNet,
     /// Whether the route was approved.
     pub approved: bool,
-    /// Whether its filter lets the packet in.
+    /// Whether its filter accepts the packet.
     pub lets_in: bool,
 }
 
-/// A rule that would let the packet in but for something.
+/// A rule that accepts the packet except for one element.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NearMiss {
     /// The rule.
     pub rule: SourceLocation,
-    /// What matches and what does not.
+    /// A text that says which elements match and which do not.
     pub says: String,
 }
 
 impl Question {
-    /// Reads `SRC DST:PORT [PROTOCOL]`. Without a protocol it is TCP.
+    /// Parses `SRC DST:PORT [PROTOCOL]`. The default protocol is TCP.
     ///
-    /// # Errors
-    /// There is no port, or no such protocol.
+    /// # Errors The destination has no port, or the protocol is unknown.
     pub fn parse(
         source: &str,
         destination: &str,
@@ -164,8 +162,7 @@ impl Question {
 impl PolicyContext<'_> {
     /// Answers a question.
     ///
-    /// # Errors
-    /// A name means nobody.
+    /// # Errors A name matches no machine.
     pub fn why(&self, question: &Question) -> Result<Why, AskError> {
         let sources = self.resolve(&question.source)?;
         let destinations = self.resolve(&question.destination)?;
@@ -175,7 +172,7 @@ impl PolicyContext<'_> {
             .flat_map(|source| destinations.iter().map(move |to| (source, to)))
             .filter(|(source, to)| source.node.is_none() || source.node != to.node)
             .collect();
-        // A machine that asks for itself alone still gets an answer.
+        // The question about a machine and itself is answered, too.
         let pairs = match (pairs.as_slice(), sources.first(), destinations.first()) {
             ([], Some(source), Some(to)) => vec![(source, to)],
             _ => pairs,
@@ -250,7 +247,7 @@ impl PolicyContext<'_> {
             }
         }
         out.allowed = !out.open.is_empty();
-        // One reason per rule, however many of its entries lead here.
+        // One reason per rule, even if several of its entries match.
         let mut told = Vec::new();
         for (opening, receiver, packet) in openings {
             if told.len() < RULES && !told.contains(&opening.rule) {
@@ -277,7 +274,7 @@ impl PolicyContext<'_> {
         out
     }
 
-    /// The nodes to which a packet with this destination may be brought.
+    /// The nodes at which a packet with this destination may arrive.
     pub(super) fn receivers(&self, packet: &Packet) -> Vec<NodeId> {
         match self.evaluator().owner(packet.destination) {
             Some(owner) => vec![owner.id],
@@ -290,8 +287,8 @@ impl PolicyContext<'_> {
         }
     }
 
-    /// Who serves an address that is no machine's own, the most specific route
-    /// first.
+    /// The routers of an address that belongs to no machine, the most specific
+    /// route first.
     fn carriers(&self, packet: &Packet) -> Vec<Carrier> {
         if self.evaluator().owner(packet.destination).is_some() {
             return Vec::new();
@@ -345,7 +342,7 @@ impl PolicyContext<'_> {
             }
         }
         if out.source.node.is_some() && out.source.node == out.destination.node {
-            notes.push("a machine reaches itself without asking a policy".to_owned());
+            notes.push("a machine reaches itself without a policy".to_owned());
         }
         if out.destination.node.is_none() {
             let usable = out.carriers.iter().any(|carrier| carrier.approved);
@@ -427,7 +424,7 @@ impl PolicyContext<'_> {
         })
     }
 
-    /// How a source comes to mean an address.
+    /// The steps from a source entry to an address.
     fn source_steps(
         &self,
         layout: &Layout,
@@ -481,7 +478,7 @@ impl PolicyContext<'_> {
         }
     }
 
-    /// A router behind which the address is.
+    /// A sentence that names the router of the address.
     fn behind(&self, address: IpAddr) -> String {
         for node in self.nodes {
             if let Some(route) = node.subnet_routes().find(|route| route.contains(&address)) {
@@ -550,11 +547,11 @@ impl PolicyContext<'_> {
                 };
                 vec![contains, format!("{owner} owns {name}")]
             }
-            _ => vec![format!("{name} is meant")],
+            _ => vec![format!("{name} matches")],
         }
     }
 
-    /// The rules that match in most respects, best first.
+    /// The rules of which most elements match, best first.
     fn near_misses(&self, layout: &Layout, packet: &Packet) -> Vec<NearMiss> {
         let mut found: Vec<(usize, usize, String)> = Vec::new();
         for (at, rule) in self.policy.rules.iter().enumerate() {
@@ -671,7 +668,7 @@ impl PolicyContext<'_> {
         if source.is_some() && posed && best.is_some() && ports_fit {
             let routers = rule.via.join(", ");
             says.push_str(&if rule.via.is_empty() {
-                ", but no machine is told of it".to_owned()
+                ", but it is in the filter of no machine".to_owned()
             } else {
                 format!(", but only by way of {routers}")
             });

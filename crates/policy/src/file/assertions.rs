@@ -1,7 +1,8 @@
-//! The `tests` section: what a policy promises about itself.
+//! Reads the `tests` section: assertions that a policy makes about its own
+//! rules.
 //!
-//! The service answers every malformed test like a failing one; the message
-//! here says which it is.
+//! The hosted service reports a malformed test like a failing one; the message
+//! here distinguishes the two.
 
 use super::{Reader, Text};
 use crate::json::Spanned;
@@ -58,7 +59,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The one source of a test; errors are noted.
+    /// Reads the single source of a test; errors are recorded.
     pub(super) fn test_source<'t>(
         &mut self,
         test: &Spanned,
@@ -78,7 +79,7 @@ impl Reader<'_> {
         Some(text)
     }
 
-    /// Who the source of a test is; errors are noted.
+    /// Resolves the source of a test to a selector; errors are recorded.
     pub(super) fn test_selector(&mut self, source: &Text<'_>) -> Option<Selector> {
         let selector = self.selector(source, "src=")?;
         let is_somebody = !matches!(

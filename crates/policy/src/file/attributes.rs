@@ -1,4 +1,4 @@
-//! The sections `nodeAttrs` and `attrConfig`.
+//! Reads the sections `nodeAttrs` and `attrConfig`.
 
 use std::net::Ipv4Addr;
 
@@ -9,10 +9,10 @@ use crate::attributes::{AttributeConfig, AttributeKind, NodeAttribute};
 use crate::json::Spanned;
 use crate::selector::Selector;
 
-/// Where tailnets have their IPv4 addresses.
+/// The IPv4 range of all tailnets.
 const TAILNET_V4: (Ipv4Addr, u8) = (Ipv4Addr::new(100, 64, 0, 0), 10);
 
-/// Parts of it that are used otherwise: the resolver every node has, and the
+/// Parts of that range with another use: the resolver on every node, and the
 /// containers of ChromeOS.
 const RESERVED_V4: [(Ipv4Addr, u8); 2] = [
     (Ipv4Addr::new(100, 100, 100, 0), 24),
@@ -120,7 +120,7 @@ impl Reader<'_> {
         None
     }
 
-    /// The `attrConfig` section.
+    /// Reads the `attrConfig` section.
     pub(super) fn attribute_config(&mut self, value: &Spanned) {
         for member in self.members(value, "attrConfig") {
             let name = member.name.trim();
@@ -137,7 +137,7 @@ impl Reader<'_> {
                     let help = self
                         .suggest(other, ["string", "bool", "number"])
                         .or_else(|| Some("expected string, bool or number".to_owned()));
-                    let message = format!("{other:?} is no type of an attribute");
+                    let message = format!("{other:?} is not a valid attribute type");
                     self.problem_with(&text.span, message, help);
                     None
                 }

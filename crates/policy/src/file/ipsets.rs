@@ -1,8 +1,8 @@
-//! The `ipsets` section: addresses under a name.
+//! Reads the `ipsets` section: named sets of addresses.
 //!
-//! The entries of a set are carried out in order. A set may name others; they
-//! are resolved first, without recursion, so that a long chain of sets costs
-//! no stack, and a circle is found and said.
+//! The entries of a set are applied in order. A set may name other sets. These
+//! are resolved first, without recursion, so that a long chain of sets uses no
+//! stack, and a cycle is detected and reported.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,14 +12,15 @@ use crate::json::Spanned;
 use crate::selector::{IpSet, parse_net};
 use crate::span::{INTERNET, Span};
 
-/// Ranges a set may have.
+/// The largest number of ranges in one set.
 const MAX_RANGES: usize = 10_000;
 
-/// Ranges that may be handled to make all sets: those that name each other
-/// could be written small and take very long.
+/// The number of ranges that may be processed to build all sets. Without this
+/// bound, a short file of sets that include each other could take very long to
+/// read.
 const MAX_WORK: usize = 2_000_000;
 
-/// One step in making a set.
+/// One entry of a set: addresses to add or to remove.
 struct Step<'t> {
     adds: bool,
     what: What,
@@ -83,7 +84,7 @@ impl Reader<'_> {
         } else if rest == "autogroup:internet" {
             What::Spans(INTERNET.iter().map(|named| named.span).collect())
         } else {
-            let message = format!("{set}: {rest:?} is nothing an ipset can hold");
+            let message = format!("{set}: {rest:?} cannot be part of an ipset");
             let help = self
                 .suggest(host, self.hosts.keys().map(String::as_str))
                 .or_else(|| {
@@ -96,12 +97,12 @@ impl Reader<'_> {
         Some(Step { adds, what, text })
     }
 
-    /// Depth first, with a stack of our own: a set is made when all that it
-    /// names are.
+    /// Builds the sets depth first with an explicit stack: a set is built after
+    /// all sets that it names.
     fn resolve_ipsets(&mut self, steps: &BTreeMap<&str, Vec<Step<'_>>>) {
         let mut left = MAX_WORK;
         for start in steps.keys() {
-            // Sets that are being made, each with the step it is at.
+            // Sets under construction, each with the index of its current step.
             let mut open: Vec<(&str, usize)> = vec![(start, 0)];
             let mut is_open: BTreeMap<&str, usize> = BTreeMap::from([(*start, 0)]);
             while let Some((name, at)) = open.pop() {
@@ -131,7 +132,7 @@ impl Reader<'_> {
                     let path = open.iter().skip(*depth).map(|(name, _)| *name);
                     let mut path: Vec<&str> = path.take(8).collect();
                     path.push(other);
-                    let message = format!("ipsets form a circle: {}", path.join(" -> "));
+                    let message = format!("ipsets form a cycle: {}", path.join(" -> "));
                     self.problem(&step.text.span, message);
                 } else if let Some((other, _)) = steps.get_key_value(other.as_str()) {
                     is_open.insert(other, open.len());
@@ -147,7 +148,7 @@ impl Reader<'_> {
 
     fn make_set(&mut self, name: &str, steps: &[Step<'_>], left: &mut usize) -> Vec<Span> {
         let mut spans: Vec<Span> = Vec::new();
-        // Additions are gathered and joined in one go.
+        // Additions are collected and merged in one pass.
         let mut added: Vec<Span> = Vec::new();
         for step in steps {
             let operand: &[Span] = match &step.what {

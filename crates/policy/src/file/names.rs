@@ -1,5 +1,5 @@
-//! The sections that give names: hosts, groups, tags with their owners, and
-//! who may approve what.
+//! Reads the sections that define names (hosts, groups, tags with their
+//! owners), and `autoApprovers`.
 
 use super::{Reader, Text, is_empty};
 use crate::json::Spanned;
@@ -22,8 +22,10 @@ impl Reader<'_> {
                     self.hosts.insert(name.to_owned(), net);
                 }
                 None => {
-                    let message =
-                        format!("hosts[{name:?}]: {:?} is no address or prefix", text.text);
+                    let message = format!(
+                        "hosts[{name:?}]: {:?} is not a valid address or prefix",
+                        text.text
+                    );
                     self.problem(&text.span, message);
                 }
             }
@@ -49,7 +51,7 @@ impl Reader<'_> {
                     || login.starts_with("autogroup:")
                     || !login.contains('@')
                 {
-                    let message = format!("groups[{name:?}]: {login:?} is no login name");
+                    let message = format!("groups[{name:?}]: {login:?} is not a login name");
                     let help = "members are login names such as alice@example.com".to_owned();
                     self.problem_with(&text.span, message, Some(help));
                 } else {
@@ -62,7 +64,8 @@ impl Reader<'_> {
 
     pub(super) fn tag_owners(&mut self, value: &Spanned) {
         let members = self.members(value, "tagOwners");
-        // All tags are known before their owners are looked at.
+        // All tags are defined before their owners are read, because tags may
+        // own tags.
         for member in &members {
             let name = member.name.trim();
             let first = name.strip_prefix("tag:").map(|rest| rest.chars().next());
@@ -105,7 +108,7 @@ impl Reader<'_> {
                 match parse_net(member.name.trim()) {
                     Some(net) => self.policy.route_approvers.push((net, approvers)),
                     None => {
-                        let message = format!("{:?} is no prefix", member.name);
+                        let message = format!("{:?} is not a valid prefix", member.name);
                         self.problem(&member.name_span, message);
                     }
                 }
@@ -126,7 +129,7 @@ impl Reader<'_> {
                     };
                     self.tag(&text, "");
                 } else if !is_service_name(name) {
-                    let message = format!("{name:?} is no service");
+                    let message = format!("{name:?} is not a valid service name");
                     let help = "expected svc:name, or the tag of services".to_owned();
                     self.problem_with(&member.name_span, message, Some(help));
                 }
@@ -136,7 +139,8 @@ impl Reader<'_> {
         }
     }
 
-    /// A list of owners or approvers: users, groups, tags, member, tagged.
+    /// Reads a list of owners or approvers: users, groups, tags, member,
+    /// tagged.
     fn identities(&mut self, value: &Spanned, what: &str) -> Vec<Selector> {
         let mut out = Vec::new();
         for text in self.texts(Some(value).filter(|value| !value.is_null()), what) {

@@ -1,4 +1,5 @@
-//! Options of the whole network: relays, addresses, ports.
+//! Reads the sections that configure the whole network: relays, addresses,
+//! ports.
 
 use warren_control_types::{DerpMap, RegionId};
 
@@ -23,7 +24,7 @@ impl Reader<'_> {
                 let help = self
                     .suggest(other, ["mac-always", "mac-never"])
                     .or_else(|| Some("expected \"\", mac-always or mac-never".to_owned()));
-                let message = format!("{other:?} is no value of OneCGNATRoute");
+                let message = format!("{other:?} is not a valid value of OneCGNATRoute");
                 if let Some(text) = &route {
                     self.problem_with(&text.span, message, help);
                 }
@@ -44,7 +45,7 @@ impl Reader<'_> {
         for member in self.members(regions, "derpMap.regions") {
             let number = member.name.trim().parse::<u16>().ok();
             let Some(number) = number.filter(|number| *number > 0) else {
-                let message = format!("{:?} is no number of a region", member.name);
+                let message = format!("{:?} is not a valid region number", member.name);
                 let help = "expected 1 to 65535; 900 to 999 are for your own regions".to_owned();
                 self.problem_with(&member.name_span, message, Some(help));
                 continue;
@@ -103,7 +104,7 @@ impl Reader<'_> {
         if self.problems.len() > before {
             return None;
         }
-        // The type of the wire reads the rest: it knows every field's kind.
+        // The wire type checks the remaining fields and their kinds.
         let map = serde_json::json!({ "Regions": { id.0.to_string(): value.to_json() } });
         match DerpMap::from_json(map.to_string().as_bytes()) {
             Ok(mut map) => map.regions.remove(&id),

@@ -1,11 +1,12 @@
-//! Postures: what hosts must be like, and where rules ask for it.
+//! Reads postures (conditions on source hosts) and the rules' references to
+//! them.
 
 use super::{Fields, Reader};
 use crate::json::{Spanned, Value};
 use crate::posture::{Assertion, AttributeValue, Attributes, Number};
 
 impl Reader<'_> {
-    /// The `postures` section.
+    /// Reads the `postures` section.
     pub(super) fn postures(&mut self, value: &Spanned) {
         for member in self.members(value, "postures") {
             let name = member.name.trim();
@@ -36,7 +37,7 @@ impl Reader<'_> {
         }
     }
 
-    /// A list of postures.
+    /// Reads a list of posture names.
     pub(super) fn posture_names(&mut self, value: Option<&Spanned>) -> Vec<String> {
         let mut out = Vec::new();
         for text in self.texts(value, "postures") {
@@ -53,7 +54,7 @@ impl Reader<'_> {
         out
     }
 
-    /// The postures of a rule: its own, else those of the file.
+    /// The postures of a rule: its own, else the default of the file.
     pub(super) fn rule_postures(&mut self, fields: &Fields<'_>) -> Vec<String> {
         match fields.get("srcPosture") {
             Some(own) => self.posture_names(Some(own)),
@@ -61,7 +62,8 @@ impl Reader<'_> {
         }
     }
 
-    /// `srcPostureAttrs` of a test: what its source is taken to be like.
+    /// Reads `srcPostureAttrs` of a test: the attributes that its source is
+    /// assumed to have.
     pub(super) fn posed_attributes(&mut self, fields: &Fields<'_>) -> Attributes {
         let mut out = Attributes::default();
         let Some(value) = fields.get("srcPostureAttrs") else {

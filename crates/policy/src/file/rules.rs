@@ -1,11 +1,11 @@
-//! The rule sections: `acls` and `grants`.
+//! Reads the rule sections: `acls` and `grants`.
 
 use super::{Fields, Reader, Text, is_empty};
 use crate::json::Spanned;
 use crate::policy::{Reach, Rule};
 use crate::selector::{Ports, Selector, has_ports, parse_ports, parse_protocol, protocol_names};
 
-/// Capabilities of the vendor's own domain that a policy may grant.
+/// Capabilities in the domain of the vendor that a policy may grant.
 const ALLOWED_VENDOR_CAPABILITIES: [&str; 6] = [
     "tailscale.com/cap/drive",
     "tailscale.com/cap/relay",
@@ -39,7 +39,8 @@ impl Reader<'_> {
         let sources = self.renamed(&fields, "src", "users");
         let sources = self.sources(sources);
 
-        // Self destinations go last when other kinds stand beside them.
+        // Destinations of `autogroup:self` are moved to the end when the rule
+        // has others.
         let (mut reach, mut own) = (Vec::new(), Vec::new());
         let mut only_autogroups = true;
         let destinations = self.renamed(&fields, "dst", "ports");
@@ -163,7 +164,8 @@ impl Reader<'_> {
         out
     }
 
-    /// Whether `autogroup:self` may stand beside these sources.
+    /// Whether a rule with these sources may have `autogroup:self` as a
+    /// destination.
     fn self_allowed(&self, sources: &[Selector], any_too: bool) -> bool {
         sources.iter().all(|source| match source {
             Selector::User(_)
@@ -176,7 +178,7 @@ impl Reader<'_> {
         })
     }
 
-    /// `host:ports` of an acl.
+    /// Reads `host:ports` of an acl.
     fn destination_with_ports(
         &mut self,
         text: &Text<'_>,
@@ -271,7 +273,7 @@ impl Reader<'_> {
         None
     }
 
-    /// An entry of a grant's `ip`: `*`, ports, or `protocol:ports`.
+    /// Reads an entry of a grant's `ip`: `*`, ports, or `protocol:ports`.
     fn ip(&mut self, text: &Text<'_>) -> Option<(Option<u8>, Vec<Ports>)> {
         let whole = text.text;
         let (protocol, ports) = match whole.split_once(':') {
@@ -348,7 +350,7 @@ impl Reader<'_> {
     }
 }
 
-/// Takes the brackets off `[v6]` and `[v6]/len`.
+/// Removes the brackets of `[v6]` and `[v6]/len`.
 fn bracketed(host: &str) -> Result<String, ()> {
     if !host.contains(['[', ']']) {
         return Ok(host.to_owned());

@@ -1,4 +1,4 @@
-//! Selectors: who or what a rule speaks of.
+//! Reads selectors: the users, nodes and addresses that a rule names.
 
 use super::{Reader, Text};
 use crate::node::Role;
@@ -15,8 +15,8 @@ const AUTOGROUPS: [&str; 6] = [
 ];
 
 impl Reader<'_> {
-    /// Reads a selector of any kind. `side` goes in front of messages
-    /// (`src=`); errors are noted.
+    /// Reads a selector of any kind. `side` goes in front of messages (`src=`);
+    /// errors are recorded.
     pub(super) fn selector(&mut self, text: &Text<'_>, side: &str) -> Option<Selector> {
         let name = text.text;
         if let Some(net) = parse_net(name) {
@@ -61,7 +61,7 @@ impl Reader<'_> {
             let help = "expected svc: and letters, digits and dashes".to_owned();
             self.problem_with(
                 &text.span,
-                format!("{side}{name:?} is no service"),
+                format!("{side}{name:?} is not a valid service name"),
                 Some(help),
             );
             return None;
@@ -100,7 +100,7 @@ impl Reader<'_> {
         None
     }
 
-    /// Says so if the domain is none of the tailnet's own.
+    /// Reports an error if the domain does not belong to the tailnet.
     pub(super) fn own_domain(&mut self, text: &Text<'_>, kind: &str, domain: &str) {
         let Some(domains) = &self.context.domains else {
             return;

@@ -1,4 +1,4 @@
-//! The `ssh` section.
+//! Reads the `ssh` section.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use crate::json::Spanned;
 use crate::selector::{Selector, parse_net};
 use crate::ssh::{Logins, SshRule};
 
-/// How long a check holds when the rule does not say.
+/// How long a check stays valid when the rule sets no period.
 const DEFAULT_PERIOD: Duration = Duration::from_hours(12);
 
-/// The longest that a check may hold.
+/// The longest period for which a check may stay valid.
 const MAX_PERIOD: Duration = Duration::from_hours(168);
 
 impl Reader<'_> {
@@ -60,7 +60,8 @@ impl Reader<'_> {
         });
     }
 
-    /// The action with its period; the outer `None` for a bad one.
+    /// Reads the action and its period. The outer `None` means that it is not
+    /// valid.
     fn ssh_action(&mut self, rule: &Spanned, fields: &Fields<'_>) -> Option<Option<Duration>> {
         let help = || Some("expected \"accept\" or \"check\"".to_owned());
         let action = match fields.get("action") {
@@ -167,7 +168,8 @@ impl Reader<'_> {
             let name = text.text;
             if parse_net(name).is_some() || (name != "*" && !name.contains(['@', ':'])) {
                 let message = format!("invalid dst {name:?}");
-                let help = "name tags or users; ssh rules know no hosts and addresses".to_owned();
+                let help =
+                    "name tags or users; ssh rules do not accept hosts and addresses".to_owned();
                 self.problem_with(&text.span, message, Some(help));
                 continue;
             }
@@ -187,7 +189,7 @@ impl Reader<'_> {
                     continue;
                 }
                 (Selector::User(_) | Selector::OwnUser | Selector::Member, Some(tag)) => (
-                    format!("{tag:?} cannot be let in to {name:?}"),
+                    format!("{tag:?} cannot be granted access to {name:?}"),
                     "tagged devices may only log in to tagged devices",
                 ),
                 (Selector::OwnUser | Selector::Member, None) => {
@@ -243,7 +245,7 @@ impl Reader<'_> {
                         self.own_domain(&text, "localpart", domain);
                         out.domains.push(domain.to_owned());
                     }
-                    // Whatever else it looks like, it is a name.
+                    // Every other text is the name of a local user.
                     _ => {
                         out.names.insert(name.to_owned());
                     }

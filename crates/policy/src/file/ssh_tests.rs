@@ -1,4 +1,5 @@
-//! The `sshTests` section: what a policy promises about logins.
+//! Reads the `sshTests` section: assertions that a policy makes about SSH
+//! logins.
 
 use super::{Fields, Reader, Text};
 use crate::json::Spanned;

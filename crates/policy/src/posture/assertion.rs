@@ -1,4 +1,5 @@
-//! One assertion of a posture: reading it, and holding it against a host.
+//! One assertion of a posture: parsing, and evaluation against the attributes
+//! of a host.
 //!
 //! ```text
 //! node:os == 'linux'             node:tsVersion >= '1.40'
@@ -35,8 +36,8 @@ enum Test {
     NotEqual(AttributeValue),
     In(Vec<AttributeValue>),
     NotIn(Vec<AttributeValue>),
-    /// The value compared with this one; both are versions for attributes
-    /// that hold versions.
+    /// Comparison with this value. For attributes that hold versions, both are
+    /// compared as versions.
     Ordered(Relation, AttributeValue),
     IsSet,
     NotSet,
@@ -50,7 +51,7 @@ enum Relation {
     GreaterOrEqual,
 }
 
-/// What is wrong with an assertion, and where: bytes into its text.
+/// An error in an assertion, and its position as a byte offset in the text.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Problem {
     pub(crate) at: usize,
@@ -59,7 +60,7 @@ pub(crate) struct Problem {
 }
 
 impl Assertion {
-    /// Reads an assertion.
+    /// Parses an assertion.
     pub(crate) fn parse(text: &str) -> Result<Self, Problem> {
         let mut words = Words { text, at: 0 };
         words.skip_space();
@@ -117,7 +118,7 @@ impl Assertion {
         Ok(Self { attribute, test })
     }
 
-    /// Whether a host with these attributes fulfils it.
+    /// Whether a host with these attributes satisfies the assertion.
     pub(crate) fn holds(&self, attributes: &Attributes) -> bool {
         let Some(value) = attributes.get(&self.attribute) else {
             return self.test == Test::NotSet;
@@ -140,7 +141,7 @@ impl Assertion {
         }
     }
 
-    /// `None` for values of different kinds.
+    /// Compares two values; `None` if they are of different kinds.
     fn compare(&self, value: &AttributeValue, wanted: &AttributeValue) -> Option<Ordering> {
         match (value, wanted) {
             (AttributeValue::Text(value), AttributeValue::Text(wanted)) => {
@@ -188,13 +189,13 @@ impl fmt::Display for Assertion {
     }
 }
 
-/// Whether the attribute holds a version.
+/// Whether the values of this attribute are versions.
 fn is_version(attribute: &str) -> bool {
     matches!(attribute, "node:tsVersion" | "node:osVersion")
 }
 
-/// Numbers between dots, ascending part by part; a missing part is 0. What
-/// follows a `-` (a build) does not count.
+/// Compares versions: numbers between dots, part by part; a missing part is 0.
+/// The text after a `-` (a build) is ignored.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Version(Vec<u64>);
 
@@ -213,7 +214,7 @@ impl Version {
     }
 }
 
-/// The text that is being read.
+/// The assertion under parse, and the current position.
 struct Words<'t> {
     text: &'t str,
     at: usize,
@@ -249,7 +250,11 @@ impl<'t> Words<'t> {
         });
         if !fits {
             let help = "expected an attribute with its name space, such as node:os or custom:tier";
-            return Err(self.problem_at(start, format!("{name:?} is no attribute"), Some(help)));
+            return Err(self.problem_at(
+                start,
+                format!("{name:?} is not a valid attribute name"),
+                Some(help),
+            ));
         }
         if name.starts_with("node:") && !NODE_ATTRIBUTES.contains(&name) {
             let help = crate::diagnostic::did_you_mean(name, NODE_ATTRIBUTES);
@@ -284,7 +289,7 @@ impl<'t> Words<'t> {
         None
     }
 
-    /// Takes a word, in any case.
+    /// Consumes a keyword, in any letter case.
     fn word(&mut self, word: &str) -> bool {
         self.skip_space();
         let rest = self.rest();
@@ -331,7 +336,7 @@ impl<'t> Words<'t> {
             ("", _) => Err(self.problem_at(start, "a value is missing", None)),
             (word, None) => Err(self.problem_at(
                 start,
-                format!("{word:?} is no value"),
+                format!("{word:?} is not a valid value"),
                 Some("expected text in single quotes, a number, true or false"),
             )),
         }
@@ -382,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn what_holds() {
+    fn assertions_hold_for_matching_attributes() {
         for (text, holds) in [
             ("node:os == 'linux'", true),
             ("node:os=='Linux'", false),
@@ -418,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong() {
+    fn malformed_assertions_are_refused_with_their_position() {
         for (text, at) in [
             ("", 0),
             ("os == 'x'", 0),
@@ -442,14 +447,14 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn no_text_makes_it_panic(text in "(node:os|custom:é|'|\\[|\\]|,| |==|IN|NOT|SET|IS|<|-?[0-9.]{1,4}|\\PC){0,12}") {
+        fn no_text_makes_the_parser_panic(text in "(node:os|custom:é|'|\\[|\\]|,| |==|IN|NOT|SET|IS|<|-?[0-9.]{1,4}|\\PC){0,12}") {
             if let Err(problem) = Assertion::parse(&text) {
                 prop_assert!(problem.at <= text.len());
             }
         }
 
         #[test]
-        fn what_is_written_is_read(
+        fn formatted_durations_parse_to_the_same_value(
             name in "[a-z]{1,5}:[a-zA-Z]{1,6}",
             op in 0usize..6,
             text in "[^'\\PC]{0,6}",

@@ -1,9 +1,9 @@
-//! The `sshTests` section at work: which of a policy's promises about logins
-//! it keeps.
+//! Runs the `sshTests` section against the SSH rules of a policy.
 //!
-//! A test is held against what its destinations are told. Every source node
-//! and every destination must agree: one counter-example breaks the promise.
-//! Needs no rule that opens port 22: the section is about logins.
+//! A test is evaluated against the SSH rules that its destinations receive. It
+//! must hold for every pair of a source node and a destination; one
+//! counter-example makes it fail. It needs no rule that opens port 22: the
+//! section is about logins.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -14,18 +14,18 @@ use crate::policy::Policy;
 use crate::posture::Attributes;
 use crate::selector::Selector;
 
-/// What a test says of a login.
+/// The outcome that a test expects of a login.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SshExpectation {
-    /// Let in, with or without a check.
+    /// The login is accepted, with or without a check.
     Accept,
-    /// Let in after a check.
+    /// The login is accepted after a check.
     Check,
-    /// Not let in.
+    /// The login is denied.
     Deny,
 }
 
-/// A promise about logins that is not kept.
+/// An assertion about logins that does not hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FailedSshTest {
     /// The test's source as written.
@@ -34,9 +34,9 @@ pub struct FailedSshTest {
     pub dst: String,
     /// The local user; empty when the test fails for every one.
     pub user: String,
-    /// What the test says.
+    /// The outcome that the test expects.
     pub expected: SshExpectation,
-    /// What is the case.
+    /// The actual outcome, as the end of a sentence.
     pub found: &'static str,
 }
 
@@ -82,7 +82,7 @@ impl Policy {
     }
 }
 
-/// One test.
+/// One test with the rules that it is run against.
 struct Run<'a> {
     policy: &'a Policy,
     users: &'a [PolicyUser],
@@ -106,15 +106,15 @@ impl Run<'_> {
                 self.nodes(to)
             };
             let nobody = if sources.is_empty() {
-                Some("but no node is meant by the source")
+                Some("but the source matches no node")
             } else if text.parse::<Ipv6Addr>().is_ok() {
-                // As on the hosted service, which takes only the IPv4 address
-                // of a node for its name here.
+                // The hosted service does the same: here it accepts only the
+                // IPv4 address of a node.
                 Some(
-                    "but an IPv6 address is no destination: write a tag, a user or an IPv4 address",
+                    "but an IPv6 address is not a destination: write a tag, a user or an IPv4 address",
                 )
             } else if destinations.is_empty() {
-                Some("but no node is meant by the destination")
+                Some("but the destination matches no node")
             } else {
                 None
             };
@@ -137,7 +137,7 @@ impl Run<'_> {
         }
     }
 
-    /// What contradicts the expectation, if anything does.
+    /// The outcome that contradicts the expectation, if there is one.
     fn broken(
         &self,
         expected: SshExpectation,
@@ -166,7 +166,7 @@ impl Run<'_> {
         })
     }
 
-    /// The nodes that a selector means, by what they are or by an address.
+    /// The nodes that a selector matches, by identity or by an address.
     fn nodes(&self, selector: &Selector) -> Vec<usize> {
         let nodes = self.rules.nodes.iter().enumerate();
         nodes
@@ -175,7 +175,7 @@ impl Run<'_> {
             .collect()
     }
 
-    /// `autogroup:self`: only a user has one.
+    /// The nodes of `autogroup:self`; empty unless the source is a user.
     fn own_user_nodes(&self) -> Vec<usize> {
         match &self.test.source {
             source @ Selector::User(_) => self.nodes(source),

@@ -1,4 +1,4 @@
-//! Which routes of a peer a node is given.
+//! The routes of a peer that a node receives.
 
 use ipnet::IpNet;
 use warren_control_types::NodeId;
@@ -8,11 +8,8 @@ use crate::node::PolicyNode;
 use crate::span::Span;
 
 impl Compiled {
-    /// The routes behind `peer` that `viewer` is given: subnet routes that the
-    /// viewer may use, or from behind which traffic may come to it, and exit
-    /// routes if it may reach the internet there. `primary` are the subnet
-    /// routes of which `peer` is the elected router at the moment, and `online`
-    /// tells the routers that are there. Ascending, exit routes last.
+    /// The routes behind `peer` that `viewer` receives, as
+    /// [`super::super::Compiled::routes_for`].
     pub(in crate::compile) fn routes_for(
         &self,
         viewer: NodeId,
@@ -43,7 +40,7 @@ impl Compiled {
         routes
     }
 
-    /// Whether the viewer has to do with a route of the peer.
+    /// Whether a route of the peer is relevant for the viewer.
     fn route_concerns(&self, viewer: usize, peer: usize, route: &IpNet) -> bool {
         let span = Span::from(route);
         let is_router = self

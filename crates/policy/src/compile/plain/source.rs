@@ -10,11 +10,11 @@ use crate::span::{Span, TAILNET, net_text};
 /// The sources of a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Source {
-    /// As they go on the wire: sorted, no duplicates.
+    /// The texts on the wire: sorted, without duplicates.
     pub(super) texts: Vec<String>,
     /// The same as ranges.
     spans: Vec<Span>,
-    /// By node index: meant by what it is (for `autogroup:self`).
+    /// By node index: selected by identity (for `autogroup:self`).
     selected: Vec<bool>,
     /// By node index: an address or approved subnet route overlaps.
     covered: Vec<bool>,
@@ -41,7 +41,7 @@ impl Source {
                     let ranges = TAILNET.iter();
                     let routes = nodes.iter().flat_map(PolicyNode::subnet_routes);
                     let routes = routes.map(|route| (net_text(route), vec![Span::from(route)]));
-                    // What stands behind a node has no posture.
+                    // Hosts behind a subnet router have no posture.
                     if all_pass {
                         parts.extend(routes);
                         ranges
@@ -92,7 +92,7 @@ impl Source {
         }
     }
 
-    /// Whether the node is meant by identity.
+    /// Whether the node is selected by identity.
     pub(super) fn selects(&self, node: usize) -> bool {
         self.selected.get(node).copied().unwrap_or(false)
     }
@@ -107,9 +107,9 @@ impl Source {
     }
 }
 
-/// Ranges without the addresses of nodes that lack the posture. Where there
-/// are such nodes, the tailnet's own ranges give way to the addresses of the
-/// others.
+/// Ranges without the addresses of nodes that lack the posture. If there are
+/// such nodes, the tailnet's own ranges are replaced by the addresses of the
+/// other nodes.
 fn of_those_that_pass(
     spans: &[Span],
     nodes: &[PolicyNode],

@@ -1,4 +1,5 @@
-//! Rules in terms of class_ids: the parts that two policies are compared by.
+//! Splits rules into atoms over equivalence classes: the units in which
+//! policies are compared.
 
 use std::collections::BTreeSet;
 
@@ -13,12 +14,12 @@ pub(super) struct Atom {
     pub(super) from: BTreeSet<usize>,
     pub(super) to: BTreeSet<usize>,
     pub(super) what: What,
-    /// The names of the rule, to call class_ids by. Two rules that mean the same
-    /// are the same whatever names they use.
+    /// The selectors of the rule, for labels. They do not count in comparisons:
+    /// two rules with equal classes are equal.
     pub(super) names: Names,
 }
 
-/// What is allowed.
+/// The access that an atom allows.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum What {
     Ports {
@@ -36,7 +37,7 @@ pub(super) struct Open {
     pub(super) ports: Vec<Ports>,
 }
 
-/// Selectors that do not count in comparisons.
+/// Selectors that are ignored in comparisons.
 #[derive(Debug, Clone)]
 pub(super) struct Names(pub(super) Vec<Selector>);
 
@@ -60,7 +61,7 @@ impl Ord for Names {
     }
 }
 
-/// The rules of a policy in parts.
+/// Splits the rules of a policy into atoms.
 pub(super) fn of(classes: &EquivalenceClasses<'_>, side: Side, policy: &Policy) -> Vec<Atom> {
     let mut out = Vec::new();
     if policy.open {

@@ -1,4 +1,5 @@
-//! The class_ids between which two policies are compared.
+//! Equivalence classes of machines and addresses, between which two policies
+//! are compared.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,13 +13,13 @@ use crate::policy::Policy;
 use crate::selector::Selector;
 use crate::span::{INTERNET, Span, TAILNET, net_text};
 
-/// How many names a list has before the rest is counted.
+/// The largest number of names in a list; the rest is only counted.
 const LABELS: usize = 8;
 
-/// A class.
+/// An equivalence class.
 #[derive(Debug, Clone)]
 pub(super) enum Class {
-    /// Machines that no name tells apart, as positions in the list of nodes.
+    /// Machines that no name distinguishes, as positions in the list of nodes.
     Nodes(Vec<usize>),
     /// Addresses that belong to no machine.
     Range(Span),
@@ -28,28 +29,29 @@ pub(super) enum Class {
     Own,
 }
 
-/// Which of the two policies.
+/// One of the two policies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Side {
     Before,
     After,
 }
 
-/// What a policy can tell of a machine: the class is made of those of which it
-/// tells the same.
+/// The facts about a machine that rules can depend on. Machines with equal keys
+/// form one class.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct ClassKey {
     tagged: bool,
     owned: bool,
-    /// By known selector: an address is meant, or a tag.
+    /// By known selector: whether it matches by tag or address.
     directly: Vec<bool>,
-    /// By known selector: its user is meant, before and after.
+    /// By known selector: whether it matches the user, before and after.
     by_user: Vec<[bool; 2]>,
-    /// By list of postures: it has one of them, before and after.
+    /// By list of postures: whether the machine has one of them, before and
+    /// after.
     postures: Vec<bool>,
 }
 
-/// Places, and who is where.
+/// The equivalence classes under two policies.
 #[derive(Debug)]
 pub(super) struct EquivalenceClasses<'a> {
     context: &'a PolicyContext<'a>,
@@ -58,10 +60,10 @@ pub(super) struct EquivalenceClasses<'a> {
     selectors: Vec<Selector>,
     /// Their positions.
     known: BTreeMap<Selector, usize>,
-    /// Of the class_ids that are machines, which come first.
+    /// The keys of the machine classes, which come first in the list.
     keys: Vec<ClassKey>,
     policies: [&'a Policy; 2],
-    /// SourceLocation of each untagged node's user: user -> class_ids.
+    /// The classes of the untagged nodes of each user.
     classes_of_user: BTreeMap<UserId, BTreeSet<usize>>,
     nodes_of_user: BTreeMap<UserId, usize>,
 }
@@ -76,7 +78,7 @@ fn named(policy: &Policy) -> impl Iterator<Item = &Selector> {
     of_rules.chain(of_ssh.flat_map(|rule| rule.sources.iter().chain(&rule.to)))
 }
 
-/// The lists of postures that rules want.
+/// The lists of postures that rules require.
 fn postures(policy: &Policy) -> BTreeSet<&[String]> {
     let of_rules = policy.rules.iter().map(|rule| rule.postures.as_slice());
     let of_ssh = policy.ssh.iter().map(|rule| rule.postures.as_slice());
@@ -177,8 +179,8 @@ impl<'a> EquivalenceClasses<'a> {
         members.iter().filter_map(move |at| nodes.get(*at))
     }
 
-    /// The class_ids that some sources of a policy mean, as far as they have one
-    /// of the postures.
+    /// The classes that some sources of a policy match, limited to those with
+    /// one of the postures.
     pub(super) fn sources(
         &self,
         side: Side,
@@ -208,11 +210,11 @@ impl<'a> EquivalenceClasses<'a> {
         class_ids
     }
 
-    /// The class_ids that some destinations of a policy mean.
+    /// The classes that some destinations of a policy match.
     pub(super) fn destinations(&self, side: Side, selectors: &[Selector]) -> BTreeSet<usize> {
         self.meant(side, selectors, |kind, selector| match (kind, selector) {
             (Class::Own, Selector::Any) => true,
-            // What nobody serves is not worth a word unless a rule names it.
+            // A range without a router is omitted unless a rule names it.
             (Class::Range(span), Selector::Any) => self.is_served(span),
             (Class::Internet, Selector::Any) => self.has_exit(),
             (Class::Range(span), Selector::Internet) => is_public(span),
@@ -264,7 +266,7 @@ impl<'a> EquivalenceClasses<'a> {
         out
     }
 
-    /// Whether a selector means the machines with these keys.
+    /// Whether a selector matches the machines with this key.
     fn matches_key(&self, keys: &ClassKey, side: Side, selector: &Selector) -> bool {
         let at = self.known.get(selector);
         match selector {
@@ -287,7 +289,7 @@ impl<'a> EquivalenceClasses<'a> {
         }
     }
 
-    /// How many pairs of machines two class_ids make.
+    /// The number of pairs of machines between two classes.
     pub(super) fn pairs(&self, from: usize, to: usize) -> usize {
         let size = |class: usize| match self.list.get(class) {
             Some(Class::Nodes(members)) => members.len(),
@@ -309,7 +311,7 @@ impl<'a> EquivalenceClasses<'a> {
         }
     }
 
-    /// Whether both class_ids hold untagged machines of the same one user.
+    /// Whether both classes contain only untagged machines of the same user.
     pub(super) fn is_of_one_user(&self, from: usize, to: usize) -> bool {
         let users: BTreeSet<Option<UserId>> = self
             .members(from)
@@ -322,7 +324,8 @@ impl<'a> EquivalenceClasses<'a> {
             && self.members(to).next().is_some()
     }
 
-    /// Where the machines of the users of a class are. `None`: it has none.
+    /// The classes of the machines of a class's users. `None` if it has no
+    /// user.
     pub(super) fn own_classes(&self, from: usize) -> Option<BTreeSet<usize>> {
         let mut out = BTreeSet::new();
         for node in self.members(from) {
@@ -332,7 +335,7 @@ impl<'a> EquivalenceClasses<'a> {
         (!out.is_empty()).then_some(out)
     }
 
-    /// Names to choose from: selectors with what they mean to a policy, those
+    /// The available labels: selectors with the classes that they match, those
     /// of the files first, then tags, users, and the two kinds of machines.
     pub(super) fn names(&self, side: Side) -> Vec<(Selector, BTreeSet<usize>)> {
         let mut out: Vec<(Selector, BTreeSet<usize>)> = Vec::new();
@@ -353,8 +356,8 @@ impl<'a> EquivalenceClasses<'a> {
                 }
             }
         }
-        // A class may hold machines of several users or tags; then it has not
-        // the name of one of them.
+        // A class may contain machines of several users or tags; then none of
+        // these names fits.
         let all_have =
             |class: &usize, tag: &String| self.members(*class).all(|node| node.tags.contains(tag));
         for (tag, class_ids) in tags {
@@ -377,7 +380,7 @@ impl<'a> EquivalenceClasses<'a> {
         out
     }
 
-    /// Names for some class_ids, those of the rules that differ first.
+    /// Labels for some classes; the names of the differing rules are preferred.
     pub(super) fn labels(
         &self,
         names: &[(Selector, BTreeSet<usize>)],
@@ -391,7 +394,7 @@ impl<'a> EquivalenceClasses<'a> {
         let mut choices: Vec<(&Selector, BTreeSet<usize>)> = Vec::new();
         for (selector, set) in names {
             let mut set = set.clone();
-            // Among machines, everything is all machines.
+            // For a set of machines, `*` stands for all machines.
             if *selector == Selector::Any && nodes_only {
                 set.retain(|class| *class < self.keys.len());
             }
@@ -460,7 +463,7 @@ impl<'a> EquivalenceClasses<'a> {
     }
 }
 
-/// Whether a selector of addresses means one of the node's.
+/// Whether an address selector matches an address of the node.
 fn has_address(selector: &Selector, node: &PolicyNode) -> bool {
     let mut own = node.addresses.iter();
     match selector {
@@ -473,8 +476,8 @@ fn has_address(selector: &Selector, node: &PolicyNode) -> bool {
     }
 }
 
-/// Whether a selector of addresses means the range, which lies within one part
-/// of it or outside.
+/// Whether an address selector contains the range. The range is inside one part
+/// of it or outside of all.
 fn in_range(selector: &Selector, span: &Span) -> bool {
     match selector {
         Selector::DangerAll => true,
@@ -488,7 +491,7 @@ fn is_public(span: &Span) -> bool {
     INTERNET.iter().any(|named| named.span.contains(span))
 }
 
-/// The ranges that selectors tell apart, without those of the tailnet itself,
+/// The ranges that selectors distinguish, without those of the tailnet itself,
 /// where addresses belong to machines.
 fn ranges(selectors: &[Selector]) -> Vec<Span> {
     let mut cuts: Vec<Span> = Vec::new();
@@ -516,7 +519,7 @@ fn ranges(selectors: &[Selector]) -> Vec<Span> {
         }
         out.extend(new);
     }
-    // The public part of a range is another class than the rest.
+    // The public and the private part of a range are different classes.
     let mut split = Vec::new();
     for span in out {
         let mut rest = vec![span];

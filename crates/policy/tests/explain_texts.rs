@@ -1,4 +1,4 @@
-//! Explanations as people read them: texts word for word.
+//! The texts of explanations, word for word.
 
 #![allow(clippy::unwrap_used)]
 
@@ -23,14 +23,14 @@ const FILE: &str = r#"{
 }
 "#;
 
-struct World {
+struct Fixture {
     users: Vec<PolicyUser>,
     nodes: Vec<PolicyNode>,
     names: BTreeMap<NodeId, String>,
     offered: BTreeMap<NodeId, Vec<IpNet>>,
 }
 
-fn world() -> World {
+fn fixture() -> Fixture {
     let user = |id, login: &str| PolicyUser {
         id: UserId(id),
         login: login.to_owned(),
@@ -49,7 +49,7 @@ fn world() -> World {
         attributes: Attributes::default(),
     };
     let names = ["laptop", "phone", "db", "gateway"];
-    World {
+    Fixture {
         users: vec![
             user(1, "alice@example.com"),
             user(2, "bob@example.com"),
@@ -77,28 +77,28 @@ fn world() -> World {
     }
 }
 
-fn with<R>(world: &World, text: &str, ask: impl FnOnce(&PolicyContext<'_>) -> R) -> R {
+fn with<R>(fixture: &Fixture, text: &str, ask: impl FnOnce(&PolicyContext<'_>) -> R) -> R {
     let policy = Policy::parse(text).unwrap();
     ask(&PolicyContext {
         policy: &policy,
         text,
         file: "acl.hujson",
-        users: &world.users,
-        nodes: &world.nodes,
-        names: &world.names,
-        offered: &world.offered,
+        users: &fixture.users,
+        nodes: &fixture.nodes,
+        names: &fixture.names,
+        offered: &fixture.offered,
     })
 }
 
 fn why(text: &str, from: &str, to: &str, protocol: Option<&str>) -> Result<Why, AskError> {
     let question = Question::parse(from, to, protocol)?;
-    with(&world(), text, |scene| scene.why(&question))
+    with(&fixture(), text, |scene| scene.why(&question))
 }
 
 fn diff(before: &str, after: &str) -> Diff {
-    let world = world();
+    let fixture = fixture();
     let policy = Policy::parse(after).unwrap();
-    with(&world, before, |old| {
+    with(&fixture, before, |old| {
         old.diff(&PolicyContext {
             policy: &policy,
             text: after,
@@ -108,7 +108,7 @@ fn diff(before: &str, after: &str) -> Diff {
 }
 
 #[test]
-fn an_allowed_packet_is_led_back_to_the_file() {
+fn allowed_packet_is_traced_to_the_file() {
     assert_eq!(
         why(FILE, "laptop", "db:22", None).unwrap().text(),
         r#"allowed  laptop (alice@example.com) 100.64.0.1 -> db (tag:db) 100.64.0.3 tcp/22
@@ -135,7 +135,7 @@ fn an_allowed_packet_is_led_back_to_the_file() {
 }
 
 #[test]
-fn a_refused_packet_comes_with_the_smallest_edit() {
+fn refused_packet_comes_with_the_smallest_edit() {
     let denied = why(FILE, "laptop", "db:5432", None).unwrap();
     assert_eq!(
         denied.text(),
@@ -172,7 +172,7 @@ fn a_refused_packet_comes_with_the_smallest_edit() {
 }
 
 #[test]
-fn what_no_policy_can_help_is_said() {
+fn obstacles_outside_the_policy_are_reported() {
     let waiting = why(FILE, "laptop", "10.9.1.1:22", None).unwrap().text();
     assert!(
         waiting.contains("gateway serves 10.9.0.0/16 (offered, NOT APPROVED)"),
@@ -196,16 +196,16 @@ fn what_no_policy_can_help_is_said() {
 }
 
 #[test]
-fn questions_without_an_answer_say_what_was_meant() {
+fn invalid_questions_are_refused_with_advice() {
     let wrong = |from, to, protocol| why(FILE, from, to, protocol).unwrap_err().to_string();
     assert_eq!(
         wrong("lptop", "db:22", None),
-        "\"lptop\" is no machine, address, user, tag, group or host here; did you mean \"laptop\"?"
+        "\"lptop\" not found among the machines, addresses, users, tags, groups and hosts; did you mean \"laptop\"?"
     );
     assert!(wrong("laptop", "db", None).contains("is not a destination"));
     assert!(wrong("laptop", "office:22", None).contains("more than one address"));
-    assert!(wrong("bob@example.com", "db:22", None).contains("means no machine"));
-    assert!(wrong("laptop", "db:22", Some("tpc")).contains("is no protocol"));
+    assert!(wrong("bob@example.com", "db:22", None).contains("matches no machine"));
+    assert!(wrong("laptop", "db:22", Some("tpc")).contains("is not a valid protocol"));
     assert!(why(FILE, "laptop", "db", Some("icmp")).unwrap().answers[0].allowed);
     assert!(
         why(FILE, "laptop", "[fd7a:115c:a1e0::3]:443", None)
@@ -216,7 +216,7 @@ fn questions_without_an_answer_say_what_was_meant() {
 }
 
 #[test]
-fn a_diff_speaks_with_the_names_of_the_files() {
+fn diff_uses_the_names_of_the_files() {
     let after = FILE
         .replace("tag:db:22,443", "tag:db:443,5432")
         .replace("\"office:*\"", "\"office:443\"")
@@ -233,16 +233,16 @@ fn a_diff_speaks_with_the_names_of_the_files() {
 }
 
 #[test]
-fn a_diff_knows_own_machines_and_capabilities() {
-    let mut world = world();
-    world.nodes[1].user = Some(UserId(1));
+fn diff_covers_own_machines_and_capabilities() {
+    let mut fixture = fixture();
+    fixture.nodes[1].user = Some(UserId(1));
     let closed = "{\"acls\": []}";
     let own = r#"{"acls": [], "grants": [
         {"src": ["autogroup:member"], "dst": ["autogroup:self"], "ip": ["22"]},
         {"src": ["phone"], "dst": ["100.64.0.3"], "app": {"x.com/y": [{"a": 1}]}},
     ], "hosts": {"phone": "100.64.0.2"}}"#;
     let policy = Policy::parse(own).unwrap();
-    let gained = with(&world, closed, |old| {
+    let gained = with(&fixture, closed, |old| {
         old.diff(&PolicyContext {
             policy: &policy,
             text: own,
