@@ -3,6 +3,7 @@
 use super::args::Given;
 use super::{Failure, Io, pref_flags};
 use warren_local_api::client::Client;
+use warren_local_api::endpoints::{EditPrefs, GetPrefs, GetStatus, LogOut};
 use warren_local_api::prefs::MaskedPrefs;
 
 /// Changes the mentioned settings, and nothing else.
@@ -14,18 +15,15 @@ pub(super) async fn set(given: &Given<'_>, client: &Client, io: &mut Io) -> Resu
     if !mentioned {
         return Err(Failure::usage("nothing to set: give at least one flag"));
     }
-    let current = client.prefs().await?;
-    let status = client.status(true).await?;
+    let current = client.call(GetPrefs).await?;
+    let status = client.call(GetStatus { peers: true }).await?;
     let change = pref_flags::change(given, &current, &status)?;
     for warning in pref_flags::without_effect(given) {
         io.note(warning);
     }
-    client.edit_prefs(&change).await?;
-    if change
-        .operator_user
-        .as_deref()
-        .is_some_and(|user| !user.is_empty())
-    {
+    let operator = change.operator_user.clone();
+    client.call(EditPrefs { change }).await?;
+    if operator.is_some_and(|user| !user.is_empty()) {
         io.note("the operator may use this command without root from now on");
     }
     Ok(())
@@ -33,7 +31,7 @@ pub(super) async fn set(given: &Given<'_>, client: &Client, io: &mut Io) -> Resu
 
 /// Disconnects, keeping the login.
 pub(super) async fn down(_given: &Given<'_>, client: &Client, io: &mut Io) -> Result<(), Failure> {
-    let status = client.status(false).await?;
+    let status = client.call(GetStatus { peers: false }).await?;
     if status.backend_state == "Stopped" {
         io.note("Tailscale was already stopped.");
         return Ok(());
@@ -42,14 +40,13 @@ pub(super) async fn down(_given: &Given<'_>, client: &Client, io: &mut Io) -> Re
         want_running: Some(false),
         ..MaskedPrefs::default()
     };
-    client.edit_prefs(&change).await?;
+    client.call(EditPrefs { change }).await?;
     Ok(())
 }
 
 /// Disconnects and expires the key.
 pub(super) async fn logout(given: &Given<'_>, client: &Client) -> Result<(), Failure> {
-    client
-        .logout(given.text("reason").unwrap_or_default())
-        .await?;
+    let reason = given.text("reason").unwrap_or_default().to_owned();
+    client.call(LogOut { reason }).await?;
     Ok(())
 }

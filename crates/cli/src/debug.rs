@@ -8,6 +8,7 @@ use super::args::Given;
 use super::ping::resolve;
 use super::{Failure, Io};
 use warren_local_api::client::Client;
+use warren_local_api::endpoints::{GetFilter, GetStatus, Why};
 use warren_local_api::filter::{
     Counted, FilterReport, WhyAnswer, WhyQuestion, WhyVerdict, rule_line,
 };
@@ -29,7 +30,7 @@ pub(super) async fn run(given: &Given<'_>, client: &Client, io: &mut Io) -> Resu
 }
 
 async fn filter(given: &Given<'_>, client: &Client, io: &mut Io) -> Result<(), Failure> {
-    let report = client.filter().await?;
+    let report = client.call(GetFilter).await?;
     if given.is("json") {
         return io.say(serde_json::to_string_pretty(&report).map_err(Failure::failed)?);
     }
@@ -37,7 +38,7 @@ async fn filter(given: &Given<'_>, client: &Client, io: &mut Io) -> Result<(), F
 }
 
 async fn why(given: &Given<'_>, client: &Client, io: &mut Io) -> Result<(), Failure> {
-    let status = client.status(true).await?;
+    let status = client.call(GetStatus { peers: true }).await?;
     let asked = given.text("DST:PORT").unwrap_or_default();
     let protocol = protocol(given.text("proto").unwrap_or("tcp"))?;
     let (host, port) = split(asked, protocol)?;
@@ -52,7 +53,7 @@ async fn why(given: &Given<'_>, client: &Client, io: &mut Io) -> Result<(), Fail
         protocol: protocol_for(protocol, dst.is_ipv4()),
         from,
     };
-    let answer = client.why(question).await?;
+    let answer = client.call(Why { question }).await?;
     if given.is("json") {
         io.say(serde_json::to_string_pretty(&answer).map_err(Failure::failed)?)?;
     } else {

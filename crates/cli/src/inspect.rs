@@ -11,6 +11,7 @@ use super::ping::{is_called, resolve};
 use super::{Failure, Io};
 use warren_local_api::VERSION;
 use warren_local_api::client::Client;
+use warren_local_api::endpoints::{GetStatus, WhoIs};
 use warren_local_api::types::{Status, WhoIsResponse};
 
 /// Addresses of this machine or a peer.
@@ -19,7 +20,7 @@ pub(super) async fn ip(given: &Given<'_>, client: &Client, io: &mut Io) -> Resul
     if u8::from(one) + u8::from(v4) + u8::from(v6) > 1 {
         return Err(Failure::usage("only one of -1, -4 and -6"));
     }
-    let status = client.status(true).await?;
+    let status = client.call(GetStatus { peers: true }).await?;
     if let Some(text) = given.text("assert") {
         let wanted: IpAddr = text
             .parse()
@@ -74,7 +75,8 @@ async fn peer_addresses(name: &str, status: &Status) -> Result<Vec<IpAddr>, Fail
 /// Whose address it is.
 pub(super) async fn whois(given: &Given<'_>, client: &Client, io: &mut Io) -> Result<(), Failure> {
     let target = given.text("IP[:PORT]").unwrap_or_default();
-    let found = client.whois(target).await?;
+    let target = target.parse().map_err(Failure::Failed)?;
+    let found = client.call(WhoIs { target }).await?;
     if given.is("json") {
         return io.say(serde_json::to_string_pretty(&found).map_err(Failure::failed)?);
     }
@@ -136,7 +138,7 @@ pub(super) async fn version(
     io: &mut Io,
 ) -> Result<(), Failure> {
     let daemon = if given.is("daemon") {
-        Some(client.status(false).await?.version)
+        Some(client.call(GetStatus { peers: false }).await?.version)
     } else {
         None
     };

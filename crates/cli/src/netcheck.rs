@@ -2,11 +2,12 @@
 
 use std::fmt::Write as _;
 
-use serde_json::Value;
+use warren_control_types::{DerpMap, DerpRegion, RegionId};
 
 use super::args::Given;
 use super::{Failure, Io, duration};
 use warren_local_api::client::Client;
+use warren_local_api::endpoints::{GetDerpMap, GetNetcheck};
 use warren_local_api::types::NetcheckReport;
 
 pub(super) async fn run(given: &Given<'_>, client: &Client, io: &mut Io) -> Result<(), Failure> {
@@ -16,29 +17,22 @@ pub(super) async fn run(given: &Given<'_>, client: &Client, io: &mut Io) -> Resu
             "--format: expected json or json-line, got {format:?}"
         )));
     }
-    let report = client.netcheck().await?;
+    let report = client.call(GetNetcheck).await?;
     match format {
         "json" => io.say(serde_json::to_string_pretty(&report).map_err(Failure::failed)?),
         "json-line" => io.say(serde_json::to_string(&report).map_err(Failure::failed)?),
         _ => {
             // Region names make the list readable; without them it has numbers.
-            let map = client
-                .call(http::Method::GET, "derpmap", Vec::new())
-                .await
-                .ok();
-            let map = map
-                .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-                .unwrap_or_default();
+            let map = client.call(GetDerpMap).await.unwrap_or_default();
             io.say(text(&report, &map).trim_end())
         }
     }
 }
 
-fn text(report: &NetcheckReport, derp_map: &Value) -> String {
-    let region = |id: u16, key: &str| {
-        derp_map["Regions"][id.to_string()][key]
-            .as_str()
-            .map_or_else(|| id.to_string(), str::to_owned)
+fn text(report: &NetcheckReport, derp_map: &DerpMap) -> String {
+    let region = |id: u16, name: fn(&DerpRegion) -> &String| {
+        let region = derp_map.regions.get(&RegionId(id));
+        region.map_or_else(|| id.to_string(), |region| name(region).clone())
     };
     let unknown = |value: Option<bool>| value.map_or_else(String::new, |value| value.to_string());
     let mut out = String::from("\nReport:\n");
@@ -89,7 +83,10 @@ fn text(report: &NetcheckReport, derp_map: &Value) -> String {
         item("Nearest DERP", "unknown (no response to latency probes)");
         return out;
     }
-    item("Nearest DERP", &region(report.preferred_derp, "RegionName"));
+    item(
+        "Nearest DERP",
+        &region(report.preferred_derp, |region| &region.region_name),
+    );
     item("DERP latency", "");
     let mut latencies: Vec<_> = report
         .region_latency
@@ -98,12 +95,12 @@ fn text(report: &NetcheckReport, derp_map: &Value) -> String {
         .collect();
     latencies.sort_unstable();
     for (ns, id) in latencies {
-        let code = format!("{}:", region(id, "RegionCode"));
+        let code = format!("{}:", region(id, |region| &region.region_code));
         let _ = writeln!(
             out,
             "\t\t- {code:>4} {:<8}({})",
             latency(ns),
-            region(id, "RegionName")
+            region(id, |region| &region.region_name)
         );
     }
     out
@@ -135,8 +132,15 @@ mod tests {
             region_latency: [(1, 31_040_000), (2, 12_300_000)].into(),
             ..NetcheckReport::default()
         };
-        let map =
-            serde_json::json!({"Regions": {"2": {"RegionCode": "ams", "RegionName": "Amsterdam"}}});
+        let amsterdam = DerpRegion {
+            region_code: "ams".into(),
+            region_name: "Amsterdam".into(),
+            ..DerpRegion::default()
+        };
+        let map = DerpMap {
+            regions: [(RegionId(2), amsterdam)].into(),
+            ..DerpMap::default()
+        };
         let text = text(&report, &map);
         for line in [
             "\t* UDP: true\n",

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::args::Given;
 use super::{Failure, Io, duration, not_running};
 use warren_local_api::client::Client;
+use warren_local_api::endpoints::{GetStatus, Ping};
 use warren_local_api::types::{PeerStatus, PingResult, PingType, Status};
 
 /// Pause between two pings.
@@ -20,7 +21,7 @@ pub(super) async fn run(given: &Given<'_>, client: &Client, io: &mut Io) -> Resu
     let until_direct = given.switch("until-direct").unwrap_or(true);
     let kind = kind(given)?;
 
-    let status = client.status(true).await?;
+    let status = client.call(GetStatus { peers: true }).await?;
     if let Some(text) = not_running(&status) {
         return Err(Failure::failed(text));
     }
@@ -36,7 +37,7 @@ pub(super) async fn run(given: &Given<'_>, client: &Client, io: &mut Io) -> Resu
     let mut answered = false;
     loop {
         sent += 1;
-        match tokio::time::timeout(timeout, client.ping(ip, kind, size)).await {
+        match tokio::time::timeout(timeout, client.call(Ping { ip, kind, size })).await {
             Err(_) => io.say(format_args!("ping {:?} timed out", ip.to_string()))?,
             Ok(result) => {
                 let result = result?;

@@ -16,7 +16,11 @@ use warren_keys::NodePublic;
 
 use super::args::Given;
 use super::{Failure, Io, duration, pref_flags};
-use warren_local_api::client::{Client, ClientError, Watch};
+use warren_local_api::client::{Client, ClientError};
+use warren_local_api::endpoint::EventStream;
+use warren_local_api::endpoints::{
+    CheckPrefs, EditPrefs, GetPrefs, GetStatus, LogIn, Start, WatchBus,
+};
 use warren_local_api::notify::{Notify, NotifyMask, State};
 use warren_local_api::prefs::{MaskedPrefs, Options, Prefs};
 use warren_local_api::types::Status;
@@ -55,8 +59,8 @@ pub(super) async fn run(
         .map_err(|why| Failure::usage(format_args!("--timeout: {why}")))?
         .unwrap_or_default();
     let auth_key = auth_key(given.text("auth-key").unwrap_or_default())?;
-    let status = client.status(true).await?;
-    let current = client.prefs().await?;
+    let status = client.call(GetStatus { peers: true }).await?;
+    let current = client.call(GetPrefs).await?;
     let force = given.is("force-reauth") || (kind == Kind::Login && status.have_node_key);
     let plan = plan(kind, given, &status, &current, !auth_key.is_empty(), force)?;
     for warning in pref_flags::without_effect(given) {
@@ -73,10 +77,11 @@ pub(super) async fn run(
             has_auth_key: !auth_key.is_empty(),
             old_key: if force { own_key(&status) } else { None },
         };
-        let mut watch = client.watch(NotifyMask(0)).await?;
+        let mask = NotifyMask(0);
+        let mut events = client.call(WatchBus { mask }).await?;
         match plan {
             Plan::Edit(change) => {
-                client.edit_prefs(&change).await?;
+                client.call(EditPrefs { change: *change }).await?;
                 return Ok(());
             }
             Plan::Simple => {
@@ -84,24 +89,31 @@ pub(super) async fn run(
                     want_running: Some(true),
                     ..MaskedPrefs::default()
                 };
-                client.edit_prefs(&change).await?;
+                client.call(EditPrefs { change }).await?;
             }
             Plan::Start(prefs) => {
-                client.check_prefs(&prefs).await?;
-                client
-                    .start(&Options {
-                        auth_key,
-                        update_prefs: Some(*prefs),
-                        force_login: force,
+                let prefs = *prefs;
+                let checked = client
+                    .call(CheckPrefs {
+                        prefs: prefs.clone(),
                     })
                     .await?;
+                if !checked.error.is_empty() {
+                    return Err(Failure::failed(checked.error));
+                }
+                let options = Options {
+                    auth_key,
+                    update_prefs: Some(prefs),
+                    force_login: force,
+                };
+                client.call(Start { options }).await?;
                 session.asked_to_log_in = force;
                 if !force && !status.have_node_key && !session.has_auth_key {
                     session.log_in().await?;
                 }
             }
         }
-        let status = session.until_running(&mut watch).await?;
+        let status = session.until_running(&mut events).await?;
         session.summary(&status, began.elapsed())
     };
     let interrupted = async {
@@ -130,7 +142,12 @@ async fn timeout_text(client: &Client, timeout: Duration) -> String {
         "timeout waiting to be connected: not Running after {}",
         duration::millis(timeout)
     );
-    if let Ok(status) = client.clone().impatient().status(false).await {
+    if let Ok(status) = client
+        .clone()
+        .impatient()
+        .call(GetStatus { peers: false })
+        .await
+    {
         let _ = write!(text, " (state {})", status.backend_state);
         for problem in &status.health {
             let _ = write!(text, "\n  - {problem}");
@@ -364,13 +381,13 @@ impl Session<'_> {
 
     async fn log_in(&mut self) -> Result<(), ClientError> {
         self.asked_to_log_in = true;
-        self.client.login_interactive().await
+        self.client.call(LogIn).await
     }
 
     /// Follows the daemon until it is up.
-    async fn until_running(&mut self, watch: &mut Watch) -> Result<Status, Failure> {
+    async fn until_running(&mut self, events: &mut EventStream<Notify>) -> Result<Status, Failure> {
         // What happened before we listened is in the status.
-        let status = self.client.status(true).await?;
+        let status = self.client.call(GetStatus { peers: true }).await?;
         if let Some(state) = State::from_name(&status.backend_state)
             && let Some(status) = self.on_state(state).await?
         {
@@ -381,7 +398,7 @@ impl Session<'_> {
             self.show_url(&status.auth_url)?;
             shown = status.auth_url;
         }
-        while let Some(notify) = watch.next().await? {
+        while let Some(notify) = events.next().await? {
             let Notify {
                 err_message,
                 state,
@@ -423,7 +440,7 @@ impl Session<'_> {
     async fn on_state(&mut self, state: State) -> Result<Option<Status>, Failure> {
         match state {
             State::Running => {
-                let status = self.client.status(true).await?;
+                let status = self.client.call(GetStatus { peers: true }).await?;
                 let changed = self.old_key.is_none_or(|old| own_key(&status) != Some(old));
                 if status.backend_state == State::Running.as_str() && changed {
                     return Ok(Some(status));

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::args::Given;
 use super::{Failure, duration};
 use warren_local_api::client::{Client, ClientError};
+use warren_local_api::endpoints::{GetStatus, WatchBus};
 use warren_local_api::notify::{NotifyMask, State};
 
 /// How often the daemon and the network interface are looked at.
@@ -28,21 +29,22 @@ pub(super) async fn run(given: &Given<'_>, client: &Client) -> Result<(), Failur
 
 async fn wait(client: &Client) -> Result<(), Failure> {
     // The daemon may be started after us.
-    let mut watch = loop {
-        match client.watch(NotifyMask::INITIAL_STATE).await {
-            Ok(watch) => break watch,
+    let mask = NotifyMask::INITIAL_STATE;
+    let mut events = loop {
+        match client.call(WatchBus { mask }).await {
+            Ok(events) => break events,
             Err(ClientError::Unreachable { .. }) => tokio::time::sleep(RETRY).await,
             Err(error) => return Err(error.into()),
         }
     };
     loop {
-        let Some(notify) = watch.next().await? else {
+        let Some(notify) = events.next().await? else {
             return Err(Failure::failed("the daemon ended"));
         };
         if notify.state != Some(State::Running) {
             continue;
         }
-        let status = client.status(false).await?;
+        let status = client.call(GetStatus { peers: false }).await?;
         let Some(first) = status.tailscale_ips.first() else {
             continue;
         };

@@ -1,34 +1,45 @@
-//! The local interface: how programs on this machine talk to the daemon.
+//! The local interface: how programs on this machine talk to a node.
 //!
-//! It is HTTP/1.1 over a Unix socket, JSON in the field names of the reference
-//! client, so that the scripts, containers and agents written for that client
-//! work with ours unchanged. Who may do what is decided by who is on the other
-//! end of the socket, as the kernel tells it (see [`permission`]); there are no
-//! tokens and no passwords.
+//! It is HTTP/1.1 over a Unix socket, with JSON in the field names of the
+//! official client, so that scripts, containers and agents written for that
+//! client work with ours unchanged. The kernel reports the user at the other end
+//! of the socket, and the permissions follow from that (see [`caller`]). There
+//! are no tokens and no passwords.
 //!
 //! ```text
-//!   warren up ──┐                      ┌── Backend (trait) ── engine
-//!   a script  ──┼── socket ── server ──┤
-//!   a GUI     ──┘     (who?)           └── notifications, one JSON per line
+//!   warren up ──┐                                  ┌── NodeHandle ── engine
+//!   a script  ──┼── socket ── server ── router ────┤
+//!   a GUI     ──┘            (caller)  (endpoints) └── notifications, one JSON per line
 //! ```
 //!
-//! - [`types`], [`prefs`] and [`notify`] are the JSON objects;
-//! - [`backend`] is the only thing the server knows of the engine;
-//! - [`server`] reads requests, checks permission and answers;
+//! - [`endpoints`] is the table of all endpoints. A row names the request type, the
+//!   method, the path, the permission and the answer. The router, the client and
+//!   the trait that a node implements all follow from it;
+//! - [`endpoint`] is the form that requests and answers take in HTTP, [`error`] the
+//!   errors with their codes;
+//! - [`prefs`], [`notify`], [`filter`] and [`types`] are the JSON objects;
+//! - [`router`] finds the row of a request, checks the permission and calls the node;
+//! - [`server`] accepts connections, [`c2n`] takes requests of the coordination server;
 //! - [`client`] is the other end, used by the command line and by tests.
+//!
+//! To add an endpoint, add a row and a request type in [`endpoints`], and
+//! implement [`endpoint::Handler`] for it: the compiler asks for the rest.
 //!
 //! Nothing here decides anything about the network, and nothing here ever
 //! writes a private key: [`prefs::Persist`] has no field for one.
 
-pub mod backend;
+pub mod c2n;
+pub mod caller;
 pub mod client;
+pub mod endpoint;
+pub mod endpoints;
+pub mod error;
 pub mod filter;
 pub mod go_json;
 pub mod metrics;
 pub mod notify;
-pub mod permission;
 pub mod prefs;
-mod routes;
+pub mod router;
 pub mod server;
 pub mod types;
 
@@ -37,7 +48,7 @@ pub mod types;
 /// into reaching the socket cannot choose it.
 pub const HOST: &str = "local-tailscaled.sock";
 
-/// Where the daemon listens unless told otherwise.
+/// The socket of the daemon, unless a flag or the environment names another.
 pub const DEFAULT_SOCKET: &str = "/var/run/warren/warren.sock";
 
 /// The long version text, as shown in `Version` and in the version header.
@@ -49,5 +60,6 @@ pub const VERSION_HEADER: &str = "tailscale-version";
 /// Header with the capability version on every answer.
 pub const CAPABILITY_HEADER: &str = "tailscale-cap";
 
-/// Request header with the reason a person gave, base64 (standard alphabet).
+/// Request header with the reason that a person gave, in base64 (standard
+/// alphabet).
 pub const REASON_HEADER: &str = "x-tailscale-reason";

@@ -381,6 +381,13 @@ impl Prefs {
         Self::from_value(value)
     }
 
+    /// The JSON form.
+    pub fn to_json(&self) -> Vec<u8> {
+        // Preferences are texts, numbers, flags and lists of these; none of them
+        // can fail to become JSON.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
     fn from_value(value: Value) -> Result<Self, String> {
         let Value::Object(object) = value else {
             return Err("expected a JSON object".to_owned());

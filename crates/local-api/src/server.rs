@@ -1,12 +1,11 @@
-//! The listening end: sockets, connections, and the checks that come before
-//! any request is looked at.
+//! The listening end: the socket and its connections.
 //!
-//! A connection is trusted as much as the user behind it. A request that was
-//! caused by a web page (it has `Origin` or `Referer`, or another `Host`) is
-//! refused, whoever sends it.
+//! A connection is trusted as much as the user at its other end. The router
+//! refuses requests that were caused by a web page (they have `Origin` or
+//! `Referer`, or another `Host`), for all users.
 //!
-//! Everybody on the machine may connect, so connections are limited, and a part
-//! of them is kept for root and the daemon's own user: nobody else can lock the
+//! All users of the machine may connect, so connections are limited, and a part
+//! of them is kept for root and the daemon's own user: no other user can lock the
 //! administrator out.
 
 use std::fs::{self, Permissions};
@@ -16,37 +15,38 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
-use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 
-use crate::backend::Backend;
-use crate::permission::{self, Access};
-use crate::routes;
+use crate::caller::Caller;
+use crate::endpoints::NodeApi;
+use crate::router::local_router;
 
 /// Connections at a time.
 const MAX_CONNECTIONS: usize = 256;
-/// How many of them are for root and the daemon's own user alone.
+/// The number of them that only root and the daemon's own user can have.
 const KEPT_CONNECTIONS: usize = 32;
-/// How long a program may take for the head of a request, the first one and
+/// The time in which a program must send the head of a request, the first one and
 /// each one that follows.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// Refusals at a time, and how long one may take. Beyond, connections are closed
-/// without a word.
+/// Refusals at a time. Beyond that, connections are closed without an answer.
 const MAX_REFUSALS: usize = 32;
+/// The time that one refusal may take.
 const REFUSAL_TIME: Duration = Duration::from_secs(1);
-/// The answer to one connection too many.
+/// The answer when there are too many connections.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Type: text/plain\r\nContent-Length: 44\r\n\r\ntoo many local connections; try again later\n";
 
-/// Opens the socket: makes its folder, removes what a dead daemon left, and
-/// lets everybody connect (what they may do is another question).
+/// Opens the socket: makes its folder, removes the socket that a dead daemon left,
+/// and lets all users connect. What they may do is decided for each request.
 ///
 /// # Errors
-/// When something answers at `path` already, when something that is no socket
-/// is in the way, or when the file system refuses.
+/// A daemon answers at `path` already, another kind of file is in the way, or the
+/// file system refuses.
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
     if let Some(parent) = path
         .parent()
@@ -79,28 +79,31 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
 }
 
 /// Serves until the future is dropped, which also ends all connections.
-pub async fn serve<B: Backend>(listener: UnixListener, backend: Arc<B>) {
+pub async fn serve<T: NodeApi>(listener: UnixListener, node: Arc<T>) {
+    let router = local_router(node);
     let mut connections = JoinSet::new();
     let mut refusals = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    let limit = match is_administrator(&stream) {
+                    let caller = caller(&stream);
+                    let daemon = rustix::process::geteuid().as_raw();
+                    let limit = match caller.is_administrator(daemon) {
                         true => MAX_CONNECTIONS,
                         false => MAX_CONNECTIONS - KEPT_CONNECTIONS,
                     };
                     if connections.len() < limit {
-                        connections.spawn(serve_connection(stream, Arc::clone(&backend)));
+                        connections.spawn(serve_connection(stream, caller, router.clone()));
                     } else if refusals.len() < MAX_REFUSALS {
                         refusals.spawn(refuse(stream));
                     }
                 }
                 Err(error) => {
-                    // Out of file descriptors, most likely: others will be
-                    // closed soon, and a busy loop would help nobody.
+                    // Most likely there are no file descriptors left. Others
+                    // will be closed soon; a busy loop would not help.
                     tracing::warn!(%error, "the local socket accepts no connection");
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                    tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             },
             Some(_) = connections.join_next() => {}
@@ -109,8 +112,8 @@ pub async fn serve<B: Backend>(listener: UnixListener, backend: Arc<B>) {
     }
 }
 
-/// Says that there is no room. What the other end has sent is read first: a
-/// socket that is closed over unread bytes takes the answer back.
+/// Answers that there are too many connections. The request is read first: a
+/// socket that is closed with unread bytes drops the answer.
 async fn refuse(mut stream: UnixStream) {
     let mut unread = [0; 4096];
     let polite = async {
@@ -118,25 +121,22 @@ async fn refuse(mut stream: UnixStream) {
         stream.write_all(FULL).await?;
         stream.shutdown().await
     };
-    // Nobody is owed a refusal.
+    // A refusal that does not arrive changes nothing.
     drop(tokio::time::timeout(REFUSAL_TIME, polite).await);
 }
 
-/// Whether the other end is root or the daemon's own user.
-fn is_administrator(stream: &UnixStream) -> bool {
-    let uid = stream.peer_cred().ok().map(|credentials| credentials.uid());
-    uid.is_some_and(|uid| uid == 0 || uid == rustix::process::geteuid().as_raw())
+/// The user at the other end, as the kernel reports it.
+fn caller(stream: &UnixStream) -> Caller {
+    match stream.peer_cred() {
+        Ok(credentials) => Caller::LocalUser {
+            uid: credentials.uid(),
+        },
+        Err(_) => Caller::UnknownUser,
+    }
 }
 
-async fn serve_connection<B: Backend>(stream: UnixStream, backend: Arc<B>) {
-    let peer = stream.peer_cred().ok().map(|credentials| credentials.uid());
-    let service = service_fn(move |request| {
-        let backend = Arc::clone(&backend);
-        async move {
-            let access = access_of(peer, &*backend).await;
-            Ok::<_, std::convert::Infallible>(routes::respond(&*backend, access, request).await)
-        }
-    });
+async fn serve_connection(stream: UnixStream, caller: Caller, router: Router) {
+    let service = TowerToHyperService::new(router.layer(Extension(caller)));
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -146,23 +146,4 @@ async fn serve_connection<B: Backend>(stream: UnixStream, backend: Arc<B>) {
     if let Err(error) = served {
         tracing::debug!(%error, "a local connection ended early");
     }
-}
-
-/// What the peer may do right now; the operator can change at any time.
-async fn access_of<B: Backend>(peer: Option<u32>, backend: &B) -> Access {
-    let daemon = rustix::process::geteuid().as_raw();
-    let access = permission::access(peer, daemon, None);
-    if access.write {
-        return access;
-    }
-    let operator = match backend.prefs().await {
-        Ok(prefs) if !prefs.operator_user.is_empty() => {
-            let passwd = tokio::fs::read_to_string("/etc/passwd")
-                .await
-                .unwrap_or_default();
-            permission::user_id(&prefs.operator_user, &passwd)
-        }
-        _ => None,
-    };
-    permission::access(peer, daemon, operator)
 }

@@ -66,6 +66,16 @@ pub struct Status {
     pub client_version: Option<ClientVersion>,
 }
 
+impl Status {
+    /// The stable id of the peer with this address, if it offers to be an exit
+    /// node.
+    pub fn exit_node_at(&self, ip: IpAddr) -> Option<&str> {
+        let mut peers = self.peer.values();
+        let found = peers.find(|peer| peer.exit_node_option && peer.tailscale_ips.contains(&ip));
+        found.map(|peer| peer.id.as_str())
+    }
+}
+
 /// The exit node in use.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
@@ -295,6 +305,16 @@ pub enum WhoIsTarget {
     Socket(SocketAddr),
     /// Whose node key is this?
     Key(NodePublic),
+}
+
+impl fmt::Display for WhoIsTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(ip) => ip.fmt(f),
+            Self::Socket(address) => address.fmt(f),
+            Self::Key(key) => key.fmt(f),
+        }
+    }
 }
 
 impl FromStr for WhoIsTarget {

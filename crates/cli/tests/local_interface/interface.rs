@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use warren_local_api::client::{Client, ClientError};
+use warren_local_api::endpoints::{GetStatus, Start, WatchBus};
 use warren_local_api::notify::{NotifyMask, State};
 use warren_local_api::prefs::Options;
 use warren_local_api::server;
@@ -93,17 +94,20 @@ fn a_listener_gets_the_state_and_then_the_changes() {
     let served = served();
     block_on(async {
         let client = served.client();
-        let mut watch = client.watch(NotifyMask(2 | 4)).await.unwrap();
-        let first = watch.next().await.unwrap().unwrap();
-        assert_eq!(first.state, Some(State::NeedsLogin));
-        assert!(first.prefs.is_some() && !first.session_id.is_empty());
-        client
-            .start(&Options {
-                auth_key: KEY.into(),
-                ..Options::default()
+        let mut watch = client
+            .call(WatchBus {
+                mask: NotifyMask(2 | 4),
             })
             .await
             .unwrap();
+        let first = watch.next().await.unwrap().unwrap();
+        assert_eq!(first.state, Some(State::NeedsLogin));
+        assert!(first.prefs.is_some() && !first.session_id.is_empty());
+        let options = Options {
+            auth_key: KEY.into(),
+            ..Options::default()
+        };
+        client.call(Start { options }).await.unwrap();
         let mut states = Vec::new();
         while states.last() != Some(&State::Running) {
             states.extend(watch.next().await.unwrap().unwrap().state);
@@ -120,7 +124,12 @@ fn a_listener_gets_the_state_and_then_the_changes() {
 fn nobody_at_the_socket_is_said_with_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("none.sock");
-    let error = block_on(Client::new(&socket).impatient().status(true)).unwrap_err();
+    let error = block_on(
+        Client::new(&socket)
+            .impatient()
+            .call(GetStatus { peers: true }),
+    )
+    .unwrap_err();
     let text = error.to_string();
     assert!(
         text.contains("none.sock") && text.contains("warren daemon"),

@@ -6,10 +6,12 @@ use std::sync::Mutex;
 use tokio::sync::mpsc;
 use warren_control_types::{DerpMap, DnsConfig, Node, UserProfile};
 use warren_keys::NodePublic;
-use warren_local_api::backend::{Backend, BackendError, Reply};
-use warren_local_api::metrics::{Metric, MetricKind};
+use warren_local_api::endpoint::{EventStream, Handler};
+use warren_local_api::endpoints::*;
+use warren_local_api::error::{ApiError, Reply};
+use warren_local_api::filter::{FilterReport, WhyAnswer};
 use warren_local_api::notify::{Notify, NotifyMask, Snapshot, State};
-use warren_local_api::prefs::{MaskedPrefs, Options, Prefs};
+use warren_local_api::prefs::Prefs;
 use warren_local_api::types::{
     LoginProfile, NetcheckReport, PeerStatus, PingResult, PingType, Status, WhoIsResponse,
     WhoIsTarget,
@@ -108,23 +110,99 @@ impl Memory {
     }
 }
 
-impl Backend for Memory {
-    /// Whoever is to log in does so as soon as somebody has seen the address.
-    async fn status(&self, peers: bool) -> Reply<Status> {
+/// A pending login succeeds as soon as a status has shown its address.
+impl Handler<GetStatus> for Memory {
+    async fn handle(&self, request: GetStatus) -> Reply<Status> {
         let mut inner = self.0.lock().unwrap();
-        let status = inner.status(peers);
+        let status = inner.status(request.peers);
         if !inner.auth_url.is_empty() {
             inner.join();
         }
         Ok(status)
     }
+}
 
-    async fn prefs(&self) -> Reply<Prefs> {
+impl Handler<WatchBus> for Memory {
+    async fn handle(&self, request: WatchBus) -> Reply<EventStream<Notify>> {
+        let mask = request.mask;
+        let mut inner = self.0.lock().unwrap();
+        let (sender, receiver) = mpsc::channel(64);
+        let snapshot = Snapshot {
+            session_id: format!("s{}", inner.listeners.len()),
+            state: inner.state,
+            prefs: inner.prefs.clone(),
+            ..Snapshot::default()
+        };
+        if let Some(first) = Notify::initial(mask, snapshot) {
+            sender.try_send(first).unwrap();
+        }
+        inner.listeners.push((mask, sender));
+        Ok(receiver.into())
+    }
+}
+
+impl Handler<WhoIs> for Memory {
+    async fn handle(&self, request: WhoIs) -> Reply<WhoIsResponse> {
+        match request.target {
+            WhoIsTarget::Ip(found) if found == ip("100.64.0.2") => Ok(WhoIsResponse {
+                node: Node {
+                    name: "db.net.example.".into(),
+                    ..Node::default()
+                },
+                user_profile: UserProfile {
+                    login_name: "ann@example.com".into(),
+                    ..UserProfile::default()
+                },
+                cap_map: Default::default(),
+            }),
+            other => Err(ApiError::NotFound(format!("no match for {other:?}"))),
+        }
+    }
+}
+
+impl Handler<GetDerpMap> for Memory {
+    async fn handle(&self, _: GetDerpMap) -> Reply<DerpMap> {
+        Ok(DerpMap::default())
+    }
+}
+
+impl Handler<GetDnsConfig> for Memory {
+    async fn handle(&self, _: GetDnsConfig) -> Reply<DnsConfig> {
+        Err(ApiError::Unavailable("no netmap yet".into()))
+    }
+}
+
+impl Handler<GetServeConfig> for Memory {
+    async fn handle(&self, _: GetServeConfig) -> Reply<serde_json::Value> {
+        Ok(serde_json::json!({}))
+    }
+}
+
+impl Handler<GetProfiles> for Memory {
+    async fn handle(&self, _: GetProfiles) -> Reply<Vec<LoginProfile>> {
+        Ok(vec![self.handle(GetCurrentProfile).await?])
+    }
+}
+
+impl Handler<GetCurrentProfile> for Memory {
+    async fn handle(&self, _: GetCurrentProfile) -> Reply<LoginProfile> {
+        Ok(LoginProfile {
+            id: "ab12".into(),
+            ..LoginProfile::default()
+        })
+    }
+}
+
+impl Handler<GetPrefs> for Memory {
+    async fn handle(&self, _: GetPrefs) -> Reply<Prefs> {
         Ok(self.0.lock().unwrap().prefs.clone())
     }
+}
 
-    async fn edit_prefs(&self, change: MaskedPrefs) -> Reply<Prefs> {
+impl Handler<EditPrefs> for Memory {
+    async fn handle(&self, request: EditPrefs) -> Reply<Prefs> {
         let mut inner = self.0.lock().unwrap();
+        let change = request.prepare(&inner.prefs, &inner.status(true))?;
         inner.log.push(format!("edit {}", change.names().join(" ")));
         change.apply_to(&mut inner.prefs);
         match change.want_running {
@@ -134,9 +212,18 @@ impl Backend for Memory {
         }
         Ok(inner.prefs.clone())
     }
+}
 
-    async fn start(&self, options: Options) -> Reply<()> {
+impl Handler<CheckPrefs> for Memory {
+    async fn handle(&self, request: CheckPrefs) -> Reply<CheckedPrefs> {
+        Ok(request.check(&self.0.lock().unwrap().status(true)))
+    }
+}
+
+impl Handler<Start> for Memory {
+    async fn handle(&self, request: Start) -> Reply<()> {
         let mut inner = self.0.lock().unwrap();
+        let options = request.prepare(&inner.status(true))?;
         inner.log.push(format!("start {options:?}"));
         if let Some(prefs) = options.update_prefs {
             inner.prefs = prefs;
@@ -161,8 +248,10 @@ impl Backend for Memory {
         }
         Ok(())
     }
+}
 
-    async fn login_interactive(&self) -> Reply<()> {
+impl Handler<LogIn> for Memory {
+    async fn handle(&self, _: LogIn) -> Reply<()> {
         let mut inner = self.0.lock().unwrap();
         inner.log.push("login".into());
         inner.auth_url = "http://control.example/register/abc".into();
@@ -173,42 +262,33 @@ impl Backend for Memory {
         });
         Ok(())
     }
+}
 
-    async fn logout(&self, reason: String) -> Reply<()> {
+impl Handler<LogOut> for Memory {
+    async fn handle(&self, request: LogOut) -> Reply<()> {
         let mut inner = self.0.lock().unwrap();
-        inner.log.push(format!("logout {reason:?}"));
+        inner.log.push(format!("logout {:?}", request.reason));
         inner.key = 0;
         inner.enter(State::NeedsLogin);
         Ok(())
     }
+}
 
-    async fn reset_auth(&self) -> Reply<()> {
+impl Handler<ResetLogin> for Memory {
+    async fn handle(&self, _: ResetLogin) -> Reply<()> {
         self.0.lock().unwrap().key = 0;
         Ok(())
     }
+}
 
-    async fn subscribe(&self, mask: NotifyMask) -> Reply<mpsc::Receiver<Notify>> {
-        let mut inner = self.0.lock().unwrap();
-        let (sender, receiver) = mpsc::channel(64);
-        let snapshot = Snapshot {
-            session_id: format!("s{}", inner.listeners.len()),
-            state: inner.state,
-            prefs: inner.prefs.clone(),
-            ..Snapshot::default()
-        };
-        if let Some(first) = Notify::initial(mask, snapshot) {
-            sender.try_send(first).unwrap();
-        }
-        inner.listeners.push((mask, sender));
-        Ok(receiver)
-    }
-
-    async fn ping(&self, to: IpAddr, kind: PingType, _size: usize) -> Reply<PingResult> {
+impl Handler<Ping> for Memory {
+    async fn handle(&self, request: Ping) -> Reply<PingResult> {
+        let Ping { ip: to, kind, .. } = request;
         if to == ip("100.64.0.99") {
             std::future::pending::<()>().await;
         }
         if to != ip("100.64.0.2") {
-            return Err(BackendError::Failed(format!("no matching peer for {to}")));
+            return Err(ApiError::Failed(format!("no matching peer for {to}")));
         }
         let endpoint = if kind == PingType::Disco {
             "192.0.2.7:41641"
@@ -224,63 +304,54 @@ impl Backend for Memory {
             ..PingResult::default()
         })
     }
+}
 
-    async fn whois(&self, target: WhoIsTarget) -> Reply<WhoIsResponse> {
-        match target {
-            WhoIsTarget::Ip(found) if found == ip("100.64.0.2") => Ok(WhoIsResponse {
-                node: Node {
-                    name: "db.net.example.".into(),
-                    ..Node::default()
-                },
-                user_profile: UserProfile {
-                    login_name: "ann@example.com".into(),
-                    ..UserProfile::default()
-                },
-                cap_map: Default::default(),
-            }),
-            other => Err(BackendError::NotFound(format!("no match for {other:?}"))),
-        }
-    }
-
-    async fn derp_map(&self) -> Reply<DerpMap> {
-        Ok(DerpMap::default())
-    }
-
-    async fn dns_config(&self) -> Reply<DnsConfig> {
-        Err(BackendError::Unavailable("no netmap yet".into()))
-    }
-
-    async fn current_profile(&self) -> Reply<LoginProfile> {
-        Ok(LoginProfile {
-            id: "ab12".into(),
-            ..LoginProfile::default()
-        })
-    }
-
-    async fn netcheck(&self) -> Reply<NetcheckReport> {
+impl Handler<GetNetcheck> for Memory {
+    async fn handle(&self, _: GetNetcheck) -> Reply<NetcheckReport> {
         Ok(NetcheckReport {
             udp: true,
             ..NetcheckReport::default()
         })
     }
+}
 
-    async fn metrics(&self) -> Reply<Vec<Metric>> {
-        Ok(vec![Metric {
-            name: "tailscaled_home_derp_region_id",
-            kind: MetricKind::Gauge,
-            help: "Home relay.",
-            labels: Vec::new(),
-            value: 900.0,
-        }])
+impl Handler<GetUserMetrics> for Memory {
+    async fn handle(&self, _: GetUserMetrics) -> Reply<String> {
+        Ok(
+            "# TYPE tailscaled_home_derp_region_id gauge\ntailscaled_home_derp_region_id 900\n"
+                .into(),
+        )
     }
+}
 
-    async fn restun(&self) -> Reply<()> {
-        self.0.lock().unwrap().log.push("restun".into());
-        Ok(())
+impl Handler<GetMetrics> for Memory {
+    async fn handle(&self, _: GetMetrics) -> Reply<String> {
+        self.handle(GetUserMetrics).await
     }
+}
 
-    async fn rebind(&self) -> Reply<()> {
-        self.0.lock().unwrap().log.push("rebind".into());
-        Ok(())
+impl Handler<BugReport> for Memory {
+    async fn handle(&self, _: BugReport) -> Reply<String> {
+        Ok("BUG-test".into())
+    }
+}
+
+impl Handler<Debug> for Memory {
+    async fn handle(&self, request: Debug) -> Reply<String> {
+        let action = format!("debug {:?}", request.action);
+        self.0.lock().unwrap().log.push(action);
+        Ok("done\n".into())
+    }
+}
+
+impl Handler<GetFilter> for Memory {
+    async fn handle(&self, _: GetFilter) -> Reply<FilterReport> {
+        Err(ApiError::NotFound("there is no packet filter".into()))
+    }
+}
+
+impl Handler<Why> for Memory {
+    async fn handle(&self, _: Why) -> Reply<WhyAnswer> {
+        Err(ApiError::NotFound("there is no packet filter".into()))
     }
 }

@@ -30,7 +30,8 @@ use warren_dial::control::{ControlClient, ControlError, ServerUrl};
 use warren_keys::{DiscoPublic, Entropy as _, MachineSecret, NodeSecret};
 
 use super::entropy::SystemEntropy;
-use super::{Inbox, Message, c2n};
+use super::{Inbox, Message, NodeHandle};
+use crate::localapi::c2n;
 
 /// Longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -411,7 +412,7 @@ impl Worker {
                     }
                 },
                 Some(request) = self.asked.recv() => {
-                    if let Err(error) = answer(client, &request).await {
+                    if let Err(error) = answer(client, &request, self.engine.clone()).await {
                         tracing::debug!(%error, "a ping of the server was not answered");
                     }
                 }
@@ -426,11 +427,15 @@ impl Worker {
 }
 
 /// Answers a ping of the server: a sign of life, or a request to the node.
-async fn answer(client: &ControlClient, request: &PingRequest) -> Result<(), ControlError> {
+async fn answer(
+    client: &ControlClient,
+    request: &PingRequest,
+    engine: Inbox,
+) -> Result<(), ControlError> {
     if request.types == "c2n" {
-        client
-            .post_c2n_response(request, c2n::respond(&request.payload))
-            .await
+        let node = std::sync::Arc::new(NodeHandle::new(engine));
+        let response = c2n::respond(node, &request.payload).await;
+        client.post_c2n_response(request, response).await
     } else if request.types.is_empty() {
         client.answer_head_ping(request).await
     } else {

@@ -38,7 +38,7 @@ use super::relays::Relays;
 use super::state::StateFolder;
 use super::status;
 use super::{Inbox, Message, Outbox, wall_clock};
-use crate::localapi::backend::{BackendError, Reply};
+use crate::localapi::error::{ApiError, Reply};
 use crate::localapi::notify::{Notify, NotifyMask, State};
 use crate::localapi::prefs::NetfilterMode;
 
@@ -438,7 +438,7 @@ impl EngineTask {
     fn save_state(&mut self) -> Reply<()> {
         self.state
             .save()
-            .map_err(|error| BackendError::Failed(error.to_string()))
+            .map_err(|error| ApiError::Failed(error.to_string()))
     }
 
     // ---- what the daemon is doing ----

@@ -17,11 +17,10 @@
 //! predecessor left is removed at the start.
 
 mod aead;
-mod backend;
-mod c2n;
 mod control_session;
 mod engine_task;
 mod entropy;
+mod handle;
 mod host_task;
 mod hostinfo;
 mod magic_dns;
@@ -40,6 +39,7 @@ use warren_host::link::LinkChange;
 use warren_keys::{DiscoPublic, NodePublic};
 use warren_tunnel::{PeerIndex, Source};
 
+pub use handle::NodeHandle;
 pub use start::{DaemonError, DaemonOptions, clean_up, run};
 pub use state::{StateError, StateFolder};
 
@@ -191,7 +191,7 @@ pub enum Message {
     /// From the coordination server, in the session of that number.
     Control(u64, control_session::ControlEvent),
     /// From a local program.
-    Request(Box<backend::Request>),
+    Request(Box<handle::Request>),
     /// The daemon should end.
     Stop,
 }

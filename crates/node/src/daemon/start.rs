@@ -20,9 +20,9 @@ use warren_keys::{DiscoSecret, NodeSecret};
 use warren_node_core::{Engine, EngineConfig, Output, TUNNEL_MTU};
 
 use super::aead::{self, BadAead};
-use super::backend::EngineBackend;
 use super::engine_task::{EngineTask, Parts};
 use super::entropy::SystemEntropy;
+use super::handle::NodeHandle;
 use super::host_task::Host;
 use super::pump::{BadThreads, Pump, Queues, Shared, Threads};
 use super::relays::Relays;
@@ -200,8 +200,8 @@ pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
     if state.prefs.control_url.is_empty() {
         state.prefs.want_running = false;
     }
-    let backend = Arc::new(EngineBackend::new(inbox.clone()));
-    let local = tokio::spawn(server::serve(listener, backend));
+    let handle = Arc::new(NodeHandle::new(inbox.clone()));
+    let local = tokio::spawn(server::serve(listener, handle));
     let parts = Parts {
         shared,
         pump,

@@ -12,7 +12,7 @@ use super::EngineTask;
 use crate::daemon::control_session::{ControlEvent, ControlSession, SessionConfig, log_out};
 use crate::daemon::entropy::SystemEntropy;
 use crate::daemon::state::Login;
-use crate::localapi::backend::{BackendError, Reply};
+use crate::localapi::error::{ApiError, Reply};
 use crate::localapi::notify::Empty;
 use crate::localapi::prefs::Options;
 
@@ -268,7 +268,7 @@ impl EngineTask {
     /// login is over from here on.
     fn log_in_anew(&mut self, auth_key: Option<String>) -> Reply<()> {
         if self.state.prefs.control_url.is_empty() {
-            return Err(BackendError::Refused(
+            return Err(ApiError::Refused(
                 "no coordination server is chosen; give one with --login-server".to_owned(),
             ));
         }
@@ -318,7 +318,7 @@ impl EngineTask {
             let told = match config {
                 None => Ok(()),
                 Some(config) => log_out(config, dialer, hostinfo).await.map_err(|error| {
-                    BackendError::Failed(format!(
+                    ApiError::Failed(format!(
                         "logged out here, but the coordination server could not be told: {error}"
                     ))
                 }),

@@ -10,7 +10,7 @@ use warren_paths::LocalAddresses;
 
 use super::EngineTask;
 use crate::daemon::wall_clock;
-use crate::localapi::backend::{BackendError, Reply};
+use crate::localapi::error::{ApiError, Reply};
 use crate::localapi::go_json::GoTime;
 use crate::localapi::types::NetcheckReport;
 
@@ -39,7 +39,7 @@ impl EngineTask {
         let report = self.engine.control_report();
         let Some(info) = &report.net_info else {
             self.engine.restun(Instant::now());
-            return Err(BackendError::Unavailable(
+            return Err(ApiError::Unavailable(
                 "nothing was measured yet; ask again in a second".to_owned(),
             ));
         };
@@ -103,7 +103,7 @@ impl EngineTask {
     pub(in crate::daemon) fn rebind(&mut self) -> Reply<()> {
         let now = Instant::now();
         self.bind_missing_family()
-            .map_err(|error| BackendError::Failed(error.to_string()))?;
+            .map_err(|error| ApiError::Failed(error.to_string()))?;
         self.engine.link_changed(now);
         self.tell_link(now);
         Ok(())

@@ -9,7 +9,7 @@ use warren_paths::Via;
 
 use super::EngineTask;
 use crate::daemon::status;
-use crate::localapi::backend::{BackendError, Reply};
+use crate::localapi::error::{ApiError, Reply};
 use crate::localapi::types::{PingResult, PingType};
 
 /// How long a ping waits that the path engine does not look after.
@@ -46,7 +46,7 @@ impl EngineTask {
             return;
         }
         let Some(node) = self.engine.peer_at(ip) else {
-            drop(reply.send(Err(BackendError::NotFound(format!(
+            drop(reply.send(Err(ApiError::NotFound(format!(
                 "no node of this tailnet has the address {ip}"
             )))));
             return;

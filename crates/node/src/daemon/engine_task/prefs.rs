@@ -6,7 +6,7 @@ use std::time::Instant;
 use warren_node_core::NodePrefs;
 
 use super::EngineTask;
-use crate::localapi::backend::Reply;
+use crate::localapi::error::Reply;
 use crate::localapi::prefs::{MaskedPrefs, Prefs};
 
 impl EngineTask {

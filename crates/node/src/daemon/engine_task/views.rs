@@ -11,7 +11,7 @@ use warren_dataplane::DropReason;
 use super::{EngineTask, LISTENER_QUEUE};
 use crate::daemon::status::{self, Surroundings};
 use crate::daemon::wall_clock;
-use crate::localapi::backend::{BackendError, Reply};
+use crate::localapi::error::{ApiError, Reply};
 use crate::localapi::metrics::{Metric, MetricKind};
 use crate::localapi::notify::{Notify, NotifyMask, Snapshot};
 use crate::localapi::types::{LoginProfile, NetworkProfile, Status, WhoIsResponse, WhoIsTarget};
@@ -97,7 +97,7 @@ impl EngineTask {
             WhoIsTarget::Ip(ip) => self.node_at(ip),
             WhoIsTarget::Socket(address) => self.node_at(address.ip()),
         };
-        let node = node.ok_or_else(|| BackendError::NotFound("no match for IP:port".to_owned()))?;
+        let node = node.ok_or_else(|| ApiError::NotFound("no match for IP:port".to_owned()))?;
         let profile = netmap
             .user_profiles
             .get(&node.user)

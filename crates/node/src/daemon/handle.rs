@@ -1,0 +1,262 @@
+//! The handle of a running node. Programs reach the node through it: the local
+//! interface, requests of the coordination server, and programs that embed a node.
+//!
+//! A request is a type of [`endpoints`](crate::localapi::endpoints), and
+//! [`NodeHandle::call`] carries it out. It becomes work for the engine task, which
+//! alone owns the state; the handle waits for the answer and holds nothing else.
+
+use bytes::Bytes;
+use serde_json::Value;
+use tokio::sync::oneshot;
+use warren_control_types::{DerpMap, DnsConfig};
+use warren_keys::Entropy as _;
+
+use super::engine_task::EngineTask;
+use super::entropy::SystemEntropy;
+use super::{Inbox, Message};
+use crate::localapi::c2n::Echo;
+use crate::localapi::endpoint::{Endpoint, EventStream, Handler};
+use crate::localapi::endpoints::{
+    BugReport, CheckPrefs, CheckedPrefs, Debug, DebugAction, EditPrefs, GetCurrentProfile,
+    GetDerpMap, GetDnsConfig, GetFilter, GetMetrics, GetNetcheck, GetPrefs, GetProfiles,
+    GetServeConfig, GetStatus, GetUserMetrics, LogIn, LogOut, Ping, ResetLogin, Start, WatchBus,
+    WhoIs, Why,
+};
+use crate::localapi::error::{ApiError, Reply};
+use crate::localapi::filter::{FilterReport, WhyAnswer};
+use crate::localapi::metrics;
+use crate::localapi::notify::Notify;
+use crate::localapi::prefs::Prefs;
+use crate::localapi::types::{LoginProfile, NetcheckReport, PingResult, Status, WhoIsResponse};
+
+/// Work for the engine task.
+pub type Request = dyn FnOnce(&mut EngineTask) + Send;
+
+/// Sends requests to the engine task.
+#[derive(Clone)]
+pub struct NodeHandle {
+    engine: Inbox,
+}
+
+impl NodeHandle {
+    /// A handle for the task that reads the other end of `engine`.
+    pub fn new(engine: Inbox) -> Self {
+        Self { engine }
+    }
+
+    /// Carries out a request.
+    ///
+    /// # Errors
+    /// [`ApiError`], with its text for the user.
+    pub async fn call<E: Endpoint>(&self, request: E) -> Reply<E::Answer>
+    where
+        Self: Handler<E>,
+    {
+        self.handle(request).await
+    }
+
+    /// Lets the task run `work`, which may answer later.
+    async fn later<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut EngineTask, oneshot::Sender<Reply<T>>) + Send + 'static,
+    ) -> Reply<T> {
+        let stopping = || ApiError::Unavailable("the daemon is stopping".to_owned());
+        let (reply, answer) = oneshot::channel();
+        let request = Message::Request(Box::new(move |task| work(task, reply)));
+        if self.engine.is_closed() {
+            return Err(stopping());
+        }
+        self.engine.tell(request);
+        answer.await.map_err(|_| stopping())?
+    }
+
+    /// Lets the task run `work`, which answers at once.
+    async fn now<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut EngineTask) -> Reply<T> + Send + 'static,
+    ) -> Reply<T> {
+        // A caller that has gone does not wait for the answer.
+        self.later(move |task, reply| drop(reply.send(work(task))))
+            .await
+    }
+}
+
+// ---- status ----
+
+impl Handler<GetStatus> for NodeHandle {
+    async fn handle(&self, request: GetStatus) -> Reply<Status> {
+        self.now(move |task| Ok(task.status(request.peers))).await
+    }
+}
+
+impl Handler<WatchBus> for NodeHandle {
+    async fn handle(&self, request: WatchBus) -> Reply<EventStream<Notify>> {
+        self.now(move |task| Ok(task.subscribe(request.mask).into()))
+            .await
+    }
+}
+
+impl Handler<WhoIs> for NodeHandle {
+    async fn handle(&self, request: WhoIs) -> Reply<WhoIsResponse> {
+        self.now(move |task| task.whois(request.target)).await
+    }
+}
+
+impl Handler<GetDerpMap> for NodeHandle {
+    async fn handle(&self, _: GetDerpMap) -> Reply<DerpMap> {
+        self.now(|task| Ok(task.netmap().derp_map.clone())).await
+    }
+}
+
+impl Handler<GetDnsConfig> for NodeHandle {
+    async fn handle(&self, _: GetDnsConfig) -> Reply<DnsConfig> {
+        self.now(|task| Ok(task.netmap().dns_config.clone())).await
+    }
+}
+
+impl Handler<GetServeConfig> for NodeHandle {
+    async fn handle(&self, _: GetServeConfig) -> Reply<Value> {
+        Ok(serde_json::json!({}))
+    }
+}
+
+impl Handler<GetProfiles> for NodeHandle {
+    async fn handle(&self, _: GetProfiles) -> Reply<Vec<LoginProfile>> {
+        self.now(|task| Ok(vec![task.current_profile()])).await
+    }
+}
+
+impl Handler<GetCurrentProfile> for NodeHandle {
+    async fn handle(&self, _: GetCurrentProfile) -> Reply<LoginProfile> {
+        self.now(|task| Ok(task.current_profile())).await
+    }
+}
+
+// ---- preferences ----
+
+impl Handler<GetPrefs> for NodeHandle {
+    async fn handle(&self, _: GetPrefs) -> Reply<Prefs> {
+        self.now(|task| Ok(task.prefs())).await
+    }
+}
+
+impl Handler<EditPrefs> for NodeHandle {
+    async fn handle(&self, request: EditPrefs) -> Reply<Prefs> {
+        self.now(|task| {
+            let change = request.prepare(&task.prefs(), &task.status(true))?;
+            task.edit_prefs(&change)
+        })
+        .await
+    }
+}
+
+impl Handler<CheckPrefs> for NodeHandle {
+    async fn handle(&self, request: CheckPrefs) -> Reply<CheckedPrefs> {
+        self.now(|task| Ok(request.check(&task.status(true)))).await
+    }
+}
+
+// ---- login ----
+
+impl Handler<Start> for NodeHandle {
+    async fn handle(&self, request: Start) -> Reply<()> {
+        self.now(|task| {
+            let options = request.prepare(&task.status(true))?;
+            task.start(options)
+        })
+        .await
+    }
+}
+
+impl Handler<LogIn> for NodeHandle {
+    async fn handle(&self, _: LogIn) -> Reply<()> {
+        self.now(EngineTask::login_interactive).await
+    }
+}
+
+impl Handler<LogOut> for NodeHandle {
+    async fn handle(&self, request: LogOut) -> Reply<()> {
+        self.later(move |task, reply| task.logout(&request.reason, reply))
+            .await
+    }
+}
+
+impl Handler<ResetLogin> for NodeHandle {
+    async fn handle(&self, _: ResetLogin) -> Reply<()> {
+        self.now(EngineTask::reset_auth).await
+    }
+}
+
+// ---- diagnostics ----
+
+impl Handler<Ping> for NodeHandle {
+    async fn handle(&self, request: Ping) -> Reply<PingResult> {
+        let Ping { ip, kind, size } = request;
+        self.later(move |task, reply| task.ping(ip, kind, size, reply))
+            .await
+    }
+}
+
+impl Handler<GetNetcheck> for NodeHandle {
+    async fn handle(&self, _: GetNetcheck) -> Reply<NetcheckReport> {
+        self.now(|task| task.netcheck()).await
+    }
+}
+
+impl Handler<GetUserMetrics> for NodeHandle {
+    async fn handle(&self, _: GetUserMetrics) -> Reply<String> {
+        self.call(GetMetrics).await
+    }
+}
+
+impl Handler<GetMetrics> for NodeHandle {
+    async fn handle(&self, _: GetMetrics) -> Reply<String> {
+        let metrics = self.now(|task| Ok(task.metrics())).await?;
+        Ok(metrics::exposition(&metrics))
+    }
+}
+
+impl Handler<BugReport> for NodeHandle {
+    async fn handle(&self, request: BugReport) -> Reply<String> {
+        let mut random = [0; 8];
+        SystemEntropy.fill(&mut random);
+        let now = jiff::Timestamp::now().strftime("%Y%m%d%H%M%S");
+        let random = data_encoding::HEXLOWER.encode(&random);
+        let marker = format!("BUG-warren-{now}Z-{random}");
+        tracing::info!(marker, note = request.note, "bug report");
+        Ok(marker)
+    }
+}
+
+impl Handler<Debug> for NodeHandle {
+    async fn handle(&self, request: Debug) -> Reply<String> {
+        self.now(move |task| {
+            match request.action {
+                DebugAction::Restun => task.restun(),
+                DebugAction::Rebind => task.rebind()?,
+            }
+            Ok("done\n".to_owned())
+        })
+        .await
+    }
+}
+
+impl Handler<GetFilter> for NodeHandle {
+    async fn handle(&self, _: GetFilter) -> Reply<FilterReport> {
+        self.now(|task| Ok(task.filter_report())).await
+    }
+}
+
+impl Handler<Why> for NodeHandle {
+    async fn handle(&self, request: Why) -> Reply<WhyAnswer> {
+        self.now(move |task| Ok(task.why(request.question))).await
+    }
+}
+
+// ---- requests of the coordination server ----
+
+impl Handler<Echo> for NodeHandle {
+    async fn handle(&self, request: Echo) -> Reply<Bytes> {
+        Ok(request.body)
+    }
+}
