@@ -6,14 +6,11 @@
 //! ([`Policy::hosted_baseline`]): the latter belong to features of the service
 //! that another server need not have.
 
-use ipnet::{IpNet, Ipv4Net};
-use serde_json::Value;
+use ipnet::Ipv4Net;
 use warren_control_types::CapMap;
 
+use crate::model::{AttributeConfig, NodeAttribute, Policy};
 use crate::node::{PolicyNode, PolicyUser, Role};
-use crate::policy::Policy;
-use crate::selector::Selector;
-use crate::span::Span;
 
 /// The node has no IPv4 address.
 const DISABLE_IPV4: &str = "disable-ipv4";
@@ -26,39 +23,6 @@ const SUGGEST_EXIT_NODE: &str = "suggest-exit-node";
 
 /// The node may publish services to the internet.
 const FUNNEL: &str = "funnel";
-
-/// An entry of `nodeAttrs`.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct NodeAttribute {
-    pub(crate) targets: Vec<Selector>,
-    pub(crate) attributes: Vec<String>,
-    /// Application capabilities with their values, in file order.
-    pub(crate) app: Vec<(String, Vec<Value>)>,
-    /// The ranges from which matching nodes get their addresses.
-    pub(crate) ip_pool: Vec<Ipv4Net>,
-}
-
-/// The kind of value of an attribute of `attrConfig`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AttributeKind {
-    /// A string.
-    Text,
-    /// A boolean.
-    Bool,
-    /// A number.
-    Number,
-}
-
-/// An entry of `attrConfig`: how a custom attribute of hosts is handled.
-#[derive(Debug, Clone, PartialEq)]
-pub struct AttributeConfig {
-    /// The kind of its values; `None` if the file does not say.
-    pub kind: Option<AttributeKind>,
-    /// Whether a node may set it itself.
-    pub allow_set_by_node: bool,
-    /// Peers that receive the attribute.
-    pub(crate) broadcast_to: Vec<Selector>,
-}
 
 /// Settings of the tailnet on which the baseline of the hosted service depends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -228,26 +192,5 @@ impl Policy {
                 .iter()
                 .any(|selector| self.targets_node(selector, users, node))
         })
-    }
-
-    /// Whether a selector matches `node` by identity or by one of its
-    /// addresses.
-    pub(crate) fn targets_node(
-        &self,
-        selector: &Selector,
-        users: &[PolicyUser],
-        node: &PolicyNode,
-    ) -> bool {
-        match selector {
-            Selector::Net(net) => node
-                .addresses
-                .iter()
-                .any(|address| net.contains(&IpNet::from(*address))),
-            Selector::Set(set) => node.addresses.iter().any(|address| {
-                let at = Span::from(*address);
-                set.spans.iter().any(|span| span.contains(&at))
-            }),
-            identity => self.selects_node(identity, users, node),
-        }
     }
 }

@@ -25,12 +25,14 @@ mod impact;
 mod network;
 #[cfg(test)]
 mod plain;
+mod posture;
 mod propagate;
 mod replace;
 mod resolved;
 mod routes;
 mod rules;
 mod source;
+mod tables;
 #[cfg(test)]
 mod tests;
 mod update;
@@ -40,17 +42,19 @@ use std::sync::Arc;
 
 use warren_control_types::{NodeId, UserId};
 
+use crate::model::{Policy, Reach, Rule};
 use crate::node::{PolicyNode, PolicyUser};
 use crate::node_set::NodeSet;
-use crate::policy::{Policy, Reach, Rule};
 use crate::selector::{Ports, Selector};
 use arena::{Arena, Id, Index};
 use bits::{Bits, Slot};
 pub use impact::Impact;
 use network::Network;
+use posture::Posture;
 use resolved::{Names, ResolvedSelector};
-use rules::{CompiledRule, CompiledRuleId, FileRule, Lookup};
-use source::{Posture, Source};
+use rules::{CompiledRule, FileRule};
+use source::Source;
+use tables::{CompiledRuleId, CompiledRuleKey, Lookup};
 
 /// A policy that is compiled for the current users and nodes.
 #[derive(Debug, Clone)]
@@ -76,7 +80,7 @@ pub struct Compiled {
     /// Rules in the order of the file.
     order: Vec<Id<FileRule>>,
     rank: BTreeMap<Id<FileRule>, usize>,
-    compiled_rules: Arena<CompiledRule>,
+    compiled_rules: Arena<CompiledRule, CompiledRuleKey>,
     serials: u64,
 }
 

@@ -22,7 +22,7 @@ use std::ops::Range;
 
 use crate::diagnostic::{Diagnostic, Found, did_you_mean};
 use crate::json::{self, Member, Spanned, Value};
-use crate::policy::Policy;
+use crate::model::Policy;
 use crate::selector::IpSet;
 
 /// The sections of the language.
@@ -61,7 +61,29 @@ pub struct Context {
     pub domains: Option<BTreeSet<String>>,
 }
 
-pub(crate) fn read(source: &str, context: &Context) -> Result<Policy, Vec<Diagnostic>> {
+impl Policy {
+    /// Parses a policy file. An empty file, and one with neither `acls` nor
+    /// `grants`, allow everything. All errors are returned at once, in the
+    /// order of their positions (at most the first five hundred).
+    pub fn parse(source: &str) -> Result<Self, Vec<Diagnostic>> {
+        Self::parse_in(source, &Context::default())
+    }
+
+    /// Parses a policy file with facts about its tailnet.
+    pub fn parse_in(source: &str, context: &Context) -> Result<Self, Vec<Diagnostic>> {
+        read(source, context)
+    }
+
+    /// Parses a policy file that may not be UTF-8.
+    pub fn parse_bytes(source: &[u8], context: &Context) -> Result<Self, Vec<Diagnostic>> {
+        match std::str::from_utf8(source) {
+            Ok(source) => Self::parse_in(source, context),
+            Err(error) => Err(vec![Diagnostic::not_utf8(source, error)]),
+        }
+    }
+}
+
+fn read(source: &str, context: &Context) -> Result<Policy, Vec<Diagnostic>> {
     let tree = json::parse(source).map_err(|error| vec![error])?;
     let Some(tree) = tree else {
         return Ok(Policy::allow_all());

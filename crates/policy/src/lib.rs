@@ -27,6 +27,7 @@
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
+mod approvals;
 mod attributes;
 mod compile;
 mod diagnostic;
@@ -34,9 +35,10 @@ pub mod explain;
 mod file;
 mod go_duration;
 mod json;
+mod matching;
+mod model;
 mod node;
 mod node_set;
-mod policy;
 mod policy_tests;
 mod posture;
 
@@ -44,13 +46,13 @@ mod selector;
 mod span;
 mod ssh;
 
-pub use attributes::{AttributeConfig, AttributeKind, HostedTailnet};
+pub use attributes::HostedTailnet;
 pub use compile::{Compiled, Impact};
 pub use diagnostic::Diagnostic;
 pub use file::Context;
+pub use model::{AttributeConfig, AttributeKind, Policy, RelayRegions};
 pub use node::{PolicyNode, PolicyUser, Role, UnknownRole};
 pub use node_set::NodeSet;
-pub use policy::{Policy, RelayRegions};
 pub use policy_tests::FailedTest;
 pub use posture::{AttributeValue, Attributes, Number};
 pub use ssh::{FailedSshTest, SshCheck, SshExpectation, SshRules};

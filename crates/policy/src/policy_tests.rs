@@ -10,8 +10,8 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use crate::model::{Policy, Reach, Rule, Test, TestTarget};
 use crate::node::{PolicyNode, PolicyUser};
-use crate::policy::{Policy, Reach, Rule, Test, TestTarget};
 use crate::selector::Selector;
 use crate::span::{INTERNET, Span, TAILNET};
 

@@ -6,58 +6,61 @@ use std::fmt;
 use std::marker::PhantomData;
 
 /// The index of an entry.
-pub(super) struct Id<T>(usize, PhantomData<fn() -> T>);
+pub(super) struct Id<K>(usize, PhantomData<fn() -> K>);
 
-/// A list of entries; the indexes of removed entries are reused.
+/// A list of entries; the indexes of removed entries are reused. The ids have
+/// the type `K`, so that an entry can be referred to without naming its type.
 #[derive(Debug, Clone)]
-pub(super) struct Arena<T> {
-    rows: Vec<Option<T>>,
+pub(super) struct Arena<T, K = T> {
+    entries: Vec<Option<T>>,
     free: Vec<usize>,
+    key: PhantomData<fn() -> K>,
 }
 
-impl<T> Default for Arena<T> {
+impl<T, K> Default for Arena<T, K> {
     fn default() -> Self {
         Self {
-            rows: Vec::new(),
+            entries: Vec::new(),
             free: Vec::new(),
+            key: PhantomData,
         }
     }
 }
 
-impl<T> Arena<T> {
-    pub(super) fn add(&mut self, row: T) -> Id<T> {
+impl<T, K> Arena<T, K> {
+    pub(super) fn add(&mut self, entry: T) -> Id<K> {
         if let Some(free) = self.free.pop()
-            && let Some(place) = self.rows.get_mut(free)
+            && let Some(place) = self.entries.get_mut(free)
         {
-            *place = Some(row);
+            *place = Some(entry);
             return Id(free, PhantomData);
         }
-        self.rows.push(Some(row));
-        Id(self.rows.len() - 1, PhantomData)
+        self.entries.push(Some(entry));
+        Id(self.entries.len() - 1, PhantomData)
     }
 
-    pub(super) fn get(&self, id: Id<T>) -> Option<&T> {
-        self.rows.get(id.0)?.as_ref()
+    pub(super) fn get(&self, id: Id<K>) -> Option<&T> {
+        self.entries.get(id.0)?.as_ref()
     }
 
-    pub(super) fn get_mut(&mut self, id: Id<T>) -> Option<&mut T> {
-        self.rows.get_mut(id.0)?.as_mut()
+    pub(super) fn get_mut(&mut self, id: Id<K>) -> Option<&mut T> {
+        self.entries.get_mut(id.0)?.as_mut()
     }
 
-    pub(super) fn remove(&mut self, id: Id<T>) -> Option<T> {
-        let row = self.rows.get_mut(id.0)?.take()?;
+    pub(super) fn remove(&mut self, id: Id<K>) -> Option<T> {
+        let entry = self.entries.get_mut(id.0)?.take()?;
         self.free.push(id.0);
-        Some(row)
+        Some(entry)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (Id<T>, &T)> {
-        let rows = self.rows.iter().enumerate();
-        rows.filter_map(|(at, row)| Some((Id(at, PhantomData), row.as_ref()?)))
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Id<K>, &T)> {
+        let entries = self.entries.iter().enumerate();
+        entries.filter_map(|(at, entry)| Some((Id(at, PhantomData), entry.as_ref()?)))
     }
 
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (Id<T>, &mut T)> {
-        let rows = self.rows.iter_mut().enumerate();
-        rows.filter_map(|(at, row)| Some((Id(at, PhantomData), row.as_mut()?)))
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (Id<K>, &mut T)> {
+        let entries = self.entries.iter_mut().enumerate();
+        entries.filter_map(|(at, entry)| Some((Id(at, PhantomData), entry.as_mut()?)))
     }
 }
 

@@ -8,8 +8,9 @@ use warren_control_types::{CapGrant, CapMap, FilterRule, NetPortRange, NodeId};
 use super::Compiled;
 use super::arena::Id;
 use super::bits::Slot;
-use super::rules::{CompiledRule, CompiledRuleId, RuleKind, destinations};
+use super::rules::{CompiledRule, RuleKind, destinations};
 use super::source::Source;
+use super::tables::CompiledRuleId;
 
 /// The position of a compiled rule: the rank of its file rule, and its index
 /// within it.

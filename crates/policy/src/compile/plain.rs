@@ -18,8 +18,8 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 use warren_control_types::{CapGrant, CapMap, FilterRule, NetPortRange, NodeId, PortRange};
 
+use crate::model::{Policy, Reach, Rule};
 use crate::node::{PolicyNode, PolicyUser};
-use crate::policy::{Policy, Reach, Rule};
 use crate::selector::{Ports, Selector};
 use source::Source;
 use target::Target;

@@ -7,9 +7,11 @@ use super::Compiled;
 use super::arena::Id;
 use super::bits::{Bits, Slot};
 use super::impact::SlotImpact;
+use super::posture::Posture;
 use super::resolved::ResolvedSelector;
-use super::rules::{CompiledRuleId, Lookup, RuleKind};
-use super::source::{Posture, Source, SourceChange};
+use super::rules::RuleKind;
+use super::source::{Source, SourceChange};
+use super::tables::{CompiledRuleId, Lookup};
 
 /// A change of nodes, selectors or postures.
 #[derive(Debug, Default)]

@@ -8,11 +8,13 @@ use super::Compiled;
 use super::arena::Id;
 use super::bits::Bits;
 use super::impact::{Impact, SlotImpact};
+use super::posture::Posture;
 use super::propagate::NetworkChange;
 use super::resolved::ResolvedSelector;
-use super::rules::{CompiledRuleId, FileRule, RuleKind};
-use super::source::{Posture, Source};
-use crate::policy::{Policy, Rule};
+use super::rules::{FileRule, RuleKind};
+use super::source::Source;
+use super::tables::CompiledRuleId;
+use crate::model::{Policy, Rule};
 use crate::selector::Selector;
 
 impl Policy {

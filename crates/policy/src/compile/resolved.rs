@@ -6,8 +6,8 @@ use warren_control_types::UserId;
 
 use super::bits::{Bits, Slot};
 use super::network::{Network, NodeEntry};
+use crate::model::Policy;
 use crate::node::PolicyUser;
-use crate::policy::Policy;
 use crate::selector::Selector;
 use crate::span::{Span, internet_overlaps};
 

@@ -11,9 +11,9 @@ use proptest::sample::{select, subsequence};
 use warren_control_types::{FilterRule, NodeId, UserId};
 
 use super::{Compiled, Impact, plain};
+use crate::model::Policy;
 use crate::node::{PolicyNode, PolicyUser, Role};
 use crate::node_set::NodeSet;
-use crate::policy::Policy;
 use crate::posture::Attributes;
 
 const ACLS: [&str; 22] = [

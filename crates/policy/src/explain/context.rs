@@ -9,8 +9,8 @@ use warren_control_types::{NodeId, UserId};
 
 use super::evaluate::{Evaluator, is_called};
 use super::layout::Layout;
+use crate::model::Policy;
 use crate::node::{PolicyNode, PolicyUser};
-use crate::policy::Policy;
 use crate::selector::{Selector, parse_net};
 
 /// All data that an explanation needs.

@@ -8,6 +8,8 @@
 
 mod atoms;
 mod classes;
+mod labels;
+mod ranges;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -16,6 +18,7 @@ use serde_json::{Value, json};
 
 use super::context::PolicyContext;
 use super::ports::Services;
+use crate::selector::Selector;
 use atoms::{Atom, What};
 use classes::{Class, EquivalenceClasses, Side};
 
@@ -301,13 +304,14 @@ fn one_way(
                 .flat_map(|from| to.iter().map(move |to| classes.pairs(*from, *to)))
                 .sum();
             // The names of the rules that caused the difference are preferred.
-            let near: Vec<&Atom> = candidates
+            let preferred: BTreeSet<&Selector> = candidates
                 .iter()
                 .filter(|atom| !atom.from.is_disjoint(&from) && !atom.to.is_disjoint(&to))
+                .flat_map(|atom| &atom.names.0)
                 .collect();
             out.push(AccessChange {
-                from: classes.labels(&names, &from, &near),
-                to: classes.labels(&names, &to, &near),
+                from: classes.labels(&names, &from, &preferred),
+                to: classes.labels(&names, &to, &preferred),
                 service: service.clone(),
                 via: via.clone(),
                 pairs,

@@ -15,8 +15,8 @@ use super::context::{Endpoint, PolicyContext};
 use super::evaluate::{Packet, evaluate, opens};
 use super::layout::{Layout, List, RuleLayout, Section, SourceLocation};
 use super::ports::{DEFAULT, has_ports, protocol_name};
+use crate::model::Policy;
 use crate::node::PolicyNode;
-use crate::policy::Policy;
 
 /// The number of candidates that are tried before a new rule is proposed.
 const TRIES: usize = 24;

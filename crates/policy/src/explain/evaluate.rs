@@ -8,8 +8,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net};
 use warren_control_types::NodeId;
 
+use crate::model::{Policy, Reach, Rule};
 use crate::node::{PolicyNode, PolicyUser, Role};
-use crate::policy::{Policy, Reach, Rule};
 use crate::selector::{IpSet, Selector};
 use crate::span::Span;
 

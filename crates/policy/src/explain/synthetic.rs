@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use warren_control_types::{NodeId, UserId};
 
+use crate::model::Policy;
 use crate::node::{PolicyNode, PolicyUser, Role};
-use crate::policy::Policy;
 use crate::posture::Attributes;
 use crate::selector::Selector;
 

@@ -12,8 +12,8 @@ use super::evaluate::{
 };
 use super::layout::{Entry, Layout, Section, SourceLocation};
 use super::ports::{has_ports, ports_text, protocol_name};
+use crate::model::Rule;
 use crate::node::PolicyNode;
-use crate::policy::Rule;
 use crate::selector::{Selector, parse_protocol};
 
 /// The number of pairs of machines that are explained if names match several.

@@ -6,7 +6,7 @@
 
 use super::{Reader, Text};
 use crate::json::Spanned;
-use crate::policy::{Test, TestTarget};
+use crate::model::{Test, TestTarget};
 use crate::selector::Selector;
 
 /// Protocols a test may name.

@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 use ipnet::{IpNet, Ipv4Net};
 
 use super::{Reader, Text};
-use crate::attributes::{AttributeConfig, AttributeKind, NodeAttribute};
 use crate::json::Spanned;
+use crate::model::{AttributeConfig, AttributeKind, NodeAttribute};
 use crate::selector::Selector;
 
 /// The IPv4 range of all tailnets.

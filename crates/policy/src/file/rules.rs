@@ -2,7 +2,7 @@
 
 use super::{Fields, Reader, Text, is_empty};
 use crate::json::Spanned;
-use crate::policy::{Reach, Rule};
+use crate::model::{Reach, Rule};
 use crate::selector::{Ports, Selector, has_ports, parse_ports, parse_protocol, protocol_names};
 
 /// Capabilities in the domain of the vendor that a policy may grant.

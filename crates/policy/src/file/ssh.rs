@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::{Fields, Reader, Text};
 use crate::go_duration;
 use crate::json::Spanned;
+use crate::model::{Logins, SshRule};
 use crate::selector::{Selector, parse_net};
-use crate::ssh::{Logins, SshRule};
 
 /// How long a check stays valid when the rule sets no period.
 const DEFAULT_PERIOD: Duration = Duration::from_hours(12);

@@ -3,8 +3,8 @@
 
 use super::{Fields, Reader, Text};
 use crate::json::Spanned;
+use crate::model::SshTest;
 use crate::selector::Selector;
-use crate::ssh::SshTest;
 
 impl Reader<'_> {
     /// An entry of `sshTests`.

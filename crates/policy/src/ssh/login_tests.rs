@@ -8,9 +8,9 @@
 use std::fmt;
 use std::net::Ipv6Addr;
 
-use super::{SshRules, SshTest};
+use super::SshRules;
+use crate::model::{Policy, SshTest};
 use crate::node::{PolicyNode, PolicyUser};
-use crate::policy::Policy;
 use crate::posture::Attributes;
 use crate::selector::Selector;
 

@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
+use crate::model::Policy;
 use crate::node::{PolicyNode, PolicyUser};
-use crate::policy::Policy;
 use crate::selector::Selector;
 use crate::span::{Span, TAILNET, net_text};
 

@@ -4,9 +4,9 @@
 use std::collections::BTreeSet;
 
 use super::classes::{EquivalenceClasses, Side};
-use crate::policy::{Policy, Rule};
+use crate::model::SshRule;
+use crate::model::{Policy, Rule};
 use crate::selector::{Ports, Selector};
-use crate::ssh::SshRule;
 
 /// Part of a rule: one group of destinations with its ports, or one right.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

@@ -6,15 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 use warren_control_types::UserId;
 
-use super::atoms::Atom;
+use super::ranges::ranges;
 use crate::explain::context::PolicyContext;
-use crate::node::{PolicyNode, Role};
-use crate::policy::Policy;
+use crate::model::Policy;
+use crate::node::PolicyNode;
 use crate::selector::Selector;
-use crate::span::{INTERNET, Span, TAILNET, net_text};
-
-/// The largest number of names in a list; the rest is only counted.
-const LABELS: usize = 8;
+use crate::span::{INTERNET, Span};
 
 /// An equivalence class.
 #[derive(Debug, Clone)]
@@ -54,17 +51,17 @@ struct ClassKey {
 /// The equivalence classes under two policies.
 #[derive(Debug)]
 pub(super) struct EquivalenceClasses<'a> {
-    context: &'a PolicyContext<'a>,
+    pub(super) context: &'a PolicyContext<'a>,
     pub(super) list: Vec<Class>,
     /// Selectors of both policies, in order of appearance.
-    selectors: Vec<Selector>,
+    pub(super) selectors: Vec<Selector>,
     /// Their positions.
     known: BTreeMap<Selector, usize>,
     /// The keys of the machine classes, which come first in the list.
     keys: Vec<ClassKey>,
     policies: [&'a Policy; 2],
     /// The classes of the untagged nodes of each user.
-    classes_of_user: BTreeMap<UserId, BTreeSet<usize>>,
+    pub(super) classes_of_user: BTreeMap<UserId, BTreeSet<usize>>,
     nodes_of_user: BTreeMap<UserId, usize>,
 }
 
@@ -170,7 +167,13 @@ impl<'a> EquivalenceClasses<'a> {
         self.list.len().saturating_sub(1)
     }
 
-    fn members(&self, class: usize) -> impl Iterator<Item = &'a PolicyNode> {
+    /// The number of machine classes, which come first in the list.
+    pub(super) fn machine_classes(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// The machines of a class; empty for other classes.
+    pub(super) fn members(&self, class: usize) -> impl Iterator<Item = &'a PolicyNode> {
         let members = match self.list.get(class) {
             Some(Class::Nodes(members)) => members.as_slice(),
             _ => &[],
@@ -334,133 +337,6 @@ impl<'a> EquivalenceClasses<'a> {
         }
         (!out.is_empty()).then_some(out)
     }
-
-    /// The available labels: selectors with the classes that they match, those
-    /// of the files first, then tags, users, and the two kinds of machines.
-    pub(super) fn names(&self, side: Side) -> Vec<(Selector, BTreeSet<usize>)> {
-        let mut out: Vec<(Selector, BTreeSet<usize>)> = Vec::new();
-        for selector in &self.selectors {
-            let one = std::slice::from_ref(selector);
-            let mut set = self.sources(side, one, &[]);
-            set.extend(self.destinations(side, one));
-            if *selector == Selector::Any {
-                set.remove(&self.own());
-            }
-            out.push((selector.clone(), set));
-        }
-        let mut tags: BTreeMap<String, BTreeSet<usize>> = BTreeMap::new();
-        for class in 0..self.keys.len() {
-            for node in self.members(class) {
-                for tag in &node.tags {
-                    tags.entry(tag.clone()).or_default().insert(class);
-                }
-            }
-        }
-        // A class may contain machines of several users or tags; then none of
-        // these names fits.
-        let all_have =
-            |class: &usize, tag: &String| self.members(*class).all(|node| node.tags.contains(tag));
-        for (tag, class_ids) in tags {
-            if class_ids.iter().all(|class| all_have(class, &tag)) {
-                out.push((Selector::Tag(tag), class_ids));
-            }
-        }
-        for (user, class_ids) in &self.classes_of_user {
-            let only = |class: &usize| self.members(*class).all(|node| node.user == Some(*user));
-            if let Some(login) = self.context.login(*user)
-                && class_ids.iter().all(only)
-            {
-                out.push((Selector::User(login), class_ids.clone()));
-            }
-        }
-        for kind in [Selector::Member, Selector::Tagged] {
-            let set = self.sources(side, std::slice::from_ref(&kind), &[]);
-            out.push((kind, set));
-        }
-        out
-    }
-
-    /// Labels for some classes; the names of the differing rules are preferred.
-    pub(super) fn labels(
-        &self,
-        names: &[(Selector, BTreeSet<usize>)],
-        class_ids: &BTreeSet<usize>,
-        rules: &[&Atom],
-    ) -> Vec<String> {
-        let mut left = class_ids.clone();
-        let mut out = Vec::new();
-        let near: BTreeSet<&Selector> = rules.iter().flat_map(|atom| &atom.names.0).collect();
-        let nodes_only = class_ids.iter().all(|class| *class < self.keys.len());
-        let mut choices: Vec<(&Selector, BTreeSet<usize>)> = Vec::new();
-        for (selector, set) in names {
-            let mut set = set.clone();
-            // For a set of machines, `*` stands for all machines.
-            if *selector == Selector::Any && nodes_only {
-                set.retain(|class| *class < self.keys.len());
-            }
-            if !set.is_empty() && set.is_subset(class_ids) {
-                choices.push((selector, set));
-            }
-        }
-        choices.sort_by_key(|(selector, _)| !near.contains(selector));
-        while !left.is_empty() {
-            let mut best: Option<(usize, &Selector, &BTreeSet<usize>)> = None;
-            for (selector, set) in &choices {
-                let new = set.intersection(&left).count();
-                if new > 0 && best.is_none_or(|(most, ..)| new > most) {
-                    best = Some((new, selector, set));
-                }
-            }
-            let Some((_, selector, set)) = best else {
-                break;
-            };
-            out.push(self.selector_text(selector));
-            left.retain(|class| !set.contains(class));
-            if *selector == Selector::Any {
-                left.remove(&self.own());
-            }
-        }
-        for class in left {
-            match self.list.get(class) {
-                Some(Class::Nodes(_)) => {
-                    out.extend(self.members(class).map(|node| self.context.name_of(node)));
-                }
-                Some(Class::Range(span)) => out.push(span.text()),
-                Some(Class::Internet) => out.push("autogroup:internet".to_owned()),
-                Some(Class::Own) => out.push("autogroup:self".to_owned()),
-                None => {}
-            }
-        }
-        if out.len() > LABELS {
-            let more = out.len() - LABELS + 1;
-            out.truncate(LABELS - 1);
-            out.push(format!("{more} more"));
-        }
-        out
-    }
-
-    fn selector_text(&self, selector: &Selector) -> String {
-        match selector {
-            Selector::Any => "*".to_owned(),
-            Selector::Net(net) => net_text(net),
-            Selector::User(name)
-            | Selector::Group(name)
-            | Selector::Tag(name)
-            | Selector::Service(name) => name.clone(),
-            Selector::Domain(domain) => format!("user:*@{domain}"),
-            Selector::Member => "autogroup:member".to_owned(),
-            Selector::Tagged => "autogroup:tagged".to_owned(),
-            Selector::OwnUser => "autogroup:self".to_owned(),
-            Selector::Internet => "autogroup:internet".to_owned(),
-            Selector::DangerAll => "autogroup:danger-all".to_owned(),
-            Selector::Shared => "autogroup:shared".to_owned(),
-            Selector::Set(set) => set.name.clone(),
-            Selector::Role(role) => {
-                let named = Role::NAMED.iter().find(|(_, named)| named == role);
-                format!("autogroup:{}", named.map_or("member", |(name, _)| name))
-            }
-        }
-    }
 }
 
 /// Whether an address selector matches an address of the node.
@@ -489,60 +365,4 @@ fn in_range(selector: &Selector, span: &Span) -> bool {
 
 fn is_public(span: &Span) -> bool {
     INTERNET.iter().any(|named| named.span.contains(span))
-}
-
-/// The ranges that selectors distinguish, without those of the tailnet itself,
-/// where addresses belong to machines.
-fn ranges(selectors: &[Selector]) -> Vec<Span> {
-    let mut cuts: Vec<Span> = Vec::new();
-    for selector in selectors {
-        match selector {
-            Selector::Net(net) => cuts.push(Span::from(net)),
-            Selector::Set(set) => cuts.extend(set.spans.iter()),
-            _ => {}
-        }
-    }
-    let public: Vec<Span> = INTERNET.iter().map(|named| named.span).collect();
-    let mut out: Vec<Span> = Vec::new();
-    for cut in cuts {
-        let mut new = vec![cut];
-        for known in std::mem::take(&mut out) {
-            let mut inside = known;
-            for outside in known.without(&cut) {
-                out.push(outside);
-                inside = inside.without(&outside).first().copied().unwrap_or(inside);
-            }
-            if known.overlaps(&cut) {
-                out.push(inside);
-                new = new.iter().flat_map(|part| part.without(&known)).collect();
-            }
-        }
-        out.extend(new);
-    }
-    // The public and the private part of a range are different classes.
-    let mut split = Vec::new();
-    for span in out {
-        let mut rest = vec![span];
-        for named in &public {
-            let mut private = Vec::new();
-            for part in rest {
-                if !part.overlaps(named) {
-                    private.push(part);
-                    continue;
-                }
-                let mut inside = part;
-                for outside in part.without(named) {
-                    inside = inside.without(&outside).first().copied().unwrap_or(inside);
-                    private.push(outside);
-                }
-                split.push(inside);
-            }
-            rest = private;
-        }
-        split.extend(rest);
-    }
-    split.retain(|span| !TAILNET.iter().any(|named| named.span.contains(span)));
-    split.sort_unstable();
-    split.dedup();
-    split
 }
