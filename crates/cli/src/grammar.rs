@@ -5,6 +5,40 @@ use clap::{Arg, ArgAction, Command};
 use super::args::{switch, value};
 use super::pref_flags;
 
+/// The whole grammar.
+pub(super) fn command() -> Command {
+    let socket = value(
+        "socket",
+        "PATH",
+        "the daemon's socket [default: /var/run/warren/warren.sock]",
+    );
+    Command::new("warren")
+        .about("A private network between your machines.")
+        .disable_version_flag(true)
+        .disable_help_subcommand(true)
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .arg(
+            socket
+                .global(true)
+                .env("WARREN_SOCKET")
+                .hide_env_values(true),
+        )
+        .subcommands([up(), login(), set(), down(), logout()])
+        .subcommands([
+            status(),
+            ping(),
+            ip(),
+            whois(),
+            netcheck(),
+            version(),
+            wait(),
+        ])
+        .subcommands([debug(), completion(), daemon()])
+}
+
+// ---- arguments that several commands have ----
+
 fn positional(name: &'static str, help: &'static str) -> Arg {
     Arg::new(name)
         .value_name(name)
@@ -20,205 +54,223 @@ fn json() -> Arg {
     switch("json", "print JSON")
 }
 
-/// Flags that `up` and `login` have beside the preferences.
-fn login_flags() -> Vec<Arg> {
-    vec![
+fn reason() -> Arg {
+    value("reason", "TEXT", "the reason, for the network's log")
+}
+
+fn nickname() -> Arg {
+    value("nickname", "NAME", "name for this login")
+}
+
+fn accept_risk() -> Arg {
+    value("accept-risk", "LIST", "risks to take without a question").hide(true)
+}
+
+fn verbose() -> Arg {
+    switch("verbose", "print more details")
+}
+
+// ---- login and settings ----
+
+/// Flags that `up` and `login` have in addition to the preferences.
+fn login_flags() -> [Arg; 3] {
+    [
         value(
             "auth-key",
             "KEY",
             "key that admits this machine, or file:PATH to read it from",
         ),
-        timeout("how long to wait until connected; 0: for ever"),
-        value("accept-risk", "LIST", "risks to take without asking").hide(true),
+        timeout("how long to wait until connected; 0: no limit"),
+        accept_risk(),
     ]
 }
 
-/// The whole grammar.
-pub(super) fn command() -> Command {
-    Command::new("warren")
-        .about("A private network between your machines.")
-        .disable_version_flag(true)
-        .disable_help_subcommand(true)
+fn up() -> Command {
+    Command::new("up")
+        .about("Connect, logging in if needed")
+        .args(login_flags())
+        .args(pref_flags::args(pref_flags::For::Up))
+        .arg(switch(
+            "reset",
+            "reset settings that are not mentioned to their defaults",
+        ))
+        .arg(switch(
+            "force-reauth",
+            "log in again even if the key is still valid",
+        ))
+        .arg(json())
+}
+
+fn login() -> Command {
+    Command::new("login")
+        .about("Log in, in a browser or with a key")
+        .args(login_flags())
+        .args(pref_flags::args(pref_flags::For::Up))
+        .arg(nickname())
+}
+
+fn set() -> Command {
+    Command::new("set")
+        .about("Change single settings")
+        .args(pref_flags::args(pref_flags::For::Set))
+        .args([nickname(), accept_risk()])
+}
+
+fn down() -> Command {
+    Command::new("down")
+        .about("Disconnect, staying logged in")
+        .args([reason(), accept_risk()])
+}
+
+fn logout() -> Command {
+    Command::new("logout")
+        .about("Disconnect and expire this machine's key")
+        .arg(reason())
+}
+
+// ---- the node and its network ----
+
+fn status() -> Command {
+    Command::new("status")
+        .about("Show this machine and its peers")
+        .args([
+            json(),
+            switch("active", "only peers with traffic"),
+            switch("self", "show this machine (default true)"),
+            switch("peers", "show peers (default true)"),
+            switch("header", "show column names"),
+        ])
+}
+
+fn ping() -> Command {
+    Command::new("ping")
+        .about("Ping a machine and show the path that is taken")
+        .args([
+            value("c", "N", "pings to send at most; 0: no limit").default_value("10"),
+            timeout("how long to wait for each reply").default_value("5s"),
+            value("size", "BYTES", "size of the ping; 0: the smallest").default_value("0"),
+            switch(
+                "until-direct",
+                "stop once the path is direct (default true)",
+            ),
+            switch("tsmp", "through the tunnel, answered by the other daemon"),
+            switch("icmp", "through the tunnel, answered by the other system"),
+            switch("peerapi", "by the other daemon's peer interface"),
+            verbose(),
+            positional("HOST", "name or address").required(true),
+        ])
+}
+
+fn ip() -> Command {
+    Command::new("ip")
+        .about("Show addresses in the network")
+        .args([
+            switch("1", "only one"),
+            switch("4", "only IPv4"),
+            switch("6", "only IPv6"),
+            value(
+                "assert",
+                "IP",
+                "fail unless this is an address of this machine",
+            ),
+            positional("PEER", "name or address; default: this machine"),
+        ])
+}
+
+fn whois() -> Command {
+    let protocol = value("proto", "PROTO", "tcp or udp").value_parser(["tcp", "udp"]);
+    Command::new("whois")
+        .about("Show the machine and the user that have an address")
+        .args([
+            json(),
+            protocol.hide(true),
+            positional("IP[:PORT]", "an address in the network").required(true),
+        ])
+}
+
+fn netcheck() -> Command {
+    Command::new("netcheck")
+        .about("Show how this machine is connected to the Internet")
+        .arg(value(
+            "format",
+            "FORMAT",
+            "empty for text, json or json-line",
+        ))
+        .arg(verbose())
+}
+
+fn version() -> Command {
+    Command::new("version")
+        .about("Show the version")
+        .args([json(), switch("daemon", "ask the daemon too")])
+}
+
+fn wait() -> Command {
+    Command::new("wait")
+        .about("Wait until connected")
+        .arg(timeout("how long; 0: no limit").default_value("0"))
+}
+
+fn debug() -> Command {
+    let filter = Command::new("filter")
+        .about("Show the rules of the packet filter, with the packets they accepted, and drops")
+        .arg(json());
+    let why = Command::new("why")
+        .about(
+            "Show whether a connection may work, as far as this machine knows; \
+             exit code 1: this machine blocks it",
+        )
+        .args([
+            json(),
+            value(
+                "from",
+                "PEER",
+                "ask for a connection from there to this machine",
+            ),
+            value("proto", "PROTO", "tcp, udp, sctp, icmp or a number").default_value("tcp"),
+            positional("DST:PORT", "name or address, and port").required(true),
+        ]);
+    Command::new("debug")
+        .about("Inspect the packet filter, and why a connection may not work")
         .subcommand_required(true)
         .arg_required_else_help(true)
+        .subcommands([filter, why])
+}
+
+// ---- the program ----
+
+fn completion() -> Command {
+    let shells = ["bash", "zsh", "fish", "powershell"];
+    Command::new("completion")
+        .about("Print a script that completes commands")
         .arg(
+            positional("SHELL", "bash, zsh, fish or powershell")
+                .required(true)
+                .value_parser(shells),
+        )
+}
+
+fn daemon() -> Command {
+    Command::new("daemon")
+        .about("Run the daemon, in the foreground")
+        .args([
             value(
-                "socket",
-                "PATH",
-                "the daemon's socket [default: /var/run/warren/warren.sock]",
-            )
-            .global(true)
-            .env("WARREN_SOCKET")
-            .hide_env_values(true),
-        )
-        .subcommand(
-            Command::new("up")
-                .about("Connect, logging in if needed")
-                .args(login_flags())
-                .args(pref_flags::args(pref_flags::For::Up))
-                .arg(switch(
-                    "reset",
-                    "set what is not mentioned back to its default",
-                ))
-                .arg(switch(
-                    "force-reauth",
-                    "log in again even if the key is still good",
-                ))
-                .arg(json()),
-        )
-        .subcommand(
-            Command::new("login")
-                .about("Log in, in a browser or with a key")
-                .args(login_flags())
-                .args(pref_flags::args(pref_flags::For::Up))
-                .arg(value("nickname", "NAME", "name for this login")),
-        )
-        .subcommand(
-            Command::new("set")
-                .about("Change single settings")
-                .args(pref_flags::args(pref_flags::For::Set))
-                .arg(value("nickname", "NAME", "name for this login"))
-                .arg(value("accept-risk", "LIST", "risks to take without asking").hide(true)),
-        )
-        .subcommand(
-            Command::new("down")
-                .about("Disconnect, staying logged in")
-                .arg(value("reason", "TEXT", "why, for the network's log"))
-                .arg(value("accept-risk", "LIST", "risks to take without asking").hide(true)),
-        )
-        .subcommand(
-            Command::new("logout")
-                .about("Disconnect and expire this machine's key")
-                .arg(value("reason", "TEXT", "why, for the network's log")),
-        )
-        .subcommand(
-            Command::new("status")
-                .about("Show this machine and its peers")
-                .arg(json())
-                .arg(switch("active", "only peers with traffic"))
-                .arg(switch("self", "show this machine (default true)"))
-                .arg(switch("peers", "show peers (default true)"))
-                .arg(switch("header", "show column names")),
-        )
-        .subcommand(
-            Command::new("ping")
-                .about("Ping a machine and show the path that is taken")
-                .arg(value("c", "N", "pings to send at most; 0: no end").default_value("10"))
-                .arg(timeout("how long to wait for each reply").default_value("5s"))
-                .arg(value("size", "BYTES", "size of the ping; 0: the smallest").default_value("0"))
-                .arg(switch(
-                    "until-direct",
-                    "stop once the path is direct (default true)",
-                ))
-                .arg(switch(
-                    "tsmp",
-                    "through the tunnel, answered by the other daemon",
-                ))
-                .arg(switch(
-                    "icmp",
-                    "through the tunnel, answered by the other system",
-                ))
-                .arg(switch("peerapi", "by the other daemon's peer interface"))
-                .arg(switch("verbose", "say more"))
-                .arg(positional("HOST", "name or address").required(true)),
-        )
-        .subcommand(
-            Command::new("ip")
-                .about("Show addresses in the network")
-                .arg(switch("1", "only one"))
-                .arg(switch("4", "only IPv4"))
-                .arg(switch("6", "only IPv6"))
-                .arg(value(
-                    "assert",
-                    "IP",
-                    "fail unless this is an address of this machine",
-                ))
-                .arg(positional("PEER", "name or address; default: this machine")),
-        )
-        .subcommand(
-            Command::new("whois")
-                .about("Show whose address it is")
-                .arg(json())
-                .arg(
-                    value("proto", "PROTO", "tcp or udp")
-                        .value_parser(["tcp", "udp"])
-                        .hide(true),
-                )
-                .arg(positional("IP[:PORT]", "an address in the network").required(true)),
-        )
-        .subcommand(
-            Command::new("netcheck")
-                .about("Show how this machine is connected to the Internet")
-                .arg(value(
-                    "format",
-                    "FORMAT",
-                    "empty for text, json or json-line",
-                ))
-                .arg(switch("verbose", "say more")),
-        )
-        .subcommand(
-            Command::new("version")
-                .about("Show the version")
-                .arg(json())
-                .arg(switch("daemon", "ask the daemon too")),
-        )
-        .subcommand(
-            Command::new("wait")
-                .about("Wait until connected")
-                .arg(timeout("how long; 0: for ever").default_value("0")),
-        )
-        .subcommand(
-            Command::new("debug")
-                .about("Look inside: the packet filter, and why a connection may not work")
-                .subcommand_required(true)
-                .arg_required_else_help(true)
-                .subcommand(
-                    Command::new("filter")
-                        .about("Show the packet filter's rules, with what they let in and what was dropped")
-                        .arg(json()),
-                )
-                .subcommand(
-                    Command::new("why")
-                        .about("Say whether a connection may work, as far as this machine can tell; \
-                                exit code 1: something here blocks it")
-                        .arg(json())
-                        .arg(value("from", "PEER", "ask for a connection from there to this machine"))
-                        .arg(
-                            value("proto", "PROTO", "tcp, udp, sctp, icmp or a number")
-                                .default_value("tcp"),
-                        )
-                        .arg(positional("DST:PORT", "name or address, and port").required(true)),
-                ),
-        )
-        .subcommand(
-            Command::new("completion")
-                .about("Print a script that completes commands")
-                .arg(
-                    positional("SHELL", "bash, zsh, fish or powershell")
-                        .required(true)
-                        .value_parser(["bash", "zsh", "fish", "powershell"]),
-                ),
-        )
-        .subcommand(
-            Command::new("daemon")
-                .about("Run the daemon, in the foreground")
-                .arg(value(
-                    "state-dir",
-                    "DIR",
-                    "folder for keys, settings and the last netmap [default: /var/lib/warren, or \
-                     ~/.local/state/warren without root]",
-                ))
-                .arg(value(
-                    "state",
-                    "FILE",
-                    "file for keys and settings [default: warren.state in the folder]",
-                ))
-                .arg(value("port", "N", "UDP port; 0: any").default_value("0"))
-                .arg(value("tun", "NAME", "network interface to make").default_value("warren0"))
-                .arg(value("verbose", "LEVEL", "how much to log, 0 to 2").default_value("0"))
-                .arg(switch(
-                    "cleanup",
-                    "undo what a killed daemon left in the system, and exit",
-                )),
-        )
+                "state-dir",
+                "DIR",
+                "folder for keys, settings and the last netmap [default: /var/lib/warren, or \
+                 ~/.local/state/warren without root]",
+            ),
+            value(
+                "state",
+                "FILE",
+                "file for keys and settings [default: warren.state in the folder]",
+            ),
+            value("port", "N", "UDP port; 0: any").default_value("0"),
+            value("tun", "NAME", "network interface to make").default_value("warren0"),
+            value("verbose", "LEVEL", "how much to log, 0 to 2").default_value("0"),
+            switch(
+                "cleanup",
+                "remove what a killed daemon left in the system, and exit",
+            ),
+        ])
 }
