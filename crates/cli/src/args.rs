@@ -1,4 +1,4 @@
-//! The command line as users of the reference client type it, brought into the
+//! The command line as users of the official client type it, brought into the
 //! form that the parser understands.
 //!
 //! - `-name` and `--name` are the same;
@@ -52,7 +52,7 @@ fn parse_bool(text: &str) -> Result<bool, String> {
     }
 }
 
-/// What was given on the command line of one command.
+/// The arguments of one command.
 #[derive(Clone, Copy)]
 pub struct Given<'a>(pub &'a ArgMatches);
 
@@ -86,7 +86,7 @@ impl<'a> Given<'a> {
             .unwrap_or_default()
     }
 
-    /// Whether the flag stands on the command line.
+    /// Whether the flag was given on the command line.
     pub fn mentioned(&self, name: &str) -> bool {
         matches!(self.0.try_contains_id(name), Ok(true))
             && self.0.value_source(name) == Some(ValueSource::CommandLine)

@@ -17,14 +17,14 @@ use warren_local_api::types::Status;
 /// Runs the chosen one.
 pub(super) async fn run(given: &Given<'_>, client: &Client, io: &mut Io) -> Result<(), Failure> {
     let Some((name, given)) = given.0.subcommand() else {
-        return Err(Failure::usage("what should be looked at?"));
+        return Err(Failure::usage("give a subject: filter or why"));
     };
     let given = Given(given);
     match name {
         "filter" => filter(&given, client, io).await,
         "why" => why(&given, client, io).await,
         other => Err(Failure::usage(format_args!(
-            "there is no debug command {other:?}"
+            "debug command {other:?} not found"
         ))),
     }
 }

@@ -1,4 +1,4 @@
-//! Times as Go writes and reads them: `1m30s`, `500ms`, `0`.
+//! Durations as Go writes and reads them: `1m30s`, `500ms`, `0`.
 
 use std::time::Duration;
 
@@ -14,12 +14,12 @@ const UNITS: &[(&str, f64)] = &[
     ("h", 3600e9),
 ];
 
-/// Reads a time that is not negative.
+/// Reads a duration that is not negative.
 ///
 /// # Errors
-/// A text that says what was expected.
+/// A text that names the valid forms.
 pub fn parse(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("expected a time such as 40s, 1m30s or 500ms, got {text:?}");
+    let wrong = || format!("{text:?} is not a valid duration; write it as 40s, 1m30s or 500ms");
     if text == "0" {
         return Ok(Duration::ZERO);
     }
@@ -47,7 +47,7 @@ pub fn parse(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(total / 1e9).map_err(|_| wrong())
 }
 
-/// Writes a time, rounded to milliseconds: `0s`, `31ms`, `1.05s`, `1m2s`.
+/// Writes a duration, rounded to milliseconds: `0s`, `31ms`, `1.05s`, `1m2s`.
 pub fn millis(time: Duration) -> String {
     let total = (time.as_nanos() + 500_000) / 1_000_000;
     if total == 0 {
@@ -75,7 +75,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn times_are_read_as_go_reads_them() {
+    fn durations_are_read_as_go_reads_them() {
         let ms = |n| Ok(Duration::from_millis(n));
         for (text, expected) in [
             ("0", ms(0)),
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_written_as_go_writes_them() {
+    fn durations_are_written_as_go_writes_them() {
         for (micros, expected) in [
             (0, "0s"),
             (400, "0s"),
@@ -120,12 +120,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_survived(text in ".{0,20}") {
+        fn no_text_makes_the_parser_panic(text in ".{0,20}") {
             let _ = parse(&text);
         }
 
         #[test]
-        fn what_was_written_is_read(ms in 0u64..1_000_000_000) {
+        fn written_durations_are_read_back(ms in 0u64..1_000_000_000) {
             prop_assert_eq!(parse(&millis(Duration::from_millis(ms))), Ok(Duration::from_millis(ms)));
         }
     }

@@ -22,9 +22,9 @@ pub(super) async fn ip(given: &Given<'_>, client: &Client, io: &mut Io) -> Resul
     }
     let status = client.call(GetStatus { peers: true }).await?;
     if let Some(text) = given.text("assert") {
-        let wanted: IpAddr = text
-            .parse()
-            .map_err(|_| Failure::usage(format_args!("--assert: {text:?} is no address")))?;
+        let wanted: IpAddr = text.parse().map_err(|_| {
+            Failure::usage(format_args!("--assert: {text:?} is not a valid IP address"))
+        })?;
         if status.tailscale_ips.contains(&wanted) {
             return Ok(());
         }
@@ -72,7 +72,7 @@ async fn peer_addresses(name: &str, status: &Status) -> Result<Vec<IpAddr>, Fail
     }
 }
 
-/// Whose address it is.
+/// The node and the user that have an address.
 pub(super) async fn whois(given: &Given<'_>, client: &Client, io: &mut Io) -> Result<(), Failure> {
     let target = given.text("IP[:PORT]").unwrap_or_default();
     let target = target.parse().map_err(Failure::Failed)?;

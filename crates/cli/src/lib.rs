@@ -1,9 +1,9 @@
 //! The command line: `warren COMMAND [flags]`.
 //!
 //! Every command but `daemon` is a client of the daemon's local socket. Flags
-//! are typed as users of the reference client type them (see [`args`]), texts
-//! that scripts match are the reference's, and the exit code says what kind of
-//! trouble there was: 0 done, 1 failed, 2 the command line is wrong.
+//! are typed as users of the official client type them (see [`args`]), texts
+//! that scripts match are those of the official client, and the exit code names the
+//! kind of failure: 0 done, 1 failed, 2 the command line is wrong.
 //!
 //! One command has one file; a command gets an [`Io`] instead of the terminal,
 //! so that tests can read what it prints.
@@ -34,9 +34,9 @@ use warren_local_api::client::{Client, ClientError};
 
 pub use daemon::{DaemonArgs, DaemonMain};
 
-/// Where a command writes.
+/// The outputs of a command.
 pub struct Io {
-    /// What was asked for.
+    /// The result that the user asked for.
     pub out: Box<dyn Write + Send>,
     /// Everything else: progress, hints, warnings.
     pub err: Box<dyn Write + Send>,
@@ -63,7 +63,7 @@ impl Io {
     }
 }
 
-/// Why a command did not do what it should.
+/// The reason why a command failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
     /// The command line is wrong: exit code 2.
@@ -82,7 +82,7 @@ impl Failure {
     }
 
     fn output(error: io::Error) -> Self {
-        // Whoever read our output has seen enough (`warren status | head`).
+        // The reader of a pipe has seen enough (`warren status | head`).
         if error.kind() == io::ErrorKind::BrokenPipe {
             Self::Failed(String::new())
         } else {
@@ -105,7 +105,7 @@ impl From<ClientError> for Failure {
 }
 
 /// Runs the program: parses `args` (with the program's name in front) and
-/// does what they say. `daemon` runs the daemon.
+/// carries them out. `daemon` runs the daemon.
 pub fn run<I>(args: I, daemon: DaemonMain) -> ExitCode
 where
     I: IntoIterator<Item = OsString>,
@@ -113,7 +113,7 @@ where
     run_with(args, daemon, Io::standard())
 }
 
-/// As [`run`], writing somewhere else.
+/// As [`run`], with other outputs than the terminal.
 pub fn run_with<I>(args: I, daemon: DaemonMain, mut io: Io) -> ExitCode
 where
     I: IntoIterator<Item = OsString>,
@@ -182,9 +182,7 @@ async fn run_client(name: &str, given: &Given<'_>, io: &mut Io) -> Result<(), Fa
         "netcheck" => netcheck::run(given, &client, io).await,
         "wait" => wait::run(given, &client).await,
         "debug" => debug::run(given, &client, io).await,
-        other => Err(Failure::usage(format_args!(
-            "there is no command {other:?}"
-        ))),
+        other => Err(Failure::usage(format_args!("command {other:?} not found"))),
     }
 }
 
@@ -195,7 +193,7 @@ fn socket(given: &Given<'_>) -> PathBuf {
         .map_or_else(|| warren_local_api::DEFAULT_SOCKET.into(), PathBuf::from)
 }
 
-/// Why a daemon that is not up cannot do what was asked, in the words that
+/// The reason why a daemon that is not up cannot serve the command, in the words that
 /// scripts look for; `None` when it is up or on its way.
 fn not_running(status: &warren_local_api::types::Status) -> Option<String> {
     match status.backend_state.as_str() {

@@ -1,4 +1,4 @@
-//! `warren netcheck`: what the daemon found out about the network around us.
+//! `warren netcheck`: the network around this machine, as the daemon measured it.
 
 use std::fmt::Write as _;
 

@@ -1,4 +1,4 @@
-//! `warren ping`: which way do packets to a machine take, and how long?
+//! `warren ping`: shows the path that packets to a node take, and the time.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -88,7 +88,7 @@ fn kind(given: &Given<'_>) -> Result<PingType, Failure> {
     }
 }
 
-/// One reply, in words that scripts look for.
+/// One reply, in the words of the official client, which scripts match.
 fn line(result: &PingResult, kind: PingType) -> String {
     let took = Duration::try_from_secs_f64(result.latency_seconds).unwrap_or_default();
     let took = duration::millis(took);
@@ -117,7 +117,8 @@ fn line(result: &PingResult, kind: PingType) -> String {
     )
 }
 
-/// The address behind a name: itself, a peer's, or what the system says.
+/// The address for a name: the name itself if it is an address, a peer's address, or
+/// the answer of the system's resolver.
 pub(super) async fn resolve(host: &str, status: &Status) -> Result<IpAddr, Failure> {
     if let Ok(ip) = host.parse() {
         return Ok(ip);
@@ -141,7 +142,7 @@ pub(super) async fn resolve(host: &str, status: &Status) -> Result<IpAddr, Failu
             .map(|address| address.ip())
             .ok_or_else(|| Failure::failed(format_args!("no IPs found for {host:?}"))),
         Err(error) => Err(Failure::failed(format_args!(
-            "{host:?} is no machine of this network (see: warren status), and looking it up failed: {error}"
+            "node {host:?} not found in this network; the nodes that exist: warren status (a lookup in DNS failed too: {error})"
         ))),
     }
 }

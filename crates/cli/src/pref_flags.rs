@@ -1,8 +1,8 @@
-//! Flags that stand for preferences: their grammar, what change they mean, and
-//! how a preference would be written as a flag.
+//! Flags for preferences: their grammar, the change that they mean, and the form of
+//! a preference as a flag.
 //!
-//! `up` and `set` share them. `up` speaks about all preferences (what is not
-//! mentioned shall have its default), `set` about the mentioned ones only.
+//! `up` and `set` share them. `up` describes all preferences (those that are not
+//! mentioned have their defaults), `set` only the mentioned ones.
 
 use std::net::IpAddr;
 
@@ -17,7 +17,7 @@ use warren_local_api::prefs::{
 };
 use warren_local_api::types::Status;
 
-/// Whose flags.
+/// The commands that have flags for preferences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum For {
     /// Of `up` and `login`.
@@ -81,7 +81,7 @@ pub(super) fn args(whose: For) -> Vec<Arg> {
     args
 }
 
-/// All flags that stand for preferences, in the order in which they are shown.
+/// All flags for preferences, in the order in which they are shown.
 pub(super) const FLAGS: &[&str] = &[
     "login-server",
     "accept-dns",
@@ -102,13 +102,14 @@ pub(super) const FLAGS: &[&str] = &[
     "stateful-filtering",
 ];
 
-/// What to say of mentioned flags that are kept, shown and passed on, but change
-/// nothing on this machine yet. Nothing where the value is what happens anyway.
+/// Warnings for mentioned flags that are stored, shown and passed on, but change
+/// nothing on this machine yet. There is no warning for a value that has the same
+/// effect as the default.
 pub(super) fn without_effect(given: &Given<'_>) -> Vec<String> {
     let mut warnings: Vec<String> = ["report-posture", "advertise-connector"]
         .into_iter()
         .filter(|flag| given.switch(flag) == Some(true))
-        .map(|flag| format!("warning: --{flag} has no effect yet; it is only remembered"))
+        .map(|flag| format!("warning: --{flag} has no effect yet; it is only stored"))
         .collect();
     let mode = given
         .text("netfilter-mode")
@@ -206,9 +207,11 @@ fn tag(text: &str) -> String {
 
 fn route(text: &str) -> Result<IpNet, Failure> {
     let wrong = |why: String| Failure::usage(format_args!("--advertise-routes: {why}"));
-    let net: IpNet = text
-        .parse()
-        .map_err(|_| wrong(format!("{text:?} is not a route such as 192.168.0.0/24")))?;
+    let net: IpNet = text.parse().map_err(|_| {
+        wrong(format!(
+            "{text:?} is not a valid route; write it as 192.168.0.0/24"
+        ))
+    })?;
     if net.trunc() != net {
         return Err(wrong(format!(
             "{text} has non-address bits set; expected {}",
@@ -217,7 +220,7 @@ fn route(text: &str) -> Result<IpNet, Failure> {
     }
     if net.prefix_len() == 0 {
         return Err(wrong(format!(
-            "for {text}, which is every address, use --advertise-exit-node"
+            "{text} covers every address; offer it with --advertise-exit-node"
         )));
     }
     Ok(net)
@@ -301,7 +304,7 @@ fn set_exit_node(change: &mut MaskedPrefs, node: &str, status: &Status) -> Resul
     }
 }
 
-/// How the preference behind a flag would be written on the command line.
+/// The flag, as it would be written on the command line for these preferences.
 pub(super) fn as_flag(name: &str, prefs: &Prefs) -> String {
     let switch = |on: bool| {
         if on {
@@ -414,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn routes_and_the_exit_node_keep_each_other() {
+    fn routes_and_the_exit_node_are_changed_independently() {
         let net = |text: &str| text.parse::<IpNet>().unwrap();
         let routes = changed("w set --advertise-routes 10.0.0.0/8")
             .unwrap()
@@ -478,13 +481,13 @@ mod tests {
             Err(Failure::Failed(_))
         ));
         assert!(matches!(
-            changed("w set --exit-node nobody"),
+            changed("w set --exit-node missing"),
             Err(Failure::Failed(_))
         ));
     }
 
     #[test]
-    fn wrong_values_are_wrong_usage() {
+    fn invalid_values_are_usage_errors() {
         for wrong in [
             "--login-server ftp://x",
             "--login-server http://",

@@ -1,6 +1,6 @@
 //! `warren status`.
 //!
-//! The table is the reference's to the letter, because scripts cut it into
+//! The table is exactly that of the official client, because scripts cut it into
 //! columns: address, name, owner, system, state.
 
 use std::cmp::Ordering;
@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde_json::Value;
+use unicode_width::UnicodeWidthStr as _;
 use warren_control_types::{UserId, UserProfile};
 
 use super::args::Given;
@@ -197,7 +198,8 @@ fn name(peer: &PeerStatus, suffix: &str) -> String {
         .to_owned()
 }
 
-/// What other machines call themselves must not steer the terminal.
+/// The name without control characters: names come from other machines and must not
+/// control the terminal.
 fn printable(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).collect()
 }
@@ -232,19 +234,21 @@ fn ago(now: Timestamp, at: Timestamp) -> String {
     }
 }
 
-/// Rows as columns, two spaces apart; the last one has no padding.
+/// Rows as columns, two spaces apart; the last one has no padding. Wide characters
+/// take two columns.
 fn columns(rows: &[[String; 5]]) -> String {
     let mut widths = [0; 5];
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
+            *width = (*width).max(cell.width());
         }
     }
     let mut text = String::new();
     for row in rows {
         let [cells @ .., last] = row;
         for (cell, width) in cells.iter().zip(widths) {
-            text.push_str(&format!("{cell:<0$}", width + 2));
+            text.push_str(cell);
+            text.extend(std::iter::repeat_n(' ', width + 2 - cell.width()));
         }
         text.push_str(last);
         text.push('\n');
@@ -293,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_reads_like_the_references() {
+    fn table_matches_the_official_client() {
         let peers = [
             PeerStatus {
                 active: true,

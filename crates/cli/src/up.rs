@@ -1,12 +1,13 @@
 //! `warren up` and `login`: from whatever state the daemon is in to connected.
 //!
 //! Three ways lead there. Without flags, `up` only says "be up". With flags
-//! that change nothing about who we are, the preferences are edited in place.
-//! Else the daemon starts anew, with a key or with a login in a browser.
+//! that do not change the identity of the node, the preferences are edited in
+//! place. Otherwise the daemon starts again, with a key or with a login in a
+//! browser.
 //!
-//! `up` describes the whole of the settings. So that nobody loses one by
-//! forgetting to repeat it, a command line that would change a setting without
-//! mentioning it is refused, and the complete one is printed.
+//! `up` describes all settings. A command line that would change a setting without
+//! mentioning it is refused, and the complete command line is printed, so that no
+//! setting is lost because it was not repeated.
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
@@ -25,7 +26,7 @@ use warren_local_api::notify::{Notify, NotifyMask, State};
 use warren_local_api::prefs::{MaskedPrefs, Options, Prefs};
 use warren_local_api::types::Status;
 
-/// Which of the two commands.
+/// The two commands that this file implements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// `up`.
@@ -34,7 +35,7 @@ pub(super) enum Kind {
     Login,
 }
 
-/// What to do, decided from the command line and the daemon's state.
+/// The steps to take, decided from the command line and the daemon's state.
 #[derive(Debug, PartialEq)]
 enum Plan {
     /// Only be up.
@@ -131,7 +132,7 @@ pub(super) async fn run(
     tokio::select! {
         result = work => result,
         () = interrupted => Err(Failure::failed(
-            "interrupted; the daemon goes on. To see how far: warren status. To stop it: warren down",
+            "interrupted; the daemon continues. To see its state: warren status. To stop it: warren down",
         )),
         () = out_of_time => Err(Failure::failed(timeout_text(client, timeout).await)),
     }
@@ -386,7 +387,7 @@ impl Session<'_> {
 
     /// Follows the daemon until it is up.
     async fn until_running(&mut self, events: &mut EventStream<Notify>) -> Result<Status, Failure> {
-        // What happened before we listened is in the status.
+        // Changes from before the subscription are in the status.
         let status = self.client.call(GetStatus { peers: true }).await?;
         if let Some(state) = State::from_name(&status.backend_state)
             && let Some(status) = self.on_state(state).await?
@@ -650,7 +651,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_set_before_must_be_mentioned() {
+    fn settings_in_force_must_be_mentioned() {
         let current = Prefs {
             hostname: "old".into(),
             corp_dns: false,

@@ -9,7 +9,7 @@ use warren_local_api::client::{Client, ClientError};
 use warren_local_api::endpoints::{GetStatus, WatchBus};
 use warren_local_api::notify::{NotifyMask, State};
 
-/// How often the daemon and the network interface are looked at.
+/// The pause between two looks at the daemon and at the network interface.
 const RETRY: Duration = Duration::from_millis(100);
 
 pub(super) async fn run(given: &Given<'_>, client: &Client) -> Result<(), Failure> {
@@ -21,7 +21,7 @@ pub(super) async fn run(given: &Given<'_>, client: &Client) -> Result<(), Failur
     match tokio::time::timeout(timeout, wait(client)).await {
         Ok(result) => result,
         Err(_) => Err(Failure::failed(format_args!(
-            "not connected after {}; see: warren status",
+            "not connected after {}; look at: warren status",
             duration::millis(timeout)
         ))),
     }

@@ -1,4 +1,4 @@
-//! What an endpoint is: a request type with a row in a table, and the forms that
+//! The parts of an endpoint: a request type with a row in a table, and the forms that
 //! requests and answers take in HTTP.
 //!
 //! A [`RequestForm`] is read by the router and written by the client; an

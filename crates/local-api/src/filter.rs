@@ -1,5 +1,5 @@
-//! What `debug-filter` and `debug-why` answer: the packet filter in force with
-//! its counters, and whether a connection may work as far as this node can tell.
+//! The answers of `debug-filter` and `debug-why`: the packet filter in force with
+//! its counters, and whether a connection may work as far as this node knows.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -24,15 +24,15 @@ pub struct Counted {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct FilterReport {
-    /// Whether only answers come in, whatever the rules say.
+    /// Whether only answers come in, regardless of the rules.
     pub shields_up: bool,
     /// The rules, in order.
     pub rules: Vec<RuleReport>,
-    /// What came in without a rule, by why.
+    /// Packets that came in without a rule, by reason.
     pub without_rule: BTreeMap<String, Counted>,
-    /// What did not come in, by reason.
+    /// Packets that were dropped on the way in, by reason.
     pub dropped_in: BTreeMap<String, Counted>,
-    /// What did not go out, by reason.
+    /// Packets that were dropped on the way out, by reason.
     pub dropped_out: BTreeMap<String, Counted>,
     /// Entries of the rules that could not be used; the rest applies.
     pub problems: Vec<String>,
@@ -44,61 +44,61 @@ pub struct FilterReport {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct RuleReport {
-    /// Its place in the whole list.
+    /// Its index in the list of all rules.
     pub number: usize,
     /// The name of the filter that it belongs to.
     pub filter: String,
     /// The rule, as the coordination server sent it.
     pub rule: FilterRule,
-    /// What it let in; a packet counts under the first rule that allows it.
+    /// The packets that it let in; a packet counts under the first rule that allows it.
     pub passed: Counted,
 }
 
-/// What `debug-why` is asked.
+/// The connection that `debug-why` is asked about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WhyQuestion {
-    /// Where to.
+    /// The destination.
     pub dst: IpAddr,
     /// The port; 0 for protocols without.
     pub port: u16,
     /// The IP protocol.
     pub protocol: u8,
-    /// Where from; this machine if missing.
+    /// The source; this machine if missing.
     pub from: Option<IpAddr>,
 }
 
-/// As far as this node can tell.
+/// The verdict, as far as this node knows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum WhyVerdict {
-    /// Nothing here stands in the way, and the other end has no say.
+    /// Nothing here blocks it, and the other end does not decide.
     Allowed,
-    /// Nothing here stands in the way; the other end decides.
+    /// Nothing here blocks it; the other end decides.
     #[default]
     NothingHere,
-    /// Something here stands in the way.
+    /// Something here blocks it.
     Blocked,
     /// It does not concern this node.
     Unknown,
 }
 
-/// The answer.
+/// The answer of `debug-why`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct WhyAnswer {
-    /// In one word.
+    /// The verdict.
     pub verdict: WhyVerdict,
-    /// Where to.
+    /// The destination.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub destination: Option<IpAddr>,
     /// The port; 0 for protocols without.
     pub port: u16,
     /// The IP protocol.
     pub protocol: u8,
-    /// Where from, if asked.
+    /// The source, if the question named one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<IpAddr>,
-    /// What carries it: `self`, `peer`, `subnet-route`, `exit-node`, or `none`.
+    /// The kind of peer that carries it: `self`, `peer`, `subnet-route`, `exit-node`, or `none`.
     pub carried_by: String,
     /// The route.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -112,9 +112,9 @@ pub struct WhyAnswer {
     /// The rule of our filter that lets it in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rule: Option<RuleReport>,
-    /// All of it in sentences, in order.
+    /// The explanation, one sentence each, in order.
     pub because: Vec<String>,
-    /// What cannot be known here.
+    /// Facts that this node cannot know.
     pub not_known_here: Vec<String>,
 }
 
@@ -125,7 +125,7 @@ impl WhyAnswer {
     }
 }
 
-/// A rule in one line: who, to what.
+/// A rule in one line: sources, then destinations.
 pub fn rule_line(rule: &FilterRule) -> String {
     let mut line = listed(&rule.src_ips);
     let targets: Vec<String> = rule.dst_ports.iter().map(target).collect();

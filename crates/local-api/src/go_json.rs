@@ -1,4 +1,5 @@
-//! The habits of Go's JSON package that other people's programs rely on.
+//! The conventions of Go's JSON package that programs for the official client rely
+//! on.
 //!
 //! - A nil list or map is written as `null`, not left out ([`nullable`]).
 //! - The zero time is `0001-01-01T00:00:00Z` ([`GoTime`]).
@@ -15,10 +16,10 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
-/// How the zero time is written.
+/// The text form of the zero time.
 const ZERO_TIME: &str = "0001-01-01T00:00:00Z";
 
-/// A moment, or the zero time (`None`), which stands for "never".
+/// A moment, or the zero time (`None`), which means "never".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct GoTime(pub Option<Timestamp>);
 
@@ -73,7 +74,7 @@ impl<'de> Deserialize<'de> for GoTime {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = Option::<String>::deserialize(deserializer)?.unwrap_or_default();
         Self::parse(&text).ok_or_else(|| {
-            D::Error::custom(format!("expected a time as in RFC 3339, got {text:?}"))
+            D::Error::custom(format!("{text:?} is not a valid time; expected RFC 3339"))
         })
     }
 }
@@ -98,7 +99,7 @@ impl<'de> Deserialize<'de> for MaybeIp {
             Some(text) => text
                 .parse()
                 .map(|ip| Self(Some(ip)))
-                .map_err(|_| D::Error::custom(format!("expected an IP address, got {text:?}"))),
+                .map_err(|_| D::Error::custom(format!("{text:?} is not a valid IP address"))),
         }
     }
 }
@@ -109,7 +110,7 @@ pub mod nullable {
 
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-    /// What can be empty.
+    /// A collection that can be empty.
     pub trait Collection {
         /// Whether there is nothing in it.
         fn is_empty(&self) -> bool;

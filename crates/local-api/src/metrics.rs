@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-/// How a metric behaves.
+/// The kinds of metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MetricKind {
     /// Only grows.
@@ -16,11 +16,11 @@ pub enum MetricKind {
 pub struct Metric {
     /// Name, letters and underscores.
     pub name: &'static str,
-    /// How it behaves.
+    /// The kind.
     pub kind: MetricKind,
-    /// What it counts, one line.
+    /// The quantity that it counts, in one line.
     pub help: &'static str,
-    /// Label names and values; metrics of one name stand together.
+    /// Label names and values; metrics of one name are adjacent.
     pub labels: Vec<(&'static str, String)>,
     /// The value.
     pub value: f64,

@@ -1,4 +1,4 @@
-//! What the daemon tells those who listen: one JSON object per line.
+//! Notifications of the daemon to its listeners: one JSON object per line.
 //!
 //! A [`Notify`] carries only what changed. The first one after subscribing can
 //! carry the state so far; the listener chooses that with a [`NotifyMask`].
@@ -17,7 +17,7 @@ use crate::go_json::nullable;
 use crate::prefs::Prefs;
 use crate::types::Status;
 
-/// What the daemon is doing, as one word.
+/// The state of the daemon, as one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub enum State {
     /// Just started, nothing decided.
@@ -25,11 +25,11 @@ pub enum State {
     NoState,
     /// Another user of this machine is using the daemon (Windows).
     InUseOtherUser,
-    /// Nobody is logged in.
+    /// There is no login.
     NeedsLogin,
     /// Logged in; an administrator must approve the machine.
     NeedsMachineAuth,
-    /// Logged in, and told to be down.
+    /// Logged in, and stopped by the user.
     Stopped,
     /// On the way up.
     Starting,
@@ -94,7 +94,7 @@ impl<'de> Deserialize<'de> for State {
     }
 }
 
-/// What a listener wants, as a set of bits.
+/// The parts of notifications that a listener wants, as a set of bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct NotifyMask(pub u64);
 
@@ -183,7 +183,7 @@ pub struct EngineStatus {
 
 /// One notification. What is `None` or empty did not change.
 ///
-/// The fields of the reference that are always written, as `null` when
+/// The fields of the official client that are always written, as `null` when
 /// nothing changed, are so here; the newer ones are left out.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
@@ -226,12 +226,12 @@ pub struct Notify {
     /// Open this address in a browser to log in.
     #[serde(rename = "BrowseToURL")]
     pub browse_to_url: Option<String>,
-    /// What the coordination server said about versions.
+    /// The statement of the coordination server about versions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_version: Option<ClientVersion>,
     /// Shared folders; not in this version, hence always `null`.
     pub drive_shares: Option<Vec<Value>>,
-    /// What is wrong: `{"Warnings": {code: ...}}`.
+    /// Problems: `{"Warnings": {code: ...}}`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub health: Option<Value>,
 }
@@ -249,13 +249,13 @@ pub struct Snapshot {
     pub state: State,
     /// The preferences.
     pub prefs: Prefs,
-    /// Where to log in; empty: no login is waited for.
+    /// The address for the login that the daemon waits for; empty: none.
     pub browse_to_url: String,
     /// The netmap, once there is one.
     pub net_map: Option<NetworkMap>,
     /// The whole status.
     pub status: Option<Status>,
-    /// What is wrong, sentences by code.
+    /// Problems, sentences by code.
     pub health: Value,
 }
 

@@ -1,4 +1,4 @@
-//! What the user wants: preferences, and changes to some of them.
+//! The preferences of the user, and changes to some of them.
 //!
 //! One table (the `prefs!` call) names every preference once; from it come
 //! [`Prefs`], the whole set, [`MaskedPrefs`], a change to those that are
@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use crate::go_json::{MaybeIp, canonical_keys, is_false, nullable};
 use warren_control_types::UserProfile;
 
-/// How the firewall is handled (Linux).
+/// The handling of the firewall (Linux).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NetfilterMode {
     /// 0: touch nothing.
@@ -78,9 +78,9 @@ pub struct AppConnector {
     pub advertise: bool,
 }
 
-/// Who is logged in, as shown to local programs.
+/// The login, as shown to local programs.
 ///
-/// The reference's object also has the private keys, blanked before it leaves
+/// The object of the official client also has the private keys, blanked before it leaves
 /// the daemon. Ours has no place for them: the blanks are written as such.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Persist {
@@ -94,7 +94,7 @@ impl Serialize for Persist {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         use serde::ser::SerializeStruct as _;
         let zeros = "0".repeat(64);
-        // A signing key and its public half: the reference refuses the whole
+        // A signing key and its public half: the official client refuses the whole
         // object when one digit is missing.
         let signing_zeros = "0".repeat(128);
         let mut out = serializer.serialize_struct("Persist", 5)?;
@@ -152,7 +152,7 @@ macro_rules! prefs {
             /// Looking for updates and installing them.
             #[serde(rename = "AutoUpdate")]
             pub auto_update: AutoUpdate,
-            /// Who is logged in; not settable.
+            /// The login; not settable.
             #[serde(rename = "Config")]
             pub config: Option<Persist>,
         }
@@ -256,7 +256,7 @@ macro_rules! prefs {
 }
 
 impl Default for NetfilterMode {
-    /// What a change without a value means, as for every number: zero. The
+    /// The meaning of a change without a value, as for every number: zero. The
     /// default of the preference is [`NetfilterMode::On`].
     fn default() -> Self {
         Self::Off
@@ -310,7 +310,7 @@ prefs! {
     {} no_snat: bool = "NoSNAT", "NoSNATSet";
     /// Do not filter forwarded traffic statefully.
     { #[serde(skip_serializing_if = "Option::is_none")] } no_stateful_filtering: Option<bool> = "NoStatefulFiltering", "NoStatefulFilteringSet";
-    /// How the firewall is handled.
+    /// The handling of the firewall.
     {} netfilter_mode: NetfilterMode = "NetfilterMode", "NetfilterModeSet";
     /// User who may change things without being root.
     { #[serde(skip_serializing_if = "String::is_empty")] } operator_user: String = "OperatorUser", "OperatorUserSet";
@@ -405,14 +405,14 @@ impl Prefs {
         }
         if !self.auto_exit_node.is_empty() {
             return Err(
-                "choosing an exit node by itself (auto:any) is not in this version yet; \
+                "choosing an exit node automatically (auto:any) is not in this version yet; \
                         name one with --exit-node"
                     .to_owned(),
             );
         }
         if let (true, Some(ip)) = (self.exit_node_id.is_empty(), self.exit_node_ip.0) {
             return Err(format!(
-                "no known machine with the address {ip} offers to be an exit node; \
+                "no known node with the address {ip} offers to be an exit node; \
                  connect without one, look at: warren status, then: warren set --exit-node NAME"
             ));
         }
@@ -472,9 +472,9 @@ pub struct Options {
     pub auth_key: String,
     /// Preferences to store first.
     pub update_prefs: Option<Prefs>,
-    /// Log in anew, even where somebody is logged in, with the auth key if
-    /// there is one (`ForceLogin`, our own: the reference asks for the login by
-    /// a second request, when the first one has started with the old login).
+    /// Make a new login even if one exists, with the auth key if there is one.
+    /// `ForceLogin` is our own: the official client asks for the login by a second
+    /// request, when the first one has started with the old login.
     pub force_login: bool,
 }
 

@@ -1,7 +1,7 @@
 //! The answers of the local interface, as JSON objects.
 //!
 //! Names, order and the choice between `null`, empty and left out follow the
-//! reference client, because scripts read these objects. Every type can also be
+//! official client, because scripts read these objects. Every type can also be
 //! read back: the command line uses the same types on its side.
 
 use std::collections::BTreeMap;
@@ -28,10 +28,10 @@ pub struct Status {
     pub tun: bool,
     /// Name of the [`super::notify::State`].
     pub backend_state: String,
-    /// Whether there is a node key, that is: whether somebody logged in.
+    /// Whether there is a node key, which means that a login exists.
     #[serde(skip_serializing_if = "is_false")]
     pub have_node_key: bool,
-    /// Where to log in, while the daemon waits for that; else empty.
+    /// The address for the login that the daemon waits for; else empty.
     #[serde(rename = "AuthURL")]
     pub auth_url: String,
     /// Our addresses in the tailnet, IPv4 first.
@@ -43,7 +43,7 @@ pub struct Status {
     /// The exit node in use.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit_node_status: Option<ExitNodeStatus>,
-    /// What is wrong, one sentence each; always present.
+    /// Problems, one sentence each; always present.
     pub health: Vec<String>,
     /// Name of the tailnet in DNS, without dots around it.
     #[serde(rename = "MagicDNSSuffix")]
@@ -62,7 +62,7 @@ pub struct Status {
     /// The users that own us and the peers.
     #[serde(with = "nullable")]
     pub user: BTreeMap<UserId, UserProfile>,
-    /// What the coordination server said about versions.
+    /// The statement of the coordination server about versions.
     pub client_version: Option<ClientVersion>,
 }
 
@@ -127,13 +127,13 @@ pub struct PeerStatus {
     /// Owner.
     #[serde(rename = "UserID")]
     pub user_id: UserId,
-    /// Who shared it with us, when that is not the owner.
+    /// The user who shared it with us, if not the owner.
     #[serde(rename = "AltSharerUserID", skip_serializing_if = "is_default")]
     pub alt_sharer_user_id: UserId,
     /// Addresses in the tailnet.
     #[serde(rename = "TailscaleIPs", with = "nullable")]
     pub tailscale_ips: Vec<IpAddr>,
-    /// What may come from it and is sent to it.
+    /// The addresses that may come from it and are sent to it.
     #[serde(
         rename = "AllowedIPs",
         skip_serializing_if = "Vec::is_empty",
@@ -146,10 +146,10 @@ pub struct PeerStatus {
     /// The subnet routes that it currently serves.
     #[serde(skip_serializing_if = "Vec::is_empty", with = "nullable")]
     pub primary_routes: Vec<IpNet>,
-    /// Where it may be reached outside the tailnet.
+    /// Addresses at which it may be reached outside the tailnet.
     #[serde(with = "nullable")]
     pub addrs: Vec<String>,
-    /// Where it is reached directly right now; empty: not directly.
+    /// The address of the direct path in use; empty: not direct.
     pub cur_addr: String,
     /// Code of its home relay.
     pub relay: String,
@@ -173,14 +173,14 @@ pub struct PeerStatus {
     pub exit_node: bool,
     /// Whether it could be an exit node.
     pub exit_node_option: bool,
-    /// Whether packets went to or came from it lately.
+    /// Whether packets went to it or came from it recently.
     pub active: bool,
-    /// Where it serves its peer interface.
+    /// The addresses of its peer interface.
     #[serde(rename = "PeerAPIURL", with = "nullable")]
     pub peer_api_url: Vec<String>,
     /// Whether files can be sent to it (0: unknown).
     pub taildrop_target: i64,
-    /// Why no file can be sent to it.
+    /// The reason why no file can be sent to it.
     pub no_file_sharing_reason: String,
     /// Capabilities, old form.
     #[serde(skip_serializing_if = "Vec::is_empty", with = "nullable")]
@@ -195,7 +195,7 @@ pub struct PeerStatus {
         with = "nullable"
     )]
     pub ssh_host_keys: Vec<String>,
-    /// Somebody of another tailnet to whom one of our nodes is shared.
+    /// It belongs to a user of another tailnet to whom one of our nodes is shared.
     #[serde(skip_serializing_if = "is_false")]
     pub sharee_node: bool,
     /// It is in the netmap.
@@ -210,12 +210,12 @@ pub struct PeerStatus {
     /// When its key expires; `None`: never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_expiry: Option<GoTime>,
-    /// Where it stands.
+    /// Its geographical location.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub location: Option<Value>,
 }
 
-/// How a node is pinged.
+/// The ways to ping a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PingType {
     /// By the path finder, over whatever path packets take.
@@ -271,7 +271,7 @@ pub struct PingResult {
     pub node_ip: String,
     /// First part of its DNS name, or its host name.
     pub node_name: String,
-    /// What went wrong; empty: nothing.
+    /// The error; empty: none.
     pub err: String,
     /// Time there and back, in seconds.
     pub latency_seconds: f64,
@@ -296,14 +296,14 @@ pub struct PingResult {
     pub is_local_ip: bool,
 }
 
-/// Whom to look for.
+/// The subject of a `whois` request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WhoIsTarget {
-    /// Who has this address (or serves a route to it)?
+    /// The node with this address, or with a route to it.
     Ip(IpAddr),
-    /// Who is at the other end of a connection from here?
+    /// The node at the other end of a connection from here.
     Socket(SocketAddr),
-    /// Whose node key is this?
+    /// The node with this node key.
     Key(NodePublic),
 }
 
@@ -331,11 +331,11 @@ impl FromStr for WhoIsTarget {
         }
         text.parse()
             .map(Self::Socket)
-            .map_err(|_| format!("expected an address, address:port or node key, got {text:?}"))
+            .map_err(|_| format!("{text:?} is not a valid address, address:port or node key"))
     }
 }
 
-/// Whose address it is.
+/// The node with an address, and its user.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct WhoIsResponse {
@@ -343,7 +343,7 @@ pub struct WhoIsResponse {
     pub node: Node,
     /// Its owner.
     pub user_profile: UserProfile,
-    /// What the policy grants it towards us.
+    /// Capabilities that the policy grants it on this node.
     #[serde(default, with = "nullable")]
     pub cap_map: BTreeMap<String, Value>,
 }
@@ -386,17 +386,17 @@ pub struct NetworkProfile {
     pub magic_dns_name: String,
     /// Domain of the tailnet.
     pub domain_name: String,
-    /// How to call it.
+    /// The name to display.
     pub display_name: String,
 }
 
-/// What a look at the network around us found.
+/// The network around this machine, as measured.
 ///
 /// Latencies are in nanoseconds, by region id.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct NetcheckReport {
-    /// When.
+    /// The time of the measurement.
     pub now: GoTime,
     /// A STUN server answered over UDP.
     #[serde(rename = "UDP")]
@@ -449,7 +449,7 @@ pub struct NetcheckReport {
     /// Our address as seen from outside, IPv6; empty: unknown.
     #[serde(rename = "GlobalV6")]
     pub global_v6: String,
-    /// A captive portal stands between us and the Internet.
+    /// A captive portal is between us and the Internet.
     pub captive_portal: Option<bool>,
 }
 

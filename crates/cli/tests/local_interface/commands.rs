@@ -1,4 +1,4 @@
-//! The command line, as people use it.
+//! The command line, as users type it.
 
 use crate::memory::KEY;
 use crate::served::served;
@@ -38,7 +38,7 @@ fn a_forced_login_is_one_request_that_carries_the_key() {
 }
 
 #[test]
-fn who_is_logged_out_is_told_what_to_do() {
+fn status_of_a_logged_out_node_shows_its_health() {
     let served = served();
     served.backend.0.lock().unwrap().health = vec!["deleted there; log in again".into()];
     let (code, out, _) = served.warren("status");
@@ -50,7 +50,7 @@ fn who_is_logged_out_is_told_what_to_do() {
 }
 
 #[test]
-fn flags_without_effect_are_kept_and_said_so() {
+fn flags_without_effect_are_stored_with_a_warning() {
     let served = served();
     let up = format!("up --login-server http://c --auth-key {KEY}");
     let (code, _, err) = served.warren(&format!(
@@ -74,7 +74,7 @@ fn flags_without_effect_are_kept_and_said_so() {
     assert_eq!(
         (code, err.as_str()),
         (0, ""),
-        "nothing to say of what happens anyway"
+        "no warning for values that change nothing"
     );
     let (code, _, err) = served.warren("set --report-posture");
     assert_eq!(code, 0);

@@ -1,4 +1,4 @@
-//! The socket itself: who may ask for what, and what is answered to whom.
+//! The socket itself: permissions, status codes and headers.
 
 use std::io::Write;
 
@@ -121,7 +121,7 @@ fn a_listener_gets_the_state_and_then_the_changes() {
 }
 
 #[test]
-fn nobody_at_the_socket_is_said_with_what_to_do() {
+fn missing_daemon_is_reported_with_the_next_step() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("none.sock");
     let error = block_on(
@@ -139,7 +139,7 @@ fn nobody_at_the_socket_is_said_with_what_to_do() {
 }
 
 #[test]
-fn a_socket_is_taken_over_from_the_dead_only() {
+fn only_the_socket_of_a_dead_daemon_is_replaced() {
     let served = served();
     let inside = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -187,10 +187,9 @@ fn connections_are_limited_and_a_place_comes_free() {
     while !get(&served, "/localapi/v0/status", HOST).starts_with("HTTP/1.1 200") {}
 }
 
-/// Other users may look; changing takes root or the operator. Shown with a
-/// process that really is another user, which only root can start.
+/// The test starts a process of another user, which only root can do.
 #[test]
-fn other_users_look_and_the_operator_changes() {
+fn other_users_may_look_and_the_operator_may_change() {
     use std::os::unix::fs::PermissionsExt as _;
     use std::os::unix::process::CommandExt as _;
 
@@ -209,13 +208,13 @@ fn other_users_look_and_the_operator_changes() {
         .unwrap()
         .permissions()
         .mode();
-    assert_eq!(mode & 0o777, 0o666, "everybody may connect");
+    assert_eq!(mode & 0o777, 0o666, "all users may connect");
 
     // The build folder may be closed to others.
     let program = folder.join("warren");
     std::fs::copy(env!("CARGO_BIN_EXE_warren"), &program).unwrap();
     std::fs::set_permissions(&program, open).unwrap();
-    let as_nobody = |line: &str| {
+    let as_other_user = |line: &str| {
         let output = std::process::Command::new(&program)
             .arg("--socket")
             .arg(&served.socket)
@@ -232,7 +231,7 @@ fn other_users_look_and_the_operator_changes() {
             text(output.stderr),
         )
     };
-    let (code, out, _) = as_nobody("status");
+    let (code, out, _) = as_other_user("status");
     assert_eq!((code, out.as_str()), (Some(1), "Logged out.\n"));
     for refused in [
         "set --shields-up",
@@ -240,13 +239,13 @@ fn other_users_look_and_the_operator_changes() {
         "logout",
         "debug filter",
     ] {
-        let (code, _, err) = as_nobody(refused);
+        let (code, _, err) = as_other_user(refused);
         assert_eq!(code, Some(1), "{refused}: {err}");
         assert!(err.starts_with("Access denied: "), "{refused}: {err}");
         assert!(err.contains("sudo warren set --operator=$USER"), "{err}");
     }
     assert!(served.backend.log().is_empty());
     served.backend.0.lock().unwrap().prefs.operator_user = NOBODY.to_string();
-    assert_eq!(as_nobody("set --shields-up").0, Some(0));
+    assert_eq!(as_other_user("set --shields-up").0, Some(0));
     assert_eq!(served.backend.log(), ["edit ShieldsUp"]);
 }

@@ -1,5 +1,5 @@
-//! The local interface over a real socket, with an engine made of a few
-//! variables behind it: the server's rules, the client, and the command line.
+//! The local interface over a real socket, served by a node
+//! that is a few variables: the server's rules, the client, and the command line.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-//! An engine made of a few variables.
+//! A node that is a few variables.
 
 use std::net::IpAddr;
 use std::sync::Mutex;
@@ -17,10 +17,10 @@ use warren_local_api::types::{
     WhoIsTarget,
 };
 
-/// The good key of this pretended network.
+/// The auth key that the node accepts.
 pub const KEY: &str = "tskey-auth-good";
 
-/// What the daemon would know.
+/// The state of the node.
 #[derive(Default)]
 pub struct Inner {
     pub state: State,
@@ -32,12 +32,12 @@ pub struct Inner {
     pub health: Vec<String>,
 }
 
-/// A daemon that is nothing else.
+/// The node.
 #[derive(Default)]
 pub struct Memory(pub Mutex<Inner>);
 
 impl Inner {
-    fn tell(&mut self, notify: Notify) {
+    fn notify(&mut self, notify: Notify) {
         self.listeners
             .retain(|(mask, listener)| match notify.clone().for_mask(*mask) {
                 Some(notify) => listener.try_send(notify).is_ok(),
@@ -47,7 +47,7 @@ impl Inner {
 
     fn enter(&mut self, state: State) {
         self.state = state;
-        self.tell(Notify {
+        self.notify(Notify {
             state: Some(state),
             ..Notify::new()
         });
@@ -104,7 +104,7 @@ fn ip(text: &str) -> IpAddr {
 }
 
 impl Memory {
-    /// What was asked of it that changes something.
+    /// The requests that changed something.
     pub fn log(&self) -> Vec<String> {
         self.0.lock().unwrap().log.clone()
     }
@@ -240,7 +240,7 @@ impl Handler<Start> for Memory {
             _ => {
                 let text = "the auth key is not known".to_owned();
                 inner.enter(State::NeedsLogin);
-                inner.tell(Notify {
+                inner.notify(Notify {
                     err_message: Some(text),
                     ..Notify::new()
                 });
@@ -256,7 +256,7 @@ impl Handler<LogIn> for Memory {
         inner.log.push("login".into());
         inner.auth_url = "http://control.example/register/abc".into();
         let url = inner.auth_url.clone();
-        inner.tell(Notify {
+        inner.notify(Notify {
             browse_to_url: Some(url),
             ..Notify::new()
         });

@@ -1,4 +1,4 @@
-//! A socket with that engine behind it, and ways to ask it.
+//! A socket that a node in memory serves, and ways to send requests to it.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -22,7 +22,7 @@ pub struct Served {
     _folder: tempfile::TempDir,
 }
 
-/// One that nobody is logged in to.
+/// A daemon without a login.
 pub fn served() -> Served {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("run/warren.sock");
@@ -47,7 +47,7 @@ pub fn served() -> Served {
 }
 
 impl Served {
-    /// A client of it.
+    /// A client of the daemon.
     pub fn client(&self) -> Client {
         Client::new(&self.socket).impatient()
     }
