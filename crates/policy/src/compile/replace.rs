@@ -95,6 +95,7 @@ impl Compiled {
         if !gone.is_empty() || names {
             self.remove_unused();
         }
+        self.checked();
         let none = Bits::default();
         self.impact_of(&impact, [&none, &none])
     }

@@ -291,6 +291,8 @@ proptest! {
                     compiled.replace_policy(&policy)
                 }
             };
+            compiled.check_tables();
+            compiled.check_sets();
             let all: Vec<PolicyNode> = nodes.values().cloned().collect();
             let plain = plain::Compiled::new(&policy, &users, &all);
             let after = answers(

@@ -120,6 +120,7 @@ impl Compiled {
         if !same_addresses || !same_user {
             self.add_own_user_impact(slot, old_user, &mut impact);
         }
+        self.checked();
         self.impact_of(&impact, [&seen, &routed])
     }
 
@@ -220,6 +221,7 @@ impl Compiled {
         }
         self.invalidate_sources(&mut change);
         let impact = self.propagate(&change);
+        self.checked();
         let none = Bits::default();
         self.impact_of(&impact, [&none, &none])
     }
