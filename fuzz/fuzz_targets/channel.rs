@@ -1,5 +1,5 @@
-//! The control channel's two ends: handshakes from strangers, and records that
-//! somebody on the way cuts and damages.
+//! Both ends of the control channel: handshakes of unauthenticated senders, and records that
+//! an attacker on the path truncates and damages.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -90,7 +90,7 @@ fuzz_target!(|bytes: &[u8]| {
     if same {
         assert_eq!((heard, failed), (said, false));
     } else {
-        // What comes through is a true beginning, never anything else.
+        // The received bytes are a prefix of the sent ones, never anything else.
         assert!(said.starts_with(&heard) && heard.len() < said.len() || said.is_empty());
     }
 });

@@ -19,7 +19,7 @@ use warren_fuzz::{Clock, Counting, machine, node, steps};
 struct World {
     coordinator: Coordinator,
     clock: Clock,
-    /// What a restart would find.
+    /// The stored state that a restart would load.
     stored: Snapshot,
     clients: BTreeMap<SessionId, (NodeId, Netmap)>,
     woken: BTreeSet<SessionId>,

@@ -1,6 +1,6 @@
 //! Packets through both halves of the data plane: frames of the host with any
 //! virtio header, packets of a peer that seals whatever it likes, and bytes of
-//! strangers.
+//! unauthenticated senders.
 #![no_main]
 
 #[path = "../../crates/dataplane/tests/support/mod.rs"]
@@ -18,7 +18,7 @@ use warren_wire::ip::{Parsed, Protocol};
 use warren_wire::stun::looks_like_stun;
 use warren_wire::wireguard::{Message, TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD, is_transport};
 
-/// What must reach the host of the packets that were sealed and let in: the
+/// The sealed and admitted packets that must reach the host: the
 /// packets themselves, in any order.
 fn check_joined(pair: &mut Pair, mut expected: Vec<Vec<u8>>) {
     pair.inbound.flush(&mut pair.host);
@@ -123,7 +123,7 @@ fuzz_target!(|bytes: &[u8]| {
             }
             5 => {
                 let segment = usize::from(step.arg).max(1);
-                // Whatever is not recognised ends before anybody copies it.
+                // Datagrams that are not recognised are dropped before they are copied.
                 let control = step
                     .bytes
                     .chunks(segment)

@@ -5,7 +5,7 @@ use libfuzzer_sys::fuzz_target;
 use warren_derp::{FrameBuffer, OverLong};
 use warren_wire::derp::{Frame, FrameKind, HEADER_LEN, Header, split};
 
-/// What a whole stream says, read the slow way: the frames, and whether it is
+/// The frames of a whole stream, parsed by a slow reference parser, and whether it is
 /// broken off by a frame that is too long.
 fn model(mut rest: &[u8], max: usize, over_long: OverLong) -> (Vec<(FrameKind, Vec<u8>)>, bool) {
     let mut frames = Vec::new();

@@ -1,4 +1,4 @@
-//! Disco: the envelope from a stranger, and what a peer may have sealed in it.
+//! Disco: the envelope of an unauthenticated sender, and the sealed message of a peer.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

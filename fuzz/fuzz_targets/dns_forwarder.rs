@@ -1,5 +1,5 @@
 //! Questions under way to upstreams, and the answers of upstreams and of
-//! strangers who guess: every question ends with exactly one answer.
+//! off-path attackers who guess: every query ends with exactly one answer.
 #![no_main]
 
 use std::collections::BTreeMap;
@@ -84,7 +84,7 @@ fuzz_target!(|bytes: &[u8]| {
                 let upstreams = (0..step.arg >> 1 & 3).map(upstream).collect();
                 forwarder.start(clock.now, client, transport, step.bytes.to_vec(), upstreams);
             }
-            // The answer of whom was asked: the question with other flags, and
+            // The answer of the upstream that was asked: the query with other flags, and
             // anything behind it.
             1 => {
                 if let Some(Sent {

@@ -1,5 +1,5 @@
 //! A whole node without its shell: messages of a hostile coordination server,
-//! and datagrams of strangers and peers.
+//! and datagrams of unauthenticated senders and peers.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

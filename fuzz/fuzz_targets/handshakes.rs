@@ -1,4 +1,4 @@
-//! WireGuard handshakes: two honest nodes, and somebody who repeats, delays
+//! WireGuard handshakes: two honest nodes, and an attacker who repeats, delays
 //! and damages what they say, and adds words of its own.
 #![no_main]
 
@@ -60,7 +60,7 @@ impl End {
     }
 }
 
-/// Puts the right `mac1` into a handshake message for `to`: anybody who knows
+/// Puts the right `mac1` into a handshake message for `to`: any sender that knows
 /// the public key can.
 fn put_mac1(datagram: &mut [u8], to: &NodePublic) {
     let at = match (datagram.first(), datagram.len()) {

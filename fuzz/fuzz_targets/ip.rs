@@ -21,7 +21,7 @@ fuzz_target!(|bytes: &[u8]| {
     let parsed = *packet.parsed();
     assert_eq!(packet.bytes(), &bytes[..parsed.total_len]);
     assert!(parsed.transport_offset <= parsed.total_len);
-    // What lies behind the packet changes nothing.
+    // Bytes behind the packet change nothing.
     assert_eq!(Parsed::parse(packet.bytes()), Ok(parsed));
     if !parsed.protocol.has_ports() || parsed.is_later_fragment() {
         assert_eq!((parsed.src_port, parsed.dst_port), (0, 0));

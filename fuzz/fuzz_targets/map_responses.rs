@@ -27,7 +27,7 @@ fuzz_target!(|bytes: &[u8]| {
             Err(_) => assert_eq!(map, before),
         }
     }
-    // What is written to disk does not remember that a stream began.
+    // The stored netmap does not record that a stream began.
     let again = Netmap::read(&map.write()).expect("our own form");
     assert!(Changes::between(&map, &again).is_empty());
 });

@@ -1,4 +1,4 @@
-//! Path finding: everything strangers, relays and peers may send, in any
+//! Path finding: all input of unauthenticated senders, relays and peers, in any
 //! order, while time passes.
 #![no_main]
 

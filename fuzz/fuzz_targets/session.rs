@@ -21,7 +21,7 @@ fuzz_target!(|bytes: &[u8]| {
 
     for step in steps(bytes) {
         let mut datagram = match step.kind % 4 {
-            // A stranger's bytes.
+            // Bytes of an unauthenticated sender.
             0 => {
                 let mut datagram = step.bytes.to_vec();
                 assert!(far.open_in_place(&mut datagram).is_err());

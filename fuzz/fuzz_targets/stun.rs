@@ -1,10 +1,10 @@
-//! STUN requests and responses from any stranger.
+//! STUN requests and responses of unauthenticated senders.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use warren_wire::stun::{Request, Response, looks_like_stun};
 
-/// `datagram` as a request of somebody who knows how to sign it.
+/// `datagram` as a request with a valid fingerprint.
 fn with_fingerprint(datagram: &[u8]) -> Vec<u8> {
     let mut out = datagram.to_vec();
     let fingerprint = crc32fast::hash(&out) ^ 0x5354_554e;

@@ -1,5 +1,5 @@
-//! What the fuzz targets share: fixed keys and clocks, so that every run of an
-//! input is the same, and a simple way to read a story out of bytes.
+//! Helpers of the fuzz targets: fixed keys and clocks, so that every run of an
+//! input is the same, and a simple way to read a sequence of steps out of bytes.
 
 pub mod json;
 
@@ -75,10 +75,10 @@ impl Clock {
     }
 }
 
-/// One thing that happens in a target that takes a story.
+/// One step of a target that takes a sequence of steps.
 #[derive(Debug, Clone, Copy)]
 pub struct Step<'a> {
-    /// What happens; the target knows.
+    /// The kind of step, as the target defines it.
     pub kind: u8,
     /// A small number for it.
     pub arg: u8,
@@ -86,11 +86,11 @@ pub struct Step<'a> {
     pub bytes: &'a [u8],
 }
 
-/// Longest story, in steps: bounds the time of one input.
+/// The most steps of one input; it bounds the time of one input.
 const MAX_STEPS: usize = 64;
 
-/// Reads a story: `kind:u8 arg:u8 len:u16 (little endian) bytes`, and again.
-/// Any bytes are a story; a length beyond the end means the rest.
+/// Reads a sequence of steps: `kind:u8 arg:u8 len:u16 (little endian) bytes`, and again.
+/// Any bytes are a valid sequence; a length beyond the end means the rest.
 pub fn steps(mut rest: &[u8]) -> impl Iterator<Item = Step<'_>> {
     std::iter::from_fn(move || {
         let (&[kind, arg, low, high], tail) = rest.split_first_chunk()?;
@@ -102,7 +102,7 @@ pub fn steps(mut rest: &[u8]) -> impl Iterator<Item = Step<'_>> {
     .take(MAX_STEPS)
 }
 
-/// Writes one step of a story.
+/// Writes one step of a sequence.
 pub fn put_step(out: &mut Vec<u8>, kind: u8, arg: u8, bytes: &[u8]) {
     let len = u16::try_from(bytes.len()).unwrap_or(u16::MAX);
     out.extend_from_slice(&[kind, arg]);
@@ -111,7 +111,7 @@ pub fn put_step(out: &mut Vec<u8>, kind: u8, arg: u8, bytes: &[u8]) {
 }
 
 /// Damages `bytes` as `how` says: pairs of a position and a bit pattern. A
-/// stranger on the way can do this to anything.
+/// attacker on the path can do this to any message.
 pub fn damage(bytes: &mut [u8], how: &[u8]) -> bool {
     let mut changed = false;
     for pair in how.chunks_exact(2) {
@@ -125,7 +125,7 @@ pub fn damage(bytes: &mut [u8], how: &[u8]) -> bool {
 }
 
 /// A few addresses that say much: public, private, of the tailnet, of both
-/// families, and some where nobody can be.
+/// families, and some at which no peer can be.
 pub fn address(n: u8) -> SocketAddr {
     const IPS: [&str; 8] = [
         "192.0.2.1",
@@ -141,7 +141,7 @@ pub fn address(n: u8) -> SocketAddr {
     SocketAddr::new(ip, [41641, 3478, 0, 65535][usize::from(n / 8 % 4)])
 }
 
-/// What a coordination server says first to node 1: its peers are nodes 2 and
+/// The first netmap of node 1 from the coordination server: its peers are nodes 2 and
 /// 3, the relays are in regions 1 and 2.
 pub fn first_map() -> MapResponse {
     MapResponse::read(first_map_json().to_string().as_bytes()).expect("written well")

@@ -2,12 +2,12 @@
 //! costs, and how far it is from what the machine could do.
 //!
 //! Ours, the reference and other things are up side by side, each on two hosts
-//! of its own, and get every piece of work in turns: who is first changes with
+//! of its own, and get every piece of work in turns: the order changes with
 //! each round. The *roofline* takes its turns too. It moves the same bytes
 //! through the same kernel interfaces with the same cipher, in the least code
 //! that can do so; see [`pipeline`].
 //!
-//! Nothing here passes or fails. What is missing or breaks is said, and the
+//! Nothing here passes or fails. Missing or failing parts are reported, and the
 //! rest goes on.
 
 mod batches;
@@ -54,7 +54,7 @@ const IDLE: Duration = Duration::from_secs(10);
 const IDLE_QUICK: Duration = Duration::from_secs(3);
 const MIB: f64 = 1024.0 * 1024.0;
 
-/// What to measure, and how often.
+/// The measurements to run, and how often.
 #[derive(Debug, Clone)]
 pub struct DataplaneOptions {
     /// How often everything is measured.
@@ -63,9 +63,9 @@ pub struct DataplaneOptions {
     pub quick: bool,
     /// Which pieces of work.
     pub items: Vec<Item>,
-    /// Whom to give them.
+    /// The candidates to measure.
     pub who: Vec<Who>,
-    /// In which sizes of the town, of [`PEERS`].
+    /// Numbers of synthetic peers, of [`PEERS`].
     pub peers: Vec<u16>,
     /// Also records where our daemons' time goes.
     pub profile: bool,
@@ -392,7 +392,7 @@ impl<'a> Run<'a> {
         order
     }
 
-    /// What came out, or a note that it failed.
+    /// The figures, or a note that the measurement failed.
     fn kept<T>(
         &mut self,
         round: u32,
@@ -400,7 +400,7 @@ impl<'a> Run<'a> {
         what: &str,
         result: Result<T, LabError>,
     ) -> Result<Option<T>, LabError> {
-        // Whatever fails after Ctrl-C failed because of it.
+        // Failures after Ctrl-C are caused by it.
         check_interrupt()?;
         match result {
             Ok(value) => Ok(Some(value)),
@@ -460,7 +460,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// What has to be installed on a machine to be a node: one file of ours,
+    /// The files that a node needs on a machine: one file of ours,
     /// two of the reference.
     #[allow(clippy::cast_precision_loss)] // sizes far below 2^52
     fn sizes(&mut self) {

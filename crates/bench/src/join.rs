@@ -27,20 +27,20 @@ pub enum Servers {
     /// `warren-control` and `warren-relay`: both kinds of node meet the same
     /// network, so a difference is a difference of the nodes.
     Ours,
-    /// Headscale and `derper`: what the real client meets in the field.
+    /// Headscale and `derper`: what the official client meets in the field.
     Reference,
 }
 
-/// What to measure, and how often.
+/// The measurements to run, and how often.
 #[derive(Debug, Clone)]
 pub struct JoinOptions {
     /// Rounds; every pair is measured once per round and kind of node.
     pub rounds: u32,
     /// Which pairs of places.
     pub pairs: Vec<Pair>,
-    /// What our nodes are given.
+    /// The servers of our nodes.
     pub ours_on: Servers,
-    /// What real clients are given. When it is not the same, a difference is
+    /// The servers of official clients. When they differ, a difference is
     /// one of nodes and servers together and cannot be told apart.
     pub real_on: Servers,
     /// Gives the hosts IPv6, which is often a way around the NAT.
@@ -73,7 +73,7 @@ pub fn join(options: &JoinOptions) -> Result<(), LabError> {
         _ if options.ours_only => {}
         None => kinds.push(Kind::Tailscale),
         Some(name) => println!(
-            "not measured: real clients ({name} is neither in ${} nor in PATH)\n",
+            "not measured: official clients ({name} is neither in ${} nor in PATH)\n",
             warren_lab::PEERS_VARIABLE
         ),
     }

@@ -1,4 +1,4 @@
-//! What the figures were taken on: they mean nothing without it.
+//! The machine on which the figures were taken.
 
 use std::path::Path;
 
@@ -42,7 +42,7 @@ pub fn size(binary: Option<&Path>) -> Option<u64> {
     Some(std::fs::metadata(binary?).ok()?.len())
 }
 
-/// What a process holds in memory.
+/// Memory of a process.
 #[derive(Debug, Clone, Copy)]
 pub struct Memory {
     /// All of it, in bytes: `VmRSS`.

@@ -67,7 +67,7 @@ struct Dataplane {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Who {
-    /// The real clients; ratios then compare nodes and servers together.
+    /// The official clients; ratios then compare nodes and servers together.
     Real,
     /// Both kinds of node.
     All,
@@ -81,13 +81,13 @@ struct Join {
     /// Pairs of places: open, cone, easy, cgnat, fw, hard, noudp.
     #[arg(long, value_delimiter = ',', default_values_t = Pair::USUAL)]
     pairs: Vec<Pair>,
-    /// Who gets Headscale and derper instead of our servers.
+    /// The nodes that use Headscale and derper instead of our servers.
     #[arg(long, value_name = "WHO", value_enum)]
     reference_servers: Option<Who>,
     /// The hosts have IPv6 too.
     #[arg(long)]
     ipv6: bool,
-    /// Leaves the real clients out.
+    /// Leaves the official clients out.
     #[arg(long)]
     ours_only: bool,
     /// Seconds that a direct path is waited for.

@@ -13,7 +13,7 @@ use crate::{
 /// The pace of the packets that watch the path.
 const PACE: Duration = Duration::from_millis(10);
 
-/// What the demonstration leaves behind while `--keep` holds it.
+/// The running network of the demonstration; `--keep` keeps it alive.
 pub struct Stage {
     /// The network.
     pub lab: Lab,

@@ -1,4 +1,4 @@
-//! Where a host stands towards the internet, and the nftables rules that make
+//! The place of a host in the network, and the nftables rules that make
 //! the kernel behave like it.
 //!
 //! The rules follow RFC 4787's vocabulary. Linux `masquerade` keeps the source
@@ -10,14 +10,14 @@
 
 use std::fmt;
 
-/// Where a host stands.
+/// The place of a host: its NAT or firewall.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Place {
     /// A public address, nothing in between.
     Open,
     /// A NAT that lets everyone in through a mapped port (full cone).
     Cone,
-    /// A NAT that keeps the port, and lets only those in who were called.
+    /// A NAT that keeps the port and admits only answers of addresses that were contacted.
     Easy,
     /// An easy NAT behind a carrier's easy NAT.
     CarrierNat,
@@ -41,7 +41,7 @@ impl Place {
         Self::NoUdp,
     ];
 
-    /// Whether a router stands between the host and the internet.
+    /// Whether a router is between the host and the internet.
     pub fn has_router(self) -> bool {
         match self {
             Self::Open | Self::Firewall => false,
@@ -49,7 +49,7 @@ impl Place {
         }
     }
 
-    /// What a person calls it.
+    /// The name for people.
     pub fn describe(self) -> &'static str {
         match self {
             Self::Open => "open",

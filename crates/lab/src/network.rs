@@ -38,7 +38,7 @@ impl From<std::io::Error> for LabError {
     }
 }
 
-/// What a test may ask of a host beyond its place.
+/// Options of a host in addition to its place.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct HostOptions {
     /// Gives the host no IPv6 address.
@@ -209,7 +209,7 @@ impl Lab {
     /// Adds a machine on a LAN of `gateway`'s own, `10.55.N.0/24` and
     /// `fd00:55:N::/64`, where the gateway is the first address and the machine
     /// the second. It knows no way beyond its LAN, and the gateway forwards
-    /// nothing until somebody lets it.
+    /// nothing until a rule allows it.
     ///
     /// # Errors
     /// When the kernel refuses an interface; the text names it.
@@ -320,7 +320,7 @@ impl Host {
         self.inner.namespace.name()
     }
 
-    /// Where it stands.
+    /// The place of the host.
     pub fn place(&self) -> Place {
         self.inner.place
     }

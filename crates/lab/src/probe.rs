@@ -130,7 +130,7 @@ impl Probe {
         })
     }
 
-    /// What became of the packets so far.
+    /// How many packets were answered or lost so far.
     pub fn shots(&self) -> Vec<Shot> {
         lock(&self.shots).clone()
     }

@@ -56,7 +56,7 @@ impl Program {
         })
     }
 
-    /// What the program printed so far.
+    /// The output of the program so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -171,7 +171,7 @@ pub fn ours(name: &str) -> Result<PathBuf, LabError> {
     })
 }
 
-/// A program that nobody here wrote, or `None` where it is not installed.
+/// An official program, or `None` where it is not installed.
 pub fn foreign(name: &str) -> Option<PathBuf> {
     let given = std::env::var_os(PEERS_VARIABLE).map(|folder| PathBuf::from(folder).join(name));
     given.filter(|file| file.is_file()).or_else(|| which(name))

@@ -45,15 +45,15 @@ fn answer(mut stream: TcpStream, page: &str) -> std::io::Result<()> {
 /// `resolv.conf` is the one that counts; returns the page.
 ///
 /// # Errors
-/// When the name does not resolve or nobody answers.
+/// When the name does not resolve or no server answers.
 pub fn open_page(host: &Host, name: &str) -> Result<String, LabError> {
     host.run(&ours("warren-lab")?.display().to_string(), &["fetch", name])
 }
 
-/// What the process of [`open_page`] does.
+/// The body of the process that [`open_page`] starts.
 ///
 /// # Errors
-/// When the name does not resolve or nobody answers.
+/// When the name does not resolve or no server answers.
 pub fn fetch(name: &str) -> Result<String, LabError> {
     let failed =
         |what: &str, error: std::io::Error| LabError::new(format!("{what} {name}: {error}"));

@@ -12,7 +12,7 @@ use warren_lab::{Host, Kind, Lab, Node, PATIENCE, Place, RelayKind, until, web};
 
 const PORT: u16 = 4_000;
 
-/// A UDP server on `host` that remembers who asked.
+/// A UDP server on `host` that records the source of each request.
 fn server(host: &Host) -> UdpSocket {
     let socket = host.inside(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, PORT)));
     let socket = socket.unwrap();
@@ -21,7 +21,7 @@ fn server(host: &Host) -> UdpSocket {
     socket
 }
 
-/// Asks `server`, which stands at `to`, from `host`; returns whom it saw.
+/// Sends a request from `host` to `server` at `to`; returns the source that the server saw.
 fn ask(host: &Host, to: IpAddr, server: &UdpSocket) -> IpAddr {
     let any: IpAddr = match to {
         IpAddr::V4(_) => [0, 0, 0, 0].into(),
@@ -161,7 +161,7 @@ fn a_lan_behind_our_router_is_reached_with_and_without_its_address() {
     let Some(mut site) = Site::new(&mut lab, Kind::Warren, Kind::Warren) else {
         return;
     };
-    // Nobody switched forwarding on yet, and the router says so.
+    // Forwarding is still off, and the router reports it.
     let status = site.router.cli(&["status"]).unwrap();
     for setting in ["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"] {
         assert!(status.contains(setting), "{status}");
@@ -237,7 +237,7 @@ fn a_lan_behind_our_router_is_reached_with_and_without_its_address() {
         for _ in 0..5 {
             knocking.send_to(b"let me in", (to, PORT)).unwrap();
         }
-        // What comes behind it has arrived, so it would have, too.
+        // A later packet has arrived, so this one would have arrived too.
         assert_eq!(ask(site.alice.host(), machine, &printer), own);
         let heard = alice.recv_from(&mut [0; 64]);
         assert!(heard.is_err(), "{heard:?} began a connection");
@@ -384,7 +384,7 @@ fn internet_is_reached(exit: Kind, client: Kind) {
 }
 
 /// Gives the host its addresses alone, as many providers do: an exit node does
-/// not open the network that it stands in, and all of the lab's internet is one.
+/// not open the network that it is part of, and the lab's internet is one network.
 fn stand_alone(host: &Host) {
     let (v4, v6) = (host.outside_address(), host.address6().unwrap());
     for (address, full, net, gateway) in [

@@ -1,4 +1,4 @@
-//! Our programs beside those that nobody here wrote. Each test skips, visibly,
+//! Our programs with the official ones. Each test skips, visibly,
 //! where a foreign program is neither in `$WARREN_PEERS` nor in `PATH`.
 #![allow(clippy::unwrap_used)]
 
@@ -134,7 +134,7 @@ fn ours_and_ours_over_the_real_relay() {
     );
 }
 
-/// Ours and a real client on Headscale, direct.
+/// Ours and a official client on Headscale, direct.
 #[test]
 fn ours_joins_headscale_beside_a_real_client() {
     let Some(mut lab) = lab() else { return };
@@ -166,7 +166,7 @@ fn ours_joins_headscale_beside_a_real_client() {
     run(&mut lab);
 }
 
-/// A change at the server reaches a real client and ours without a restart.
+/// A change at the server reaches a official client and ours without a restart.
 #[test]
 fn netmap_changes_reach_everyone() {
     let Some(mut lab) = lab() else { return };
@@ -304,7 +304,7 @@ fn a_real_client_uses_our_relay_over_websocket() {
         };
         let count = websockets(&tailnet);
         assert!(count >= 2, "{count} connections over WebSocket");
-        // The forms meet at the relay: whoever speaks which is not to be seen.
+        // Both forms meet at the relay, which treats them alike.
         let carol = join(lab, "carol", Kind::Warren);
         traffic_flows(&carol, &alice);
         traffic_flows(&bob, &carol);

@@ -99,7 +99,7 @@ fn approve(control: &Control) {
         .unwrap();
 }
 
-fn nobody_waits(control: &Control) {
+fn no_machine_waits(control: &Control) {
     let waiting = listed(control, &["nodes", "waiting"]);
     assert!(waiting.is_empty(), "{waiting:?}");
 }
@@ -137,7 +137,7 @@ fn a_forced_login_uses_the_key_it_came_with() {
             let used = keys.iter().filter(|key| key["used"] == true).count();
             let last = keys.iter().max_by_key(|key| key["id"].as_i64()).unwrap();
             assert!(last["used"] == true, "{used} used: {keys:?}");
-            nobody_waits(&control);
+            no_machine_waits(&control);
         }
         Some(())
     };
@@ -154,7 +154,7 @@ fn a_node_deleted_at_the_server_says_so_and_comes_back_as_one() {
         wait_for(&alice, "Running", "does not know this machine");
         let said = alice.cli(&["status"]).unwrap();
         assert!(said.contains("warren up --force-reauth"), "{said}");
-        nobody_waits(&control);
+        no_machine_waits(&control);
 
         // With a key.
         let key = single(&control);
@@ -174,7 +174,7 @@ fn a_node_deleted_at_the_server_says_so_and_comes_back_as_one() {
         approve(&control);
         the_node(&control);
         wait_for(&alice, "Running", "");
-        nobody_waits(&control);
+        no_machine_waits(&control);
         until("up to end", PATIENCE, || match up.check_alive() {
             Ok(()) => Err(wrong("it runs")),
             Err(_) => Ok(()),
@@ -190,7 +190,7 @@ fn a_node_deleted_at_the_server_says_so_and_comes_back_as_one() {
         approve(&control);
         wait_for(&alice, "Running", "");
         the_node(&control);
-        nobody_waits(&control);
+        no_machine_waits(&control);
         Some(())
     };
     run(&mut lab);
@@ -220,7 +220,7 @@ fn an_expired_login_is_seen_and_renewed() {
         let after = the_node(&control);
         assert_eq!(after["id"], before["id"]);
         assert_eq!(after["expired"], false);
-        nobody_waits(&control);
+        no_machine_waits(&control);
         Some(())
     };
     run(&mut lab);
@@ -248,7 +248,7 @@ fn a_refusal_that_passes_is_got_over() {
         let bob = Node::start(&host, Kind::Warren).unwrap();
         wait_for(&bob, "Starting", "different machine key");
         control.cli(&["nodes", "delete", "alice"]).unwrap();
-        // Nobody said `up`: it asked again by itself.
+        // No second `up` was run: the node retried by itself.
         wait_for(&bob, "NeedsLogin", "wants this machine to log in");
         Some(())
     };

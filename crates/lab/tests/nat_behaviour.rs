@@ -1,5 +1,5 @@
 //! The lab's routers behave as RFC 4787 names them, seen from outside with
-//! plain UDP sockets. Every other lab test stands on this.
+//! plain UDP sockets. All other lab tests depend on this.
 #![allow(clippy::unwrap_used)]
 
 mod support;

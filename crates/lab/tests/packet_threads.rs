@@ -20,7 +20,7 @@ use warren_lab::{Host, Kind, Lab, Node, Place, RelayKind};
 const THREADS: usize = 4;
 /// Connections, and as many flows of datagrams, at the same time.
 const FLOWS: usize = 16;
-/// What each connection carries, in both directions.
+/// Bytes of each connection, in each direction.
 const STREAM: usize = 1 << 20;
 /// Datagrams of a flow on their way at once, and how often.
 const BURST: u32 = 20;
@@ -67,7 +67,7 @@ fn sleeps(node: &mut Node) -> BTreeMap<String, u64> {
         .collect()
 }
 
-/// What happened since `before`.
+/// The changes since `before`.
 fn since(node: &mut Node, before: &BTreeMap<String, u64>) -> BTreeMap<String, u64> {
     let now = sleeps(node).into_iter();
     now.map(|(name, count)| {
@@ -90,7 +90,7 @@ fn stream(number: usize) -> Vec<u8> {
     numbers.flat_map(u32::to_be_bytes).collect()
 }
 
-/// Returns what comes on every connection, until nobody connects any more.
+/// Echoes the bytes of every connection until no client connects any more.
 fn serve(host: &Host) {
     let listener = host.inside(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, PORT)).unwrap());
     std::thread::spawn(move || {

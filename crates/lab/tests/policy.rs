@@ -1,4 +1,4 @@
-//! Who may reach whom, and what becomes of nodes: policies that are set while
+//! Access and the state of nodes under policies that are set while
 //! everything runs, tags, ephemeral nodes, logout, down and up, and what the
 //! administrator sees of it.
 #![allow(clippy::unwrap_used)]

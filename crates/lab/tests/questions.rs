@@ -1,4 +1,4 @@
-//! What the server asks nodes (c2n), real ones and ours.
+//! c2n: requests of the server to official nodes and to ours.
 #![allow(clippy::unwrap_used)]
 
 mod support;

@@ -1,5 +1,5 @@
 //! Streams through relays: two of ours put many datagrams into one packet of the
-//! relay, whoever's relay it is; with anybody else's node each goes by itself.
+//! relay, ours or another one; packets for other implementations go one by one.
 //! Every byte arrives either way.
 #![allow(clippy::unwrap_used)]
 
@@ -12,9 +12,9 @@ use support::{Tailnet, address, installed, lab};
 use warren_lab::{Kind, Lab, Node, Place, RelayKind};
 
 const PORT: u16 = 7000;
-/// What goes each way.
+/// Bytes sent in each direction.
 const STREAM: usize = 16 << 20;
-/// What a packet of the tunnel carries of it: its MTU less IPv4 and TCP headers.
+/// Payload of a packet in the tunnel: its MTU less IPv4 and TCP headers.
 const SEGMENT: usize = 1228;
 
 /// Different bytes for each direction.

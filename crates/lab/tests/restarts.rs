@@ -40,7 +40,7 @@ fn handshakes_go_on_where_the_last_run_ended() {
     traffic_flows(&alice, &bob);
     until("the clock on disk", PATIENCE, || kept_clock(&alice)).unwrap();
     alice.daemon().kill().unwrap();
-    // Who has no session either does not start a handshake of its own.
+    // A peer without a session does not start a handshake of its own.
     bob.daemon().kill().unwrap();
     bob.restart().unwrap();
     let now = SystemTime::UNIX_EPOCH.elapsed().unwrap();

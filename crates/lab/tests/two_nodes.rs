@@ -41,7 +41,7 @@ fn goes_direct(places: (Place, Place)) {
     })
     .unwrap();
     let end = Instant::now();
-    // What was sent last may still be on its way; it has to come back too.
+    // The last packets may still be under way; they must return too.
     until("the last echoes", PATIENCE, || {
         let (sent, lost) = probe.lost_between(first, end);
         if lost == 0 {
@@ -158,7 +158,7 @@ fn names_resolve_and_the_resolver_file_is_given_back() {
     drop(tailnet);
 }
 
-/// A program that nobody here wrote reads the answers.
+/// An official program reads the answers.
 fn dig_agrees(alice: &Node, bob: &Node) {
     let dig = |arguments: &[&str]| {
         let all = [&["+short", "+time=2", "+tries=1"], arguments].concat();

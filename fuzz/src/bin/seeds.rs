@@ -42,7 +42,7 @@ impl Seeds<'_> {
         fs::write(directory.join(name), bytes)
     }
 
-    /// A story: what happens, its argument, its bytes.
+    /// A sequence of steps: kind, argument, bytes.
     fn story(&self, name: &str, steps: &[(u8, u8, &[u8])]) -> io::Result<()> {
         let mut out = Vec::new();
         for (kind, arg, bytes) in steps {

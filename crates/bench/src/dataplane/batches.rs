@@ -1,4 +1,4 @@
-//! Datagrams on their way out, kept so that the kernel gets them as trains.
+//! Datagrams on their way out, kept so that the kernel gets them as batches.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -13,9 +13,9 @@ pub const HEADER_LEN: usize = 16;
 pub const TAG_LEN: usize = 16;
 /// WireGuard pads content to that (whitepaper, section 5.4.6).
 pub const PADDING: usize = 16;
-/// Trains in one batch.
+/// Batches in one batch.
 const TRAINS: usize = 64;
-/// Room for the largest superpacket and what it grows by, on top of what is
+/// Space for the largest superpacket and its headers and tags, on top of what is
 /// waiting.
 const ROOM: usize = 1 << 20;
 const ONE_MORE: usize = 128 * 1024;
@@ -28,7 +28,7 @@ struct Train {
     len: usize,
     segment_len: usize,
     segments: usize,
-    /// A shorter datagram ends a train.
+    /// A shorter datagram ends a batch.
     closed: bool,
     /// The counter of its first datagram; the others follow.
     first: u64,
@@ -37,27 +37,27 @@ struct Train {
 }
 
 /// A send buffer.
-pub struct Trains {
+pub struct Batches {
     buffer: Box<[u8]>,
     used: usize,
-    trains: [Train; TRAINS],
+    batches: [Train; TRAINS],
     count: usize,
 }
 
-impl Trains {
+impl Batches {
     /// An empty one.
     pub fn new() -> Self {
         Self {
             buffer: vec![0; ROOM].into_boxed_slice(),
             used: 0,
-            trains: [Train::default(); TRAINS],
+            batches: [Train::default(); TRAINS],
             count: 0,
         }
     }
 
     /// Whether it should be sent before more is read.
     pub fn is_full(&self) -> bool {
-        // A superpacket needs up to two trains.
+        // A superpacket needs up to two batches.
         self.count + 2 > TRAINS || self.used + ONE_MORE > self.buffer.len()
     }
 
@@ -72,23 +72,23 @@ impl Trains {
         let content = &mut datagram[HEADER_LEN..HEADER_LEN + padded];
         write(&mut content[..len]);
         content[len..].fill(0);
-        let last = self.count.checked_sub(1).map(|i| &mut self.trains[i]);
+        let last = self.count.checked_sub(1).map(|i| &mut self.batches[i]);
         match last {
-            Some(train)
-                if !train.closed
-                    && total <= train.segment_len
-                    && train.segments < MAX_SEGMENTS
-                    && train.len + total <= MAX_PAYLOAD_V4 =>
+            Some(batch)
+                if !batch.closed
+                    && total <= batch.segment_len
+                    && batch.segments < MAX_SEGMENTS
+                    && batch.len + total <= MAX_PAYLOAD_V4 =>
             {
-                train.len += total;
-                train.segments += 1;
-                train.closed = total < train.segment_len;
+                batch.len += total;
+                batch.segments += 1;
+                batch.closed = total < batch.segment_len;
             }
             _ => {
-                let Some(train) = self.trains.get_mut(self.count) else {
+                let Some(batch) = self.batches.get_mut(self.count) else {
                     return;
                 };
-                *train = Train {
+                *batch = Train {
                     start: self.used,
                     len: total,
                     segment_len: total,
@@ -105,25 +105,25 @@ impl Trains {
 
     /// Seals what was added since the last time, while it is in the cache.
     pub fn seal(&mut self, session: &Session) {
-        for train in &mut self.trains[..self.count] {
-            if train.sealed == train.len {
+        for batch in &mut self.batches[..self.count] {
+            if batch.sealed == batch.len {
                 continue;
             }
-            let bytes = &mut self.buffer[train.start + train.sealed..train.start + train.len];
-            let counter = train.first + (train.sealed / train.segment_len) as u64;
-            // Every datagram has room for header and tag: `push` made it.
-            let sealed = session.seal_train(counter, bytes, train.segment_len);
+            let bytes = &mut self.buffer[batch.start + batch.sealed..batch.start + batch.len];
+            let counter = batch.first + (batch.sealed / batch.segment_len) as u64;
+            // `push` reserved space for header and tag of every datagram.
+            let sealed = session.seal_train(counter, bytes, batch.segment_len);
             debug_assert!(sealed.is_ok());
-            train.sealed = train.len;
+            batch.sealed = batch.len;
         }
     }
 
-    /// What is waiting, train by train, with the length of its datagrams.
+    /// The waiting batches, with the length of their datagrams.
     #[cfg(test)]
     pub fn pieces(&self) -> impl Iterator<Item = (&[u8], usize)> {
-        self.trains[..self.count].iter().map(|train| {
-            let bytes = &self.buffer[train.start..train.start + train.len];
-            (bytes, train.segment_len)
+        self.batches[..self.count].iter().map(|batch| {
+            let bytes = &self.buffer[batch.start..batch.start + batch.len];
+            (bytes, batch.segment_len)
         })
     }
 
@@ -135,11 +135,11 @@ impl Trains {
             segment_len: 0,
         };
         let mut batch = [nothing; TRAINS];
-        for (entry, train) in batch.iter_mut().zip(&self.trains[..self.count]) {
+        for (entry, batch) in batch.iter_mut().zip(&self.batches[..self.count]) {
             *entry = Datagrams {
                 to,
-                payload: &self.buffer[train.start..train.start + train.len],
-                segment_len: train.segment_len,
+                payload: &self.buffer[batch.start..batch.start + batch.len],
+                segment_len: batch.segment_len,
             };
         }
         let mut rest = &mut batch[..self.count];

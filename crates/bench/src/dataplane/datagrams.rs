@@ -15,13 +15,13 @@ use warren_lab::{LabError, PATIENCE};
 const GIGA: f64 = 1e9;
 /// Bytes of payload in each.
 pub const DATAGRAM: usize = 1200;
-/// What an attempt may lose, in percent, to pass.
+/// The highest loss in percent of an attempt that passes.
 const MAY_LOSE: f64 = 1.0;
 /// Which part of what was asked the generator must have sent for an attempt
 /// to say something about the tunnel.
 const MUST_SEND: f64 = 0.95;
 
-/// What came of datagrams at one rate.
+/// The result of sending datagrams at one rate.
 pub struct Datagrams {
     /// Gbit/s that the generator handed over.
     sent: f64,
@@ -53,7 +53,7 @@ impl Datagrams {
 /// Sends at `rate` Gbit/s for `span`.
 ///
 /// # Errors
-/// When a generator fails, or somebody pressed Ctrl-C.
+/// When a generator fails, or after Ctrl-C.
 pub fn udp(ends: &Ends, rate: f64, span: Duration) -> Result<Datagrams, LabError> {
     check_interrupt()?;
     let mut sink = Load::start(&ends.hosts[1], &["udp-sink".to_owned()])?;
@@ -67,7 +67,7 @@ pub fn udp(ends: &Ends, rate: f64, span: Duration) -> Result<Datagrams, LabError
     let mut source = Load::start(&ends.hosts[0], &arguments)?;
     let (clock, busy) = (Clock::read(ends), machine());
     let sent = source.ask()?;
-    // What still waits in queues belongs to it: until nothing more arrives.
+    // Datagrams in queues belong to the result: wait until no more arrive.
     let received = settled(&mut sink)?;
     let bytes = number(&received, "bytes")?;
     let cpu = clock.per_gigabyte(ends, bytes);
@@ -116,7 +116,7 @@ pub fn udp_max(ends: &Ends, spans: Spans) -> Result<Found, LabError> {
     const HALVINGS: usize = 4;
     const LEAST: f64 = 0.01;
     const ATTEMPTS: usize = 2;
-    // What passes, if it does; and whether the generator kept up.
+    // Whether the attempt passes, and whether the generator kept up.
     let attempt = |rate: f64| -> Result<(Option<Datagrams>, bool), LabError> {
         let mut passed = None;
         for _ in 0..ATTEMPTS {

@@ -20,7 +20,7 @@ use warren_lab::{
 /// How long a direct path is waited for; the reference may need ten seconds.
 const DIRECT: Duration = Duration::from_secs(60);
 
-/// What carries the bytes.
+/// A candidate: the program that carries the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Who {
     /// `warren`.
@@ -125,7 +125,7 @@ pub struct Ends {
     pub relay: Counted,
     /// Another host, where there are nodes.
     pub stranger: Option<Host>,
-    /// Where the second node listens, as strangers see it.
+    /// The public address on which the second node listens.
     pub outside: Option<SocketAddr>,
     /// How each node came up, where there are nodes.
     pub start: Vec<Start>,
@@ -147,7 +147,7 @@ enum Between {
 }
 
 impl Ends {
-    /// Brings up what `who` needs, and waits until the first packets got
+    /// Brings up the programs of `who`, and waits until the first packets got
     /// through the way they should.
     ///
     /// # Errors

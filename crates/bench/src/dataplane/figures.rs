@@ -1,4 +1,4 @@
-//! What is measured, what it is called, and what would be good.
+//! The metrics, their names, and their goals.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use super::ends::Who;
 pub struct Figure {
     /// Key of a [`Metric`], or a by-product that only the file holds.
     pub metric: String,
-    /// Of whom.
+    /// The candidate that was measured.
     pub who: Who,
     /// In which round, from 1.
     pub round: u32,
@@ -24,17 +24,17 @@ pub struct Metric {
     pub key: &'static str,
     /// For people.
     pub title: &'static str,
-    /// What it counts in.
+    /// The unit.
     pub unit: &'static str,
     /// Digits behind the point.
     pub digits: usize,
     /// Whether more is better.
     pub more: bool,
-    /// What ours should reach.
+    /// The goal for ours.
     pub goals: &'static [Goal],
 }
 
-/// What ours should reach. Where more is better it is a least, else a most.
+/// The goal for ours: a minimum where more is better, else a maximum.
 #[derive(Debug, Clone, Copy)]
 pub enum Goal {
     /// That many times what it gives.
@@ -71,7 +71,7 @@ impl Spread {
     }
 }
 
-/// All spreads, by metric and whom.
+/// All spreads, by metric and candidate.
 #[derive(Debug, Default)]
 pub struct Spreads(BTreeMap<(String, Who), Spread>);
 
@@ -112,7 +112,7 @@ impl Spreads {
         (theirs.median > 0.0).then(|| ours.median / theirs.median)
     }
 
-    /// Whether a goal is reached; `None` when it cannot be told.
+    /// Whether the goal is reached; `None` when a figure is missing.
     pub fn reaches(&self, metric: &Metric, goal: Goal) -> Option<bool> {
         let ours = self.get(metric, Who::Ours)?.median;
         let limit = match goal {

@@ -1,4 +1,4 @@
-//! The Internet checksum (RFC 1071), in lanes that compilers vectorise.
+//! The Internet checksum (RFC 1071), written so that compilers vectorise it.
 
 const LANES: usize = 8;
 const CHUNK: usize = LANES * 4;
@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn what_holds_its_checksum_sums_to_nothing() {
+    fn data_with_its_checksum_sums_to_zero() {
         let mut bytes: Vec<u8> = (0..101u8).collect();
         bytes[4] = 0;
         bytes[5] = 0;

@@ -140,7 +140,7 @@ impl Joiner {
         })
     }
 
-    /// Headers of the whole, and what the kernel is told of it.
+    /// Headers of the superpacket, and its virtio header for the kernel.
     fn finish(&mut self, open: &Open) {
         let (vnet, packet) = self.frame[..self.len].split_at_mut(VNET_HEADER_LEN);
         let (gso, field) = if open.first.protocol == TCP {
@@ -199,7 +199,7 @@ mod tests {
     use warren_keys::noise::MessageKey;
     use warren_tunnel::{Role, Session};
 
-    use super::super::batches::{HEADER_LEN, TAG_LEN, Trains};
+    use super::super::batches::{Batches, HEADER_LEN, TAG_LEN};
     use super::super::inet;
     use super::super::segment::cut;
     use super::*;
@@ -236,16 +236,16 @@ mod tests {
         frame
     }
 
-    /// The packets in `trains`, opened by the other end.
+    /// The packets in `batches`, opened by the other end.
     fn opened(frame: &[u8]) -> Vec<Vec<u8>> {
         let key = |byte: u8| MessageKey::new([byte; 32]);
         let now = Instant::now();
         let sender = Session::new(Role::Initiator, 1, 2, &key(1), &key(2), now);
         let receiver = Session::new(Role::Responder, 2, 1, &key(2), &key(1), now);
-        let mut trains = Trains::new();
-        cut(frame, &mut trains, &sender);
+        let mut batches = Batches::new();
+        cut(frame, &mut batches, &sender);
         let mut packets = Vec::new();
-        for (bytes, segment_len) in trains.pieces() {
+        for (bytes, segment_len) in batches.pieces() {
             for datagram in bytes.chunks(segment_len) {
                 let mut datagram = datagram.to_vec();
                 assert!(datagram.len() >= HEADER_LEN + TAG_LEN);
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_cut_is_whole_on_the_wire_and_joined_again() {
+    fn segments_are_valid_on_the_wire_and_join_to_the_superpacket() {
         let frame = superpacket(5000, 1200);
         let packets = opened(&frame);
         assert_eq!(packets.len(), 5);

@@ -26,7 +26,7 @@ const CHUNK: usize = 128 * 1024;
 /// How long a connection through a tunnel may take to come about.
 const CONNECT: Duration = Duration::from_secs(10);
 /// Datagrams that may leave at once when the pace slept too long. More would
-/// be a burst of the generator's own, with losses that are nobody's fault: the
+/// be a burst of the generator's own, with losses that no candidate causes: the
 /// queue of a TUN device holds 500.
 const MOST_BEHIND: u64 = 256;
 /// How often the pace looks what is due.
@@ -37,7 +37,7 @@ const ICMP_HEADER_LEN: usize = 8;
 const ECHO_REQUEST: u8 = 8;
 const ECHO_REPLY: u8 = 0;
 
-/// What to generate.
+/// The kind of load.
 #[derive(Debug, Clone, clap::Subcommand)]
 pub enum LoadKind {
     /// Takes TCP connections and reads what comes.
@@ -71,17 +71,17 @@ pub enum LoadKind {
         size: usize,
         /// For how long, in milliseconds.
         millis: u64,
-        /// To whom.
+        /// The destination.
         #[arg(value_delimiter = ',')]
         to: Vec<SocketAddr>,
     },
     /// Counts stamped datagrams by sender, with their delays.
     StampSink,
-    /// Many peers for one node: see [`town`](super::synthetic_peers).
+    /// Many peers for one node: see [`synthetic_peers`](super::synthetic_peers).
     Town {
         /// The coordination server.
         server: String,
-        /// What lets them in.
+        /// The auth key.
         auth_key: String,
         /// How many.
         count: u16,
@@ -90,7 +90,7 @@ pub enum LoadKind {
     },
     /// Sends ICMP echo requests and waits for each reply, once per question.
     Ping {
-        /// Whom.
+        /// The host to ping.
         to: Ipv4Addr,
         /// How many.
         count: u16,
@@ -102,7 +102,7 @@ pub enum LoadKind {
 /// Runs a generator until its standard input ends.
 ///
 /// # Errors
-/// When a socket cannot be had, or nobody takes the connection.
+/// When a socket cannot be opened, or no program accepts the connection.
 pub fn run(kind: &LoadKind) -> Result<(), LabError> {
     match kind {
         LoadKind::TcpSink => tcp_sink(),
@@ -198,7 +198,7 @@ fn counted(start: Instant, bytes: &AtomicU64) -> Value {
     json!({ "bytes": bytes.load(Ordering::Relaxed), "at": start.elapsed().as_secs_f64() })
 }
 
-/// A socket as an ordinary program has it, which knows nothing of trains.
+/// A socket as an ordinary program has it, which knows nothing of batches.
 fn plain_socket() -> Result<warren_host::udp::UdpSocket, LabError> {
     let options = UdpOptions {
         mark: None,
@@ -222,13 +222,13 @@ fn udp_sink() -> Result<(), LabError> {
         while wait(&mut [Watch::readable(&socket)], None).is_ok() {
             while socket.recv_batch(&mut batch).is_ok() {
                 let (mut datagrams, mut bytes, mut late) = (0, 0, 0);
-                for train in batch.trains() {
-                    let number = train.data.first_chunk().copied();
+                for gro in batch.trains() {
+                    let number = gro.data.first_chunk().copied();
                     let number = number.map_or(0, u64::from_be_bytes);
                     late += u64::from(number < highest);
                     highest = highest.max(number);
                     datagrams += 1;
-                    bytes += train.data.len() as u64;
+                    bytes += gro.data.len() as u64;
                 }
                 for (count, more) in counting.iter().zip([datagrams, bytes, late]) {
                     count.fetch_add(more, Ordering::Relaxed);
@@ -309,7 +309,7 @@ pub fn paced(
     })
 }
 
-/// One answer is one run: the counts begin anew with each question.
+/// One answer is one run: each request resets the counters.
 fn stamp_sink() -> Result<(), LabError> {
     let socket = plain_socket()?;
     let port = socket.local_addr().port();
@@ -320,7 +320,7 @@ fn stamp_sink() -> Result<(), LabError> {
         while wait(&mut [Watch::readable(&socket)], None).is_ok() {
             while socket.recv_batch(&mut batch).is_ok() {
                 let mut arrivals = adding.lock().unwrap_or_else(PoisonError::into_inner);
-                for stamp in batch.trains().filter_map(|train| Stamp::read(train.data)) {
+                for stamp in batch.trains().filter_map(|gro| Stamp::read(gro.data)) {
                     arrivals.add(stamp);
                 }
             }

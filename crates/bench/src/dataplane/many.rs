@@ -1,4 +1,4 @@
-//! One node under test in a tailnet of 1 to 1,000 peers ([`town`](super::synthetic_peers)):
+//! One node under test in a tailnet of 1 to 1,000 peers ([`synthetic_peers`](super::synthetic_peers)):
 //! what it sends to all of them in turns, what it takes from all of them in
 //! turns, what one of them can do to the others, and what they cost in memory.
 
@@ -31,7 +31,7 @@ const EVERYTHING: f64 = 20.0;
 const SMALL: usize = 200;
 /// Bytes of payload of large ones.
 const LARGE: usize = 1200;
-/// Where the datagrams of the node under test go; nobody listens there.
+/// The port to which the node under test sends; no program listens there.
 const NOWHERE: u16 = 9;
 
 /// How many peers there may be.
@@ -44,7 +44,7 @@ pub const SIZES: [(u16, &str); 4] = [
     (PEERS[3], "many1000"),
 ];
 
-/// The node, the town, and what lies between.
+/// The node, its synthetic peers, and the servers between them.
 struct Stage {
     // In the order in which they end.
     town: Load,
@@ -58,7 +58,7 @@ struct Stage {
     _lab: Lab,
 }
 
-/// Brings up a node of `who`'s with so many peers, and measures.
+/// Brings up a node of kind `who` with this many peers, and measures.
 ///
 /// # Errors
 /// When something is missing or does not come up.
@@ -126,7 +126,7 @@ impl Stage {
         })
     }
 
-    /// Tells the town who the node is, and who its people are.
+    /// Sends the synthetic peers the node's address and their own.
     fn introduce(&mut self, peers: u16) -> Result<(), LabError> {
         let api = LocalApi::of(self.node.host());
         let status = until("a netmap with all", PATIENCE, || {
@@ -265,7 +265,7 @@ impl Stage {
         let rate = |datagrams: f64| datagrams * size_of(LARGE) * 8.0 / seconds / GIGA;
         let others = number(&sent, "others")?.max(1.0);
         let each = others / f64::from(peers - 1);
-        // Who was not heard at all is none of the senders that were counted.
+        // Senders of which nothing arrived are not among the counted ones.
         let all_heard = number(&came, "heard")? >= f64::from(peers - 1);
         let fewest = if all_heard {
             number(&came, "fewest")?

@@ -19,7 +19,7 @@ const PEERS: usize = 10;
 /// The name of the rows.
 pub const NAME: &str = "peers10";
 
-/// What makes the hosts a tailnet; nothing on the bare cable.
+/// The programs that make the hosts a tailnet; absent on the bare cable.
 struct Tailnet {
     sender: Node,
     nodes: Vec<Node>,

@@ -30,7 +30,7 @@ const GIGA: f64 = 1e9;
 /// Measures the parts; `ends` are hosts with nothing between them.
 ///
 /// # Errors
-/// When a socket cannot be had, or somebody pressed Ctrl-C.
+/// When a socket cannot be had, or after Ctrl-C.
 pub fn measure(ends: &Ends, spans: Spans) -> Result<Found, LabError> {
     let mut found = udp_gso(ends, spans)?;
     let (seal, open) = aead(DATAGRAM, spans.probe);
@@ -39,7 +39,7 @@ pub fn measure(ends: &Ends, spans: Spans) -> Result<Found, LabError> {
     Ok(found)
 }
 
-/// One thread sends the longest trains there are, another takes them.
+/// One thread sends the longest batches there are, another takes them.
 fn udp_gso(ends: &Ends, spans: Spans) -> Result<Found, LabError> {
     let [from, to] = [socket(&ends.hosts[0])?, socket(&ends.hosts[1])?];
     let target: SocketAddr = to.local_addr();
@@ -63,7 +63,7 @@ fn udp_gso(ends: &Ends, spans: Spans) -> Result<Found, LabError> {
                 let watch = Watch::readable(&to);
                 drop(wait(&mut [watch], Some(Duration::from_millis(20))));
                 while to.recv_batch(&mut batch).is_ok() && !stop.load(Ordering::Relaxed) {
-                    let len: usize = batch.trains().map(|train| train.data.len()).sum();
+                    let len: usize = batch.trains().map(|batch| batch.data.len()).sum();
                     bytes.fetch_add(len as u64, Ordering::Relaxed);
                 }
             }
@@ -97,7 +97,7 @@ fn measured(bytes: &AtomicU64, spans: Spans) -> Result<Found, LabError> {
 /// session that the tunnel uses.
 #[allow(clippy::cast_precision_loss)] // counts far below 2^52
 fn aead(len: usize, span: Duration) -> (f64, f64) {
-    /// As much as a train holds, which is what is in the cache together.
+    /// As much as a batch holds, which is what is in the cache together.
     const TOGETHER: usize = 65_536;
     let key = |byte: u8| MessageKey::new([byte; 32]);
     let now = Instant::now();

@@ -8,7 +8,7 @@ use super::ends::Who;
 use super::figures::{Metric, metric};
 use crate::machine;
 
-/// What the picture shows, in two columns.
+/// The metrics of the picture, in two columns.
 const SHOWN: [&str; 18] = [
     "tcp1.rate",
     "tcp4.rate",

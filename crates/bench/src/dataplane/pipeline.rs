@@ -7,7 +7,7 @@
 //! Two threads per end as in the daemon, the same TUN, the same sockets, the
 //! same sealing; but one peer, one fixed session, no lookup of anything, no
 //! filter, no replay window, no roaming, no timers, no statistics, IPv4 only.
-//! What a node does per packet beyond this is the distance to the roofline.
+//! The further work of a node per packet is its distance to the roofline.
 //!
 //! With [`Means::Shuttle`] even that is left out: frames go from one TUN
 //! straight to the other, as they were read.
@@ -25,7 +25,7 @@ use warren_host::udp::{RecvBatch, UdpOptions, UdpSocket};
 use warren_keys::noise::MessageKey;
 use warren_tunnel::{Role, Session};
 
-use super::batches::Trains;
+use super::batches::Batches;
 use super::join::Joiner;
 use super::segment::cut;
 use super::usage::Counted;
@@ -41,7 +41,7 @@ const PORT: u16 = 41641;
 const DEVICE: &str = "roof0";
 const INNER: [&str; 2] = ["10.99.0.1", "10.99.0.2"];
 
-/// What lies between the two TUNs.
+/// The program between the two TUN devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Means {
     /// A whole tunnel, without a node around it.
@@ -189,7 +189,7 @@ fn shuttle(from: &Tun, to: &Tun, stop: &AtomicBool) {
 
 fn out(end: &End, stop: &AtomicBool) {
     let mut frame = vec![0; MAX_FRAME_LEN];
-    let mut trains = Trains::new();
+    let mut batches = Batches::new();
     while awake(Watch::readable(&end.tun), stop) {
         let mut more = true;
         while more && !stop.load(Ordering::Relaxed) {
@@ -198,12 +198,12 @@ fn out(end: &End, stop: &AtomicBool) {
                     more = false;
                     break;
                 };
-                cut(&frame[..len], &mut trains, &end.session);
-                if trains.is_full() {
+                cut(&frame[..len], &mut batches, &end.session);
+                if batches.is_full() {
                     break;
                 }
             }
-            trains.send(&end.socket, end.peer);
+            batches.send(&end.socket, end.peer);
         }
     }
 }
@@ -214,9 +214,9 @@ fn in_(end: &End, stop: &AtomicBool) {
     let mut write = |frame: &[u8]| drop(end.tun.write(frame));
     while awake(Watch::readable(&end.socket), stop) {
         while end.socket.recv_batch(&mut batch).is_ok() {
-            for train in batch.trains() {
-                let opened = end.session.open_train(train.data, train.segment_len);
-                let datagrams = train.data.chunks(train.segment_len.max(1));
+            for gro in batch.trains() {
+                let opened = end.session.open_train(gro.data, gro.segment_len);
+                let datagrams = gro.data.chunks(gro.segment_len.max(1));
                 for (i, datagram) in datagrams.enumerate() {
                     if let Ok((_, content)) = opened.get(i, datagram) {
                         joiner.push(&datagram[content], &mut write);

@@ -4,7 +4,7 @@
 use warren_host::tun::VNET_HEADER_LEN;
 use warren_tunnel::Session;
 
-use super::batches::Trains;
+use super::batches::Batches;
 use super::inet::{checksum, pseudo};
 
 /// virtio-net flag: the transport checksum covers the pseudo header only.
@@ -17,22 +17,22 @@ const FIN_AND_PSH: u8 = 0x09;
 /// The protocol number of TCP.
 pub const TCP: u8 = 6;
 
-/// Cuts and seals the packet of `frame`. What does not fit together, which a
+/// Cuts and seals the packet of `frame`. Inconsistent input, which a
 /// kernel does not make, goes nowhere.
-pub fn cut(frame: &[u8], trains: &mut Trains, session: &Session) {
+pub fn cut(frame: &[u8], batches: &mut Batches, session: &Session) {
     // Without a result there is nothing to send.
-    let _ = try_cut(frame, trains, session);
-    trains.seal(session);
+    let _ = try_cut(frame, batches, session);
+    batches.seal(session);
 }
 
-fn try_cut(frame: &[u8], trains: &mut Trains, session: &Session) -> Option<()> {
+fn try_cut(frame: &[u8], batches: &mut Batches, session: &Session) -> Option<()> {
     let (vnet, packet) = frame.split_first_chunk::<VNET_HEADER_LEN>()?;
     let half = |at: usize| usize::from(u16::from_ne_bytes([vnet[at], vnet[at + 1]]));
     let (gso_size, start, offset) = (half(4), half(6), half(8));
     let [flags, gso, ..] = *vnet;
     if gso & !0x80 != GSO_TCPV4 {
         let counter = session.reserve(1)?;
-        trains.push(counter, packet.len(), |out| {
+        batches.push(counter, packet.len(), |out| {
             out.copy_from_slice(packet);
             if flags & NEEDS_CSUM != 0 && start + offset + 2 <= out.len() {
                 // The field holds the pseudo header's sum already.
@@ -58,7 +58,7 @@ fn try_cut(frame: &[u8], trains: &mut Trains, session: &Session) -> Option<()> {
     for i in 0..count {
         let part = &payload[i * gso_size..payload.len().min((i + 1) * gso_size)];
         let len = headers.len() + part.len();
-        trains.push(first + i as u64, len, |out| {
+        batches.push(first + i as u64, len, |out| {
             let (head, body) = out.split_at_mut(headers.len());
             head.copy_from_slice(headers);
             body.copy_from_slice(part);

@@ -1,5 +1,5 @@
-//! What a datagram of the load says about itself, and what comes of many such
-//! datagrams: who sent how many, and how long they took.
+//! The stamp in each datagram of the load, and the statistics over many
+//! datagrams: how many arrived from each sender, and their delay.
 
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -44,7 +44,7 @@ impl Stamp {
         payload[16..LEN].copy_from_slice(&self.from.to_be_bytes());
     }
 
-    /// Reads it back; `None` where there is no room for one.
+    /// Reads it back; `None` when the payload is too short for one.
     pub fn read(payload: &[u8]) -> Option<Self> {
         let (number, rest) = payload.split_first_chunk()?;
         let (at, rest) = rest.split_first_chunk()?;
@@ -56,7 +56,7 @@ impl Stamp {
     }
 }
 
-/// What arrived: of sender 0, who floods, and of all others.
+/// Datagrams that arrived from sender 0, which floods, and from all others.
 #[derive(Debug, Default)]
 pub struct Arrivals {
     flood: u64,

@@ -1,4 +1,4 @@
-//! The town: many peers in one process, each with keys, an address and a
+//! Synthetic peers: many peers in one process, each with keys, an address and a
 //! socket of its own, for one node under test to talk to.
 //!
 //! A thousand daemons do not fit on the machine that measures, and would be
@@ -9,7 +9,7 @@
 //! place in the netmap, a route, filter rules, path finding, a session, a
 //! destination of its own in every batch.
 //!
-//! What comes in is counted; one datagram of 64 is also opened. What goes out
+//! Received datagrams are counted; one of 64 is also opened. Sent datagrams
 //! is sealed with the session's keys ([`speak`]).
 //!
 //! ```text
@@ -45,12 +45,12 @@ use warren_lab::LabError;
 const FIRST_PORT: u16 = 20_000;
 /// How often timers are looked at.
 const TICK: Duration = Duration::from_millis(250);
-/// What a socket may hold: several bursts, but not of a thousand sockets.
+/// Receive buffer of a socket: several bursts, but small enough for a thousand sockets.
 const BUFFER: usize = 1 << 20;
 /// Sockets that one look at the kernel may name.
 const READY: usize = 256;
 
-/// What the threads of the town share of one peer.
+/// State of one peer that the threads share.
 struct Line {
     socket: UdpSocket,
     /// With what, and where to, the peer may send.
@@ -63,7 +63,7 @@ impl Line {
     }
 }
 
-/// What came in, of all peers.
+/// Datagrams received by all peers.
 #[derive(Default)]
 struct Counts {
     datagrams: AtomicU64,
@@ -174,7 +174,7 @@ fn answer(
     }
 }
 
-/// The thread that hears for all of them.
+/// The thread that receives for all of them.
 struct Listener {
     peers: Vec<Peer>,
     lines: Arc<[Line]>,
@@ -218,9 +218,9 @@ impl Listener {
                 if line.socket.recv_batch(&mut batch).is_err() {
                     continue;
                 }
-                for mut train in batch.trains() {
-                    let from = train.from;
-                    for datagram in train.datagrams() {
+                for mut batch in batch.trains() {
+                    let from = batch.from;
+                    for datagram in batch.datagrams() {
                         peer.hear(now, from, datagram, line, &self.counts);
                     }
                 }

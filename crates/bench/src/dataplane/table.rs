@@ -10,7 +10,7 @@ use super::figures::{METRICS, Metric, PARTS, Spread};
 use super::parts;
 use crate::machine;
 
-/// The columns, with what stands above them.
+/// The columns and their titles.
 const COLUMNS: [Who; 5] = [
     Who::Ours,
     Who::Reference,
@@ -140,7 +140,7 @@ pub fn shown(spread: Spread, digits: usize) -> String {
     }
 }
 
-/// What the roofline is made of.
+/// The parts of the roofline.
 fn roofline(outcome: &Outcome) -> String {
     let mut text = String::new();
     let mut line = |title: &str, unit: &str, figure: String| {

@@ -30,7 +30,7 @@ pub enum Item {
     Ping,
     /// Round trips beside TCP.
     PingLoad,
-    /// TCP while a stranger throws junk at the receiving node.
+    /// TCP while an unauthenticated sender floods the receiving node.
     Flood,
     /// TCP to a host of a LAN, through a node that forwards.
     Forward,
@@ -175,7 +175,7 @@ impl<'a> Tcp<'a> {
     /// Warms up, and counts.
     ///
     /// # Errors
-    /// When a generator ends, or somebody pressed Ctrl-C.
+    /// When a generator ends, or after Ctrl-C.
     pub fn measure(&mut self, spans: Spans) -> Result<Found, LabError> {
         pause(spans.warm_up)?;
         self.count(|| pause(spans.tcp))
@@ -238,7 +238,7 @@ fn round_trips(answer: &Value) -> Result<Found, LabError> {
     ])
 }
 
-/// TCP, and beside it as much junk as the stranger's machine can make; the path
+/// TCP beside a flood from an unauthenticated sender at its highest rate; the path
 /// must still be direct afterwards, which [`run`] looks at.
 fn flood(ends: &Ends, spans: Spans) -> Result<Found, LabError> {
     /// More than any machine makes with single datagrams.

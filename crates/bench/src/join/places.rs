@@ -20,7 +20,7 @@ const NAMES: [(&str, Place); 7] = [
 pub struct Pair(pub Place, pub Place);
 
 impl Pair {
-    /// What is measured unless told otherwise.
+    /// The pairs that are measured by default.
     pub const USUAL: [Self; 7] = [
         Self(Place::Open, Place::Open),
         Self(Place::Open, Place::Cone),

@@ -13,11 +13,11 @@ use warren_lab::{Kind, foreign, ours};
 
 /// Everything a run found.
 pub struct Report<'a> {
-    /// What was asked for.
+    /// The options of the run.
     pub options: &'a JoinOptions,
-    /// What was found.
+    /// The trials that succeeded.
     pub trials: &'a [Trial],
-    /// What went wrong, by kind of node.
+    /// The failures, by kind of node.
     pub failures: &'a BTreeMap<&'static str, Vec<String>>,
     /// The load average before and after.
     pub load: (String, String),
@@ -264,7 +264,7 @@ fn servers(servers: Servers) -> &'static str {
     }
 }
 
-/// What has to be installed on a machine to be a node: one file of ours, two
+/// The files that a node needs on a machine: one file of ours, two
 /// of the reference.
 fn binaries() -> (Option<u64>, Option<u64>) {
     let of = |name: &str| machine::size(foreign(name).as_deref());
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn what_never_came_is_said_and_gives_no_ratio() {
+    fn missing_figures_are_reported_and_give_no_ratio() {
         let never = sample(&[1.0, f64::INFINITY, f64::INFINITY]);
         assert_eq!(never.shown(1), "never (1.0 - never)");
         assert_eq!(

@@ -20,7 +20,7 @@ const AFTER_DIRECT: Duration = Duration::from_secs(1);
 /// A packet without an answer for that long is lost.
 const LAST_ECHOES: Duration = Duration::from_millis(500);
 
-/// What one trial found. Times count from the moment both had joined.
+/// The figures of one trial. Times count from the moment both had joined.
 #[derive(Debug, Clone)]
 pub struct Trial {
     /// Where the nodes stood.

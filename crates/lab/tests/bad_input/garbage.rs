@@ -34,7 +34,7 @@ fn tcp_shot(from: &Host, to: SocketAddr, parts: Vec<Vec<u8>>) {
         stream.set_read_timeout(Some(Duration::from_secs(2)))?;
         for part in parts {
             if stream.write_all(&part).is_err() {
-                return Ok(()); // refused to hear more
+                return Ok(()); // the peer closed its side
             }
         }
         drop(stream.shutdown(Shutdown::Write));
@@ -45,7 +45,7 @@ fn tcp_shot(from: &Host, to: SocketAddr, parts: Vec<Vec<u8>>) {
     result.unwrap();
 }
 
-/// What a stranger may send to a port that speaks HTTP, TLS or DERP.
+/// Input of an unauthenticated sender for a port that speaks HTTP, TLS or DERP.
 fn tcp_garbage(noise: &mut Noise) -> Vec<Vec<Vec<u8>>> {
     let mut shots = Vec::new();
     for len in [0, 1, 3, 5, 24, 1000, 100_000] {
@@ -101,7 +101,7 @@ fn tcp_garbage(noise: &mut Noise) -> Vec<Vec<Vec<u8>>> {
     shots
 }
 
-/// What a stranger may send to a UDP port that speaks WireGuard, disco or STUN.
+/// Input of an unauthenticated sender for a UDP port that speaks WireGuard, disco or STUN.
 fn udp_garbage(noise: &mut Noise) -> Vec<Vec<u8>> {
     let mut packets: Vec<Vec<u8>> = (0..1500).step_by(37).map(|len| noise.bytes(len)).collect();
     // WireGuard's four kinds in their right and in wrong lengths.
@@ -125,7 +125,7 @@ fn udp_garbage(noise: &mut Noise) -> Vec<Vec<u8>> {
         packet.extend(noise.bytes(len));
         packets.push(packet);
     }
-    // STUN's cookie: requests, answers nobody asked for, attributes too long.
+    // STUN's cookie: requests, unsolicited answers, attributes that are too long.
     for kind in [[0_u8, 1], [1, 1], [1, 17], [0, 17]] {
         for body in [
             vec![],

@@ -54,7 +54,7 @@ fn an_auth_key_that_does_not_let_in_fails_at_once_with_the_reason() {
     let text = refused(bob.up(control.url(), once, &[]), &["used"]);
     assert!(!text.contains("timeout waiting"), "{text}");
     assert_eq!(nodes(&control).len(), 1);
-    // What was refused does not stand in the way of what is good.
+    // A refused request does not block a later valid one.
     let key = control.auth_key("default").unwrap();
     bob.up(control.url(), &key, &[]).unwrap();
     traffic_flows(&alice, &bob);

@@ -1,4 +1,4 @@
-//! What goes wrong outside of our programs: keys that do not let in, names that
+//! Failures outside our programs: keys that are refused, names that
 //! are none, ports and sockets that are taken, rights that are missing, disks
 //! that are full, servers that die, and garbage on every port. Each is met with
 //! a reason and what to do, or is survived; nothing is lost.

@@ -48,7 +48,7 @@ fn a_taken_port_or_socket_is_named() {
         &["3478", "STUN", "another port"],
     );
     drop((tcp, udp));
-    // What gave up left nothing that stands in the way.
+    // The attempt that failed left nothing that blocks the next one.
     let arguments = ["serve".to_owned(), state("c"), at("listen", 8080)];
     let mut second = Program::start(
         &host,

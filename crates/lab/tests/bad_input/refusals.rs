@@ -1,4 +1,4 @@
-//! What the tests of bad input share: programs that have to end with a reason,
+//! Helpers of the bad-input tests: programs that have to end with a reason,
 //! and what a server and a kernel know.
 
 use std::path::Path as FilePath;

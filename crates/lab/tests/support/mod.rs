@@ -1,4 +1,4 @@
-//! What the lab's tests share: a lab, or a visible reason to skip; a tailnet
+//! Helpers of the lab's tests: a lab, or a visible reason to skip; a tailnet
 //! in one call; traffic between two nodes.
 #![allow(dead_code)] // each test file uses its own part
 #![allow(clippy::unwrap_used)]

@@ -1,4 +1,4 @@
-//! Joining: keys are made, and the server is told of them.
+//! Joining: makes keys and registers them with the server.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use warren_lab::LabError;
 /// How many register at once.
 const TOGETHER: usize = 8;
 
-/// What makes a peer who it is.
+/// The secret keys of a peer.
 pub struct Secrets {
     /// To peers.
     pub node: NodeSecret,

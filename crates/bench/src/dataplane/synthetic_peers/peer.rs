@@ -1,4 +1,4 @@
-//! One peer of the town: disco pings are answered, handshakes finished, data
+//! One synthetic peer: it answers disco pings, completes handshakes, data
 //! counted.
 
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ use super::{Counts, Line};
 
 /// The node under test, in each peer's own table.
 const NODE: PeerIndex = PeerIndex(0);
-/// What is not longer carries no datagram of the load.
+/// Datagrams up to this length carry no datagram of the load.
 const NO_LOAD: usize = 80;
 /// Every one of so many is opened.
 const OPENED: u64 = 64;
@@ -44,7 +44,7 @@ fn wall() -> Duration {
 }
 
 impl Peer {
-    /// One that knows nobody.
+    /// A peer that knows no other node.
     pub fn new(secrets: Secrets) -> Self {
         Self {
             disco: secrets.disco,

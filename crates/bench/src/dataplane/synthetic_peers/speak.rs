@@ -1,4 +1,4 @@
-//! What the peers say to the node: sealed UDP datagrams, in turns, or one of
+//! Traffic of the peers to the node: sealed UDP datagrams, in turns, or one of
 //! them much more than the others.
 
 use std::net::Ipv4Addr;
@@ -20,7 +20,7 @@ const FROM_PORT: u16 = 7;
 /// Datagrams of the flood that leave together.
 const TOGETHER: usize = 32;
 
-/// Who writes to whom, inside the tunnel.
+/// Source and destination inside the tunnel.
 pub struct Post {
     /// The node under test.
     pub to: Ipv4Addr,
@@ -61,7 +61,7 @@ impl Post {
         per_second: u64,
     ) -> Value {
         std::thread::scope(|scope| {
-            let flood = scope.spawn(|| self.trains(lines, port, size, span));
+            let flood = scope.spawn(|| self.batches(lines, port, size, span));
             let count = lines.len().saturating_sub(1) as u64;
             let mut datagram = vec![0; sealed(size)];
             let others = match count {
@@ -80,10 +80,10 @@ impl Post {
         })
     }
 
-    /// Trains of the first peer; gives how many datagrams left.
-    fn trains(&self, lines: &[Line], port: u16, size: usize, span: Duration) -> u64 {
+    /// Batches of the first peer; gives how many datagrams left.
+    fn batches(&self, lines: &[Line], port: u16, size: usize, span: Duration) -> u64 {
         let len = sealed(size);
-        let mut train = vec![0; len * TOGETHER];
+        let mut batch = vec![0; len * TOGETHER];
         let (start, mut sent) = (Instant::now(), 0u64);
         while start.elapsed() < span {
             let way = lines[0].way().clone();
@@ -91,11 +91,11 @@ impl Post {
             let Some(counter) = session.reserve(TOGETHER as u64) else {
                 break;
             };
-            for (datagram, number) in train.chunks_exact_mut(len).zip(sent..) {
+            for (datagram, number) in batch.chunks_exact_mut(len).zip(sent..) {
                 self.write(datagram, 0, port, number, size);
             }
-            if session.seal_train(counter, &mut train, len).is_ok()
-                && lines[0].socket.send_gso(to, &train, len).is_ok()
+            if session.seal_train(counter, &mut batch, len).is_ok()
+                && lines[0].socket.send_gso(to, &batch, len).is_ok()
             {
                 sent += TOGETHER as u64;
             }
@@ -125,7 +125,7 @@ impl Post {
             && line.socket.send_to(to, datagram).is_ok()
     }
 
-    /// An IPv4 packet with UDP, between room for header and tag.
+    /// An IPv4 packet with UDP, with space for header and tag around it.
     fn write(&self, datagram: &mut [u8], from: usize, port: u16, number: u64, size: usize) {
         let content = &mut datagram[HEADER_LEN..];
         let len = IP_LEN + UDP_LEN + size;
