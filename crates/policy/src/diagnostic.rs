@@ -3,6 +3,8 @@
 use std::fmt;
 use std::ops::Range;
 
+use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
+
 /// One error in a policy file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnostic {
@@ -123,16 +125,19 @@ impl Diagnostic {
         if shown.len() < after.len() {
             shown.push('…');
         }
-        let number = self.line.to_string();
-        let margin = " ".repeat(number.len());
-        // Tabs stay tabs in front of the mark, so that it stands below.
-        let indent: String = lead
-            .chars()
-            .map(|c| if c == '\t' { '\t' } else { ' ' })
-            .collect();
-        let mark = "^".repeat(marked);
+        let marked: usize = shown.chars().take(marked).map(char::len_utf8).sum();
+        let line = format!("{lead}{shown}");
+        // An error at the end of a line is marked behind its last character.
+        let mark = lead.len()..lead.len() + marked;
+        let snippet = Snippet::source(line.as_str())
+            .line_start(self.line)
+            .annotation(AnnotationKind::Primary.span(mark));
+        // Only a part of the line is passed on, so title and position, which
+        // speak of the whole file, are written here.
+        let body = Renderer::plain().render(&[Group::with_level(Level::ERROR).element(snippet)]);
+        let margin = " ".repeat(self.line.to_string().len());
         let mut out = format!(
-            "error: {}\n{margin}--> {file}:{}:{}\n{margin} |\n{number} | {lead}{shown}\n{margin} | {indent}{mark}\n",
+            "error: {}\n{margin}--> {file}:{}:{}\n{body}\n",
             self.message, self.line, self.column
         );
         if let Some(help) = &self.help {
@@ -303,12 +308,38 @@ mod tests {
     }
 
     #[test]
-    fn a_rendered_error_points_at_the_text() {
-        let source = "{\n\t\"aclz\": []\n}";
-        let found = Diagnostic::new(source, 3..9, "unknown field: \"aclz\"", None);
-        assert_eq!(
-            found.render("policy.hujson", source),
-            "error: unknown field: \"aclz\"\n --> policy.hujson:2:2\n  |\n2 | \t\"aclz\": []\n  | \t^^^^^^\n"
-        );
+    fn rendered_error_marks_the_text_in_its_line() {
+        for (line, text, shown, mark) in [
+            ("  \"aclz\": []", "\"aclz\"", "  \"aclz\": []", "  ^^^^^^"),
+            // A tab is shown as four spaces.
+            (
+                "\t\"aclz\": []",
+                "\"aclz\"",
+                "    \"aclz\": []",
+                "    ^^^^^^",
+            ),
+            // Wide characters and emoji take two columns, marks none.
+            ("\"日本\": x", "x", "\"日本\": x", "        ^"),
+            (
+                "\"🦀\": \"🦀🦀\"",
+                "\"🦀🦀\"",
+                "\"🦀\": \"🦀🦀\"",
+                "      ^^^^^^",
+            ),
+            ("\"e\u{301}\": x", "x", "\"e\u{301}\": x", "     ^"),
+            // Control characters do not reach the terminal.
+            ("\"\u{1b}[31m\": x", "x", "\"␛[31m\": x", "         ^"),
+        ] {
+            let source = format!("{{\n{line}\n}}");
+            let start = source.rfind(text).unwrap_or_default();
+            let found = Diagnostic::new(&source, start..start + text.len(), "wrong", None);
+            let column = found.column;
+            assert_eq!(
+                found.render("policy.hujson", &source),
+                format!(
+                    "error: wrong\n --> policy.hujson:2:{column}\n  |\n2 | {shown}\n  | {mark}\n"
+                )
+            );
+        }
     }
 }

@@ -49,6 +49,8 @@ const LAST_LAYER_WITHOUT_IO: &str = "assembly";
 /// formats, data structures. A crate belongs here only if it opens no files or
 /// sockets, starts no threads, and asks neither a clock nor a random generator.
 const PURE: &[&str] = &[
+    // Renders errors to a string.
+    "annotate-snippets",
     "aws-lc-rs",
     "blake2",
     "crc32fast",
