@@ -4,7 +4,7 @@ use super::args::Given;
 use super::{Failure, Io, pref_flags};
 use warren_local_api::client::Client;
 use warren_local_api::endpoints::{EditPrefs, GetPrefs, GetStatus, LogOut};
-use warren_local_api::prefs::MaskedPrefs;
+use warren_node_types::MaskedPrefs;
 
 /// Changes the mentioned settings, and nothing else.
 pub(super) async fn set(given: &Given<'_>, client: &Client, io: &mut Io) -> Result<(), Failure> {
@@ -15,7 +15,7 @@ pub(super) async fn set(given: &Given<'_>, client: &Client, io: &mut Io) -> Resu
     if !mentioned {
         return Err(Failure::usage("nothing to set: give at least one flag"));
     }
-    let current = client.call(GetPrefs).await?;
+    let current = client.call(GetPrefs).await?.prefs;
     let status = client.call(GetStatus { peers: true }).await?;
     let change = pref_flags::change(given, &current, &status)?;
     for warning in pref_flags::without_effect(given) {

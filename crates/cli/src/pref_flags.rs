@@ -11,11 +11,10 @@ use ipnet::IpNet;
 
 use super::Failure;
 use super::args::{Given, switch, value};
-use warren_local_api::go_json::MaybeIp;
-use warren_local_api::prefs::{
+use warren_local_api::types::Status;
+use warren_node_types::{
     AppConnector, MaskedPrefs, NetfilterMode, Prefs, check_hostname, exit_routes,
 };
-use warren_local_api::types::Status;
 
 /// The commands that have flags for preferences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -258,7 +257,7 @@ fn subnet_routes(prefs: &Prefs) -> Vec<IpNet> {
 /// offer to be one.
 fn set_exit_node(change: &mut MaskedPrefs, node: &str, status: &Status) -> Result<(), Failure> {
     change.exit_node_id = Some(String::new());
-    change.exit_node_ip = Some(MaybeIp(None));
+    change.exit_node_ip = Some(None);
     change.auto_exit_node = Some(String::new());
     if node.is_empty() {
         return Ok(());
@@ -273,7 +272,7 @@ fn set_exit_node(change: &mut MaskedPrefs, node: &str, status: &Status) -> Resul
                 "cannot use {node} as an exit node as it is a local IP address to this machine"
             )));
         }
-        change.exit_node_ip = Some(MaybeIp(Some(ip)));
+        change.exit_node_ip = Some(Some(ip));
         return Ok(());
     }
     let wanted = node.trim_end_matches('.');
@@ -325,7 +324,7 @@ pub(super) fn as_flag(name: &str, prefs: &Prefs) -> String {
             text(&routes.join(","))
         }
         "advertise-tags" => text(&prefs.advertise_tags.join(",")),
-        "exit-node" => match prefs.exit_node_ip.0 {
+        "exit-node" => match prefs.exit_node_ip {
             Some(ip) => text(&ip.to_string()),
             None if !prefs.auto_exit_node.is_empty() => {
                 text(&format!("auto:{}", prefs.auto_exit_node))
@@ -465,8 +464,7 @@ mod tests {
             changed("w set --exit-node 100.64.0.9")
                 .unwrap()
                 .exit_node_ip
-                .unwrap()
-                .0,
+                .unwrap(),
             Some("100.64.0.9".parse().unwrap())
         );
         assert_eq!(

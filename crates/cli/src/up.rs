@@ -23,8 +23,9 @@ use warren_local_api::endpoints::{
     CheckPrefs, EditPrefs, GetPrefs, GetStatus, LogIn, Start, WatchBus,
 };
 use warren_local_api::notify::{Notify, NotifyMask, State};
-use warren_local_api::prefs::{MaskedPrefs, Options, Prefs};
+use warren_local_api::prefs::Options;
 use warren_local_api::types::Status;
+use warren_node_types::{MaskedPrefs, Prefs};
 
 /// The two commands that this file implements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +62,7 @@ pub(super) async fn run(
         .unwrap_or_default();
     let auth_key = auth_key(given.text("auth-key").unwrap_or_default())?;
     let status = client.call(GetStatus { peers: true }).await?;
-    let current = client.call(GetPrefs).await?;
+    let current = client.call(GetPrefs).await?.prefs;
     let force = given.is("force-reauth") || (kind == Kind::Login && status.have_node_key);
     let plan = plan(kind, given, &status, &current, !auth_key.is_empty(), force)?;
     for warning in pref_flags::without_effect(given) {
@@ -226,7 +227,6 @@ fn plan(
     change.apply_to(&mut wanted);
     wanted.want_running = true;
     wanted.logged_out = false;
-    wanted.config = current.config.clone();
     // There is no server that everybody means, so the known one stays.
     if change.control_url.is_none() {
         wanted.control_url.clone_from(&current.control_url);
@@ -252,10 +252,7 @@ fn plan(
     let same_tags = wanted.advertise_tags == current.advertise_tags;
     if kind == Kind::Up && running && !force && !has_auth_key && same_server && same_tags {
         let change = if reset {
-            MaskedPrefs::all(&Prefs {
-                config: None,
-                ..wanted
-            })
+            MaskedPrefs::all(&wanted)
         } else {
             MaskedPrefs {
                 want_running: Some(true),
@@ -539,6 +536,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::{args, grammar};
+    use warren_local_api::prefs::changed_names;
 
     fn planned(line: &str, state: &str, current: &Prefs) -> Result<Plan, Failure> {
         let grammar = grammar::command();
@@ -623,7 +621,7 @@ mod tests {
         else {
             panic!()
         };
-        assert_eq!(change.names(), ["RouteAll", "WantRunning"]);
+        assert_eq!(changed_names(&change), ["RouteAll", "WantRunning"]);
         let Plan::Edit(change) = planned(
             "w up --reset",
             "Running",

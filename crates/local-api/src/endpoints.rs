@@ -28,7 +28,7 @@ use crate::endpoint::{
 };
 use crate::filter::{FilterReport, WhyAnswer};
 use crate::notify::Notify;
-use crate::prefs::Prefs;
+use crate::prefs::ShownPrefs;
 use crate::types::{LoginProfile, NetcheckReport, PingResult, Status, WhoIsResponse};
 
 /// Makes a table of endpoints: an [`Endpoint`] for each request type, a trait
@@ -86,8 +86,8 @@ endpoints! {
     GetProfiles: [GET] "/localapi/v0/profiles/", Write => Json<Vec<LoginProfile>>;
     GetCurrentProfile: [GET] "/localapi/v0/profiles/current", Write => Json<LoginProfile>;
 
-    GetPrefs: [GET, HEAD] "/localapi/v0/prefs", Read => PrettyJson<Prefs>;
-    EditPrefs: [PATCH] "/localapi/v0/prefs", Write => PrettyJson<Prefs>, errors in "Error";
+    GetPrefs: [GET, HEAD] "/localapi/v0/prefs", Read => PrettyJson<ShownPrefs>;
+    EditPrefs: [PATCH] "/localapi/v0/prefs", Write => PrettyJson<ShownPrefs>, errors in "Error";
     CheckPrefs: [POST] "/localapi/v0/check-prefs", Write => Json<CheckedPrefs>;
 
     Start: [POST] "/localapi/v0/start", Write => NoContent<()>;

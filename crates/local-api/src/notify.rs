@@ -14,7 +14,7 @@ use warren_control_types::{
 use warren_keys::NodePublic;
 
 use crate::go_json::nullable;
-use crate::prefs::Prefs;
+use crate::prefs::ShownPrefs;
 use crate::types::Status;
 
 /// The state of the daemon, as one word.
@@ -200,7 +200,7 @@ pub struct Notify {
     /// The state.
     pub state: Option<State>,
     /// The preferences.
-    pub prefs: Option<Box<Prefs>>,
+    pub prefs: Option<Box<ShownPrefs>>,
     /// Our own node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub self_change: Option<Box<Node>>,
@@ -248,7 +248,7 @@ pub struct Snapshot {
     /// The state.
     pub state: State,
     /// The preferences.
-    pub prefs: Prefs,
+    pub prefs: ShownPrefs,
     /// The address for the login that the daemon waits for; empty: none.
     pub browse_to_url: String,
     /// The netmap, once there is one.

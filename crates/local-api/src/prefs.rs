@@ -1,81 +1,121 @@
-//! The preferences of the user, and changes to some of them.
+//! The JSON forms of preferences and of changes to some of them. The preferences
+//! themselves are in the crate `warren-node-types`.
 //!
-//! One table (the `prefs!` call) names every preference once; from it come
-//! [`Prefs`], the whole set, [`MaskedPrefs`], a change to those that are
-//! `Some`, and how a change is applied and travels as JSON: each key `X` of
-//! the change comes with a boolean `XSet`.
+//! One table (the `json_names!` call) names every preference once. In a change,
+//! each key `X` comes with a boolean `XSet`.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
+use serde::ser::SerializeMap as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::{Map, Value};
-
-use crate::go_json::{MaybeIp, canonical_keys, is_false, nullable};
+use serde_json::{Map, Value, json};
 use warren_control_types::UserProfile;
+pub use warren_node_types::{
+    AppConnector, AutoUpdate, MaskedPrefs, NetfilterMode, Prefs, check_hostname, exit_routes,
+};
 
-/// The handling of the firewall (Linux).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NetfilterMode {
-    /// 0: touch nothing.
-    Off,
-    /// 1: make our chains, but do not jump to them.
-    NoDivert,
-    /// 2: make our chains and use them.
-    On,
+use crate::go_json::{MaybeIp, canonical_keys, is_default};
+
+/// The value of a preference in JSON. Empty lists are `null`, as Go writes them.
+trait JsonForm: Sized {
+    fn write(&self) -> Value;
+    fn read(value: Value) -> Result<Self, String>;
 }
 
-impl Serialize for NetfilterMode {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_u8(match self {
+fn parse<T: serde::de::DeserializeOwned>(value: Value) -> Result<T, String> {
+    serde_json::from_value(value).map_err(|error| error.to_string())
+}
+
+macro_rules! same_in_json {
+    ($($ty:ty),*) => {$(
+        impl JsonForm for $ty {
+            fn write(&self) -> Value {
+                json!(self)
+            }
+
+            fn read(value: Value) -> Result<Self, String> {
+                parse(value)
+            }
+        }
+    )*};
+}
+same_in_json!(bool, String, Option<bool>, Option<u16>);
+
+macro_rules! null_if_empty {
+    ($($ty:ty),*) => {$(
+        impl JsonForm for Vec<$ty> {
+            fn write(&self) -> Value {
+                if self.is_empty() { Value::Null } else { json!(self) }
+            }
+
+            fn read(value: Value) -> Result<Self, String> {
+                parse(value)
+            }
+        }
+    )*};
+}
+null_if_empty!(String, IpNet, SocketAddr, Value);
+
+impl JsonForm for Option<IpAddr> {
+    fn write(&self) -> Value {
+        json!(MaybeIp(*self))
+    }
+
+    fn read(value: Value) -> Result<Self, String> {
+        parse::<MaybeIp>(value).map(|ip| ip.0)
+    }
+}
+
+impl JsonForm for NetfilterMode {
+    fn write(&self) -> Value {
+        json!(match self {
             Self::Off => 0,
             Self::NoDivert => 1,
             Self::On => 2,
         })
     }
-}
 
-impl<'de> Deserialize<'de> for NetfilterMode {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match u8::deserialize(deserializer)? {
-            0 => Ok(Self::Off),
-            1 => Ok(Self::NoDivert),
-            2 => Ok(Self::On),
-            other => Err(serde::de::Error::custom(format!(
-                "expected a netfilter mode (0 off, 1 nodivert, 2 on), got {other}"
-            ))),
+    fn read(value: Value) -> Result<Self, String> {
+        match value.as_u64() {
+            Some(0) => Ok(Self::Off),
+            Some(1) => Ok(Self::NoDivert),
+            Some(2) => Ok(Self::On),
+            _ => Err(format!(
+                "{value} is not a valid netfilter mode; the modes are 0 (off), 1 (nodivert), 2 (on)"
+            )),
         }
     }
 }
 
-/// Whether to look for updates, and whether to install them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct AutoUpdate {
-    /// Look for them.
-    #[serde(rename = "Check")]
-    pub check: bool,
-    /// Install them; `None`: as the tailnet decides.
-    #[serde(rename = "Apply")]
-    pub apply: Option<bool>,
-}
+impl JsonForm for AppConnector {
+    fn write(&self) -> Value {
+        json!({ "Advertise": self.advertise })
+    }
 
-impl Default for AutoUpdate {
-    fn default() -> Self {
-        Self {
-            check: true,
-            apply: None,
-        }
+    fn read(value: Value) -> Result<Self, String> {
+        let advertise = match value.get("Advertise") {
+            None => false,
+            Some(advertise) => parse(advertise.clone())?,
+        };
+        Ok(Self { advertise })
     }
 }
 
-/// Whether this node offers to be an app connector.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct AppConnector {
-    /// Offer it.
-    #[serde(rename = "Advertise")]
-    pub advertise: bool,
+fn write_auto_update(check: bool, apply: Option<bool>) -> Value {
+    json!({ "Check": check, "Apply": apply })
+}
+
+/// Reads the value of `AutoUpdate`; keys that are missing are as in `default`.
+fn read_auto_update(value: &Value, default: AutoUpdate) -> Result<AutoUpdate, String> {
+    let mut read = default;
+    if let Some(check) = value.get("Check") {
+        read.check = parse(check.clone())?;
+    }
+    if let Some(apply) = value.get("Apply") {
+        read.apply = parse(apply.clone())?;
+    }
+    Ok(read)
 }
 
 /// The login, as shown to local programs.
@@ -125,8 +165,31 @@ impl<'de> Deserialize<'de> for Persist {
     }
 }
 
-/// One preference of the table: its JSON names and how to read a change.
-fn masked<T: serde::de::DeserializeOwned + Default>(
+/// Preferences as local programs see them, and as they are stored: with the login.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ShownPrefs {
+    /// The preferences.
+    pub prefs: Prefs,
+    /// The login; not settable.
+    pub config: Option<Persist>,
+}
+
+impl From<Prefs> for ShownPrefs {
+    fn from(prefs: Prefs) -> Self {
+        Self {
+            prefs,
+            config: None,
+        }
+    }
+}
+
+/// Reads the value of one preference.
+fn read<T: JsonForm>(key: &str, value: Value) -> Result<T, String> {
+    T::read(value).map_err(|error| format!("{key}: {error}"))
+}
+
+/// Reads one preference of a change.
+fn read_masked<T: JsonForm + Default>(
     object: &mut Map<String, Value>,
     key: &str,
     key_set: &str,
@@ -136,333 +199,187 @@ fn masked<T: serde::de::DeserializeOwned + Default>(
     }
     match object.remove(key) {
         None => Ok(Some(T::default())),
-        Some(value) => serde_json::from_value(value)
-            .map(Some)
-            .map_err(|error| format!("{key}: {error}")),
+        Some(value) => read(key, value).map(Some),
     }
 }
 
-macro_rules! prefs {
-    ($( $(#[$doc:meta])* { $(#[serde($($serde:tt)*)])* } $field:ident : $ty:ty = $key:tt, $key_set:tt; )*) => {
-        /// The preferences of a node.
-        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-        #[serde(default)]
-        pub struct Prefs {
-            $( $(#[$doc])* #[serde(rename = $key)] $(#[serde($($serde)*)])* pub $field: $ty, )*
-            /// Looking for updates and installing them.
-            #[serde(rename = "AutoUpdate")]
-            pub auto_update: AutoUpdate,
-            /// The login; not settable.
-            #[serde(rename = "Config")]
-            pub config: Option<Persist>,
-        }
-
-        /// A change: every preference that is `Some` is set to that value.
-        #[derive(Debug, Clone, PartialEq, Default)]
-        pub struct MaskedPrefs {
-            $( $(#[$doc])* pub $field: Option<$ty>, )*
-            /// Whether to look for updates.
-            pub auto_update_check: Option<bool>,
-            /// Whether to install updates.
-            pub auto_update_apply: Option<Option<bool>>,
-        }
-
+macro_rules! json_names {
+    ($( $field:ident = $key:literal, $key_set:literal $(, omitted if $test:ident)?; )*) => {
         /// The JSON names of all preferences.
         pub const PREF_KEYS: &[&str] = &[$($key,)* "AutoUpdate", "Config"];
 
         const MASKED_KEYS: &[&str] = &[$($key, $key_set,)* "AutoUpdate", "AutoUpdateSet"];
 
-        impl MaskedPrefs {
-            /// The change that takes every preference from `prefs`.
-            pub fn all(prefs: &Prefs) -> Self {
-                Self {
-                    $( $field: Some(prefs.$field.clone()), )*
-                    auto_update_check: Some(prefs.auto_update.check),
-                    auto_update_apply: Some(prefs.auto_update.apply),
-                }
-            }
-
-            /// Applies the change.
-            pub fn apply_to(&self, prefs: &mut Prefs) {
-                $( if let Some(value) = &self.$field { prefs.$field = value.clone(); } )*
-                if let Some(check) = self.auto_update_check { prefs.auto_update.check = check; }
-                if let Some(apply) = self.auto_update_apply { prefs.auto_update.apply = apply; }
-            }
-
-            /// The JSON names of the preferences that change.
-            pub fn names(&self) -> Vec<&'static str> {
-                let mut names = Vec::new();
-                $( if self.$field.is_some() { names.push($key); } )*
-                if self.auto_update_check.is_some() || self.auto_update_apply.is_some() {
-                    names.push("AutoUpdate");
-                }
-                names
-            }
-
-            /// Reads a change from its JSON form.
-            pub fn from_json(bytes: &[u8]) -> Result<Self, String> {
-                let Value::Object(object) =
-                    serde_json::from_slice(bytes).map_err(|error| error.to_string())?
-                else {
-                    return Err("expected a JSON object".to_owned());
-                };
-                let mut object = canonical_keys(object, MASKED_KEYS);
-                let mut auto_update_check = None;
-                let mut auto_update_apply = None;
-                if let Some(Value::Object(set)) = object.remove("AutoUpdateSet") {
-                    let set = canonical_keys(set, &["CheckSet", "ApplySet"]);
-                    let value: AutoUpdate = match object.remove("AutoUpdate") {
-                        Some(value) => serde_json::from_value(value)
-                            .map_err(|error| format!("AutoUpdate: {error}"))?,
-                        None => AutoUpdate { check: false, apply: None },
-                    };
-                    if set.get("CheckSet") == Some(&Value::Bool(true)) {
-                        auto_update_check = Some(value.check);
+        impl Serialize for ShownPrefs {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                let prefs = &self.prefs;
+                let mut out = serializer.serialize_map(None)?;
+                $(
+                    let omitted = false $(|| $test(&prefs.$field))?;
+                    if !omitted {
+                        out.serialize_entry($key, &prefs.$field.write())?;
                     }
-                    if set.get("ApplySet") == Some(&Value::Bool(true)) {
-                        auto_update_apply = Some(value.apply);
-                    }
-                }
-                Ok(Self {
-                    $( $field: masked(&mut object, $key, $key_set)?, )*
-                    auto_update_check,
-                    auto_update_apply,
-                })
+                )*
+                let update = &prefs.auto_update;
+                out.serialize_entry("AutoUpdate", &write_auto_update(update.check, update.apply))?;
+                out.serialize_entry("Config", &self.config)?;
+                out.end()
             }
+        }
 
-            /// The JSON form: the changed keys, each with its `Set` flag.
-            pub fn to_json(&self) -> Value {
-                let mut out = Map::new();
-                // A preference is made of texts, numbers, flags and lists of
-                // these; none of them can fail to become JSON.
-                $( if let Some(value) = &self.$field {
-                    out.insert($key.to_owned(), serde_json::to_value(value).unwrap_or(Value::Null));
-                    out.insert($key_set.to_owned(), Value::Bool(true));
+        impl ShownPrefs {
+            fn from_object(mut object: Map<String, Value>) -> Result<Self, String> {
+                let mut prefs = Prefs::default();
+                $( if let Some(value) = object.remove($key) {
+                    prefs.$field = read($key, value)?;
                 } )*
-                if self.auto_update_check.is_some() || self.auto_update_apply.is_some() {
-                    out.insert("AutoUpdate".to_owned(), serde_json::json!({
-                        "Check": self.auto_update_check.unwrap_or_default(),
-                        "Apply": self.auto_update_apply.unwrap_or_default(),
-                    }));
-                    out.insert("AutoUpdateSet".to_owned(), serde_json::json!({
-                        "CheckSet": self.auto_update_check.is_some(),
-                        "ApplySet": self.auto_update_apply.is_some(),
-                    }));
+                if let Some(value) = object.remove("AutoUpdate") {
+                    prefs.auto_update = read_auto_update(&value, AutoUpdate::default())
+                        .map_err(|error| format!("AutoUpdate: {error}"))?;
                 }
-                Value::Object(out)
+                let config = object.remove("Config").map(parse).transpose()?;
+                Ok(Self { prefs, config })
             }
+        }
+
+        /// The JSON names of the preferences that change.
+        pub fn changed_names(change: &MaskedPrefs) -> Vec<&'static str> {
+            let mut names = Vec::new();
+            $( if change.$field.is_some() { names.push($key); } )*
+            if change.auto_update_check.is_some() || change.auto_update_apply.is_some() {
+                names.push("AutoUpdate");
+            }
+            names
+        }
+
+        /// Reads a change from its JSON form.
+        ///
+        /// # Errors
+        /// The text names the key whose value is not valid.
+        pub fn read_change(bytes: &[u8]) -> Result<MaskedPrefs, String> {
+            let mut object = canonical_keys(parse_object(bytes)?, MASKED_KEYS);
+            let (auto_update_check, auto_update_apply) = read_auto_update_change(&mut object)?;
+            Ok(MaskedPrefs {
+                $( $field: read_masked(&mut object, $key, $key_set)?, )*
+                auto_update_check,
+                auto_update_apply,
+            })
+        }
+
+        /// The JSON form of a change: the changed keys, each with its `Set` flag.
+        pub fn write_change(change: &MaskedPrefs) -> Value {
+            let mut out = Map::new();
+            $( if let Some(value) = &change.$field {
+                out.insert($key.to_owned(), value.write());
+                out.insert($key_set.to_owned(), Value::Bool(true));
+            } )*
+            let (check, apply) = (change.auto_update_check, change.auto_update_apply);
+            if check.is_some() || apply.is_some() {
+                let value = write_auto_update(check.unwrap_or_default(), apply.unwrap_or_default());
+                out.insert("AutoUpdate".to_owned(), value);
+                let set = json!({ "CheckSet": check.is_some(), "ApplySet": apply.is_some() });
+                out.insert("AutoUpdateSet".to_owned(), set);
+            }
+            Value::Object(out)
         }
     };
 }
 
-impl Default for NetfilterMode {
-    /// The meaning of a change without a value, as for every number: zero. The
-    /// default of the preference is [`NetfilterMode::On`].
-    fn default() -> Self {
-        Self::Off
+json_names! {
+    control_url = "ControlURL", "ControlURLSet";
+    route_all = "RouteAll", "RouteAllSet";
+    exit_node_id = "ExitNodeID", "ExitNodeIDSet";
+    exit_node_ip = "ExitNodeIP", "ExitNodeIPSet";
+    auto_exit_node = "AutoExitNode", "AutoExitNodeSet", omitted if is_default;
+    internal_exit_node_prior = "InternalExitNodePrior", "InternalExitNodePriorSet";
+    exit_node_allow_lan_access = "ExitNodeAllowLANAccess", "ExitNodeAllowLANAccessSet";
+    corp_dns = "CorpDNS", "CorpDNSSet";
+    run_ssh = "RunSSH", "RunSSHSet";
+    run_web_client = "RunWebClient", "RunWebClientSet";
+    want_running = "WantRunning", "WantRunningSet";
+    logged_out = "LoggedOut", "LoggedOutSet";
+    shields_up = "ShieldsUp", "ShieldsUpSet";
+    advertise_tags = "AdvertiseTags", "AdvertiseTagsSet";
+    hostname = "Hostname", "HostnameSet";
+    notepad_urls = "NotepadURLs", "NotepadURLsSet";
+    force_daemon = "ForceDaemon", "ForceDaemonSet", omitted if is_default;
+    egg = "Egg", "EggSet", omitted if is_default;
+    advertise_routes = "AdvertiseRoutes", "AdvertiseRoutesSet";
+    advertise_services = "AdvertiseServices", "AdvertiseServicesSet";
+    sync = "Sync", "SyncSet";
+    no_snat = "NoSNAT", "NoSNATSet";
+    no_stateful_filtering = "NoStatefulFiltering", "NoStatefulFilteringSet", omitted if is_default;
+    netfilter_mode = "NetfilterMode", "NetfilterModeSet";
+    operator_user = "OperatorUser", "OperatorUserSet", omitted if is_default;
+    profile_name = "ProfileName", "ProfileNameSet", omitted if is_default;
+    app_connector = "AppConnector", "AppConnectorSet";
+    posture_checking = "PostureChecking", "PostureCheckingSet";
+    netfilter_kind = "NetfilterKind", "NetfilterKindSet";
+    remote_config = "RemoteConfig", "RemoteConfigSet";
+    drive_shares = "DriveShares", "DriveSharesSet";
+    relay_server_port = "RelayServerPort", "RelayServerPortSet", omitted if is_default;
+    relay_server_static_endpoints = "RelayServerStaticEndpoints", "RelayServerStaticEndpointsSet", omitted if is_default;
+}
+
+fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, String> {
+    match serde_json::from_slice(bytes).map_err(|error| error.to_string())? {
+        Value::Object(object) => Ok(object),
+        _ => Err("expected a JSON object".to_owned()),
     }
 }
 
-prefs! {
-    /// Address of the coordination server; empty: none chosen yet.
-    {} control_url: String = "ControlURL", "ControlURLSet";
-    /// Accept subnet routes of other nodes.
-    {} route_all: bool = "RouteAll", "RouteAllSet";
-    /// Stable id of the exit node; empty: none.
-    {} exit_node_id: String = "ExitNodeID", "ExitNodeIDSet";
-    /// Address of the exit node, until the daemon turned it into an id.
-    {} exit_node_ip: MaybeIp = "ExitNodeIP", "ExitNodeIPSet";
-    /// `any`: let the daemon choose the exit node; else empty.
-    { #[serde(skip_serializing_if = "String::is_empty")] } auto_exit_node: String = "AutoExitNode", "AutoExitNodeSet";
-    /// The exit node used last; not settable by clients.
-    {} internal_exit_node_prior: String = "InternalExitNodePrior", "InternalExitNodePriorSet";
-    /// Reach the local network directly while an exit node is in use.
-    {} exit_node_allow_lan_access: bool = "ExitNodeAllowLANAccess", "ExitNodeAllowLANAccessSet";
-    /// Use the DNS configuration of the tailnet.
-    {} corp_dns: bool = "CorpDNS", "CorpDNSSet";
-    /// Run the SSH server.
-    {} run_ssh: bool = "RunSSH", "RunSSHSet";
-    /// Run the web interface.
-    {} run_web_client: bool = "RunWebClient", "RunWebClientSet";
-    /// Be connected.
-    {} want_running: bool = "WantRunning", "WantRunningSet";
-    /// The user logged out on purpose.
-    {} logged_out: bool = "LoggedOut", "LoggedOutSet";
-    /// Refuse incoming connections.
-    {} shields_up: bool = "ShieldsUp", "ShieldsUpSet";
-    /// Tags to ask for at login.
-    { #[serde(with = "nullable")] } advertise_tags: Vec<String> = "AdvertiseTags", "AdvertiseTagsSet";
-    /// Name to use instead of the machine's; empty: the machine's.
-    {} hostname: String = "Hostname", "HostnameSet";
-    /// Kept for compatibility, without effect.
-    {} notepad_urls: bool = "NotepadURLs", "NotepadURLsSet";
-    /// Stay connected when the user logs off (Windows).
-    { #[serde(skip_serializing_if = "is_false")] } force_daemon: bool = "ForceDaemon", "ForceDaemonSet";
-    /// Kept for compatibility, without effect.
-    { #[serde(skip_serializing_if = "is_false")] } egg: bool = "Egg", "EggSet";
-    /// Routes to offer; both default routes: offer to be an exit node.
-    { #[serde(with = "nullable")] } advertise_routes: Vec<IpNet> = "AdvertiseRoutes", "AdvertiseRoutesSet";
-    /// Services (`svc:name`) to offer.
-    { #[serde(with = "nullable")] } advertise_services: Vec<String> = "AdvertiseServices", "AdvertiseServicesSet";
-    /// Talk to the coordination server; `None` counts as true.
-    {} sync: Option<bool> = "Sync", "SyncSet";
-    /// Do not hide subnet-route traffic behind this node's address.
-    {} no_snat: bool = "NoSNAT", "NoSNATSet";
-    /// Do not filter forwarded traffic statefully.
-    { #[serde(skip_serializing_if = "Option::is_none")] } no_stateful_filtering: Option<bool> = "NoStatefulFiltering", "NoStatefulFilteringSet";
-    /// The handling of the firewall.
-    {} netfilter_mode: NetfilterMode = "NetfilterMode", "NetfilterModeSet";
-    /// User who may change things without being root.
-    { #[serde(skip_serializing_if = "String::is_empty")] } operator_user: String = "OperatorUser", "OperatorUserSet";
-    /// Name of this profile.
-    { #[serde(skip_serializing_if = "String::is_empty")] } profile_name: String = "ProfileName", "ProfileNameSet";
-    /// App connector.
-    {} app_connector: AppConnector = "AppConnector", "AppConnectorSet";
-    /// Report device posture.
-    {} posture_checking: bool = "PostureChecking", "PostureCheckingSet";
-    /// `iptables`, `nftables`, or empty for whatever fits.
-    {} netfilter_kind: String = "NetfilterKind", "NetfilterKindSet";
-    /// Let the coordination server edit everything.
-    {} remote_config: bool = "RemoteConfig", "RemoteConfigSet";
-    /// Shared folders.
-    { #[serde(with = "nullable")] } drive_shares: Vec<Value> = "DriveShares", "DriveSharesSet";
-    /// Port of the peer relay server; 0: any; `None`: off.
-    { #[serde(skip_serializing_if = "Option::is_none")] } relay_server_port: Option<u16> = "RelayServerPort", "RelayServerPortSet";
-    /// Addresses under which the peer relay server can be reached.
-    { #[serde(skip_serializing_if = "Vec::is_empty", with = "nullable")] } relay_server_static_endpoints: Vec<SocketAddr> = "RelayServerStaticEndpoints", "RelayServerStaticEndpointsSet";
+/// The two parts of `AutoUpdate` that change.
+type AutoUpdateChange = (Option<bool>, Option<Option<bool>>);
+
+fn read_auto_update_change(object: &mut Map<String, Value>) -> Result<AutoUpdateChange, String> {
+    let Some(Value::Object(set)) = object.remove("AutoUpdateSet") else {
+        return Ok((None, None));
+    };
+    let set = canonical_keys(set, &["CheckSet", "ApplySet"]);
+    let value = match object.remove("AutoUpdate") {
+        Some(value) => read_auto_update(&value, AutoUpdate::default())
+            .map_err(|error| format!("AutoUpdate: {error}"))?,
+        None => AutoUpdate {
+            check: false,
+            apply: None,
+        },
+    };
+    let is_set = |key| set.get(key) == Some(&Value::Bool(true));
+    Ok((
+        is_set("CheckSet").then_some(value.check),
+        is_set("ApplySet").then_some(value.apply),
+    ))
 }
 
-impl Default for Prefs {
-    fn default() -> Self {
-        Self {
-            control_url: String::new(),
-            route_all: false,
-            exit_node_id: String::new(),
-            exit_node_ip: MaybeIp(None),
-            auto_exit_node: String::new(),
-            internal_exit_node_prior: String::new(),
-            exit_node_allow_lan_access: false,
-            corp_dns: true,
-            run_ssh: false,
-            run_web_client: false,
-            want_running: false,
-            logged_out: false,
-            shields_up: false,
-            advertise_tags: Vec::new(),
-            hostname: String::new(),
-            notepad_urls: false,
-            force_daemon: false,
-            egg: false,
-            advertise_routes: Vec::new(),
-            advertise_services: Vec::new(),
-            sync: None,
-            no_snat: false,
-            no_stateful_filtering: Some(true),
-            netfilter_mode: NetfilterMode::On,
-            operator_user: String::new(),
-            profile_name: String::new(),
-            app_connector: AppConnector::default(),
-            posture_checking: false,
-            netfilter_kind: String::new(),
-            remote_config: false,
-            drive_shares: Vec::new(),
-            relay_server_port: None,
-            relay_server_static_endpoints: Vec::new(),
-            auto_update: AutoUpdate::default(),
-            config: None,
-        }
+impl<'de> Deserialize<'de> for ShownPrefs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        Self::from_value(value).map_err(serde::de::Error::custom)
     }
 }
 
-impl Prefs {
+impl ShownPrefs {
     /// Reads preferences as other programs send them.
+    ///
+    /// # Errors
+    /// The text names the key whose value is not valid.
     pub fn from_json(bytes: &[u8]) -> Result<Self, String> {
-        let value = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-        Self::from_value(value)
+        Self::from_object(canonical_keys(parse_object(bytes)?, PREF_KEYS))
     }
 
     /// The JSON form.
-    pub fn to_json(&self) -> Vec<u8> {
-        // Preferences are texts, numbers, flags and lists of these; none of them
+    pub fn to_json(&self) -> String {
+        // Preferences are texts, numbers, flags and lists of these: none of them
         // can fail to become JSON.
-        serde_json::to_vec(self).unwrap_or_default()
+        serde_json::to_string(self).unwrap_or_default()
     }
 
     fn from_value(value: Value) -> Result<Self, String> {
         let Value::Object(object) = value else {
             return Err("expected a JSON object".to_owned());
         };
-        let object = canonical_keys(object, PREF_KEYS);
-        serde_json::from_value(Value::Object(object)).map_err(|error| error.to_string())
+        Self::from_object(canonical_keys(object, PREF_KEYS))
     }
-
-    /// Whether these preferences ask for something this build cannot do.
-    ///
-    /// The text says which one and what to do; it is shown to the user as is.
-    pub fn check(&self) -> Result<(), String> {
-        if self.run_ssh {
-            return Err("the SSH server is not in this version yet; leave out --ssh".to_owned());
-        }
-        if !self.auto_exit_node.is_empty() {
-            return Err(
-                "choosing an exit node automatically (auto:any) is not in this version yet; \
-                        name one with --exit-node"
-                    .to_owned(),
-            );
-        }
-        if let (true, Some(ip)) = (self.exit_node_id.is_empty(), self.exit_node_ip.0) {
-            return Err(format!(
-                "no known node with the address {ip} offers to be an exit node; \
-                 connect without one, look at: warren status, then: warren set --exit-node NAME"
-            ));
-        }
-        if !self.hostname.is_empty() {
-            check_hostname(&self.hostname)?;
-        }
-        Ok(())
-    }
-
-    /// Whether both default routes are offered.
-    pub fn advertises_exit_node(&self) -> bool {
-        let (v4, v6) = exit_routes();
-        self.advertise_routes.contains(&v4) && self.advertise_routes.contains(&v6)
-    }
-}
-
-/// The two default routes that make an exit node.
-pub fn exit_routes() -> (IpNet, IpNet) {
-    use std::net::{Ipv4Addr, Ipv6Addr};
-    (
-        IpNet::V4(ipnet::Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0)),
-        IpNet::V6(ipnet::Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0)),
-    )
-}
-
-/// Checks a host name: letters, digits and hyphens in labels of at most 63,
-/// at most 253 in all.
-pub fn check_hostname(name: &str) -> Result<(), String> {
-    let bad = |why: &str| Err(format!("host name {name:?} is not usable in DNS: {why}"));
-    if name.len() > 253 {
-        return bad("it is longer than 253 characters");
-    }
-    for label in name.split('.') {
-        if label.is_empty() {
-            return bad("it has an empty part");
-        }
-        if label.len() > 63 {
-            return bad("a part is longer than 63 characters");
-        }
-        if label.starts_with('-') || label.ends_with('-') {
-            return bad("a part starts or ends with a hyphen");
-        }
-        if !label
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b == b'-')
-        {
-            return bad("only letters, digits and hyphens are allowed");
-        }
-    }
-    Ok(())
 }
 
 /// Body of `start`: begin with these preferences, perhaps with an auth key.
@@ -510,7 +427,7 @@ impl Options {
         };
         let update_prefs = object
             .remove("UpdatePrefs")
-            .map(Prefs::from_value)
+            .map(|value| ShownPrefs::from_value(value).map(|shown| shown.prefs))
             .transpose()
             .map_err(|error| format!("UpdatePrefs: {error}"))?;
         let force_login = match object.remove("ForceLogin") {
@@ -529,7 +446,7 @@ impl Options {
     pub fn to_json(&self) -> Value {
         let mut form = serde_json::json!({
             "FrontendLogID": "",
-            "UpdatePrefs": self.update_prefs,
+            "UpdatePrefs": self.update_prefs.clone().map(ShownPrefs::from),
             "AuthKey": self.auth_key,
         });
         if self.force_login {
@@ -554,6 +471,62 @@ mod tests {
         ] {
             let text = shown[field].as_str().unwrap();
             assert_eq!(text, format!("{prefix}{}", "0".repeat(digits)), "{field}");
+        }
+    }
+
+    #[test]
+    fn preferences_and_changes_survive_as_json() {
+        let prefs = Prefs {
+            control_url: "http://c".into(),
+            exit_node_ip: Some("100.64.0.1".parse().unwrap()),
+            netfilter_mode: NetfilterMode::NoDivert,
+            advertise_routes: vec!["10.0.0.0/8".parse().unwrap()],
+            relay_server_port: Some(0),
+            sync: Some(false),
+            app_connector: AppConnector { advertise: true },
+            auto_update: AutoUpdate {
+                check: false,
+                apply: Some(true),
+            },
+            ..Prefs::default()
+        };
+        let shown = ShownPrefs::from(prefs.clone());
+        let text = serde_json::to_vec(&shown).unwrap();
+        assert_eq!(ShownPrefs::from_json(&text).unwrap(), shown);
+        let change = MaskedPrefs::all(&prefs);
+        let text = write_change(&change).to_string();
+        assert_eq!(read_change(text.as_bytes()).unwrap(), change);
+        assert_eq!(changed_names(&change).len(), PREF_KEYS.len() - 1);
+    }
+
+    #[test]
+    fn default_preferences_are_written_as_the_official_client_writes_them() {
+        let value = serde_json::to_value(ShownPrefs::default()).unwrap();
+        let keys = value.as_object().unwrap();
+        for omitted in [
+            "AutoExitNode",
+            "ForceDaemon",
+            "Egg",
+            "OperatorUser",
+            "ProfileName",
+            "RelayServerPort",
+            "RelayServerStaticEndpoints",
+        ] {
+            assert!(!keys.contains_key(omitted), "{omitted}");
+        }
+        assert_eq!(keys.len(), PREF_KEYS.len() - 7);
+        assert_eq!(value["ExitNodeIP"], "");
+        assert_eq!(value["NetfilterMode"], 2);
+        assert_eq!(value["NoStatefulFiltering"], true);
+        assert_eq!(value["AutoUpdate"], json!({ "Check": true, "Apply": null }));
+        for null in [
+            "AdvertiseTags",
+            "AdvertiseRoutes",
+            "DriveShares",
+            "Sync",
+            "Config",
+        ] {
+            assert!(value[null].is_null(), "{null}");
         }
     }
 }

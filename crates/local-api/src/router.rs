@@ -244,7 +244,7 @@ async fn authorize<T: NodeApi>(
 
 /// The user id of the operator, if one is named and exists.
 async fn operator<T: Handler<GetPrefs>>(node: &T) -> Option<u32> {
-    let prefs = node.handle(GetPrefs).await.ok()?;
+    let prefs = node.handle(GetPrefs).await.ok()?.prefs;
     if prefs.operator_user.is_empty() {
         return None;
     }

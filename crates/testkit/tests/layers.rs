@@ -19,6 +19,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "vocabulary",
         &["wire", "control-types", "timers", "testkit"],
     ),
+    ("types of nodes", &["node-types"]),
     (
         "core",
         &[

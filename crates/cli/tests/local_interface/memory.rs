@@ -11,11 +11,12 @@ use warren_local_api::endpoints::*;
 use warren_local_api::error::{ApiError, Reply};
 use warren_local_api::filter::{FilterReport, WhyAnswer};
 use warren_local_api::notify::{Notify, NotifyMask, Snapshot, State};
-use warren_local_api::prefs::Prefs;
+use warren_local_api::prefs::{ShownPrefs, changed_names};
 use warren_local_api::types::{
     LoginProfile, NetcheckReport, PeerStatus, PingResult, PingType, Status, WhoIsResponse,
     WhoIsTarget,
 };
+use warren_node_types::Prefs;
 
 /// The auth key that the node accepts.
 pub const KEY: &str = "tskey-auth-good";
@@ -130,7 +131,7 @@ impl Handler<WatchBus> for Memory {
         let snapshot = Snapshot {
             session_id: format!("s{}", inner.listeners.len()),
             state: inner.state,
-            prefs: inner.prefs.clone(),
+            prefs: inner.prefs.clone().into(),
             ..Snapshot::default()
         };
         if let Some(first) = Notify::initial(mask, snapshot) {
@@ -194,23 +195,25 @@ impl Handler<GetCurrentProfile> for Memory {
 }
 
 impl Handler<GetPrefs> for Memory {
-    async fn handle(&self, _: GetPrefs) -> Reply<Prefs> {
-        Ok(self.0.lock().unwrap().prefs.clone())
+    async fn handle(&self, _: GetPrefs) -> Reply<ShownPrefs> {
+        Ok(self.0.lock().unwrap().prefs.clone().into())
     }
 }
 
 impl Handler<EditPrefs> for Memory {
-    async fn handle(&self, request: EditPrefs) -> Reply<Prefs> {
+    async fn handle(&self, request: EditPrefs) -> Reply<ShownPrefs> {
         let mut inner = self.0.lock().unwrap();
         let change = request.prepare(&inner.prefs, &inner.status(true))?;
-        inner.log.push(format!("edit {}", change.names().join(" ")));
+        inner
+            .log
+            .push(format!("edit {}", changed_names(&change).join(" ")));
         change.apply_to(&mut inner.prefs);
         match change.want_running {
             Some(true) => inner.enter(State::Running),
             Some(false) => inner.enter(State::Stopped),
             None => {}
         }
-        Ok(inner.prefs.clone())
+        Ok(inner.prefs.clone().into())
     }
 }
 

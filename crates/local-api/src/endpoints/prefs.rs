@@ -5,8 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::without_content;
 use crate::endpoint::{IncomingRequest, OutgoingRequest, RequestForm};
 use crate::error::{ApiError, Reply};
-use crate::go_json::MaybeIp;
-use crate::prefs::{MaskedPrefs, Prefs};
+use crate::prefs::{MaskedPrefs, Prefs, ShownPrefs, read_change, write_change};
 use crate::types::Status;
 
 /// The current preferences, with `config` filled once logged in.
@@ -35,11 +34,11 @@ impl EditPrefs {
                 "InternalExitNodePrior cannot be set".to_owned(),
             ));
         }
-        if let Some(MaybeIp(Some(ip))) = change.exit_node_ip
+        if let Some(Some(ip)) = change.exit_node_ip
             && let Some(id) = status.exit_node_at(ip)
         {
             change.exit_node_id = Some(id.to_owned());
-            change.exit_node_ip = Some(MaybeIp(None));
+            change.exit_node_ip = Some(None);
         }
         let mut outcome = current.clone();
         change.apply_to(&mut outcome);
@@ -50,12 +49,12 @@ impl EditPrefs {
 
 impl RequestForm for EditPrefs {
     async fn read(request: IncomingRequest) -> Reply<Self> {
-        let change = MaskedPrefs::from_json(&request.bytes().await?).map_err(ApiError::Refused)?;
+        let change = read_change(&request.bytes().await?).map_err(ApiError::Refused)?;
         Ok(Self { change })
     }
 
     fn write(&self) -> OutgoingRequest {
-        OutgoingRequest::with_body(self.change.to_json().to_string())
+        OutgoingRequest::with_body(write_change(&self.change).to_string())
     }
 }
 
@@ -69,12 +68,12 @@ pub struct CheckPrefs {
 
 impl RequestForm for CheckPrefs {
     async fn read(request: IncomingRequest) -> Reply<Self> {
-        let prefs = Prefs::from_json(&request.bytes().await?).map_err(ApiError::Refused)?;
-        Ok(Self { prefs })
+        let shown = ShownPrefs::from_json(&request.bytes().await?).map_err(ApiError::Refused)?;
+        Ok(Self { prefs: shown.prefs })
     }
 
     fn write(&self) -> OutgoingRequest {
-        OutgoingRequest::with_body(self.prefs.to_json())
+        OutgoingRequest::with_body(ShownPrefs::from(self.prefs.clone()).to_json())
     }
 }
 
@@ -100,10 +99,10 @@ impl CheckPrefs {
 /// Replaces the address of the exit node by its stable id, if a peer with that
 /// address offers to be one.
 pub fn name_exit_node(prefs: &mut Prefs, status: &Status) {
-    if let Some(ip) = prefs.exit_node_ip.0
+    if let Some(ip) = prefs.exit_node_ip
         && let Some(id) = status.exit_node_at(ip)
     {
         prefs.exit_node_id = id.to_owned();
-        prefs.exit_node_ip = MaybeIp(None);
+        prefs.exit_node_ip = None;
     }
 }

@@ -26,7 +26,7 @@ use crate::localapi::error::{ApiError, Reply};
 use crate::localapi::filter::{FilterReport, WhyAnswer};
 use crate::localapi::metrics;
 use crate::localapi::notify::Notify;
-use crate::localapi::prefs::Prefs;
+use crate::localapi::prefs::ShownPrefs;
 use crate::localapi::types::{LoginProfile, NetcheckReport, PingResult, Status, WhoIsResponse};
 
 /// Work for the engine task.
@@ -135,15 +135,15 @@ impl Handler<GetCurrentProfile> for NodeHandle {
 // ---- preferences ----
 
 impl Handler<GetPrefs> for NodeHandle {
-    async fn handle(&self, _: GetPrefs) -> Reply<Prefs> {
+    async fn handle(&self, _: GetPrefs) -> Reply<ShownPrefs> {
         self.now(|task| Ok(task.prefs())).await
     }
 }
 
 impl Handler<EditPrefs> for NodeHandle {
-    async fn handle(&self, request: EditPrefs) -> Reply<Prefs> {
+    async fn handle(&self, request: EditPrefs) -> Reply<ShownPrefs> {
         self.now(|task| {
-            let change = request.prepare(&task.prefs(), &task.status(true))?;
+            let change = request.prepare(&task.prefs().prefs, &task.status(true))?;
             task.edit_prefs(&change)
         })
         .await

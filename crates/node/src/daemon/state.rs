@@ -23,7 +23,7 @@ use warren_host::lock::{LockError, LockFile};
 use warren_keys::{Entropy, MachineSecret, NodeSecret};
 use zeroize::Zeroizing;
 
-use crate::localapi::prefs::{Persist, Prefs};
+use crate::localapi::prefs::{Persist, Prefs, ShownPrefs};
 
 const MACHINE_KEY: &str = "_machinekey";
 const PROFILES: &str = "_profiles";
@@ -186,7 +186,8 @@ impl StateFolder {
     /// # Errors
     /// [`StateError::Write`]; the file is then as before.
     pub fn save(&mut self) -> Result<(), StateError> {
-        let mut prefs = serde_json::to_value(&self.prefs).unwrap_or_default();
+        let mut prefs =
+            serde_json::to_value(ShownPrefs::from(self.prefs.clone())).unwrap_or_default();
         prefs["Config"] = match &self.login {
             None => Value::Null,
             Some(login) => json!({
@@ -297,8 +298,10 @@ fn value(
 
 fn read_profile(bytes: &[u8]) -> Result<(Prefs, Option<Login>), String> {
     let value: Value = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    let prefs: Prefs =
-        serde_json::from_value(value.clone()).map_err(|error| format!("preferences: {error}"))?;
+    let ShownPrefs {
+        prefs,
+        config: shown,
+    } = serde_json::from_value(value.clone()).map_err(|error| format!("preferences: {error}"))?;
     let config = &value["Config"];
     let key = |name: &str| match config[name].as_str() {
         None => Ok(None),
@@ -311,7 +314,7 @@ fn read_profile(bytes: &[u8]) -> Result<(Prefs, Option<Login>), String> {
     let Some(node_key) = key("PrivateNodeKey")? else {
         return Ok((prefs, None));
     };
-    let shown = prefs.config.clone().unwrap_or_default();
+    let shown = shown.unwrap_or_default();
     let login = Login {
         node_key,
         old_node_key: key("OldPrivateNodeKey")?,

@@ -7,19 +7,19 @@ use warren_node_core::NodePrefs;
 
 use super::EngineTask;
 use crate::localapi::error::Reply;
-use crate::localapi::prefs::{MaskedPrefs, Prefs};
+use crate::localapi::prefs::{MaskedPrefs, Prefs, ShownPrefs};
 
 impl EngineTask {
     /// The preferences.
-    pub(in crate::daemon) fn prefs(&self) -> Prefs {
-        Prefs {
+    pub(in crate::daemon) fn prefs(&self) -> ShownPrefs {
+        ShownPrefs {
             config: self.state.shown_login(),
-            ..self.state.prefs.clone()
+            prefs: self.state.prefs.clone(),
         }
     }
 
     /// Changes preferences.
-    pub(in crate::daemon) fn edit_prefs(&mut self, change: &MaskedPrefs) -> Reply<Prefs> {
+    pub(in crate::daemon) fn edit_prefs(&mut self, change: &MaskedPrefs) -> Reply<ShownPrefs> {
         let before = self.state.prefs.clone();
         change.apply_to(&mut self.state.prefs);
         if let Err(error) = self.save_state() {
