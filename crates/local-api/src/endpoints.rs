@@ -63,9 +63,10 @@ macro_rules! endpoints {
         }
 
         #[cfg(test)]
-        /// Name, methods and path of every row.
-        const ROWS: &[(&str, &[http::Method], &str)] = &[
-            $((stringify!($request), <$request as $crate::endpoint::Endpoint>::METHODS, $path),)*
+        /// Name, methods, path and permission of every row.
+        pub(crate) const ROWS: &[(&str, &[http::Method], &str, Permission)] = &[
+            $((stringify!($request), <$request as $crate::endpoint::Endpoint>::METHODS, $path,
+                Permission::$permission),)*
         ];
     };
 }
@@ -132,10 +133,10 @@ mod tests {
 
     #[test]
     fn no_two_endpoints_share_a_method_and_a_path() {
-        for (index, (name, methods, path)) in ROWS.iter().enumerate() {
+        for (index, (name, methods, path, _)) in ROWS.iter().enumerate() {
             assert!(path.starts_with("/localapi/v0/"), "{name}");
             assert!(!methods.is_empty(), "{name}");
-            for (other, other_methods, other_path) in &ROWS[index + 1..] {
+            for (other, other_methods, other_path, _) in &ROWS[index + 1..] {
                 let both = methods.iter().any(|method| other_methods.contains(method));
                 assert!(path != other_path || !both, "{name} and {other}");
             }

@@ -111,7 +111,8 @@ async fn dispatch<T>(
     if !permitted {
         return refusal(&ApiError::AccessDenied(format!("{name} access denied")));
     }
-    let span = tracing::debug_span!("request", method = %head.method, name);
+    let caller = head.extensions.get::<Caller>();
+    let span = tracing::debug_span!("request", ?caller, method = %head.method, name);
     let request = IncomingRequest {
         query: Query::parse(head.uri.query().unwrap_or_default()),
         headers: head.headers,
@@ -250,4 +251,76 @@ async fn operator<T: Handler<GetPrefs>>(node: &T) -> Option<u32> {
     }
     let passwd = tokio::fs::read_to_string("/etc/passwd").await;
     user_id(&prefs.operator_user, &passwd.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::endpoints::ROWS;
+    use http_body_util::BodyExt as _;
+    use tower::ServiceExt as _;
+
+    /// A node that refuses everything as unavailable.
+    struct Unavailable;
+
+    impl<E: Endpoint> Handler<E> for Unavailable {
+        async fn handle(&self, _: E) -> Reply<E::Answer> {
+            Err(ApiError::Unavailable("later".to_owned()))
+        }
+    }
+
+    async fn send(caller: Caller, method: &Method, path: &str) -> (StatusCode, String) {
+        let request = http::Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, HOST)
+            .extension(caller)
+            .body(Body::empty())
+            .unwrap();
+        let router = local_router(Arc::new(Unavailable));
+        let response = router.oneshot(request).await.unwrap();
+        let status = response.status();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn every_row_is_reached_by_its_methods_only() {
+        let root = Caller::LocalUser { uid: 0 };
+        for (name, methods, path, _) in ROWS {
+            for method in *methods {
+                let (status, text) = send(root, method, path).await;
+                // The request is empty: it fails in the handler or in the query.
+                let reached = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::BAD_REQUEST];
+                assert!(
+                    reached.contains(&status),
+                    "{name} {method}: {status} {text}"
+                );
+            }
+            let (status, _) = send(root, &Method::DELETE, path).await;
+            assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED, "{name}");
+        }
+        let (status, _) = send(root, &Method::HEAD, "/localapi/v0/status").await;
+        assert_eq!(
+            status,
+            StatusCode::METHOD_NOT_ALLOWED,
+            "GET does not include HEAD"
+        );
+        let (status, text) = send(root, &Method::GET, "/localapi/v0/missing").await;
+        assert_eq!(status, StatusCode::NOT_FOUND, "{text}");
+    }
+
+    #[tokio::test]
+    async fn rows_that_need_the_permission_to_write_refuse_other_users() {
+        for (name, methods, path, permission) in ROWS {
+            let (status, text) = send(Caller::UnknownUser, &methods[0], path).await;
+            let denied = status == StatusCode::FORBIDDEN;
+            assert_eq!(denied, *permission == Permission::Write, "{name}: {text}");
+            if denied {
+                let name = path.trim_start_matches("/localapi/v0/");
+                assert_eq!(text, format!("{name} access denied\n"));
+            }
+        }
+    }
 }
