@@ -100,6 +100,10 @@ pub struct Serve {
     /// How long a login of a user's node works; "0" is for ever.
     #[arg(long, default_value = "180d", value_name = "TIME", value_parser = parse_duration)]
     pub key_expiry: Duration,
+    /// Connections at a time. One in four is for clients that have not yet shown
+    /// that they are nodes of this network.
+    #[arg(long, default_value_t = crate::connections::DEFAULT_MAX_CONNECTIONS, value_name = "N")]
+    pub max_connections: usize,
     /// User that the printed key belongs to; made if there is none.
     #[arg(long, default_value = "default", value_name = "NAME")]
     pub user: String,

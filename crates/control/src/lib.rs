@@ -6,8 +6,10 @@
 //! * [`server`] accepts connections, tells TLS from plain HTTP by the first
 //!   byte, serves what is public (`/key`, `/health`, ...) and hands relay
 //!   connections to the embedded relay;
+//! * [`connections`] bounds how many there are, in all and from one source;
 //! * [`noise`] takes the upgraded connection, makes the Noise handshake and
 //!   serves HTTP/2 inside it;
+//! * [`channel_idle`] ends control channels that are not used;
 //! * [`machine`] is what is served there: registration and the map stream;
 //! * [`ssh_action`] is served there too: may this session over SSH go on?
 //! * [`questions`] are what this server asks nodes, over their map streams;
@@ -22,7 +24,9 @@
 
 pub mod admin;
 pub mod args;
+pub mod channel_idle;
 pub mod clock;
+pub mod connections;
 pub mod coordinator;
 pub mod machine;
 pub mod noise;

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use data_encoding::BASE64;
 use futures_util::{SinkExt as _, StreamExt as _};
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -21,13 +22,16 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, Role, WebSocketConfig};
 use tokio_util::io::{CopyToBytes, SinkWriter, StreamReader};
+use tracing::Instrument as _;
 use warren_channel::{Accepted, Channel, accept, early};
 use warren_control_types::{CapabilityVersion, EarlyNoise};
 use warren_dial::noise_stream::NoiseStream;
-use warren_keys::{ChallengeSecret, MachineSecret};
+use warren_keys::{ChallengeSecret, MachinePublic, MachineSecret};
 
 use warren_dial::SystemEntropy;
 
+use crate::channel_idle::OpenRequests;
+use crate::connections::Slot;
 use crate::coordinator::CoordinatorHandle;
 use crate::machine::{self, ReplyBody, text, whole};
 
@@ -59,11 +63,12 @@ impl Upgrader {
     pub fn upgrade(
         self: &Arc<Self>,
         source: Option<IpAddr>,
+        slot: Arc<Slot>,
         request: Request<Incoming>,
     ) -> Response<ReplyBody> {
         match *request.method() {
-            Method::POST => self.upgrade_native(source, request),
-            Method::GET => self.upgrade_websocket(source, request),
+            Method::POST => self.upgrade_native(source, slot, request),
+            Method::GET => self.upgrade_websocket(source, slot, request),
             _ => text(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "use POST, or GET with a WebSocket",
@@ -74,6 +79,7 @@ impl Upgrader {
     fn upgrade_native(
         self: &Arc<Self>,
         source: Option<IpAddr>,
+        slot: Arc<Slot>,
         mut request: Request<Incoming>,
     ) -> Response<ReplyBody> {
         let headers = request.headers();
@@ -98,15 +104,16 @@ impl Upgrader {
         };
         let this = self.clone();
         let upgraded = hyper::upgrade::on(&mut request);
-        tokio::spawn(async move {
+        let upgraded = async move {
             match upgraded.await {
                 Ok(upgraded) => {
-                    this.serve(TokioIo::new(upgraded), accepted, source, true)
+                    this.serve(TokioIo::new(upgraded), accepted, source, slot, true)
                         .await;
                 }
                 Err(error) => tracing::debug!("an upgrade did not happen: {error}"),
             }
-        });
+        };
+        tokio::spawn(upgraded.in_current_span());
         let mut response = Response::new(whole(Bytes::new()));
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         let headers = response.headers_mut();
@@ -118,6 +125,7 @@ impl Upgrader {
     fn upgrade_websocket(
         self: &Arc<Self>,
         source: Option<IpAddr>,
+        slot: Arc<Slot>,
         mut request: Request<Incoming>,
     ) -> Response<ReplyBody> {
         let headers = request.headers();
@@ -155,7 +163,7 @@ impl Upgrader {
         };
         let this = self.clone();
         let upgraded = hyper::upgrade::on(&mut request);
-        tokio::spawn(async move {
+        let upgraded = async move {
             let upgraded = match upgraded.await {
                 Ok(upgraded) => TokioIo::new(upgraded),
                 Err(error) => return tracing::debug!("an upgrade did not happen: {error}"),
@@ -192,10 +200,12 @@ impl Upgrader {
                 tokio::io::join(Box::pin(reader), Box::pin(writer)),
                 accepted,
                 source,
+                slot,
                 false,
             )
             .await;
-        });
+        };
+        tokio::spawn(upgraded.in_current_span());
         let mut response = Response::new(whole(Bytes::new()));
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         let headers = response.headers_mut();
@@ -226,6 +236,7 @@ impl Upgrader {
         stream: S,
         accepted: Accepted,
         source: Option<IpAddr>,
+        slot: Arc<Slot>,
         may_be_early: bool,
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -243,24 +254,55 @@ impl Upgrader {
         }
         // Both go out with the first bytes of HTTP/2, in one segment.
         let stream = NoiseStream::new(stream, channel, &[], &first);
-        let coordinator = self.coordinator.clone();
-        let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-            let coordinator = coordinator.clone();
+        if self.owns_node(&machine) {
+            slot.identify();
+        }
+        let requests = OpenRequests::default();
+        let service = hyper::service::service_fn(|request: Request<Incoming>| {
+            let open = requests.begin();
+            let (this, slot) = (self.clone(), slot.clone());
             async move {
-                let answer = machine::handle(coordinator, machine, source, request).await;
-                Ok::<_, std::convert::Infallible>(answer)
+                let answer =
+                    machine::handle(this.coordinator.clone(), machine, source, request).await;
+                if !slot.is_identified() && this.owns_node(&machine) {
+                    slot.identify();
+                }
+                // A map stream is open as long as its body.
+                Ok::<_, std::convert::Infallible>(answer.map(|body| {
+                    body.map_frame(move |frame| {
+                        let _ = &open;
+                        frame
+                    })
+                    .boxed_unsync()
+                }))
             }
         });
-        let served = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+        let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_TIMEOUT)
             .max_concurrent_streams(MAX_STREAMS)
-            .serve_connection(TokioIo::new(stream), service)
-            .await;
-        if let Err(error) = served {
-            tracing::debug!(%machine, "a channel ended: {error}");
+            .serve_connection(TokioIo::new(stream), service);
+        tokio::select! {
+            served = serving => {
+                if let Err(error) = served {
+                    tracing::debug!(%machine, "a channel ended: {error}");
+                }
+            }
+            unused = requests.unused(|| self.owns_node(&machine)) => {
+                tracing::debug!(%machine, "a channel was closed: {unused}");
+            }
+            () = slot.must_close() => {
+                tracing::debug!(%machine, "a channel was closed to make room for another connection");
+            }
         }
+    }
+
+    fn owns_node(&self, machine: &MachinePublic) -> bool {
+        self.coordinator.read(|coordinator| {
+            let mut nodes = coordinator.snapshot().nodes.values();
+            nodes.any(|node| node.machine == *machine)
+        })
     }
 }
 

@@ -14,6 +14,7 @@ use tokio_rustls::TlsAcceptor;
 use url::{Host, Url};
 use warren_control_core::{Config, Coordinator, GivenPolicy, NewAuthKey};
 use warren_control_types::{DerpMap, DerpNode, DerpRegion, HostAddress, RegionId};
+use warren_dial::limits::raise_file_limit;
 use warren_relay::tls::Certificate;
 use warren_relay::{Applicant, Relay};
 
@@ -24,6 +25,7 @@ use crate::args::{
 use crate::clock::wall_clock;
 use warren_dial::SystemEntropy;
 
+use crate::connections::{ConnectionLimits, ConnectionTable, DEFAULT_MAX_CONNECTIONS, OTHER_FILES};
 use crate::coordinator::CoordinatorHandle;
 use crate::noise::Upgrader;
 use crate::output::{self, Hints};
@@ -216,6 +218,8 @@ pub struct Running {
     pub lines: mpsc::UnboundedReceiver<String>,
     /// The server's tasks; they end when this is dropped.
     pub tasks: tokio::task::JoinSet<()>,
+    /// The connections of its port.
+    pub connections: Arc<ConnectionTable>,
     relay: Option<Relay>,
     _state: StateDir,
 }
@@ -410,6 +414,9 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
         Relay::new(config)
     });
     let public_key = key.public();
+    let needed_files = serve.max_connections.saturating_add(OTHER_FILES);
+    let files = raise_file_limit(needed_files as u64);
+    let connections = ConnectionTable::new(ConnectionLimits::new(serve.max_connections, files));
     let server = Arc::new(Server {
         coordinator: coordinator.clone(),
         upgrader: Arc::new(Upgrader {
@@ -419,6 +426,7 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
         relay: relay.clone(),
         tls,
         public_key,
+        connections: connections.clone(),
     });
     let door = Door::open(state.path()).map_err(|error| {
         Failure::Failed(format!(
@@ -452,6 +460,7 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
         banner,
         lines,
         tasks,
+        connections,
         relay,
         _state: state,
     })
@@ -777,6 +786,7 @@ pub fn defaults() -> Serve {
         base_domain: "warren.internal".to_owned(),
         ephemeral_timeout: Duration::from_secs(120),
         key_expiry: Duration::from_secs(180 * 86_400),
+        max_connections: DEFAULT_MAX_CONNECTIONS,
         user: "default".to_owned(),
     }
 }

@@ -18,22 +18,23 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
+use tracing::Instrument as _;
 use warren_control_types::{CapabilityVersion, OverTlsPublicKeyResponse};
 use warren_keys::{MachinePublic, NodePublic};
 use warren_relay::{Prefixed, Relay, RequestHead};
 
 use crate::admin::CheckView;
+use crate::connections::{ConnectionTable, Slot};
 use crate::coordinator::CoordinatorHandle;
 use crate::machine::{ReplyBody, json, read_body, text, whole};
 use crate::noise::Upgrader;
 use crate::pages;
 
-/// Connections at a time. Beyond it new ones wait in the kernel.
-const MAX_CONNECTIONS: usize = 16_384;
 /// How long a client may take for the TLS handshake and the request head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+/// The relay ends connections earlier that have not proven a key of a node.
+const RELAY_LOGIN: Duration = Duration::from_secs(30);
 /// The type byte of a TLS handshake record (RFC 8446 section 5.1).
 const TLS_HANDSHAKE: u8 = 22;
 /// Headers that no client of ours fills.
@@ -66,6 +67,8 @@ pub struct Server {
     pub tls: Tls,
     /// Our Noise key.
     pub public_key: MachinePublic,
+    /// The connections of this listener.
+    pub connections: Arc<ConnectionTable>,
 }
 
 impl std::fmt::Debug for Server {
@@ -79,19 +82,27 @@ impl std::fmt::Debug for Server {
 impl Server {
     /// Serves connections until the task is dropped.
     pub async fn run(self: Arc<Self>, listener: TcpListener) {
-        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
-            let Ok(slot) = slots.clone().acquire_owned().await else {
-                return;
-            };
             match listener.accept().await {
-                Ok((stream, peer)) => {
-                    let server = self.clone();
-                    tokio::spawn(async move {
-                        server.connection(stream, peer).await;
-                        drop(slot);
-                    });
-                }
+                Ok((stream, peer)) => match self.connections.open(peer.ip()) {
+                    Ok(slot) => {
+                        // At the level of warnings, so that every line of a
+                        // connection carries its number.
+                        let span = tracing::warn_span!("conn", id = slot.id());
+                        let server = self.clone();
+                        let served = async move {
+                            let slot = Arc::new(slot);
+                            tokio::select! {
+                                () = server.connection(stream, peer, slot.clone()) => {}
+                                () = slot.must_close() => {
+                                    tracing::debug!("closed to make room for another connection");
+                                }
+                            }
+                        };
+                        tokio::spawn(served.instrument(span));
+                    }
+                    Err(error) => tracing::warn!("a connection was refused: {error}"),
+                },
                 Err(error) => {
                     // Out of file descriptors: the ones in use have to end first.
                     tracing::warn!("cannot accept a connection: {error}");
@@ -101,7 +112,7 @@ impl Server {
         }
     }
 
-    async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+    async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, slot: Arc<Slot>) {
         warren_relay::listen::tune(&stream);
         let mut first = [0_u8];
         let peeked = tokio::time::timeout(HEAD_TIMEOUT, stream.peek(&mut first)).await;
@@ -112,7 +123,7 @@ impl Server {
         match &self.tls {
             Tls::Required(acceptor) | Tls::ForRelay(acceptor) if is_tls => {
                 match tokio::time::timeout(HEAD_TIMEOUT, acceptor.accept(stream)).await {
-                    Ok(Ok(stream)) => self.http(stream, peer).await,
+                    Ok(Ok(stream)) => self.http(stream, peer, slot).await,
                     Ok(Err(error)) => tracing::debug!("a TLS handshake failed: {error}"),
                     Err(_) => tracing::debug!("a TLS handshake took too long"),
                 }
@@ -125,11 +136,11 @@ impl Server {
                     )
                     .await;
             }
-            Tls::ForRelay(_) | Tls::Off => self.http(stream, peer).await,
+            Tls::ForRelay(_) | Tls::Off => self.http(stream, peer, slot).await,
         }
     }
 
-    async fn http<S>(self: Arc<Self>, mut stream: S, peer: SocketAddr)
+    async fn http<S>(self: Arc<Self>, mut stream: S, peer: SocketAddr, slot: Arc<Slot>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -155,7 +166,19 @@ impl Server {
                 break;
             }
             let leftover = seen.split_off(length);
-            match relay.serve_request(&head, stream, leftover, peer).await {
+            let is_login = head.path() == "/derp" && head.header("upgrade").is_some();
+            let serving = relay.serve_request(&head, stream, leftover, peer);
+            tokio::pin!(serving);
+            let served = match tokio::time::timeout(RELAY_LOGIN, &mut serving).await {
+                Ok(served) => served,
+                Err(_) => {
+                    if is_login {
+                        slot.identify();
+                    }
+                    serving.await
+                }
+            };
+            match served {
                 Ok(Some((again, behind))) => (stream, seen) = (again, behind),
                 Ok(None) => return,
                 Err(error) => return tracing::debug!("a relay connection ended: {error}"),
@@ -163,9 +186,9 @@ impl Server {
         }
         let stream = Prefixed::new(seen, stream);
         let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-            let server = self.clone();
+            let (server, slot) = (self.clone(), slot.clone());
             let source = source_of(peer.ip(), request.headers());
-            async move { Ok::<_, Infallible>(server.answer(source, request).await) }
+            async move { Ok::<_, Infallible>(server.answer(source, slot, request).await) }
         });
         let served = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
@@ -182,12 +205,16 @@ impl Server {
     async fn answer(
         &self,
         source: Option<IpAddr>,
+        slot: Arc<Slot>,
         request: Request<Incoming>,
     ) -> Response<ReplyBody> {
+        if let Some(source) = source {
+            slot.move_to(source);
+        }
         let method = request.method().clone();
         let path = request.uri().path().to_owned();
         match (&method, path.as_str()) {
-            (_, "/ts2021") => self.upgrader.upgrade(source, request),
+            (_, "/ts2021") => self.upgrader.upgrade(source, slot, request),
             (&Method::GET, "/key") => self.key(request.uri().query().unwrap_or_default()),
             (&Method::GET | &Method::HEAD, "/health") => self.health(),
             (&Method::GET, "/version") => json(StatusCode::OK, &Version::own()),

@@ -1,0 +1,419 @@
+//! Which connections the listener keeps when there are many.
+//!
+//! Each connection holds a [`Slot`] from the moment it is accepted until it is
+//! closed, through TLS and through upgrades. It begins *unidentified*; when the
+//! machine at the other end proves to own a node of this network it becomes
+//! *identified*. Unidentified connections may use a part of all slots, and those
+//! of one source (an IPv4 address, or an IPv6 /64) a part of that. Where such a
+//! part is used up, the oldest connection in it is closed to make room for the
+//! new one. So connections that stay silent cannot keep out nodes: a node needs
+//! one or two round trips to identify itself, and is never closed afterwards.
+//!
+//! How long a connection may stay in each phase is not decided here: see
+//! [`server`](crate::server) for TLS and HTTP heads, and
+//! [`channel_idle`](crate::channel_idle) for the control channel.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
+
+/// Connections at a time, unless the command line says otherwise.
+pub const DEFAULT_MAX_CONNECTIONS: usize = 16_384;
+/// Files that the program needs beside its connections: database, listeners,
+/// administration, policy file.
+pub const OTHER_FILES: usize = 64;
+/// Of all slots, one in so many is for unidentified connections.
+const UNIDENTIFIED_PART: usize = 4;
+/// Unidentified connections of one source. Many machines may share an IPv4
+/// address, and after a restart of the server all of them come at once.
+const PER_SOURCE: usize = 256;
+
+/// How many connections are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConnectionLimits {
+    /// All connections.
+    pub all: usize,
+    /// Connections whose machine is not known to own a node.
+    pub unidentified: usize,
+    /// Unidentified connections of one source.
+    pub per_source: usize,
+}
+
+impl ConnectionLimits {
+    /// The limits for `wanted` connections in a process that may have `files`
+    /// files open.
+    pub fn new(wanted: usize, files: u64) -> Self {
+        let files = usize::try_from(files).unwrap_or(usize::MAX);
+        let all = files.saturating_sub(OTHER_FILES).min(wanted).max(1);
+        let unidentified = all.div_ceil(UNIDENTIFIED_PART);
+        Self {
+            all,
+            unidentified,
+            per_source: PER_SOURCE.min(unidentified),
+        }
+    }
+}
+
+/// Connections with the same source share a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Source {
+    /// The connection comes from this machine, most likely from a proxy that
+    /// has not yet named its client.
+    Local,
+    /// An IPv4 address.
+    V4([u8; 4]),
+    /// The first 64 bits of an IPv6 address: one subscriber has at least these.
+    V6([u8; 8]),
+}
+
+impl From<IpAddr> for Source {
+    fn from(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            address if address.is_loopback() => Self::Local,
+            IpAddr::V4(address) => Self::V4(address.octets()),
+            IpAddr::V6(address) => {
+                let [a, b, c, d, e, f, g, h, ..] = address.octets();
+                Self::V6([a, b, c, d, e, f, g, h])
+            }
+        }
+    }
+}
+
+/// No slot is free, and none can be made free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("all {0} connections are in use by nodes of this network")]
+pub struct NoSlot(usize);
+
+struct Held {
+    source: Source,
+    identified: bool,
+    closing: CancellationToken,
+}
+
+#[derive(Default)]
+struct Slots {
+    next: u64,
+    held: HashMap<u64, Held>,
+    /// Unidentified connections by source; the oldest is the first.
+    unidentified: HashMap<Source, BTreeSet<u64>>,
+    /// The sum of the lengths of `unidentified`.
+    unidentified_total: usize,
+}
+
+impl Slots {
+    fn add(&mut self, source: Source, id: u64) {
+        if self.unidentified.entry(source).or_default().insert(id) {
+            self.unidentified_total += 1;
+        }
+    }
+
+    fn remove(&mut self, source: Source, id: u64) {
+        if let Some(ids) = self.unidentified.get_mut(&source)
+            && ids.remove(&id)
+        {
+            self.unidentified_total -= 1;
+            if ids.is_empty() {
+                self.unidentified.remove(&source);
+            }
+        }
+    }
+
+    fn of(&self, source: Source) -> usize {
+        self.unidentified.get(&source).map_or(0, BTreeSet::len)
+    }
+
+    /// Closes the oldest unidentified connection of the source.
+    fn close_oldest(&mut self, source: Source) -> bool {
+        let oldest = self.unidentified.get(&source).and_then(BTreeSet::first);
+        let Some(id) = oldest.copied() else {
+            return false;
+        };
+        self.remove(source, id);
+        if let Some(held) = self.held.remove(&id) {
+            held.closing.cancel();
+        }
+        true
+    }
+
+    /// Closes an unidentified connection of the source that has most of them.
+    fn close_of_largest(&mut self) -> bool {
+        let largest = self
+            .unidentified
+            .iter()
+            .max_by_key(|(source, ids)| (ids.len(), **source))
+            .map(|(source, _)| *source);
+        largest.is_some_and(|source| self.close_oldest(source))
+    }
+
+    /// Makes room for one more unidentified connection of the source.
+    fn make_room(&mut self, limits: &ConnectionLimits, source: Source) {
+        // All clients of a local proxy look alike before it names them.
+        let share = match source {
+            Source::Local => limits.unidentified,
+            Source::V4(_) | Source::V6(_) => limits.per_source,
+        };
+        while self.of(source) >= share && self.close_oldest(source) {}
+        while self.unidentified_total >= limits.unidentified && self.close_of_largest() {}
+    }
+}
+
+/// All connections of the listener.
+pub struct ConnectionTable {
+    limits: ConnectionLimits,
+    slots: Mutex<Slots>,
+}
+
+impl std::fmt::Debug for ConnectionTable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ConnectionTable")
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ConnectionTable {
+    /// A table without connections.
+    pub fn new(limits: ConnectionLimits) -> Arc<Self> {
+        Arc::new(Self {
+            limits,
+            slots: Mutex::default(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Slots> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A slot for a new connection from this address.
+    ///
+    /// # Errors
+    /// All slots are in use by identified connections.
+    pub fn open(self: &Arc<Self>, peer: IpAddr) -> Result<Slot, NoSlot> {
+        let source = Source::from(peer);
+        let mut slots = self.lock();
+        slots.make_room(&self.limits, source);
+        if slots.held.len() >= self.limits.all && !slots.close_of_largest() {
+            return Err(NoSlot(self.limits.all));
+        }
+        let id = slots.next;
+        slots.next += 1;
+        let closing = CancellationToken::new();
+        let held = Held {
+            source,
+            identified: false,
+            closing: closing.clone(),
+        };
+        slots.held.insert(id, held);
+        slots.add(source, id);
+        Ok(Slot {
+            table: self.clone(),
+            id,
+            closing,
+        })
+    }
+
+    /// How many connections hold a slot.
+    pub fn len(&self) -> usize {
+        self.lock().held.len()
+    }
+
+    /// Whether there are no connections.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// The place of one connection. Dropping it makes the place free.
+#[derive(Debug)]
+pub struct Slot {
+    table: Arc<ConnectionTable>,
+    id: u64,
+    closing: CancellationToken,
+}
+
+impl Slot {
+    /// The number of the connection, for the log.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The machine at the other end owns a node of this network.
+    pub fn identify(&self) {
+        let mut slots = self.table.lock();
+        if let Some(held) = slots.held.get_mut(&self.id)
+            && !held.identified
+        {
+            held.identified = true;
+            let source = held.source;
+            slots.remove(source, self.id);
+        }
+    }
+
+    /// Whether [`Slot::identify`] was called.
+    pub fn is_identified(&self) -> bool {
+        let slots = self.table.lock();
+        slots.held.get(&self.id).is_some_and(|held| held.identified)
+    }
+
+    /// A proxy on this machine named the client: from now on the connection
+    /// counts for that source.
+    pub fn move_to(&self, client: IpAddr) {
+        let source = Source::from(client);
+        let mut slots = self.table.lock();
+        let Some(held) = slots.held.get_mut(&self.id) else {
+            return;
+        };
+        if held.identified || held.source == source {
+            return;
+        }
+        let old = std::mem::replace(&mut held.source, source);
+        slots.remove(old, self.id);
+        slots.make_room(&self.table.limits, source);
+        slots.add(source, self.id);
+    }
+
+    /// Completes when the connection has to end to make room for another one.
+    pub fn must_close(&self) -> WaitForCancellationFuture<'_> {
+        self.closing.cancelled()
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let mut slots = self.table.lock();
+        if let Some(held) = slots.held.remove(&self.id) {
+            slots.remove(held.source, self.id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LIMITS: ConnectionLimits = ConnectionLimits {
+        all: 8,
+        unidentified: 4,
+        per_source: 2,
+    };
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn is_closed(slot: &Slot) -> bool {
+        slot.closing.is_cancelled()
+    }
+
+    #[test]
+    fn the_oldest_of_a_source_makes_room() {
+        let table = ConnectionTable::new(LIMITS);
+        let first = table.open(ip("192.0.2.1")).unwrap();
+        let second = table.open(ip("192.0.2.1")).unwrap();
+        let other = table.open(ip("192.0.2.2")).unwrap();
+        let third = table.open(ip("::ffff:192.0.2.1")).unwrap();
+        assert!(is_closed(&first));
+        assert!(!is_closed(&second) && !is_closed(&third) && !is_closed(&other));
+    }
+
+    #[test]
+    fn addresses_of_one_ipv6_network_share_a_limit() {
+        let table = ConnectionTable::new(LIMITS);
+        let first = table.open(ip("2001:db8::1")).unwrap();
+        let _second = table.open(ip("2001:db8::2")).unwrap();
+        let other = table.open(ip("2001:db8:0:1::1")).unwrap();
+        let _third = table.open(ip("2001:db8::3")).unwrap();
+        assert!(is_closed(&first) && !is_closed(&other));
+    }
+
+    #[test]
+    fn many_sources_cannot_close_an_identified_connection() {
+        let table = ConnectionTable::new(LIMITS);
+        let node = table.open(ip("192.0.2.1")).unwrap();
+        node.identify();
+        let strangers: Vec<Slot> = (0..50)
+            .map(|n| table.open(ip(&format!("198.51.100.{n}"))).unwrap())
+            .collect();
+        assert!(!is_closed(&node));
+        assert_eq!(strangers.iter().filter(|slot| !is_closed(slot)).count(), 4);
+        let late = table.open(ip("192.0.2.2")).unwrap();
+        late.identify();
+        let _more: Vec<Slot> = (0..50)
+            .map(|n| table.open(ip(&format!("203.0.113.{n}"))).unwrap())
+            .collect();
+        assert!(!is_closed(&late));
+    }
+
+    #[test]
+    fn nodes_take_all_slots_and_then_no_more_are_given() {
+        let table = ConnectionTable::new(LIMITS);
+        let nodes: Vec<Slot> = (0..8)
+            .map(|_| {
+                let slot = table.open(ip("192.0.2.1")).unwrap();
+                slot.identify();
+                slot
+            })
+            .collect();
+        assert_eq!(table.open(ip("192.0.2.1")).unwrap_err(), NoSlot(8));
+        drop(nodes);
+        assert!(table.is_empty());
+        assert!(table.open(ip("192.0.2.1")).is_ok());
+    }
+
+    #[test]
+    fn clients_of_a_local_proxy_share_by_the_address_it_names() {
+        let table = ConnectionTable::new(LIMITS);
+        let slots: Vec<Slot> = (0..3)
+            .map(|_| {
+                let slot = table.open(ip("127.0.0.1")).unwrap();
+                slot.move_to(ip("192.0.2.1"));
+                slot
+            })
+            .collect();
+        assert!(is_closed(&slots[0]));
+        assert!(!is_closed(&slots[1]) && !is_closed(&slots[2]));
+    }
+
+    #[test]
+    fn limits_follow_the_files_that_the_system_allows() {
+        let limits = ConnectionLimits::new(16_384, u64::MAX);
+        assert_eq!((limits.all, limits.unidentified), (16_384, 4096));
+        let limits = ConnectionLimits::new(16_384, 1024);
+        assert_eq!((limits.all, limits.unidentified), (960, 240));
+        assert_eq!(limits.per_source, 240);
+        assert_eq!(ConnectionLimits::new(5, 0).all, 1);
+    }
+
+    proptest! {
+        #[test]
+        fn no_limit_is_ever_exceeded(steps in prop::collection::vec((0_u8..4, 0_u8..6, 0_usize..8), 0..80)) {
+            let table = ConnectionTable::new(LIMITS);
+            let mut slots: Vec<Slot> = Vec::new();
+            for (act, address, which) in steps {
+                let peer = IpAddr::from([if address == 0 { 127 } else { 192 }, 0, 2, address]);
+                match (act, slots.len()) {
+                    (0 | 1, _) => slots.extend(table.open(peer)),
+                    (_, 0) => {}
+                    (2, n) => slots[which % n].identify(),
+                    (_, n) if address > 2 => drop(slots.swap_remove(which % n)),
+                    (_, n) => slots[which % n].move_to(peer),
+                }
+                slots.retain(|slot| !is_closed(slot));
+                let held = table.lock();
+                prop_assert_eq!(held.held.len(), slots.len());
+                prop_assert!(slots.len() <= LIMITS.all);
+                let sum: usize = held.unidentified.values().map(BTreeSet::len).sum();
+                prop_assert_eq!(sum, held.unidentified_total);
+                prop_assert!(sum <= LIMITS.unidentified);
+                for (source, ids) in &held.unidentified {
+                    prop_assert!(*source == Source::Local || ids.len() <= LIMITS.per_source);
+                }
+            }
+        }
+    }
+}
