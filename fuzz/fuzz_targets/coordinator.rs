@@ -45,12 +45,10 @@ impl World {
         }
         assert_eq!(
             &self.stored,
-            self.coordinator.snapshot(),
+            &self.coordinator.snapshot(),
             "a restart would forget"
         );
-        let deadline = self
-            .coordinator
-            .next_deadline(self.clock.now, self.clock.wall);
+        let deadline = self.coordinator.next_deadline();
         if let Some((at, reason)) = deadline {
             assert!(
                 at > self.clock.now,

@@ -7,7 +7,6 @@
 
 mod sections;
 
-use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
@@ -15,38 +14,39 @@ use ipnet::IpNet;
 use warren_control_types::{FilterRule, NetPortRange, NodeId, PortRange, UserId};
 use warren_policy::{Compiled, Impact, NodeSet, Policy, PolicyNode, PolicyUser, SshRules};
 
-use crate::records::{NodeRecord, Snapshot, UserRecord};
+use crate::directory::Directory;
+use crate::records::{NodeRecord, UserRecord};
 use crate::routes::{effective, is_exit};
 
 pub(crate) use sections::without_ipv4;
 
 /// The policy in force.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Access {
     /// `None`: no policy, or one without rules, which is the same.
     policy: Option<InForce>,
 }
 
-/// Whom a change concerns.
+/// What a change of nodes, users or of the policy alters in maps.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Concern {
-    /// By what the policy makes of who may reach whom. `None`: everyone.
+pub(crate) struct MapImpact {
+    /// The nodes whose filters or views the access rules alter. `None`: all.
     pub(crate) access: Option<Impact>,
-    /// Logins over SSH may be others, for everyone.
+    /// The SSH policy of any node may differ.
     pub(crate) ssh: bool,
-    /// What single nodes are told of themselves may be different.
+    /// Any node's own section may differ.
     pub(crate) own_nodes: bool,
 }
 
-impl Concern {
-    fn nobody() -> Self {
+impl MapImpact {
+    fn none() -> Self {
         Self {
             access: Some(Impact::default()),
             ..Self::default()
         }
     }
 
-    fn everyone() -> Self {
+    fn all() -> Self {
         Self {
             access: None,
             ssh: true,
@@ -55,7 +55,7 @@ impl Concern {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct InForce {
     policy: Policy,
     compiled: Compiled,
@@ -99,8 +99,8 @@ impl Access {
         })
     }
 
-    /// Compiles everything anew.
-    pub(crate) fn recompute(&mut self, data: &Snapshot) {
+    /// Compiles everything from the start.
+    pub(crate) fn recompute(&mut self, data: &Directory) {
         if let Some(in_force) = &mut self.policy {
             in_force.users = users(data);
             if !in_force.policy.is_allow_all() {
@@ -110,9 +110,9 @@ impl Access {
         }
     }
 
-    /// The same policy, compiled anew.
+    /// The same policy, compiled from the start.
     #[cfg(test)]
-    pub(crate) fn anew(&self, data: &Snapshot) -> Self {
+    pub(crate) fn recompiled(&self, data: &Directory) -> Self {
         let policy = self.policy.as_ref().map(|own| own.policy.clone());
         let mut out = policy.map(Self::of).unwrap_or_default();
         out.recompute(data);
@@ -120,61 +120,61 @@ impl Access {
     }
 
     /// A node came, went, or is another one for the policy.
-    pub(crate) fn node_changed(&mut self, data: &Snapshot, id: NodeId) -> Concern {
-        let mut concern = Concern::nobody();
+    pub(crate) fn node_changed(&mut self, data: &Directory, id: NodeId) -> MapImpact {
+        let mut impact = MapImpact::none();
         if let Some(in_force) = &mut self.policy {
             if !in_force.policy.is_allow_all() {
-                concern.access = Some(match data.nodes.get(&id) {
+                impact.access = Some(match data.node(id) {
                     Some(node) => in_force.compiled.update_node(policy_node(node)),
                     None => in_force.compiled.remove_node(id),
                 });
             }
-            concern.ssh = in_force.recompute_ssh(data);
+            impact.ssh = in_force.recompute_ssh(data);
         }
-        concern
+        impact
     }
 
     /// A user came, went or has another name.
-    pub(crate) fn users_changed(&mut self, data: &Snapshot) -> Concern {
-        let mut concern = Concern::nobody();
+    pub(crate) fn users_changed(&mut self, data: &Directory) -> MapImpact {
+        let mut impact = MapImpact::none();
         if let Some(in_force) = &mut self.policy {
             in_force.users = users(data);
             if !in_force.policy.is_allow_all() {
-                concern.access = Some(in_force.compiled.update_users(&in_force.users));
+                impact.access = Some(in_force.compiled.update_users(&in_force.users));
             }
-            concern.ssh = in_force.recompute_ssh(data);
-            concern.own_nodes = in_force.policy.has_node_rules();
+            impact.ssh = in_force.recompute_ssh(data);
+            impact.own_nodes = in_force.policy.has_node_rules();
         }
-        concern
+        impact
     }
 
     /// A node came online or went offline.
-    pub(crate) fn presence_changed(&self, id: NodeId) -> Concern {
+    pub(crate) fn presence_changed(&self, id: NodeId) -> MapImpact {
         let in_force = self.policy.as_ref();
         let rules = in_force.filter(|in_force| !in_force.policy.is_allow_all());
-        Concern {
+        MapImpact {
             access: Some(rules.map_or_else(Impact::default, |in_force| {
                 in_force.compiled.presence_changed(id)
             })),
-            ..Concern::nobody()
+            ..MapImpact::none()
         }
     }
 
     /// Puts another policy in the place of this one.
-    pub(crate) fn replace(&mut self, by: Self, data: &Snapshot) -> Concern {
+    pub(crate) fn replace(&mut self, by: Self, data: &Directory) -> MapImpact {
         let before = std::mem::replace(self, by);
         let (Some(mut old), Some(new)) = (before.policy, &mut self.policy) else {
             self.recompute(data);
-            return Concern::everyone();
+            return MapImpact::all();
         };
         if old.policy.is_allow_all() || new.policy.is_allow_all() {
             self.recompute(data);
-            return Concern::everyone();
+            return MapImpact::all();
         }
         let mut affected = Impact::default();
         if new.policy.requires_postures() && !old.policy.requires_postures() {
             // Nobody told the old one when a host described itself anew.
-            for node in data.nodes.values() {
+            for node in data.nodes() {
                 affected.unite(&old.compiled.update_node(policy_node(node)));
             }
         }
@@ -183,7 +183,7 @@ impl Access {
         new.users = old.users;
         let same = old.policy.gives_nodes_the_same(&new.policy);
         new.recompute_ssh(data);
-        Concern {
+        MapImpact {
             access: Some(affected),
             ssh: !same,
             own_nodes: !same,
@@ -213,15 +213,12 @@ impl Access {
         viewer: NodeId,
         peer: &NodeRecord,
         primary: Vec<IpNet>,
-        online: &BTreeSet<NodeId>,
+        may_serve: &dyn Fn(NodeId) -> bool,
     ) -> Vec<IpNet> {
         match &self.policy {
-            Some(in_force) if !in_force.policy.is_allow_all() => {
-                let online = |id: NodeId| online.contains(&id);
-                in_force
-                    .compiled
-                    .routes_for(viewer, peer.id, &primary, &online)
-            }
+            Some(in_force) if !in_force.policy.is_allow_all() => in_force
+                .compiled
+                .routes_for(viewer, peer.id, &primary, &may_serve),
             Some(_) | None => {
                 let mut routes = primary;
                 routes.extend(effective(peer).into_iter().filter(is_exit));
@@ -264,7 +261,7 @@ impl Access {
 
 impl InForce {
     /// Resolves the logins over SSH again; whether there are any.
-    fn recompute_ssh(&mut self, data: &Snapshot) -> bool {
+    fn recompute_ssh(&mut self, data: &Directory) -> bool {
         let any = self.policy.has_ssh_rules();
         if any {
             self.ssh = self.policy.compile_ssh(&self.users, &nodes(data));
@@ -296,8 +293,8 @@ pub(crate) fn broken_tests(
     access.chain(ssh.iter().map(ToString::to_string)).collect()
 }
 
-pub(crate) fn users(data: &Snapshot) -> Vec<PolicyUser> {
-    data.users.values().map(policy_user).collect()
+pub(crate) fn users(data: &Directory) -> Vec<PolicyUser> {
+    data.users().map(policy_user).collect()
 }
 
 fn policy_user(user: &UserRecord) -> PolicyUser {
@@ -309,8 +306,8 @@ fn policy_user(user: &UserRecord) -> PolicyUser {
     }
 }
 
-pub(crate) fn nodes(data: &Snapshot) -> Vec<PolicyNode> {
-    data.nodes.values().map(policy_node).collect()
+pub(crate) fn nodes(data: &Directory) -> Vec<PolicyNode> {
+    data.nodes().map(policy_node).collect()
 }
 
 fn policy_node(node: &NodeRecord) -> PolicyNode {

@@ -4,7 +4,6 @@
 //! easy to tell apart from any other node's and easy to remember. An index is
 //! handed out once and goes back only when the whole range has been used.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net};
@@ -27,6 +26,18 @@ impl AddressIndex {
     /// The index `n`, unless it is outside of the range or reserved.
     pub fn new(n: u32) -> Option<Self> {
         (n < END - 1 && !reserved(n)).then_some(Self(n))
+    }
+
+    /// The index of an address of either range.
+    pub(crate) fn of(address: IpAddr) -> Option<Self> {
+        let index = match address {
+            IpAddr::V4(v4) => v4.to_bits().checked_sub(V4_RANGE.0.to_bits())?,
+            IpAddr::V6(v6) => {
+                let index = v6.to_bits().checked_sub(V6_RANGE.0.to_bits())?;
+                u32::try_from(index).ok()?
+            }
+        };
+        Self::new(index)
     }
 
     /// The number itself.
@@ -62,19 +73,19 @@ fn reserved(n: u32) -> bool {
 }
 
 /// The next free index at or after `cursor`, wrapping once.
-pub(crate) fn allocate(used: &BTreeSet<AddressIndex>, cursor: u32) -> Option<AddressIndex> {
+pub(crate) fn allocate(used: impl Fn(AddressIndex) -> bool, cursor: u32) -> Option<AddressIndex> {
     let start = cursor.clamp(1, END - 1);
     (start..END)
         .chain(1..start)
         .filter_map(AddressIndex::new)
-        .find(|index| !used.contains(index))
+        .find(|index| !used(*index))
 }
 
 /// The next free index in one of the pools, the first pool with one; in none:
 /// `None`. Without pools, as [`allocate`].
 pub(crate) fn allocate_in(
     pools: &[Ipv4Net],
-    used: &BTreeSet<AddressIndex>,
+    used: impl Fn(AddressIndex) -> bool,
     cursor: u32,
 ) -> Option<AddressIndex> {
     if pools.is_empty() {
@@ -86,12 +97,14 @@ pub(crate) fn allocate_in(
         .filter_map(|pool| Some(index(pool.network())?..=index(pool.broadcast())?))
         .flatten()
         .filter_map(AddressIndex::new)
-        .find(|index| !used.contains(index))
+        .find(|index| !used(*index))
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -129,12 +142,12 @@ mod tests {
             .to_vec();
         let mut used = BTreeSet::new();
         let mut given = Vec::new();
-        while let Some(index) = allocate_in(&pools, &used, 1) {
+        while let Some(index) = allocate_in(&pools, |i| used.contains(&i), 1) {
             used.insert(index);
             given.push(index.v4().to_string());
         }
         assert_eq!(given, ["100.81.0.4", "100.81.0.5", "100.100.99.254"]);
-        assert_eq!(allocate_in(&[], &used, 7).unwrap().get(), 7);
+        assert_eq!(allocate_in(&[], |i| used.contains(&i), 7).unwrap().get(), 7);
     }
 
     #[test]
@@ -142,12 +155,15 @@ mod tests {
         let mut used = BTreeSet::new();
         let mut cursor = 1;
         for _ in 0..100 {
-            let index = allocate(&used, cursor).unwrap();
+            let index = allocate(|i| used.contains(&i), cursor).unwrap();
             cursor = index.get() + 1;
             assert!(used.insert(index));
         }
         used.remove(&AddressIndex::new(5).unwrap());
-        assert_eq!(allocate(&used, cursor).unwrap().get(), cursor);
-        assert_eq!(allocate(&used, END).unwrap().get(), 5);
+        assert_eq!(
+            allocate(|i| used.contains(&i), cursor).unwrap().get(),
+            cursor
+        );
+        assert_eq!(allocate(|i| used.contains(&i), END).unwrap().get(), 5);
     }
 }

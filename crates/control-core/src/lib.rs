@@ -1,69 +1,84 @@
-//! The whole coordinator as one state.
+//! The coordinator of a tailnet, without IO.
 //!
-//! A [`Coordinator`] knows the users, the nodes, the pre-auth keys, who waits
-//! for an approval or a check, who is online, and what every open map stream was told
-//! last. Things happen to it through methods that take the time; what it wants
-//! done comes out of [`Coordinator::poll_output`]: rows to store, sessions that
-//! have something to send, sessions to end, parked registrations to answer.
+//! A [`Coordinator`] knows the users, the nodes, the pre-auth keys, the requests
+//! that wait for an approval or a check, the nodes that are online, and what was
+//! sent last on every open map stream. Inputs are methods that take the time;
+//! actions come out of [`Coordinator::poll_output`]: rows to store, sessions
+//! that have something to send, sessions to end, parked requests to answer.
 //!
-//! The life of a change: a method alters the records, then *marks* it in the
-//! pending set of exactly those sessions whose view it alters ([`Pending`]).
-//! A pending set holds at most one entry per peer, so it is bounded by the size
-//! of the view and newer news replace older news by construction. When the
-//! shell has room to send it calls [`Coordinator::next_message`], and the
-//! message is rendered from the state of that moment. Nothing waits for a
-//! timer, and nothing is sent twice.
+//! The life of a change: a method makes a new record and commits it as a
+//! [`Change`]. The commit applies it to the directory, hands it to the store,
+//! compares it with the record before, and invalidates parts of the maps of
+//! exactly those sessions that the difference concerns ([`PendingUpdate`]).
+//! A pending update holds at most one entry per peer, so it is bounded by the
+//! size of the view, and newer states replace older ones by construction. When
+//! the runtime can send, it calls [`Coordinator::begin_message`], and the message
+//! is rendered from the state of that moment. No timer delays it, and nothing is
+//! sent twice. A change that another coordinator made goes the same way
+//! ([`Coordinator::apply_foreign`]).
 //!
-//! What a node is told is a pure function of (state, node):
-//! [`Coordinator::render`]. A delta is the same function narrowed to what was
-//! marked, and a property test holds them together: the map a client already
-//! has plus the delta is the map it would get afresh.
+//! The map of a node is a pure function of ([`View`], node): [`View::render`]. A
+//! delta is the same function narrowed to what was invalidated, and a property
+//! test ties them together: the map a client already has plus the delta is the
+//! complete map of that moment. A [`View`] is a cheap copy that does not change
+//! any more, so readers and rendering do not keep commits waiting.
 //!
-//! It never opens a socket or a file, never reads a clock, and draws randomness
-//! only from the [`warren_keys::Entropy`] it was given.
+//! The crate never opens a socket or a file, never reads a clock, and draws
+//! randomness only from the [`warren_keys::Entropy`] it was given.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
 mod access;
 mod addresses;
-mod admin;
 mod auth_keys;
+mod clock;
+mod config;
 mod coordinator;
-mod deadlines;
+mod directory;
 mod error;
+mod impact;
+mod map_sessions;
 mod message;
 mod names;
+mod output;
+mod parked;
 mod policies;
+mod presence;
 mod records;
 mod references;
-mod register;
+mod registrations;
 mod render;
 mod routes;
-mod session;
 mod ssh_checks;
-mod update;
+mod table;
+mod tailnet;
+mod view;
 
 #[cfg(test)]
 mod tests;
 
 pub use access::Access;
 pub use addresses::{AddressIndex, V4_RANGE, V6_RANGE};
-pub use admin::{NewAuthKey, PendingView};
 pub use auth_keys::AuthKeyText;
-pub use coordinator::{Config, Coordinator, Notice, Output};
-pub use deadlines::Reason;
+pub use config::Config;
+pub use coordinator::{Coordinator, NewAuthKey, PendingView, RegisterOutcome};
+pub use directory::Standing;
 pub use error::{AdminError, MapError};
+pub use map_sessions::{PatchFields, PeerUpdate, PendingUpdate, SessionId};
 pub use message::Message;
 pub use names::{LabelError, is_label, sanitize_hostname, unique_label};
-pub use policies::{GivenPolicy, PolicyFile, PolicyVersion, Tailnet, TriedPolicy, diff_of_files};
+pub use output::{Notice, Output, Reason};
+pub use parked::PendingId;
+pub use policies::PolicyFile;
 pub use records::{
-    AuthKeyId, AuthKeyRecord, Change, JoinMethod, NodeRecord, RowId, Snapshot, TAGGED_DEVICES,
-    UserRecord, role_name,
+    AuthKeyId, AuthKeyRecord, Change, JoinMethod, NodeRecord, PolicyVersion, RowId, Snapshot,
+    TAGGED_DEVICES, UserRecord, role_name,
 };
 pub use references::{NodeRef, UserRef};
-pub use register::{PendingId, RegisterOutcome};
-pub use session::{Pending, SessionId};
+pub use render::{MessageDraft, Rendered};
 pub use ssh_checks::{SshCheckView, SshOutcome, SshQuestion, SshRefusal};
+pub use tailnet::{GivenPolicy, Tailnet, TriedPolicy, diff_of_files};
+pub use view::View;
 pub use warren_policy::Role;
 
 /// The oldest capability version that is served (Tailscale 1.80). Older ones

@@ -16,7 +16,6 @@ use warren_keys::{DiscoPublic, MachinePublic, NodePublic};
 use warren_policy::Role;
 
 use crate::addresses::AddressIndex;
-use crate::policies::PolicyVersion;
 
 /// The owner that clients see for nodes that belong to tags, not to a person.
 pub const TAGGED_DEVICES: UserId = UserId(2_147_455_555);
@@ -168,6 +167,22 @@ pub struct AuthKeyRecord {
     pub expiry: Option<Timestamp>,
     /// How often it was used.
     pub uses: u64,
+}
+
+/// A policy that was in force once, or is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyVersion {
+    /// Its number, from 1. Numbers are not used twice.
+    pub version: i64,
+    /// The moment at which it came into force. `None`: it is older than the
+    /// history.
+    pub at: Option<Timestamp>,
+    /// The person who set it.
+    pub by: String,
+    /// The name of its file.
+    pub file: String,
+    /// Its text. `None`: no policy, every node may reach every node.
+    pub text: Option<String>,
 }
 
 /// One row as it now is.

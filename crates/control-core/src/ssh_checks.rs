@@ -1,34 +1,23 @@
-//! Logins over SSH that the policy lets in only after a check.
+//! Sessions over SSH that wait for a check, and checks that were passed.
 //!
-//! The life of one: a node that is told to check sends the address of its
-//! session here ([`Coordinator::ssh_action`]). If the person behind the session
-//! has passed a check for that machine within the rule's period, the answer is
-//! to let it in. Else the answer holds the session and has the person open an
-//! address; the node asks again with the id in it, and that question is parked
-//! like the one of a machine that waits for approval, until the administrator
-//! decides, the time is over, or the policy has no such rule any more.
+//! A passed check is remembered for a person and a machine, not for the node
+//! that the session came from; a source that belongs to tags stands for itself.
+//! It is not stored: after a restart every person is checked again.
 //!
-//! Who passed a check is remembered for a person and a machine, not for the
-//! node that the session came from; a source that belongs to tags stands for
-//! itself. It is not stored: after a restart everybody is checked anew.
-//!
-//! What is asked comes from nodes of this network only, yet one of them may be
-//! somebody else's by now. So ids cannot be guessed and belong to one session,
-//! places are limited for every node at either end, and a decision is never
-//! taken from what the address says, but from the policy of the moment.
+//! Requests come from nodes of this network only, yet one of them may be in
+//! wrong hands. So ids cannot be guessed and belong to one session, and places
+//! are limited for every node at either end.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use warren_control_types::{NodeId, SshAction, UserId};
-use warren_keys::{Entropy, MachinePublic};
+use warren_keys::Entropy;
 use warren_policy::SshCheck;
 
-use crate::coordinator::{Coordinator, Notice, Output, timestamp};
-use crate::error::AdminError;
+use crate::parked::{Full, ParkedRequests, PendingId};
 use crate::records::NodeRecord;
-use crate::register::PendingId;
 
 /// How many sessions may wait for a check.
 const MAX_CHECKS: usize = 1024;
@@ -45,19 +34,19 @@ const DECIDED_TTL: Duration = Duration::from_secs(60);
 const MAX_PERIOD: Duration = Duration::from_secs(168 * 3600);
 /// How many passed checks are remembered.
 const MAX_PASSED: usize = 1 << 16;
-/// Bytes of the longest local user that is asked about.
-const MAX_LOCAL_USER: usize = 256;
+/// Bytes of the longest local user that is accepted.
+pub(crate) const MAX_LOCAL_USER: usize = 256;
 
 /// A node asks whether to let a session in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SshQuestion {
-    /// Where the session comes from.
+    /// The node that the session comes from.
     pub source: NodeId,
     /// The node that asks.
     pub destination: NodeId,
-    /// As whom the session would run there.
+    /// The user as which the session would run there.
     pub local_user: String,
-    /// What the node was told to ask with, if it asks again.
+    /// The id that the node was sent before, if it asks again.
     pub check: Option<PendingId>,
 }
 
@@ -66,13 +55,14 @@ pub struct SshQuestion {
 pub enum SshOutcome {
     /// Answer it.
     Answer(Box<SshAction>),
-    /// Hold it until [`Output::Decided`] names this id, then ask again. When
-    /// the node goes away before that: [`Coordinator::stopped_waiting`].
+    /// Hold it until [`Output::Decided`](crate::Output::Decided) names this id,
+    /// then ask again. When the node goes away before that:
+    /// [`Coordinator::stopped_waiting`](crate::Coordinator::stopped_waiting).
     Park(PendingId),
 }
 
 impl SshOutcome {
-    fn refuse(message: &str) -> Self {
+    pub(crate) fn refuse(message: &str) -> Self {
         Self::Answer(Box::new(SshAction {
             reject: true,
             message: message.to_owned(),
@@ -80,12 +70,12 @@ impl SshOutcome {
         }))
     }
 
-    fn let_in(check: SshCheck) -> Self {
+    pub(crate) fn let_in(check: SshCheck) -> Self {
         Self::Answer(Box::new(check.then))
     }
 }
 
-/// Why a question about a session is not answered at all.
+/// The reason why a question about a session is not answered at all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SshRefusal {
     /// The machine is not the destination, or its key has expired.
@@ -102,28 +92,28 @@ pub enum SshRefusal {
 /// A session that waits for its check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SshCheckView {
-    /// What to approve.
+    /// The id to approve.
     pub id: PendingId,
-    /// Where the session comes from.
+    /// The node that the session comes from.
     pub source: NodeId,
-    /// Where it would run.
+    /// The node where it would run.
     pub destination: NodeId,
-    /// As whom.
+    /// The user as which it would run.
     pub local_user: String,
-    /// Since when it waits.
+    /// The start of the waiting.
     pub since: Timestamp,
 }
 
-/// Whose check counts.
+/// The person whose check counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Person {
+pub(crate) enum Person {
     User(UserId),
-    /// Nobody's: the node itself.
+    /// The node belongs to tags and stands for itself.
     Node(NodeId),
 }
 
 impl Person {
-    fn behind(node: &NodeRecord) -> Self {
+    pub(crate) fn behind(node: &NodeRecord) -> Self {
         match node.user {
             Some(user) if !node.is_tagged() => Self::User(user),
             Some(_) | None => Self::Node(node.id),
@@ -132,112 +122,162 @@ impl Person {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+pub(crate) enum CheckState {
     Waiting,
     Approved,
     Denied,
     TimedOut,
 }
 
-/// What a check is for; all of it must be the same when it is asked again.
+/// The session of a check; all of it must be the same when a node asks again.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct About {
-    person: Person,
-    source: NodeId,
-    destination: NodeId,
-    local_user: String,
+pub(crate) struct CheckedSession {
+    pub(crate) person: Person,
+    pub(crate) source: NodeId,
+    pub(crate) destination: NodeId,
+    pub(crate) local_user: String,
 }
 
 #[derive(Debug, Clone)]
 struct Check {
-    about: About,
-    state: State,
+    session: CheckedSession,
+    state: CheckState,
     since: Timestamp,
-    deadline: Instant,
-    /// Questions that are held open for it.
-    waiters: u32,
-    order: u64,
 }
 
 impl Check {
     fn view(&self, id: &PendingId) -> SshCheckView {
         SshCheckView {
             id: id.clone(),
-            source: self.about.source,
-            destination: self.about.destination,
-            local_user: self.about.local_user.clone(),
+            source: self.session.source,
+            destination: self.session.destination,
+            local_user: self.session.local_user.clone(),
             since: self.since,
         }
     }
 }
 
-/// All checks: those that sessions wait for, and those that were passed.
+/// Groups that share the places.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Group {
+    Pair(NodeId, NodeId),
+    Destination(NodeId),
+    Source(NodeId),
+    All,
+}
+
+/// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct SshChecks {
-    asked: BTreeMap<PendingId, Check>,
+    parked: ParkedRequests<Group, Check>,
     passed: BTreeMap<(Person, NodeId), Instant>,
-    next: u64,
 }
 
 impl SshChecks {
-    /// When something is to be forgotten.
-    pub(crate) fn deadlines(&self) -> impl Iterator<Item = Instant> {
-        self.asked.values().map(|check| check.deadline)
-    }
-
-    /// A question that was parked is no longer held open.
-    pub(crate) fn stopped_waiting(&mut self, id: &PendingId) {
-        if let Some(check) = self.asked.get_mut(id) {
-            check.waiters = check.waiters.saturating_sub(1);
+    /// The state of the check with this id, for its own session only. While it
+    /// waits, a connection is held open for it from now on.
+    pub(crate) fn ask_again(
+        &mut self,
+        id: &PendingId,
+        session: &CheckedSession,
+    ) -> Result<Option<CheckState>, SshRefusal> {
+        let Some(check) = self.parked.get(id) else {
+            return Ok(None);
+        };
+        if check.session != *session {
+            return Err(SshRefusal::OtherSession);
         }
+        let state = check.state;
+        if state == CheckState::Waiting {
+            self.parked.wait(id);
+        }
+        Ok(Some(state))
     }
 
-    /// Whether there is room for one more, if need be in the place of one that
-    /// nobody waits at; that one's id.
-    fn make_room(&mut self, about: &About) -> Result<Option<PendingId>, ()> {
-        /// From the same source, to the same destination.
-        type Group = fn(bool, bool) -> bool;
-        let groups: [(usize, Group); 4] = [
-            (MAX_CHECKS_OF_PAIR, |source, destination| {
-                source && destination
-            }),
-            (MAX_CHECKS_OF_NODE, |_, destination| destination),
-            (MAX_CHECKS_OF_NODE, |source, _| source),
-            (MAX_CHECKS, |_, _| true),
+    /// Opens a check for a session. Returns also the one that made room.
+    pub(crate) fn open(
+        &mut self,
+        now: Instant,
+        time: Timestamp,
+        session: CheckedSession,
+        entropy: &mut dyn Entropy,
+    ) -> Result<(PendingId, Option<PendingId>), Full> {
+        let (source, destination) = (session.source, session.destination);
+        let shares = [
+            (Group::Pair(source, destination), MAX_CHECKS_OF_PAIR),
+            (Group::Destination(destination), MAX_CHECKS_OF_NODE),
+            (Group::Source(source), MAX_CHECKS_OF_NODE),
+            (Group::All, MAX_CHECKS),
         ];
-        for (limit, is_in) in groups {
-            let counts = |check: &Check| {
-                let other = &check.about;
-                is_in(
-                    other.source == about.source,
-                    other.destination == about.destination,
-                )
-            };
-            if self.asked.values().filter(|check| counts(check)).count() < limit {
-                continue;
-            }
-            let oldest = self
-                .asked
-                .iter()
-                // Who was let in is about to hear of it.
-                .filter(|(_, check)| check.waiters == 0 && check.state != State::Approved)
-                .filter(|(_, check)| counts(check))
-                .min_by_key(|(_, check)| check.order)
-                .map(|(id, _)| id.clone())
-                .ok_or(())?;
-            // One place less in the narrowest group is one less in all.
-            self.asked.remove(&oldest);
-            return Ok(Some(oldest));
-        }
-        Ok(None)
+        let check = Check {
+            session,
+            state: CheckState::Waiting,
+            since: time,
+        };
+        // The node of an approved session is about to ask for the decision.
+        let evictable = |check: &Check| check.state != CheckState::Approved;
+        self.parked
+            .insert(check, &shares, now + CHECK_TTL, evictable, entropy)
     }
 
-    fn add(&mut self, check: Check, entropy: &mut dyn Entropy) -> PendingId {
-        let id = PendingId::generate(entropy);
-        self.next += 1;
-        let order = self.next;
-        self.asked.insert(id.clone(), Check { order, ..check });
-        id
+    /// A connection that was held open for this id ended.
+    pub(crate) fn stopped_waiting(&mut self, id: &PendingId) {
+        self.parked.stopped_waiting(id);
+    }
+
+    /// The sessions that wait for a check, oldest first.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = SshCheckView> {
+        let checks = self.parked.iter();
+        checks
+            .filter(|(_, check)| check.state == CheckState::Waiting)
+            .map(|(id, check)| check.view(id))
+    }
+
+    /// Decides about a session that waits.
+    pub(crate) fn decide(
+        &mut self,
+        now: Instant,
+        id: &PendingId,
+        state: CheckState,
+    ) -> Option<SshCheckView> {
+        let check = self.parked.get_mut(id)?;
+        if check.state != CheckState::Waiting {
+            return None;
+        }
+        check.state = state;
+        let view = check.view(id);
+        self.parked.set_deadline(id, now + DECIDED_TTL);
+        Some(view)
+    }
+
+    /// Remembers that the person of an approved session passed a check, and
+    /// approves the other sessions of the same person to the same machine for
+    /// which `counts_for` says so. Returns those.
+    pub(crate) fn passed(
+        &mut self,
+        now: Instant,
+        id: &PendingId,
+        counts_for: impl Fn(&CheckedSession) -> bool,
+    ) -> Vec<PendingId> {
+        let Some(approved) = self.parked.get(id).map(|check| check.session.clone()) else {
+            return Vec::new();
+        };
+        self.remember(now, approved.person, approved.destination);
+        let also: Vec<PendingId> = self
+            .parked
+            .iter()
+            .filter(|(_, check)| {
+                check.state == CheckState::Waiting
+                    && check.session.person == approved.person
+                    && check.session.destination == approved.destination
+                    && counts_for(&check.session)
+            })
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in &also {
+            self.decide(now, id, CheckState::Approved);
+        }
+        also
     }
 
     fn remember(&mut self, now: Instant, person: Person, destination: NodeId) {
@@ -253,254 +293,100 @@ impl SshChecks {
         }
     }
 
-    fn has_passed(&self, now: Instant, about: &About, period: Duration) -> bool {
-        let passed = self.passed.get(&(about.person, about.destination));
+    /// Whether the person passed a check for that machine within the period.
+    pub(crate) fn has_passed(
+        &self,
+        now: Instant,
+        session: &CheckedSession,
+        period: Duration,
+    ) -> bool {
+        let passed = self.passed.get(&(session.person, session.destination));
         passed.is_some_and(|at| now.saturating_duration_since(*at) < period)
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        self.parked.next_deadline()
+    }
+
+    /// Ends the waiting of the next session whose time is over, or forgets a
+    /// decision. `None`: nothing is due. `Some(None)`: nobody waits for it.
+    pub(crate) fn pop_due(&mut self, now: Instant) -> Option<Option<PendingId>> {
+        let id = self.parked.pop_due(now)?;
+        if self.decide(now, &id, CheckState::TimedOut).is_some() {
+            return Some(Some(id));
+        }
+        self.parked.remove(&id);
+        Some(None)
+    }
+
+    /// Ends the waiting of sessions for which `stays` is false, and forgets the
+    /// passed checks of nodes that are gone. For whenever the policy, users or
+    /// nodes changed. Returns the sessions that ended.
+    pub(crate) fn review(
+        &mut self,
+        stays: impl Fn(&CheckedSession) -> bool,
+        exists: impl Fn(NodeId) -> bool,
+    ) -> Vec<PendingId> {
+        self.passed.retain(|(person, destination), _| {
+            exists(*destination)
+                && match person {
+                    Person::User(_) => true,
+                    Person::Node(node) => exists(*node),
+                }
+        });
+        self.parked.retain(|check| stays(&check.session))
     }
 }
 
-impl Coordinator {
-    /// Decides about a session that the policy wants checked, for the machine
-    /// at the other end of the channel.
-    ///
-    /// # Errors
-    /// It is not that machine's session, or the id is not that session's.
-    pub fn ssh_action(
-        &mut self,
-        now: Instant,
-        wall: Duration,
-        machine: MachinePublic,
-        question: &SshQuestion,
-    ) -> Result<SshOutcome, SshRefusal> {
-        let time = timestamp(wall);
-        self.data
-            .nodes
-            .get(&question.destination)
-            .filter(|node| node.machine == machine && !node.is_expired(time))
-            .ok_or(SshRefusal::NotTheDestination)?;
-        let Some((about, check)) = self.checked_session(question) else {
-            return Ok(SshOutcome::refuse(
-                "The policy of this network has no rule that lets this session in after a check.",
-            ));
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    struct Counting(u8);
+
+    impl Entropy for Counting {
+        fn fill(&mut self, out: &mut [u8]) {
+            self.0 += 1;
+            out.fill(self.0);
+        }
+    }
+
+    fn session(source: i64, user: &str) -> CheckedSession {
+        CheckedSession {
+            person: Person::User(UserId(1)),
+            source: NodeId(source),
+            destination: NodeId(9),
+            local_user: user.to_owned(),
+        }
+    }
+
+    #[test]
+    fn approval_counts_for_the_person_and_the_period() {
+        let (mut checks, mut entropy) = (SshChecks::default(), Counting(0));
+        let now = Instant::now();
+        let mut open = |checks: &mut SshChecks, session| {
+            let opened = checks.open(now, Timestamp::UNIX_EPOCH, session, &mut entropy);
+            opened.unwrap().0
         };
-        let asked = question
-            .check
-            .as_ref()
-            .and_then(|id| Some((id, self.ssh_checks.asked.get_mut(id)?)));
-        if let Some((id, asked)) = asked {
-            if asked.about != about {
-                return Err(SshRefusal::OtherSession);
-            }
-            return Ok(match asked.state {
-                State::Waiting => {
-                    asked.waiters += 1;
-                    SshOutcome::Park(id.clone())
-                }
-                State::Approved => SshOutcome::let_in(check),
-                State::Denied => SshOutcome::refuse("The check of this session was refused."),
-                State::TimedOut => {
-                    SshOutcome::refuse("The check of this session took too long. Try again.")
-                }
-            });
-        }
-        // An id that is not known (any more) is one from before a restart: the
-        // session goes on with a new one.
-        if self.ssh_checks.has_passed(now, &about, check.period) {
-            return Ok(SshOutcome::let_in(check));
-        }
-        match self.ssh_checks.make_room(&about) {
-            Ok(None) => {}
-            Ok(Some(evicted)) => self.outputs.push_back(Output::Decided(evicted)),
-            Err(()) => {
-                return Ok(SshOutcome::refuse(
-                    "Too many sessions wait for a check. Try again later.",
-                ));
-            }
-        }
-        let waiting = Check {
-            about: about.clone(),
-            state: State::Waiting,
-            since: time,
-            deadline: now + CHECK_TTL,
-            waiters: 0,
-            order: 0,
-        };
-        let id = self.ssh_checks.add(waiting, self.entropy.as_mut());
-        let action = self.hold(&id);
-        self.outputs.push_back(Output::Notice(Notice::SshCheck {
-            id,
-            source: about.source,
-            destination: about.destination,
-            local_user: about.local_user,
-        }));
-        Ok(SshOutcome::Answer(Box::new(action)))
-    }
-
-    /// The session in a question, and what the policy of the moment says of it.
-    fn checked_session(&self, question: &SshQuestion) -> Option<(About, SshCheck)> {
-        let source = self.data.nodes.get(&question.source)?;
-        if question.local_user.len() > MAX_LOCAL_USER {
-            return None;
-        }
-        let about = About {
-            person: Person::behind(source),
-            source: question.source,
-            destination: question.destination,
-            local_user: question.local_user.clone(),
-        };
-        let check = self.access.ssh_check_for(
-            question.source,
-            question.destination,
-            &question.local_user,
-        )?;
-        Some((about, check))
-    }
-
-    /// Waits for the person, and asks again at this address.
-    fn hold(&self, id: &PendingId) -> SshAction {
-        SshAction {
-            message: format!(
-                "# This network asks who you are before it lets you in.\n\
-                 # Open this address to confirm it: {}\n",
-                self.ssh_check_url(id)
-            ),
-            hold_and_delegate: format!(
-                "{}/machine/ssh/action/$SRC_NODE_ID/to/$DST_NODE_ID?local_user=$LOCAL_USER&auth_id={id}",
-                self.config.server_url
-            ),
-            ..SshAction::default()
-        }
-    }
-
-    /// Where a person is sent whose session waits for a check.
-    pub fn ssh_check_url(&self, id: &PendingId) -> String {
-        format!("{}/ssh-check/{id}", self.config.server_url)
-    }
-
-    /// The sessions that wait for a check, oldest first.
-    pub fn ssh_checks(&self) -> Vec<SshCheckView> {
-        let checks = self.ssh_checks.asked.iter();
-        let mut waiting: Vec<_> = checks
-            .filter(|(_, check)| check.state == State::Waiting)
-            .collect();
-        waiting.sort_by_key(|(_, check)| check.order);
-        let views = waiting.into_iter().map(|(id, check)| check.view(id));
-        views.collect()
-    }
-
-    /// The person is who it should be: the session is let in, and for the
-    /// rule's period all that the same person opens to the same machine.
-    ///
-    /// # Errors
-    /// No session waits under this id.
-    pub fn approve_ssh_check(
-        &mut self,
-        now: Instant,
-        id: &PendingId,
-    ) -> Result<SshCheckView, AdminError> {
-        let view = self.decide_ssh_check(now, id, State::Approved)?;
-        let Some(about) = self.ssh_checks.asked.get(id).map(|c| c.about.clone()) else {
-            return Ok(view);
-        };
-        self.ssh_checks
-            .remember(now, about.person, about.destination);
-        // Others that the same person opened meanwhile go on, too, where this
-        // check counts for more than its own session.
-        let also: Vec<PendingId> = self
-            .ssh_checks
-            .asked
-            .iter()
-            .filter(|(_, check)| {
-                check.state == State::Waiting
-                    && check.about.person == about.person
-                    && check.about.destination == about.destination
-                    && self
-                        .access
-                        .ssh_check_for(
-                            check.about.source,
-                            check.about.destination,
-                            &check.about.local_user,
-                        )
-                        .is_some_and(|rule| !rule.period.is_zero())
-            })
-            .map(|(id, _)| id.clone())
-            .collect();
-        for id in also {
-            self.decide_ssh_check(now, &id, State::Approved)?;
-        }
-        Ok(view)
-    }
-
-    /// The session is refused.
-    ///
-    /// # Errors
-    /// No session waits under this id.
-    pub fn deny_ssh_check(
-        &mut self,
-        now: Instant,
-        id: &PendingId,
-    ) -> Result<SshCheckView, AdminError> {
-        self.decide_ssh_check(now, id, State::Denied)
-    }
-
-    fn decide_ssh_check(
-        &mut self,
-        now: Instant,
-        id: &PendingId,
-        state: State,
-    ) -> Result<SshCheckView, AdminError> {
-        let waiting = self.ssh_checks.asked.get_mut(id);
-        let check = waiting
-            .filter(|check| check.state == State::Waiting)
-            .ok_or_else(|| AdminError::NoSshCheck(id.0.clone()))?;
-        check.state = state;
-        check.deadline = now + DECIDED_TTL;
-        let view = check.view(id);
-        self.outputs.push_back(Output::Decided(id.clone()));
-        Ok(view)
-    }
-
-    /// Ends the waiting of those whose time is over, and forgets decisions.
-    pub(crate) fn time_out_ssh_checks(&mut self, now: Instant) {
-        let outputs = &mut self.outputs;
-        self.ssh_checks.asked.retain(|id, check| {
-            if check.deadline > now {
-                return true;
-            }
-            let was_waiting = check.state == State::Waiting;
-            if was_waiting {
-                check.state = State::TimedOut;
-                check.deadline = now + DECIDED_TTL;
-                outputs.push_back(Output::Decided(id.clone()));
-            }
-            was_waiting
-        });
-    }
-
-    /// Ends the waiting of sessions that no rule wants checked any more, or
-    /// that are another person's now; forgets what was passed for nodes that
-    /// are gone. For whenever the policy, users or nodes changed.
-    pub(crate) fn review_ssh_checks(&mut self) {
-        let (nodes, access) = (&self.data.nodes, &self.access);
-        let outputs = &mut self.outputs;
-        self.ssh_checks.asked.retain(|id, check| {
-            let about = &check.about;
-            let person = nodes.get(&about.source).map(Person::behind);
-            let stays = person == Some(about.person)
-                && access
-                    .ssh_check_for(about.source, about.destination, &about.local_user)
-                    .is_some();
-            if !stays {
-                outputs.push_back(Output::Decided(id.clone()));
-            }
-            stays
-        });
-        self.ssh_checks.passed.retain(|(person, destination), _| {
-            nodes.contains_key(destination)
-                && match person {
-                    Person::User(_) => true,
-                    Person::Node(node) => nodes.contains_key(node),
-                }
-        });
+        let root = open(&mut checks, session(1, "root"));
+        let other = open(&mut checks, session(2, "root"));
+        let always = open(&mut checks, session(2, "ubuntu"));
+        let elsewhere = checks.ask_again(&root, &session(2, "root"));
+        assert_eq!(elsewhere, Err(SshRefusal::OtherSession));
+        assert!(checks.decide(now, &root, CheckState::Approved).is_some());
+        let also = checks.passed(now, &root, |session| session.local_user == "root");
+        assert_eq!(also, [other]);
+        assert_eq!(checks.waiting().count(), 1);
+        let hour = Duration::from_secs(3600);
+        assert!(checks.has_passed(now, &session(3, "root"), hour));
+        assert!(!checks.has_passed(now + hour, &session(3, "root"), hour));
+        // The decisions are forgotten, the waiting one times out, later.
+        assert_eq!(checks.pop_due(now + DECIDED_TTL), Some(None));
+        assert_eq!(checks.pop_due(now + DECIDED_TTL), Some(None));
+        assert_eq!(checks.pop_due(now + CHECK_TTL), Some(Some(always.clone())));
+        let state = checks.ask_again(&always, &session(2, "ubuntu"));
+        assert_eq!(state, Ok(Some(CheckState::TimedOut)));
     }
 }

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod commit;
 mod deltas;
 mod policies;
 mod policy;

@@ -1,10 +1,13 @@
 //! The one owner of the coordinator.
 //!
-//! Every request takes the lock for the length of one method call; nothing
-//! waits while holding it. What the coordinator then wants done is carried out
-//! before the lock is released: rows go to the writer in order, sessions and
-//! parked registrations are woken, the timer is set anew. So a change is on its
-//! way to those it concerns the moment it is made.
+//! A change takes the lock for the length of one method call; nothing waits
+//! while holding it. The coordinator's outputs are carried out before the lock
+//! is released: rows go to the writer in order, sessions and parked
+//! registrations are woken, the timer is set. So a change is on its way to the
+//! nodes it concerns the moment it is made.
+//!
+//! Readers and map messages work on the state of one moment ([`View`]), for
+//! which they take the lock only to copy a pointer.
 
 mod ssh_checks;
 #[cfg(test)]
@@ -18,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, oneshot};
 use warren_control_core::{
-    Coordinator, MapError, Message, Notice, Output, PendingId, RegisterOutcome, SessionId,
+    Coordinator, MapError, Message, Notice, Output, PendingId, RegisterOutcome, SessionId, View,
 };
 use warren_control_types::{MapRequest, PingRequest, RegisterRequest, RegisterResponse};
 use warren_keys::{MachinePublic, NodePublic};
@@ -112,8 +115,19 @@ impl CoordinatorHandle {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks at the coordinator.
-    pub fn read<R>(&self, look: impl FnOnce(&Coordinator) -> R) -> R {
+    /// The state of this moment. It does not change any more.
+    pub fn view(&self) -> Arc<View> {
+        self.lock().coordinator.view()
+    }
+
+    /// Reads the state of this moment, without keeping changes waiting.
+    pub fn read<R>(&self, look: impl FnOnce(&View) -> R) -> R {
+        look(&self.view())
+    }
+
+    /// Reads from the coordinator what is not part of a [`View`]: the requests
+    /// that wait for a decision. Changes wait meanwhile.
+    pub fn inspect<R>(&self, look: impl FnOnce(&Coordinator) -> R) -> R {
         look(&self.lock().coordinator)
     }
 
@@ -246,11 +260,9 @@ impl CoordinatorHandle {
         machine: MachinePublic,
         request: &MapRequest,
     ) -> Result<Message, MapError> {
-        let mut inner = self.lock();
-        let id = inner.coordinator.identify(machine, request)?;
-        inner
-            .coordinator
-            .full_message(wall_clock(), id)
+        let view = self.view();
+        let id = view.authorize(machine, request)?;
+        view.full_message(wall_clock(), id)
             .ok_or(MapError::NotFound)
     }
 
@@ -312,9 +324,7 @@ impl CoordinatorHandle {
         loop {
             let deadline = {
                 let inner = self.lock();
-                inner
-                    .coordinator
-                    .next_deadline(Instant::now(), wall_clock())
+                inner.coordinator.next_deadline()
             };
             match deadline {
                 None => self.timer.notified().await,
@@ -348,7 +358,7 @@ impl CoordinatorHandle {
                 // Dropping the senders wakes everybody who waits.
                 Output::Decided(id) => drop(inner.parked.remove(&id)),
                 Output::Notice(notice) => {
-                    if let Some(line) = describe(&inner.coordinator, notice) {
+                    if let Some(line) = describe(&inner.coordinator.view(), notice) {
                         let _ = self.lines.send(self.hints.complete(&printable(&line)));
                     }
                 }
@@ -378,13 +388,17 @@ impl Session {
             if self.signals.ended.load(Ordering::Acquire) {
                 return None;
             }
-            let message = self
-                .coordinator
-                .lock()
-                .coordinator
-                .next_message(wall_clock(), self.id);
-            if message.is_some() {
-                return message;
+            let draft = self.coordinator.lock().coordinator.begin_message(self.id);
+            if let Some(draft) = draft {
+                // Rendered without the lock: changes go on meanwhile.
+                let (message, rendered) = draft.render(wall_clock());
+                let mut inner = self.coordinator.lock();
+                inner.coordinator.finish_message(rendered);
+                let _ = self.coordinator.carry_out(&mut inner);
+                drop(inner);
+                if message.is_some() {
+                    return message;
+                }
             }
             self.signals.wake.notified().await;
         }
@@ -403,13 +417,10 @@ impl Drop for Session {
 }
 
 /// A line for the terminal; nothing for what would only be noise.
-fn describe(coordinator: &Coordinator, notice: Notice) -> Option<String> {
+fn describe(coordinator: &View, notice: Notice) -> Option<String> {
     let node_line = |id, what: &str| {
         let node = coordinator.node(id)?;
-        let user = match node
-            .user
-            .and_then(|id| coordinator.snapshot().users.get(&id))
-        {
+        let user = match node.user.and_then(|id| coordinator.user(id)) {
             Some(user) if !node.is_tagged() => format!("user {}", user.name),
             Some(_) | None => node.tags.iter().cloned().collect::<Vec<_>>().join(" "),
         };

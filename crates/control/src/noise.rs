@@ -299,10 +299,7 @@ impl Upgrader {
     }
 
     fn owns_node(&self, machine: &MachinePublic) -> bool {
-        self.coordinator.read(|coordinator| {
-            let mut nodes = coordinator.snapshot().nodes.values();
-            nodes.any(|node| node.machine == *machine)
-        })
+        self.coordinator.view().owns_node(*machine)
     }
 }
 

@@ -219,7 +219,7 @@ async fn reload(path: &Path, coordinator: &Arc<CoordinatorHandle>) {
     let known = coordinator.read(|c| {
         let file = c.policy_file();
         file.is_some_and(|file| file.problem.is_none())
-            && c.snapshot().policy.as_ref() == Some(&text)
+            && c.policy_in_force().text.as_ref() == Some(&text)
     });
     if known {
         return;
@@ -227,7 +227,7 @@ async fn reload(path: &Path, coordinator: &Arc<CoordinatorHandle>) {
     let before = coordinator.read(|c| c.policy_file().and_then(|file| file.problem.clone()));
     match take(coordinator, path, text).await {
         Ok(Ok(true)) => {
-            let version = coordinator.read(warren_control_core::Coordinator::policy_version);
+            let version = coordinator.read(warren_control_core::View::policy_version);
             tracing::info!(
                 "policy version {} from {} is in force",
                 version.unwrap_or_default(),

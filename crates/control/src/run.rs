@@ -12,7 +12,7 @@ use clap::{CommandFactory as _, Parser as _};
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 use url::{Host, Url};
-use warren_control_core::{Config, Coordinator, GivenPolicy, NewAuthKey};
+use warren_control_core::{Config, Coordinator, GivenPolicy, NewAuthKey, View};
 use warren_control_types::{DerpMap, DerpNode, DerpRegion, HostAddress, RegionId};
 use warren_dial::limits::raise_file_limit;
 use warren_relay::tls::Certificate;
@@ -449,7 +449,7 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
         own_tls,
         with_relay,
         stun_port,
-        allow_all: coordinator.read(|c| c.snapshot().policy.is_none()),
+        allow_all: coordinator.read(View::is_without_policy),
         invitation: &invitation,
         policy_file: policy_file.as_deref(),
         hints: &hints,
@@ -498,15 +498,16 @@ async fn invite(
     let kept = state.first_key()?;
     let made = coordinator
         .change_saved(|c, _, wall| {
-            if c.snapshot().users.is_empty() {
+            if c.view().users().next().is_none() {
                 c.create_user(wall, user)?;
             }
-            let owner = c
+            let state = c.view();
+            let owner = state
                 .find_user(user)
                 .ok()
-                .or_else(|| c.snapshot().users.values().next())
+                .or_else(|| state.users().next())
                 .map(|user| user.name.clone());
-            if !c.snapshot().nodes.is_empty() {
+            if state.node_count() > 0 {
                 return Ok((Invitation::Make(owner.unwrap_or_default()), None));
             }
             if let Some(text) = &kept {
@@ -640,7 +641,7 @@ async fn take_policy_file(
             why
         }
     };
-    if coordinator.read(|c| c.snapshot().policy.is_none()) {
+    if coordinator.read(View::is_without_policy) {
         return Err(Failure::Failed(why));
     }
     tracing::error!("the policy of the last run stays in force: {why}");

@@ -232,7 +232,7 @@ impl Server {
             )),
             (&Method::GET, path) => match path.strip_prefix("/register/") {
                 Some(id) => {
-                    let waiting = self.coordinator.read(|coordinator| {
+                    let waiting = self.coordinator.inspect(|coordinator| {
                         coordinator
                             .pending()
                             .into_iter()
@@ -242,7 +242,7 @@ impl Server {
                 }
                 None if path.starts_with(SSH_CHECK) => {
                     let id = path.trim_start_matches(SSH_CHECK);
-                    let waiting = self.coordinator.read(CheckView::waiting);
+                    let waiting = self.coordinator.inspect(CheckView::waiting);
                     html(pages::ssh_check(waiting.iter().find(|v| v.id == id), id))
                 }
                 None if path.starts_with("/machine/") => text(

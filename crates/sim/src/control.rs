@@ -194,9 +194,9 @@ impl Control {
         }
     }
 
-    pub(crate) fn next_deadline(&self, now: Instant, wall: Duration) -> Option<Instant> {
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.coordinator
-            .next_deadline(now, wall)
+            .next_deadline()
             .filter(|_| self.is_up)
             .map(|(at, _)| at)
     }

@@ -181,7 +181,7 @@ fn an_expiring_key_is_announced_when_its_time_comes() {
 #[test]
 fn early_timeouts_do_nothing() {
     let (mut w, _a, _b) = pair();
-    let (at, _) = w.c.next_deadline(w.now, w.wall).unwrap();
+    let (at, _) = w.c.next_deadline().unwrap();
     assert!(at > w.now);
     w.c.handle_timeout(w.now, w.wall);
     assert_eq!(w.c.poll_output(), None);
@@ -395,7 +395,7 @@ const POLICIES: [Option<&str>; 8] = [
 fn apply(w: &mut World, step: Step, auth: &[String; 2]) {
     let session_of = |w: &World, n: u8| {
         let id = w.c.node_by_key(&super::world::key(n))?.id;
-        w.c.session_of.get(&id).copied()
+        w.c.session_of(id)
     };
     let name_of = |w: &World, n: u8| {
         w.c.node_by_key(&super::world::key(n))
@@ -501,20 +501,63 @@ proptest! {
         }
         w.read_all();
         check(&w)?;
-        prop_assert_eq!(&w.stored, w.c.snapshot());
+        prop_assert_eq!(&w.stored, &w.c.snapshot());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    /// A coordinator that only follows the changes of another one renders the
+    /// same maps, and its own sessions are sent each change.
+    #[test]
+    fn follower_renders_the_same_maps(steps in prop::collection::vec(step(), 1..60)) {
+        let mut w = World::new();
+        w.user("alice");
+        w.user("bob");
+        let auth = [w.reusable("alice"), w.reusable("bob")];
+        let mut idle = World::with(w.stored.clone());
+        let mut busy = World::with(w.stored.clone());
+        w.changes.clear();
+        for step in steps {
+            // Streams and deadlines of the other one are its own.
+            if !matches!(step, Step::Open(_)) {
+                apply(&mut w, step, &auth);
+            }
+            for follower in [&mut idle, &mut busy] {
+                (follower.now, follower.wall) = (w.now, w.wall);
+                for change in &w.changes {
+                    follower.c.apply_foreign(w.now, w.wall, change.clone()).unwrap();
+                }
+                follower.pass(Duration::ZERO);
+                prop_assert_eq!(&follower.changes, &[]);
+                prop_assert_eq!(&follower.c.snapshot(), &w.c.snapshot());
+            }
+            w.changes.clear();
+            for id in w.c.snapshot().nodes.keys() {
+                prop_assert_eq!(w.fresh(*id), idle.fresh(*id));
+            }
+            for n in 1..6 {
+                let node = busy.c.node_by_key(&super::world::key(n)).map(|node| node.id);
+                if node.is_some_and(|id| busy.c.session_of(id).is_none()) {
+                    busy.open(n).unwrap();
+                }
+            }
+            busy.read_all();
+            check(&busy)?;
+        }
     }
 }
 
 fn check(w: &World) -> Result<(), TestCaseError> {
     // What the policy says, changed by and by, is what it says anew.
-    let anew = w.c.access.anew(w.c.snapshot());
+    let anew = w.c.view().recompiled_access();
     for id in w.c.snapshot().nodes.keys() {
-        prop_assert_eq!(w.c.access.filter_for(*id), anew.filter_for(*id));
-        prop_assert_eq!(w.c.access.peers_of(*id), anew.peers_of(*id));
+        prop_assert_eq!(w.c.view().access.filter_for(*id), anew.filter_for(*id));
+        prop_assert_eq!(w.c.view().access.peers_of(*id), anew.peers_of(*id));
     }
     for (session, client) in &w.clients {
         let id = client.self_node.as_ref().unwrap().id;
-        prop_assert_eq!(w.c.session_of.get(&id), Some(session));
+        prop_assert_eq!(w.c.session_of(id), Some(*session));
         prop_assert_eq!(
             meaning(client.clone()),
             meaning(w.fresh(id)),
@@ -523,7 +566,7 @@ fn check(w: &World) -> Result<(), TestCaseError> {
         );
         for peer in client.peers.keys() {
             prop_assert!(
-                w.c.access.can_see(id, *peer),
+                w.c.view().access.can_see(id, *peer),
                 "{} must not know {}",
                 id,
                 peer

@@ -21,7 +21,7 @@ fn take(w: &mut World, wall: Duration, n: usize, base: Option<i64>) -> Result<i6
 /// The same with what a file in charge says.
 fn take_file(w: &mut World, text: &str) -> Result<bool, AdminError> {
     let given = GivenPolicy {
-        file: w.c.policy_file().unwrap().path.clone(),
+        file: w.c.view().policy_file().unwrap().path.clone(),
         text: Some(text.to_owned()),
     };
     let tried = w.c.tailnet().try_policy(&given);
@@ -40,29 +40,30 @@ fn every_policy_becomes_a_version_and_the_oldest_go() {
         policy: Some("{}".to_owned()),
         ..Snapshot::default()
     });
-    assert_eq!(w.c.policy_version(), None, "older than the history");
+    assert_eq!(w.c.view().policy_version(), None, "older than the history");
     for n in 0..150 {
         let wall = w.wall + Duration::from_secs(60) * u32::try_from(n).unwrap();
-        let base = w.c.policy_version();
+        let base = w.c.view().policy_version();
         let version = take(&mut w, wall, n, base).unwrap();
         assert_eq!(version, i64::try_from(n).unwrap() + 2);
     }
     w.settle();
-    let kept: Vec<&PolicyVersion> = w.c.policy_versions().collect();
+    let view = w.c.view();
+    let kept: Vec<&PolicyVersion> = view.policy_versions().collect();
     assert_eq!(
         (kept.len(), kept[0].version, kept[99].version),
         (100, 52, 151)
     );
-    assert_eq!(w.c.policy_in_force(), given(149));
+    assert_eq!(w.c.view().policy_in_force(), given(149));
     assert_eq!(
         (kept[99].by.as_str(), kept[99].file.as_str()),
         ("ann", "acl-149.hujson")
     );
     assert!(kept[98].at < kept[99].at);
-    assert_eq!(w.c.policy_at(1), Err(AdminError::NoPolicyVersion(1)));
+    assert_eq!(w.c.view().policy_at(1), Err(AdminError::NoPolicyVersion(1)));
     // A restart finds the same.
     assert_eq!(&w.stored.policies, &w.c.snapshot().policies);
-    assert_eq!(World::with(w.stored).c.policy_version(), Some(151));
+    assert_eq!(World::with(w.stored).c.view().policy_version(), Some(151));
 }
 
 #[test]
@@ -73,7 +74,7 @@ fn what_came_before_the_history_is_its_first_version() {
     });
     let wall = w.wall;
     take(&mut w, wall, 1, None).unwrap();
-    let first = w.c.policy_at(1).unwrap();
+    let first = w.c.view().policy_at(1).unwrap().clone();
     assert_eq!((first.text.as_deref(), first.at), (Some("{}"), None));
 }
 
@@ -87,7 +88,7 @@ fn a_change_that_was_not_seen_is_not_undone() {
     assert_eq!(take(&mut w, wall, 2, Some(1)), Ok(2));
     let late = take(&mut w, wall, 3, Some(1));
     assert_eq!(late, Err(AdminError::PolicyChanged));
-    assert_eq!(w.c.policy_in_force(), given(2));
+    assert_eq!(w.c.view().policy_in_force(), given(2));
 }
 
 #[test]
@@ -97,7 +98,7 @@ fn a_file_in_charge_keeps_others_out_and_its_last_good_text() {
     let good = "{\"acls\": []}";
     assert!(take_file(&mut w, good).unwrap());
     assert!(!take_file(&mut w, good).unwrap(), "nothing new");
-    let (wall, base) = (w.wall, w.c.policy_version());
+    let (wall, base) = (w.wall, w.c.view().policy_version());
     let refused = take(&mut w, wall, 1, base).unwrap_err();
     assert!(refused.to_string().contains("/etc/acl.hujson"), "{refused}");
 
@@ -106,7 +107,7 @@ fn a_file_in_charge_keeps_others_out_and_its_last_good_text() {
         error.to_string().contains("--> /etc/acl.hujson:1:11"),
         "{error}"
     );
-    let problem = w.c.policy_file().unwrap().problem.clone().unwrap().1;
+    let problem = w.c.view().policy_file().unwrap().problem.clone().unwrap().1;
     assert_eq!(problem, error.to_string());
     assert_eq!(w.c.snapshot().policy.as_deref(), Some(good));
 
@@ -118,8 +119,8 @@ fn a_file_in_charge_keeps_others_out_and_its_last_good_text() {
         "{error}"
     );
     assert!(w.c.policy_file_says_the_same(good));
-    assert_eq!(w.c.policy_file().unwrap().problem, None);
-    assert_eq!(w.c.policy_versions().count(), 1);
+    assert_eq!(w.c.view().policy_file().unwrap().problem, None);
+    assert_eq!(w.c.view().policy_versions().count(), 1);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use super::world::{World, key, machine, map_request, request};
 use crate::{Coordinator, MapError, NewAuthKey, PendingId, RegisterOutcome};
 
 fn at(wall: Duration) -> Timestamp {
-    crate::coordinator::timestamp(wall)
+    crate::clock::timestamp(wall)
 }
 
 #[test]
@@ -394,7 +394,7 @@ fn approved_routes_end_with_the_owner_they_were_approved_for() {
     w.c.tag_node("host1", ["tag:a".to_owned()].into()).unwrap();
     assert!(w.c.node(id).unwrap().approved_routes.is_empty());
     w.settle();
-    assert_eq!(&w.stored, w.c.snapshot());
+    assert_eq!(&w.stored, &w.c.snapshot());
 }
 
 #[test]
@@ -541,7 +541,7 @@ fn a_restart_finds_everything_again() {
     w.c.rename_node("host1", "db").unwrap();
     w.settle();
     assert_eq!(
-        &w.stored,
+        w.stored,
         w.c.snapshot(),
         "every change was handed out as a row"
     );
@@ -616,7 +616,7 @@ proptest! {
             let _ = w.open(m);
             w.pass(Duration::from_secs(20));
         }
-        prop_assert_eq!(&w.stored, w.c.snapshot());
+        prop_assert_eq!(&w.stored, &w.c.snapshot());
         let names: BTreeSet<_> = w.stored.nodes.values().map(|n| n.name.clone()).collect();
         let addresses: BTreeSet<_> = w.stored.nodes.values().map(|n| n.address).collect();
         prop_assert_eq!(names.len(), w.stored.nodes.len());

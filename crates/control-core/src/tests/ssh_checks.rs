@@ -193,7 +193,7 @@ fn what_is_refused_or_takes_too_long_ends_the_session() {
 
     let id = w.held(&root);
     w.parked(&root, &id);
-    let (at, _) = w.c.next_deadline(w.now, w.wall).unwrap();
+    let (at, _) = w.c.next_deadline().unwrap();
     assert!(at <= w.now + Duration::from_secs(900));
     w.pass(Duration::from_secs(899));
     assert!(!w.was_decided(&id));

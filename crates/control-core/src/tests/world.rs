@@ -10,8 +10,8 @@ use warren_control_types::{
 use warren_keys::{Entropy, MachinePublic, NodePublic};
 
 use crate::{
-    Config, Coordinator, MapError, NewAuthKey, Output, PendingId, RegisterOutcome, SessionId,
-    Snapshot,
+    Change, Config, Coordinator, MapError, NewAuthKey, Output, PendingId, RegisterOutcome,
+    SessionId, Snapshot,
 };
 
 /// Counts; distinct bytes for every draw, the same in every run.
@@ -40,6 +40,8 @@ pub(super) struct World {
     pub(super) wall: Duration,
     /// What every row said last: what a restart would find.
     pub(super) stored: Snapshot,
+    /// The same, one by one.
+    pub(super) changes: Vec<Change>,
     pub(super) woken: BTreeSet<SessionId>,
     pub(super) ended: BTreeSet<SessionId>,
     pub(super) decided: Vec<PendingId>,
@@ -61,6 +63,7 @@ impl World {
             now,
             wall,
             stored: data,
+            changes: Vec::new(),
             woken: BTreeSet::new(),
             ended: BTreeSet::new(),
             decided: Vec::new(),
@@ -71,7 +74,10 @@ impl World {
     pub(super) fn settle(&mut self) {
         while let Some(output) = self.c.poll_output() {
             match output {
-                Output::Store { change, .. } => self.stored.apply(change),
+                Output::Store { change, .. } => {
+                    self.changes.push(change.clone());
+                    self.stored.apply(change);
+                }
                 Output::Wake(id) => {
                     self.woken.insert(id);
                 }

@@ -152,13 +152,9 @@ impl Command {
                 })
                 .await
             }
-            Self::UsersList => view(coordinator.read(|c| {
-                c.snapshot()
-                    .users
-                    .values()
-                    .map(UserView::new)
-                    .collect::<Vec<_>>()
-            })),
+            Self::UsersList => {
+                view(coordinator.read(|c| c.users().map(UserView::new).collect::<Vec<_>>()))
+            }
             Self::UsersRename { name, new_name } => {
                 change(coordinator, |c, _| {
                     Ok(UserView::new(&c.rename_user(&name, &new_name)?))
@@ -183,9 +179,7 @@ impl Command {
                         .map(|name| c.find_user(&name).map(|u| u.id))
                         .transpose()?;
                     Ok::<_, AdminError>(
-                        c.snapshot()
-                            .nodes
-                            .values()
+                        c.nodes()
                             .filter(|node| owner.is_none() || node.user == owner)
                             .map(|node| NodeView::new(c, node, wall_clock()))
                             .collect::<Vec<_>>(),
@@ -218,7 +212,8 @@ impl Command {
                 .await
             }
             Self::NodesWaiting => view(
-                coordinator.read(|c| c.pending().iter().map(WaitingView::new).collect::<Vec<_>>()),
+                coordinator
+                    .inspect(|c| c.pending().iter().map(WaitingView::new).collect::<Vec<_>>()),
             ),
             Self::NodesApprove { id, user, tags } => {
                 let ((), result) = ((), {
@@ -240,9 +235,7 @@ impl Command {
                         .map(|text| c.find_node(&text).map(|n| n.id))
                         .transpose()?;
                     Ok::<_, AdminError>(
-                        c.snapshot()
-                            .nodes
-                            .values()
+                        c.nodes()
                             .filter(|n| {
                                 only.map_or(!n.hostinfo.routable_ips.is_empty(), |id| n.id == id)
                             })
@@ -285,7 +278,7 @@ impl Command {
                         lifetime,
                     };
                     let (text, record) = c.create_auth_key(wall, new)?;
-                    let record = AuthKeyView::new(c, &record, wall);
+                    let record = AuthKeyView::new(&c.view(), &record, wall);
                     Ok(CreatedKeyView {
                         key: text.expose(),
                         record,
@@ -294,16 +287,14 @@ impl Command {
                 .await
             }
             Self::PreauthkeysList => view(coordinator.read(|c| {
-                c.snapshot()
-                    .auth_keys
-                    .values()
+                c.auth_keys()
                     .map(|key| AuthKeyView::new(c, key, wall_clock()))
                     .collect::<Vec<_>>()
             })),
             Self::PreauthkeysExpire { id } => {
                 change(coordinator, |c, wall| {
                     let key = c.expire_auth_key(wall, AuthKeyId(id))?;
-                    Ok(AuthKeyView::new(c, &key, wall))
+                    Ok(AuthKeyView::new(&c.view(), &key, wall))
                 })
                 .await
             }
@@ -331,7 +322,7 @@ impl Command {
                 .await
             }
             Self::PolicyHistory => policies::history(coordinator),
-            Self::SshChecksList => view(coordinator.read(CheckView::waiting)),
+            Self::SshChecksList => view(coordinator.inspect(CheckView::waiting)),
             Self::SshChecksApprove { id } => decide(coordinator, |c, now| {
                 c.approve_ssh_check(now, &PendingId(id))
             }),
@@ -367,7 +358,7 @@ fn decide(
 ) -> Result<Value, Refusal> {
     let (result, _no_rows) = coordinator.change(|coordinator, now, _| {
         let decided = act(coordinator, now)?;
-        Ok::<_, AdminError>(CheckView::new(coordinator, &decided))
+        Ok::<_, AdminError>(CheckView::new(&coordinator.view(), &decided))
     });
     result.map_err(Refusal::from).and_then(view)
 }
@@ -402,5 +393,5 @@ fn node_view(
     let node = coordinator
         .node(id)
         .ok_or_else(|| AdminError::NoNode(id.to_string()))?;
-    Ok(NodeView::new(coordinator, node, wall))
+    Ok(NodeView::new(&coordinator.view(), node, wall))
 }

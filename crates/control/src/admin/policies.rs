@@ -5,7 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use warren_control_core::{AdminError, Coordinator, GivenPolicy, Tailnet};
+use warren_control_core::{AdminError, GivenPolicy, Tailnet, View};
 use warren_policy::explain::{Diff, Question};
 
 use super::command::Refusal;
@@ -40,7 +40,7 @@ pub struct PolicyView {
     pub in_force: bool,
 }
 
-fn chosen(c: &Coordinator, which: &WhichPolicy) -> Result<GivenPolicy, AdminError> {
+fn chosen(c: &View, which: &WhichPolicy) -> Result<GivenPolicy, AdminError> {
     match which {
         WhichPolicy::InForce => Ok(c.policy_in_force()),
         WhichPolicy::Given(given) => Ok(given.clone()),

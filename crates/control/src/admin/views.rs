@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use warren_control_core::{
     AuthKeyRecord, Coordinator, JoinMethod, NodeRecord, PendingView, Role, SshCheckView,
-    UserRecord, role_name,
+    UserRecord, View, role_name,
 };
 
 use crate::coordinator::CoordinatorHandle;
@@ -90,10 +90,8 @@ pub struct NodeView {
 }
 
 impl NodeView {
-    pub(crate) fn new(coordinator: &Coordinator, node: &NodeRecord, wall: Duration) -> Self {
-        let user = node
-            .user
-            .and_then(|id| coordinator.snapshot().users.get(&id));
+    pub(crate) fn new(coordinator: &View, node: &NodeRecord, wall: Duration) -> Self {
+        let user = node.user.and_then(|id| coordinator.user(id));
         let now = moment(wall);
         Self {
             id: node.id.0,
@@ -184,11 +182,11 @@ pub struct CheckView {
 }
 
 impl CheckView {
-    pub(crate) fn new(coordinator: &Coordinator, view: &SshCheckView) -> Self {
+    pub(crate) fn new(coordinator: &View, view: &SshCheckView) -> Self {
         let source = coordinator.node(view.source);
         let user = source
             .and_then(|node| node.user)
-            .and_then(|id| coordinator.snapshot().users.get(&id));
+            .and_then(|id| coordinator.user(id));
         let owner = match (source, user) {
             (Some(node), _) if node.is_tagged() => {
                 let tags: Vec<_> = node.tags.iter().cloned().collect();
@@ -210,7 +208,8 @@ impl CheckView {
     /// All that wait, oldest first.
     pub(crate) fn waiting(coordinator: &Coordinator) -> Vec<Self> {
         let checks = coordinator.ssh_checks();
-        let views = checks.iter().map(|view| Self::new(coordinator, view));
+        let state = coordinator.view();
+        let views = checks.iter().map(|view| Self::new(&state, view));
         views.collect()
     }
 }
@@ -241,10 +240,8 @@ pub struct AuthKeyView {
 }
 
 impl AuthKeyView {
-    pub(crate) fn new(coordinator: &Coordinator, key: &AuthKeyRecord, wall: Duration) -> Self {
-        let user = key
-            .user
-            .and_then(|id| coordinator.snapshot().users.get(&id));
+    pub(crate) fn new(coordinator: &View, key: &AuthKeyRecord, wall: Duration) -> Self {
+        let user = key.user.and_then(|id| coordinator.user(id));
         let now = moment(wall);
         let expired = key.expiry.is_some_and(|expiry| expiry <= now);
         Self {
@@ -313,26 +310,22 @@ pub struct HealthView {
 impl HealthView {
     pub(crate) fn new(coordinator: &CoordinatorHandle) -> Self {
         let database = coordinator.is_healthy();
+        let waiting = coordinator.inspect(|c| c.pending().len());
         coordinator.read(|c| Self {
             status: if database { "pass" } else { "fail" }.to_owned(),
             database,
             server_url: c.config().server_url.clone(),
             base_domain: c.config().base_domain.clone(),
-            allow_all: c.snapshot().policy.is_none(),
+            allow_all: c.is_without_policy(),
             policy_file: c.policy_file().map(|file| file.path.clone()),
             policy_problem: c
                 .policy_file()
                 .and_then(|file| file.problem.as_ref())
                 .map(|(since, why)| format!("since {since:.0}: {why}")),
-            users: c.snapshot().users.len(),
-            nodes: c.snapshot().nodes.len(),
-            online: c
-                .snapshot()
-                .nodes
-                .keys()
-                .filter(|id| c.is_online(**id))
-                .count(),
-            waiting: c.pending().len(),
+            users: c.users().count(),
+            nodes: c.node_count(),
+            online: c.nodes().filter(|node| c.is_online(node.id)).count(),
+            waiting,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         })
     }

@@ -220,9 +220,7 @@ impl Sim {
         for stream in acts.close {
             self.close(stream, Side::Server);
         }
-        let at = self
-            .control
-            .next_deadline(self.clock.now(), self.clock.wall());
+        let at = self.control.next_deadline();
         self.plan_wake(self.control.host, at);
     }
 }

@@ -1,0 +1,73 @@
+//! What happens by time alone.
+
+use std::time::{Duration, Instant};
+
+use super::Coordinator;
+use crate::output::Reason;
+use crate::presence::PresenceTimer;
+
+/// A wall clock may be set; keys that expire by it are checked this often.
+const WALL_CHECK: Duration = Duration::from_secs(30);
+
+impl Coordinator {
+    /// When [`Coordinator::handle_timeout`] has something to do, and what.
+    pub fn next_deadline(&self) -> Option<(Instant, Reason)> {
+        let presence = self.presence.next_deadline().map(|(at, timer)| {
+            let reason = match timer {
+                PresenceTimer::Offline(id) => Reason::Offline(id),
+                PresenceTimer::Delete(id) => Reason::DeleteEphemeral(id),
+            };
+            (at, reason)
+        });
+        let registrations = self.registrations.next_deadline();
+        let ssh_checks = self.ssh_checks.next_deadline();
+        [
+            presence,
+            registrations.map(|at| (at, Reason::ForgetPending)),
+            ssh_checks.map(|at| (at, Reason::SshCheck)),
+            self.wall_deadline().map(|at| (at, Reason::KeyExpiry)),
+        ]
+        .into_iter()
+        .flatten()
+        .min_by_key(|(at, _)| *at)
+    }
+
+    fn wall_deadline(&self) -> Option<Instant> {
+        let directory = &self.view.directory;
+        if !directory.has_expiry() {
+            return None;
+        }
+        let next = directory.next_expiry(self.time);
+        let left = next.map(|expiry| expiry.duration_since(self.time));
+        let left = left.map(|left| Duration::try_from(left).unwrap_or_default());
+        Some(self.wall_checked + left.unwrap_or(WALL_CHECK).min(WALL_CHECK))
+    }
+
+    /// Does what is due. Called early, it does nothing.
+    pub fn handle_timeout(&mut self, now: Instant, wall: Duration) {
+        self.advance(now, wall);
+        self.wall_checked = now;
+        while let Some(timer) = self.presence.pop_due(now) {
+            match timer {
+                PresenceTimer::Offline(id) => {
+                    if !self.presence.is_connected(id) {
+                        self.online_changed(id, false);
+                    }
+                }
+                PresenceTimer::Delete(id) => {
+                    let ephemeral = self.node(id).is_some_and(|node| node.ephemeral);
+                    if ephemeral && !self.presence.is_connected(id) {
+                        self.remove_node(id);
+                    }
+                }
+            }
+        }
+        while let Some(id) = self.registrations.pop_due(now) {
+            // A parked request asks again and gets a new address.
+            self.decided([id]);
+        }
+        while let Some(ended) = self.ssh_checks.pop_due(now) {
+            self.decided(ended);
+        }
+    }
+}

@@ -1,0 +1,489 @@
+//! Registration: by key, by approval, again, and logout.
+//!
+//! The machine key at the other end of the channel is proven; everything in the
+//! request is only claimed. So a node key that is known belongs to its machine,
+//! and a pending request is bound to the machine and the node key it came with.
+//!
+//! An interactive login is parked: the node is sent an address, asks again with
+//! `Followup`, and that request is held open until the administrator decides
+//! ([`Output::Decided`](crate::Output::Decided)). Then the very same request is
+//! put to [`Coordinator::register`] again, and finds its node made.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use jiff::{SignedDuration, Timestamp};
+use warren_control_types::{
+    Hostinfo, Login, LoginId, NodeId, RegisterRequest, RegisterResponse, User, UserId,
+};
+use warren_keys::MachinePublic;
+
+use super::Coordinator;
+use super::update::{Report, home_relay};
+use crate::addresses;
+use crate::error::AdminError;
+use crate::names::sanitize_hostname;
+use crate::output::Notice;
+use crate::parked::PendingId;
+use crate::records::{AuthKeyId, AuthKeyRecord, Change, JoinMethod, NodeRecord, TAGGED_DEVICES};
+use crate::references::UserRef;
+use crate::registrations::{LoginStep, PendingLogin};
+
+/// What to do with a registration.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RegisterOutcome {
+    /// Answer it.
+    Answer(Box<RegisterResponse>),
+    /// Hold it until [`Output::Decided`](crate::Output::Decided) names this id,
+    /// then ask again. When the client goes away before that:
+    /// [`Coordinator::stopped_waiting`].
+    Park(PendingId),
+    /// Too many wait already; the client should try again later.
+    Busy,
+}
+
+impl RegisterOutcome {
+    fn error(text: impl Into<String>) -> Self {
+        Self::Answer(Box::new(RegisterResponse {
+            error: text.into(),
+            ..Default::default()
+        }))
+    }
+
+    fn expired() -> Self {
+        Self::Answer(Box::new(RegisterResponse {
+            node_key_expired: true,
+            ..Default::default()
+        }))
+    }
+}
+
+/// The future owner of a node, and the reason why it may join.
+struct Admission {
+    user: Option<UserId>,
+    tags: BTreeSet<String>,
+    ephemeral: bool,
+    method: JoinMethod,
+    auth_key: Option<AuthKeyId>,
+}
+
+impl Coordinator {
+    /// Decides about a registration from the machine at the other end of the
+    /// channel. Refusals are answers too: their text is shown to the user.
+    pub fn register(
+        &mut self,
+        now: Instant,
+        wall: Duration,
+        machine: MachinePublic,
+        request: &RegisterRequest,
+    ) -> RegisterOutcome {
+        self.register_from(now, wall, machine, None, request)
+    }
+
+    /// As [`Coordinator::register`], where it is known which address the
+    /// channel comes from.
+    pub fn register_from(
+        &mut self,
+        now: Instant,
+        wall: Duration,
+        machine: MachinePublic,
+        source: Option<IpAddr>,
+        request: &RegisterRequest,
+    ) -> RegisterOutcome {
+        let time = self.advance(now, wall);
+        let have = request.version.0;
+        if have < crate::MIN_CAPABILITY {
+            let error = crate::MapError::TooOld {
+                have,
+                need: crate::MIN_CAPABILITY,
+            };
+            return RegisterOutcome::error(error.to_string());
+        }
+        if request.node_key.is_zero() {
+            return RegisterOutcome::error("the request has no node key");
+        }
+        if let Some(node) = self.node_by_key(&request.node_key) {
+            if node.machine != machine {
+                return RegisterOutcome::error("node exists with a different machine key");
+            }
+            let id = node.id;
+            return self.register_known(wall, id, request);
+        }
+        if request.expiry.is_some_and(|expiry| expiry <= time) {
+            // A logout of a node that is gone already.
+            return RegisterOutcome::expired();
+        }
+        match request
+            .auth
+            .as_ref()
+            .map(|auth| auth.auth_key.as_str())
+            .filter(|key| !key.is_empty())
+        {
+            Some(text) => self.register_with_key(time, machine, request, text),
+            None => self.register_interactive(now, time, machine, source, request),
+        }
+    }
+
+    /// The node key is known and the machine owns it: a restart, a logout, or a
+    /// request for an earlier expiry.
+    fn register_known(
+        &mut self,
+        wall: Duration,
+        id: NodeId,
+        request: &RegisterRequest,
+    ) -> RegisterOutcome {
+        let time = self.time;
+        let Some(node) = self.view.node(id) else {
+            return RegisterOutcome::expired();
+        };
+        let expired = !self.view.standing(id, wall).is_valid();
+        let mut expiry = node.key_expiry;
+        if let Some(wish) = request.expiry {
+            if wish <= time {
+                return self.log_out(time, id);
+            }
+            if expired || expiry.is_some_and(|present| wish > present) {
+                return RegisterOutcome::error("extending key is not allowed; log in again");
+            }
+            expiry = Some(wish);
+        } else if expired {
+            return RegisterOutcome::expired();
+        }
+        let mut node = node.clone();
+        let routes_before = node.hostinfo.routable_ips.clone();
+        node.key_expiry = expiry;
+        self.take_registration(&mut node, request);
+        let routes_differ = routes_before != node.hostinfo.routable_ips;
+        self.revise(id, true, |record| *record = node);
+        if routes_differ {
+            self.approve_by_policy(id);
+        }
+        RegisterOutcome::Answer(Box::new(self.welcome(id)))
+    }
+
+    fn log_out(&mut self, time: Timestamp, id: NodeId) -> RegisterOutcome {
+        let Some(node) = self.view.node(id) else {
+            return RegisterOutcome::expired();
+        };
+        if node.ephemeral {
+            self.remove_node(id);
+        } else {
+            let name = node.name.clone();
+            // Not the distant past that clients ask for: peers would see it.
+            self.revise(id, true, |node| node.key_expiry = Some(time));
+            self.notice(Notice::LoggedOut(id, name));
+        }
+        RegisterOutcome::expired()
+    }
+
+    fn register_with_key(
+        &mut self,
+        time: Timestamp,
+        machine: MachinePublic,
+        request: &RegisterRequest,
+        text: &str,
+    ) -> RegisterOutcome {
+        let Some(mut key) = self.view.auth_key(text).cloned() else {
+            return RegisterOutcome::error(
+                "invalid pre auth key: this server does not know it; make one with `warren-control preauthkeys create`",
+            );
+        };
+        if let Err(why) = usable(&key, time) {
+            return RegisterOutcome::error(why);
+        }
+        let wanted = hostinfo(request).request_tags;
+        let access = &self.view.access;
+        let permitted = |tag: &String| {
+            key.tags.contains(tag) || key.user.is_some_and(|user| access.may_tag(user, tag))
+        };
+        if let Some(tag) = wanted.iter().find(|tag| !permitted(tag)) {
+            return RegisterOutcome::error(refused_tag(tag));
+        }
+        let mut tags = key.tags.clone();
+        tags.extend(wanted.iter().cloned());
+        let admission = Admission {
+            user: key.user,
+            tags,
+            ephemeral: key.ephemeral || request.ephemeral,
+            method: JoinMethod::AuthKey,
+            auth_key: Some(key.id),
+        };
+        match self.admit(time, machine, request, admission) {
+            Ok(id) => {
+                key.uses += 1;
+                self.commit(Change::AuthKey(key), true);
+                RegisterOutcome::Answer(Box::new(self.welcome(id)))
+            }
+            Err(error) => RegisterOutcome::error(error.to_string()),
+        }
+    }
+
+    fn register_interactive(
+        &mut self,
+        now: Instant,
+        time: Timestamp,
+        machine: MachinePublic,
+        source: Option<IpAddr>,
+        request: &RegisterRequest,
+    ) -> RegisterOutcome {
+        let login = PendingLogin {
+            machine,
+            request: Box::new(request.clone()),
+            since: time,
+        };
+        let view = &self.view;
+        let continues = |id: &PendingId| request.followup == auth_url(&view.config.server_url, id);
+        let entropy = self.entropy.as_mut();
+        let (step, ended) = self
+            .registrations
+            .request(now, login, source, continues, entropy);
+        self.decided(ended);
+        match step {
+            LoginStep::Park(id) => RegisterOutcome::Park(id),
+            LoginStep::SendTo(id) => self.send_to(&id),
+            LoginStep::New(id) => {
+                let host = hostinfo(request).hostname;
+                self.notice(Notice::Waiting(id.clone(), host));
+                self.send_to(&id)
+            }
+            LoginStep::Replaced => RegisterOutcome::error(
+                "a newer login of this machine took the place of this one; finish that one, or log in again",
+            ),
+            LoginStep::Busy => RegisterOutcome::Busy,
+        }
+    }
+
+    fn send_to(&self, id: &PendingId) -> RegisterOutcome {
+        RegisterOutcome::Answer(Box::new(RegisterResponse {
+            auth_url: self.auth_url(id),
+            ..Default::default()
+        }))
+    }
+
+    /// The address to which a person is sent to have a machine approved.
+    pub fn auth_url(&self, id: &PendingId) -> String {
+        auth_url(&self.config().server_url, id)
+    }
+
+    /// Admits a waiting machine, as a node of `user` (or of `tags`).
+    ///
+    /// # Errors
+    /// No machine waits under this id, no such user, or no address is left.
+    pub fn approve(
+        &mut self,
+        now: Instant,
+        wall: Duration,
+        id: &PendingId,
+        user: impl Into<UserRef>,
+        tags: BTreeSet<String>,
+    ) -> Result<NodeId, AdminError> {
+        let time = self.advance(now, wall);
+        let user = self.find_user(user)?.id;
+        let login = self.registrations.get(id).cloned();
+        let login = login.ok_or_else(|| AdminError::NoPending(id.0.clone()))?;
+        let mut all_tags = tags;
+        for tag in hostinfo(&login.request).request_tags {
+            // The administrator may give any tag, yet a machine must not get a
+            // tag that no person looked at.
+            if !self.view.access.may_tag(user, &tag) && !all_tags.contains(&tag) {
+                return Err(AdminError::Policy(refused_tag(&tag)));
+            }
+            all_tags.insert(tag);
+        }
+        let admission = Admission {
+            user: Some(user),
+            tags: all_tags,
+            ephemeral: login.request.ephemeral,
+            method: JoinMethod::Approval,
+            auth_key: None,
+        };
+        self.admit(time, login.machine, &login.request, admission)
+    }
+
+    /// Creates the node, or gives the node that this machine and owner already
+    /// have the new key.
+    fn admit(
+        &mut self,
+        time: Timestamp,
+        machine: MachinePublic,
+        request: &RegisterRequest,
+        admission: Admission,
+    ) -> Result<NodeId, AdminError> {
+        let tagged = !admission.tags.is_empty();
+        let lifetime = self
+            .config()
+            .key_lifetime
+            .filter(|_| !tagged && !admission.ephemeral);
+        let granted = lifetime
+            .and_then(|life| SignedDuration::try_from(life).ok())
+            .and_then(|life| time.checked_add(life).ok());
+        let expiry = match (granted, request.expiry) {
+            (Some(granted), Some(wish)) => Some(granted.min(wish)),
+            (granted, wish) => granted.or(wish),
+        };
+        let known = self
+            .view
+            .directory
+            .nodes_of_machine(machine)
+            .find(|node| node.is_tagged() == tagged && (tagged || node.user == admission.user));
+        let id = match known.map(|node| node.id) {
+            Some(known) => {
+                self.renew(known, request, admission, expiry);
+                known
+            }
+            None => self.join(time, machine, request, admission, expiry)?,
+        };
+        let ended = self.registrations.joined(machine, request.node_key);
+        self.decided(ended);
+        Ok(id)
+    }
+
+    /// Creates a node.
+    fn join(
+        &mut self,
+        time: Timestamp,
+        machine: MachinePublic,
+        request: &RegisterRequest,
+        admission: Admission,
+        expiry: Option<Timestamp>,
+    ) -> Result<NodeId, AdminError> {
+        let directory = &self.view.directory;
+        let pools = self
+            .view
+            .access
+            .address_pools(admission.user, &admission.tags);
+        let mut counters = directory.counters();
+        let used = |index| directory.has_address(index);
+        let address = addresses::allocate_in(&pools, used, counters.address)
+            .ok_or(AdminError::NoAddresses)?;
+        if pools.is_empty() {
+            counters.address = address.get() + 1;
+            self.commit(Change::Counters(counters), true);
+        }
+        let id = self.take_node_id();
+        let hostinfo = hostinfo(request);
+        let node = NodeRecord {
+            id,
+            machine,
+            key: request.node_key,
+            user: admission.user,
+            tags: admission.tags,
+            address,
+            name: self
+                .view
+                .free_name(&sanitize_hostname(&hostinfo.hostname), None),
+            name_chosen: false,
+            created: time,
+            key_expiry: expiry,
+            last_seen: Some(time),
+            ephemeral: admission.ephemeral,
+            join_method: admission.method,
+            auth_key: admission.auth_key,
+            disco: None,
+            endpoints: Vec::new(),
+            home_relay: home_relay(&hostinfo),
+            hostinfo,
+            capability: request.version.0,
+            approved_routes: BTreeSet::new(),
+            key_signature: request.node_key_signature.clone(),
+        };
+        self.commit(Change::Node(Box::new(node)), true);
+        self.notice(Notice::Joined(id));
+        self.approve_by_policy(id);
+        Ok(id)
+    }
+
+    /// A known node comes with a new key: same id, addresses and name.
+    fn renew(
+        &mut self,
+        id: NodeId,
+        request: &RegisterRequest,
+        admission: Admission,
+        expiry: Option<Timestamp>,
+    ) {
+        let Some(old) = self.view.node(id) else {
+            return;
+        };
+        let mut node = old.clone();
+        let owner_changed = node.tags != admission.tags || node.user != admission.user;
+        let routes_before = node.hostinfo.routable_ips.clone();
+        node.key = request.node_key;
+        node.tags = admission.tags;
+        node.user = admission.user;
+        node.key_expiry = expiry;
+        node.ephemeral = admission.ephemeral;
+        node.join_method = admission.method;
+        node.auth_key = admission.auth_key.or(node.auth_key);
+        node.key_signature.clone_from(&request.node_key_signature);
+        self.take_registration(&mut node, request);
+        let routes_differ = routes_before != node.hostinfo.routable_ips;
+        self.revise(id, true, |record| *record = node);
+        self.notice(Notice::KeyRenewed(id));
+        if owner_changed {
+            self.approve_anew(id);
+        } else if routes_differ {
+            self.approve_by_policy(id);
+        }
+    }
+
+    /// Takes over what a registration says besides the key.
+    fn take_registration(&self, node: &mut NodeRecord, request: &RegisterRequest) {
+        let report = Report {
+            capability: request.version.0,
+            hostinfo: request.hostinfo.as_ref(),
+            ..Report::default()
+        };
+        self.take_report(node, &report);
+    }
+
+    fn welcome(&self, id: NodeId) -> RegisterResponse {
+        let owner = self.node(id).map_or(TAGGED_DEVICES, NodeRecord::owner);
+        let (name, created) = self.view.user_name(owner);
+        RegisterResponse {
+            user: User {
+                id: owner,
+                display_name: name.clone(),
+                created,
+                ..Default::default()
+            },
+            login: Login {
+                id: LoginId(owner.0),
+                provider: "warren".to_owned(),
+                login_name: name.clone(),
+                display_name: name,
+                ..Default::default()
+            },
+            machine_authorized: true,
+            ..Default::default()
+        }
+    }
+}
+
+fn auth_url(server_url: &str, id: &PendingId) -> String {
+    format!("{server_url}/register/{id}")
+}
+
+/// The machine's description of itself; empty if there is none.
+pub(super) fn hostinfo(request: &RegisterRequest) -> Hostinfo {
+    request.hostinfo.clone().unwrap_or_default()
+}
+
+/// Whether the key admits a machine; the reason if not.
+pub(super) fn usable(key: &AuthKeyRecord, time: Timestamp) -> Result<(), String> {
+    if let Some(expiry) = key.expiry.filter(|expiry| *expiry <= time) {
+        return Err(format!(
+            "authkey expired at {expiry:.0}; make a new one with `warren-control preauthkeys create`"
+        ));
+    }
+    if key.uses > 0 && !key.reusable {
+        return Err("authkey already used: it worked once; make a new one, or a --reusable one, with `warren-control preauthkeys create`".to_owned());
+    }
+    Ok(())
+}
+
+fn refused_tag(tag: &str) -> String {
+    format!(
+        "requested tag {tag} is not permitted: the policy's tagOwners must name the user, or the pre-auth key must carry the tag"
+    )
+}

@@ -1,0 +1,197 @@
+//! Policies that are tried and explained on the users and nodes of one moment.
+//!
+//! A policy is taken as a whole or not at all: it has to parse, and its own
+//! tests have to pass for the users and nodes of the moment.
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use warren_control_types::NodeId;
+use warren_policy::explain::{Diff, PolicyContext, Question, SyntheticTailnet, Why};
+use warren_policy::{Policy, PolicyNode, PolicyUser};
+
+use crate::access::{nodes, users};
+use crate::directory::Directory;
+use crate::error::AdminError;
+use crate::routes::advertised;
+
+/// A policy as an administrator hands it over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GivenPolicy {
+    /// The name of its file in messages.
+    pub file: String,
+    /// Its text. `None`: no policy, every node may reach every node.
+    pub text: Option<String>,
+}
+
+impl GivenPolicy {
+    /// Parses it.
+    ///
+    /// # Errors
+    /// All errors in the text, with their places.
+    pub fn parse(&self) -> Result<Policy, AdminError> {
+        match &self.text {
+            None => Ok(Policy::allow_all()),
+            Some(text) => crate::access::read(&self.file, text).map_err(AdminError::Policy),
+        }
+    }
+
+    fn text(&self) -> &str {
+        self.text.as_deref().unwrap_or_default()
+    }
+}
+
+/// The differences in what two policies allow, as far as the files alone can
+/// say, without knowledge of users and nodes.
+///
+/// # Errors
+/// One of them cannot be parsed.
+pub fn diff_of_files(old: &GivenPolicy, new: &GivenPolicy) -> Result<Diff, AdminError> {
+    let (before, after) = (old.parse()?, new.parse()?);
+    let imagined = SyntheticTailnet::from_policies(&[&before, &after]);
+    let offered = BTreeMap::new();
+    let scene = PolicyContext {
+        policy: &before,
+        text: old.text(),
+        file: &old.file,
+        users: &imagined.users,
+        nodes: &imagined.nodes,
+        names: &imagined.names,
+        offered: &offered,
+    };
+    let after = PolicyContext {
+        policy: &after,
+        text: new.text(),
+        file: &new.file,
+        ..scene.clone()
+    };
+    Ok(scene.diff(&after))
+}
+
+/// The users and nodes of one moment, for trying and explaining policies.
+#[derive(Debug, Clone)]
+pub struct Tailnet {
+    users: Vec<PolicyUser>,
+    nodes: Vec<PolicyNode>,
+    names: BTreeMap<NodeId, String>,
+    offered: BTreeMap<NodeId, Vec<IpNet>>,
+}
+
+impl Tailnet {
+    pub(crate) fn of(directory: &Directory) -> Self {
+        let records = || directory.nodes();
+        Self {
+            users: users(directory),
+            nodes: nodes(directory),
+            names: records().map(|node| (node.id, node.name.clone())).collect(),
+            offered: records()
+                .map(|node| (node.id, advertised(node).into_iter().collect()))
+                .collect(),
+        }
+    }
+
+    fn scene<'a>(&'a self, given: &'a GivenPolicy, policy: &'a Policy) -> PolicyContext<'a> {
+        PolicyContext {
+            policy,
+            text: given.text(),
+            file: &given.file,
+            users: &self.users,
+            nodes: &self.nodes,
+            names: &self.names,
+            offered: &self.offered,
+        }
+    }
+}
+
+/// A policy that was parsed, and whose tests pass for the users and nodes
+/// of one moment. Made by [`Tailnet::try_policy`] without the coordinator; to be
+/// taken later.
+#[derive(Debug, Clone)]
+pub struct TriedPolicy {
+    given: GivenPolicy,
+    policy: Policy,
+    users: Vec<PolicyUser>,
+    nodes: Vec<PolicyNode>,
+}
+
+impl TriedPolicy {
+    /// How many assertions hold.
+    #[must_use]
+    pub fn assertions(&self) -> usize {
+        self.policy.count_tests()
+    }
+
+    /// Runs the tests again if there are other users or nodes than when the
+    /// policy was tried; then takes it apart.
+    pub(crate) fn confirm(
+        self,
+        directory: &Directory,
+    ) -> Result<(GivenPolicy, Policy), AdminError> {
+        if self.policy.count_tests() > 0 {
+            let (users, nodes) = (users(directory), nodes(directory));
+            if users != self.users || nodes != self.nodes {
+                tests_hold(&self.given, &self.policy, &users, &nodes)?;
+            }
+        }
+        Ok((self.given, self.policy))
+    }
+
+    pub(crate) fn text(&self) -> Option<&str> {
+        self.given.text.as_deref()
+    }
+}
+
+impl Tailnet {
+    /// Checks a policy and its tests, without using it.
+    ///
+    /// # Errors
+    /// The errors in its text, or the tests that fail.
+    pub fn try_policy(&self, given: &GivenPolicy) -> Result<TriedPolicy, AdminError> {
+        let policy = given.parse()?;
+        tests_hold(given, &policy, &self.users, &self.nodes)?;
+        Ok(TriedPolicy {
+            given: given.clone(),
+            policy,
+            users: self.users.clone(),
+            nodes: self.nodes.clone(),
+        })
+    }
+
+    /// The access that a new policy grants and the old one does not, and the
+    /// reverse.
+    ///
+    /// # Errors
+    /// One of them cannot be parsed.
+    pub fn diff(&self, old: &GivenPolicy, new: &GivenPolicy) -> Result<Diff, AdminError> {
+        let (before, after) = (old.parse()?, new.parse()?);
+        let scene = self.scene(old, &before);
+        Ok(scene.diff(&self.scene(new, &after)))
+    }
+
+    /// Why a machine reaches another one or not, under this policy.
+    ///
+    /// # Errors
+    /// The policy cannot be parsed, or the question names no node.
+    pub fn why(&self, given: &GivenPolicy, question: &Question) -> Result<Why, AdminError> {
+        let policy = given.parse()?;
+        Ok(self.scene(given, &policy).why(question)?)
+    }
+}
+
+fn tests_hold(
+    given: &GivenPolicy,
+    policy: &Policy,
+    users: &[PolicyUser],
+    nodes: &[PolicyNode],
+) -> Result<(), AdminError> {
+    let broken = crate::access::broken_tests(policy, users, nodes);
+    if broken.is_empty() {
+        return Ok(());
+    }
+    Err(AdminError::Policy(format!(
+        "{}: test(s) failed: the policy breaks its own tests\n  {}",
+        given.file,
+        broken.join("\n  ")
+    )))
+}
