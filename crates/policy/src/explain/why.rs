@@ -1,5 +1,9 @@
 //! Explains why one endpoint may reach another, or may not.
 
+mod carriers;
+mod near;
+mod steps;
+
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -7,14 +11,10 @@ use warren_control_types::NodeId;
 
 use super::context::{AskError, Endpoint, PolicyContext};
 use super::edit::{self, Edit};
-use super::evaluate::{
-    Opening, Packet, Verdict, are_of_one_user, evaluate, is_called, is_for, opens,
-};
-use super::layout::{Entry, Layout, Section, SourceLocation};
+use super::evaluate::{Opening, Packet, Verdict, evaluate};
+use super::layout::{Layout, SourceLocation};
 use super::ports::{has_ports, ports_text, protocol_name};
-use crate::model::Rule;
-use crate::node::PolicyNode;
-use crate::selector::{Selector, parse_protocol};
+use crate::selector::parse_protocol;
 
 /// The number of pairs of machines that are explained if names match several.
 const PAIRS: usize = 16;
@@ -248,10 +248,10 @@ impl PolicyContext<'_> {
         }
         out.allowed = !out.open.is_empty();
         // One reason per rule, even if several of its entries match.
-        let mut told = Vec::new();
+        let mut explained = Vec::new();
         for (opening, receiver, packet) in openings {
-            if told.len() < RULES && !told.contains(&opening.rule) {
-                told.push(opening.rule);
+            if explained.len() < RULES && !explained.contains(&opening.rule) {
+                explained.push(opening.rule);
                 out.reasons
                     .extend(self.reason(layout, opening, receiver, &packet));
             }
@@ -271,59 +271,6 @@ impl PolicyContext<'_> {
                 out.edits = edit::edits(self, layout, source, destination, &packet);
             }
         }
-        out
-    }
-
-    /// The nodes at which a packet with this destination may arrive.
-    pub(super) fn receivers(&self, packet: &Packet) -> Vec<NodeId> {
-        match self.evaluator().owner(packet.destination) {
-            Some(owner) => vec![owner.id],
-            None => self
-                .nodes
-                .iter()
-                .filter(|node| is_for(node, packet.destination))
-                .map(|node| node.id)
-                .collect(),
-        }
-    }
-
-    /// The routers of an address that belongs to no machine, the most specific
-    /// route first.
-    fn carriers(&self, packet: &Packet) -> Vec<Carrier> {
-        if self.evaluator().owner(packet.destination).is_some() {
-            return Vec::new();
-        }
-        let mut out = Vec::new();
-        for node in self.nodes {
-            let offered = self.offered.get(&node.id).map_or(&[][..], Vec::as_slice);
-            let covers = |route: &&IpNet| route.contains(&packet.destination);
-            let approved = node.routes.iter().filter(covers).map(|route| (route, true));
-            let waiting = offered
-                .iter()
-                .filter(covers)
-                .filter(|route| !node.routes.contains(route))
-                .map(|route| (route, false));
-            let best = approved
-                .chain(waiting)
-                .max_by_key(|(route, approved)| (*approved, route.prefix_len()));
-            if let Some((route, approved)) = best {
-                let verdict = evaluate(self.policy, self.users, self.nodes, node.id, packet);
-                out.push(Carrier {
-                    node: node.id,
-                    name: self.name_of(node),
-                    route: *route,
-                    approved,
-                    lets_in: verdict.allowed,
-                });
-            }
-        }
-        out.sort_by_key(|carrier| {
-            (
-                !carrier.approved,
-                std::cmp::Reverse(carrier.route.prefix_len()),
-                carrier.node,
-            )
-        });
         out
     }
 
@@ -363,10 +310,6 @@ impl PolicyContext<'_> {
                 "without rules all machines reach all machines, with tcp, udp and icmp".to_owned(),
             );
         }
-    }
-
-    fn location(&self, entry: &Entry) -> SourceLocation {
-        SourceLocation::of(self.text, &entry.span)
     }
 
     fn reason(
@@ -422,257 +365,5 @@ impl PolicyContext<'_> {
                 .filter(|posture| !posture.is_empty())
                 .map(str::to_owned),
         })
-    }
-
-    /// The steps from a source entry to an address.
-    fn source_steps(
-        &self,
-        layout: &Layout,
-        selector: &Selector,
-        sender: Option<&PolicyNode>,
-        address: IpAddr,
-    ) -> Vec<String> {
-        match (selector, sender) {
-            (Selector::Any, Some(node)) => {
-                vec![format!(
-                    "{} is a machine of the network",
-                    self.name_of(node)
-                )]
-            }
-            (Selector::Any, None) => vec![self.behind(address)],
-            (Selector::DangerAll, _) => vec!["every address".to_owned()],
-            (Selector::Net(net), _) => self.net_steps(layout, net, address),
-            (Selector::Set(set), _) => vec![format!("{} contains {address}", set.name)],
-            (_, Some(node)) => self.identity_steps(layout, selector, node),
-            (_, None) => Vec::new(),
-        }
-    }
-
-    fn destination_steps(
-        &self,
-        layout: &Layout,
-        selector: &Selector,
-        sender: Option<&PolicyNode>,
-        receiver: &PolicyNode,
-        address: IpAddr,
-    ) -> Vec<String> {
-        match selector {
-            Selector::Any | Selector::DangerAll => vec!["every destination".to_owned()],
-            Selector::Internet => vec![format!("{address} is a public address")],
-            Selector::Net(net) => self.net_steps(layout, net, address),
-            Selector::Set(set) => vec![format!("{} contains {address}", set.name)],
-            Selector::OwnUser => {
-                let both = sender.filter(|sender| are_of_one_user(sender, receiver));
-                both.map(|sender| {
-                    format!(
-                        "{} and {} belong to {}",
-                        self.name_of(sender),
-                        self.name_of(receiver),
-                        self.owner_of(receiver)
-                    )
-                })
-                .into_iter()
-                .collect()
-            }
-            identity => self.identity_steps(layout, identity, receiver),
-        }
-    }
-
-    /// A sentence that names the router of the address.
-    fn behind(&self, address: IpAddr) -> String {
-        for node in self.nodes {
-            if let Some(route) = node.subnet_routes().find(|route| route.contains(&address)) {
-                let name = self.name_of(node);
-                return format!("{address} is behind {name}, which serves {route}");
-            }
-        }
-        format!("{address} is in the network's own range")
-    }
-
-    fn net_steps(&self, layout: &Layout, net: &IpNet, address: IpAddr) -> Vec<String> {
-        let mut steps = Vec::new();
-        let host = layout.hosts.iter().find(|(_, span)| {
-            let member = self.text.get(span.clone()).unwrap_or_default();
-            let value = member.trim_end_matches('"').rsplit('"').next();
-            value.and_then(|v| crate::selector::parse_net(v.trim())) == Some(*net)
-        });
-        if let Some((name, span)) = host {
-            let place = SourceLocation::of(self.text, span);
-            steps.push(format!(
-                "host {name} is {net} ({}:{})",
-                place.line, place.column
-            ));
-        }
-        if net.prefix_len() != net.max_prefix_len() {
-            steps.push(format!("{net} contains {address}"));
-        }
-        if let Some(node) = self.evaluator().owner(address) {
-            steps.push(format!("{address} is {}", self.name_of(node)));
-        }
-        steps
-    }
-
-    fn identity_steps(
-        &self,
-        layout: &Layout,
-        selector: &Selector,
-        node: &PolicyNode,
-    ) -> Vec<String> {
-        let name = self.name_of(node);
-        let owner = self.owner_of(node);
-        match selector {
-            Selector::Tag(tag) => vec![format!("{name} carries {tag}")],
-            Selector::Tagged => vec![format!("{name} is tagged ({owner})")],
-            Selector::Member => vec![format!("{name} belongs to the user {owner}")],
-            Selector::User(login) => vec![format!("{login} owns {name}")],
-            Selector::Domain(domain) => {
-                vec![format!("{owner} is in the domain {domain} and owns {name}")]
-            }
-            Selector::Group(group) => {
-                let user = self.users.iter().find(|user| Some(user.id) == node.user);
-                let members = layout.groups.iter().find(|(named, _)| named == group);
-                let entry = user.and_then(|user| {
-                    let (_, members) = members?;
-                    members.iter().find(|entry| is_called(user, &entry.text))
-                });
-                let contains = match entry {
-                    Some(entry) => {
-                        let at = self.location(entry);
-                        format!(
-                            "{group} contains {} ({}:{})",
-                            entry.text, at.line, at.column
-                        )
-                    }
-                    None => format!("{group} contains {owner}"),
-                };
-                vec![contains, format!("{owner} owns {name}")]
-            }
-            _ => vec![format!("{name} matches")],
-        }
-    }
-
-    /// The rules of which most elements match, best first.
-    fn near_misses(&self, layout: &Layout, packet: &Packet) -> Vec<NearMiss> {
-        let mut found: Vec<(usize, usize, String)> = Vec::new();
-        for (at, rule) in self.policy.rules.iter().enumerate() {
-            let near = self.nearness(layout, at, rule, packet);
-            if let Some((points, says)) = near {
-                found.push((points, at, says));
-            }
-        }
-        found.sort_by_key(|(points, at, _)| (std::cmp::Reverse(*points), *at));
-        let best = found.first().map_or(0, |(points, ..)| *points);
-        found
-            .into_iter()
-            .filter(|(points, ..)| *points == best)
-            .take(RULES)
-            .filter_map(|(_, at, says)| {
-                let written = layout.rules.get(at)?;
-                Some(NearMiss {
-                    rule: SourceLocation::of(self.text, &written.span),
-                    says,
-                })
-            })
-            .collect()
-    }
-
-    /// How near a rule comes to letting the packet in. `None`: not near.
-    fn nearness(
-        &self,
-        layout: &Layout,
-        at: usize,
-        rule: &Rule,
-        packet: &Packet,
-    ) -> Option<(usize, String)> {
-        let evaluator = self.evaluator();
-        let written = layout.rules.get(at)?;
-        let source = rule
-            .sources
-            .iter()
-            .position(|selector| evaluator.is_source(selector, packet.source))
-            .and_then(|n| written.src.entries.get(n));
-        let posed = rule.sources.iter().any(|selector| {
-            evaluator.is_source(selector, packet.source)
-                && evaluator.has_posture(rule, selector, packet.source)
-        });
-        let receivers: Vec<&PolicyNode> = self
-            .receivers(packet)
-            .iter()
-            .filter_map(|id| self.nodes.iter().find(|node| node.id == *id))
-            .collect();
-        // Of all destinations that mean the address, the one whose ports fit.
-        let mut best: Option<(bool, usize, usize)> = None;
-        for (reach_at, reach) in rule.reach.iter().enumerate() {
-            for (to_at, to) in reach.to.iter().enumerate() {
-                let meant = receivers
-                    .iter()
-                    .any(|node| evaluator.is_destination(to, node, packet.destination));
-                let open = opens(reach, packet.protocol, packet.port);
-                if meant && best.is_none_or(|(fits, ..)| open && !fits) {
-                    best = Some((open, reach_at, to_at));
-                }
-            }
-        }
-        let ports_fit = match best {
-            Some((fits, ..)) => fits,
-            None => rule
-                .reach
-                .iter()
-                .any(|reach| opens(reach, packet.protocol, packet.port)),
-        };
-        let points = usize::from(source.is_some() && posed) * 2
-            + usize::from(best.is_some()) * 2
-            + usize::from(ports_fit);
-        // Ports alone are nothing to speak of.
-        if points < 2 {
-            return None;
-        }
-        let source_says = match source {
-            Some(entry) if posed => format!("src matches (\"{}\")", entry.text),
-            Some(entry) => format!(
-                "src matches (\"{}\") but lacks the posture {}",
-                entry.text,
-                rule.postures.join(" or ")
-            ),
-            None => "src does not match".to_owned(),
-        };
-        let destination = best.and_then(|(_, reach, to)| layout.destination(at, reach, to));
-        let destination_says = match destination {
-            Some(entry) => format!("dst matches (\"{}\")", entry.text),
-            None => "dst does not match".to_owned(),
-        };
-        let mut says = format!("{source_says}, {destination_says}");
-        if let Some((false, reach, _)) = best
-            && let Some(reach) = rule.reach.get(reach)
-        {
-            let protocol = reach.protocol;
-            let other = protocol.is_some_and(|protocol| protocol != packet.protocol);
-            let protocol = protocol.map_or_else(|| "tcp, udp, icmp".to_owned(), protocol_name);
-            says.push_str(&if other || !has_ports(packet.protocol) {
-                let asked = protocol_name(packet.protocol);
-                format!(", it opens {protocol} and not {asked}")
-            } else {
-                let open = match written.section {
-                    Section::Acls => ports_text(&reach.ports),
-                    Section::Grants => written
-                        .ip
-                        .entries
-                        .iter()
-                        .map(|entry| entry.text.as_str())
-                        .collect::<Vec<_>>()
-                        .join(","),
-                };
-                format!(", port {} is not in {open}", packet.port)
-            });
-        }
-        if source.is_some() && posed && best.is_some() && ports_fit {
-            let routers = rule.via.join(", ");
-            says.push_str(&if rule.via.is_empty() {
-                ", but it is in the filter of no machine".to_owned()
-            } else {
-                format!(", but only by way of {routers}")
-            });
-        }
-        Some((points, says))
     }
 }
