@@ -17,9 +17,9 @@ pub type DaemonMain = fn(DaemonArgs) -> ExitCode;
 /// The arguments of `warren daemon`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DaemonArgs {
-    /// How the daemon runs.
+    /// The options of the daemon.
     pub options: DaemonOptions,
-    /// How much to log: 0 normal, 1 debug, 2 and more everything.
+    /// The log level: 0 normal, 1 debug, 2 and more everything.
     pub verbose: u8,
     /// Undo what an earlier daemon left in the operating system, and exit.
     pub cleanup: bool,
@@ -34,7 +34,7 @@ impl DaemonArgs {
             let text = given.text(name).unwrap_or("0");
             text.parse().ok().filter(|n| *n <= most).ok_or_else(|| {
                 Failure::usage(format_args!(
-                    "--{name}: expected a number up to {most}, got {text:?}"
+                    "--{name}: {text:?} is not a valid number; the largest is {most}"
                 ))
             })
         };
@@ -158,7 +158,7 @@ fn check_interface(name: &str) -> Result<(), Failure> {
         Ok(())
     } else {
         Err(Failure::usage(format_args!(
-            "--tun: expected an interface name of 1 to 15 characters, got {name:?}"
+            "--tun: {name:?} is not a valid interface name; write 1 to 15 characters without /, : and %"
         )))
     }
 }
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn the_arguments_of_the_daemon() {
+    fn daemon_arguments_are_read_in_all_their_forms() {
         let args =
             parse("w daemon --state-dir /s -socket /x.sock --port 41641 --tun w0 --verbose=1")
                 .unwrap();
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_arguments_say_why() {
+    fn invalid_daemon_arguments_are_usage_errors() {
         for wrong in [
             "--port 65536",
             "--port x",

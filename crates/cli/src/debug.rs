@@ -93,7 +93,7 @@ fn protocol(text: &str) -> Result<Protocol, Failure> {
         "icmp" => Ok(Protocol::ICMPV4),
         other => other.parse().map(Protocol).map_err(|_| {
             Failure::usage(format_args!(
-                "--proto: expected tcp, udp, sctp, icmp or a number from 0 to 255, got {text:?}"
+                "--proto: {text:?} is not a valid protocol; write tcp, udp, sctp, icmp or a number from 0 to 255"
             ))
         }),
     }
@@ -110,7 +110,7 @@ fn protocol_for(protocol: Protocol, v4: bool) -> u8 {
 fn split(text: &str, protocol: Protocol) -> Result<(&str, u16), Failure> {
     let wrong = || {
         Failure::usage(format_args!(
-            "expected DST:PORT, such as db:5432 or [fd7a:115c:a1e0::1]:22, got {text:?}"
+            "{text:?} is not a valid destination; write it as db:5432 or [fd7a:115c:a1e0::1]:22"
         ))
     };
     let (host, port) = if let Some(rest) = text.strip_prefix('[') {
@@ -138,7 +138,7 @@ fn split(text: &str, protocol: Protocol) -> Result<(&str, u16), Failure> {
 fn why_text(answer: &WhyAnswer) -> String {
     let mut text = match answer.verdict {
         WhyVerdict::Allowed => "Allowed.\n",
-        WhyVerdict::NothingHere => "Nothing on this machine stands in the way.\n",
+        WhyVerdict::NothingHere => "Nothing on this machine blocks it.\n",
         WhyVerdict::Blocked => "Blocked.\n",
         WhyVerdict::Unknown => "Not decided on this machine.\n",
     }
@@ -262,7 +262,7 @@ mod tests {
         };
         assert_eq!(
             why_text(&answer),
-            "Nothing on this machine stands in the way.\n  100.64.0.2 is db, a peer of this network.\n\
+            "Nothing on this machine blocks it.\n  100.64.0.2 is db, a peer of this network.\n\
              Not known here:\n  Whether it listens.\n"
         );
     }

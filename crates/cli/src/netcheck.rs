@@ -14,7 +14,7 @@ pub(super) async fn run(given: &Given<'_>, client: &Client, io: &mut Io) -> Resu
     let format = given.text("format").unwrap_or_default();
     if !matches!(format, "" | "json" | "json-line") {
         return Err(Failure::usage(format_args!(
-            "--format: expected json or json-line, got {format:?}"
+            "--format: {format:?} is not a valid format; write json or json-line"
         )));
     }
     let report = client.call(GetNetcheck).await?;

@@ -69,7 +69,7 @@ pub(super) async fn run(given: &Given<'_>, client: &Client, io: &mut Io) -> Resu
 fn number<T: std::str::FromStr>(given: &Given<'_>, name: &str) -> Result<T, Failure> {
     let text = given.text(name).unwrap_or("0");
     text.parse()
-        .map_err(|_| Failure::usage(format_args!("-{name}: expected a number, got {text:?}")))
+        .map_err(|_| Failure::usage(format_args!("-{name}: {text:?} is not a valid number")))
 }
 
 fn kind(given: &Given<'_>) -> Result<PingType, Failure> {

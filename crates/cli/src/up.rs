@@ -227,7 +227,7 @@ fn plan(
     change.apply_to(&mut wanted);
     wanted.want_running = true;
     wanted.logged_out = false;
-    // There is no server that everybody means, so the known one stays.
+    // There is no default server, so the known one stays.
     if change.control_url.is_none() {
         wanted.control_url.clone_from(&current.control_url);
     }
@@ -269,8 +269,8 @@ fn plan(
     Ok(Plan::Start(Box::new(wanted)))
 }
 
-/// Settings that stay without being mentioned: those that no flag of `up`
-/// stands for, and the operator, when root runs the command.
+/// Keeps settings that need not be mentioned: those that have no flag of `up`, and
+/// the operator, when root runs the command.
 fn keep_implicit(wanted: &mut Prefs, current: &Prefs, change: &MaskedPrefs) {
     wanted.profile_name.clone_from(&current.profile_name);
     wanted.auto_update = current.auto_update.clone();

@@ -22,8 +22,7 @@ pub enum Caller {
 }
 
 impl Caller {
-    /// What the caller may do, where the daemon runs as `daemon`, and `operator`
-    /// is the user id of the operator, if one is named and exists.
+    /// The permissions of the caller. The daemon runs as `daemon`, and `operator` is the user id of the operator, if one is named and exists.
     pub fn access(self, daemon: u32, operator: Option<u32>) -> Access {
         let may_write = match self {
             Self::LocalUser { uid } => {
@@ -46,7 +45,7 @@ impl Caller {
     }
 }
 
-/// What a caller may do.
+/// The permissions of a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Access {
     /// Look at the node.

@@ -151,7 +151,7 @@ pub mod nullable {
 /// Brings the names of a JSON object to the spelling in `known`, whatever case
 /// they came in, and drops unknown names and `null` values.
 ///
-/// Where one name comes in several spellings the exact one wins, else the last.
+/// If a name comes in several spellings, the exact one wins, otherwise the last.
 pub fn canonical_keys(object: Map<String, Value>, known: &[&str]) -> Map<String, Value> {
     let mut out = Map::new();
     let mut exact = Vec::new();

@@ -304,7 +304,7 @@ impl Notify {
         something.then_some(notify)
     }
 
-    /// What of this notification a listener with this mask gets; `None`:
+    /// The part of this notification that a listener with this mask gets; `None`:
     /// nothing.
     pub fn for_mask(mut self, mask: NotifyMask) -> Option<Self> {
         if !mask.contains(NotifyMask::ENGINE_UPDATES) {
