@@ -10,6 +10,9 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use warren_control_core::Role;
 
+/// Connections at a time, unless the command line says otherwise.
+pub const DEFAULT_MAX_CONNECTIONS: usize = 16_384;
+
 /// Coordination server of a private network: nodes join here, learn of each
 /// other and of what they may reach.
 #[derive(Debug, Parser)]
@@ -102,7 +105,7 @@ pub struct Serve {
     pub key_expiry: Duration,
     /// Connections at a time. One in four is for clients that have not yet shown
     /// that they are nodes of this network.
-    #[arg(long, default_value_t = crate::connections::DEFAULT_MAX_CONNECTIONS, value_name = "N")]
+    #[arg(long, default_value_t = DEFAULT_MAX_CONNECTIONS, value_name = "N")]
     pub max_connections: usize,
     /// User that the printed key belongs to; made if there is none.
     #[arg(long, default_value = "default", value_name = "NAME")]

@@ -26,7 +26,6 @@ pub mod admin;
 pub mod args;
 pub mod channel_idle;
 pub mod clock;
-pub mod connections;
 pub mod coordinator;
 pub mod machine;
 pub mod noise;

@@ -31,9 +31,9 @@ use warren_keys::{ChallengeSecret, MachinePublic, MachineSecret};
 use warren_dial::SystemEntropy;
 
 use crate::channel_idle::OpenRequests;
-use crate::connections::Slot;
 use crate::coordinator::CoordinatorHandle;
 use crate::machine::{self, ReplyBody, text, whole};
+use warren_dial::connections::Slot;
 
 /// What both sides upgrade to.
 const PROTOCOL: &str = "tailscale-control-protocol";

@@ -25,7 +25,7 @@ use crate::args::{
 use crate::clock::wall_clock;
 use warren_dial::SystemEntropy;
 
-use crate::connections::{ConnectionLimits, ConnectionTable, DEFAULT_MAX_CONNECTIONS, OTHER_FILES};
+use crate::args::DEFAULT_MAX_CONNECTIONS;
 use crate::coordinator::CoordinatorHandle;
 use crate::noise::Upgrader;
 use crate::output::{self, Hints};
@@ -34,6 +34,7 @@ use crate::policy_file;
 use crate::server::{Server, Tls};
 use crate::state_dir::StateDir;
 use crate::store;
+use warren_dial::connections::{ConnectionLimits, ConnectionTable, OTHER_FILES};
 
 /// Region of the embedded relay; 900 to 999 are for networks of one's own.
 const OWN_REGION: RegionId = RegionId(900);

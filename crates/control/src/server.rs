@@ -21,11 +21,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tracing::Instrument as _;
 use warren_control_types::{CapabilityVersion, OverTlsPublicKeyResponse};
+use warren_dial::connections::{ConnectionTable, Slot};
 use warren_keys::{MachinePublic, NodePublic};
 use warren_relay::{Prefixed, Relay, RequestHead};
 
 use crate::admin::CheckView;
-use crate::connections::{ConnectionTable, Slot};
 use crate::coordinator::CoordinatorHandle;
 use crate::machine::{ReplyBody, json, read_body, text, whole};
 use crate::noise::Upgrader;
@@ -33,8 +33,6 @@ use crate::pages;
 
 /// How long a client may take for the TLS handshake and the request head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
-/// The relay ends connections earlier that have not proven a key of a node.
-const RELAY_LOGIN: Duration = Duration::from_secs(30);
 /// The type byte of a TLS handshake record (RFC 8446 section 5.1).
 const TLS_HANDSHAKE: u8 = 22;
 /// Headers that no client of ours fills.
@@ -166,19 +164,9 @@ impl Server {
                 break;
             }
             let leftover = seen.split_off(length);
-            let is_login = head.path() == "/derp" && head.header("upgrade").is_some();
-            let serving = relay.serve_request(&head, stream, leftover, peer);
-            tokio::pin!(serving);
-            let served = match tokio::time::timeout(RELAY_LOGIN, &mut serving).await {
-                Ok(served) => served,
-                Err(_) => {
-                    if is_login {
-                        slot.identify();
-                    }
-                    serving.await
-                }
-            };
-            match served {
+            let identify = || slot.identify();
+            let served = relay.serve_request(&head, stream, leftover, peer, identify);
+            match served.await {
                 Ok(Some((again, behind))) => (stream, seen) = (again, behind),
                 Ok(None) => return,
                 Err(error) => return tracing::debug!("a relay connection ended: {error}"),

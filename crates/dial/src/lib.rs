@@ -8,6 +8,7 @@
 //!   one file;
 //! - [`upgrade`]: leaving HTTP/1.1 for another protocol without losing a byte;
 //! - [`fetch`]: small documents by HTTP, for the server's key and for probes;
+//! - [`connections`]: which connections a listener keeps when there are many;
 //! - [`limits`]: how many connections the process may have open;
 //! - [`noise_stream`]: the control channel as a byte stream, for both ends;
 //! - [`map_frames`]: the frames of the map stream;
@@ -17,6 +18,7 @@
 mod dialer;
 mod entropy;
 
+pub mod connections;
 pub mod control;
 pub mod derp;
 pub mod fetch;

@@ -8,11 +8,13 @@ use std::sync::Arc;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use warren_control_types::{DerpMap, DerpNode, DerpRegion, HostAddress, RegionId};
 use warren_dial::Dialer;
+use warren_dial::connections::{ConnectionLimits, OTHER_FILES};
+use warren_dial::limits::raise_file_limit;
 
 use crate::bootstrap::BootstrapDns;
 use crate::keyfile::{self, KeyFileError};
 use crate::mesh::MeshPeer;
-use crate::relay::{Config, RateLimit, Relay};
+use crate::relay::{Config, MAX_CONNECTIONS, RateLimit, Relay};
 use crate::tls::{self, Certificate, TlsError};
 use crate::verify::{VerifyUrl, VerifyUrlError};
 use crate::{listen, stun};
@@ -126,8 +128,8 @@ pub struct Serve {
         requires = "client_rate"
     )]
     pub client_burst: u64,
-    /// Connections at a time
-    #[arg(long, value_name = "N", default_value_t = 20_000)]
+    /// Connections at a time, if the system allows as many open files
+    #[arg(long, value_name = "N", default_value_t = MAX_CONNECTIONS)]
     pub max_connections: usize,
     /// Names whose addresses clients without DNS may ask for
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
@@ -210,7 +212,8 @@ impl Serve {
             bytes_per_second: rate,
             burst: self.client_burst,
         });
-        config.max_connections = self.max_connections;
+        let needed = self.max_connections.saturating_add(OTHER_FILES) as u64;
+        config.limits = ConnectionLimits::new(self.max_connections, raise_file_limit(needed));
         config.bootstrap_dns = BootstrapDns::new(self.bootstrap_dns_names.iter().cloned());
         let bootstrap = config.bootstrap_dns.clone();
         let relay = Relay::new(config);
@@ -251,7 +254,7 @@ impl Serve {
             tasks.spawn(stun::serve(Arc::new(socket)));
         }
         if let Some(address) = self.http_listen {
-            tasks.spawn(listen::serve_port_80(tcp("HTTP", address)?));
+            tasks.spawn(listen::serve_port_80(relay.clone(), tcp("HTTP", address)?));
         }
         if let Some(address) = self.metrics_listen {
             tasks.spawn(listen::serve_metrics(

@@ -18,11 +18,12 @@ use warren_derp::server::{
 use warren_derp::{
     ConnId, FrameBuffer, FrameTooLong, Limits, LoginError, OverLong, Presence, Route, ServerInfo,
 };
+use warren_dial::SystemEntropy;
 use warren_dial::derp::{DerpSender, flush_unless_stalled, write_all_unless_stalled};
 use warren_keys::NodePublic;
 use warren_wire::derp::{Frame, PeerFlags, PeerGoneReason, looks_like_disco};
 
-use crate::relay::{Applicant, OnDrop, OsEntropy, Outbox, Relay, Shared};
+use crate::relay::{Applicant, OnDrop, Outbox, Relay, Shared};
 
 /// Why a connection ended. Nobody needs to act on any of these.
 #[derive(Debug, thiserror::Error)]
@@ -47,13 +48,15 @@ pub enum ConnectionError {
     Broken(#[from] io::Error),
 }
 
-/// Serves a DERP stream from its first byte to its end.
+/// Serves a DERP stream from its first byte to its end; calls `identified` when
+/// the client has logged in and is admitted.
 pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     relay: &Relay,
     stream: S,
     leftover: Vec<u8>,
     peer: SocketAddr,
     not_ideal: bool,
+    identified: impl FnOnce(),
 ) -> Result<(), ConnectionError> {
     let shared = &relay.shared;
     let (mut reading, mut writing) = tokio::io::split(stream);
@@ -68,11 +71,12 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         log_in(shared, &mut reading, &mut buffer, peer).await
     };
     let proven = tokio::select! {
-        login = timeout(shared.login_timeout, login) => {
+        login = timeout(shared.timeouts.login, login) => {
             login.map_err(|_| ConnectionError::LoginTimeout)??
         }
         () = shared.closing.cancelled() => return Ok(()),
     };
+    identified();
     buffer.set_max_payload(server::MAX_PAYLOAD);
 
     let now = Instant::now();
@@ -83,7 +87,7 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     };
     let close = shared.closing.child_token();
     let outbox = Arc::new(Outbox::new(limits, close.clone()));
-    let answer = proven.accept(&ServerInfo::default(), &mut OsEntropy);
+    let answer = proven.accept(&ServerInfo::default(), &mut SystemEntropy);
     // A fresh queue takes one small frame.
     let _ = outbox.queue().push_control_bytes(&answer);
 
@@ -413,7 +417,7 @@ async fn write_queue<S: AsyncRead + AsyncWrite>(
     outbox: &Outbox,
     stalled: Duration,
 ) -> io::Result<()> {
-    let mut keepalive = Keepalive::new(Instant::now(), &mut OsEntropy);
+    let mut keepalive = Keepalive::new(Instant::now(), &mut SystemEntropy);
     let mut bytes = Vec::new();
     let mut flushed = true;
     loop {

@@ -10,31 +10,38 @@ use std::time::Duration;
 
 use data_encoding::HEXLOWER;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::Instrument as _;
+use warren_dial::connections::{NoSlot, Slot};
 
 use crate::connection::{self, ConnectionError};
 use crate::head::{HeadError, RequestHead};
 use crate::relay::Relay;
 use crate::websocket;
 
-/// How long a client may take for a request head, and to take an answer.
-const HTTP_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest challenge of a captive-portal probe that is answered.
 const MAX_CHALLENGE: usize = 64;
 
-/// Why an HTTP connection ended.
+/// The reason why an HTTP connection ended.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The relay has as many connections as it may.
-    #[error("too many connections")]
-    Full,
-    /// Thirty seconds without a whole request, or without taking the answer.
-    #[error("the HTTP client was too slow")]
-    Slow,
+    /// The relay has as many connections as its configuration allows.
+    #[error(transparent)]
+    Full(#[from] NoSlot),
+    /// The connection was closed in favour of a newer one: clients that have
+    /// not logged in share a limited number of slots.
+    #[error("closed for a newer connection before the login")]
+    Displaced,
+    /// The client did not finish this phase in time.
+    #[error("the client took too long for {0}")]
+    Slow(&'static str),
+    /// The TLS handshake failed.
+    #[error("TLS handshake: {0}")]
+    Tls(io::Error),
     /// The request cannot be read.
     #[error(transparent)]
     Head(#[from] HeadError),
-    /// The DERP connection ended so.
+    /// The DERP connection ended.
     #[error(transparent)]
     Connection(#[from] ConnectionError),
     /// The connection broke.
@@ -55,34 +62,54 @@ impl Relay {
     /// Serves one HTTP/1.1 connection from its first byte to its end.
     ///
     /// # Errors
-    /// [`ServeError`] says why it ended, for the log; there is nothing to do.
+    /// [`ServeError`] is the reason for the end, for the log.
     pub async fn serve_connection<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         &self,
         stream: S,
         peer: SocketAddr,
     ) -> Result<(), ServeError> {
-        let Ok(_slot) = self.shared.slots.clone().try_acquire_owned() else {
-            self.shared.metrics.refused.add(1);
-            return Err(ServeError::Full);
+        self.in_slot(peer, async move |slot| {
+            self.serve_http(stream, peer, slot).await
+        })
+        .await
+    }
+
+    /// Serves a connection in a slot, which it keeps until it ends.
+    pub(crate) async fn in_slot(
+        &self,
+        peer: SocketAddr,
+        serve: impl AsyncFnOnce(&Slot) -> Result<(), ServeError>,
+    ) -> Result<(), ServeError> {
+        let served = async {
+            let slot = self.shared.slots.open(peer.ip())?;
+            let span = tracing::warn_span!("conn", id = slot.id());
+            tokio::select! {
+                served = serve(&slot).instrument(span) => served,
+                () = slot.must_close() => Err(ServeError::Displaced),
+            }
         };
-        let served = self.serve_all(stream, peer).await;
+        let served = served.await;
         if served.is_err() {
             self.shared.metrics.refused.add(1);
         }
         served
     }
 
-    async fn serve_all<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+    pub(crate) async fn serve_http<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         &self,
         mut stream: S,
         peer: SocketAddr,
+        slot: &Slot,
     ) -> Result<(), ServeError> {
+        let timeouts = self.shared.timeouts;
+        let until_upgrade = Instant::now() + timeouts.until_upgrade;
         let mut leftover = Vec::new();
         loop {
+            let deadline = until_upgrade.min(Instant::now() + timeouts.http);
             let head = RequestHead::read(&mut stream, &mut leftover);
-            let head = match timeout(HTTP_TIMEOUT, head)
+            let head = match timeout_at(deadline, head)
                 .await
-                .map_err(|_| ServeError::Slow)?
+                .map_err(|_| ServeError::Slow("a request"))?
             {
                 Ok(Some(head)) => head,
                 Ok(None) => return Ok(()),
@@ -90,13 +117,15 @@ impl Relay {
                     if !matches!(error, HeadError::Broken(_)) {
                         let answer =
                             Answer::text(400, "Bad Request", "this port speaks HTTP/1.1\n");
-                        let _ = send(&mut stream, &answer.render("GET", false)).await;
+                        let answer = answer.render("GET", false);
+                        let _ = send(&mut stream, &answer, timeouts.http).await;
                     }
                     return Err(error.into());
                 }
             };
-            match self.serve_request(&head, stream, leftover, peer).await? {
-                Some(again) => (stream, leftover) = again,
+            let served = self.serve_request(&head, stream, leftover, peer, || slot.identify());
+            match served.await? {
+                Some(next) => (stream, leftover) = next,
                 None => return Ok(()),
             }
         }
@@ -104,7 +133,8 @@ impl Relay {
 
     /// Serves one request whose head was read already, with the bytes that
     /// came behind it. Gives the connection back if it can take another
-    /// request. For `/derp` that is at the end of the DERP connection: never.
+    /// request, which it cannot after DERP. Calls `identified` when a DERP client
+    /// has logged in and is admitted.
     ///
     /// # Errors
     /// [`ServeError`]; the connection is closed.
@@ -114,12 +144,14 @@ impl Relay {
         mut stream: S,
         leftover: Vec<u8>,
         peer: SocketAddr,
+        identified: impl FnOnce() + Send,
     ) -> Result<Option<(S, Vec<u8>)>, ServeError> {
+        let http_timeout = self.shared.timeouts.http;
         if head.path() == "/derp"
             && let Some(upgrade) = head.header("upgrade")
         {
             if self.connections() >= self.shared.max_connections {
-                return Err(ServeError::Full);
+                return Err(NoSlot(self.shared.max_connections).into());
             }
             let fast = head.header("derp-fast-start") == Some("1");
             let not_ideal = head
@@ -131,29 +163,35 @@ impl Relay {
                 self.shared.metrics.websockets.add(1);
                 let Some(response) = websocket::accept(head) else {
                     let answer = Answer::text(400, "Bad Request", "not a WebSocket handshake\n");
-                    send(&mut stream, &answer.render(&head.method, false)).await?;
+                    let answer = answer.render(&head.method, false);
+                    send(&mut stream, &answer, http_timeout).await?;
                     return Ok(None);
                 };
-                send(&mut stream, &response).await?;
+                send(&mut stream, &response, http_timeout).await?;
                 let stream = websocket::server(stream, leftover).await;
-                connection::serve(self, stream, Vec::new(), peer, false).await?;
+                connection::serve(self, stream, Vec::new(), peer, false, identified).await?;
                 return Ok(None);
             }
             if upgrade.eq_ignore_ascii_case("derp") || upgrade.eq_ignore_ascii_case("websocket") {
                 if !fast {
-                    send(&mut stream, &self.switching_protocols()).await?;
+                    send(&mut stream, &self.switching_protocols(), http_timeout).await?;
                 }
-                connection::serve(self, stream, leftover, peer, not_ideal).await?;
+                connection::serve(self, stream, leftover, peer, not_ideal, identified).await?;
                 return Ok(None);
             }
         }
         let answer = self.answer(head, peer);
         let keep = head.keeps_alive() && !head.has_body() && !answer.close;
-        send(&mut stream, &answer.render(&head.method, keep)).await?;
+        send(
+            &mut stream,
+            &answer.render(&head.method, keep),
+            http_timeout,
+        )
+        .await?;
         if keep {
             return Ok(Some((stream, leftover)));
         }
-        let _ = timeout(HTTP_TIMEOUT, stream.shutdown()).await;
+        let _ = timeout(http_timeout, stream.shutdown()).await;
         Ok(None)
     }
 
@@ -287,64 +325,73 @@ impl Answer {
     }
 }
 
-async fn send<S: AsyncWrite + Unpin>(stream: &mut S, bytes: &[u8]) -> Result<(), ServeError> {
+async fn send<S: AsyncWrite + Unpin>(
+    stream: &mut S,
+    bytes: &[u8],
+    limit: Duration,
+) -> Result<(), ServeError> {
     let sending = async {
         stream.write_all(bytes).await?;
         stream.flush().await
     };
-    Ok(timeout(HTTP_TIMEOUT, sending)
+    Ok(timeout(limit, sending)
         .await
-        .map_err(|_| ServeError::Slow)??)
+        .map_err(|_| ServeError::Slow("taking an answer"))??)
 }
 
-/// Serves a plain HTTP port beside a TLS one: captive-portal probes are
-/// answered, everything else is sent to HTTPS.
-pub(crate) async fn serve_port_80<S: AsyncRead + AsyncWrite + Unpin>(
+/// Reads one request head, sends the answer to it, and closes.
+async fn answer_one<S: AsyncRead + AsyncWrite + Unpin>(
     mut stream: S,
+    limit: Duration,
+    answer: impl FnOnce(&RequestHead) -> Answer,
 ) -> Result<(), ServeError> {
     let mut buffered = Vec::new();
     let head = RequestHead::read(&mut stream, &mut buffered);
-    let Some(head) = timeout(HTTP_TIMEOUT, head)
+    let head = timeout(limit, head)
         .await
-        .map_err(|_| ServeError::Slow)??
-    else {
+        .map_err(|_| ServeError::Slow("a request"))?;
+    let Some(head) = head? else {
         return Ok(());
     };
-    let host = head
-        .header("host")
-        .map(|host| host.split(':').next().unwrap_or(host));
-    let answer = match (head.path(), host) {
-        ("/generate_204", _) => generate_204(&head),
-        (_, Some(host)) if matches!(head.method.as_str(), "GET" | "HEAD") => {
-            let to = format!("https://{host}{}", head.target);
-            Answer::empty(302, "Found").with("Location", &to)
-        }
-        _ => Answer::text(400, "Bad Request", "use HTTPS\n"),
-    };
-    send(&mut stream, &answer.render(&head.method, false)).await?;
-    let _ = timeout(HTTP_TIMEOUT, stream.shutdown()).await;
+    let answer = answer(&head).render(&head.method, false);
+    send(&mut stream, &answer, limit).await?;
+    let _ = timeout(limit, stream.shutdown()).await;
     Ok(())
+}
+
+/// Serves a plain HTTP port beside a TLS one: captive-portal probes are
+/// answered, all other requests are redirected to HTTPS.
+pub(crate) async fn serve_port_80<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    relay: &Relay,
+) -> Result<(), ServeError> {
+    answer_one(stream, relay.shared.timeouts.http, |head| {
+        let host = head
+            .header("host")
+            .map(|host| host.split(':').next().unwrap_or(host));
+        match (head.path(), host) {
+            ("/generate_204", _) => generate_204(head),
+            (_, Some(host)) if matches!(head.method.as_str(), "GET" | "HEAD") => {
+                let to = format!("https://{host}{}", head.target);
+                Answer::empty(302, "Found").with("Location", &to)
+            }
+            _ => Answer::text(400, "Bad Request", "use HTTPS\n"),
+        }
+    })
+    .await
 }
 
 /// Answers one `GET /metrics`.
 pub(crate) async fn serve_metrics<S: AsyncRead + AsyncWrite + Unpin>(
-    mut stream: S,
+    stream: S,
     relay: &Relay,
 ) -> Result<(), ServeError> {
-    let mut buffered = Vec::new();
-    let head = RequestHead::read(&mut stream, &mut buffered);
-    let Some(head) = timeout(HTTP_TIMEOUT, head)
-        .await
-        .map_err(|_| ServeError::Slow)??
-    else {
-        return Ok(());
-    };
-    let answer = if head.path() == "/metrics" && head.method == "GET" {
-        Answer::text(200, "OK", &relay.metrics())
-    } else {
-        Answer::text(404, "Not Found", "only GET /metrics\n")
-    };
-    send(&mut stream, &answer.render(&head.method, false)).await?;
-    let _ = timeout(HTTP_TIMEOUT, stream.shutdown()).await;
-    Ok(())
+    answer_one(stream, relay.shared.timeouts.http, |head| {
+        if head.path() == "/metrics" && head.method == "GET" {
+            Answer::text(200, "OK", &relay.metrics())
+        } else {
+            Answer::text(404, "Not Found", "only GET /metrics\n")
+        }
+    })
+    .await
 }

@@ -5,10 +5,9 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use warren_dial::SystemEntropy;
 use warren_keys::{DerpMeshKey, NodeSecret};
 use zeroize::Zeroizing;
-
-use crate::relay::OsEntropy;
 
 /// A key file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +62,7 @@ pub fn load_or_create(path: &Path) -> Result<NodeSecret, KeyFileError> {
             secret.map_err(|error| malformed(error.to_string()))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let secret = NodeSecret::generate(&mut OsEntropy);
+            let secret = NodeSecret::generate(&mut SystemEntropy);
             let text = secret.to_text();
             let content = Content {
                 private_key: text.as_str().into(),

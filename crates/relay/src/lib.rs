@@ -14,7 +14,7 @@
 //! let mut leftover = Vec::new();
 //! if let Some(head) = RequestHead::read(&mut stream, &mut leftover).await? {
 //!     if relay.wants(&head) {
-//!         relay.serve_request(&head, stream, leftover, peer).await?;
+//!         relay.serve_request(&head, stream, leftover, peer, || {}).await?;
 //!     }
 //! }
 //! # Ok(()) }
@@ -22,10 +22,9 @@
 //!
 //! # Life of a connection
 //!
-//! TLS (HTTP/1.1 only, with a certificate at the end of the chain that names
+//! A slot among all connections, held until the end → TLS (HTTP/1.1 only, with a certificate at the end of the chain that names
 //! the relay's key) → request head → `GET /derp` turns into the DERP stream,
-//! with a response, without one, or as WebSocket → login within ten seconds →
-//! admission → two tasks, one reading and one writing, until either ends.
+//! with a response, without one, or as WebSocket → login and admission → two tasks, one reading and one writing, until either ends.
 //!
 //! The reading task looks up where each packet goes and puts it into the queue
 //! of that connection; the writing task of that connection empties the queue
@@ -48,6 +47,7 @@ mod mesh;
 mod metrics;
 mod relay;
 pub mod stun;
+mod timeouts;
 pub mod tls;
 pub mod verify;
 mod websocket;
@@ -56,4 +56,5 @@ pub use connection::ConnectionError;
 pub use head::{HeadError, Prefixed, RequestHead};
 pub use http::ServeError;
 pub use mesh::{MeshPeer, ParseMeshPeerError};
-pub use relay::{Admission, Applicant, Config, RateLimit, Relay};
+pub use relay::{Admission, Applicant, Config, MAX_CONNECTIONS, RateLimit, Relay};
+pub use timeouts::Timeouts;

@@ -8,14 +8,14 @@ use std::time::Duration;
 use rustls::ServerConfig;
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
+use warren_dial::connections::{NoSlot, Slot};
 
-use crate::http;
+use crate::http::{self, ServeError};
 use crate::relay::Relay;
 
-/// How long a TLS handshake may take.
-const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 /// Data that the other side does not acknowledge for so long ends the
 /// connection.
 const USER_TIMEOUT: Duration = Duration::from_secs(15);
@@ -24,6 +24,8 @@ const TCP_KEEPALIVE: Duration = Duration::from_secs(600);
 /// Bytes that may wait unsent in the kernel. More would only be delay that the
 /// relay's own queue cannot bound.
 const NOT_SENT: u32 = 64 * 1024;
+/// Connections to the listener for metrics at a time.
+const METRICS_CONNECTIONS: usize = 32;
 /// TLS bytes that rustls may hold on to per connection.
 const TLS_BUFFER: usize = 32 * 1024;
 /// Pause after an error of the listener, such as no free file descriptor.
@@ -66,47 +68,47 @@ pub async fn serve(relay: Relay, listener: TcpListener, tls: Option<Arc<ServerCo
         let (relay, acceptor) = (relay.clone(), acceptor.clone());
         async move {
             let Some(acceptor) = acceptor else {
-                return relay
-                    .serve_connection(stream, peer)
-                    .await
-                    .map_err(|e| e.to_string());
+                return relay.serve_connection(stream, peer).await;
             };
-            if relay.is_full() {
-                return Err("too many connections".to_owned());
-            }
-            let handshake = timeout(TLS_TIMEOUT, acceptor.accept(stream)).await;
-            let mut stream = handshake
-                .map_err(|_| "no TLS handshake within 10 s".to_owned())?
-                .map_err(|error| format!("TLS handshake: {error}"))?;
-            stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
-            relay
-                .serve_connection(stream, peer)
-                .await
-                .map_err(|error| error.to_string())
+            let serve = async |slot: &Slot| {
+                let handshake = timeout(relay.shared.timeouts.tls, acceptor.accept(stream)).await;
+                let mut stream = handshake
+                    .map_err(|_| ServeError::Slow("the TLS handshake"))?
+                    .map_err(ServeError::Tls)?;
+                stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
+                relay.serve_http(stream, peer, slot).await
+            };
+            relay.in_slot(peer, serve).await
         }
     })
     .await;
 }
 
-/// Serves port 80 beside a TLS port; never returns.
-pub async fn serve_port_80(listener: TcpListener) {
-    accept_all(listener, |stream, _| async move {
-        http::serve_port_80(stream)
-            .await
-            .map_err(|error| error.to_string())
+/// Serves port 80 beside the relay's TLS port; never returns. The connections
+/// count like those of the relay itself.
+pub async fn serve_port_80(relay: Relay, listener: TcpListener) {
+    accept_all(listener, |stream, peer| {
+        let relay = relay.clone();
+        async move {
+            let serve = async |_: &Slot| http::serve_port_80(stream, &relay).await;
+            relay.in_slot(peer, serve).await
+        }
     })
     .await;
 }
 
 /// Serves the metrics, and nothing else; never returns. Bind it where only
-/// those can connect who may read them.
+/// those can connect that may read them. The metrics can be read even while the
+/// relay is full, so this listener has a few slots of its own.
 pub async fn serve_metrics(relay: Relay, listener: TcpListener) {
+    let slots = Arc::new(Semaphore::new(METRICS_CONNECTIONS));
     accept_all(listener, |stream, _| {
-        let relay = relay.clone();
+        let (relay, slots) = (relay.clone(), Arc::clone(&slots));
         async move {
-            http::serve_metrics(stream, &relay)
-                .await
-                .map_err(|error| error.to_string())
+            let Ok(_slot) = slots.try_acquire_owned() else {
+                return Err(NoSlot(METRICS_CONNECTIONS).into());
+            };
+            http::serve_metrics(stream, &relay).await
         }
     })
     .await;
@@ -115,7 +117,7 @@ pub async fn serve_metrics(relay: Relay, listener: TcpListener) {
 async fn accept_all<F, T>(listener: TcpListener, serve: F)
 where
     F: Fn(TcpStream, SocketAddr) -> T,
-    T: Future<Output = Result<(), String>> + Send + 'static,
+    T: Future<Output = Result<(), ServeError>> + Send + 'static,
 {
     loop {
         let (stream, peer) = match listener.accept().await {
@@ -129,8 +131,8 @@ where
         tune(&stream);
         let serving = serve(stream, peer);
         tokio::spawn(async move {
-            if let Err(reason) = serving.await {
-                tracing::debug!(%peer, reason, "connection ended");
+            if let Err(error) = serving.await {
+                tracing::debug!(%peer, %error, "connection ended");
             }
         });
     }

@@ -5,6 +5,7 @@
 //! somebody there. A packet is forwarded once at most. When a link breaks,
 //! everything learnt over it is void.
 
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -20,26 +21,39 @@ use crate::relay::{OnDrop, Relay};
 /// Pause before a link is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Another relay of the region, as `HOST`, `HOST:PORT`, or with `https://` or
-/// `http://` in front. Without a scheme it is HTTPS on port 443.
+/// Another relay of the region, as `HOST`, `HOST:PORT`, or with `https://` in
+/// front; without a port it is port 443. `http://` is for relays on this machine
+/// only: without TLS, any machine on the way could answer as the relay and receive
+/// the mesh key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MeshPeer {
-    /// Where it is.
+    /// The relay's addresses and port.
     pub node: DerpNode,
-    /// Whether it speaks HTTP without TLS.
+    /// Whether the relay speaks HTTP without TLS.
     pub plain_http: bool,
 }
 
-/// A text does not name a relay.
+/// A text does not name another relay of the mesh.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("\"{0}\" is not a relay of the mesh: expected HOST, HOST:PORT or http(s)://HOST[:PORT]")]
-pub struct ParseMeshPeerError(String);
+pub enum ParseMeshPeerError {
+    /// The text has another form.
+    #[error(
+        "\"{0}\" is not a valid relay of the mesh; write HOST, HOST:PORT or https://HOST[:PORT]"
+    )]
+    Form(String),
+    /// The mesh key would be sent to a relay that cannot prove who it is.
+    #[error(
+        "\"{0}\" has no TLS, so any machine on the way could take the mesh key; use https:// \
+         (http:// is accepted for relays on this machine only)"
+    )]
+    NoTls(String),
+}
 
 impl FromStr for MeshPeer {
     type Err = ParseMeshPeerError;
 
     fn from_str(text: &str) -> Result<Self, ParseMeshPeerError> {
-        let error = || ParseMeshPeerError(text.to_owned());
+        let error = || ParseMeshPeerError::Form(text.to_owned());
         let (plain_http, rest) = match text.split_once("://") {
             Some(("http", rest)) => (true, rest),
             Some(("https", rest)) => (false, rest),
@@ -59,6 +73,13 @@ impl FromStr for MeshPeer {
         let host = host.trim_start_matches('[').trim_end_matches(']');
         if host.is_empty() || port == Some(0) || host.contains(['/', ' ', '?', '#', '@']) {
             return Err(error());
+        }
+        let is_local = host == "localhost"
+            || host
+                .parse::<IpAddr>()
+                .is_ok_and(|address| address.to_canonical().is_loopback());
+        if plain_http && !is_local {
+            return Err(ParseMeshPeerError::NoTls(text.to_owned()));
         }
         let port = port.unwrap_or(if plain_http { 80 } else { 443 });
         let node = DerpNode {
@@ -162,8 +183,8 @@ mod tests {
             ("relay2.example", "relay2.example", 443, false),
             ("relay2.example:8443", "relay2.example", 8443, false),
             ("https://relay2.example/derp", "relay2.example", 443, false),
-            ("http://192.0.2.1", "192.0.2.1", 80, true),
-            ("http://192.0.2.1:3340/", "192.0.2.1", 3340, true),
+            ("http://127.0.0.1", "127.0.0.1", 80, true),
+            ("http://[::1]:3340/", "::1", 3340, true),
             ("2001:db8::1", "2001:db8::1", 443, false),
             ("[2001:db8::1]:444", "2001:db8::1", 444, false),
         ] {
@@ -177,6 +198,10 @@ mod tests {
         }
         for bad in ["", ":443", "ftp://x", "x:99999", "x:0", "a b", "http://"] {
             assert!(bad.parse::<MeshPeer>().is_err(), "{bad}");
+        }
+        for no_tls in ["http://192.0.2.1", "http://relay2.example:80/derp"] {
+            let error = no_tls.parse::<MeshPeer>().unwrap_err();
+            assert_eq!(error, ParseMeshPeerError::NoTls(no_tls.to_owned()));
         }
     }
 }

@@ -6,20 +6,23 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
-use std::time::Duration;
 
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use warren_derp::server::LOGIN_TIMEOUT;
 use warren_derp::{Identity, Limits, Notice, Registry, SendQueue};
+use warren_dial::connections::{ConnectionLimits, ConnectionTable};
 use warren_dial::derp::DerpSender;
-use warren_keys::{DerpMeshKey, Entropy, NodePublic, NodeSecret};
+use warren_keys::{DerpMeshKey, NodePublic, NodeSecret};
 use warren_wire::derp::Frame;
 
 use crate::bootstrap::BootstrapDns;
 use crate::metrics::Metrics;
+use crate::timeouts::Timeouts;
 
-/// Somebody who has proven its key and wants in.
+/// Connections at a time, unless the configuration says otherwise.
+pub const MAX_CONNECTIONS: usize = 20_000;
+
+/// A client that has proven its key and asks to use the relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Applicant {
     /// Its node key.
@@ -61,10 +64,10 @@ pub struct Config {
     pub admission: Option<Arc<dyn Admission>>,
     /// How much a client may send; without limit if `None`.
     pub rate_limit: Option<RateLimit>,
-    /// How long a client may take from the request to a whole login.
-    pub login_timeout: Duration,
-    /// Connections at a time, those that have not logged in included.
-    pub max_connections: usize,
+    /// How long a connection may stay in each phase before its login.
+    pub timeouts: Timeouts,
+    /// Connections at a time, including those that have not logged in.
+    pub limits: ConnectionLimits,
     /// Addresses of control servers, told to clients without DNS.
     pub bootstrap_dns: BootstrapDns,
 }
@@ -77,8 +80,8 @@ impl Config {
             mesh_key: None,
             admission: None,
             rate_limit: None,
-            login_timeout: LOGIN_TIMEOUT,
-            max_connections: 20_000,
+            timeouts: Timeouts::default(),
+            limits: ConnectionLimits::new(MAX_CONNECTIONS, u64::MAX),
             bootstrap_dns: BootstrapDns::default(),
         }
     }
@@ -91,8 +94,8 @@ impl fmt::Debug for Config {
             .field("mesh_key", &self.mesh_key)
             .field("admission", &self.admission.is_some())
             .field("rate_limit", &self.rate_limit)
-            .field("login_timeout", &self.login_timeout)
-            .field("max_connections", &self.max_connections)
+            .field("timeouts", &self.timeouts)
+            .field("limits", &self.limits)
             .field("bootstrap_dns", &self.bootstrap_dns)
             .finish()
     }
@@ -123,9 +126,9 @@ impl Relay {
                 admission: config.admission,
                 rate_limit: config.rate_limit,
                 bootstrap_dns: config.bootstrap_dns,
-                login_timeout: config.login_timeout,
-                max_connections: config.max_connections,
-                slots: Arc::new(Semaphore::new(config.max_connections)),
+                timeouts: config.timeouts,
+                max_connections: config.limits.all,
+                slots: ConnectionTable::new(config.limits),
                 registry: RwLock::new(registry),
                 generation: AtomicU64::new(0),
                 departures: AtomicU64::new(0),
@@ -147,9 +150,10 @@ impl Relay {
         self.shared.read().census().connections
     }
 
-    /// Whether no further connection would be taken.
-    pub fn is_full(&self) -> bool {
-        self.shared.slots.available_permits() == 0
+    /// Connections of the relay's own listeners, from the moment they are
+    /// accepted.
+    pub fn open_connections(&self) -> usize {
+        self.shared.slots.len()
     }
 
     /// Numbers in the text form of Prometheus.
@@ -163,17 +167,6 @@ impl Relay {
     /// Closes every connection and takes no more.
     pub fn close(&self) {
         self.shared.closing.cancel();
-    }
-}
-
-/// The system's random generator.
-pub(crate) struct OsEntropy;
-
-impl Entropy for OsEntropy {
-    fn fill(&mut self, out: &mut [u8]) {
-        // Without random bytes no key or nonce is safe: better to stop.
-        #[allow(clippy::expect_used)]
-        getrandom::fill(out).expect("the system's random generator works");
     }
 }
 
@@ -192,9 +185,9 @@ pub(crate) struct Shared {
     pub(crate) admission: Option<Arc<dyn Admission>>,
     pub(crate) rate_limit: Option<RateLimit>,
     pub(crate) bootstrap_dns: BootstrapDns,
-    pub(crate) login_timeout: Duration,
+    pub(crate) timeouts: Timeouts,
     pub(crate) max_connections: usize,
-    pub(crate) slots: Arc<Semaphore>,
+    pub(crate) slots: Arc<ConnectionTable>,
     registry: RwLock<Registry<Arc<Outbox>, DerpSender>>,
     /// Copy of the registry's generation, to be read without its lock.
     generation: AtomicU64,

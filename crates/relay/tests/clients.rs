@@ -6,10 +6,11 @@ mod net;
 use std::sync::Arc;
 use std::time::Duration;
 
-use net::{PATIENCE, TestClient, Told, config, disco, plain, secret, tls, without_tls};
+use net::{PATIENCE, TestClient, Told, config, disco, plain, secret, tls, wait_until, without_tls};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use warren_dial::Dialer;
+use warren_dial::connections::ConnectionLimits;
 use warren_dial::derp::{ConnectOptions, NodeError, connect_node, https_latency};
 use warren_keys::NodePublic;
 use warren_relay::{Applicant, Relay};
@@ -108,18 +109,6 @@ async fn of_two_connections_of_a_key_the_one_that_spoke_last_gets_the_packets() 
         sender.next().await,
         Some(Told::Gone(gone, PeerGoneReason::Disconnected))
     );
-}
-
-/// Waits for a condition that only the passage of events makes true.
-async fn wait_until(condition: impl Fn() -> bool) {
-    let waiting = async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, waiting)
-        .await
-        .expect("the condition should hold by now");
 }
 
 #[tokio::test]
@@ -332,36 +321,20 @@ async fn bad_input_closes_and_harms_nobody() {
 }
 
 #[tokio::test]
-async fn a_login_that_never_ends_is_cut_off() {
+async fn connections_beyond_the_limit_are_refused() {
     let mut config = config(100);
-    assert_eq!(config.login_timeout, Duration::from_secs(10));
-    config.login_timeout = Duration::from_millis(20);
-    let relay = Relay::new(config);
-    let port = plain(&relay).await.derp_port();
-    let mut unfinished =
-        b"GET /derp HTTP/1.1\r\nUpgrade: DERP\r\nDerp-Fast-Start: 1\r\n\r\n".to_vec();
-    // The start of a login, whose rest never comes.
-    unfinished.extend([2, 0, 0, 1, 0, 7, 7, 7]);
-    let answer = raw(port, &unfinished).await;
-    assert_eq!(answer.len(), 45, "only the key frame came: {answer:?}");
-    assert!(!relay.is_full());
-}
-
-#[tokio::test]
-async fn too_many_connections_are_turned_away() {
-    let mut config = config(100);
-    config.max_connections = 1;
+    config.limits = ConnectionLimits::new(1, u64::MAX);
     let relay = Relay::new(config);
     let node = plain(&relay).await;
     let first = TestClient::connect(1, &node, &without_tls()).await;
-    assert!(relay.is_full());
+    assert_eq!(relay.open_connections(), 1);
     assert!(
         TestClient::try_connect(2, &node, &without_tls())
             .await
             .is_err()
     );
     drop(first);
-    wait_until(|| !relay.is_full()).await;
+    wait_until(|| relay.open_connections() == 0).await;
     TestClient::connect(2, &node, &without_tls()).await;
 }
 

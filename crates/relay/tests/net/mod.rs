@@ -148,3 +148,15 @@ pub fn disco() -> Vec<u8> {
     packet.resize(124, 5);
     packet
 }
+
+/// Waits for a condition that only the passage of events makes true.
+pub async fn wait_until(condition: impl Fn() -> bool) {
+    let waiting = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting)
+        .await
+        .expect("the condition should hold by now");
+}

@@ -1,17 +1,17 @@
-//! Which connections the listener keeps when there are many.
+//! Which connections a listener keeps when there are many.
 //!
 //! Each connection holds a [`Slot`] from the moment it is accepted until it is
 //! closed, through TLS and through upgrades. It begins *unidentified*; when the
-//! machine at the other end proves to own a node of this network it becomes
-//! *identified*. Unidentified connections may use a part of all slots, and those
-//! of one source (an IPv4 address, or an IPv6 /64) a part of that. Where such a
-//! part is used up, the oldest connection in it is closed to make room for the
-//! new one. So connections that stay silent cannot keep out nodes: a node needs
-//! one or two round trips to identify itself, and is never closed afterwards.
+//! machine at the other end proves that it belongs to the network (or, at a relay
+//! that is open for all, that it owns its key) it becomes *identified*.
+//! Unidentified connections may use a part of all slots, and those of one source
+//! (an IPv4 address, or an IPv6 /64) a part of that. Where such a part is used up,
+//! the oldest connection in it is closed to make room for the new one. So
+//! connections that stay silent cannot keep out nodes: a node needs one or two
+//! round trips to identify itself, and is never closed afterwards.
 //!
-//! How long a connection may stay in each phase is not decided here: see
-//! [`server`](crate::server) for TLS and HTTP heads, and
-//! [`channel_idle`](crate::channel_idle) for the control channel.
+//! How long a connection may stay in each phase is not decided here, but by the
+//! server that holds the slot.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -19,9 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
-/// Connections at a time, unless the command line says otherwise.
-pub const DEFAULT_MAX_CONNECTIONS: usize = 16_384;
-/// Files that the program needs beside its connections: database, listeners,
+/// Files that a server needs beside its connections: database, listeners,
 /// administration, policy file.
 pub const OTHER_FILES: usize = 64;
 /// Of all slots, one in so many is for unidentified connections.
@@ -43,7 +41,7 @@ pub struct ConnectionLimits {
 
 impl ConnectionLimits {
     /// The limits for `wanted` connections in a process that may have `files`
-    /// files open.
+    /// files open: see [`raise_file_limit`](crate::limits::raise_file_limit).
     pub fn new(wanted: usize, files: u64) -> Self {
         let files = usize::try_from(files).unwrap_or(usize::MAX);
         let all = files.saturating_sub(OTHER_FILES).min(wanted).max(1);
@@ -83,8 +81,8 @@ impl From<IpAddr> for Source {
 
 /// No slot is free, and none can be made free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("all {0} connections are in use by nodes of this network")]
-pub struct NoSlot(usize);
+#[error("all {0} connections are in use by identified clients")]
+pub struct NoSlot(pub usize);
 
 struct Held {
     source: Source,
@@ -239,7 +237,8 @@ impl Slot {
         self.id
     }
 
-    /// The machine at the other end owns a node of this network.
+    /// The machine at the other end is identified: it owns a node of this
+    /// network, or may use the relay.
     pub fn identify(&self) {
         let mut slots = self.table.lock();
         if let Some(held) = slots.held.get_mut(&self.id)
@@ -336,11 +335,17 @@ mod tests {
         let table = ConnectionTable::new(LIMITS);
         let node = table.open(ip("192.0.2.1")).unwrap();
         node.identify();
-        let strangers: Vec<Slot> = (0..50)
+        let unauthenticated: Vec<Slot> = (0..50)
             .map(|n| table.open(ip(&format!("198.51.100.{n}"))).unwrap())
             .collect();
         assert!(!is_closed(&node));
-        assert_eq!(strangers.iter().filter(|slot| !is_closed(slot)).count(), 4);
+        assert_eq!(
+            unauthenticated
+                .iter()
+                .filter(|slot| !is_closed(slot))
+                .count(),
+            4
+        );
         let late = table.open(ip("192.0.2.2")).unwrap();
         late.identify();
         let _more: Vec<Slot> = (0..50)
