@@ -39,5 +39,6 @@ mod session;
 
 pub use description::{Description, logout_request};
 pub use session::{
-    ControlSession, Event, Input, Output, Reason, RequestError, STREAM_WATCHDOG, SessionConfig,
+    ControlSession, Event, Input, Output, Reason, Request, RequestError, STREAM_WATCHDOG,
+    SessionConfig,
 };

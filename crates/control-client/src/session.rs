@@ -72,15 +72,15 @@ pub enum RequestError {
 /// The result of an [`Output`], or a change of the node.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input {
-    /// The answer to [`Output::Register`].
+    /// The answer to [`Request::Register`].
     Registered(Result<Box<RegisterResponse>, RequestError>),
-    /// The answer to [`Output::OpenStream`].
+    /// The answer to [`Request::OpenStream`].
     StreamOpened(Result<(), RequestError>),
     /// A message of the map stream.
     Message(Box<MapResponse>),
     /// The map stream ended, with the reason as shown to the user.
     StreamEnded(String),
-    /// The answer to [`Output::Update`].
+    /// The answer to [`Request::Update`].
     Updated(Result<(), RequestError>),
     /// The answer to [`Event::FreshKeyWanted`].
     FreshKey {
@@ -103,20 +103,27 @@ pub enum Input {
 /// A request for the runtime to carry out, or an event for the node.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Output {
-    /// Send this registration. The server may take its time: until a person has
-    /// logged in.
+    /// A request for the runtime.
+    Request(Request),
+    /// An event for the node.
+    Event(Event),
+}
+
+/// A request to the server.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Request {
+    /// Send this registration and answer with [`Input::Registered`]. The server
+    /// may take its time: until a person has logged in.
     Register(Box<RegisterRequest>),
     /// Open the map stream and report its messages, until it ends. A stream with
     /// a silence of [`STREAM_WATCHDOG`] has ended.
     OpenStream(Box<MapRequest>),
-    /// Send this update.
+    /// Send this update and answer with [`Input::Updated`].
     Update(Box<MapRequest>),
     /// Answer a request of the server that only wants a sign of life.
     AnswerHead(Box<PingRequest>),
     /// Answer a c2n request with this HTTP response.
     AnswerC2n(Box<PingRequest>, Vec<u8>),
-    /// An event for the node.
-    Event(Event),
 }
 
 /// News from the server.
@@ -352,8 +359,7 @@ impl ControlSession {
             }
             Input::C2nAnswer { id, response } => {
                 if let Some(request) = self.c2n.take(id) {
-                    self.outputs
-                        .push_back(Output::AnswerC2n(Box::new(request), response));
+                    self.request(Request::AnswerC2n(Box::new(request), response));
                 }
             }
             Input::Description(description) => {
@@ -363,6 +369,10 @@ impl ControlSession {
                 }
             }
         }
+    }
+
+    fn request(&mut self, request: Request) {
+        self.outputs.push_back(Output::Request(request));
     }
 
     fn emit(&mut self, event: Event) {
@@ -382,7 +392,7 @@ impl ControlSession {
             self.config.ephemeral,
         );
         self.phase = Phase::Registering;
-        self.outputs.push_back(Output::Register(Box::new(request)));
+        self.request(Request::Register(Box::new(request)));
     }
 
     fn registered(&mut self, now: Instant, response: RegisterResponse, entropy: &mut dyn Entropy) {
@@ -448,8 +458,7 @@ impl ControlSession {
         }
         let request = self.config.description.map_request(node_key, true);
         self.phase = Phase::Opening;
-        self.outputs
-            .push_back(Output::OpenStream(Box::new(request)));
+        self.request(Request::OpenStream(Box::new(request)));
     }
 
     fn stream_opened(&mut self, now: Instant) {
@@ -537,7 +546,7 @@ impl ControlSession {
         let request = description.map_request(self.config.node_key, false);
         self.updates.sent = Some(description.clone());
         self.updates.in_flight = true;
-        self.outputs.push_back(Output::Update(Box::new(request)));
+        self.request(Request::Update(Box::new(request)));
     }
 
     fn updated(
@@ -570,8 +579,7 @@ impl ControlSession {
         match self.c2n.receive(request) {
             Reaction::Ignore => {}
             Reaction::AnswerHead(request) => {
-                self.outputs
-                    .push_back(Output::AnswerHead(Box::new(request)));
+                self.request(Request::AnswerHead(Box::new(request)));
             }
             Reaction::Handle(id, request) => self.emit(Event::C2n { id, request }),
         }

@@ -31,6 +31,7 @@ use warren_tunnel::{Aead, Event as TunnelEvent, Handshakes, PeerIndex, Session, 
 
 use warren_wire::ip::tsmp;
 
+use crate::entropy::SharedEntropy;
 use crate::host_config::{HostConfig, TUNNEL_MTU, accepted_prefixes, single_addresses};
 use crate::packet_filter::PacketFilter;
 use crate::peers::{PeerTable, Unanswered};
@@ -156,26 +157,21 @@ pub struct Engine {
 
 impl Engine {
     /// A node that knows nobody yet.
-    pub fn new(
-        config: EngineConfig,
-        now: Instant,
-        mut flow_entropy: Box<dyn Entropy>,
-        path_entropy: Box<dyn Entropy>,
-        handshake_entropy: Box<dyn Entropy>,
-    ) -> Self {
+    pub fn new(config: EngineConfig, now: Instant, entropy: Box<dyn Entropy>) -> Self {
+        let mut entropy = SharedEntropy::new(entropy);
         let node_key = config.node_key.public();
         let disco_key = config.disco_key.public();
         let flows = match config.flow_slots {
-            Some(slots) => FlowTable::with_slots(flow_entropy.as_mut(), slots),
-            None => FlowTable::new(flow_entropy.as_mut()),
+            Some(slots) => FlowTable::with_slots(&mut entropy, slots),
+            None => FlowTable::new(&mut entropy),
         };
-        let mut handshakes = Handshakes::new(config.node_key, handshake_entropy);
+        let mut handshakes = Handshakes::new(config.node_key, entropy.boxed());
         handshakes.set_aead(config.aead);
         let paths = Paths::new(
             PathsConfig::default(),
             node_key,
             config.disco_key,
-            path_entropy,
+            entropy.boxed(),
         );
         Self {
             origin: now,

@@ -17,7 +17,9 @@
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
 mod engine;
+mod entropy;
 mod host_config;
+pub mod node;
 mod packet_filter;
 mod peers;
 mod prefs;
@@ -25,5 +27,6 @@ mod report;
 
 pub use engine::{Engine, EngineConfig, EngineCounters, Output};
 pub use host_config::{HostConfig, TUNNEL_MTU};
+pub use node::Node;
 pub use prefs::NodePrefs;
 pub use report::{ControlReport, PeerReport, PingAnswer, PingError, Pong};

@@ -82,7 +82,7 @@ impl World {
     fn read(&mut self) {
         while let Some(output) = self.session.poll_output() {
             let line = match output {
-                Output::Register(request) => {
+                Output::Request(Request::Register(request)) => {
                     let mut line = format!("register {}", request.node_key.as_bytes()[0]);
                     if let Some(old) = request.old_node_key {
                         line += &format!(" for {}", old.as_bytes()[0]);
@@ -95,17 +95,19 @@ impl World {
                     }
                     line
                 }
-                Output::OpenStream(request) => {
+                Output::Request(Request::OpenStream(request)) => {
                     assert!(request.stream && request.keep_alive && !request.omit_peers);
                     "open".to_owned()
                 }
-                Output::Update(request) => {
+                Output::Request(Request::Update(request)) => {
                     assert!(!request.stream && request.omit_peers);
                     let name = request.hostinfo.unwrap_or_default().hostname;
                     format!("update {name}").trim_end().to_owned()
                 }
-                Output::AnswerHead(_) => "answer".to_owned(),
-                Output::AnswerC2n(request, _) => format!("answer {}", request.url),
+                Output::Request(Request::AnswerHead(_)) => "answer".to_owned(),
+                Output::Request(Request::AnswerC2n(request, _)) => {
+                    format!("answer {}", request.url)
+                }
                 Output::Event(event) => match event {
                     Event::AuthUrl(url) => format!("URL {url}"),
                     Event::Registered(_) => "REGISTERED".to_owned(),
