@@ -20,13 +20,7 @@ fuzz_target!(|bytes: &[u8]| {
         flow_slots: Some(64),
         aead: warren_tunnel::Aead::default(),
     };
-    let mut engine = Engine::new(
-        config,
-        clock.now,
-        Box::new(Counting(1)),
-        Box::new(Counting(2)),
-        Box::new(Counting(3)),
-    );
+    let mut engine = Engine::new(config, clock.now, Box::new(Counting(1)));
     engine
         .apply_map(clock.now, clock.wall, first_map())
         .expect("a whole map");

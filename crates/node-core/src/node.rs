@@ -89,6 +89,7 @@ impl Node {
             node_key: node_key.clone(),
             disco_key: disco_key.clone(),
             flow_slots: config.flow_slots,
+            aead: config.aead,
         };
         let mut engine = Engine::new(engine_config, now, entropy.boxed());
         engine.resume_timestamps(config.clock_floor);
@@ -212,7 +213,7 @@ impl Node {
     }
 
     /// The packet filter rules that cannot be used, in one line.
-    fn filter_problem(&self) -> Option<String> {
+    pub fn filter_problem(&self) -> Option<String> {
         let problems = self.engine.filter_problems();
         let first = problems.first()?;
         let count = problems.len();
@@ -417,6 +418,7 @@ impl Node {
             node_key: self.node_key.clone(),
             disco_key: self.disco_key.clone(),
             flow_slots: self.flow_slots,
+            aead: self.engine.aead(),
         };
         self.engine = Engine::new(config, now, self.entropy.boxed());
         self.engine
@@ -628,8 +630,7 @@ impl Node {
             Output::HomeRelay(region) => return self.links.set_home(region),
             Output::ProbeRelayHttps(region) => NodeOutput::ProbeRelayHttps(region),
             Output::ResolveHost(name) => NodeOutput::ResolveHost(name),
-            // The view says so too.
-            Output::Path { .. } => return,
+            Output::Path { node, destination } => NodeOutput::Path { node, destination },
             Output::View(view) => NodeOutput::View(view),
             Output::Keepalive(peer) => NodeOutput::Keepalive(peer),
             Output::DropStaged(peer) => NodeOutput::DropStaged(peer),

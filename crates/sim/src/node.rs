@@ -175,7 +175,7 @@ fn fresh_engine(identity: &Identity, now: Instant, dice: &mut Dice) -> Engine {
         flow_slots: Some(1024),
         aead: warren_tunnel::Aead::default(),
     };
-    Engine::new(config, now, dice.boxed(), dice.boxed(), dice.boxed())
+    Engine::new(config, now, dice.boxed())
 }
 
 const NO_OFFLOADS: InboundOffloads = InboundOffloads {

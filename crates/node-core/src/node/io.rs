@@ -7,12 +7,12 @@ use std::time::Duration;
 use ipnet::IpNet;
 use warren_control_client::{Input as ControlInput, Request as ControlRequest};
 use warren_control_types::{
-    Changes, DerpRegion, Hostinfo, RegionId, RegisterRequest, StableNodeId, UserProfile,
+    Changes, DerpRegion, Hostinfo, NodeId, RegionId, RegisterRequest, StableNodeId, UserProfile,
 };
 use warren_dataplane::View;
 use warren_keys::{DiscoPublic, NodePublic, NodeSecret};
-use warren_paths::{LocalAddresses, Via};
-use warren_tunnel::{PeerIndex, Source};
+use warren_paths::{Destination, LocalAddresses, Via};
+use warren_tunnel::{Aead, PeerIndex, Source};
 
 use crate::NodePrefs;
 
@@ -240,6 +240,15 @@ pub enum NodeOutput {
         packet: Vec<u8>,
     },
 
+    /// Packets for this peer take another path from now on. Nothing to do: the
+    /// view says so too.
+    Path {
+        /// The peer.
+        node: NodeId,
+        /// The path.
+        destination: Destination,
+    },
+
     // ---- relays ----
     /// Connect to this relay, as [`Node::node_key`](super::Node::node_key), and
     /// answer with [`NodeInput::RelayOpened`] or [`NodeInput::RelayDown`].
@@ -391,4 +400,6 @@ pub struct NodeConfig {
     pub network: LocalNetwork,
     /// The number of entries in the memory of flows; `None` for the usual.
     pub flow_slots: Option<usize>,
+    /// The implementation of the cipher of the tunnel.
+    pub aead: Aead,
 }

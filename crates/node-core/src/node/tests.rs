@@ -113,6 +113,7 @@ fn process(disk: &StoredLogin, want_running: bool, now: Instant, run: u64) -> No
         settings: settings(want_running),
         network: LocalNetwork::default(),
         flow_slots: Some(64),
+        aead: warren_tunnel::Aead::default(),
     };
     Node::new(config, now, Box::new(Counter(run << 32)))
 }

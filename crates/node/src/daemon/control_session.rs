@@ -1,498 +1,192 @@
-//! The conversation with the coordination server: register, follow the netmap,
-//! report what changed here.
-//!
-//! One task per login. It registers (waiting for a person where the server
-//! wants one), then holds the map stream, and beside it sends an update
-//! whenever what it knows of this machine changes. Whatever breaks, it tries
-//! again, with growing pauses, until it is dropped. It decides nothing about
-//! packets: every message of the stream goes to the engine as it is.
-//!
-//! Three answers need a person. An auth key that is refused ends the session:
-//! the same key would get the same answer. A refusal without one may pass (the
-//! server has a problem, an administrator thinks again), so it is told and the
-//! question put again, seldom. So it is with a server that does not know the
-//! node any more: it was deleted, or the server lost its memory and may get it
-//! back.
-
-use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+//! The IO of a session with the coordination server: carries out the requests of
+//! the node's [`ControlSession`](warren_control_client::ControlSession) and
+//! reports their results. It decides nothing.
 
 use http::StatusCode;
-use jiff::Timestamp;
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
-use warren_control_types::{
-    CapabilityVersion, EndpointType, Hostinfo, MapRequest, MapResponse, PingRequest, RegisterAuth,
-    RegisterRequest, UserProfile,
-};
+use tokio::task::JoinSet;
+use tracing::Instrument as _;
+use warren_control_client::{Input, Request, RequestError, STREAM_WATCHDOG};
+use warren_control_types::{MapRequest, PingRequest, RegisterRequest};
 use warren_dial::Dialer;
 use warren_dial::control::{ControlClient, ControlError, ServerUrl};
-use warren_keys::{DiscoPublic, Entropy as _, MachineSecret, NodeSecret};
+use warren_keys::MachineSecret;
+use warren_node_core::node::{NodeInput, SessionId};
 
-use super::entropy::SystemEntropy;
-use super::{Inbox, Message, NodeHandle};
-use crate::localapi::c2n;
+use super::Inbox;
 
-/// Longest pause between two attempts.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// How long to wait when the server does not, with a login that a person has
-/// to finish.
-const FOLLOWUP_PAUSE: Duration = Duration::from_secs(2);
-/// Longest silence of a map stream: twice the keepalives and some.
-const WATCHDOG: Duration = Duration::from_secs(120);
-/// A stream that stood for less was no success: somebody else with our keys may
-/// be taking it away from us each time, or the server may be refusing.
-const STABLE: Duration = Duration::from_secs(10);
-/// First pause after a refusal; each one more doubles it.
-const FIRST_REFUSED_PAUSE: Duration = Duration::from_secs(10);
-/// Longest pause between two refusals.
-const LONGEST_REFUSED_PAUSE: Duration = Duration::from_secs(300);
-/// How often the server says that it does not know the node until we believe
-/// it: once may be a server that is just starting.
-const UNKNOWN_BELIEVED: u32 = 2;
-/// How often to ask a server that does not know the node.
-const UNKNOWN_PAUSE: Duration = Duration::from_secs(30);
-/// A logout is a register with an end in the past; this is the moment that
-/// other clients use.
-const LOGGED_OUT_AT: i64 = 123;
-
-/// What this machine is like, as the server should know it.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Description {
-    /// The machine and its software.
-    pub hostinfo: Hostinfo,
-    /// Where it can be reached.
-    pub endpoints: Vec<(SocketAddr, EndpointType)>,
-    /// Where its path-finding messages come from.
-    pub disco_key: Option<DiscoPublic>,
+/// The connection of one session, and the requests that are under way in it.
+/// Dropping it ends them.
+pub struct SessionIo {
+    id: SessionId,
+    /// The client, or the reason why there cannot be one.
+    client: Result<ControlClient, String>,
+    inbox: Inbox,
+    tasks: JoinSet<()>,
 }
 
-/// Who registers, where, and how.
-pub struct SessionConfig {
-    /// The coordination server.
-    pub server: ServerUrl,
-    /// The machine's identity.
-    pub machine_key: MachineSecret,
-    /// The node key to use: of the login, or a fresh one.
-    pub node_key: NodeSecret,
-    /// The key it takes the place of.
-    pub old_node_key: Option<NodeSecret>,
-    /// A key that lets the node in.
-    pub auth_key: Option<String>,
-    /// Whether to forget the node when it goes away.
-    pub ephemeral: bool,
+/// A client of the server with this address.
+fn client(
+    server: &str,
+    machine_key: MachineSecret,
+    dialer: Dialer,
+) -> Result<ControlClient, String> {
+    let url: ServerUrl = server.parse().map_err(|error| {
+        format!("{server:?} is not a valid address of a coordination server: {error}")
+    })?;
+    Ok(ControlClient::new(url, machine_key, dialer))
 }
 
-/// What the conversation has to tell.
-pub enum ControlEvent {
-    /// A person must open this address.
-    AuthUrl(String),
-    /// The server took the node.
-    Registered {
-        /// Under this key, which may be another than the one offered.
-        node_key: NodeSecret,
-        /// The key before it.
-        old_node_key: Option<NodeSecret>,
-        /// Who owns it.
-        user_profile: UserProfile,
-    },
-    /// The key has ended and only a new login helps.
-    KeyExpired,
-    /// A map stream begins.
-    StreamBegins,
-    /// A message of the map stream.
-    Map(Box<MapResponse>),
-    /// The server refused, with its reason.
-    Refused {
-        /// Its reason.
-        reason: String,
-        /// Whether the conversation is over: an auth key was refused.
-        over: bool,
-    },
-    /// The server does not know the node (any more). Asked again now and then.
-    Unknown(String),
-    /// The server cannot be reached, or does not make sense; tried again.
-    Trouble(String),
-}
-
-/// A running conversation. Dropping it ends it.
-pub struct ControlSession {
-    task: JoinHandle<()>,
-    pings: mpsc::UnboundedSender<PingRequest>,
-}
-
-impl Drop for ControlSession {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-impl ControlSession {
-    /// Starts talking. What it tells carries `epoch`, so that the last words of
-    /// an ended session are not taken for the next one's.
-    pub fn start(
-        epoch: u64,
-        config: SessionConfig,
+impl SessionIo {
+    /// A session that has not connected yet.
+    pub fn new(
+        id: SessionId,
+        server: &str,
+        machine_key: MachineSecret,
         dialer: Dialer,
-        description: watch::Receiver<Description>,
-        engine: Inbox,
+        inbox: Inbox,
     ) -> Self {
-        let (pings, asked) = mpsc::unbounded_channel();
-        let worker = Worker {
-            epoch,
-            config,
-            dialer,
-            description,
-            engine,
-            asked,
-        };
         Self {
-            task: tokio::spawn(worker.run()),
-            pings,
+            id,
+            client: client(server, machine_key, dialer),
+            inbox,
+            tasks: JoinSet::new(),
         }
     }
 
-    /// Answers a ping of the server.
-    pub fn answer_ping(&self, request: PingRequest) {
-        drop(self.pings.send(request));
+    /// Begins a request. Its result goes to the engine task.
+    pub fn request(&mut self, request: Request) {
+        // Tasks that have ended are of no interest.
+        while self.tasks.try_join_next().is_some() {}
+        let reporter = Reporter {
+            id: self.id,
+            inbox: self.inbox.clone(),
+        };
+        let client = match &self.client {
+            Ok(client) => client.clone(),
+            Err(reason) => {
+                let error = RequestError::BadAddress(reason.clone());
+                return reporter.report(Input::Registered(Err(error)));
+            }
+        };
+        let span = tracing::info_span!("control", session = self.id.0);
+        let work = carry_out(client, request, reporter);
+        self.tasks.spawn(work.instrument(span));
     }
 }
 
-/// Gives up a node key at the server.
+/// Gives up a login at the server.
 ///
 /// # Errors
-/// When the server cannot be told; the key is then still good there.
-pub async fn log_out(
-    config: SessionConfig,
+/// The reason why the server does not know of it; the login is still good there.
+pub async fn unregister(
+    server: &str,
+    machine_key: MachineSecret,
     dialer: Dialer,
-    hostinfo: Hostinfo,
-) -> Result<(), ControlError> {
-    let client = ControlClient::new(config.server, config.machine_key.clone(), dialer);
-    let request = RegisterRequest {
-        version: CapabilityVersion::CURRENT,
-        node_key: config.node_key.public(),
-        expiry: Timestamp::from_second(LOGGED_OUT_AT).ok(),
-        hostinfo: Some(hostinfo),
-        ..RegisterRequest::default()
+    request: RegisterRequest,
+) -> Result<(), String> {
+    let client = client(server, machine_key, dialer)?;
+    let answer = client.register(&request).await;
+    answer.map(drop).map_err(|error| error.to_string())
+}
+
+/// Where results go.
+struct Reporter {
+    id: SessionId,
+    inbox: Inbox,
+}
+
+impl Reporter {
+    fn report(&self, input: Input) {
+        self.inbox.send(NodeInput::Control(self.id, input));
+    }
+}
+
+async fn carry_out(client: ControlClient, request: Request, reporter: Reporter) {
+    match request {
+        Request::Register(request) => {
+            let answer = client.register(&request).await;
+            let answer = answer.map(Box::new).map_err(request_error);
+            reporter.report(Input::Registered(answer));
+        }
+        Request::OpenStream(request) => follow(&client, &request, &reporter).await,
+        Request::Update(request) => {
+            let answer = client.update(&request).await;
+            if let Err(error) = &answer {
+                tracing::info!(%error, "the coordination server did not take an update");
+            }
+            reporter.report(Input::Updated(answer.map_err(request_error)));
+        }
+        Request::AnswerHead(ping) => log(client.answer_head_ping(&ping).await, &ping),
+        Request::AnswerC2n(ping, response) => {
+            log(client.post_c2n_response(&ping, response).await, &ping);
+        }
+    }
+}
+
+/// Reports the messages of the map stream until it ends.
+async fn follow(client: &ControlClient, request: &MapRequest, reporter: &Reporter) {
+    let mut stream = match client.map_stream(request, STREAM_WATCHDOG).await {
+        Ok(stream) => stream,
+        Err(error) => {
+            return reporter.report(Input::StreamOpened(Err(request_error(error))));
+        }
     };
-    client.register(&request).await.map(drop)
-}
-
-struct Worker {
-    epoch: u64,
-    config: SessionConfig,
-    dialer: Dialer,
-    description: watch::Receiver<Description>,
-    engine: Inbox,
-    asked: mpsc::UnboundedReceiver<PingRequest>,
-}
-
-/// How an attempt ended.
-enum End {
-    /// Try again after a pause.
-    Again,
-    /// A stream stood for a while and broke: try again at once.
-    Broken,
-    /// The server refused: try again, but not soon.
-    Refused,
-    /// The server does not know the node.
-    Unknown(String),
-    /// Nothing more to do.
-    Done,
-}
-
-impl Worker {
-    async fn run(mut self) {
-        let client = ControlClient::new(
-            self.config.server.clone(),
-            self.config.machine_key.clone(),
-            self.dialer.clone(),
-        );
-        let mut failures = 0u32;
-        let mut refusals = 0u32;
-        let mut unknown = 0u32;
-        let mut registered = false;
-        loop {
-            let end = if registered {
-                None
-            } else {
-                self.register(&client).await
-            };
-            let end = match end {
-                Some(end) => end,
-                None => {
-                    registered = true;
-                    self.follow(&client).await
-                }
-            };
-            if registered {
-                refusals = 0;
-            }
-            unknown = match &end {
-                End::Unknown(_) => unknown.saturating_add(1),
-                End::Done | End::Broken | End::Again | End::Refused => 0,
-            };
-            let wait = match end {
-                End::Done => return,
-                End::Broken => {
-                    failures = 0;
-                    pause(failures)
-                }
-                End::Again => {
-                    failures = failures.saturating_add(1);
-                    pause(failures)
-                }
-                End::Refused => {
-                    refusals = refusals.saturating_add(1);
-                    refused_pause(refusals)
-                }
-                End::Unknown(_) if unknown < UNKNOWN_BELIEVED => pause(unknown),
-                End::Unknown(why) => {
-                    self.tell(ControlEvent::Unknown(why));
-                    varied(UNKNOWN_PAUSE)
-                }
-            };
-            tokio::time::sleep(wait).await;
+    reporter.report(Input::StreamOpened(Ok(())));
+    let reason = loop {
+        match stream.next().await {
+            Ok(Some(message)) => reporter.report(Input::Message(Box::new(message))),
+            Ok(None) => break "the coordination server ended the map stream".to_owned(),
+            Err(error) => break error.to_string(),
         }
-    }
+    };
+    reporter.report(Input::StreamEnded(reason));
+}
 
-    /// Registers; `None` when the node is in.
-    async fn register(&mut self, client: &ControlClient) -> Option<End> {
-        let mut followup = String::new();
-        let mut tried_fresh_key = false;
-        loop {
-            let hostinfo = self.description.borrow().hostinfo.clone();
-            let auth_key = self.config.auth_key.clone().filter(|_| followup.is_empty());
-            let with_key = auth_key.is_some();
-            let request = RegisterRequest {
-                version: CapabilityVersion::CURRENT,
-                node_key: self.config.node_key.public(),
-                old_node_key: self.config.old_node_key.as_ref().map(NodeSecret::public),
-                auth: auth_key.map(|auth_key| RegisterAuth { auth_key }),
-                followup: followup.clone(),
-                hostinfo: Some(hostinfo),
-                ephemeral: self.config.ephemeral,
-                ..RegisterRequest::default()
-            };
-            let response = match client.register(&request).await {
-                Ok(response) => response,
-                Err(ControlError::RateLimited { retry_after }) => {
-                    let wait = retry_after.unwrap_or_else(|| Duration::from_secs(5) + pause(20));
-                    tokio::time::sleep(wait).await;
-                    continue;
-                }
-                Err(error) => {
-                    self.tell(ControlEvent::Trouble(error.to_string()));
-                    return Some(End::Again);
-                }
-            };
-            if !response.error.is_empty() {
-                let reason = response.error;
-                let over = with_key;
-                self.tell(ControlEvent::Refused { reason, over });
-                return Some(if over { End::Done } else { End::Refused });
-            }
-            if response.node_key_expired {
-                if tried_fresh_key {
-                    self.tell(ControlEvent::KeyExpired);
-                    return Some(End::Done);
-                }
-                tried_fresh_key = true;
-                let fresh = NodeSecret::generate(&mut SystemEntropy);
-                let old = std::mem::replace(&mut self.config.node_key, fresh);
-                self.config.old_node_key = Some(old);
-                continue;
-            }
-            if !response.auth_url.is_empty() {
-                if response.auth_url == followup {
-                    // The server did not wait; do not ask it in a loop.
-                    tokio::time::sleep(FOLLOWUP_PAUSE).await;
-                } else {
-                    self.tell(ControlEvent::AuthUrl(response.auth_url.clone()));
-                }
-                followup = response.auth_url;
-                continue;
-            }
-            let old_node_key = self.config.old_node_key.take();
-            // It has done its work; what comes later is no business of its.
-            self.config.auth_key = None;
-            self.tell(ControlEvent::Registered {
-                node_key: self.config.node_key.clone(),
-                old_node_key,
-                user_profile: UserProfile {
-                    id: response.user.id,
-                    login_name: response.login.login_name,
-                    display_name: response.login.display_name,
-                    profile_pic_url: response.login.profile_pic_url,
-                    ..UserProfile::default()
-                },
-            });
-            return None;
-        }
-    }
-
-    fn map_request(&self, stream: bool) -> MapRequest {
-        let description = self.description.borrow();
-        MapRequest {
-            version: CapabilityVersion::CURRENT,
-            compress: "zstd".to_owned(),
-            keep_alive: stream,
-            node_key: self.config.node_key.public(),
-            disco_key: description.disco_key,
-            stream,
-            hostinfo: Some(description.hostinfo.clone()),
-            endpoints: description
-                .endpoints
-                .iter()
-                .map(|(address, _)| *address)
-                .collect(),
-            endpoint_types: description
-                .endpoints
-                .iter()
-                .map(|(_, kind)| *kind)
-                .collect(),
-            omit_peers: !stream,
-            ..MapRequest::default()
-        }
-    }
-
-    /// Holds the map stream and reports changes, until something breaks.
-    async fn follow(&mut self, client: &ControlClient) -> End {
-        // The first update says what the stream's request may not: servers
-        // ignore what stands in it.
-        self.description.mark_unchanged();
-        let first_update = self.map_request(false);
-        let stream_request = self.map_request(true);
-        let (updated, stream) = tokio::join!(
-            client.update(&first_update),
-            client.map_stream(&stream_request, WATCHDOG)
-        );
-        let mut stream = match stream {
-            Ok(stream) => stream,
-            Err(ControlError::Status { status, body, .. }) if status == StatusCode::NOT_FOUND => {
-                return End::Unknown(body);
-            }
-            Err(error) => {
-                self.tell(ControlEvent::Trouble(error.to_string()));
-                return End::Again;
-            }
-        };
-        if let Err(error) = updated {
-            self.tell(ControlEvent::Trouble(error.to_string()));
-        }
-        self.tell(ControlEvent::StreamBegins);
-        let begun = Instant::now();
-        let broken = || match begun.elapsed() {
-            long if long >= STABLE => End::Broken,
-            _ => End::Again,
-        };
-        loop {
-            tokio::select! {
-                message = stream.next() => match message {
-                    Ok(Some(message)) => self.tell(ControlEvent::Map(Box::new(message))),
-                    Err(error) => {
-                        self.tell(ControlEvent::Trouble(error.to_string()));
-                        return broken();
-                    }
-                    Ok(None) => {
-                        self.tell(ControlEvent::Trouble(
-                            "the coordination server ended the map stream".to_owned(),
-                        ));
-                        return broken();
-                    }
-                },
-                changed = self.description.changed() => {
-                    if changed.is_err() {
-                        return End::Done;
-                    }
-                    let update = self.map_request(false);
-                    if let Err(error) = client.update(&update).await {
-                        // The stream tells whether the server is still there.
-                        self.tell(ControlEvent::Trouble(error.to_string()));
-                    }
-                },
-                Some(request) = self.asked.recv() => {
-                    if let Err(error) = answer(client, &request, self.engine.clone()).await {
-                        tracing::debug!(%error, "a ping of the server was not answered");
-                    }
-                }
-            }
-        }
-    }
-
-    fn tell(&self, event: ControlEvent) {
-        // The engine ends after us.
-        self.engine.tell(Message::Control(self.epoch, event));
+fn log(answer: Result<(), ControlError>, ping: &PingRequest) {
+    if let Err(error) = answer {
+        let kind = ping.types.as_str();
+        tracing::debug!(%error, kind, "a request of the server was not answered");
     }
 }
 
-/// Answers a ping of the server: a sign of life, or a request to the node.
-async fn answer(
-    client: &ControlClient,
-    request: &PingRequest,
-    engine: Inbox,
-) -> Result<(), ControlError> {
-    if request.types == "c2n" {
-        let node = std::sync::Arc::new(NodeHandle::new(engine));
-        let response = c2n::respond(node, &request.payload).await;
-        client.post_c2n_response(request, response).await
-    } else if request.types.is_empty() {
-        client.answer_head_ping(request).await
-    } else {
-        tracing::debug!(
-            types = request.types,
-            "the server asks for pings we do not make"
-        );
-        Ok(())
+fn request_error(error: ControlError) -> RequestError {
+    match error {
+        ControlError::RateLimited { retry_after } => RequestError::RateLimited { retry_after },
+        ControlError::Status { status, body, .. } if status == StatusCode::NOT_FOUND => {
+            RequestError::NotFound(body)
+        }
+        other => RequestError::Failed(other.to_string()),
     }
-}
-
-/// The pause before attempt number `failures`: grows with the square.
-fn pause(failures: u32) -> Duration {
-    let base = Duration::from_millis(10).saturating_mul(failures.saturating_mul(failures));
-    varied(base.clamp(Duration::from_millis(10), LONGEST_PAUSE))
-}
-
-/// The pause after refusal number `refusals`, from 1.
-fn refused_pause(refusals: u32) -> Duration {
-    let doubled = 1u32
-        .checked_shl(refusals.saturating_sub(1))
-        .unwrap_or(u32::MAX);
-    let base = FIRST_REFUSED_PAUSE.saturating_mul(doubled.max(1));
-    varied(base.min(LONGEST_REFUSED_PAUSE))
-}
-
-/// Half as long to one and a half times as long, so that many nodes do not come
-/// back at once.
-fn varied(base: Duration) -> Duration {
-    let [byte] = SystemEntropy.bytes::<1>();
-    base / 2 + base.saturating_mul(byte.into()) / 256
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    #![allow(clippy::unwrap_used)]
 
-    #[test]
-    fn pauses_grow_to_their_bounds() {
-        for _ in 0..50 {
-            assert!(pause(0) <= Duration::from_millis(15));
-            for (refusals, base) in [
-                (1, 10),
-                (2, 20),
-                (3, 40),
-                (6, 300),
-                (40, 300),
-                (u32::MAX, 300),
-            ] {
-                let wait = refused_pause(refusals);
-                let base = Duration::from_secs(base);
-                assert!(
-                    wait >= base / 2 && wait < base * 3 / 2,
-                    "{refusals}: {wait:?}"
-                );
-            }
-            assert!(pause(u32::MAX) < LONGEST_PAUSE * 3 / 2);
-        }
+    use std::time::Duration;
+
+    use warren_keys::Entropy as _;
+
+    use super::*;
+    use crate::daemon::Message;
+    use crate::daemon::entropy::SystemEntropy;
+
+    #[tokio::test]
+    async fn a_session_with_a_bad_address_reports_it() {
+        let (inbox, mut outbox) = Inbox::new();
+        let machine_key = MachineSecret::from_bytes(&SystemEntropy.bytes());
+        let dialer = Dialer::new().with_timeout(Duration::from_secs(1));
+        let mut session =
+            SessionIo::new(SessionId(3), "nowhere at all", machine_key, dialer, inbox);
+        session.request(Request::Register(Box::default()));
+        let message = outbox.next().await;
+        let Some(Message::Node(NodeInput::Control(SessionId(3), input))) = message else {
+            panic!("another message");
+        };
+        assert!(matches!(
+            input,
+            Input::Registered(Err(RequestError::BadAddress(reason)))
+                if reason.contains("is not a valid address")
+        ));
     }
 }

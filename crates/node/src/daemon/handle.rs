@@ -66,7 +66,7 @@ impl NodeHandle {
         if self.engine.is_closed() {
             return Err(stopping());
         }
-        self.engine.tell(request);
+        self.engine.send(request);
         answer.await.map_err(|_| stopping())?
     }
 

@@ -1,6 +1,6 @@
-//! What the operating system is told: addresses, routes, forwarding, and whom to
-//! ask for names. One task, so that changes are applied one after the other and the
-//! engine never waits for the kernel.
+//! The settings of the operating system: addresses, routes, forwarding, and name
+//! resolution. One task, so that changes are applied one after the other and the
+//! engine task never waits for the kernel.
 
 use std::collections::BTreeSet;
 
@@ -14,12 +14,12 @@ use warren_node_core::{HostConfig, TUNNEL_MTU};
 
 /// What the operating system should look like.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Wanted {
+pub struct HostState {
     /// Addresses and routes.
     pub host: HostConfig,
     /// Networks around that are reached as if there were no tunnel, although
     /// a route into it covers them.
-    pub beside: BTreeSet<IpNet>,
+    pub bypass_networks: BTreeSet<IpNet>,
     /// Forwarding between the tunnel and other networks; `None` leaves the
     /// system's packet filter as it is.
     pub forwarding: Option<Forwarding>,
@@ -34,36 +34,36 @@ pub struct Forwarding {
     pub snat: bool,
     /// Into the tunnel goes only what belongs to a connection from there.
     pub stateful: bool,
-    /// Whether anybody waits for it: routes are offered.
+    /// Whether it is needed: routes are offered.
     pub offered: bool,
 }
 
 /// The result of an attempt to make it so.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Outcome {
+pub struct ApplyResult {
     /// What did not work, or the user should know.
     pub problems: Vec<String>,
 }
 
 /// A handle on the task.
 pub struct Host {
-    wanted: watch::Sender<Wanted>,
+    wanted: watch::Sender<HostState>,
     stop: Option<oneshot::Sender<()>>,
     task: Option<tokio::task::JoinHandle<()>>,
 }
 
 impl Host {
-    /// Starts the task. `done` hears of every attempt; `answers` is what our
-    /// own name server goes by, completed with what the system had.
+    /// Starts the task. `done` gets the result of every attempt; `answers`
+    /// configures our own name server, completed with what the system had.
     pub fn start(
         router: Router,
         firewall: Result<Firewall, FirewallError>,
         interface: String,
         state_dir: std::path::PathBuf,
         answers: watch::Sender<ResolverConfig>,
-        done: mpsc::UnboundedSender<Outcome>,
+        done: mpsc::UnboundedSender<ApplyResult>,
     ) -> Self {
-        let (wanted, changes) = watch::channel(Wanted::default());
+        let (wanted, changes) = watch::channel(HostState::default());
         let (stop, stopped) = oneshot::channel();
         let worker = Worker {
             router,
@@ -82,11 +82,11 @@ impl Host {
         }
     }
 
-    /// From now on it should be like this.
-    pub fn want(&self, wanted: Wanted) {
+    /// Asks the task to set the system up like this.
+    pub fn apply(&self, state: HostState) {
         self.wanted.send_if_modified(|current| {
-            let changed = *current != wanted;
-            *current = wanted;
+            let changed = *current != state;
+            *current = state;
             changed
         });
     }
@@ -108,12 +108,16 @@ struct Worker {
     interface: String,
     state_dir: std::path::PathBuf,
     answers: watch::Sender<ResolverConfig>,
-    done: mpsc::UnboundedSender<Outcome>,
+    done: mpsc::UnboundedSender<ApplyResult>,
     dns: Option<SystemDns>,
 }
 
 impl Worker {
-    async fn run(mut self, mut changes: watch::Receiver<Wanted>, mut stop: oneshot::Receiver<()>) {
+    async fn run(
+        mut self,
+        mut changes: watch::Receiver<HostState>,
+        mut stop: oneshot::Receiver<()>,
+    ) {
         loop {
             tokio::select! {
                 _ = &mut stop => break,
@@ -122,8 +126,8 @@ impl Worker {
                         break;
                     }
                     let wanted = changes.borrow_and_update().clone();
-                    let outcome = self.apply(&wanted).await;
-                    drop(self.done.send(outcome));
+                    let result = self.apply(&wanted).await;
+                    drop(self.done.send(result));
                 }
             }
         }
@@ -142,44 +146,44 @@ impl Worker {
         }
     }
 
-    async fn apply(&mut self, wanted: &Wanted) -> Outcome {
-        let mut outcome = Outcome::default();
+    async fn apply(&mut self, wanted: &HostState) -> ApplyResult {
+        let mut result = ApplyResult::default();
         let config = RouterConfig {
             addresses: wanted.host.addresses.iter().copied().collect(),
             routes: wanted.host.routes.clone(),
-            throw_routes: wanted.beside.clone(),
+            throw_routes: wanted.bypass_networks.clone(),
             mtu: TUNNEL_MTU.into(),
         };
         match self.router.apply(&config).await {
             Ok(applied) => {
-                outcome
+                result
                     .problems
                     .extend(applied.warnings.iter().map(ToString::to_string));
             }
-            Err(error) => outcome.problems.push(error.to_string()),
+            Err(error) => result.problems.push(error.to_string()),
         }
-        outcome
+        result
             .problems
             .extend(self.apply_forwarding(wanted.forwarding));
         if let Ok(firewall) = &self.firewall
             && wanted.forwarding.is_some_and(|wanted| wanted.offered)
         {
             let lines = firewall.in_the_way(&self.interface);
-            outcome.problems.extend(lines);
+            result.problems.extend(lines);
         }
         if let Err(error) = self.apply_dns(wanted.dns.as_ref()).await {
-            outcome.problems.push(error);
+            result.problems.push(error);
         }
-        outcome
+        result
     }
 
-    /// Returns what the user should hear of. Who offers no routes lacks
-    /// nothing on a machine whose packet filter cannot be set up.
+    /// Returns a problem for the user. A node that offers no routes lacks nothing on
+    /// a machine whose packet filter cannot be set up.
     fn apply_forwarding(&mut self, wanted: Option<Forwarding>) -> Option<String> {
         let config = wanted.map(|wanted| FirewallConfig {
             interface: self.interface.clone(),
-            // Nobody goes on from here, and whoever rewrites addresses makes the
-            // kernel follow every connection, those of the tunnel itself too.
+            // Without offered routes nothing is forwarded, and rewriting addresses
+            // makes the kernel follow every connection, those of the tunnel too.
             snat: wanted.snat && wanted.offered,
             stateful: wanted.stateful,
         });

@@ -2,19 +2,20 @@
 //!
 //! ```text
 //!            local interface (CLI)            coordination server
-//!                    │ requests                     │ netmap
+//!                    │ requests                     │ results
 //!                    ▼                              ▼
-//!   relays ──▶ [ engine task: owns the Engine ] ◀── control session
-//!     │              │ views, orders    ▲ messages
+//!   relays ──▶ [ engine task: drives the Node ] ◀── sessions
+//!     │              │ views, orders    ▲ inputs
 //!     ▼              ▼                  │
 //!   [ in threads ]  [ out threads ]  ── packets between TUN and network
 //! ```
 //!
 //! One task owns all state and never blocks; everything else sends it
-//! [`Message`]s. Start-up fails early and says why: first the state folder,
-//! then the tunnel device, the sockets, and the local interface. What was
-//! changed in the operating system is taken back at the end, and what a killed
-//! predecessor left is removed at the start.
+//! [`Message`]s. It decides nothing itself: the decisions are made in
+//! [`Node`](warren_node_core::Node), without IO. Start-up fails early and says
+//! why: first the state folder, then the tunnel device, the sockets, and the
+//! local interface. What was changed in the operating system is taken back at the
+//! end, and what a killed daemon left is removed at the start.
 
 mod aead;
 mod control_session;
@@ -30,170 +31,127 @@ mod start;
 mod state;
 mod status;
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use warren_control_types::RegionId;
+use warren_dial::derp::DerpSender;
 use warren_host::link::LinkChange;
-use warren_keys::{DiscoPublic, NodePublic};
-use warren_tunnel::{PeerIndex, Source};
+use warren_node_core::node::{LinkId, NodeInput};
 
 pub use handle::NodeHandle;
 pub use start::{DaemonError, DaemonOptions, clean_up, run};
 pub use state::{StateError, StateFolder};
 
-/// Datagrams that may wait for the engine, of each kind. Others can send any
-/// number: what is too much is dropped, as a full socket would.
+/// Datagrams of each kind that may wait for the engine task. Others can send any
+/// number: those that do not fit are dropped, as by a full socket.
 const WAITING_DATAGRAMS: usize = 1024;
 
-/// The way to the engine's task.
+/// The sending end of the engine task's inbox.
 #[derive(Clone)]
 pub struct Inbox {
-    /// What we say ourselves; its rate is ours.
+    /// Messages of our own; we control their rate.
     messages: mpsc::UnboundedSender<Message>,
-    /// What strangers send to our socket; its rate is theirs.
-    strangers: mpsc::Sender<Message>,
-    /// What comes through relays, from nodes that relays let in. Apart, so that
-    /// a flood on the socket does not take the way around it.
-    relayed: mpsc::Sender<Message>,
+    /// Datagrams of unauthenticated senders; they control the rate.
+    datagrams: mpsc::Sender<NodeInput>,
+    /// Packets of nodes that relays let in. They have a queue of their own, so
+    /// that a flood on the socket does not block the relays.
+    relayed: mpsc::Sender<NodeInput>,
     /// Tunnel data for a relay that is still being connected.
-    unsent: mpsc::Sender<Message>,
+    unsent: mpsc::Sender<NodeInput>,
 }
 
 /// The other end of an [`Inbox`].
 pub struct Outbox {
     messages: mpsc::UnboundedReceiver<Message>,
-    strangers: mpsc::Receiver<Message>,
-    relayed: mpsc::Receiver<Message>,
-    unsent: mpsc::Receiver<Message>,
+    datagrams: mpsc::Receiver<NodeInput>,
+    relayed: mpsc::Receiver<NodeInput>,
+    unsent: mpsc::Receiver<NodeInput>,
 }
 
 impl Inbox {
     /// Both ends.
     pub fn new() -> (Self, Outbox) {
-        let (messages, from_us) = mpsc::unbounded_channel();
-        let (strangers, from_strangers) = mpsc::channel(WAITING_DATAGRAMS);
+        let (messages, our_messages) = mpsc::unbounded_channel();
+        let (datagrams, their_datagrams) = mpsc::channel(WAITING_DATAGRAMS);
         let (relayed, from_relays) = mpsc::channel(WAITING_DATAGRAMS);
-        let (unsent, not_sent) = mpsc::channel(WAITING_DATAGRAMS);
+        let (unsent, to_relays) = mpsc::channel(WAITING_DATAGRAMS);
         let inbox = Self {
             messages,
-            strangers,
+            datagrams,
             relayed,
             unsent,
         };
         let outbox = Outbox {
-            messages: from_us,
-            strangers: from_strangers,
+            messages: our_messages,
+            datagrams: their_datagrams,
             relayed: from_relays,
-            unsent: not_sent,
+            unsent: to_relays,
         };
         (inbox, outbox)
     }
 
-    /// Hands over a message. The engine ends after everybody who could send
-    /// one, so a message that is not taken is nobody's loss.
-    pub fn tell(&self, message: Message) {
-        drop(self.messages.send(message));
+    /// Sends a message. The receiver is gone only at shutdown, so a failure is
+    /// ignored.
+    pub fn send(&self, message: impl Into<Message>) {
+        drop(self.messages.send(message.into()));
     }
 
-    /// Hands over something from the network, unless too much of its kind
-    /// waits already. Returns whether it was taken.
-    pub fn offer(&self, datagram: Message) -> bool {
-        let lane = match &datagram {
-            Message::RelayPacket { .. } => &self.relayed,
-            Message::RelayData { .. } => &self.unsent,
-            _ => &self.strangers,
+    /// Sends something from the network, unless too much of its kind waits
+    /// already. Returns whether it was taken.
+    pub fn try_send(&self, datagram: NodeInput) -> bool {
+        let queue = match &datagram {
+            NodeInput::Relay { .. } => &self.relayed,
+            NodeInput::RelayData { .. } => &self.unsent,
+            _ => &self.datagrams,
         };
-        lane.try_send(datagram).is_ok()
+        queue.try_send(datagram).is_ok()
     }
 
-    /// Whether the engine has ended.
+    /// Whether the engine task has ended.
     pub fn is_closed(&self) -> bool {
         self.messages.is_closed()
     }
 }
 
 impl Outbox {
-    /// The next of any kind, each in its turn; `None` when nobody can send any
-    /// more.
+    /// The next message of any kind, each in its turn; `None` when all senders
+    /// are gone.
     pub async fn next(&mut self) -> Option<Message> {
         tokio::select! {
             message = self.messages.recv() => message,
-            Some(datagram) = self.strangers.recv() => Some(datagram),
-            Some(datagram) = self.relayed.recv() => Some(datagram),
-            Some(datagram) = self.unsent.recv() => Some(datagram),
+            Some(input) = self.datagrams.recv() => Some(input.into()),
+            Some(input) = self.relayed.recv() => Some(input.into()),
+            Some(input) = self.unsent.recv() => Some(input.into()),
         }
     }
 }
 
-/// Something for the engine's task to look at.
+/// A message to the engine task.
 pub enum Message {
-    /// A datagram that is no tunnel data.
-    Udp {
-        /// Who sent it.
-        from: SocketAddr,
-        /// The datagram.
-        packet: Vec<u8>,
-    },
-    /// A packet from a relay that is no tunnel data.
-    RelayPacket {
-        /// Which relay.
+    /// Something that happened to the node.
+    Node(NodeInput),
+    /// A connection to a relay is open, and the login was sent.
+    RelayConnected {
+        /// The relay.
         region: RegionId,
-        /// Who sent it.
-        from: NodePublic,
-        /// The packet.
-        packet: Vec<u8>,
-    },
-    /// Tunnel data for a relay that is not connected yet.
-    RelayData {
-        /// Which relay.
-        region: RegionId,
-        /// For whom.
-        to: NodePublic,
-        /// The packet.
-        packet: Vec<u8>,
-    },
-    /// A relay took our login, on the connection of that number.
-    RelayUp(RegionId, u64),
-    /// The connection of that number ended, or did not come about.
-    RelayDown(RegionId, u64),
-    /// A relay does not have that peer.
-    RelayPeerGone {
-        /// Which relay.
-        region: RegionId,
-        /// Who.
-        peer: NodePublic,
-    },
-    /// A measurement over HTTPS.
-    RelayLatency(RegionId, Duration),
-    /// A name of the relay map was looked up.
-    Resolved(String, Vec<std::net::IpAddr>),
-    /// Packets wait for a session.
-    NeedSession(PeerIndex),
-    /// The first packet of a session authenticated.
-    Confirmed(u32),
-    /// Authenticated traffic came from there.
-    Heard(PeerIndex, Source),
-    /// A peer told its disco key inside the tunnel.
-    DiscoAdvertised(PeerIndex, DiscoPublic),
-    /// A peer answered a TSMP ping.
-    TsmpPong {
-        /// Who.
-        peer: PeerIndex,
-        /// What the ping carried.
-        data: [u8; 8],
-        /// Where its peer interface is.
-        peer_api_port: Option<u16>,
+        /// The connection.
+        link: LinkId,
+        /// The sending end of it.
+        sender: DerpSender,
     },
     /// The network around this machine changed.
     Link(LinkChange),
-    /// From the coordination server, in the session of that number.
-    Control(u64, control_session::ControlEvent),
-    /// From a local program.
+    /// A request of a local program.
     Request(Box<handle::Request>),
     /// The daemon should end.
     Stop,
+}
+
+impl From<NodeInput> for Message {
+    fn from(input: NodeInput) -> Self {
+        Self::Node(input)
+    }
 }
 
 /// The time since the UNIX epoch; zero for a clock before it.

@@ -1,50 +1,50 @@
-//! The connections to relays: one task each, opened when the engine asks.
+//! The connections to relays: one task each.
 //!
-//! Sending never waits. A [`RelayPort`] takes packets from any thread: while
-//! the connection is being made they wait in it (a few, the newest), afterwards
-//! they go straight to the connection's own queue. What a relay delivers is
-//! sorted where it arrives: tunnel data goes to the receiving threads in
-//! batches, everything else to the engine.
+//! The node decides which connections exist; here they are made. The sending
+//! threads find the open ones in [`RelayPorts`] and hand packets straight to
+//! them; packets for other relays go to the node, where they wait. What a relay
+//! delivers is sorted where it arrives: tunnel data goes to the receiving threads
+//! in batches, everything else to the engine task.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use warren_control_types::{DerpMap, DerpRegion, RegionId};
+use tracing::Instrument as _;
+use warren_control_types::{DerpNode, DerpRegion, RegionId};
 use warren_derp::client::Event;
 use warren_dial::Dialer;
 use warren_dial::derp::{ConnectOptions, DerpReceiver, DerpSender, connect, https_latency};
 use warren_host::wake::Waker;
 use warren_keys::{NodePublic, NodeSecret};
+use warren_node_core::node::{LinkId, NodeInput};
 use warren_wire::relay_train;
 use warren_wire::wireguard::is_transport;
 
 use super::{Inbox, Message};
 
-/// Packets that wait for a connection that is being made.
-const WAITING_PACKETS: usize = 256;
 /// Batches between a relay's task and the receiving threads.
 const INBOX_BATCHES: usize = 32;
 
 /// Tunnel data that came through a relay with one read.
 pub struct RelayBatch {
-    /// Which relay.
+    /// The relay.
     pub region: RegionId,
     /// The packets, one after the other.
     pub bytes: Vec<u8>,
-    /// Who sent each, and how long it is.
+    /// The sender and the length of each packet.
     pub packets: Vec<Relayed>,
 }
 
 /// A packet of a [`RelayBatch`].
 #[derive(Clone, Copy)]
 pub struct Relayed {
-    /// Who sent it.
+    /// The sender.
     pub from: NodePublic,
-    /// Its bytes.
+    /// Its length in bytes.
     pub len: usize,
     /// Length of each datagram in it but the last, which may be smaller.
     pub segment_len: usize,
@@ -61,59 +61,8 @@ impl RelayBatch {
     }
 }
 
-/// Where packets for one relay go in.
-pub struct RelayPort {
-    waiting: Mutex<VecDeque<(NodePublic, Vec<u8>)>>,
-    sender: OnceLock<DerpSender>,
-}
-
-impl RelayPort {
-    fn new() -> Self {
-        Self {
-            waiting: Mutex::default(),
-            sender: OnceLock::new(),
-        }
-    }
-
-    /// Whether the connection is there.
-    pub fn is_open(&self) -> bool {
-        self.sender.get().is_some()
-    }
-
-    /// Sends packets that belong together.
-    pub fn send_many<'a>(&self, packets: impl IntoIterator<Item = (&'a NodePublic, &'a [u8])>) {
-        if let Some(sender) = self.sender.get() {
-            sender.send_many(packets);
-            return;
-        }
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        for (to, packet) in packets {
-            if waiting.len() == WAITING_PACKETS {
-                waiting.pop_front();
-            }
-            waiting.push_back((*to, packet.to_vec()));
-        }
-        drop(waiting);
-        // The connection may have come up in between: then nobody else looks.
-        if let Some(sender) = self.sender.get() {
-            self.flush(sender);
-        }
-    }
-
-    fn open(&self, sender: DerpSender) {
-        let sender = self.sender.get_or_init(|| sender);
-        self.flush(sender);
-    }
-
-    fn flush(&self, sender: &DerpSender) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        sender.send_many(waiting.iter().map(|(to, packet)| (to, packet.as_slice())));
-        waiting.clear();
-    }
-}
-
-/// The ports of all relays, shared with the sending threads.
-pub type RelayPorts = ArcSwap<BTreeMap<RegionId, Arc<RelayPort>>>;
+/// The open connections, shared with the sending threads.
+pub type RelayPorts = ArcSwap<BTreeMap<RegionId, DerpSender>>;
 
 /// The receiving end of what relays deliver.
 pub struct RelayInbox {
@@ -122,9 +71,9 @@ pub struct RelayInbox {
 }
 
 struct Connection {
-    /// Tells it from earlier and later ones to the same relay.
-    number: u64,
-    port: Arc<RelayPort>,
+    link: LinkId,
+    /// `None` while it is being made.
+    sender: Option<DerpSender>,
     task: JoinHandle<()>,
 }
 
@@ -137,10 +86,6 @@ impl Drop for Connection {
 /// All relay connections of a node.
 pub struct Relays {
     dialer: Dialer,
-    node_key: NodeSecret,
-    map: DerpMap,
-    home: Option<RegionId>,
-    made: u64,
     connections: BTreeMap<RegionId, Connection>,
     ports: Arc<RelayPorts>,
     engine: Inbox,
@@ -149,20 +94,11 @@ pub struct Relays {
 }
 
 impl Relays {
-    /// No connections yet. `waker` wakes whoever reads the inbox.
-    pub fn new(
-        dialer: Dialer,
-        node_key: NodeSecret,
-        engine: Inbox,
-        waker: Arc<Waker>,
-    ) -> (Self, RelayInbox) {
+    /// No connections yet. `waker` wakes the reader of the inbox.
+    pub fn new(dialer: Dialer, engine: Inbox, waker: Arc<Waker>) -> (Self, RelayInbox) {
         let (inbox, batches) = mpsc::channel(INBOX_BATCHES);
         let relays = Self {
             dialer,
-            node_key,
-            map: DerpMap::default(),
-            home: None,
-            made: 0,
             connections: BTreeMap::new(),
             ports: Arc::new(ArcSwap::default()),
             engine,
@@ -172,203 +108,151 @@ impl Relays {
         (relays, RelayInbox { batches })
     }
 
-    /// The ports, for the sending threads.
+    /// The open connections, for the sending threads.
     pub fn ports(&self) -> Arc<RelayPorts> {
         Arc::clone(&self.ports)
     }
 
-    /// Uses another identity: every relay must learn it.
-    pub fn set_node_key(&mut self, key: NodeSecret) {
-        self.node_key = key;
-        self.close_all();
-    }
-
-    /// Closes everything.
-    pub fn close_all(&mut self) {
-        self.connections.clear();
-        self.publish();
-    }
-
-    /// Uses another relay map; connections to relays that changed are closed,
-    /// and returned.
-    pub fn set_map(&mut self, map: &DerpMap) -> Vec<RegionId> {
-        let changed: Vec<RegionId> = self
-            .connections
-            .keys()
-            .filter(|region| self.map.regions.get(region) != map.regions.get(region))
-            .copied()
-            .collect();
-        self.map = map.clone();
-        for region in &changed {
-            self.close(*region);
-        }
-        changed
-    }
-
-    /// Whether that is the number of the present connection to `region`.
-    pub fn is_current(&self, region: RegionId, number: u64) -> bool {
-        let connection = self.connections.get(&region);
-        connection.is_some_and(|connection| connection.number == number)
-    }
-
-    /// Makes one attempt to connect, unless there is a connection; the engine
-    /// hears how it ended. `false` when the map has no such relay.
-    pub fn connect(&mut self, region: RegionId) -> bool {
-        if self.connections.contains_key(&region) {
-            return true;
-        }
-        let Some(definition) = self.map.regions.get(&region).cloned() else {
-            return false;
-        };
-        self.made += 1;
-        let port = Arc::new(RelayPort::new());
-        let options = ConnectOptions {
-            home: self.home == Some(region),
-            ..ConnectOptions::default()
-        };
-        let connection = Task {
-            dialer: self.dialer.clone(),
-            node_key: self.node_key.clone(),
+    /// Makes one attempt to connect. The engine task learns how it ended.
+    pub fn dial(
+        &mut self,
+        region: RegionId,
+        link: LinkId,
+        definition: DerpRegion,
+        is_home: bool,
+        node_key: NodeSecret,
+    ) {
+        let work = Task {
             region,
-            number: self.made,
-            definition,
-            options,
-            port: Arc::clone(&port),
+            link,
             engine: self.engine.clone(),
             inbox: self.inbox.clone(),
             waker: Arc::clone(&self.waker),
         };
-        let task = tokio::spawn(connection.run());
-        let number = self.made;
-        self.connections
-            .insert(region, Connection { number, port, task });
+        let options = ConnectOptions {
+            home: is_home,
+            ..ConnectOptions::default()
+        };
+        let dialer = self.dialer.clone();
+        let span = tracing::info_span!("relay", region = region.0, link = link.0);
+        let work = async move { work.run(dialer, definition, node_key, options).await };
+        let connection = Connection {
+            link,
+            sender: None,
+            task: tokio::spawn(work.instrument(span)),
+        };
+        self.connections.insert(region, connection);
         self.publish();
-        true
     }
 
-    /// Ends connections that leave from an address this machine no longer has:
-    /// they would hang until TCP gives up. Returns them.
-    pub fn close_stranded(&mut self, has: impl Fn(IpAddr) -> bool) -> Vec<RegionId> {
-        let stranded: Vec<RegionId> = self
-            .connections
-            .iter()
-            .filter(|(_, connection)| {
-                let sender = connection.port.sender.get();
-                let local = sender.and_then(DerpSender::local_addr);
-                local.is_some_and(|local| !has(local.ip()))
-            })
-            .map(|(region, _)| *region)
-            .collect();
-        for region in &stranded {
-            self.close(*region);
-        }
-        stranded
+    /// The connection is open. Returns its local address, or `None` when the
+    /// connection is not wanted any more.
+    pub fn connected(
+        &mut self,
+        region: RegionId,
+        link: LinkId,
+        sender: DerpSender,
+    ) -> Option<Option<IpAddr>> {
+        let connection = self.find(region, link)?;
+        let local = sender.local_addr().map(|local| local.ip());
+        connection.sender = Some(sender);
+        self.publish();
+        Some(local)
     }
 
     /// Ends a connection.
-    pub fn close(&mut self, region: RegionId) {
-        if self.connections.remove(&region).is_some() {
+    pub fn close(&mut self, region: RegionId, link: LinkId) {
+        if self.find(region, link).is_some() {
+            self.connections.remove(&region);
             self.publish();
         }
     }
 
-    /// Tells all relays which of them is home.
-    pub fn set_home(&mut self, home: RegionId) {
-        self.home = Some(home);
-        for (region, connection) in &self.connections {
-            if let Some(sender) = connection.port.sender.get() {
-                sender.note_home(*region == home);
-            }
-        }
-        self.connect(home);
-    }
-
-    /// Sends one packet, connecting first if need be.
-    pub fn send(&mut self, region: RegionId, to: &NodePublic, packet: &[u8]) {
-        self.connect(region);
-        if let Some(connection) = self.connections.get(&region) {
-            connection.port.send_many([(to, packet)]);
+    /// Sends the relay whether it is the home relay.
+    pub fn note_home(&mut self, region: RegionId, link: LinkId, is_home: bool) {
+        if let Some(sender) = self.sender(region, link) {
+            sender.note_home(is_home);
         }
     }
 
-    /// Measures the way to a relay over HTTPS; the engine hears the result.
-    pub fn measure_https(&self, region: RegionId) {
-        let nodes = self
-            .map
-            .regions
-            .get(&region)
-            .map(|region| region.nodes.clone());
+    /// Sends one packet.
+    pub fn send(&mut self, region: RegionId, link: LinkId, to: &NodePublic, packet: &[u8]) {
+        if let Some(sender) = self.sender(region, link) {
+            sender.send(to, packet);
+        }
+    }
+
+    fn find(&mut self, region: RegionId, link: LinkId) -> Option<&mut Connection> {
+        let connection = self.connections.get_mut(&region);
+        connection.filter(|connection| connection.link == link)
+    }
+
+    fn sender(&mut self, region: RegionId, link: LinkId) -> Option<&DerpSender> {
+        self.find(region, link)?.sender.as_ref()
+    }
+
+    /// Measures the latency to a relay over HTTPS and reports it.
+    pub fn measure_https(&self, region: RegionId, nodes: Vec<DerpNode>) {
         let (dialer, engine) = (self.dialer.clone(), self.engine.clone());
-        tokio::spawn(async move {
-            for node in nodes
-                .unwrap_or_default()
-                .iter()
-                .filter(|node| !node.stun_only)
-            {
+        let span = tracing::info_span!("relay_latency", region = region.0);
+        let work = async move {
+            for node in nodes.iter().filter(|node| !node.stun_only) {
                 match https_latency(&dialer, node, &ConnectOptions::default()).await {
                     Ok((latency, _)) => {
-                        engine.tell(Message::RelayLatency(region, latency));
+                        engine.send(NodeInput::RelayLatency(region, latency));
                         return;
                     }
                     Err(error) => tracing::debug!(node = node.name, %error, "no latency"),
                 }
             }
-        });
-    }
-
-    /// How many connections stand.
-    pub fn live(&self) -> usize {
-        self.connections
-            .values()
-            .filter(|connection| connection.port.sender.get().is_some())
-            .count()
+        };
+        tokio::spawn(work.instrument(span));
     }
 
     fn publish(&self) {
-        let ports = self
-            .connections
-            .iter()
-            .map(|(region, connection)| (*region, Arc::clone(&connection.port)));
-        self.ports.store(Arc::new(ports.collect()));
+        let open = self.connections.iter().filter_map(|(region, connection)| {
+            let sender = connection.sender.clone()?;
+            Some((*region, sender))
+        });
+        self.ports.store(Arc::new(open.collect()));
     }
 }
 
-/// One connection, from dialing to its end.
+/// One connection, from dialling to its end.
 struct Task {
-    dialer: Dialer,
-    node_key: NodeSecret,
     region: RegionId,
-    number: u64,
-    definition: DerpRegion,
-    options: ConnectOptions,
-    port: Arc<RelayPort>,
+    link: LinkId,
     engine: Inbox,
     inbox: mpsc::Sender<RelayBatch>,
     waker: Arc<Waker>,
 }
 
 impl Task {
-    async fn run(self) {
-        let region = self.region;
-        let connected = connect(
-            &self.dialer,
-            &self.definition,
-            &self.node_key,
-            &self.options,
-        )
-        .await;
+    async fn run(
+        self,
+        dialer: Dialer,
+        definition: DerpRegion,
+        node_key: NodeSecret,
+        options: ConnectOptions,
+    ) {
+        let (region, link) = (self.region, self.link);
+        let connected = connect(&dialer, &definition, &node_key, &options).await;
         let ended = match connected {
             Err(error) => error.to_string(),
             Ok((sender, receiver)) => {
-                self.port.open(sender);
+                self.engine.send(Message::RelayConnected {
+                    region,
+                    link,
+                    sender,
+                });
                 self.receive(receiver).await
             }
         };
-        tracing::debug!(region = region.0, reason = ended, "relay connection ended");
-        self.engine.tell(Message::RelayDown(region, self.number));
+        tracing::debug!(reason = ended, "relay connection ended");
+        self.engine.send(NodeInput::RelayDown(region, link));
     }
 
-    /// Hands on what comes, until the connection ends; returns why.
+    /// Hands on what comes until the connection ends; returns the reason.
     async fn receive(&self, mut receiver: DerpReceiver) -> String {
         loop {
             let mut batch = RelayBatch {
@@ -380,7 +264,7 @@ impl Task {
                 Err(error) => return error.to_string(),
                 Ok(events) => {
                     for event in events {
-                        sort(event, self.number, &mut batch, &self.engine);
+                        self.sort(event, &mut batch);
                     }
                 }
             }
@@ -394,36 +278,36 @@ impl Task {
             self.waker.wake();
         }
     }
-}
 
-fn sort(event: Event<'_>, number: u64, batch: &mut RelayBatch, engine: &Inbox) {
-    let region = batch.region;
-    let message = match event {
-        Event::Packet { from, packet } if is_transport(packet) => {
-            batch.push(from, packet, packet.len());
-            return;
-        }
-        Event::Packet { from, packet } => {
-            if let Some((segment_len, datagrams)) = relay_train::split(packet) {
-                batch.push(from, datagrams, segment_len);
+    fn sort(&self, event: Event<'_>, batch: &mut RelayBatch) {
+        let (region, link) = (self.region, self.link);
+        let input = match event {
+            Event::Packet { from, packet } if is_transport(packet) => {
+                batch.push(from, packet, packet.len());
                 return;
             }
-            let packet = packet.to_vec();
-            engine.offer(Message::RelayPacket {
-                region,
-                from,
-                packet,
-            });
-            return;
-        }
-        Event::Connected(_) => Message::RelayUp(region, number),
-        Event::PeerGone { key, .. } => Message::RelayPeerGone { region, peer: key },
-        Event::Restarting { .. } => Message::RelayDown(region, number),
-        Event::Health(Some(problem)) => {
-            tracing::warn!(region = region.0, problem, "the relay reports a problem");
-            return;
-        }
-        Event::Health(None) | Event::PeerPresent { .. } | Event::Pong(_) => return,
-    };
-    engine.tell(message);
+            Event::Packet { from, packet } => {
+                if let Some((segment_len, datagrams)) = relay_train::split(packet) {
+                    batch.push(from, datagrams, segment_len);
+                    return;
+                }
+                let packet = packet.to_vec();
+                self.engine.try_send(NodeInput::Relay {
+                    region,
+                    from,
+                    packet,
+                });
+                return;
+            }
+            Event::Connected(_) => NodeInput::RelayUp(region, link),
+            Event::PeerGone { key, .. } => NodeInput::RelayPeerGone { region, peer: key },
+            Event::Restarting { .. } => NodeInput::RelayDown(region, link),
+            Event::Health(Some(problem)) => {
+                tracing::warn!(problem, "the relay reports a problem");
+                return;
+            }
+            Event::Health(None) | Event::PeerPresent { .. } | Event::Pong(_) => return,
+        };
+        self.engine.send(input);
+    }
 }

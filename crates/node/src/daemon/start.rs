@@ -16,11 +16,11 @@ use warren_host::resolver::{ResolverError, ResolverOptions, SystemDns};
 use warren_host::router::{Router, RouterError, RouterOptions};
 use warren_host::tun::{Tun, TunError};
 use warren_host::udp::{UdpError, UdpOptions, UdpPair, bind_pair};
-use warren_keys::{DiscoSecret, NodeSecret};
-use warren_node_core::{Engine, EngineConfig, Output, TUNNEL_MTU};
+use warren_node_core::node::{NodeConfig, NodeOutput};
+use warren_node_core::{Node, TUNNEL_MTU};
 
 use super::aead::{self, BadAead};
-use super::engine_task::{EngineTask, Parts};
+use super::engine_task::{EngineTask, EngineTaskConfig, local_network, node_settings};
 use super::entropy::SystemEntropy;
 use super::handle::NodeHandle;
 use super::host_task::Host;
@@ -123,36 +123,31 @@ pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
         .map_err(system("cannot watch the network interfaces"))?;
 
     let (inbox, messages) = Inbox::new();
-    let candidate_key = NodeSecret::generate(&mut SystemEntropy);
-    let node_key = state
-        .login
-        .as_ref()
-        .map_or(&candidate_key, |login| &login.node_key)
-        .clone();
-    let config = EngineConfig {
-        node_key: node_key.clone(),
-        disco_key: DiscoSecret::generate(&mut SystemEntropy),
+    if state.prefs.control_url.is_empty() {
+        state.prefs.want_running = false;
+    }
+    let link = links.state().clone();
+    let config = NodeConfig {
+        stored: state.login.clone(),
+        clock_floor: state.clock_floor,
+        settings: node_settings(&state.prefs),
+        network: local_network(&sockets, &link),
         flow_slots: None,
         aead,
     };
-    let entropy = || Box::new(SystemEntropy);
-    let mut engine = Engine::new(config, Instant::now(), entropy(), entropy(), entropy());
-    let first_view = std::iter::from_fn(|| engine.poll_output()).find_map(|output| match output {
-        Output::View(view) => Some(view),
+    let mut node = Node::new(config, Instant::now(), Box::new(SystemEntropy));
+    let first_view = std::iter::from_fn(|| node.poll_output()).find_map(|output| match output {
+        NodeOutput::View(view) => Some(view),
         _ => None,
     });
-    let first_view = first_view.unwrap_or_else(|| unreachable!("a new engine publishes a view"));
+    let first_view = first_view.unwrap_or_else(|| unreachable!("a new node publishes a view"));
 
     let shared = Shared::new(tun, sockets, first_view)
         .map_err(system("cannot make a wake-up descriptor"))?;
     let shared = Arc::new(shared);
     let dialer = Dialer::outside_tunnel();
-    let (relays, relay_inbox) = Relays::new(
-        dialer.clone(),
-        node_key,
-        inbox.clone(),
-        Arc::clone(&shared.in_waker),
-    );
+    let (relays, relay_inbox) =
+        Relays::new(dialer.clone(), inbox.clone(), Arc::clone(&shared.in_waker));
     let (questions, dns_packets) = mpsc::channel(magic_dns::WAITING_QUESTIONS);
     let pump = Pump::start(
         Arc::clone(&shared),
@@ -180,12 +175,11 @@ pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
         done,
     );
 
-    let link = links.state().clone();
     let watcher = inbox.clone();
     tokio::spawn(async move {
         loop {
             let change = links.next().await;
-            watcher.tell(Message::Link(change));
+            watcher.send(Message::Link(change));
             if watcher.is_closed() {
                 return;
             }
@@ -194,29 +188,25 @@ pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
     let stopper = inbox.clone();
     tokio::spawn(async move {
         stop_signal().await;
-        stopper.tell(Message::Stop);
+        stopper.send(Message::Stop);
     });
 
-    if state.prefs.control_url.is_empty() {
-        state.prefs.want_running = false;
-    }
     let handle = Arc::new(NodeHandle::new(inbox.clone()));
     let local = tokio::spawn(server::serve(listener, handle));
-    let parts = Parts {
+    let config = EngineTaskConfig {
         shared,
         pump,
         relays,
         host,
-        engine,
+        node,
         state,
         dialer,
         inbox,
         link,
-        candidate_key,
         socket_options,
     };
     tracing::info!(socket = %options.socket.display(), "ready");
-    EngineTask::new(parts).run(messages, outcomes).await;
+    EngineTask::new(config).run(messages, outcomes).await;
     local.abort();
     Ok(())
 }

@@ -1,7 +1,6 @@
-//! What a node keeps on disk: its keys, its preferences, who it is logged in
-//! as, the last netmap, and how far its handshakes' clock has come.
+//! What a node keeps on disk: its keys, its preferences, its login, the last netmap, and how far its handshakes' clock has come.
 //!
-//! The state file has the reference's form, so that a machine can change
+//! The state file has the form of the official client, so that a machine can change
 //! programs without a new login: one JSON object from key to base64 value,
 //! with `_machinekey`, `_profiles`, `_current-profile` and one `profile-…`
 //! whose value is the preferences with the private keys in `Config`. It is
@@ -17,10 +16,11 @@ use std::time::Duration;
 
 use data_encoding::BASE64;
 use serde_json::{Value, json};
-use warren_control_types::{Netmap, UserProfile};
+use warren_control_types::{Netmap, StableNodeId};
 use warren_host::atomic_file::write_atomic;
 use warren_host::lock::{LockError, LockFile};
 use warren_keys::{Entropy, MachineSecret, NodeSecret};
+use warren_node_core::node::{Account, StoredLogin};
 use zeroize::Zeroizing;
 
 use crate::localapi::prefs::{Persist, Prefs, ShownPrefs};
@@ -31,6 +31,9 @@ const CURRENT_PROFILE: &str = "_current-profile";
 const FIRST_PROFILE: &str = "profile-0001";
 const NETMAP_FILE: &str = "netmap.json";
 const CLOCK_FILE: &str = "handshake-clock";
+/// The key of a new login that the server has not answered yet. Other programs
+/// keep it as they find it.
+const CANDIDATE_KEY: &str = "_warren-candidate";
 const LOCK_FILE: &str = "warren.lock";
 
 /// The state cannot be used or kept.
@@ -77,19 +80,6 @@ pub enum StateError {
     },
 }
 
-/// The login of a node.
-#[derive(Clone)]
-pub struct Login {
-    /// The node's identity to peers.
-    pub node_key: NodeSecret,
-    /// The one before, while a change of keys is under way.
-    pub old_node_key: Option<NodeSecret>,
-    /// Who logged in.
-    pub user_profile: UserProfile,
-    /// Our stable id; empty before the first netmap.
-    pub node_id: String,
-}
-
 /// The state folder, locked for this process.
 pub struct StateFolder {
     folder: PathBuf,
@@ -101,8 +91,9 @@ pub struct StateFolder {
     pub machine_key: MachineSecret,
     /// What the user wants.
     pub prefs: Prefs,
-    /// The login, if there is one.
-    pub login: Option<Login>,
+    /// The login in force, and the key of a new login that the server has not
+    /// answered yet.
+    pub login: StoredLogin,
     /// No handshake so far had a timestamp above this: time since the UNIX
     /// epoch.
     pub clock_floor: Duration,
@@ -142,7 +133,7 @@ impl StateFolder {
             Some(bytes) => std::str::from_utf8(&bytes)
                 .ok()
                 .and_then(|text| text.trim().parse().ok())
-                .ok_or_else(|| damaged(format!("{MACHINE_KEY} is no private key")))?,
+                .ok_or_else(|| damaged(format!("{MACHINE_KEY} is not a private key")))?,
         };
         let profile = match value(&values, CURRENT_PROFILE).map_err(damaged)? {
             None => FIRST_PROFILE.to_owned(),
@@ -153,6 +144,19 @@ impl StateFolder {
             Some(bytes) => {
                 read_profile(&bytes).map_err(|what| damaged(format!("{profile}: {what}")))?
             }
+        };
+        let candidate = match value(&values, CANDIDATE_KEY).map_err(damaged)? {
+            None => None,
+            Some(bytes) => Some(
+                std::str::from_utf8(&bytes)
+                    .ok()
+                    .and_then(|text| text.trim().parse().ok())
+                    .ok_or_else(|| damaged(format!("{CANDIDATE_KEY} is not a private key")))?,
+            ),
+        };
+        let login = StoredLogin {
+            account: login,
+            candidate,
         };
         let mut state = Self {
             folder: folder.to_owned(),
@@ -188,7 +192,8 @@ impl StateFolder {
     pub fn save(&mut self) -> Result<(), StateError> {
         let mut prefs =
             serde_json::to_value(ShownPrefs::from(self.prefs.clone())).unwrap_or_default();
-        prefs["Config"] = match &self.login {
+        let account = self.login.account.as_ref();
+        prefs["Config"] = match account {
             None => Value::Null,
             Some(login) => json!({
                 "PrivateNodeKey": &**login.node_key.to_text(),
@@ -197,7 +202,7 @@ impl StateFolder {
                     NodeSecret::to_text,
                 ).as_str(),
                 "UserProfile": login.user_profile,
-                "NodeID": login.node_id,
+                "NodeID": login.node_id.0,
             }),
         };
         let id = self.profile.trim_start_matches("profile-").to_owned();
@@ -205,8 +210,8 @@ impl StateFolder {
             "ID": id,
             "Key": self.profile,
             "ControlURL": self.prefs.control_url,
-            "NodeID": self.login.as_ref().map(|login| login.node_id.clone()).unwrap_or_default(),
-            "UserProfile": self.login.as_ref().map(|login| login.user_profile.clone()).unwrap_or_default(),
+            "NodeID": account.map(|login| login.node_id.0.clone()).unwrap_or_default(),
+            "UserProfile": account.map(|login| login.user_profile.clone()).unwrap_or_default(),
         }});
         let machine_key = self.machine_key.to_text();
         let mut set = |key: &str, bytes: &[u8]| {
@@ -220,6 +225,10 @@ impl StateFolder {
             &self.profile.clone(),
             Zeroizing::new(prefs.to_string()).as_bytes(),
         );
+        match &self.login.candidate {
+            Some(key) => set(CANDIDATE_KEY, key.to_text().as_bytes()),
+            None => drop(self.values.remove(CANDIDATE_KEY)),
+        }
         let path = self.file.clone();
         let text = Zeroizing::new(serde_json::to_vec_pretty(&self.values).unwrap_or_default());
         write_atomic(&path, &text, 0o600).map_err(|source| StateError::Write { path, source })
@@ -227,10 +236,10 @@ impl StateFolder {
 
     /// The login as local programs may see it.
     pub fn shown_login(&self) -> Option<Persist> {
-        let login = self.login.as_ref()?;
+        let login = self.login.account.as_ref()?;
         Some(Persist {
             user_profile: login.user_profile.clone(),
-            node_id: login.node_id.clone(),
+            node_id: login.node_id.0.clone(),
         })
     }
 
@@ -291,12 +300,12 @@ fn value(
         Some(Value::String(text)) => BASE64
             .decode(text.as_bytes())
             .map(|bytes| Some(Zeroizing::new(bytes)))
-            .map_err(|error| format!("{key} is no base64: {error}")),
-        Some(_) => Err(format!("{key} is no text")),
+            .map_err(|error| format!("{key} is not base64: {error}")),
+        Some(_) => Err(format!("{key} is not a text")),
     }
 }
 
-fn read_profile(bytes: &[u8]) -> Result<(Prefs, Option<Login>), String> {
+fn read_profile(bytes: &[u8]) -> Result<(Prefs, Option<Account>), String> {
     let value: Value = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     let ShownPrefs {
         prefs,
@@ -315,11 +324,11 @@ fn read_profile(bytes: &[u8]) -> Result<(Prefs, Option<Login>), String> {
         return Ok((prefs, None));
     };
     let shown = shown.unwrap_or_default();
-    let login = Login {
+    let login = Account {
         node_key,
         old_node_key: key("OldPrivateNodeKey")?,
         user_profile: shown.user_profile,
-        node_id: shown.node_id,
+        node_id: StableNodeId(shown.node_id),
     };
     Ok((prefs, Some(login)))
 }
@@ -336,6 +345,8 @@ fn make_private_folder(folder: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use warren_control_types::UserProfile;
+
     use super::*;
 
     const STATE_FILE: &str = "warren.state";
@@ -361,12 +372,15 @@ mod tests {
         let mut state = open(&folder, 0).unwrap();
         let machine = state.machine_key.public();
         state.prefs.hostname = "laptop".to_owned();
-        state.login = Some(Login {
-            node_key: NodeSecret::from_bytes(&[7; 32]),
-            old_node_key: None,
-            user_profile: UserProfile::default(),
-            node_id: "n1".to_owned(),
-        });
+        state.login = StoredLogin {
+            account: Some(Account {
+                node_key: NodeSecret::from_bytes(&[7; 32]),
+                old_node_key: None,
+                user_profile: UserProfile::default(),
+                node_id: StableNodeId("n1".to_owned()),
+            }),
+            candidate: Some(NodeSecret::from_bytes(&[8; 32])),
+        };
         state.save().unwrap();
         let path = folder.join(STATE_FILE);
         assert_eq!(
@@ -383,10 +397,19 @@ mod tests {
         let state = open(&folder, 9).unwrap();
         assert_eq!(state.machine_key.public(), machine);
         assert_eq!(state.prefs.hostname, "laptop");
-        let login = state.login.as_ref().unwrap();
+        let login = state.login.account.as_ref().unwrap();
         assert_eq!(login.node_key, NodeSecret::from_bytes(&[7; 32]));
         assert!(login.old_node_key.is_none());
-        assert_eq!(login.node_id, "n1");
+        assert_eq!(login.node_id.0, "n1");
+        let candidate = state.login.candidate.as_ref();
+        assert_eq!(candidate, Some(&NodeSecret::from_bytes(&[8; 32])));
+
+        // A candidate that has ended is not on disk any more.
+        let mut state = state;
+        state.login.candidate = None;
+        state.save().unwrap();
+        drop(state);
+        assert!(open(&folder, 9).unwrap().login.candidate.is_none());
     }
 
     #[test]

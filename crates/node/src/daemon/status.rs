@@ -1,4 +1,4 @@
-//! What the daemon shows of itself, in the reference's shape.
+//! The status of the daemon, in the shape that the official client has.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -14,18 +14,18 @@ use crate::localapi::go_json::GoTime;
 use crate::localapi::notify::{NetworkMap, State};
 use crate::localapi::types::{ExitNodeStatus, PeerStatus, Status, TailnetStatus};
 
-/// After how long without traffic a peer is no longer called active.
+/// Time without traffic after which a peer is not active any more.
 const ACTIVE: Duration = Duration::from_secs(120);
 
-/// What a status is made from, besides the engine.
-pub struct Surroundings<'a> {
+/// What a status shows besides the engine.
+pub struct StatusContext<'a> {
     /// What the daemon is doing.
     pub state: State,
-    /// Where to log in.
+    /// The address at which a person logs in.
     pub auth_url: &'a str,
-    /// Whether somebody is logged in.
+    /// Whether the node is logged in.
     pub have_node_key: bool,
-    /// What is wrong.
+    /// The list of problems.
     pub health: Vec<String>,
     /// The time, since the UNIX epoch.
     pub wall: Duration,
@@ -34,7 +34,7 @@ pub struct Surroundings<'a> {
 /// The status of everything, or without peers.
 pub fn status(
     engine: &Engine,
-    around: &Surroundings<'_>,
+    context: &StatusContext<'_>,
     reports: &[PeerReport],
     peers: bool,
 ) -> Status {
@@ -43,13 +43,13 @@ pub fn status(
     let mut status = Status {
         version: VERSION.to_owned(),
         tun: true,
-        backend_state: around.state.as_str().to_owned(),
-        have_node_key: around.have_node_key,
-        auth_url: around.auth_url.to_owned(),
-        health: around.health.clone(),
+        backend_state: context.state.as_str().to_owned(),
+        have_node_key: context.have_node_key,
+        auth_url: context.auth_url.to_owned(),
+        health: context.health.clone(),
         ..Status::default()
     };
-    let Some(own) = own.filter(|_| around.have_node_key) else {
+    let Some(own) = own.filter(|_| context.have_node_key) else {
         return status;
     };
     status.tailscale_ips = addresses(own);
@@ -71,7 +71,7 @@ pub fn status(
         let Some(node) = netmap.peers.get(&report.node) else {
             continue;
         };
-        let peer = peer_status(engine, around, node, report);
+        let peer = peer_status(engine, context, node, report);
         add_user(&mut status.user, netmap, node.user);
         if peer.exit_node {
             status.exit_node_status = Some(ExitNodeStatus {
@@ -210,7 +210,7 @@ fn from_node(engine: &Engine, node: &Node) -> PeerStatus {
 
 fn peer_status(
     engine: &Engine,
-    around: &Surroundings<'_>,
+    context: &StatusContext<'_>,
     node: &Node,
     report: &PeerReport,
 ) -> PeerStatus {
@@ -228,7 +228,7 @@ fn peer_status(
         peer.cur_addr = address.to_string();
     }
     let ago = |ago: Option<Duration>| {
-        ago.and_then(|ago| around.wall.checked_sub(ago))
+        ago.and_then(|ago| context.wall.checked_sub(ago))
             .map(GoTime::from_unix)
             .unwrap_or_default()
     };

@@ -1,11 +1,12 @@
-//! The network around this machine: sockets, local addresses, and what a
-//! change of them means.
+//! The network around this machine: sockets, local addresses, measurements.
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use warren_host::link::{Change, LinkChange, LinkState, MajorChange};
+use warren_host::udp::{UdpPair, UdpSocket};
+use warren_node_core::node::{LocalNetwork, NetworkChange, NodeInput};
 use warren_paths::LocalAddresses;
 
 use super::EngineTask;
@@ -14,33 +15,35 @@ use crate::localapi::error::{ApiError, Reply};
 use crate::localapi::go_json::GoTime;
 use crate::localapi::types::NetcheckReport;
 
-impl EngineTask {
-    pub(super) fn tell_link(&mut self, now: Instant) {
-        let sockets = self.shared.sockets.load();
-        let port = |socket: &Option<warren_host::udp::UdpSocket>| {
-            socket.as_ref().map(|socket| socket.local_addr().port())
-        };
-        let local = LocalAddresses {
+/// The network around, as the node sees it.
+pub(in crate::daemon) fn local_network(sockets: &UdpPair, link: &LinkState) -> LocalNetwork {
+    let port = |socket: &Option<UdpSocket>| {
+        let socket = socket.as_ref();
+        socket.map(|socket| socket.local_addr().port())
+    };
+    let interfaces = link.interfaces.iter();
+    let networks = interfaces
+        .filter(|interface| interface.up && !interface.loopback)
+        .flat_map(|interface| &interface.addrs);
+    LocalNetwork {
+        addresses: LocalAddresses {
             port_v4: port(&sockets.v4),
             port_v6: port(&sockets.v6),
-            interfaces: addresses(&self.link).collect(),
+            interfaces: addresses(link).collect(),
             explicit: Vec::new(),
-        };
-        self.engine.set_local_addresses(now, local);
-        let outside = self.link.interfaces.iter();
-        let networks = outside
-            .filter(|interface| interface.up && !interface.loopback)
-            .flat_map(|interface| &interface.addrs);
-        self.engine.set_host_networks(networks.copied().collect());
+        },
+        networks: networks.copied().collect(),
     }
+}
 
-    /// What was last measured of the network around.
+impl EngineTask {
+    /// The last measurement of the network around.
     pub(in crate::daemon) fn netcheck(&mut self) -> Reply<NetcheckReport> {
-        let report = self.engine.control_report();
+        let report = self.node.engine().control_report();
         let Some(info) = &report.net_info else {
-            self.engine.restun(Instant::now());
+            self.restun();
             return Err(ApiError::Unavailable(
-                "nothing was measured yet; ask again in a second".to_owned(),
+                "the network is not measured yet; ask again in a second".to_owned(),
             ));
         };
         let mut out = NetcheckReport {
@@ -96,51 +99,43 @@ impl EngineTask {
 
     /// Measures the network around again.
     pub(in crate::daemon) fn restun(&mut self) {
-        self.engine.restun(Instant::now());
+        self.give(NodeInput::Remeasure);
     }
 
-    /// Looks for paths anew, as after a change of the network.
+    /// Looks for paths again, as after a change of the network.
     pub(in crate::daemon) fn rebind(&mut self) -> Reply<()> {
-        let now = Instant::now();
         self.bind_missing_family()
             .map_err(|error| ApiError::Failed(error.to_string()))?;
-        self.engine.link_changed(now);
-        self.tell_link(now);
+        let network = Box::new(local_network(&self.shared.sockets.load(), &self.link));
+        self.give(NodeInput::Network(NetworkChange::Minor, network));
+        self.give(NodeInput::FindPaths);
         Ok(())
     }
 
-    /// The network around this machine is another one than before.
+    /// The network around this machine changed.
     ///
     /// The sockets stay: they are bound to no address, so they serve whatever
     /// network comes, and a new one would have another port, with which every
     /// mapping in every router, and all that peers know of us, would be lost.
-    pub(super) fn link_changed(&mut self, now: Instant, change: LinkChange) {
-        let before = std::mem::replace(&mut self.link, change.state);
-        if let Change::Major(why) = change.change {
-            tracing::info!(?why, "the network changed");
-            if let Err(error) = self.bind_missing_family() {
-                tracing::warn!(%error, "sockets are as before");
+    pub(super) fn link_changed(&mut self, change: LinkChange) {
+        self.link = change.state;
+        let change = match change.change {
+            Change::Minor => NetworkChange::Minor,
+            Change::Major(why) => {
+                tracing::info!(?why, "the network changed");
+                if let Err(error) = self.bind_missing_family() {
+                    tracing::warn!(%error, "sockets are as before");
+                }
+                match why {
+                    MajorChange::Slept => NetworkChange::Slept,
+                    MajorChange::DefaultRoute | MajorChange::Addresses | MajorChange::Families => {
+                        NetworkChange::Major
+                    }
+                }
             }
-            let here: Vec<IpAddr> = addresses(&self.link).collect();
-            let stranded = self.relays.close_stranded(|it| here.contains(&it));
-            for region in stranded {
-                self.engine.relay_disconnected(now, region);
-            }
-            self.engine.link_changed(now);
-            let lost_address = addresses(&before).any(|it| !here.contains(&it));
-            // A person with a login address in hand is not given another one
-            // for less than a lost connection.
-            let in_a_pause = !self.stream_stands && self.auth_url.is_empty();
-            let doubtful = lost_address || why == MajorChange::Slept || in_a_pause;
-            if doubtful && self.session.is_some() && self.state.login.is_some() {
-                // Its connection hangs in the old network, or it is in a pause
-                // between attempts that could not succeed.
-                self.connect(self.pending_key.clone());
-            }
-        }
-        self.tell_link(now);
-        // The networks beside the tunnel may be others.
-        self.refresh_host();
+        };
+        let network = Box::new(local_network(&self.shared.sockets.load(), &self.link));
+        self.give(NodeInput::Network(change, network));
     }
 
     /// A family that the machine lacked when the sockets were bound may be

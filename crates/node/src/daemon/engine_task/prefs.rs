@@ -1,13 +1,30 @@
-//! Preferences: what the user wants, kept in the state file and handed to the
-//! engine.
+//! Preferences: what the user wants, kept in the state file and given to the
+//! node.
 
-use std::time::Instant;
-
+use warren_control_types::StableNodeId;
 use warren_node_core::NodePrefs;
+use warren_node_core::node::{NodeInput, NodeSettings};
 
 use super::EngineTask;
+use crate::daemon::hostinfo;
 use crate::localapi::error::Reply;
 use crate::localapi::prefs::{MaskedPrefs, Prefs, ShownPrefs};
+
+/// The part of the preferences that the node decides by.
+pub(in crate::daemon) fn node_settings(prefs: &Prefs) -> NodeSettings {
+    let exit_node = Some(prefs.exit_node_id.clone()).filter(|id| !id.is_empty());
+    NodeSettings {
+        want_running: prefs.want_running,
+        server: prefs.control_url.clone(),
+        packets: NodePrefs {
+            accept_routes: prefs.route_all,
+            shields_up: prefs.shields_up,
+            advertise_routes: prefs.advertise_routes.clone(),
+            exit_node: exit_node.map(StableNodeId),
+        },
+        hostinfo: hostinfo::describe(prefs),
+    }
+}
 
 impl EngineTask {
     /// The preferences.
@@ -26,42 +43,20 @@ impl EngineTask {
             self.state.prefs = before;
             return Err(error);
         }
-        self.prefs_changed(&before);
+        if self.state.prefs != before {
+            self.give(NodeInput::Settings(Box::new(self.settings())));
+            self.notify_prefs();
+        }
         Ok(self.prefs())
     }
 
-    pub(super) fn prefs_changed(&mut self, before: &Prefs) {
-        let prefs = self.state.prefs.clone();
-        if prefs == *before {
-            return;
-        }
-        self.apply_prefs(Instant::now());
-        self.refresh_description();
-        if prefs.want_running != before.want_running || prefs.control_url != before.control_url {
-            if prefs.want_running && self.state.login.is_some() {
-                self.connect(None);
-            } else if !prefs.want_running {
-                self.session = None;
-                self.relays.close_all();
-                self.settle();
-            }
-        }
-        self.refresh_host();
-        let shown = self.prefs();
-        self.notify(|notify| notify.prefs = Some(Box::new(shown)));
+    pub(super) fn settings(&self) -> NodeSettings {
+        node_settings(&self.state.prefs)
     }
 
-    pub(super) fn apply_prefs(&mut self, now: Instant) {
-        let prefs = &self.state.prefs;
-        let exit_node = Some(prefs.exit_node_id.clone()).filter(|id| !id.is_empty());
-        self.engine.set_prefs(
-            now,
-            NodePrefs {
-                accept_routes: prefs.route_all,
-                shields_up: prefs.shields_up,
-                advertise_routes: prefs.advertise_routes.clone(),
-                exit_node: exit_node.map(warren_control_types::StableNodeId),
-            },
-        );
+    pub(super) fn notify_prefs(&mut self) {
+        let shown = self.prefs();
+        self.listeners
+            .notify(|notify| notify.prefs = Some(Box::new(shown)));
     }
 }

@@ -1,96 +1,69 @@
-//! What local programs see of the node: status, netmap, whose address is
-//! whose, counters, and changes as they happen.
+//! The views that local programs have of the node: status, netmap, the owners of
+//! addresses, and changes as they happen.
 
 use std::net::IpAddr;
 use std::time::Instant;
 
 use tokio::sync::mpsc;
 use warren_control_types::Netmap;
-use warren_dataplane::DropReason;
 
-use super::{EngineTask, LISTENER_QUEUE};
-use crate::daemon::status::{self, Surroundings};
+use super::{EngineTask, shown_state};
+use crate::daemon::status::{self, StatusContext};
 use crate::daemon::wall_clock;
 use crate::localapi::error::{ApiError, Reply};
-use crate::localapi::metrics::{Metric, MetricKind};
 use crate::localapi::notify::{Notify, NotifyMask, Snapshot};
 use crate::localapi::types::{LoginProfile, NetworkProfile, Status, WhoIsResponse, WhoIsTarget};
 
 impl EngineTask {
     /// The status.
     pub(in crate::daemon) fn status(&mut self, peers: bool) -> Status {
-        let reports = self.engine.peer_reports(Instant::now());
-        let around = Surroundings {
-            state: self.backend_state,
-            auth_url: &self.auth_url,
-            have_node_key: self.state.login.is_some(),
+        let engine = self.node.engine();
+        let reports = engine.peer_reports(Instant::now());
+        let context = StatusContext {
+            state: shown_state(self.node.state()),
+            auth_url: self.node.auth_url(),
+            have_node_key: self.node.account().is_some(),
             health: self.health(),
             wall: wall_clock(),
         };
-        status::status(&self.engine, &around, &reports, peers)
+        status::status(engine, &context, &reports, peers)
     }
 
+    /// The list of problems, for the user.
     pub(super) fn health(&self) -> Vec<String> {
-        let mut health = Vec::new();
-        health.extend(Some(self.error.clone()).filter(|error| !error.is_empty()));
-        if self.state.prefs.want_running {
-            health.extend(self.needs_login.clone());
-            health.extend(self.forgotten_there.clone());
-        }
-        if let Some(trouble) = &self.trouble
-            && self.state.prefs.want_running
-        {
-            health.push(format!(
-                "no connection to the coordination server: {trouble}"
-            ));
-        }
-        health.extend(self.host_problems.iter().cloned());
+        let mut health = self.node.login_problems();
         if self.state.prefs.want_running {
             let offered = &self.state.prefs.advertise_routes;
             health.extend(warren_host::firewall::not_forwarding(offered));
         }
-        health.extend(self.filter_health());
-        let netmap = self.engine.netmap();
-        if netmap.display_messages.is_empty() {
-            health.extend(netmap.health.iter().cloned());
-        } else {
-            let messages = netmap.display_messages.values();
-            health.extend(messages.map(|message| format!("{}: {}", message.title, message.text)));
-        }
+        health.extend(self.node.netmap_problems());
         health
     }
 
     /// The netmap.
     pub(in crate::daemon) fn netmap(&self) -> &Netmap {
-        self.engine.netmap()
+        self.node.netmap()
     }
 
-    /// Listens to what changes.
+    /// Listens to changes.
     pub(in crate::daemon) fn subscribe(&mut self, mask: NotifyMask) -> mpsc::Receiver<Notify> {
-        let (listener, notifications) = mpsc::channel(LISTENER_QUEUE);
-        self.sessions_given += 1;
         let wants = |part| mask.contains(part);
         let snapshot = Snapshot {
-            session_id: format!("{:016x}", self.sessions_given),
-            state: self.backend_state,
+            session_id: self.listeners.next_session_id(),
+            state: shown_state(self.node.state()),
             prefs: self.prefs(),
-            browse_to_url: self.auth_url.clone(),
+            browse_to_url: self.node.auth_url().to_owned(),
             net_map: wants(NotifyMask::INITIAL_NETMAP)
-                .then(|| status::network_map(&self.engine, self.netmap_is_cached)),
+                .then(|| status::network_map(self.node.engine(), self.node.netmap_is_cached())),
             status: wants(NotifyMask::INITIAL_STATUS).then(|| self.status(true)),
             health: serde_json::json!({ "Warnings": self.health() }),
         };
-        if let Some(first) = Notify::initial(mask, snapshot) {
-            // The queue is new and has room.
-            drop(listener.try_send(first));
-        }
-        self.listeners.push((mask, listener));
-        notifications
+        self.listeners.add(mask, Notify::initial(mask, snapshot))
     }
 
-    /// Whose address is it?
+    /// The node that has an address.
     pub(in crate::daemon) fn whois(&self, target: WhoIsTarget) -> Reply<WhoIsResponse> {
-        let netmap = self.engine.netmap();
+        let netmap = self.node.netmap();
         let everyone = || netmap.self_node.iter().chain(netmap.peers.values());
         let node = match target {
             WhoIsTarget::Key(key) => everyone().find(|node| node.key == key),
@@ -107,7 +80,8 @@ impl EngineTask {
             node: node.clone(),
             user_profile: profile,
             cap_map: self
-                .engine
+                .node
+                .engine()
                 .caps_from(node)
                 .0
                 .into_iter()
@@ -117,17 +91,17 @@ impl EngineTask {
     }
 
     pub(super) fn node_at(&self, ip: IpAddr) -> Option<&warren_control_types::Node> {
-        let own = self.engine.netmap().self_node.as_ref();
+        let own = self.node.netmap().self_node.as_ref();
         let own = own.filter(|own| own.addresses.iter().any(|prefix| prefix.addr() == ip));
-        own.or_else(|| self.engine.peer_at(ip))
+        own.or_else(|| self.node.engine().peer_at(ip))
     }
 
     /// The login in use.
     pub(in crate::daemon) fn current_profile(&self) -> LoginProfile {
-        let Some(login) = &self.state.login else {
+        let Some(login) = &self.state.login.account else {
             return LoginProfile::default();
         };
-        let netmap = self.engine.netmap();
+        let netmap = self.node.netmap();
         LoginProfile {
             id: self
                 .state
@@ -146,68 +120,9 @@ impl EngineTask {
             },
             key: self.state.profile().to_owned(),
             user_profile: login.user_profile.clone(),
-            node_id: login.node_id.clone(),
+            node_id: login.node_id.0.clone(),
             control_url: self.state.prefs.control_url.clone(),
             ..LoginProfile::default()
         }
-    }
-
-    /// The counters.
-    pub(in crate::daemon) fn metrics(&self) -> Vec<Metric> {
-        let counter = |name, help, value: u64, labels| Metric {
-            name,
-            kind: MetricKind::Counter,
-            help,
-            labels,
-            value: value as f64,
-        };
-        let mut metrics = self.user_metrics();
-        metrics.extend(DropReason::ALL.into_iter().map(|reason| {
-            let labels = vec![("reason", format!("{reason:?}").to_lowercase())];
-            let value = self.shared.drops.get(reason);
-            counter(
-                "warren_dropped_packets_total",
-                "packets dropped, by reason",
-                value,
-                labels,
-            )
-        }));
-        let traffic = self
-            .engine
-            .peer_reports(Instant::now())
-            .into_iter()
-            .fold((0, 0), |(rx, tx), report| {
-                (rx + report.traffic.rx_bytes, tx + report.traffic.tx_bytes)
-            });
-        metrics.push(counter(
-            "warren_inbound_bytes_total",
-            "bytes from peers",
-            traffic.0,
-            Vec::new(),
-        ));
-        metrics.push(counter(
-            "warren_outbound_bytes_total",
-            "bytes to peers",
-            traffic.1,
-            Vec::new(),
-        ));
-        let failures = self
-            .shared
-            .send_failures
-            .load(std::sync::atomic::Ordering::Relaxed);
-        metrics.push(counter(
-            "warren_send_failures_total",
-            "datagrams or frames the system refused",
-            failures,
-            Vec::new(),
-        ));
-        metrics.push(Metric {
-            name: "warren_live_relays",
-            kind: MetricKind::Gauge,
-            help: "relay connections",
-            labels: Vec::new(),
-            value: self.relays.live() as f64,
-        });
-        metrics
     }
 }

@@ -24,10 +24,11 @@ use warren_host::poll::{Watch, wait};
 use warren_host::udp::{RecvBatch, UdpPair, UdpSocket};
 use warren_host::wake::Waker;
 use warren_keys::DiscoPublic;
+use warren_node_core::node::NodeInput;
 use warren_tunnel::{PeerIndex, Source};
 
+use super::super::Inbox;
 use super::super::relays::{RelayBatch, RelayInbox};
-use super::super::{Inbox, Message};
 use super::turns::{Ticket, Turns};
 use super::{Answer, Shared};
 
@@ -381,8 +382,8 @@ struct InSide<'a> {
 }
 
 impl InSide<'_> {
-    fn tell(&self, message: Message) {
-        self.engine.tell(message);
+    fn report(&self, input: NodeInput) {
+        self.engine.send(input);
     }
 }
 
@@ -400,9 +401,9 @@ impl InSink for InSide<'_> {
 
     fn control(&mut self, from: Source, datagram: &[u8]) {
         let packet = datagram.to_vec();
-        let taken = self.engine.offer(match from {
-            Source::Udp(from) => Message::Udp { from, packet },
-            Source::Relay { region, key } => Message::RelayPacket {
+        let taken = self.engine.try_send(match from {
+            Source::Udp(from) => NodeInput::Udp { from, packet },
+            Source::Relay { region, key } => NodeInput::Relay {
                 region: RegionId(region),
                 from: key,
                 packet,
@@ -414,15 +415,15 @@ impl InSink for InSide<'_> {
     }
 
     fn confirmed(&mut self, local_index: u32) {
-        self.tell(Message::Confirmed(local_index));
+        self.report(NodeInput::SessionConfirmed(local_index));
     }
 
     fn heard(&mut self, peer: PeerIndex, from: Source) {
-        self.tell(Message::Heard(peer, from));
+        self.report(NodeInput::ReceivedFrom(peer, from));
     }
 
     fn need_session(&mut self, peer: PeerIndex) {
-        self.tell(Message::NeedSession(peer));
+        self.report(NodeInput::NeedSession(peer));
     }
 
     fn out(&mut self, peer: PeerIndex, packet: &[u8]) {
@@ -432,16 +433,12 @@ impl InSink for InSide<'_> {
         self.shared.wake_first_out();
     }
 
-    fn pong(&mut self, peer: PeerIndex, data: [u8; 8], peer_api_port: Option<u16>) {
-        self.tell(Message::TsmpPong {
-            peer,
-            data,
-            peer_api_port,
-        });
+    fn pong(&mut self, _peer: PeerIndex, data: [u8; 8], _peer_api_port: Option<u16>) {
+        self.report(NodeInput::TsmpPong(data));
     }
 
     fn disco_advertised(&mut self, peer: PeerIndex, key: DiscoPublic) {
-        self.tell(Message::DiscoAdvertised(peer, key));
+        self.report(NodeInput::DiscoAdvertised(peer, key));
     }
 }
 

@@ -17,10 +17,11 @@ use warren_dataplane::{DropReason, OutSink, Outbound, RelaySend, UdpSend};
 use warren_host::poll::{Watch, wait};
 use warren_host::udp::{Datagrams, UdpSocket};
 use warren_host::wake::Waker;
+use warren_node_core::node::NodeInput;
 use warren_tunnel::PeerIndex;
 
+use super::super::Inbox;
 use super::super::relays::RelayPorts;
-use super::super::{Inbox, Message};
 use super::{Answer, OutCommand, Shared};
 
 /// TUN reads before what they gave is sent: enough to fill the send buffer,
@@ -91,7 +92,7 @@ impl OutSink for OutSide<'_> {
             let port = ports.get(&send.region);
             // What waits for a connection is counted by packets: small ones.
             let mut send = send.clone();
-            send.trains &= port.is_some_and(|port| port.is_open());
+            send.trains &= port.is_some();
             let packets = send.packets(buffer, &mut self.trains);
             if let Some(port) = port {
                 port.send_many(packets.map(|packet| (&send.to, packet)));
@@ -100,7 +101,7 @@ impl OutSink for OutSide<'_> {
             // Not connected yet: the engine's task opens the connection, and
             // the packets wait there.
             for packet in packets {
-                let taken = self.engine.offer(Message::RelayData {
+                let taken = self.engine.try_send(NodeInput::RelayData {
                     region: send.region,
                     to: send.to,
                     packet: packet.to_vec(),
@@ -113,7 +114,7 @@ impl OutSink for OutSide<'_> {
     }
 
     fn need_session(&mut self, peer: PeerIndex) {
-        self.engine.tell(Message::NeedSession(peer));
+        self.engine.send(NodeInput::NeedSession(peer));
     }
 
     fn local(&mut self, packet: &[u8]) {

@@ -1,4 +1,4 @@
-//! Files that follow the state of the engine task: the netmap and the floor of
+//! Writes the files that follow the state of the node: the netmap and the floor of
 //! the handshakes' clock.
 //!
 //! Writing takes time and goes through one thread of its own, in order: nothing
@@ -9,22 +9,22 @@ use std::path::PathBuf;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
-/// What is to become of one file.
+/// The next state of one file.
 struct Job {
     path: PathBuf,
-    /// `None`: it goes.
+    /// `None`: the file is removed.
     content: Option<Vec<u8>>,
-    /// What it means when this fails.
+    /// The consequence when this fails, for the log.
     otherwise: &'static str,
 }
 
 /// The thread that writes. Dropping it waits for the last write.
-pub(super) struct KeptFiles {
+pub(super) struct FileWriter {
     jobs: Option<mpsc::Sender<Job>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl KeptFiles {
+impl FileWriter {
     pub(super) fn new() -> Self {
         let (jobs, queue) = mpsc::channel();
         let thread = std::thread::Builder::new()
@@ -58,12 +58,12 @@ impl KeptFiles {
     }
 
     fn order(&self, job: Job) {
-        // Without the thread there is nobody to tell, as was said at the start.
+        // Without the thread nothing is written; the log said so at the start.
         drop(self.jobs.as_ref().map(|jobs| jobs.send(job)));
     }
 }
 
-impl Drop for KeptFiles {
+impl Drop for FileWriter {
     fn drop(&mut self) {
         self.jobs = None;
         if let Some(thread) = self.thread.take() {
@@ -101,10 +101,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_word_about_each_file_holds() {
+    fn the_last_order_for_each_file_holds() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
-        let files = KeptFiles::new();
+        let files = FileWriter::new();
         for n in 0..50u8 {
             files.write(path("kept"), vec![n], "");
             files.write(path("forgotten"), vec![n], "");
