@@ -1,4 +1,4 @@
-//! Who sees whom, and what each node lets in.
+//! The peers that each node sees, and the traffic that it lets in.
 //!
 //! Without a policy every node sees every node and lets everything in. With
 //! one, [`warren_policy`] compiles it against the users and nodes of the
@@ -27,7 +27,7 @@ pub struct Access {
     policy: Option<InForce>,
 }
 
-/// What a change of nodes, users or of the policy alters in maps.
+/// The parts of maps that a change of nodes, users or of the policy alters.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct MapImpact {
     /// The nodes whose filters or views the access rules alter. `None`: all.
@@ -91,8 +91,8 @@ impl Access {
         }
     }
 
-    /// Whether everybody sees everybody and nobody is told anything special
-    /// whatever changes, so that nothing has to be computed again.
+    /// Whether every node sees every other one and no node has a section of its
+    /// own, whatever changes, so that nothing has to be computed again.
     pub fn is_allow_all(&self) -> bool {
         self.policy.as_ref().is_none_or(|in_force| {
             in_force.policy.is_allow_all() && !in_force.policy.has_node_rules()
@@ -173,7 +173,7 @@ impl Access {
         }
         let mut affected = Impact::default();
         if new.policy.requires_postures() && !old.policy.requires_postures() {
-            // Nobody told the old one when a host described itself anew.
+            // The old one was not updated with new descriptions of hosts.
             for node in data.nodes() {
                 affected.unite(&old.compiled.update_node(policy_node(node)));
             }
@@ -242,8 +242,7 @@ impl Access {
         }
     }
 
-    /// Whether the user may give a node the tag. Without a policy nobody may:
-    /// there is nothing that says who.
+    /// Whether the user may give a node the tag. Without a policy no user may.
     pub(crate) fn may_tag(&self, user: UserId, tag: &str) -> bool {
         self.policy
             .as_ref()

@@ -13,7 +13,8 @@ use crate::records::AuthKeyId;
 
 const PREFIX: &str = "wk-";
 
-/// The text of a pre-auth key, known only at creation and to whoever uses it.
+/// The text of a pre-auth key, known only at creation and to the machine that
+/// uses it.
 #[derive(Clone)]
 pub struct AuthKeyText {
     id: AuthKeyId,
@@ -51,7 +52,7 @@ impl AuthKeyText {
         format!("{PREFIX}{}-{}", self.id.0, self.secret)
     }
 
-    /// What is stored.
+    /// The digest that is stored.
     pub(crate) fn digest(&self) -> [u8; 32] {
         Sha256::digest(self.secret.as_bytes()).into()
     }

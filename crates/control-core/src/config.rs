@@ -1,4 +1,4 @@
-//! What the administrator decides at start.
+//! The settings of a coordinator, made at start.
 
 use std::time::Duration;
 

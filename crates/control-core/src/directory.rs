@@ -49,7 +49,7 @@ impl Standing {
 /// the peer is given, and whether the IPv4 address is left out.
 pub(crate) type PeerVariant = (Vec<IpNet>, bool);
 
-/// What a node's record does not say and its peers see.
+/// The state of a node that its peers see and its record does not contain.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct NodeState {
     pub(crate) online: bool,

@@ -1,8 +1,8 @@
-//! What can go wrong, for the node that asks and for the person who administers.
+//! Errors, for the node that asks and for the administrator.
 
 use crate::names::LabelError;
 
-/// Why a map request is refused. The text goes to the node as it is.
+/// The reason why a map request is refused. The text goes to the node as it is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MapError {
     /// The node key is unknown, or belongs to another machine.
@@ -13,7 +13,7 @@ pub enum MapError {
         "this client is too old (capability version {have}); version {need} is needed, which is Tailscale 1.80 or Warren 0.1"
     )]
     TooOld {
-        /// What the client claims.
+        /// The capability version of the client.
         have: u32,
         /// [`crate::MIN_CAPABILITY`].
         need: u32,
@@ -23,7 +23,7 @@ pub enum MapError {
     Unsaved,
 }
 
-/// Why an administrator's wish was not carried out. Nothing was changed.
+/// The reason why a command was refused. Nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AdminError {
     /// No user has this name or number.
@@ -44,9 +44,9 @@ pub enum AdminError {
         "user \"{name}\" still owns {nodes} node(s); delete them first (`warren-control nodes list`)"
     )]
     UserHasNodes {
-        /// Who.
+        /// The name of the user.
         name: String,
-        /// How many.
+        /// The number of its nodes.
         nodes: usize,
     },
     /// No node has this name, number or address.
@@ -69,19 +69,19 @@ pub enum AdminError {
     /// Another machine has the name.
     #[error("the name \"{0}\" belongs to another node; choose another or rename that one first")]
     NameTaken(String),
-    /// Not a name.
+    /// The name is not valid.
     #[error(transparent)]
     Name(#[from] LabelError),
     /// No pre-auth key has this number.
     #[error("pre-auth key {0} not found; `warren-control preauthkeys list` shows them")]
     NoAuthKey(i64),
-    /// A key must belong to somebody or to tags.
+    /// A key must belong to a user or to tags.
     #[error("a pre-auth key needs an owner: `--user NAME`, or `--tag tag:NAME`")]
     KeyWithoutOwner,
     /// Not `tag:` and a name.
     #[error("\"{0}\" is not a tag; tags are \"tag:\", a letter, then letters, digits and \"-\"")]
     Tag(String),
-    /// Nobody waits under this id.
+    /// No machine waits under this id.
     #[error(
         "no machine waits for approval as \"{0}\"; requests are kept for 15 minutes, let it log in again"
     )]
@@ -97,11 +97,11 @@ pub enum AdminError {
     /// A route the node does not offer.
     #[error("node \"{node}\" does not advertise {route}; it advertises: {advertised}")]
     NotAdvertised {
-        /// Which node.
+        /// The name of the node.
         node: String,
-        /// What was to be approved.
+        /// The route that was to be approved.
         route: String,
-        /// What could be.
+        /// The routes that could be.
         advertised: String,
     },
     /// The policy does not hold together.
@@ -115,7 +115,7 @@ pub enum AdminError {
         "the policy comes from the file {0} (serve --policy): edit that file, it takes effect at once; or start the server without --policy to set policies here"
     )]
     PolicyFileInCharge(String),
-    /// Somebody else was faster.
+    /// Another administrator was faster.
     #[error(
         "the policy was changed in the meantime; look at what is in force now (`warren-control policy get`) and try again"
     )]

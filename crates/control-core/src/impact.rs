@@ -1,4 +1,4 @@
-//! What a change of a record means for the maps of nodes.
+//! The consequences of a change of a record for the maps of nodes.
 
 use warren_control_types::Hostinfo;
 
@@ -6,8 +6,8 @@ use crate::map_sessions::{PatchFields, PeerUpdate};
 use crate::records::{NodeRecord, UserRecord};
 use crate::routes::effective;
 
-/// What peers need of a host's description: its system, and where its services
-/// listen. The rest is between the node and this server.
+/// The part of a host's description that peers need: its system, and the ports
+/// of its services. The rest is between the node and this server.
 pub(crate) fn peer_hostinfo(full: &Hostinfo) -> Hostinfo {
     Hostinfo {
         os: full.os.clone(),
@@ -28,7 +28,7 @@ pub(crate) struct NodeImpact {
     pub(crate) policy: bool,
     /// It routes other subnets.
     pub(crate) routes: bool,
-    /// What its peers have to be sent.
+    /// The update for its peers.
     pub(crate) peers: Option<PeerUpdate>,
     /// Its own section of its map.
     pub(crate) own: bool,

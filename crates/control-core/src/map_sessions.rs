@@ -5,7 +5,7 @@
 //! reader costs no more than the size of its view, and newer states replace
 //! older ones. A message is rendered from it and from [`LastSent`] outside of
 //! here: [`MapSessions::begin`] hands both out, [`MapSessions::finish`] takes
-//! back what was sent. What is invalidated in between is part of the next
+//! back the state that was sent. Invalidations in between are part of the next
 //! message.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -108,7 +108,7 @@ impl PendingUpdate {
     }
 }
 
-/// What the client at the other end of the stream holds.
+/// The parts of the map that the client at the other end of the stream holds.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct LastSent {
     pub(crate) peers: NodeSet,
@@ -140,7 +140,7 @@ struct MapSession {
     pings: VecDeque<PingRequest>,
 }
 
-/// What the next message of a session is made from.
+/// The ingredients of the next message of a session.
 #[derive(Debug)]
 pub(crate) struct Begun {
     pub(crate) node: NodeId,

@@ -1,6 +1,6 @@
 //! A map message on its way out, with peers that are rendered once for all.
 //!
-//! What a peer looks like depends on who looks by its routes alone, so its JSON
+//! The JSON of a peer depends on its viewer by the routes alone, so it
 //! is made once per change and set of routes, and spliced into every message
 //! that needs it.
 

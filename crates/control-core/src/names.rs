@@ -5,7 +5,7 @@ use crate::references::is_number;
 /// The longest DNS label (RFC 1035 section 2.3.4).
 const MAX_LABEL: usize = 63;
 
-/// What a host is called when nothing usable is left of its name.
+/// The label of a host when nothing usable is left of its name.
 const FALLBACK: &str = "node";
 
 /// The reason why a text is not a valid name.

@@ -1,4 +1,4 @@
-//! What the coordinator wants done.
+//! Actions for the runtime.
 
 use warren_control_types::NodeId;
 

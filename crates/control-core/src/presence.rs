@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use warren_control_types::NodeId;
 use warren_timers::DeadlineQueue;
 
-/// What is due.
+/// A deadline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum PresenceTimer {
     /// The grace time of a node without a stream is over.

@@ -1,9 +1,9 @@
-//! What is remembered: users, nodes, pre-auth keys and a handful of settings.
+//! Records: users, nodes, pre-auth keys and a handful of settings.
 //!
 //! A record is what the store keeps, one row each. [`Change`] is the unit of
 //! storage: the row as it now is. Applying all changes in order to an empty
 //! [`Snapshot`] gives the state back, so a crash between two changes loses at
-//! most what nobody was told yet.
+//! most changes that no answer spoke of yet.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -25,7 +25,7 @@ pub const TAGGED_DEVICES: UserId = UserId(2_147_455_555);
 #[serde(transparent)]
 pub struct AuthKeyId(pub i64);
 
-/// Somebody who owns machines.
+/// A person who owns machines.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserRecord {
     /// Never reused.
@@ -34,8 +34,8 @@ pub struct UserRecord {
     pub name: String,
     /// When it was made.
     pub created: Timestamp,
-    /// What it administers, as far as the policy asks (`autogroup:admin` and
-    /// its kin). Who may administer this server is another matter.
+    /// Its role in the policy (`autogroup:admin` and the like). The
+    /// administrators of this server are another matter.
     #[serde(with = "role_name")]
     pub role: Role,
 }
@@ -82,7 +82,8 @@ pub struct NodeRecord {
     pub machine: MachinePublic,
     /// Its present WireGuard and relay identity.
     pub key: NodePublic,
-    /// Who brought it in. Absent only for keys that have tags and no user.
+    /// The user with whose login or key it joined. Absent only for keys that
+    /// have tags and no user.
     pub user: Option<UserId>,
     /// Not empty: the node belongs to these tags, not to the user.
     pub tags: BTreeSet<String>,
@@ -110,7 +111,7 @@ pub struct NodeRecord {
     pub endpoints: Vec<SocketAddr>,
     /// Its home relay region.
     pub home_relay: Option<RegionId>,
-    /// What it says about itself. `NetInfo` survives updates that lack it.
+    /// Its own description. `NetInfo` survives updates that lack it.
     pub hostinfo: Hostinfo,
     /// The capability version of its last request.
     pub capability: u32,

@@ -37,7 +37,7 @@ enum Group {
     All,
 }
 
-/// What to do with a login without a key.
+/// The reaction to a login without a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum LoginStep {
     /// Hold the request until this id is decided.
@@ -158,7 +158,7 @@ impl Registrations {
     }
 }
 
-/// What counts as one source: an address, or the network of an IPv6 host, which
+/// The source of an address: itself, or the network of an IPv6 host, which
 /// has as many addresses as it likes.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {

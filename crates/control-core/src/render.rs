@@ -39,7 +39,7 @@ pub struct MessageDraft {
     pub(crate) begun: Begun,
 }
 
-/// What a session's client holds after a message, to be handed back with
+/// The map that a session's client holds after a message, to be handed back with
 /// [`Coordinator::finish_message`](crate::Coordinator::finish_message).
 #[derive(Debug)]
 pub struct Rendered {
@@ -266,7 +266,7 @@ impl View {
         rendered
     }
 
-    /// What is the same for every viewer; routes are not.
+    /// The fields that are the same for every viewer; routes are not.
     fn render_node(&self, entry: &NodeEntry, only_v6: bool) -> Node {
         let node = &entry.record;
         let mut addresses = node.address.prefixes().to_vec();

@@ -50,7 +50,7 @@ pub struct SshQuestion {
     pub check: Option<PendingId>,
 }
 
-/// What to do with a question about a session.
+/// The reaction to a question about a session.
 #[derive(Debug, Clone, PartialEq)]
 pub enum SshOutcome {
     /// Answer it.
@@ -309,7 +309,7 @@ impl SshChecks {
     }
 
     /// Ends the waiting of the next session whose time is over, or forgets a
-    /// decision. `None`: nothing is due. `Some(None)`: nobody waits for it.
+    /// decision. `None`: nothing is due. `Some(None)`: no request waits for it.
     pub(crate) fn pop_due(&mut self, now: Instant) -> Option<Option<PendingId>> {
         let id = self.parked.pop_due(now)?;
         if self.decide(now, &id, CheckState::TimedOut).is_some() {

@@ -1,5 +1,5 @@
-//! Stories of a small network, and the property that holds deltas and full
-//! maps together.
+//! A small network in many situations, and the property that ties deltas and
+//! full maps together.
 
 #![allow(clippy::unwrap_used)]
 

@@ -246,7 +246,7 @@ impl View {
         routes
     }
 
-    /// What explanations draw on, as it is now.
+    /// The users and nodes of this moment, for trying and explaining policies.
     #[must_use]
     pub fn tailnet(&self) -> Tailnet {
         Tailnet::of(&self.directory)

@@ -31,7 +31,7 @@ use crate::output::{Hints, printable};
 use crate::questions::{self, QuestionError, Questions};
 use crate::store::{Saved, StoreError, WriteQueue};
 
-/// How a session hears of the coordinator.
+/// The signals of the coordinator to a session.
 #[derive(Debug, Default)]
 pub struct Signals {
     wake: Notify,
@@ -54,7 +54,7 @@ pub struct CoordinatorHandle {
     questions: Questions,
 }
 
-/// What became of a registration.
+/// The result of a registration.
 #[derive(Debug)]
 pub enum Registration {
     /// This answer.
@@ -63,14 +63,14 @@ pub enum Registration {
     Busy,
 }
 
-/// The place of somebody who waits for a decision; given back when the client
-/// goes away, too.
-struct Place<'a> {
+/// A connection that waits for a decision. Dropping it, also because the client
+/// went away, ends the waiting.
+struct ParkedPlace<'a> {
     coordinator: &'a CoordinatorHandle,
     id: PendingId,
 }
 
-impl Drop for Place<'_> {
+impl Drop for ParkedPlace<'_> {
     fn drop(&mut self) {
         self.coordinator
             .lock()
@@ -111,7 +111,7 @@ impl CoordinatorHandle {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // The coordinator does not panic half way through a change; if it ever
-        // did, serving what there is beats refusing everybody.
+        // did, to serve the state as it is beats refusing every node.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -200,14 +200,14 @@ impl CoordinatorHandle {
     }
 
     /// A place to wait for the decision about `id`.
-    fn park(&self, inner: &mut Inner, id: PendingId) -> (oneshot::Receiver<()>, Place<'_>) {
+    fn park(&self, inner: &mut Inner, id: PendingId) -> (oneshot::Receiver<()>, ParkedPlace<'_>) {
         let (sender, receiver) = oneshot::channel();
         let waiting = inner.parked.entry(id.clone()).or_default();
         waiting.retain(|other| !other.is_closed());
         waiting.push(sender);
         (
             receiver,
-            Place {
+            ParkedPlace {
                 coordinator: self,
                 id,
             },
@@ -300,7 +300,7 @@ impl CoordinatorHandle {
         Ok((status, body.to_vec()))
     }
 
-    /// Takes a node's answer to a question; whether somebody waited for it.
+    /// Takes a node's answer to a question; whether a request waited for it.
     pub fn answered(&self, path: &str, machine: MachinePublic, answer: bytes::Bytes) -> bool {
         self.questions.answered(path, machine, answer)
     }
@@ -355,7 +355,7 @@ impl CoordinatorHandle {
                         signals.wake.notify_one();
                     }
                 }
-                // Dropping the senders wakes everybody who waits.
+                // Dropping the senders wakes all that wait.
                 Output::Decided(id) => drop(inner.parked.remove(&id)),
                 Output::Notice(notice) => {
                     if let Some(line) = describe(&inner.coordinator.view(), notice) {
@@ -381,7 +381,7 @@ pub struct Session {
 }
 
 impl Session {
-    /// What the node has to hear next, as soon as there is something. `None`
+    /// The next message for the node, as soon as there is one. `None`
     /// ends the stream.
     pub async fn next(&self) -> Option<Message> {
         loop {

@@ -4,7 +4,7 @@
 //! in memory, for tests. A [`WriteQueue`] hands the coordinator's changes to a
 //! store in a thread of its own, in batches, and numbers what was promised:
 //! an answer waits for [`Saved`], which is all that was promised up to that
-//! moment, whoever promised it.
+//! moment, by any change.
 
 mod memory;
 mod queue;

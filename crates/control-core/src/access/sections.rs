@@ -1,4 +1,4 @@
-//! What a policy says besides who may reach whom: logins over SSH, attributes
+//! The sections of a policy besides its access rules: logins over SSH, attributes
 //! of nodes, addresses, relays.
 
 use std::collections::BTreeSet;
@@ -11,7 +11,7 @@ use super::{Access, InForce, policy_node};
 use crate::records::NodeRecord;
 
 impl Access {
-    /// Who may log in to a node over SSH. `base_url` is where nodes reach this
+    /// The SSH policy of a node. `base_url` is the address at which nodes reach this
     /// server.
     pub(crate) fn ssh_policy_for(&self, id: NodeId, base_url: &str) -> SshPolicy {
         self.policy
@@ -20,7 +20,7 @@ impl Access {
             .unwrap_or_default()
     }
 
-    /// What lets a session over SSH in after a check, if anything does.
+    /// The rule that lets a session over SSH in after a check, if there is one.
     pub(crate) fn ssh_check_for(
         &self,
         source: NodeId,
@@ -31,7 +31,7 @@ impl Access {
         in_force.ssh.check_for(source, destination, local_user)
     }
 
-    /// What the policy lets a node do, for the node itself.
+    /// The attributes of a node, for the node itself.
     pub(crate) fn attributes_of(&self, node: &NodeRecord) -> CapMap {
         self.policy
             .as_ref()
@@ -39,7 +39,7 @@ impl Access {
             .unwrap_or_default()
     }
 
-    /// What peers are told that a node may do.
+    /// The attributes of a node that its peers are sent.
     pub(crate) fn peer_attributes_of(&self, node: &NodeRecord) -> CapMap {
         let node = policy_node(node);
         match &self.policy {
@@ -122,7 +122,7 @@ pub(crate) fn without_ipv4(addresses: &mut Vec<IpNet>) {
     addresses.retain(|net| !matches!(net, IpNet::V4(net) if net.prefix_len() == 32));
 }
 
-/// What a host says of itself, as postures ask for it.
+/// The attributes of a host for postures, from its own description.
 pub(super) fn attributes(host: &Hostinfo) -> Attributes {
     let mut out = Attributes::default();
     let mut say = |name: &str, text: &str| {

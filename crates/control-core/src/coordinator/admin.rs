@@ -1,4 +1,4 @@
-//! What the administrator does.
+//! Commands of the administrator.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

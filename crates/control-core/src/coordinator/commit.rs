@@ -78,7 +78,7 @@ impl Coordinator {
             Change::AuthKey(key) => self.view_mut().directory.put_auth_key(key),
             Change::AuthKeyGone(id) => self.view_mut().directory.remove_auth_key(id),
             Change::Policy(None) => self.policy_committed(Policy::allow_all(), None),
-            // Whoever changes the policy parses it first.
+            // Both callers parse a policy before; a wrong one changes nothing.
             Change::Policy(Some(text)) => {
                 if let Ok(policy) = crate::access::read("policy", &text) {
                     self.policy_committed(policy, Some(text));

@@ -1,4 +1,4 @@
-//! What happens by time alone.
+//! Changes by time alone.
 
 use std::time::{Duration, Instant};
 

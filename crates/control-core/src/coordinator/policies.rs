@@ -12,7 +12,7 @@ use crate::records::PolicyVersion;
 use crate::tailnet::{GivenPolicy, Tailnet, TriedPolicy};
 
 impl Coordinator {
-    /// What explanations draw on, as it is now.
+    /// The users and nodes of this moment, for trying and explaining policies.
     #[must_use]
     pub fn tailnet(&self) -> Tailnet {
         self.view.tailnet()

@@ -30,7 +30,7 @@ use crate::records::{AuthKeyId, AuthKeyRecord, Change, JoinMethod, NodeRecord, T
 use crate::references::UserRef;
 use crate::registrations::{LoginStep, PendingLogin};
 
-/// What to do with a registration.
+/// The reaction to a registration.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RegisterOutcome {
     /// Answer it.

@@ -1,4 +1,4 @@
-//! What nodes report about themselves between logins.
+//! Reports of nodes about themselves between logins.
 //!
 //! A lite update carries the complete present state, a streaming request only
 //! what happens to be known. Neither may erase the network report (`NetInfo`)
@@ -18,7 +18,7 @@ use crate::records::{Change, NodeRecord};
 /// More candidates than a real node has; the rest is cut.
 const MAX_ENDPOINTS: usize = 64;
 
-/// What a request says about its node. `None`: nothing.
+/// The contents of a request about its node. `None`: the request says nothing.
 #[derive(Debug, Default)]
 pub(super) struct Report<'a> {
     pub(super) capability: u32,

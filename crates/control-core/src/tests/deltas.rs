@@ -1,4 +1,4 @@
-//! Who hears of what, and that hearing of changes is as good as asking again.
+//! The sessions that a change reaches, and deltas that are as good as a full map.
 
 use std::time::Duration;
 
@@ -549,7 +549,7 @@ proptest! {
 }
 
 fn check(w: &World) -> Result<(), TestCaseError> {
-    // What the policy says, changed by and by, is what it says anew.
+    // A policy that was updated step by step gives the answers of a new one.
     let anew = w.c.view().recompiled_access();
     for id in w.c.snapshot().nodes.keys() {
         prop_assert_eq!(w.c.view().access.filter_for(*id), anew.filter_for(*id));

@@ -67,7 +67,7 @@ fn every_policy_becomes_a_version_and_the_oldest_go() {
 }
 
 #[test]
-fn what_came_before_the_history_is_its_first_version() {
+fn policy_from_before_the_history_becomes_its_first_version() {
     let mut w = World::with(Snapshot {
         policy: Some("{}".to_owned()),
         ..Snapshot::default()
@@ -83,7 +83,7 @@ fn a_change_that_was_not_seen_is_not_undone() {
     let mut w = World::new();
     let wall = w.wall;
     assert_eq!(take(&mut w, wall, 1, None), Ok(1));
-    // Two who saw that there is none yet: the second one is told.
+    // Two administrators saw that there is none yet: the second one is refused.
     assert_eq!(take(&mut w, wall, 3, None), Err(AdminError::PolicyChanged));
     assert_eq!(take(&mut w, wall, 2, Some(1)), Ok(2));
     let late = take(&mut w, wall, 3, Some(1));
@@ -124,7 +124,7 @@ fn a_file_in_charge_keeps_others_out_and_its_last_good_text() {
 }
 
 #[test]
-fn what_changed_since_a_policy_was_tried_counts() {
+fn changes_since_a_policy_was_tried_count() {
     let mut w = World::new();
     w.user("alice");
     let key = w.reusable("alice");
@@ -140,7 +140,7 @@ fn what_changed_since_a_policy_was_tried_counts() {
     let tried = w.c.tailnet().try_policy(&given).unwrap();
     assert_eq!(tried.assertions(), 1);
     assert_eq!(w.c.take_policy(w.wall, "ann", tried.clone(), None), Ok(1));
-    // Its only node goes: nobody is left for whom the promise would hold.
+    // Its only node goes: no node is left for which the test would pass.
     w.c.delete_node("host1").unwrap();
     let error = w.c.take_policy(w.wall, "ann", tried, Some(1)).unwrap_err();
     assert!(error.to_string().contains("alice@ -> alice@:22"), "{error}");

@@ -1,9 +1,9 @@
-//! A policy in force: who hears of whom.
+//! A policy in force: the peers and filters of each node.
 
 use super::world::{World, request};
 
 const ONLY_TO_DB: &str = r#"{
-    // members reach the database, nobody else reaches anybody
+    // members reach the database, and nothing else is reachable
     "tagOwners": {"tag:db": ["alice@"]},
     "acls": [{"action": "accept", "src": ["alice@"], "dst": ["tag:db:5432"]}],
 }"#;
@@ -39,7 +39,7 @@ fn a_policy_takes_peers_away_and_gives_them_back() {
     assert_eq!(w.clients[&b].packet_filter().count(), 0, "nothing comes in");
     assert_eq!(w.clients[&db].packet_filter().count(), 1);
 
-    // News of a node travel to those who see it, and to nobody else.
+    // A change of a node is sent to the nodes that see it, and to no others.
     w.c.rename_node("host1", "laptop").unwrap();
     w.settle();
     assert!(w.woken.contains(&db) && !w.woken.contains(&b));
@@ -161,7 +161,7 @@ fn routes_are_told_to_those_who_may_use_them() {
 }
 
 #[test]
-fn who_is_sent_through_a_router_by_tag_falls_over_to_another() {
+fn node_sent_through_a_tagged_router_falls_over_to_another() {
     let mut w = World::new();
     w.user("alice");
     let alice = w.reusable("alice");
@@ -191,7 +191,7 @@ fn who_is_sent_through_a_router_by_tag_falls_over_to_another() {
         let names: Vec<String> = given.map(|peer| peer.base_name().to_owned()).collect();
         names
     };
-    // Nobody is there: the oldest.
+    // None is online: the oldest.
     assert_eq!(routers(&mut w), ["host1"]);
     let _second = w.open(2).unwrap();
     assert_eq!(routers(&mut w), ["host2"]);

@@ -143,7 +143,7 @@ fn approval_lets_a_parked_login_go_on() {
     let mut followup = request(1, "");
     followup.followup.clone_from(&first.auth_url);
     assert_eq!(w.register(1, &followup), RegisterOutcome::Park(id.clone()));
-    // Somebody else who knows the address gets one of their own.
+    // Another machine that knows the address gets one of its own.
     let other = w.answer(
         2,
         &RegisterRequest {
@@ -164,14 +164,14 @@ fn approval_lets_a_parked_login_go_on() {
 }
 
 #[test]
-fn who_waits_and_then_brings_a_key_waits_no_more() {
+fn key_ends_the_waiting_of_a_machine_and_of_others_with_its_node_key() {
     let mut w = World::new();
     w.user("lab");
     w.user("other");
     let auth = w.reusable("lab");
     let first = w.answer(1, &request(1, ""));
     let id = PendingId(first.auth_url.rsplit('/').next().unwrap().to_owned());
-    // Somebody else has heard of the node key and waits with it, too.
+    // Another machine learned the node key and waits with it, too.
     assert!(!w.answer(2, &request(1, "")).auth_url.is_empty());
     let node = w.join(1, &auth);
     assert!(w.c.pending().is_empty());
@@ -185,7 +185,7 @@ fn who_waits_and_then_brings_a_key_waits_no_more() {
 }
 
 #[test]
-fn who_waits_too_long_is_given_another_address() {
+fn login_that_waits_too_long_gets_another_address() {
     let mut w = World::new();
     let first = w.answer(1, &request(1, ""));
     let mut followup = request(1, "");
@@ -274,7 +274,7 @@ fn waiting_logins_are_bounded_and_the_oldest_makes_room() {
 }
 
 #[test]
-fn who_is_waited_for_does_not_make_room() {
+fn login_with_a_waiting_connection_keeps_its_place() {
     let mut w = World::new();
     let first = w.answer(0, &request(0, "")).auth_url;
     let parked = RegisterRequest {
@@ -287,7 +287,7 @@ fn who_is_waited_for_does_not_make_room() {
     }
     assert_eq!(w.c.pending().len(), 1024);
     assert!(!w.decided.contains(&id_of(&first)), "somebody waits");
-    // Once nobody does, it is the oldest.
+    // Without a waiting connection it is the oldest.
     w.c.stopped_waiting(&id_of(&first));
     let _ = stranger(&mut w, 5000, None);
     assert!(w.decided.contains(&id_of(&first)));
@@ -325,7 +325,7 @@ fn one_source_cannot_push_the_others_out() {
         stranger(&mut w, 2_000_000, there),
         RegisterOutcome::Answer(_)
     ));
-    // A server behind a proxy sees one source; whoever left makes room.
+    // A server behind a proxy sees one source; a machine that left makes room.
     let gone = w.c.pending()[1].id.clone();
     w.c.stopped_waiting(&gone);
     assert!(matches!(

@@ -1,4 +1,4 @@
-//! What a role means once the policy speaks of it.
+//! Roles of users in a policy.
 
 use warren_control_types::{Hostinfo, UserId};
 
@@ -56,7 +56,7 @@ fn a_role_takes_effect_at_once_and_is_kept() {
         }
     }
 
-    // The same again is no news to anybody.
+    // The same again is sent to no node.
     w.c.set_role("alice", Role::Member).unwrap();
     w.settle();
     assert!(w.woken.is_empty());
@@ -66,7 +66,7 @@ fn a_role_takes_effect_at_once_and_is_kept() {
     ));
 }
 
-/// With a policy or without one, its nodes are told; a tagged node is nobody's.
+/// With a policy or without one, its nodes are sent the role; a tagged node has no user.
 #[test]
 fn nodes_learn_the_role_of_their_user() {
     for policy in [None, Some(POLICY)] {
@@ -139,7 +139,7 @@ fn attributes_tags_and_routes_follow_the_role() {
     assert_eq!(own(&w).primary_routes.len(), 1);
     assert_eq!(w.answer(2, &tagged).error, "");
 
-    // Nobody lets the tag or the route in any more; what is in stays in.
+    // No rule approves the tag or the route any more; approved ones stay.
     w.c.set_role("alice", Role::Member).unwrap();
     w.settle();
     w.read_all();

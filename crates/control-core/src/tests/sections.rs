@@ -1,4 +1,4 @@
-//! What nodes are told of a policy besides who may reach whom.
+//! The sections of a policy besides its access rules, in the maps of nodes.
 
 use warren_control_types::{Hostinfo, MapRequest};
 

@@ -126,7 +126,7 @@ fn a_session_is_held_approved_and_then_let_in_for_the_period() {
     let id = w.held(&root);
     assert_eq!(id.0.len(), 24);
     w.parked(&root, &id);
-    // Two sessions, two checks: whoever sees one cannot use the other.
+    // Two sessions, two checks: the address of one does not serve for the other.
     let waiting = w.c.ssh_checks();
     assert_eq!(waiting.len(), 2);
     assert_eq!((waiting[1].source, waiting[1].destination), (LAPTOP, DB));
@@ -177,7 +177,7 @@ fn always_means_each_session() {
 }
 
 #[test]
-fn what_is_refused_or_takes_too_long_ends_the_session() {
+fn refused_or_late_check_ends_the_session() {
     let mut w = world();
     let root = question(LAPTOP, "root");
     let id = w.held(&root);
@@ -239,7 +239,7 @@ fn only_the_destination_asks_and_only_for_its_session() {
 #[test]
 fn the_policy_of_the_moment_decides() {
     let mut w = world();
-    // No rule, a rule that asks for no check, nobody, and a name beyond reason.
+    // No rule, a rule without a check, no such node, and a name that is too long.
     for nothing in [
         question(PHONE, "postgres"),
         question(PHONE, "git"),
@@ -259,7 +259,7 @@ fn the_policy_of_the_moment_decides() {
     w.parked(&ubuntu, &id);
     w.decided.clear();
 
-    // Without the rules nobody waits, and what was passed does not help.
+    // Without the rules no session waits, and passed checks do not help.
     let roles = POLICY.replace(r#""src": ["alice@""#, r#""src": ["autogroup:owner""#);
     w.c.set_policy(Some(roles)).unwrap();
     w.settle();
@@ -274,7 +274,7 @@ fn the_policy_of_the_moment_decides() {
     w.parked(&ubuntu, &id);
     w.decided.clear();
 
-    // The source is nobody's laptop any more.
+    // The source belongs to no person any more.
     w.c.tag_node("host1", ["tag:ci".to_owned()].into()).unwrap();
     w.settle();
     assert!(w.was_decided(&id));
@@ -296,7 +296,7 @@ fn the_policy_of_the_moment_decides() {
 fn places_are_limited_and_those_who_wait_keep_theirs() {
     let mut w = world();
     let root = question(LAPTOP, "root");
-    // Nobody waits at these: the oldest goes first.
+    // No connection waits for these: the oldest goes first.
     let ids: Vec<PendingId> = (0..5).map(|_| w.held(&root)).collect();
     let waiting = |w: &World| -> Vec<PendingId> {
         w.c.ssh_checks().into_iter().map(|view| view.id).collect()
@@ -313,7 +313,7 @@ fn places_are_limited_and_those_who_wait_keep_theirs() {
         destination: OTHER_DB,
         ..root.clone()
     });
-    // Who goes away leaves a place.
+    // A node that goes away leaves a place.
     w.c.stopped_waiting(&ids[2]);
     w.held(&root);
     assert!(!waiting(&w).contains(&ids[2]));

@@ -1,4 +1,4 @@
-//! A coordinator with a clock to turn, and clients that keep what they are told.
+//! A coordinator with a clock that tests turn, and clients that keep their maps.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -38,7 +38,7 @@ pub(super) struct World {
     pub(super) c: Coordinator,
     pub(super) now: Instant,
     pub(super) wall: Duration,
-    /// What every row said last: what a restart would find.
+    /// The newest state of every row, as a restart would find it.
     pub(super) stored: Snapshot,
     /// The same, one by one.
     pub(super) changes: Vec<Change>,

@@ -1,4 +1,4 @@
-//! Questions about SSH sessions, held open until somebody decides.
+//! Questions about SSH sessions, held open until the administrator decides.
 
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use super::CoordinatorHandle;
 use crate::clock::wall_clock;
 
 impl CoordinatorHandle {
-    /// What a node is to do with a session, as soon as that is known.
+    /// The action of a node for a session, as soon as it is known.
     ///
     /// # Errors
     /// It is not the node's session.
