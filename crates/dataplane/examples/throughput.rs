@@ -11,7 +11,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use support::{Pair, Recipe, Transport, udp_address};
-use warren_dataplane::{InSink, Joined, OutSink, RelaySend, TunWrite, UdpSend};
+use warren_dataplane::{InSink, Joined, OutSink, RelaySend, ServiceId, TunWrite, UdpSend};
 use warren_keys::DiscoPublic;
 use warren_tunnel::{PeerIndex, Source};
 
@@ -31,7 +31,7 @@ impl OutSink for Wire {
     }
     fn relay(&mut self, _: &[RelaySend], _: &[u8]) {}
     fn need_session(&mut self, _: PeerIndex) {}
-    fn local(&mut self, _: &[u8]) {}
+    fn deliver(&mut self, _: ServiceId, _: &[u8]) {}
     fn tun(&mut self, _: &[u8]) {}
 }
 
@@ -41,6 +41,7 @@ struct Host {
 }
 
 impl InSink for Host {
+    fn deliver(&mut self, _: ServiceId, _: &[u8]) {}
     fn tun_write(&mut self, _: &[u8]) -> TunWrite {
         self.frames += 1;
         TunWrite::Taken

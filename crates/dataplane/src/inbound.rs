@@ -20,7 +20,7 @@ use super::coalesce::Coalescer;
 use super::counters::coarse;
 use super::outbound::seconds;
 use super::sources::LostSessions;
-use super::{DropReason, Drops, InSink, PeerView, SessionView, VNET_HDR_LEN, View};
+use super::{DropReason, Drops, InSink, PeerView, ServiceId, SessionView, VNET_HDR_LEN, View};
 
 /// How often the source of authenticated traffic is told while it stays the
 /// same.
@@ -139,6 +139,8 @@ struct Alike {
     ports: (u16, u16),
     protocol: Protocol,
     pass: Pass,
+    /// The service of this process that takes them, instead of the host.
+    service: Option<ServiceId>,
     /// Those behind the first.
     packets: u64,
     bytes: u64,
@@ -147,12 +149,13 @@ struct Alike {
 impl Alike {
     /// `None` for packets that say nothing about the next one.
     #[inline]
-    fn new(first: &Parsed, pass: Pass) -> Option<Self> {
+    fn new(first: &Parsed, pass: Pass, service: Option<ServiceId>) -> Option<Self> {
         Self::fits(first).then_some(Self {
             ends: (first.src, first.dst),
             ports: (first.src_port, first.dst_port),
             protocol: first.protocol,
             pass,
+            service,
             packets: 0,
             bytes: 0,
         })
@@ -497,9 +500,10 @@ impl Inbound {
         let parsed = *packet.parsed();
         course.packets += 1;
         course.bytes += parsed.total_len as u64;
-        if let Some(alike) = course.alike.as_mut().filter(|alike| alike.takes(&parsed)) {
+        let service = if let Some(alike) = course.alike.as_mut().filter(|a| a.takes(&parsed)) {
             alike.packets += 1;
             alike.bytes += parsed.total_len as u64;
+            alike.service
         } else {
             if !view.allows_source(peer, parsed.src) {
                 return Err(DropReason::WrongSource);
@@ -508,8 +512,17 @@ impl Inbound {
                 between_nodes(view, peer, &packet, sink);
                 return Ok(());
             }
-            let pass = judge(view, now, peer, &packet, sink)?;
-            course.next(view, peer, pass.and_then(|pass| Alike::new(&parsed, pass)));
+            let service = view.intercepts.for_peer(&parsed);
+            let open_to_all = service.is_some_and(|service| service.open_to_all);
+            let service = service.map(|service| service.id);
+            let pass = judge(view, now, peer, &packet, open_to_all, sink)?;
+            let alike = pass.and_then(|pass| Alike::new(&parsed, pass, service));
+            course.next(view, peer, alike);
+            service
+        };
+        if let Some(service) = service {
+            sink.deliver(service, packet.bytes());
+            return Ok(());
         }
         self.deliver(datagram, &parsed, sink);
         Ok(())
@@ -649,20 +662,18 @@ fn between_nodes(view: &View, peer: &PeerView, packet: &IpPacket<'_>, sink: &mut
     }
 }
 
-/// Asks the filter; tells the sender of a refused connection. `None`: let in
-/// without the filter.
+/// Asks the filter, and notifies the sender of a refused connection. `None` for a new
+/// connection to a service that is `open_to_all`, which needs no rule.
 #[inline]
 fn judge(
     view: &View,
     now: Instant,
     peer: &PeerView,
     packet: &IpPacket<'_>,
+    open_to_all: bool,
     sink: &mut dyn InSink,
 ) -> Result<Option<Pass>, DropReason> {
-    let peer_api = view.peer_api_port == Some(packet.dst_port)
-        && packet.opens_tcp()
-        && view.addresses.contains(&packet.dst);
-    if peer_api {
+    if open_to_all && packet.opens_tcp() {
         return Ok(None);
     }
     let filter = view.filter_for(peer);

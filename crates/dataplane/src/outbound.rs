@@ -16,7 +16,8 @@ use super::lanes::{Lane, Lanes};
 use super::segment::Plan;
 use super::staging::Staging;
 use super::{
-    DropReason, Drops, OutSink, PeerView, RelaySend, UdpSend, VNET_HDR_LEN, View, VnetHdr,
+    DropReason, Drops, OutSink, PeerView, RelaySend, ServiceId, UdpSend, VNET_HDR_LEN, View,
+    VnetHdr,
 };
 
 /// Bytes of sealed datagrams gathered before they are sent on: about four
@@ -330,8 +331,8 @@ impl Outbound {
         if packet.protocol == Protocol::TSMP {
             return Err(DropReason::Internal);
         }
-        if view.service.contains(packet.dst) {
-            self.local(&plan, &packet, sink);
+        if let Some(service) = view.intercepts.for_host(packet.parsed()) {
+            self.deliver(service, &plan, &packet, sink);
             return Ok(());
         }
         let peer = view
@@ -591,8 +592,14 @@ impl Outbound {
         }
     }
 
-    /// Packets to the node's own service addresses.
-    fn local(&mut self, plan: &Plan<'_>, packet: &IpPacket<'_>, sink: &mut dyn OutSink) {
+    /// Gives packets to a service of this process. Echo requests are answered here.
+    fn deliver(
+        &mut self,
+        service: ServiceId,
+        plan: &Plan<'_>,
+        packet: &IpPacket<'_>,
+        sink: &mut dyn OutSink,
+    ) {
         let echo = matches!(packet.icmp(), Some(icmp::Icmp::EchoRequest(_)));
         for i in 0..plan.count() {
             self.scratch.clear();
@@ -600,7 +607,7 @@ impl Outbound {
             let (_, body) = self.scratch.split_at_mut(VNET_HDR_LEN);
             plan.write(i, body);
             if !echo {
-                sink.local(body);
+                sink.deliver(service, body);
             } else if icmp::reply_in_place(body) {
                 sink.tun(&self.scratch);
             }

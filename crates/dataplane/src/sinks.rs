@@ -13,6 +13,8 @@ use warren_keys::{DiscoPublic, NodePublic};
 use warren_tunnel::{PeerIndex, Source};
 use warren_wire::relay_train;
 
+use super::ServiceId;
+
 /// Datagrams for one UDP address: a run of equal size, fit for one `sendmsg`
 /// with segmentation offload.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,9 +99,9 @@ pub trait OutSink {
     /// still in use. Called at most a few times per second and peer.
     fn need_session(&mut self, peer: PeerIndex);
 
-    /// A packet from the host to one of the node's own service addresses
-    /// (MagicDNS): complete IP packet with finished checksums.
-    fn local(&mut self, packet: &[u8]);
+    /// A packet from the host for a service of this process: a complete IP packet
+    /// with finished checksums.
+    fn deliver(&mut self, service: ServiceId, packet: &[u8]);
 
     /// A packet to write to the TUN device, with its virtio header in front:
     /// the node's own answer, such as an echo reply of the service address.
@@ -133,6 +135,10 @@ pub trait InSink {
     /// A frame for the TUN device: virtio header (10 bytes) and an IP packet
     /// of up to 64 KiB. A superpacket that is refused comes again in pieces.
     fn tun_write(&mut self, frame: &[u8]) -> TunWrite;
+
+    /// A packet of a peer for a service of this process: a complete IP packet that
+    /// the filter admitted, from an address that is the peer's.
+    fn deliver(&mut self, service: ServiceId, packet: &[u8]);
 
     /// The TUN device refuses superpackets of this kind, but takes their
     /// pieces: none are made any more.

@@ -16,7 +16,7 @@ use warren_keys::NodePublic;
 use warren_paths::Destination;
 use warren_tunnel::{PeerIndex, Session};
 
-use super::{PeerCounters, RouteTable, Sources};
+use super::{Intercepts, PeerCounters, RouteTable, Sources};
 
 /// The addresses under which the node itself answers the host, inside the
 /// tunnel's address space: MagicDNS and the local service.
@@ -103,12 +103,11 @@ pub struct View {
     pub flows: Arc<FlowTable>,
     /// Our own addresses inside the tunnel.
     pub addresses: Vec<IpAddr>,
-    /// Addresses the node itself answers at.
-    pub service: ServiceAddresses,
+    /// Packets that end in this process, and the services that take them.
+    pub intercepts: Arc<Intercepts>,
     /// MTU of the TUN device in bytes; content is not padded beyond it.
     pub tunnel_mtu: u16,
-    /// Port of the PeerAPI: open to all peers whatever the rules say, and told
-    /// in answers to their pings.
+    /// Port of the PeerAPI, as answers to the pings of peers report it.
     pub peer_api_port: Option<u16>,
 }
 

@@ -10,13 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
+use std::net::IpAddr;
 use support::{
     Fixed, HEADER, PEER, Pair, Recipe, Transport, addresses, expand, segments, sessions,
     udp_address,
 };
 use traffic::{Item, by_flow, items, plain, raw};
 use warren_control_types::RegionId;
-use warren_dataplane::DropReason;
+use warren_dataplane::{Clients, DropReason, Intercepts, Match, ServiceId};
 use warren_keys::{DiscoSecret, NodePublic};
 use warren_paths::Destination;
 use warren_tunnel::{PeerIndex, Source};
@@ -389,13 +390,152 @@ fn messages_between_nodes_are_answered_or_told() {
     assert!(pair.host.frames.is_empty());
 }
 
+const DNS: ServiceId = ServiceId(1);
+const SSH: ServiceId = ServiceId(2);
+const ALL: ServiceId = ServiceId(3);
+
+fn intercepts(rows: &[(IpAddr, Match, Clients, ServiceId)]) -> Arc<Intercepts> {
+    let mut intercepts = Intercepts::new();
+    for (address, matches, clients, service) in rows {
+        intercepts.insert(*address, *matches, *clients, *service);
+    }
+    Arc::new(intercepts)
+}
+
+/// A UDP packet of node 1 to `port` of node 2.
+fn to_port(port: u16) -> Vec<u8> {
+    let (from, to) = (addresses(1)[0], addresses(2)[0]);
+    udp::packet((from, 999).into(), (to, port).into(), b"data").unwrap()
+}
+
 #[test]
-fn the_service_address_is_served_here() {
+fn narrower_intercepts_take_packets_of_peers_before_wider_ones() {
+    let mut pair = Pair::new();
+    let own = addresses(2)[0];
+    pair.views[1].intercepts = intercepts(&[
+        (
+            own,
+            Match::Protocol(Protocol::UDP),
+            Clients::AdmittedPeers,
+            ALL,
+        ),
+        (
+            own,
+            Match::Port(Protocol::UDP, 22),
+            Clients::AdmittedPeers,
+            SSH,
+        ),
+        (
+            own,
+            Match::Port(Protocol::TCP, 80),
+            Clients::AdmittedPeers,
+            DNS,
+        ),
+        (own, Match::Any, Clients::Host, DNS),
+    ]);
+    for port in [22, 80, 22] {
+        pair.send(&plain(&to_port(port)));
+    }
+    pair.cross();
+    let expected = [(SSH, to_port(22)), (ALL, to_port(80)), (SSH, to_port(22))];
+    assert_eq!(pair.host.delivered, expected);
+    assert!(pair.host.frames.is_empty() && pair.drops[1].total() == 0);
+}
+
+#[test]
+fn packets_that_match_no_intercept_reach_the_host() {
+    let mut pair = Pair::new();
+    let own = addresses(2)[0];
+    let other = addresses(2)[1];
+    pair.views[1].intercepts = intercepts(&[
+        (
+            own,
+            Match::Port(Protocol::UDP, 22),
+            Clients::AdmittedPeers,
+            SSH,
+        ),
+        (own, Match::Port(Protocol::UDP, 53), Clients::Host, DNS),
+        (other, Match::Any, Clients::AdmittedPeers, ALL),
+    ]);
+    pair.send(&plain(&to_port(53)));
+    pair.cross();
+    assert!(pair.host.delivered.is_empty());
+    assert_eq!(pair.host.frames.len(), 1);
+}
+
+#[test]
+fn packets_of_one_flow_that_arrive_together_reach_the_same_service() {
+    let mut pair = Pair::new();
+    let own = addresses(2)[0];
+    let rows = [(
+        own,
+        Match::Port(Protocol::UDP, 22),
+        Clients::AdmittedPeers,
+        SSH,
+    )];
+    pair.views[1].intercepts = intercepts(&rows);
+    for _ in 0..8 {
+        pair.send(&plain(&to_port(22)));
+    }
+    pair.cross();
+    assert_eq!(pair.host.delivered, vec![(SSH, to_port(22)); 8]);
+}
+
+#[test]
+fn filter_and_cryptokey_routing_hold_in_front_of_services() {
+    let own = addresses(2)[0];
+    let row = (own, Match::Any, Clients::AdmittedPeers, SSH);
+    let mut refused = Pair::with_rules(&[]);
+    refused.views[1].intercepts = intercepts(&[row]);
+    refused.send(&plain(&to_port(22)));
+    refused.cross();
+    assert!(refused.host.delivered.is_empty());
+    assert_eq!(refused.drops[1].get(DropReason::FilteredIn), 1);
+
+    for clients in [Clients::AdmittedPeers, Clients::AllPeers] {
+        let mut spoofed = Pair::new();
+        spoofed.views[1].intercepts = intercepts(&[(own, Match::Any, clients, SSH)]);
+        let from = ([192, 0, 2, 77], 999).into();
+        let packet = udp::packet(from, (own, 22).into(), b"data").unwrap();
+        spoofed.send(&plain(&packet));
+        spoofed.cross();
+        assert!(spoofed.host.delivered.is_empty());
+        assert_eq!(spoofed.drops[1].get(DropReason::WrongSource), 1);
+    }
+}
+
+#[test]
+fn connections_to_a_service_for_all_peers_need_no_rule() {
+    let own = addresses(2)[0];
+    let syn = Recipe {
+        transport: Transport::Tcp {
+            sequence: 1,
+            flags: 0x02,
+            options: 0,
+        },
+        ports: (5000, 80),
+        ..segments(0, 0)
+    };
+    for (clients, delivered) in [(Clients::AllPeers, 1), (Clients::AdmittedPeers, 0)] {
+        let mut pair = Pair::with_rules(&[]);
+        let row = (own, Match::Port(Protocol::TCP, 80), clients, SSH);
+        pair.views[1].intercepts = intercepts(&[row]);
+        pair.send(&syn.frame(None));
+        pair.cross();
+        assert_eq!(pair.host.delivered.len(), delivered);
+        assert_eq!(pair.drops[1].total(), 1 - delivered as u64);
+    }
+}
+
+#[test]
+fn packets_of_the_host_to_a_service_address_end_here() {
     let mut pair = Pair::new();
     let service = [100, 100, 100, 100];
+    let rows = [(service.into(), Match::Any, Clients::Host, DNS)];
+    pair.views[0].intercepts = intercepts(&rows);
     let query = udp::packet((addresses(1)[0], 999).into(), (service, 53).into(), b"dns").unwrap();
     pair.send(&plain(&query));
-    assert_eq!(pair.net.local, [query]);
+    assert_eq!(pair.net.delivered, [(DNS, query)]);
     let echo = Echo {
         ident: 1,
         sequence: 2,

@@ -13,7 +13,7 @@ use std::time::Instant;
 use support::{HEADER, addresses, allow_all, expand, sessions, view};
 use warren_dataplane::{
     DropReason, Drops, InSink, Inbound, InboundOffloads, Joined, OutSink, Outbound, PeerCounters,
-    PeerView, RelaySend, RouteTable, SessionView, TunWrite, UdpSend, View, VnetHdr,
+    PeerView, RelaySend, RouteTable, ServiceId, SessionView, TunWrite, UdpSend, View, VnetHdr,
 };
 use warren_keys::noise::MessageKey;
 use warren_keys::{DiscoPublic, NodePublic};
@@ -148,7 +148,7 @@ impl OutSink for Net {
     fn need_session(&mut self, peer: PeerIndex) {
         self.wanted.push(peer);
     }
-    fn local(&mut self, _: &[u8]) {}
+    fn deliver(&mut self, _: ServiceId, _: &[u8]) {}
     fn tun(&mut self, _: &[u8]) {}
 }
 
@@ -162,6 +162,7 @@ struct Host {
 }
 
 impl InSink for Host {
+    fn deliver(&mut self, _: ServiceId, _: &[u8]) {}
     fn tun_write(&mut self, frame: &[u8]) -> TunWrite {
         self.frames.push(frame.to_vec());
         TunWrite::Taken

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use support::{Pair, Recipe, Transport, udp_address};
 use warren_dataplane::{
-    FairShare, InSink, Joined, Opening, OutSink, Received, RelaySend, SessionView, TunWrite,
-    UdpSend,
+    FairShare, InSink, Joined, Opening, OutSink, Received, RelaySend, ServiceId, SessionView,
+    TunWrite, UdpSend,
 };
 use warren_keys::{DiscoPublic, NodePublic};
 use warren_paths::Destination;
@@ -67,7 +67,7 @@ impl OutSink for Wire {
             .sum::<usize>();
     }
     fn need_session(&mut self, _: PeerIndex) {}
-    fn local(&mut self, _: &[u8]) {}
+    fn deliver(&mut self, _: ServiceId, _: &[u8]) {}
     fn tun(&mut self, _: &[u8]) {}
 }
 
@@ -78,6 +78,7 @@ struct Counted {
 }
 
 impl InSink for Counted {
+    fn deliver(&mut self, _: ServiceId, _: &[u8]) {}
     fn tun_write(&mut self, frame: &[u8]) -> TunWrite {
         self.frames += 1;
         self.bytes += frame.len();

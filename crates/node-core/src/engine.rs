@@ -37,10 +37,26 @@ use crate::packet_filter::PacketFilter;
 use crate::peers::{PeerTable, Unanswered};
 use crate::prefs::NodePrefs;
 use crate::report::{ControlReport, PeerReport, PingAnswer, PingError, Pong, region_of};
-use warren_dataplane::{PeerView, RouteTable, ServiceAddresses, SessionView, Sources, View};
+use warren_dataplane::{
+    Clients, Intercepts, Match, PeerView, RouteTable, ServiceAddresses, ServiceId, SessionView,
+    Sources, View,
+};
 
 /// How often at most an initiation is sent again to a peer that was heard.
 const NUDGE_GAP: Duration = Duration::from_millis(250);
+
+/// The name server inside the tunnel, the first service of this process.
+pub const MAGIC_DNS: ServiceId = ServiceId(1);
+
+/// Packets of the host that end in this process: those to the addresses of MagicDNS.
+fn intercepts() -> Intercepts {
+    let service = ServiceAddresses::default();
+    let mut intercepts = Intercepts::new();
+    for address in [service.v4.into(), service.v6.into()] {
+        intercepts.insert(address, Match::Any, Clients::Host, MAGIC_DNS);
+    }
+    intercepts
+}
 
 /// What an engine is made with.
 pub struct EngineConfig {
@@ -141,6 +157,7 @@ pub struct Engine {
     handshakes: Handshakes,
     sessions: FxHashMap<u32, SessionView>,
     routes: Arc<RouteTable>,
+    intercepts: Arc<Intercepts>,
     sources: Arc<Sources>,
     packet_filter: PacketFilter,
     flows: Arc<FlowTable>,
@@ -185,6 +202,7 @@ impl Engine {
             aead: config.aead,
             sessions: FxHashMap::default(),
             routes: Arc::new(RouteTable::new()),
+            intercepts: Arc::new(intercepts()),
             sources: Arc::default(),
             packet_filter: PacketFilter::default(),
             flows: Arc::new(flows),

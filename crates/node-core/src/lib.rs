@@ -25,7 +25,7 @@ mod peers;
 mod prefs;
 mod report;
 
-pub use engine::{Engine, EngineConfig, EngineCounters, Output};
+pub use engine::{Engine, EngineConfig, EngineCounters, MAGIC_DNS, Output};
 pub use host_config::{HostConfig, TUNNEL_MTU};
 pub use node::Node;
 pub use prefs::NodePrefs;

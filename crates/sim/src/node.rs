@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use warren_control_types::{Netmap, RegionId};
 use warren_dataplane::{
-    Drops, InSink, Inbound, InboundOffloads, Joined, OutSink, Outbound, RelaySend, TunWrite,
-    UdpSend, VNET_HDR_LEN, View, VnetHdr,
+    Drops, InSink, Inbound, InboundOffloads, Joined, OutSink, Outbound, RelaySend, ServiceId,
+    TunWrite, UdpSend, VNET_HDR_LEN, View, VnetHdr,
 };
 use warren_keys::{DiscoPublic, DiscoSecret, MachineSecret, NodePublic, NodeSecret};
 use warren_node_core::{Engine, EngineConfig, HostConfig, NodePrefs, Output};
@@ -72,7 +72,7 @@ impl OutSink for Sink {
         self.0.push(News::NeedSession(peer));
     }
 
-    fn local(&mut self, _packet: &[u8]) {}
+    fn deliver(&mut self, _service: ServiceId, _packet: &[u8]) {}
 
     fn tun(&mut self, frame: &[u8]) {
         self.0.push(News::Tun(frame.to_vec()));
@@ -80,6 +80,8 @@ impl OutSink for Sink {
 }
 
 impl InSink for Sink {
+    fn deliver(&mut self, _service: ServiceId, _packet: &[u8]) {}
+
     fn tun_write(&mut self, frame: &[u8]) -> TunWrite {
         self.0.push(News::Tun(frame.to_vec()));
         TunWrite::Taken

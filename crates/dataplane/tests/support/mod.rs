@@ -11,8 +11,8 @@ use rustc_hash::FxHashMap;
 use warren_control_types::{FilterRule, NetPortRange, PortRange, RegionId};
 use warren_dataplane::{
     Drops, GsoType, InSink, Inbound, InboundOffloads, Joined, OutSink, Outbound, PeerCounters,
-    PeerView, RelaySend, RouteTable, ServiceAddresses, SessionView, TunWrite, UdpSend,
-    VNET_HDR_LEN, View, VnetHdr,
+    PeerView, RelaySend, RouteTable, ServiceId, SessionView, TunWrite, UdpSend, VNET_HDR_LEN, View,
+    VnetHdr,
 };
 use warren_filter::{CapabilityHolders, Filter, FlowTable, LocalAddresses, LocalSet};
 use warren_keys::noise::MessageKey;
@@ -97,7 +97,7 @@ pub fn view(own: u8, peer: u8, session: &Arc<Session>, now: Instant, rules: &[Fi
         sources: Arc::default(),
         flows: Arc::new(FlowTable::new(&mut Fixed)),
         addresses: addresses(own).to_vec(),
-        service: ServiceAddresses::default(),
+        intercepts: Arc::default(),
         tunnel_mtu: 1280,
         peer_api_port: None,
     }
@@ -127,7 +127,7 @@ pub struct Net {
     /// What a relay is given.
     pub relayed: Vec<Vec<u8>>,
     pub wanted: Vec<PeerIndex>,
-    pub local: Vec<Vec<u8>>,
+    pub delivered: Vec<(ServiceId, Vec<u8>)>,
     pub tun: Vec<Vec<u8>>,
 }
 
@@ -153,8 +153,8 @@ impl OutSink for Net {
     fn need_session(&mut self, peer: PeerIndex) {
         self.wanted.push(peer);
     }
-    fn local(&mut self, packet: &[u8]) {
-        self.local.push(packet.to_vec());
+    fn deliver(&mut self, service: ServiceId, packet: &[u8]) {
+        self.delivered.push((service, packet.to_vec()));
     }
     fn tun(&mut self, frame: &[u8]) {
         self.tun.push(frame.to_vec());
@@ -184,6 +184,7 @@ pub struct Host {
     pub refuses: Vec<GsoType>,
     /// Whether it takes nothing at all.
     pub is_down: bool,
+    pub delivered: Vec<(ServiceId, Vec<u8>)>,
     pub refused: usize,
     pub given_up: Vec<Joined>,
 }
@@ -198,6 +199,9 @@ impl InSink for Host {
         }
         self.frames.push(frame.to_vec());
         TunWrite::Taken
+    }
+    fn deliver(&mut self, service: ServiceId, packet: &[u8]) {
+        self.delivered.push((service, packet.to_vec()));
     }
     fn joining_ends(&mut self, kind: Joined) {
         self.given_up.push(kind);

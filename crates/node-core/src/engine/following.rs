@@ -193,7 +193,7 @@ impl Engine {
             jailed_filter: Arc::clone(self.packet_filter.jailed()),
             flows: Arc::clone(&self.flows),
             addresses: own.map(single_addresses).unwrap_or_default(),
-            service: ServiceAddresses::default(),
+            intercepts: Arc::clone(&self.intercepts),
             tunnel_mtu: TUNNEL_MTU,
             peer_api_port: None,
         }

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use warren_control_types::RegionId;
 use warren_dataplane::{
     DropReason, FairShare, InSink, Inbound, InboundOffloads, Joined, Limit, Opening, Received,
-    TunWrite, View,
+    ServiceId, TunWrite, View,
 };
 use warren_host::poll::{Watch, wait};
 use warren_host::udp::{RecvBatch, UdpPair, UdpSocket};
@@ -388,6 +388,11 @@ impl InSide<'_> {
 }
 
 impl InSink for InSide<'_> {
+    fn deliver(&mut self, _: ServiceId, _: &[u8]) {
+        // No service takes packets of peers yet, so the engine registers none.
+        self.shared.drops.count(DropReason::Overrun);
+    }
+
     fn tun_write(&mut self, frame: &[u8]) -> TunWrite {
         self.shared.write_tun(frame)
     }

@@ -13,10 +13,11 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::Sender as AsyncSender;
-use warren_dataplane::{DropReason, OutSink, Outbound, RelaySend, UdpSend};
+use warren_dataplane::{DropReason, OutSink, Outbound, RelaySend, ServiceId, UdpSend};
 use warren_host::poll::{Watch, wait};
 use warren_host::udp::{Datagrams, UdpSocket};
 use warren_host::wake::Waker;
+use warren_node_core::MAGIC_DNS;
 use warren_node_core::node::NodeInput;
 use warren_tunnel::PeerIndex;
 
@@ -117,8 +118,9 @@ impl OutSink for OutSide<'_> {
         self.engine.send(NodeInput::NeedSession(peer));
     }
 
-    fn local(&mut self, packet: &[u8]) {
-        if self.dns.try_send(packet.to_vec()).is_err() {
+    fn deliver(&mut self, service: ServiceId, packet: &[u8]) {
+        let taken = service == MAGIC_DNS && self.dns.try_send(packet.to_vec()).is_ok();
+        if !taken {
             self.shared.drops.count(DropReason::Overrun);
         }
     }
