@@ -156,7 +156,7 @@ impl Session<'_> {
         })
     }
 
-    /// What is wrong with a text is said here, before a server is asked.
+    /// Reports errors in a text locally, before a request to the server.
     fn parse(&self, given: &GivenPolicy) -> Result<warren_policy::Policy, Failure> {
         let text = given.text.as_deref().unwrap_or_default();
         warren_policy::Policy::parse(text).map_err(|found| self.wrong(&given.file, text, &found))
@@ -227,7 +227,7 @@ impl Session<'_> {
             if !matches!(line.trim().to_ascii_lowercase().as_str(), "y" | "yes") {
                 return Err(Failure::Failed("nothing was changed".to_owned()));
             }
-            // What was shown is what is changed.
+            // The change applies to the version that was shown.
             base = answer["before"].as_i64();
             let command = Command::PolicySet {
                 policy,

@@ -4,7 +4,7 @@
 //! deployment tools exchange a link or a whole folder. So it is the folders
 //! that are watched, of the file and of every link on the way to it, and
 //! whatever happens in them, the file is read again; a text that is in force
-//! already is nothing new. What is wrong leaves the last good policy in force.
+//! already is nothing new. After an error the last valid policy stays in force.
 
 use std::ffi::OsString;
 use std::io::{self, Read as _};
@@ -37,16 +37,16 @@ type Folder = (PathBuf, Option<(u64, u64)>);
 
 /// Watches until the task is dropped.
 pub async fn watch(path: PathBuf, coordinator: Arc<CoordinatorHandle>) {
-    let mut told = String::new();
+    let mut reported = String::new();
     loop {
         if let Err(error) = follow(&path, &coordinator).await {
             let error = error.to_string();
-            if told != error {
+            if reported != error {
                 tracing::warn!(
                     "cannot watch the policy file {}: {error}; it is read once a second instead",
                     path.display()
                 );
-                told = error;
+                reported = error;
             }
             tokio::time::sleep(RETRY).await;
             reload(&path, &coordinator).await;
@@ -71,7 +71,7 @@ async fn follow(path: &Path, coordinator: &Arc<CoordinatorHandle>) -> io::Result
     }
     // To be read like any stream of bytes; what they say does not matter.
     let mut events = pipe::Receiver::from_owned_fd_unchecked(events)?;
-    // What happened before the watches stood.
+    // Changes before the watches were set up.
     reload(path, coordinator).await;
     let mut buffer = [0; 4096];
     while aside(path, folders_of).await? == folders {
@@ -84,7 +84,7 @@ async fn follow(path: &Path, coordinator: &Arc<CoordinatorHandle>) -> io::Result
     Ok(())
 }
 
-/// Asks the file system where that keeps nobody waiting.
+/// Runs a file system operation on a thread that may block.
 async fn aside<R: Send + 'static>(path: &Path, work: fn(&Path) -> R) -> io::Result<R> {
     let path = path.to_owned();
     let done = tokio::task::spawn_blocking(move || work(&path)).await;
@@ -96,7 +96,7 @@ async fn aside<R: Send + 'static>(path: &Path, work: fn(&Path) -> R) -> io::Resu
 fn folders_of(path: &Path) -> Vec<Folder> {
     let start = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let mut here = PathBuf::new();
-    // What is still to go, the next step last.
+    // The remaining path components, the next one last.
     let mut steps = Vec::new();
     let put = |steps: &mut Vec<OsString>, path: &Path| {
         let parts = path.components().rev();
@@ -139,8 +139,8 @@ fn folders_of(path: &Path) -> Vec<Folder> {
     named.collect()
 }
 
-/// What the file says; else why it cannot be told. It has to be a file that can
-/// be read again at any time: a pipe is refused, not waited for.
+/// The text of the file, or the reason why it cannot be read. It has to be a
+/// file that can be read again at any time: a pipe is refused, not waited for.
 pub(crate) fn read(path: &Path) -> Result<String, String> {
     let name = path.display();
     let bytes = read_bytes(path).map_err(|error| format!("cannot read {name}: {error}"))?;
@@ -151,7 +151,7 @@ pub(crate) fn read(path: &Path) -> Result<String, String> {
 }
 
 fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
-    // A pipe that nobody writes to must not be waited for.
+    // A pipe without a writer must not block the reader.
     let flags = i32::try_from(OFlags::NONBLOCK.bits()).map_err(io::Error::other)?;
     let file = std::fs::File::options()
         .read(true)
@@ -170,7 +170,7 @@ fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 /// Takes what the file in charge says; whether that is new. It is read and
-/// tried before anybody has to wait for it.
+/// tried before the coordinator is locked.
 pub(crate) async fn take(
     coordinator: &CoordinatorHandle,
     path: &Path,

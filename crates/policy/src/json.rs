@@ -43,7 +43,7 @@ impl Spanned {
         self.value == Value::Null
     }
 
-    /// What kind of value this is, for messages.
+    /// The kind of the value, for messages.
     pub(crate) fn kind(&self) -> &'static str {
         match self.value {
             Value::Null => "null",

@@ -162,7 +162,7 @@ impl<'a> EquivalenceClasses<'a> {
         }
     }
 
-    /// The class that stands for the source's own machines.
+    /// The class of the source's own machines.
     pub(super) fn own(&self) -> usize {
         self.list.len().saturating_sub(1)
     }

@@ -170,7 +170,7 @@ impl<'a> Nearness<'a> {
         text
     }
 
-    /// What the destination opens instead of the packet's protocol or port.
+    /// A text about the protocols or ports that the destination opens instead.
     fn closed_ports_text(&self, reach: &Reach, packet: &Packet) -> String {
         let other = reach
             .protocol
