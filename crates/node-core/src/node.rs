@@ -431,6 +431,9 @@ impl Node {
         self.netmap_is_cached = false;
         self.persistence.netmap_forgotten();
         self.outputs.push_back(NodeOutput::ForgetNetmap);
+        // The system's addresses go and come back, so that their setting is reported
+        // for the new key too.
+        self.outputs.push_back(NodeOutput::Host);
         self.describe(now);
     }
 
