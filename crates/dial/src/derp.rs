@@ -51,8 +51,10 @@ use warren_derp::client::{self, Client, ClientConfig, ClientError, Event};
 use warren_derp::{
     FrameBuffer, FrameTooLong, Frames, Limits, LoginError, OverLong, SendQueue, TokenBucket,
 };
-use warren_keys::{Entropy, NodePublic};
+use warren_keys::NodePublic;
 use warren_wire::derp::{Frame, HEADER_LEN, KEY_LEN};
+
+use crate::SystemEntropy;
 
 use moderation::Moderation;
 
@@ -351,7 +353,10 @@ impl<'a> Iterator for Batch<'a> {
             let Some(frame) = self.frames.next() else {
                 break;
             };
-            match self.client.handle_frame(self.now, frame, &mut OsEntropy) {
+            match self
+                .client
+                .handle_frame(self.now, frame, &mut SystemEntropy)
+            {
                 Ok(None) => {}
                 Ok(Some(event)) => {
                     if let Event::Connected(info) = &event {
@@ -372,17 +377,6 @@ impl<'a> Iterator for Batch<'a> {
         }
         answer(self.client, self.shared);
         None
-    }
-}
-
-/// The system's random generator.
-struct OsEntropy;
-
-impl Entropy for OsEntropy {
-    fn fill(&mut self, out: &mut [u8]) {
-        // Without random bytes no key or nonce is safe: better to stop.
-        #[allow(clippy::expect_used)]
-        getrandom::fill(out).expect("the system's random generator works");
     }
 }
 
@@ -427,13 +421,13 @@ async fn start_at(
     let mut buffer = FrameBuffer::new(client::MAX_PAYLOAD, OverLong::Fatal);
     buffer.push(leftover);
     let mut client = match relay_key {
-        Some(key) => Client::fast_start(now, config, key, &mut OsEntropy)
+        Some(key) => Client::fast_start(now, config, key, &mut SystemEntropy)
             .map_err(|error: LoginError| ClientError::from(error))?,
         None => Client::new(now, config),
     };
     while !client.has_logged_in() {
         if let Some(frame) = buffer.next_frame()? {
-            client.handle_frame(now, frame, &mut OsEntropy)?;
+            client.handle_frame(now, frame, &mut SystemEntropy)?;
             continue;
         }
         let n = reading.read(buffer.spare()).await?;

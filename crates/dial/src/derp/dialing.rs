@@ -29,7 +29,8 @@ use warren_derp::client::ClientConfig;
 use warren_keys::{DerpMeshKey, Entropy as _, NodePublic, NodeSecret};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::{DerpReceiver, DerpSender, OsEntropy, RecvError, Stream, WebSocketBytes, start_at};
+use super::{DerpReceiver, DerpSender, RecvError, Stream, WebSocketBytes, start_at};
+use crate::SystemEntropy;
 use crate::tls::{self, RELAY_KEY_PREFIX, TlsError, Trust};
 use crate::upgrade::{self, UpgradeError, UpgradeRequest};
 use crate::{DialError, Dialer};
@@ -446,7 +447,7 @@ async fn websocket(
     node: &DerpNode,
     host: &str,
 ) -> Result<(Box<dyn Stream>, Vec<u8>), NodeError> {
-    let key = BASE64.encode(&OsEntropy.bytes::<16>());
+    let key = BASE64.encode(&SystemEntropy.bytes::<16>());
     let request = UpgradeRequest {
         method: "GET",
         path: "/derp",

@@ -169,7 +169,7 @@ mod tests {
 
     use super::*;
     use crate::daemon::Message;
-    use crate::daemon::entropy::SystemEntropy;
+    use warren_dial::SystemEntropy;
 
     #[tokio::test]
     async fn a_session_with_a_bad_address_reports_it() {

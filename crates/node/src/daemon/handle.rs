@@ -12,7 +12,6 @@ use warren_control_types::{DerpMap, DnsConfig};
 use warren_keys::Entropy as _;
 
 use super::engine_task::EngineTask;
-use super::entropy::SystemEntropy;
 use super::{Inbox, Message};
 use crate::localapi::c2n::Echo;
 use crate::localapi::endpoint::{Endpoint, EventStream, Handler};
@@ -28,6 +27,7 @@ use crate::localapi::metrics;
 use crate::localapi::notify::Notify;
 use crate::localapi::prefs::ShownPrefs;
 use crate::localapi::types::{LoginProfile, NetcheckReport, PingResult, Status, WhoIsResponse};
+use warren_dial::SystemEntropy;
 
 /// Work for the engine task.
 pub type Request = dyn FnOnce(&mut EngineTask) + Send;

@@ -24,9 +24,9 @@ use warren_dns::{
 };
 use warren_wire::ip::{IpPacket, tcp, udp};
 
-use super::entropy::SystemEntropy;
 use super::pump::Shared;
 use super::wall_clock;
+use warren_dial::SystemEntropy;
 
 /// Questions that may wait; a program that asks faster is not answered.
 pub const WAITING_QUESTIONS: usize = 512;

@@ -20,7 +20,6 @@
 mod aead;
 mod control_session;
 mod engine_task;
-mod entropy;
 mod handle;
 mod host_task;
 mod hostinfo;

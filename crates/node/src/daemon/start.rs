@@ -21,7 +21,7 @@ use warren_node_core::{Node, TUNNEL_MTU};
 
 use super::aead::{self, BadAead};
 use super::engine_task::{EngineTask, EngineTaskConfig, local_network, node_settings};
-use super::entropy::SystemEntropy;
+use warren_dial::SystemEntropy;
 use super::handle::NodeHandle;
 use super::host_task::Host;
 use super::pump::{BadThreads, Pump, Queues, Shared, Threads};

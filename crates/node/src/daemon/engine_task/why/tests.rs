@@ -10,7 +10,7 @@ use warren_node_core::{EngineConfig, NodePrefs};
 
 use super::super::filter::filter_report;
 use super::*;
-use crate::daemon::entropy::SystemEntropy;
+use warren_dial::SystemEntropy;
 use crate::localapi::filter::FilterReport;
 
 /// Node 1, with a database (2), a router for 10.1.0.0/16 (3), which can be
