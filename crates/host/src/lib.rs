@@ -26,7 +26,6 @@ pub mod lock;
 mod netlink;
 pub mod peer_creds;
 pub mod poll;
-pub mod resident;
 pub mod resolver;
 pub mod router;
 mod sysctl;

@@ -333,9 +333,6 @@ impl EngineTask {
             Notice::State(state) => {
                 let state = shown_state(Some(state));
                 tracing::info!(%state, "state");
-                if state == State::Running {
-                    tokio::spawn(release_startup_memory());
-                }
                 self.listeners.notify(|notify| notify.state = Some(state));
             }
             Notice::BrowseTo(url) => {
@@ -386,19 +383,5 @@ fn shown_state(state: Option<NodeState>) -> State {
         Some(NodeState::Stopped) => State::Stopped,
         Some(NodeState::Starting) => State::Starting,
         Some(NodeState::Running) => State::Running,
-    }
-}
-
-/// Time after joining when memory that only the start needed is released: by then
-/// the relays are measured and the first paths found.
-const STARTED: Duration = Duration::from_secs(2);
-
-/// Most of the program's code is not needed any more when a node has joined.
-async fn release_startup_memory() {
-    tokio::time::sleep(STARTED).await;
-    match tokio::task::spawn_blocking(warren_host::resident::release_program).await {
-        Ok(Ok(bytes)) => tracing::debug!(bytes, "program released from memory until needed"),
-        Ok(Err(error)) => tracing::debug!(%error, "cannot release the program from memory"),
-        Err(_) => {}
     }
 }

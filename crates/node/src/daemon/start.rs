@@ -21,7 +21,6 @@ use warren_node_core::{Node, TUNNEL_MTU};
 
 use super::aead::{self, BadAead};
 use super::engine_task::{EngineTask, EngineTaskConfig, local_network, node_settings};
-use warren_dial::SystemEntropy;
 use super::handle::NodeHandle;
 use super::host_task::Host;
 use super::pump::{BadThreads, Pump, Queues, Shared, Threads};
@@ -29,6 +28,7 @@ use super::relays::Relays;
 use super::state::{StateError, StateFolder};
 use super::{Inbox, Message, magic_dns};
 use crate::localapi::server;
+use warren_dial::SystemEntropy;
 
 /// How a daemon runs.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -10,8 +10,8 @@ use warren_node_core::{EngineConfig, NodePrefs};
 
 use super::super::filter::filter_report;
 use super::*;
-use warren_dial::SystemEntropy;
 use crate::localapi::filter::FilterReport;
+use warren_dial::SystemEntropy;
 
 /// Node 1, with a database (2), a router for 10.1.0.0/16 (3), which can be
 /// an exit node too, and a laptop that is away (4).
