@@ -30,39 +30,39 @@ pub struct Cli {
     /// Print JSON instead of text.
     #[arg(long, global = true)]
     pub json: bool,
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Top,
 }
 
-/// The areas.
+/// The areas of the command line.
 #[derive(Debug, Subcommand)]
 pub enum Top {
     /// Run the server. Needs no configuration.
     Serve(Box<Serve>),
-    /// Who owns machines.
+    /// Manage users, who own nodes.
     #[command(subcommand, visible_alias = "user")]
     Users(Users),
-    /// The machines.
+    /// Manage nodes.
     #[command(subcommand, visible_alias = "node")]
     Nodes(Nodes),
-    /// Keys with which machines join without a person.
+    /// Manage keys with which machines join without approval.
     #[command(subcommand, visible_aliases = ["preauthkey", "authkeys"])]
     Preauthkeys(Preauthkeys),
-    /// Who may reach whom.
+    /// Manage the access policy.
     #[command(subcommand)]
     Policy(Policy),
-    /// SSH sessions that the policy lets in after a check only.
+    /// Manage SSH sessions that the policy allows only after a check.
     #[command(subcommand, visible_alias = "ssh-check")]
     SshChecks(SshChecks),
-    /// How the server is.
+    /// Show server health.
     Health,
-    /// Look into what is connected.
+    /// Examine connected nodes.
     #[command(subcommand)]
     Debug(Debugging),
     /// Print a completion script for a shell.
     Completion {
-        /// Which shell.
+        /// The shell.
         shell: clap_complete::Shell,
     },
 }
@@ -73,7 +73,7 @@ pub struct Serve {
     /// Address and TCP port for nodes. [default: port 8080 on all addresses]
     #[arg(long, value_name = "IP:PORT", value_parser = parse_listen)]
     pub listen: Option<SocketAddr>,
-    /// Where nodes reach this server. [default: made from the address of this
+    /// URL at which nodes reach this server. [default: made from the address of this
     /// machine and the port]
     #[arg(long, value_name = "URL")]
     pub server_url: Option<String>,
@@ -97,34 +97,34 @@ pub struct Serve {
     /// Zone of the nodes' names.
     #[arg(long, default_value = "warren.internal", value_name = "NAME", value_parser = parse_domain)]
     pub base_domain: String,
-    /// How long an ephemeral node may be away before it is deleted.
+    /// How long an ephemeral node may be offline before it is deleted.
     #[arg(long, default_value = "2m", value_name = "TIME", value_parser = parse_duration)]
     pub ephemeral_timeout: Duration,
-    /// How long a login of a user's node works; "0" is for ever.
+    /// How long the login of a user's node is valid; "0" means that it does not expire.
     #[arg(long, default_value = "180d", value_name = "TIME", value_parser = parse_duration)]
     pub key_expiry: Duration,
     /// Connections at a time. One in four is for clients that have not yet shown
     /// that they are nodes of this network.
     #[arg(long, default_value_t = DEFAULT_MAX_CONNECTIONS, value_name = "N")]
     pub max_connections: usize,
-    /// User that the printed key belongs to; made if there is none.
+    /// User that owns the printed key; created if no user exists.
     #[arg(long, default_value = "default", value_name = "NAME")]
     pub user: String,
 }
 
-/// Where STUN is answered.
+/// Where STUN requests are answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StunListen {
-    /// Nowhere.
+    /// STUN is not answered.
     Off,
-    /// Here.
+    /// On this address and port.
     At(SocketAddr),
 }
 
 /// `users`.
 #[derive(Debug, Subcommand)]
 pub enum Users {
-    /// Make a user.
+    /// Create a user.
     Create {
         /// Login name.
         name: String,
@@ -132,19 +132,19 @@ pub enum Users {
     /// Show all users.
     #[command(visible_alias = "ls")]
     List,
-    /// Give a user another name.
+    /// Rename a user.
     Rename {
-        /// Present name, number, id:NUMBER or name:NAME.
+        /// Current name, number, id:NUMBER or name:NAME.
         name: String,
-        /// Name to be.
+        /// New name.
         new_name: String,
     },
-    /// Say what a user administers, for the policy: `autogroup:admin` and its kin
-    /// mean users by their roles.
+    /// Set the role of a user. Autogroups of the policy such as `autogroup:admin`
+    /// select users by role.
     SetRole {
         /// Name, number, id:NUMBER or name:NAME.
         name: String,
-        /// The role; everybody is a member at first.
+        /// The role; new users are members.
         #[arg(value_parser = roles())]
         role: Role,
     },
@@ -162,7 +162,7 @@ pub enum Nodes {
     /// Show all nodes.
     #[command(visible_alias = "ls")]
     List {
-        /// Only those of this user.
+        /// Show only the nodes of this user.
         #[arg(long)]
         user: Option<String>,
     },
@@ -171,11 +171,11 @@ pub enum Nodes {
         /// Name, number, address, id:NUMBER or name:NAME.
         node: String,
     },
-    /// Give a node another name.
+    /// Rename a node.
     Rename {
         /// Name, number, address, id:NUMBER or name:NAME.
         node: String,
-        /// Name to be.
+        /// New name.
         name: String,
     },
     /// Make a node log in again.
@@ -190,21 +190,21 @@ pub enum Nodes {
         /// Name, number, address, id:NUMBER or name:NAME.
         node: String,
     },
-    /// Show machines that wait to be let in.
+    /// Show machines that wait for approval.
     Waiting,
-    /// Let a waiting machine in.
+    /// Approve a machine that waits.
     #[command(visible_alias = "register")]
     Approve {
         /// The id at the end of the address that the machine shows.
         #[arg(required_unless_present = "key")]
         id: Option<String>,
-        /// Another way to name the id.
+        /// The id, in the spelling of other servers.
         #[arg(long, hide = true)]
         key: Option<String>,
-        /// Who owns it.
+        /// The user that owns the node.
         #[arg(long)]
         user: String,
-        /// Tags that own it instead.
+        /// Tags that own the node instead.
         #[arg(
             long = "tag",
             visible_alias = "tags",
@@ -213,13 +213,13 @@ pub enum Nodes {
         )]
         tags: Vec<String>,
     },
-    /// Show routes that nodes offer, and which of them count.
+    /// Show the routes that nodes offer, and which are approved.
     #[command(visible_alias = "list-routes")]
     Routes {
         /// Name, number, address, id:NUMBER or name:NAME; all nodes with routes if left out.
         node: Option<String>,
     },
-    /// Set which routes of a node count. Without routes: none.
+    /// Set the approved routes of a node; without routes, approve none.
     ApproveRoutes {
         /// Name, number, address, id:NUMBER or name:NAME.
         node: String,
@@ -231,11 +231,11 @@ pub enum Nodes {
             value_name = "ROUTE"
         )]
         routes: Vec<String>,
-        /// The same without a flag.
+        /// The same, without the flag.
         #[arg(value_name = "ROUTE", value_delimiter = ',')]
         more: Vec<String>,
     },
-    /// Give a node to tags; without any, back to its user.
+    /// Set the tags that own a node; without tags, it belongs to its user again.
     Tag {
         /// Name, number, address, id:NUMBER or name:NAME.
         node: String,
@@ -247,7 +247,7 @@ pub enum Nodes {
             value_name = "tag:NAME"
         )]
         tags: Vec<String>,
-        /// The same without a flag.
+        /// The same, without the flag.
         #[arg(value_name = "tag:NAME", value_delimiter = ',')]
         more: Vec<String>,
     },
@@ -256,15 +256,15 @@ pub enum Nodes {
 /// `preauthkeys`.
 #[derive(Debug, Subcommand)]
 pub enum Preauthkeys {
-    /// Make a key. It is shown this once.
+    /// Create a key. It is shown only once.
     Create {
-        /// Whose nodes it makes.
+        /// The user that owns its nodes.
         #[arg(long)]
         user: Option<String>,
-        /// It works more than once.
+        /// Allow more than one use.
         #[arg(long)]
         reusable: bool,
-        /// Its nodes are deleted when they stay away.
+        /// Delete its nodes when they stay offline.
         #[arg(long)]
         ephemeral: bool,
         /// Its nodes belong to these tags.
@@ -275,16 +275,16 @@ pub enum Preauthkeys {
             value_name = "tag:NAME"
         )]
         tags: Vec<String>,
-        /// How long it works, as 30m, 24h or 7d; "0" is for ever.
+        /// How long the key is valid, as 30m, 24h or 7d; "0" means that it does not expire.
         #[arg(long, visible_alias = "expiration", default_value = "1h", value_parser = parse_duration)]
         expiry: Duration,
     },
     /// Show all keys, without their secrets.
     #[command(visible_alias = "ls")]
     List,
-    /// Make a key stop working. Nodes that used it stay.
+    /// Expire a key. Nodes that used it stay.
     Expire {
-        /// Its number.
+        /// The number of the key.
         id: i64,
     },
 }
@@ -292,11 +292,11 @@ pub enum Preauthkeys {
 /// `ssh-checks`.
 #[derive(Debug, Subcommand)]
 pub enum SshChecks {
-    /// Show the sessions that wait.
+    /// Show the sessions that wait for a check.
     #[command(visible_alias = "ls")]
     List,
-    /// The person is who it should be: let the session in. For as long as the
-    /// rule says, the same person is let in to the same machine without asking.
+    /// Approve a session, once the person is confirmed. For the time that the rule
+    /// says, further sessions of this person to this machine need no check.
     Approve {
         /// The id at the end of the address that the person was shown.
         id: String,
@@ -311,12 +311,12 @@ pub enum SshChecks {
 /// `debug`.
 #[derive(Debug, Subcommand)]
 pub enum Debugging {
-    /// Put a request to a connected node and show its answer: /echo is known to
-    /// all, other paths depend on the program.
+    /// Send a c2n request to a connected node and show the response. All clients
+    /// support /echo; other paths depend on the program.
     C2n {
         /// Name, number, address, id:NUMBER or name:NAME.
         node: String,
-        /// What to ask for, as /echo.
+        /// The path of the request, as /echo.
         path: String,
         /// Body to send; makes it a POST.
         #[arg(long, value_name = "TEXT")]
@@ -333,44 +333,44 @@ pub enum Policy {
         #[arg(long, value_name = "N")]
         version: Option<i64>,
     },
-    /// Use a policy from now on. All nodes hear of it at once. Its tests are run
-    /// and the difference is shown first.
+    /// Set the policy. Its tests are run and the difference is shown first; all
+    /// nodes are updated at once.
     Set {
         /// HuJSON file; "-" is the input.
         #[arg(required_unless_present_any = ["allow_all", "version"])]
         file: Option<PathBuf>,
-        /// Back to no policy: every node may reach every node.
+        /// Remove the policy: every node may reach every node.
         #[arg(long, conflicts_with_all = ["file", "version"])]
         allow_all: bool,
-        /// Back to an earlier policy: a number from `policy history`.
+        /// Restore an earlier policy: a number from `policy history`.
         #[arg(long, value_name = "N", conflicts_with = "file")]
         version: Option<i64>,
         /// Show what would change, and change nothing.
         #[arg(long)]
         dry_run: bool,
-        /// Do not ask. Without a terminal nothing is asked anyway.
+        /// Do not ask for confirmation. Without a terminal, no question is asked.
         #[arg(long, short)]
         yes: bool,
     },
-    /// Say what is wrong with a policy, without using it or a server.
+    /// Check a policy for errors, without setting it and without a server.
     Check {
         /// HuJSON file; "-" is the input.
         file: PathBuf,
     },
-    /// Run the tests of a policy against the users and nodes of the moment.
+    /// Run the tests of a policy against the current users and nodes.
     Test {
         /// HuJSON file, "-" is the input; the policy in force if left out.
         file: Option<PathBuf>,
     },
-    /// Show who gains and who loses access to what. Two files are compared
-    /// without a server.
+    /// Show which access a policy adds and removes. Two files are compared without
+    /// a server.
     Diff {
         /// The new policy, or the old one if another follows.
         file: PathBuf,
         /// The new policy.
         new: Option<PathBuf>,
     },
-    /// Say why a machine reaches another one, or what would let it.
+    /// Explain why a machine reaches another, or which change would allow it.
     Why {
         /// A machine, address, user, group, tag or host.
         source: String,
@@ -379,7 +379,7 @@ pub enum Policy {
         destination: String,
         /// tcp, udp, icmp or another. [default: tcp]
         protocol: Option<String>,
-        /// Ask this file instead of the policy in force.
+        /// Use this file instead of the policy in force.
         #[arg(long, value_name = "FILE")]
         file: Option<PathBuf>,
     },
@@ -453,9 +453,9 @@ fn parse_domain(text: &str) -> Result<String, String> {
     Ok(name)
 }
 
-/// Reads `90s`, `30m`, `24h`, `7d`, `1h30m`; a bare `0` is nothing.
+/// Reads `90s`, `30m`, `24h`, `7d`, `1h30m`; a bare `0` is a duration of zero.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("\"{text}\" is no time; write it as 90s, 30m, 24h or 7d");
+    let wrong = || format!("\"{text}\" is not a valid duration; write it as 90s, 30m, 24h or 7d");
     if text == "0" {
         return Ok(Duration::ZERO);
     }
@@ -502,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn the_shapes_that_scripts_use() {
+    fn command_lines_of_scripts_are_accepted() {
         for line in [
             "warren-control serve",
             "warren-control serve --state-dir D --listen 127.0.0.1:80 --server-url http://x --derp-map F --stun-listen 0.0.0.0:3478",
@@ -537,7 +537,7 @@ mod tests {
     }
 
     #[test]
-    fn durations() {
+    fn durations_are_read_with_their_units() {
         for (text, seconds) in [
             ("90s", 90),
             ("30m", 1800),

@@ -26,9 +26,9 @@ use warren_control_core::{
 use warren_control_types::{MapRequest, PingRequest, RegisterRequest, RegisterResponse};
 use warren_keys::{MachinePublic, NodePublic};
 
+use crate::c2n::{self, C2nError, C2nRequests};
 use crate::clock::wall_clock;
 use crate::output::{Hints, printable};
-use crate::questions::{self, QuestionError, Questions};
 use crate::store::{Saved, StoreError, WriteQueue};
 
 /// The signals of the coordinator to a session.
@@ -51,7 +51,7 @@ pub struct CoordinatorHandle {
     timer: Notify,
     lines: mpsc::UnboundedSender<String>,
     hints: Hints,
-    questions: Questions,
+    c2n: C2nRequests,
 }
 
 /// The result of a registration.
@@ -105,7 +105,7 @@ impl CoordinatorHandle {
             timer: Notify::new(),
             lines,
             hints,
-            questions: Questions::default(),
+            c2n: C2nRequests::default(),
         })
     }
 
@@ -276,7 +276,7 @@ impl CoordinatorHandle {
     /// # Errors
     /// The node cannot be asked or does not answer: the text says why.
     pub async fn ask(&self, node: &str, payload: Vec<u8>) -> Result<(u16, Vec<u8>), String> {
-        let waiting = self.questions.open();
+        let waiting = self.c2n.open();
         let question = PingRequest {
             url: self.read(|coordinator| waiting.url(&coordinator.config().server_url)),
             url_is_noise: true,
@@ -292,17 +292,17 @@ impl CoordinatorHandle {
         });
         asked.map_err(|error| error.to_string())?;
         let answer = waiting.answer().await;
-        let answer = answer.ok_or_else(|| QuestionError::Silence(node.to_owned()).to_string())?;
-        let (status, body) = questions::read_response(&answer).map_err(|why| {
+        let answer = answer.ok_or_else(|| C2nError::Silence(node.to_owned()).to_string())?;
+        let (status, body) = c2n::read_response(&answer).map_err(|why| {
             let node = node.to_owned();
-            QuestionError::Nonsense { node, why }.to_string()
+            C2nError::InvalidResponse { node, why }.to_string()
         })?;
         Ok((status, body.to_vec()))
     }
 
     /// Takes a node's answer to a question; whether a request waited for it.
     pub fn answered(&self, path: &str, machine: MachinePublic, answer: bytes::Bytes) -> bool {
-        self.questions.answered(path, machine, answer)
+        self.c2n.answered(path, machine, answer)
     }
 
     /// Waits until everything is on disk.

@@ -1,6 +1,6 @@
-//! What is served inside the Noise channel: `/machine/register`,
-//! `/machine/map`, `/machine/ssh/action`, and clear refusals for what is not
-//! there yet.
+//! The requests inside the Noise channel: `/machine/register`,
+//! `/machine/map`, `/machine/ssh/action`, and clear refusals for requests that
+//! this server does not support.
 //!
 //! The map stream is pulled: a frame is made when HTTP/2 has room for it, from
 //! what is true at that moment. A client that reads slowly gets fewer, newer
@@ -26,14 +26,14 @@ use warren_keys::MachinePublic;
 use crate::coordinator::{CoordinatorHandle, Registration, Session};
 use crate::ssh_action;
 
-/// The longest request body; the reference's servers take as much.
+/// The longest request body, in bytes; the official servers take as much.
 const MAX_BODY: usize = 1 << 20;
-/// The longest registration. It comes from machines that nobody knows yet, and
-/// is kept while they wait for approval; a real one has a few kilobytes.
+/// The longest registration, in bytes. It comes from unknown machines and is kept
+/// while they wait for approval; usual ones have a few kilobytes.
 const MAX_REGISTRATION: usize = 1 << 16;
-/// How long a request body may take. What is sent here fits into a few packets.
+/// How long a request body may take. The bodies fit into a few packets.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-/// When to come again, in seconds, if too many machines wait for approval.
+/// Seconds until the next try, if too many machines wait for approval.
 const BUSY_RETRY: &str = "30";
 /// Silence on a stream ends with a keepalive after 50 to 59 s; a client gives
 /// up after 120 s.
@@ -43,10 +43,10 @@ const KEEPALIVE: &[u8] = br#"{"KeepAlive":true}"#;
 /// Maps are text that is sent once; more effort saves little.
 const ZSTD_LEVEL: i32 = 3;
 
-/// A response body, whole or endless.
+/// A response body, complete or a stream.
 pub type ReplyBody = UnsyncBoxBody<Bytes, Infallible>;
 
-/// A body that is there already.
+/// A body whose content is complete.
 pub fn whole(content: impl Into<Bytes>) -> ReplyBody {
     Full::new(content.into()).boxed_unsync()
 }
@@ -117,7 +117,7 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Box<Response<ReplyBody>>
     serde_json::from_slice(body).map_err(|error| {
         Box::new(text(
             StatusCode::BAD_REQUEST,
-            format!("the request is not what it should be: {error}"),
+            format!("the request is not valid: {error}"),
         ))
     })
 }
@@ -170,22 +170,21 @@ where
         (_, path) if path.starts_with("/machine/") => {
             text(StatusCode::NOT_IMPLEMENTED, not_available(path))
         }
-        // Answers to questions this server asks nodes arrive here, at paths it
-        // made up.
+        // Responses to c2n requests arrive here, at paths that the server chose.
         (Method::POST, path) if path.starts_with("/c2n/") => {
             if coordinator.answered(path, machine, body) {
                 let mut response = Response::new(whole(Bytes::new()));
                 *response.status_mut() = StatusCode::NO_CONTENT;
                 response
             } else {
-                text(StatusCode::NOT_FOUND, "nobody waits for this answer")
+                text(StatusCode::NOT_FOUND, "no request waits for this response")
             }
         }
-        (_, path) => text(StatusCode::NOT_FOUND, format!("{path} is not known here")),
+        (_, path) => text(StatusCode::NOT_FOUND, format!("{path} not found")),
     }
 }
 
-/// What is not there, for the person who wanted it.
+/// The reason why a request is not supported, as shown to the user.
 fn not_available(path: &str) -> String {
     let what = match path.trim_start_matches("/machine/") {
         "set-dns" => {
@@ -239,7 +238,7 @@ fn map(
         other => {
             return text(
                 StatusCode::BAD_REQUEST,
-                format!("compression \"{other}\" is not known; use \"zstd\" or none"),
+                format!("compression \"{other}\" is not supported; use \"zstd\" or none"),
             );
         }
     };
@@ -304,7 +303,8 @@ fn stream_body(session: Session, compressed: bool) -> ReplyBody {
     StreamBody::new(frames).boxed_unsync()
 }
 
-/// Up to 9 s, so that a restarted server does not hear from all nodes at once.
+/// Up to 9 s, so that the keepalives of all nodes are not due at once after a
+/// restart.
 fn jitter() -> Duration {
     let mut byte = [0_u8; 1];
     // Without randomness they would only all be on time.
@@ -346,14 +346,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_that_does_not_end_is_not_waited_for() {
+    async fn a_body_that_does_not_end_is_refused_after_a_time() {
         tokio::time::pause();
         let refusal = read_body(Endless, 100).await.unwrap_err();
         assert_eq!(refusal.status(), StatusCode::REQUEST_TIMEOUT);
     }
 
     #[test]
-    fn what_is_not_there_says_what_that_means() {
+    fn unsupported_requests_name_the_missing_feature() {
         assert!(not_available("/machine/set-dns").contains("certificates"));
         assert!(not_available("/machine/id-token").contains("identity"));
         assert!(not_available("/machine/tka/sync/offer").contains("tailnet lock"));

@@ -35,9 +35,9 @@ use crate::coordinator::CoordinatorHandle;
 use crate::machine::{self, ReplyBody, text, whole};
 use warren_dial::connections::Slot;
 
-/// What both sides upgrade to.
+/// The protocol to upgrade to.
 const PROTOCOL: &str = "tailscale-control-protocol";
-/// Where the client's first message is, in a header or a query.
+/// The header or query parameter with the client's first message.
 const HANDSHAKE: &str = "X-Tailscale-Handshake";
 /// A stream of maps may be silent for 59 s; a dead peer should not be online
 /// for much longer than that, and HTTP/2 pings cost next to nothing.
@@ -48,7 +48,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// registration and a few updates.
 const MAX_STREAMS: u32 = 64;
 
-/// What the upgrade needs.
+/// The state that upgrades need.
 #[derive(Debug)]
 pub struct Upgrader {
     /// The coordinator.

@@ -1,4 +1,4 @@
-//! What people read: aligned tables, relative times, no colour.
+//! Text output: aligned tables, relative times, no colour.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -12,9 +12,9 @@ use crate::admin::{
     UserView, WaitingView,
 };
 
-/// Where the state is unless `--state-dir` says otherwise.
+/// The default of `--state-dir`.
 pub const DEFAULT_STATE_DIR: &str = "./warren-control";
-/// How commands begin.
+/// The beginning of commands in messages.
 const PROGRAM: &str = "warren-control ";
 /// Subcommands that ask a server.
 const AREAS: [&str; 7] = [
@@ -27,8 +27,8 @@ const AREAS: [&str; 7] = [
     "debug ",
 ];
 
-/// What a terminal may be shown of a text that a machine made up: no control
-/// characters, which could move the cursor, rewrite lines or more.
+/// Text from a machine, made safe for a terminal: without control characters, which
+/// could move the cursor or rewrite lines.
 pub fn printable(text: &str) -> String {
     let shown = |c: char| if c.is_control() { '\u{fffd}' } else { c };
     text.chars().map(shown).collect()
@@ -138,7 +138,9 @@ pub fn render(
         Command::UsersList => {
             let users: Vec<UserView> = read(answer)?;
             if users.is_empty() {
-                return Ok("no users yet; make one: warren-control users create NAME\n".to_owned());
+                return Ok(
+                    "no users yet; create one: warren-control users create NAME\n".to_owned(),
+                );
             }
             let rows: Vec<_> = users
                 .iter()
@@ -188,7 +190,7 @@ pub fn render(
         Command::NodesApprove { .. } => {
             let node: NodeView = read(answer)?;
             format!(
-                "{} is in, as {}\n",
+                "{} joined, as {}\n",
                 node.given_name,
                 node.ip_addresses.join(" and ")
             )
@@ -196,7 +198,7 @@ pub fn render(
         Command::NodesWaiting => {
             let waiting: Vec<WaitingView> = read(answer)?;
             if waiting.is_empty() {
-                return Ok("no machine waits\n".to_owned());
+                return Ok("no machine waits for approval\n".to_owned());
             }
             let rows: Vec<_> = waiting
                 .iter()
@@ -210,7 +212,7 @@ pub fn render(
                 })
                 .collect();
             let mut out = table(&["ID", "NAME", "OS", "SINCE"], &rows);
-            out.push_str("let one in: warren-control nodes approve ID --user NAME\n");
+            out.push_str("approve one: warren-control nodes approve ID --user NAME\n");
             out
         }
         Command::NodesRoutes { .. } | Command::NodesApproveRoutes { .. } => {
@@ -266,7 +268,7 @@ pub fn render(
         Command::SshChecksApprove { .. } => {
             let check: CheckView = read(answer)?;
             let user = printable(&check.local_user);
-            format!("{} is let in as {user}\n", ends(&check))
+            format!("{} is approved, as {user}\n", ends(&check))
         }
         Command::SshChecksDeny { .. } => format!("{} is refused\n", ends(&read(answer)?)),
         Command::DebugC2n { .. } => {
@@ -291,7 +293,7 @@ pub fn render(
             let policy = match (&health.policy_file, &health.policy_problem) {
                 (Some(file), Some(problem)) => {
                     format!(
-                        "the last good one; {file} IS NO GOOD {}",
+                        "the last good one; {file} IS NOT VALID {}",
                         problem.trim_end()
                     )
                 }
@@ -314,7 +316,7 @@ pub fn render(
     })
 }
 
-/// What became of `policy set`.
+/// The result of `policy set`.
 pub fn policy_set(answer: &Value) -> String {
     let version = answer["version"].as_i64().unwrap_or_default();
     match (
@@ -371,7 +373,7 @@ fn ends(check: &CheckView) -> String {
 
 fn ssh_checks(checks: &[CheckView], now: Timestamp) -> String {
     if checks.is_empty() {
-        return "no session waits\n".to_owned();
+        return "no session waits for a check\n".to_owned();
     }
     let rows: Vec<_> = checks
         .iter()
@@ -387,7 +389,7 @@ fn ssh_checks(checks: &[CheckView], now: Timestamp) -> String {
         })
         .collect();
     let mut out = table(&["ID", "OWNER", "FROM", "TO", "AS", "SINCE"], &rows);
-    out.push_str("let one in: warren-control ssh-checks approve ID\n");
+    out.push_str("approve one: warren-control ssh-checks approve ID\n");
     out
 }
 
@@ -478,7 +480,7 @@ fn node(node: &NodeView, now: Timestamp) -> String {
 
 fn auth_keys(keys: &[AuthKeyView], now: Timestamp) -> String {
     if keys.is_empty() {
-        return "no keys; make one: warren-control preauthkeys create --user NAME\n".to_owned();
+        return "no keys; create one: warren-control preauthkeys create --user NAME\n".to_owned();
     }
     let rows: Vec<_> = keys
         .iter()
@@ -512,7 +514,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hints_lead_to_the_same_server() {
+    fn hints_name_the_state_folder_of_the_server() {
         let text = "no node; `warren-control nodes list` shows them\nstart it with `warren-control serve`\nwarren-control 0.1.0\n";
         assert_eq!(
             Hints::new(Path::new(DEFAULT_STATE_DIR)).complete(text),
@@ -533,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_line_up() {
+    fn columns_of_tables_are_aligned() {
         let rows = vec![
             vec!["1".into(), "long name".into()],
             vec!["22".into(), "x".into()],

@@ -1,4 +1,4 @@
-//! The few pages a person sees: plain, without scripts, nothing from elsewhere.
+//! The pages for users: plain, without scripts, nothing from elsewhere.
 
 use std::fmt::Write as _;
 
@@ -33,7 +33,7 @@ fn page(title: &str, body: &str) -> String {
     )
 }
 
-/// What somebody sees whose machine waits for approval.
+/// The page for a machine that waits for approval.
 pub fn approval(waiting: Option<&PendingView>, id: &str) -> String {
     let mut body = String::new();
     match waiting {
@@ -61,17 +61,17 @@ pub fn approval(waiting: Option<&PendingView>, id: &str) -> String {
     page("Join this network", &body)
 }
 
-/// What somebody sees whose SSH session waits for a check.
+/// The page for an SSH session that waits for a check.
 pub fn ssh_check(waiting: Option<&CheckView>, id: &str) -> String {
     let mut body = String::new();
     match waiting {
         Some(view) => {
             let _ = write!(
                 body,
-                "<p>Somebody at <strong>{}</strong> ({}) wants to log in to <strong>{}</strong> as \
-                 <strong>{}</strong>. If that is you, have the server's administrator confirm it \
+                "<p>A user at <strong>{}</strong> ({}) wants to log in to <strong>{}</strong> as \
+                 <strong>{}</strong>. If that is you, ask the server's administrator to confirm it \
                  with</p><pre>warren-control ssh-checks approve {}</pre>\
-                 <p>The session waits and goes on by itself. If it is not you, have it refused: \
+                 <p>The session waits and goes on by itself. If it is not you, ask to have it refused: \
                  <code>ssh-checks deny</code> with the same id.</p>",
                 escape(&view.source),
                 escape(&view.owner),
@@ -92,7 +92,7 @@ pub fn ssh_check(waiting: Option<&CheckView>, id: &str) -> String {
     page("Confirm a login", &body)
 }
 
-/// What somebody sees who opens the server's address.
+/// The page at the server's address.
 pub fn front(server_url: &str) -> String {
     let url = escape(server_url);
     page(

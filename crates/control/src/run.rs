@@ -18,7 +18,7 @@ use warren_dial::limits::raise_file_limit;
 use warren_relay::tls::Certificate;
 use warren_relay::{Applicant, Relay};
 
-use crate::admin::{self, Command, Door};
+use crate::admin::{self, AdminSocket, Command};
 use crate::args::{
     self, Cli, Debugging, Nodes, Preauthkeys, Serve, SshChecks, StunListen, Top, Users,
 };
@@ -38,11 +38,11 @@ use warren_dial::connections::{ConnectionLimits, ConnectionTable, OTHER_FILES};
 
 /// Region of the embedded relay; 900 to 999 are for networks of one's own.
 const OWN_REGION: RegionId = RegionId(900);
-/// Nodes come here unless told otherwise.
+/// The port for nodes, unless `--listen` names another.
 const DEFAULT_PORT: u16 = 8080;
 /// The port of RFC 8489.
 const STUN_PORT: u16 = 3478;
-/// How long the key works that `serve` prints.
+/// How long the key that `serve` prints is valid.
 const FIRST_KEY_LIFETIME: Duration = Duration::from_secs(3600);
 /// How much of that must be left for the key to be printed again.
 const FIRST_KEY_REST: Duration = Duration::from_secs(600);
@@ -78,12 +78,12 @@ fn failed(why: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Why the program ends early.
+/// Why the program ends with an error.
 #[derive(Debug)]
 pub enum Failure {
-    /// It did not work.
+    /// The command failed, for this reason.
     Failed(String),
-    /// It was asked wrongly.
+    /// The command line is not valid, for this reason.
     Usage(String),
 }
 
@@ -176,11 +176,11 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     };
     print(text);
     if matches!(command, Command::DebugC2n { .. }) && answer["status"].as_u64() >= Some(400) {
-        return Err(Failure::Failed("the node refused".to_owned()));
+        return Err(Failure::Failed("the node refused the request".to_owned()));
     }
-    let sick = matches!(command, Command::Health) && answer["status"] != "pass";
-    if sick {
-        Err(Failure::Failed("the server is not well".to_owned()))
+    let unhealthy = matches!(command, Command::Health) && answer["status"] != "pass";
+    if unhealthy {
+        Err(Failure::Failed("the server is unhealthy".to_owned()))
     } else {
         Ok(())
     }
@@ -213,9 +213,9 @@ pub struct Running {
     pub coordinator: Arc<CoordinatorHandle>,
     /// Where nodes reach it.
     pub server_url: String,
-    /// What it printed at start.
+    /// The text that it prints at start.
     pub banner: String,
-    /// Lines about joins and leaves.
+    /// Lines about nodes that join and leave.
     pub lines: mpsc::UnboundedReceiver<String>,
     /// The server's tasks; they end when this is dropped.
     pub tasks: tokio::task::JoinSet<()>,
@@ -248,8 +248,8 @@ impl Running {
     }
 }
 
-/// Says what goes wrong on standard error: from "warn" on, or what `WARREN_LOG`
-/// or else `RUST_LOG` asks for.
+/// Logs to standard error: from "warn" on, or as `WARREN_LOG` or else `RUST_LOG`
+/// says.
 fn log_to_stderr() {
     use tracing_subscriber::filter::{LevelFilter, Targets};
     use tracing_subscriber::layer::SubscriberExt as _;
@@ -291,7 +291,7 @@ async fn run_server(state_dir: &Path, serve: Serve) -> Result<(), Failure> {
 /// Opens the state, binds the ports and starts serving.
 ///
 /// # Errors
-/// The configuration, the state or a port is no good; nothing keeps running.
+/// The configuration, the state or a port cannot be used; nothing keeps running.
 pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
     // Everything that can be wrong with the configuration comes first.
     let given_map = serve.derp_map.as_deref().map(read_derp_map).transpose()?;
@@ -303,8 +303,8 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
         _ => None,
     };
 
-    // A server that has never run has no earlier policy to go on with: it makes
-    // nothing before its file is good.
+    // A server that has never run has no earlier policy to go on with: it creates
+    // nothing before its file is valid.
     if let Some((_, Err(why))) = &policy
         && !StateDir::was_used(state_dir)
     {
@@ -314,7 +314,7 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
     let state = StateDir::open(state_dir)?;
     let (key, new) = state.noise_key(&mut SystemEntropy)?;
     let (store, snapshot) = store::open(&state.database())?;
-    // Nor has one that ran without any.
+    // The same holds for a server that ran without a policy.
     let policy = match policy {
         Some((_, Err(why))) if snapshot.policy.is_none() => return Err(Failure::Failed(why)),
         other => other,
@@ -429,14 +429,14 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
         public_key,
         connections: connections.clone(),
     });
-    let door = Door::open(state.path()).map_err(|error| {
+    let admin_socket = AdminSocket::open(state.path()).map_err(|error| {
         Failure::Failed(format!(
-            "cannot open the administrator's socket in {}: {error}",
+            "cannot open the administration socket in {}: {error}",
             state.path().display()
         ))
     })?;
     tasks.spawn(server.run(listener));
-    tasks.spawn(admin::serve(door, coordinator.clone()));
+    tasks.spawn(admin::serve(admin_socket, coordinator.clone()));
     tasks.spawn(coordinator.clone().run_timer());
     if let Some(file) = &policy_file {
         tasks.spawn(policy_file::watch(file.clone(), coordinator.clone()));
@@ -516,7 +516,7 @@ async fn invite(
                 if let Some(left) = left.filter(|left| *left >= FIRST_KEY_REST) {
                     return Ok((Invitation::Key(text.to_string(), left), None));
                 }
-                // Never used: nobody misses it.
+                // It was never used, so no node depends on it.
                 c.forget_auth_key(text);
             }
             let new = NewAuthKey {
@@ -552,7 +552,7 @@ fn banner(facts: &BannerFacts<'_>) -> String {
     };
     let how = match (facts.url.scheme(), facts.own_tls) {
         ("https", true) => "",
-        ("https", false) => "   plain HTTP here: a TLS proxy must stand in front",
+        ("https", false) => "   plain HTTP here: a TLS proxy is needed in front",
         _ => "   plain HTTP: fine in a lab or behind a TLS proxy",
     };
     let stun = match facts.stun_port {
@@ -602,7 +602,7 @@ fn banner(facts: &BannerFacts<'_>) -> String {
     )
 }
 
-/// Reads the policy file and says what is wrong with it.
+/// Reads the policy file and checks it.
 fn read_policy(file: &Path) -> Result<String, String> {
     let text = policy_file::read(file)?;
     let given = GivenPolicy {
@@ -615,8 +615,8 @@ fn read_policy(file: &Path) -> Result<String, String> {
     }
 }
 
-/// Puts the policy file in charge. When it is no good, the policy from before
-/// the start stays in force, if there is one.
+/// Puts the policy file in charge. If it is not valid, the policy from before the
+/// start stays in force, if there is one.
 async fn take_policy_file(
     coordinator: &CoordinatorHandle,
     file: &Path,
@@ -667,7 +667,7 @@ fn parse_url(text: &str) -> Result<Url, Failure> {
     }
     if url.host().is_none() || !matches!(url.path(), "" | "/") || url.query().is_some() {
         return Err(wrong(
-            "it must be a host and perhaps a port, nothing behind",
+            "it must be a host, perhaps with a port, and nothing more",
         ));
     }
     Ok(url)

@@ -1,10 +1,10 @@
 //! The listener: TLS or not, relay or not, and the public pages.
 //!
-//! One port serves everything. The first byte tells TLS (22, the record type of
-//! a ClientHello) from HTTP. Behind TLS, or without it, the request head tells
-//! the relay's requests from the control server's; the relay takes the
+//! One port serves everything. The first byte distinguishes TLS (22, the record
+//! type of a ClientHello) from HTTP. Behind TLS, or without it, the request head
+//! distinguishes the relay's requests from the control server's; the relay takes the
 //! connection over with its bytes, because its protocol may begin without an
-//! HTTP response. Everything else goes to hyper as if nobody had looked.
+//! HTTP response. All other connections go to hyper with the bytes that were read.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
@@ -35,25 +35,25 @@ use crate::pages;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 /// The type byte of a TLS handshake record (RFC 8446 section 5.1).
 const TLS_HANDSHAKE: u8 = 22;
-/// Headers that no client of ours fills.
+/// More headers than any client sends.
 const MAX_HEADERS: usize = 64;
-/// Where people are sent whose session over SSH waits for a check.
+/// The page for users whose SSH session waits for a check.
 const SSH_CHECK: &str = "/ssh-check/";
-/// A `/verify` question is 150 bytes.
+/// The longest `/verify` request, in bytes; usual ones have 150.
 const MAX_VERIFY_BODY: usize = 4096;
 
-/// What TLS at this port is for.
+/// The use of TLS at this port.
 #[derive(Clone)]
 pub enum Tls {
     /// Everything; plain HTTP is refused.
     Required(TlsAcceptor),
     /// The embedded relay, whose clients insist on it. The rest is plain.
     ForRelay(TlsAcceptor),
-    /// Nothing.
+    /// TLS is not used.
     Off,
 }
 
-/// What connections are served with.
+/// The state that all connections share.
 pub struct Server {
     /// The coordinator.
     pub coordinator: Arc<CoordinatorHandle>,
@@ -235,13 +235,13 @@ impl Server {
                 }
                 None if path.starts_with("/machine/") => text(
                     StatusCode::BAD_REQUEST,
-                    "this address works inside /ts2021 only",
+                    "this path is only available inside /ts2021",
                 ),
                 None => text(StatusCode::NOT_FOUND, "not found"),
             },
             (_, path) if path.starts_with("/machine/") => text(
                 StatusCode::BAD_REQUEST,
-                "this address works inside /ts2021 only",
+                "this path is only available inside /ts2021",
             ),
             (_, "/key" | "/health" | "/version" | "/verify" | "/") => {
                 text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed")
@@ -261,7 +261,7 @@ impl Server {
         let Ok(version) = version.parse::<u32>() else {
             return text(
                 StatusCode::BAD_REQUEST,
-                "the capability version in /key?v=N is no number",
+                "the capability version in /key?v=N is not a valid number",
             );
         };
         let oldest = CapabilityVersion::OLDEST_CLIENT.0;
@@ -298,15 +298,15 @@ impl Server {
         response
     }
 
-    /// A relay asks whether a node may use it.
+    /// Answers a relay's request whether a node may use it.
     async fn verify(&self, request: Request<Incoming>) -> Response<ReplyBody> {
         #[derive(Deserialize)]
-        struct Question {
+        struct VerifyRequest {
             #[serde(rename = "NodePublic")]
             node: NodePublic,
         }
         #[derive(Serialize)]
-        struct Answer {
+        struct VerifyResponse {
             #[serde(rename = "Allow")]
             allow: bool,
         }
@@ -314,14 +314,17 @@ impl Server {
             Ok(body) => body,
             Err(refusal) => return *refusal,
         };
-        match serde_json::from_slice::<Question>(&body) {
+        match serde_json::from_slice::<VerifyRequest>(&body) {
             Ok(question) => json(
                 StatusCode::OK,
-                &Answer {
+                &VerifyResponse {
                     allow: self.coordinator.admits(&question.node),
                 },
             ),
-            Err(error) => text(StatusCode::BAD_REQUEST, format!("not a question: {error}")),
+            Err(error) => text(
+                StatusCode::BAD_REQUEST,
+                format!("the request is not valid: {error}"),
+            ),
         }
     }
 }
@@ -392,10 +395,9 @@ impl Version {
     }
 }
 
-/// Where a request comes from, as far as that is known. Through a proxy on this
-/// machine everybody comes from here: it, and nobody else, is believed when it
-/// names the client. What comes before the last entry may be the client's own
-/// invention.
+/// The source of a request, as far as it is known. Behind a proxy on this machine,
+/// all connections come from a loopback address; only such a proxy is trusted to
+/// name the client. Entries before the last may be forged by the client.
 fn source_of(peer: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {
     let peer = peer.to_canonical();
     if !peer.is_loopback() {
@@ -419,7 +421,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_proxy_on_this_machine_is_believed() {
+    fn only_a_proxy_on_this_machine_is_trusted() {
         let from = |peer: &str, headers: &[(&'static str, &str)]| {
             let mut map = HeaderMap::new();
             for (name, value) in headers {

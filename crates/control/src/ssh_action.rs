@@ -10,7 +10,7 @@ use warren_keys::MachinePublic;
 use crate::coordinator::CoordinatorHandle;
 use crate::machine::{ReplyBody, json, text};
 
-/// How all these addresses begin.
+/// The prefix of these addresses.
 pub const PREFIX: &str = "/machine/ssh/action/";
 
 /// Reads an address; `None` if it is not one of these.
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_such_address_is_none() {
+    fn other_addresses_are_not_read() {
         for (path, query) in [
             ("/machine/ssh/action/", "local_user=a"),
             ("/machine/ssh/action/1/to/", "local_user=a"),

@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 const DATABASE: &str = "control.db";
 
 /// How long to wait for the lock of a server that may be going down.
-const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The state folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -23,11 +23,11 @@ pub enum StateDirError {
     /// A file operation failed.
     #[error("{what} {}: {source}{}", path.display(), hint(source))]
     Io {
-        /// What was tried, as "cannot create".
+        /// The operation, as "cannot create".
         what: &'static str,
-        /// On which file.
+        /// The file.
         path: PathBuf,
-        /// Why it failed.
+        /// The error of the system.
         source: io::Error,
     },
     /// Another server holds the lock.
@@ -44,7 +44,7 @@ pub enum StateDirError {
     Key {
         /// The key file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The error in its content.
         reason: String,
     },
 }
@@ -91,7 +91,7 @@ impl StateDir {
             .map_err(io_error("cannot open", &lock_path))?;
         // A server that was killed just now holds its lock until the kernel has
         // taken it down.
-        let patience = Instant::now() + LOCK_PATIENCE;
+        let deadline = Instant::now() + LOCK_TIMEOUT;
         loop {
             match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {
@@ -100,7 +100,7 @@ impl StateDir {
                         _lock: lock,
                     });
                 }
-                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < patience => {
+                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 Err(rustix::io::Errno::WOULDBLOCK) => {
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn one_server_per_folder_and_nobody_else_reads_it() {
+    fn a_state_folder_has_one_server_and_is_private() {
         let base = tempfile::tempdir().unwrap();
         let path = base.path().join("a/b");
         let first = StateDir::open(&path).unwrap();

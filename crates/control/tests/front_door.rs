@@ -1,4 +1,4 @@
-//! The public HTTP side: what strangers can ask, and what broken input gets.
+//! The public HTTP interface: requests of unknown clients, and broken input.
 
 #![allow(clippy::unwrap_used)]
 
@@ -33,7 +33,7 @@ async fn get(server: &str, path: &str) -> String {
 }
 
 #[tokio::test]
-async fn the_key_and_the_small_pages() {
+async fn the_key_and_the_pages_are_served() {
     let dir = tempfile::tempdir().unwrap();
     let server = serve(dir.path()).await;
     let url = server.server_url.as_str();
@@ -90,7 +90,7 @@ async fn verify_knows_the_nodes_of_this_network() {
 }
 
 #[tokio::test]
-async fn broken_upgrades_get_an_answer_and_the_server_lives_on() {
+async fn broken_upgrades_are_answered_and_the_server_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let server = serve(dir.path()).await;
     let url = server.server_url.as_str();
@@ -144,7 +144,7 @@ async fn refused(dir: &Path, change: impl FnOnce(&mut warren_control::args::Serv
 }
 
 #[tokio::test]
-async fn what_cannot_start_says_what_to_do() {
+async fn a_failed_start_says_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
     let server = serve(dir.path()).await;
     let second = start(&dir.path().join("state"), options(dir.path()))

@@ -1,4 +1,4 @@
-//! Nodes join over the wire, hear of each other, and of every change.
+//! Nodes join over the wire, see each other, and receive every change.
 
 #![allow(clippy::unwrap_used)]
 
@@ -173,7 +173,7 @@ async fn a_login_started_over_answers_the_first_one() {
 }
 
 #[tokio::test]
-async fn a_connected_node_can_be_asked() {
+async fn a_connected_node_answers_c2n_requests() {
     let dir = tempfile::tempdir().unwrap();
     let server = serve(dir.path()).await;
     let auth = reusable(dir.path()).await;
@@ -210,7 +210,7 @@ async fn a_connected_node_can_be_asked() {
     assert!(question.payload.starts_with(b"POST /echo HTTP/1.1\r\n"));
     assert!(question.payload.ends_with(b"\r\n\r\nhello"));
     let response = |body: &str| format!("HTTP/1.1 200 OK\r\n\r\n{body}").into_bytes();
-    // Nobody else may answer, even who knows the address.
+    // No other machine may respond, even if it knows the address.
     let _ = other
         .client
         .post_c2n_response(&question, response("forged"))
@@ -331,7 +331,7 @@ async fn a_new_stream_ends_the_old_one() {
 }
 
 #[tokio::test]
-async fn what_does_not_fit_is_refused_with_a_reason() {
+async fn invalid_requests_are_refused_with_a_reason() {
     let dir = tempfile::tempdir().unwrap();
     let server = serve(dir.path()).await;
     let node = Node::new(&server.server_url, "laptop");

@@ -47,7 +47,7 @@ async fn json(dir: &Path, args: &[&str]) -> Value {
     serde_json::from_str(&good(dir, &args).await).unwrap()
 }
 
-/// What is printed as the reason of a failure.
+/// The printed reason of a failure.
 async fn bad(dir: &Path, args: &[&str]) -> String {
     let output = cli(dir, args).await;
     assert_eq!(output.status.code(), Some(1), "{args:?}: {output:?}");
@@ -70,7 +70,7 @@ async fn two_nodes(dir: &Path, server: &Running) -> [Node; 2] {
 }
 
 #[tokio::test]
-async fn a_wrong_file_is_told_with_its_name_and_all_places_without_a_server() {
+async fn errors_of_a_file_are_reported_with_positions_and_without_a_server() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     file(
@@ -121,7 +121,7 @@ async fn a_wrong_file_is_told_with_its_name_and_all_places_without_a_server() {
 
 /// A pipe would be waited for, and could not be read again when it changes.
 #[tokio::test]
-async fn what_is_no_file_does_not_become_the_policy() {
+async fn an_unreadable_file_does_not_become_the_policy() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     std::fs::create_dir(dir.join("folder")).unwrap();
@@ -239,7 +239,7 @@ async fn a_policy_is_tried_set_remembered_and_taken_back() {
 }
 
 #[tokio::test]
-async fn somebody_elses_change_is_not_overwritten_unseen() {
+async fn a_concurrent_change_is_not_overwritten() {
     let dir = tempfile::tempdir().unwrap();
     let server = serve(dir.path()).await;
     let dir = dir.path();
@@ -354,7 +354,7 @@ async fn a_file_in_charge_is_followed_and_the_last_good_one_stays() {
     file(dir, "policies/.new", third);
     std::fs::rename(dir.join("policies/.new"), &path).unwrap();
     until(dir, is(third)).await;
-    // Taken away and put there anew.
+    // Removed and created again.
     std::fs::remove_file(&path).unwrap();
     until(dir, |answer| answer["problem"]["text"].is_string()).await;
     std::fs::write(&path, CLOSED).unwrap();
@@ -369,7 +369,7 @@ async fn a_file_in_charge_is_followed_and_the_last_good_one_stays() {
     std::fs::write(dir.join("elsewhere/real"), second).unwrap();
     until(dir, is(second)).await;
 
-    // Wrong: the last good one stays, and people are told.
+    // Not valid: the last valid one stays, and the error is shown.
     std::fs::write(&path, "{\"acls\": [}").unwrap();
     let answer = until(dir, |answer| answer["problem"]["text"].is_string()).await;
     assert_eq!(answer["policy"], second);
@@ -383,9 +383,9 @@ async fn a_file_in_charge_is_followed_and_the_last_good_one_stays() {
         "{note}"
     );
     let health = good(dir, &["health"]).await;
-    assert!(health.contains("IS NO GOOD"), "{health}");
+    assert!(health.contains("IS NOT VALID"), "{health}");
 
-    // Nobody else changes the policy meanwhile.
+    // Meanwhile, commands cannot change the policy.
     file(dir, "mine.hujson", CLOSED);
     let error = bad(dir, &["policy", "set", "mine.hujson"]).await;
     assert!(
@@ -459,8 +459,8 @@ async fn a_role_is_given_shown_kept_and_reaches_the_nodes() {
     assert_eq!(wrong.status.code(), Some(2));
     let wrong = String::from_utf8(wrong.stderr).unwrap();
     assert!(wrong.contains("network-admin"), "{wrong}");
-    let nobody = bad(dir, &["users", "set-role", "ann", "admin"]).await;
-    assert!(nobody.contains("user \"ann\" not found"), "{nobody}");
+    let unknown = bad(dir, &["users", "set-role", "ann", "admin"]).await;
+    assert!(unknown.contains("user \"ann\" not found"), "{unknown}");
 
     server.stop().await.unwrap();
     let server = serve(dir).await;

@@ -147,7 +147,7 @@ async fn a_session_waits_for_the_administrator_and_the_next_one_does_not() {
     );
     // The whole address does, too.
     let said = good(dir, &["ssh-checks", "approve", url]).await;
-    assert_eq!(said, "the session from laptop to db is let in as root\n");
+    assert_eq!(said, "the session from laptop to db is approved, as root\n");
     let accepted = tokio::time::timeout(PATIENCE, parked)
         .await
         .unwrap()
@@ -162,7 +162,7 @@ async fn a_session_waits_for_the_administrator_and_the_next_one_does_not() {
     assert!(page(url).await.contains("No session waits"));
     assert_eq!(
         good(dir, &["ssh-checks", "list"]).await,
-        "no session waits\n"
+        "no session waits for a check\n"
     );
     let twice = cli(dir, &["ssh-checks", "approve", url]).await;
     assert_eq!(twice.status.code(), Some(1));
@@ -226,7 +226,7 @@ async fn a_session_that_is_denied_or_has_lost_its_rule_ends() {
 }
 
 #[tokio::test]
-async fn who_waits_is_woken_by_the_decision() {
+async fn a_decision_wakes_the_session_that_waits() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let server = serve(dir).await;

@@ -1,4 +1,4 @@
-//! What an administrator can ask for, and how it is done.
+//! The administrator's commands, and how they are carried out.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,11 +16,11 @@ use crate::admin::policies::{self, WhichPolicy};
 use crate::admin::views::{
     AuthKeyView, C2nView, CheckView, CreatedKeyView, HealthView, NodeView, UserView, WaitingView,
 };
+use crate::c2n;
 use crate::clock::wall_clock;
 use crate::coordinator::CoordinatorHandle;
-use crate::questions;
 
-/// One wish.
+/// One command of the administrator.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
 #[allow(
@@ -123,12 +123,12 @@ pub enum Command {
     DebugC2n {
         node: String,
         path: String,
-        /// What to send; nothing is a GET.
+        /// The body to send; without one the request is a GET.
         data: Option<String>,
     },
 }
 
-/// Why a wish was not fulfilled, for the person who had it.
+/// Why a command was refused, as shown to the administrator.
 #[derive(Debug)]
 pub(crate) struct Refusal(pub(crate) String);
 
@@ -139,11 +139,12 @@ impl From<AdminError> for Refusal {
 }
 
 impl Command {
-    /// Does it, for the local user `who`. The answer comes when it is on disk.
+    /// Carries the command out for the local user `caller`. The answer comes when
+    /// the change is on disk.
     pub(crate) async fn run(
         self,
         coordinator: &Arc<CoordinatorHandle>,
-        who: &str,
+        caller: &str,
     ) -> Result<Value, Refusal> {
         match self {
             Self::UsersCreate { name } => {
@@ -216,17 +217,13 @@ impl Command {
                     .inspect(|c| c.pending().iter().map(WaitingView::new).collect::<Vec<_>>()),
             ),
             Self::NodesApprove { id, user, tags } => {
-                let ((), result) = ((), {
-                    let (result, saved) = coordinator.change(|c, now, wall| {
+                let result = coordinator
+                    .change_saved(|c, now, wall| {
                         let id = c.approve(now, wall, &PendingId(id), &user, tags)?;
                         node_view(c, id, wall)
-                    });
-                    saved
-                        .wait()
-                        .await
-                        .map_err(|error| Refusal(error.to_string()))?;
-                    result
-                });
+                    })
+                    .await
+                    .map_err(|error| Refusal(error.to_string()))?;
                 result.map_err(Refusal::from).and_then(view)
             }
             Self::NodesRoutes { node } => coordinator
@@ -303,7 +300,7 @@ impl Command {
                 policy,
                 dry_run,
                 base,
-            } => policies::set(coordinator, who, &policy, dry_run, base).await,
+            } => policies::set(coordinator, caller, &policy, dry_run, base).await,
             Self::PolicyTest { policy } => policies::test(coordinator, &policy).await,
             Self::PolicyDiff { old, new } => policies::diff(coordinator, &old, &new).await,
             Self::PolicyWhy {
@@ -337,7 +334,7 @@ impl Command {
                     Method::GET
                 };
                 let body = data.unwrap_or_default();
-                let request = questions::request(&method, &path, body.as_bytes())
+                let request = c2n::request(&method, &path, body.as_bytes())
                     .map_err(|error| Refusal(error.to_string()))?;
                 let (status, body) = coordinator.ask(&node, request).await.map_err(Refusal)?;
                 let body = String::from_utf8_lossy(&body).into_owned();
@@ -351,7 +348,7 @@ fn view(value: impl Serialize) -> Result<Value, Refusal> {
     serde_json::to_value(value).map_err(|error| Refusal(error.to_string()))
 }
 
-/// Decides about a session. Nothing of that is stored, so nothing is waited for.
+/// Decides about an SSH session. Decisions are not stored, so no write is awaited.
 fn decide(
     coordinator: &Arc<CoordinatorHandle>,
     act: impl FnOnce(&mut Coordinator, Instant) -> Result<SshCheckView, AdminError>,

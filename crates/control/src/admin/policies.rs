@@ -11,30 +11,30 @@ use warren_policy::explain::{Diff, Question};
 use super::command::Refusal;
 use crate::coordinator::CoordinatorHandle;
 
-/// A policy that a command speaks of.
+/// The policy that a command refers to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WhichPolicy {
-    /// The one in force.
+    /// The policy in force.
     InForce,
-    /// One of the history.
+    /// A version of the history.
     Version(i64),
-    /// One that comes with the command.
+    /// A policy that comes with the command.
     Given(GivenPolicy),
 }
 
 /// A version of the policy, as `policy history` shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyView {
-    /// Its number.
+    /// The number of the version.
     pub version: i64,
-    /// Since when it was in force. Nothing: it is older than the history.
+    /// When it came into force; `None` if it is older than the history.
     pub at: Option<Timestamp>,
-    /// Who set it.
+    /// The administrator who set it.
     pub by: String,
-    /// What its file is called.
+    /// The name of its file.
     pub file: String,
-    /// Bytes of its text. Nothing: no policy, every node may reach every node.
+    /// Bytes of its text; `None` for no policy, where every node may reach every node.
     pub bytes: Option<usize>,
     /// Whether it is in force.
     pub in_force: bool,
@@ -73,8 +73,8 @@ pub(super) fn get(
     })
 }
 
-/// Works on users and nodes as they are, without keeping anybody waiting.
-async fn aside<R: Send + 'static>(
+/// Works on a copy of the users and nodes, without holding the coordinator's lock.
+async fn on_copy<R: Send + 'static>(
     coordinator: &Arc<CoordinatorHandle>,
     policies: &[&WhichPolicy],
     work: impl FnOnce(&Tailnet, &[GivenPolicy]) -> Result<R, AdminError> + Send + 'static,
@@ -91,7 +91,7 @@ async fn aside<R: Send + 'static>(
 
 pub(super) async fn set(
     coordinator: &Arc<CoordinatorHandle>,
-    who: &str,
+    caller: &str,
     which: &WhichPolicy,
     dry_run: bool,
     base: Option<i64>,
@@ -105,7 +105,7 @@ pub(super) async fn set(
     })?;
     let allow_all = given.text.is_none();
     let which = [&WhichPolicy::InForce, &WhichPolicy::Given(given)];
-    let (tried, diff) = aside(coordinator, &which, |tailnet, policies| {
+    let (tried, diff) = on_copy(coordinator, &which, |tailnet, policies| {
         let [old, new] = policies else {
             return Ok((None, Diff::default()));
         };
@@ -118,7 +118,7 @@ pub(super) async fn set(
         None
     } else {
         let taken = coordinator
-            .change_saved(|c, _, wall| c.take_policy(wall, who, tried, base.or(before)))
+            .change_saved(|c, _, wall| c.take_policy(wall, caller, tried, base.or(before)))
             .await
             .map_err(|error| Refusal(error.to_string()))?;
         Some(taken?)
@@ -143,7 +143,7 @@ pub(super) async fn test(
         let tried = policies.iter().map(|given| tailnet.try_policy(given));
         tried.map(|tried| Ok(tried?.assertions())).sum()
     };
-    let tests: usize = aside(coordinator, &[which], run).await?;
+    let tests: usize = on_copy(coordinator, &[which], run).await?;
     Ok(json!({ "ok": true, "tests": tests }))
 }
 
@@ -152,7 +152,7 @@ pub(super) async fn diff(
     old: &WhichPolicy,
     new: &WhichPolicy,
 ) -> Result<Value, Refusal> {
-    let diff = aside(
+    let diff = on_copy(
         coordinator,
         &[old, new],
         |tailnet, policies| match policies {
@@ -172,7 +172,7 @@ pub(super) async fn why(
     protocol: Option<&str>,
 ) -> Result<Value, Refusal> {
     let question = Question::parse(source, destination, protocol).map_err(AdminError::from)?;
-    let answers = aside(coordinator, &[which], move |tailnet, policies| {
+    let answers = on_copy(coordinator, &[which], move |tailnet, policies| {
         policies
             .iter()
             .map(|given| tailnet.why(given, &question))

@@ -1,4 +1,4 @@
-//! What the administrator is shown, in the field names of `--json`.
+//! The answers to the administrator, in the field names of `--json`.
 
 use std::time::Duration;
 
@@ -14,14 +14,14 @@ use crate::coordinator::CoordinatorHandle;
 /// A user.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserView {
-    /// Its number.
+    /// The number of the record.
     pub id: i64,
-    /// Its login name.
+    /// The login name.
     pub name: String,
-    /// What it administers, as far as the policy asks.
+    /// The role, for the autogroups of the policy.
     #[serde(with = "role_name")]
     pub role: Role,
-    /// When it was made.
+    /// The time of creation.
     pub created_at: Timestamp,
 }
 
@@ -39,15 +39,15 @@ impl UserView {
 /// A node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeView {
-    /// Its number.
+    /// The number of the record.
     pub id: i64,
-    /// What the host calls itself.
+    /// The host name that the machine reports.
     pub name: String,
-    /// Its DNS label here.
+    /// The DNS label in this network.
     pub given_name: String,
-    /// Its full name.
+    /// The fully qualified name.
     pub fqdn: String,
-    /// Who brought it in.
+    /// The user that registered the node.
     pub user: Option<String>,
     /// Tags that own it.
     pub tags: Vec<String>,
@@ -59,13 +59,13 @@ pub struct NodeView {
     pub last_seen: Option<Timestamp>,
     /// When the key stops working; `null` is never.
     pub expiry: Option<Timestamp>,
-    /// Whether it has.
+    /// Whether the key has expired.
     pub expired: bool,
-    /// When it joined.
+    /// The time of its registration.
     pub created_at: Timestamp,
     /// `auth_key` or `approval`.
     pub register_method: JoinMethod,
-    /// Deleted when it stays away.
+    /// Whether the node is deleted when it stays offline.
     pub ephemeral: bool,
     /// WireGuard key.
     pub node_key: String,
@@ -83,9 +83,9 @@ pub struct NodeView {
     pub version: String,
     /// Capability version.
     pub capability_version: u32,
-    /// What it offers to route.
+    /// The routes that the node offers.
     pub available_routes: Vec<String>,
-    /// What it may route.
+    /// The routes that are approved.
     pub approved_routes: Vec<String>,
 }
 
@@ -140,16 +140,16 @@ fn moment(wall: Duration) -> Timestamp {
         .unwrap_or(Timestamp::MAX)
 }
 
-/// A machine that waits.
+/// A machine that waits for approval.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WaitingView {
-    /// What to approve.
+    /// The id to approve.
     pub id: String,
-    /// Its host name.
+    /// The host name of the machine.
     pub name: String,
-    /// Its system.
+    /// The operating system of the machine.
     pub os: String,
-    /// Since when.
+    /// The time at which it began to wait.
     pub since: Timestamp,
 }
 
@@ -167,17 +167,17 @@ impl WaitingView {
 /// An SSH session that waits for a check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckView {
-    /// What to approve.
+    /// The id to approve.
     pub id: String,
     /// The user or the tags behind the source.
     pub owner: String,
-    /// Where the session comes from.
+    /// The source node.
     pub source: String,
-    /// Where it would run.
+    /// The destination node.
     pub destination: String,
-    /// As whom.
+    /// The local user at the destination.
     pub local_user: String,
-    /// Since when it waits.
+    /// The time at which it began to wait.
     pub since: Timestamp,
 }
 
@@ -217,13 +217,13 @@ impl CheckView {
 /// A pre-auth key, without its secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuthKeyView {
-    /// Its number.
+    /// The number of the record.
     pub id: i64,
-    /// Whose nodes it makes.
+    /// The user that owns the nodes it registers.
     pub user: Option<String>,
-    /// Works more than once.
+    /// Whether it works more than once.
     pub reusable: bool,
-    /// Makes ephemeral nodes.
+    /// Whether its nodes are ephemeral.
     pub ephemeral: bool,
     /// Tags of its nodes.
     pub acl_tags: Vec<String>,
@@ -235,7 +235,7 @@ pub struct AuthKeyView {
     pub usable: bool,
     /// When it stops working; `null` is never.
     pub expiration: Option<Timestamp>,
-    /// When it was made.
+    /// The time of creation.
     pub created_at: Timestamp,
 }
 
@@ -264,12 +264,12 @@ impl AuthKeyView {
 pub struct CreatedKeyView {
     /// The whole key. It is shown this once.
     pub key: String,
-    /// The rest.
+    /// The key without its secret.
     #[serde(flatten)]
     pub record: AuthKeyView,
 }
 
-/// What a node answered to a question.
+/// The response of a node to a c2n request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct C2nView {
     /// The HTTP status.
@@ -278,14 +278,14 @@ pub struct C2nView {
     pub body: String,
 }
 
-/// How the server is.
+/// The health of the server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthView {
     /// `pass` or `fail`.
     pub status: String,
     /// Whether rows reach the disk.
     pub database: bool,
-    /// Where nodes reach the server.
+    /// The URL at which nodes reach the server.
     pub server_url: String,
     /// The MagicDNS zone.
     pub base_domain: String,
@@ -293,7 +293,7 @@ pub struct HealthView {
     pub allow_all: bool,
     /// The file that is in charge of the policy, if one is.
     pub policy_file: Option<String>,
-    /// Why what that file says is not in force.
+    /// The reason why the content of that file is not in force.
     pub policy_problem: Option<String>,
     /// How many users there are.
     pub users: usize,

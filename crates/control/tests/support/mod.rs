@@ -66,7 +66,7 @@ pub async fn key(dir: &Path, reusable: bool) -> String {
         .to_owned()
 }
 
-/// A node as far as the coordination server can tell.
+/// A node, as the coordination server sees it.
 pub struct Node {
     pub client: ControlClient,
     pub machine: MachineSecret,

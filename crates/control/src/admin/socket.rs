@@ -20,7 +20,8 @@ use crate::coordinator::CoordinatorHandle;
 use crate::machine::{ReplyBody, json, read_body};
 use crate::state_dir::socket_path;
 
-/// A policy of a large company has some hundred kilobytes.
+/// The longest command, in bytes. A policy of a large company has some hundred
+/// kilobytes.
 const MAX_COMMAND: usize = 16 << 20;
 const PATH: &str = "/v1/command";
 
@@ -40,14 +41,14 @@ fn short_path(path: &Path) -> io::Result<(Option<std::fs::File>, PathBuf)> {
 
 /// The listening end. Dropping it takes the socket away.
 #[derive(Debug)]
-pub struct Door {
+pub struct AdminSocket {
     listener: UnixListener,
     path: PathBuf,
 }
 
-impl Door {
-    /// Opens the door of a state folder. A socket that a killed server left is
-    /// replaced: the folder's lock says that nobody uses it.
+impl AdminSocket {
+    /// Opens the socket of a state folder. A socket that a killed server left is
+    /// replaced: the folder's lock says that no server uses it.
     ///
     /// # Errors
     /// The socket cannot be made.
@@ -58,24 +59,24 @@ impl Door {
             Ok(()) | Err(_) => {}
         }
         let (_folder, short) = short_path(&path)?;
-        // Only the owner enters the folder, so there is no moment in which
-        // somebody else could open the socket.
+        // Only the owner may enter the folder, so no other user can open the
+        // socket before its mode is set.
         let listener = UnixListener::bind(short)?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
         Ok(Self { listener, path })
     }
 }
 
-impl Drop for Door {
+impl Drop for AdminSocket {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
     }
 }
 
 /// Answers the administrator until the task is dropped.
-pub async fn serve(door: Door, coordinator: Arc<CoordinatorHandle>) {
+pub async fn serve(socket: AdminSocket, coordinator: Arc<CoordinatorHandle>) {
     loop {
-        let stream = match door.listener.accept().await {
+        let stream = match socket.listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
                 tracing::warn!("cannot accept an administrator's connection: {error}");
@@ -84,11 +85,11 @@ pub async fn serve(door: Door, coordinator: Arc<CoordinatorHandle>) {
             }
         };
         let coordinator = coordinator.clone();
-        let who = caller(&stream);
+        let caller = caller(&stream);
         tokio::spawn(async move {
             let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-                let (coordinator, who) = (coordinator.clone(), who.clone());
-                async move { Ok::<_, Infallible>(answer(&coordinator, &who, request).await) }
+                let (coordinator, caller) = (coordinator.clone(), caller.clone());
+                async move { Ok::<_, Infallible>(answer(&coordinator, &caller, request).await) }
             });
             let served = hyper::server::conn::http1::Builder::new()
                 .serve_connection(TokioIo::new(stream), service)
@@ -117,7 +118,7 @@ fn caller(stream: &UnixStream) -> String {
 
 async fn answer(
     coordinator: &Arc<CoordinatorHandle>,
-    who: &str,
+    caller: &str,
     request: Request<Incoming>,
 ) -> Response<ReplyBody> {
     if request.method() != Method::POST || request.uri().path() != PATH {
@@ -131,11 +132,11 @@ async fn answer(
     let command: Command = match serde_json::from_slice(&body) {
         Ok(command) => command,
         Err(error) => {
-            let error = format!("this is no command: {error}");
+            let error = format!("the request is not a valid command: {error}");
             return json(StatusCode::BAD_REQUEST, &value!({ "error": error }));
         }
     };
-    match command.run(coordinator, who).await {
+    match command.run(coordinator, caller).await {
         Ok(answer) => json(StatusCode::OK, &answer),
         Err(refusal) => json(StatusCode::CONFLICT, &value!({ "error": refusal.0 })),
     }
@@ -144,14 +145,14 @@ async fn answer(
 /// A command was not carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
-    /// Nobody listens.
+    /// No server listens on the socket.
     #[error(
         "no warren-control serves the state in {} ({source}); start it with `warren-control serve --state-dir {}`, or name the right folder with --state-dir",
         state_dir.display(),
         state_dir.display()
     )]
     NotRunning {
-        /// The folder.
+        /// The state folder.
         state_dir: PathBuf,
         /// Why the socket could not be opened.
         source: io::Error,

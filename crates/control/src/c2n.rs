@@ -1,9 +1,9 @@
-//! Questions to a node (c2n): small HTTP requests that ride in its map stream.
+//! Requests to a node (c2n): small HTTP requests inside its map stream.
 //!
-//! A question has an address that nobody can guess and that works once. The
+//! A request has a return address that cannot be guessed and that works once. The
 //! node runs the request and posts a complete HTTP response to the address,
-//! through its channel; only the machine that was asked may. Who asked waits
-//! for that no longer than [`PATIENCE`].
+//! through its channel; only the machine that got the request may. The caller
+//! waits for that no longer than [`RESPONSE_TIMEOUT`].
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -17,46 +17,46 @@ use warren_keys::{Entropy as _, MachinePublic};
 
 use warren_dial::SystemEntropy;
 
-/// A node may think about a question for a minute, and needs a moment to send
-/// its answer.
-pub const PATIENCE: Duration = Duration::from_secs(70);
-/// Where answers come to.
+/// How long a response may take: a node may work on a request for a minute, and
+/// needs a moment to send the response.
+pub const RESPONSE_TIMEOUT: Duration = Duration::from_secs(70);
+/// The prefix of return addresses.
 const PREFIX: &str = "/c2n/";
-/// A path longer than this is none that a node knows.
+/// The longest path; those that clients know are shorter.
 const MAX_PATH: usize = 1024;
 
-/// Why a question was not answered.
+/// Why a request has no response.
 #[derive(Debug, thiserror::Error)]
-pub enum QuestionError {
-    /// Not a path.
-    #[error("\"{0}\" is no path to ask a node for; write it as /echo")]
+pub enum C2nError {
+    /// The path is not valid.
+    #[error("\"{0}\" is not a valid path; write it as /echo")]
     Path(String),
-    /// The node is silent.
+    /// The node did not respond in time.
     #[error(
         "node \"{0}\" did not answer within {seconds} s; is it still connected? (`warren-control nodes show {0}`)",
-        seconds = PATIENCE.as_secs()
+        seconds = RESPONSE_TIMEOUT.as_secs()
     )]
     Silence(String),
-    /// The node answered with something else.
-    #[error("node \"{node}\" answered with what is no HTTP response: {why}")]
-    Nonsense {
-        /// Which node.
+    /// The response is not a valid HTTP response.
+    #[error("node \"{node}\" sent an invalid HTTP response: {why}")]
+    InvalidResponse {
+        /// The node.
         node: String,
-        /// What is wrong.
+        /// What the response lacks.
         why: &'static str,
     },
 }
 
-/// The request to put to a node.
+/// The bytes of a request to a node.
 ///
 /// # Errors
-/// The path is none.
-pub fn request(method: &Method, path: &str, body: &[u8]) -> Result<Vec<u8>, QuestionError> {
+/// The path is not valid.
+pub fn request(method: &Method, path: &str, body: &[u8]) -> Result<Vec<u8>, C2nError> {
     let good = path.starts_with('/')
         && path.len() <= MAX_PATH
         && path.bytes().all(|byte| byte.is_ascii_graphic());
     if !good {
-        return Err(QuestionError::Path(path.to_owned()));
+        return Err(C2nError::Path(path.to_owned()));
     }
     let head = format!(
         "{method} {path} HTTP/1.1\r\nHost: c2n\r\nContent-Length: {}\r\n\r\n",
@@ -65,8 +65,8 @@ pub fn request(method: &Method, path: &str, body: &[u8]) -> Result<Vec<u8>, Ques
     Ok([head.as_bytes(), body].concat())
 }
 
-/// Status and body of the response in an answer. Clients never cut it into
-/// chunks: the body goes to the end.
+/// Status and body of a response. Clients never send it in chunks: the body goes
+/// to the end.
 pub fn read_response(answer: &[u8]) -> Result<(u16, &[u8]), &'static str> {
     let end = answer
         .windows(4)
@@ -92,32 +92,32 @@ struct Open {
     answer: oneshot::Sender<Bytes>,
 }
 
-/// The questions that wait for their answer.
+/// The requests that wait for their response.
 #[derive(Default)]
-pub struct Questions {
+pub struct C2nRequests {
     open: Mutex<HashMap<String, Open>>,
 }
 
-impl std::fmt::Debug for Questions {
+impl std::fmt::Debug for C2nRequests {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Questions").finish_non_exhaustive()
+        f.debug_struct("C2nRequests").finish_non_exhaustive()
     }
 }
 
-/// A question that waits. Dropping it ends the waiting.
+/// A request that waits for its response. Dropping it ends the waiting.
 #[derive(Debug)]
 pub struct Waiting<'a> {
-    questions: &'a Questions,
+    requests: &'a C2nRequests,
     token: String,
     answer: oneshot::Receiver<Bytes>,
 }
 
-impl Questions {
+impl C2nRequests {
     fn with<R>(&self, act: impl FnOnce(&mut HashMap<String, Open>) -> R) -> R {
         act(&mut self.open.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Opens a question. Nobody can answer it before it is known who is asked
+    /// Opens a request. No machine can respond before the recipient is set
     /// ([`Waiting::is_put_to`]).
     pub fn open(&self) -> Waiting<'_> {
         let token = HEXLOWER.encode(&SystemEntropy.bytes::<16>());
@@ -128,13 +128,14 @@ impl Questions {
         };
         self.with(|all| all.insert(token.clone(), open));
         Waiting {
-            questions: self,
+            requests: self,
             token,
             answer,
         }
     }
 
-    /// Takes an answer that came for `path`; whether somebody waited for it.
+    /// Takes a response that came for `path`. Returns whether a request waited for
+    /// it.
     pub fn answered(&self, path: &str, machine: MachinePublic, answer: Bytes) -> bool {
         let Some(token) = path.strip_prefix(PREFIX) else {
             return false;
@@ -149,9 +150,9 @@ impl Questions {
 }
 
 impl Waiting<'_> {
-    /// The address that the answer is to be sent to. Its host is the server's,
-    /// with `https`, as in the other requests of the reference's clients: for
-    /// any other they open a second channel, which they do on port 443 alone.
+    /// The return address. Its host is the server's, with `https`, as in the other
+    /// requests of the official client: for any other host it opens a second
+    /// channel, and that on port 443 only.
     pub fn url(&self, server_url: &str) -> String {
         let host = server_url
             .split_once("://")
@@ -159,25 +160,25 @@ impl Waiting<'_> {
         format!("https://{host}{PREFIX}{}", self.token)
     }
 
-    /// Says who may answer.
+    /// Sets the machine that may respond.
     pub fn is_put_to(&self, machine: MachinePublic) {
-        self.questions.with(|all| {
+        self.requests.with(|all| {
             if let Some(open) = all.get_mut(&self.token) {
                 open.machine = Some(machine);
             }
         });
     }
 
-    /// The answer; `None` when there is none in time.
+    /// The response; `None` if there is none in time.
     pub async fn answer(mut self) -> Option<Bytes> {
-        let answer = tokio::time::timeout(PATIENCE, &mut self.answer).await;
+        let answer = tokio::time::timeout(RESPONSE_TIMEOUT, &mut self.answer).await;
         answer.ok()?.ok()
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.questions.with(|all| all.remove(&self.token));
+        self.requests.with(|all| all.remove(&self.token));
     }
 }
 
@@ -188,7 +189,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_request_is_one_and_a_path_cannot_break_out_of_it() {
+    fn a_path_cannot_break_out_of_the_request() {
         let asked = request(&Method::POST, "/echo?x=1", b"hi").unwrap();
         assert_eq!(
             asked,
@@ -200,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn responses_of_both_forms() {
+    fn responses_with_and_without_a_body_are_read() {
         for (answer, read) in [
             (
                 &b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"[..],
@@ -221,28 +222,28 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_who_was_asked_answers_and_only_once() {
-        let questions = Questions::default();
+    async fn only_the_recipient_can_respond_and_only_once() {
+        let requests = C2nRequests::default();
         let (asked, other) = (
             MachinePublic::from_bytes([1; 32]),
             MachinePublic::from_bytes([2; 32]),
         );
-        let waiting = questions.open();
+        let waiting = requests.open();
         let url = waiting.url("http://192.0.2.1:8080");
         let path = url.strip_prefix("https://192.0.2.1:8080").unwrap();
-        let say = |machine| questions.answered(path, machine, Bytes::from_static(b"yes"));
-        assert!(!say(asked), "nobody was asked yet");
+        let say = |machine| requests.answered(path, machine, Bytes::from_static(b"yes"));
+        assert!(!say(asked), "no recipient is set yet");
         waiting.is_put_to(asked);
         assert!(!say(other));
         assert!(say(asked));
         assert!(!say(asked), "once");
         assert_eq!(waiting.answer().await.unwrap(), "yes");
-        let given_up = questions.open();
+        let given_up = requests.open();
         given_up.is_put_to(asked);
         let path = given_up.url("x").replace("https://x", "");
         drop(given_up);
-        assert!(!questions.answered(&path, asked, Bytes::new()));
-        assert!(questions.with(|all| all.is_empty()));
+        assert!(!requests.answered(&path, asked, Bytes::new()));
+        assert!(requests.with(|all| all.is_empty()));
     }
 
     proptest! {
