@@ -6,6 +6,7 @@
 //! * [`server`] accepts connections, distinguishes TLS from plain HTTP by
 //!   the first byte, serves what is public (`/key`, `/health`, ...) and hands relay
 //!   connections to the embedded relay;
+//! * [`serve`] opens the state and the ports, and starts the tasks;
 //! * [`connections`] bounds how many there are, in all and from one source;
 //! * [`noise`] takes the upgraded connection, makes the Noise handshake and
 //!   serves HTTP/2 inside it;
@@ -24,10 +25,14 @@
 
 pub mod admin;
 pub mod args;
+mod banner;
 pub mod c2n;
 pub mod channel_idle;
 pub mod clock;
 pub mod coordinator;
+pub mod failure;
+pub mod http;
+mod invite;
 pub mod machine;
 pub mod noise;
 pub mod output;
@@ -35,6 +40,8 @@ pub mod pages;
 mod policy_cli;
 mod policy_file;
 pub mod run;
+mod self_map;
+pub mod serve;
 pub mod server;
 pub mod ssh_action;
 pub mod state_dir;

@@ -6,7 +6,6 @@
 //! what is true at that moment. A client that reads slowly gets fewer, newer
 //! messages, never a longer queue.
 
-use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +13,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::stream;
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt as _, Full, Limited, StreamBody};
+use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::{Body, Frame};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
@@ -24,6 +22,7 @@ use warren_control_types::{MapRequest, RegisterRequest};
 use warren_keys::MachinePublic;
 
 use crate::coordinator::{CoordinatorHandle, Registration, Session};
+use crate::http::{ReplyBody, json, read_body, text, whole};
 use crate::ssh_action;
 
 /// The longest request body, in bytes; the official servers take as much.
@@ -31,8 +30,6 @@ const MAX_BODY: usize = 1 << 20;
 /// The longest registration, in bytes. It comes from unknown machines and is kept
 /// while they wait for approval; usual ones have a few kilobytes.
 const MAX_REGISTRATION: usize = 1 << 16;
-/// How long a request body may take. The bodies fit into a few packets.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Seconds until the next try, if too many machines wait for approval.
 const BUSY_RETRY: &str = "30";
 /// Silence on a stream ends with a keepalive after 50 to 59 s; a client gives
@@ -42,76 +39,6 @@ const KEEPALIVE_FLOOR: u64 = 50;
 const KEEPALIVE: &[u8] = br#"{"KeepAlive":true}"#;
 /// Maps are text that is sent once; more effort saves little.
 const ZSTD_LEVEL: i32 = 3;
-
-/// A response body, complete or a stream.
-pub type ReplyBody = UnsyncBoxBody<Bytes, Infallible>;
-
-/// A body whose content is complete.
-pub fn whole(content: impl Into<Bytes>) -> ReplyBody {
-    Full::new(content.into()).boxed_unsync()
-}
-
-/// A short text with a status.
-pub fn text(status: StatusCode, content: impl Into<Bytes>) -> Response<ReplyBody> {
-    let mut response = Response::new(whole(content));
-    *response.status_mut() = status;
-    response.headers_mut().insert(
-        http::header::CONTENT_TYPE,
-        http::HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
-    response
-}
-
-/// A JSON answer.
-pub fn json<T: serde::Serialize>(status: StatusCode, value: &T) -> Response<ReplyBody> {
-    match serde_json::to_vec(value) {
-        Ok(content) => {
-            let mut response = Response::new(whole(content));
-            *response.status_mut() = status;
-            response.headers_mut().insert(
-                http::header::CONTENT_TYPE,
-                http::HeaderValue::from_static("application/json"),
-            );
-            response
-        }
-        Err(error) => text(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            format!("cannot encode: {error}"),
-        ),
-    }
-}
-
-/// Reads a body of at most `limit` bytes, in half a minute at most.
-///
-/// # Errors
-/// The refusal to answer with.
-pub async fn read_body<B>(body: B, limit: usize) -> Result<Bytes, Box<Response<ReplyBody>>>
-where
-    B: Body<Data = Bytes>,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    let collected = Limited::new(body, limit).collect();
-    let Ok(collected) = tokio::time::timeout(BODY_TIMEOUT, collected).await else {
-        return Err(Box::new(text(
-            StatusCode::REQUEST_TIMEOUT,
-            format!(
-                "the request body took longer than {} s",
-                BODY_TIMEOUT.as_secs()
-            ),
-        )));
-    };
-    match collected {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(Box::new(text(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            format!("the request body is larger than {limit} bytes"),
-        ))),
-        Err(error) => Err(Box::new(text(
-            StatusCode::BAD_REQUEST,
-            format!("the request was cut: {error}"),
-        ))),
-    }
-}
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Box<Response<ReplyBody>>> {
     serde_json::from_slice(body).map_err(|error| {
@@ -328,28 +255,6 @@ mod tests {
             KEEPALIVE
         );
         assert_eq!(squeezed, frame(KEEPALIVE, true));
-    }
-
-    /// A body whose end does not come.
-    struct Endless;
-
-    impl Body for Endless {
-        type Data = Bytes;
-        type Error = std::io::Error;
-
-        fn poll_frame(
-            self: std::pin::Pin<&mut Self>,
-            _: &mut std::task::Context<'_>,
-        ) -> std::task::Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-            std::task::Poll::Pending
-        }
-    }
-
-    #[tokio::test]
-    async fn a_body_that_does_not_end_is_refused_after_a_time() {
-        tokio::time::pause();
-        let refusal = read_body(Endless, 100).await.unwrap_err();
-        assert_eq!(refusal.status(), StatusCode::REQUEST_TIMEOUT);
     }
 
     #[test]

@@ -32,7 +32,8 @@ use warren_dial::SystemEntropy;
 
 use crate::channel_idle::OpenRequests;
 use crate::coordinator::CoordinatorHandle;
-use crate::machine::{self, ReplyBody, text, whole};
+use crate::http::{ReplyBody, text, whole};
+use crate::machine;
 use warren_dial::connections::Slot;
 
 /// The protocol to upgrade to.

@@ -8,8 +8,8 @@ use warren_control_core::{GivenPolicy, diff_of_files};
 
 use crate::admin::{self, Command, WhichPolicy};
 use crate::args::Policy;
+use crate::failure::{Failure, print};
 use crate::output::{self, Hints};
-use crate::run::{Failure, print};
 
 /// Runs a `policy` command.
 ///

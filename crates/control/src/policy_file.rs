@@ -16,10 +16,11 @@ use std::time::Duration;
 use rustix::fs::{OFlags, inotify};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
-use warren_control_core::{AdminError, GivenPolicy};
+use warren_control_core::{AdminError, GivenPolicy, View};
 
 use crate::clock::wall_clock;
 use crate::coordinator::CoordinatorHandle;
+use crate::failure::Failure;
 use crate::store::StoreError;
 
 /// A save is several events; what comes within this time is one.
@@ -243,6 +244,53 @@ async fn reload(path: &Path, coordinator: &Arc<CoordinatorHandle>) {
         }
         Err(error) => tracing::error!("{error}"),
     }
+}
+
+/// Reads the policy file and checks it.
+pub(crate) fn read_checked(file: &Path) -> Result<String, String> {
+    let text = read(file)?;
+    let given = GivenPolicy {
+        file: file.display().to_string(),
+        text: Some(text.clone()),
+    };
+    match given.parse() {
+        Ok(_) => Ok(text),
+        Err(error) => Err(format!("{}: {error}", file.display())),
+    }
+}
+
+/// Puts the policy file in charge. If it is not valid, the policy from before the
+/// start stays in force, if there is one.
+pub(crate) async fn take_at_start(
+    coordinator: &CoordinatorHandle,
+    file: &Path,
+    read: Result<String, String>,
+) -> Result<(), Failure> {
+    let path = file.display().to_string();
+    coordinator
+        .change(|c, _, _| c.put_file_in_charge(&path))
+        .1
+        .wait()
+        .await?;
+    let why = match read {
+        Ok(text) => {
+            let taken = take(coordinator, file, text).await?;
+            match taken {
+                Ok(_) => return Ok(()),
+                Err(error) => error.to_string(),
+            }
+        }
+        Err(why) => {
+            let ((), saved) = coordinator.change(|c, _, wall| c.policy_file_failed(wall, &why));
+            saved.wait().await?;
+            why
+        }
+    };
+    if coordinator.read(View::is_without_policy) {
+        return Err(Failure::Failed(why));
+    }
+    tracing::error!("the policy of the last run stays in force: {why}");
+    Ok(())
 }
 
 #[cfg(test)]

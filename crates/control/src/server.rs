@@ -27,7 +27,7 @@ use warren_relay::{Prefixed, Relay, RequestHead};
 
 use crate::admin::CheckView;
 use crate::coordinator::CoordinatorHandle;
-use crate::machine::{ReplyBody, json, read_body, text, whole};
+use crate::http::{ReplyBody, json, read_body, text, whole};
 use crate::noise::Upgrader;
 use crate::pages;
 

@@ -8,7 +8,7 @@ use warren_control_types::NodeId;
 use warren_keys::MachinePublic;
 
 use crate::coordinator::CoordinatorHandle;
-use crate::machine::{ReplyBody, json, text};
+use crate::http::{ReplyBody, json, text};
 
 /// The prefix of these addresses.
 pub const PREFIX: &str = "/machine/ssh/action/";

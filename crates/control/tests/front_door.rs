@@ -10,7 +10,8 @@ use support::{Node, admin, options, reusable, serve};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use warren_control::admin::Command;
-use warren_control::run::{Failure, start};
+use warren_control::failure::Failure;
+use warren_control::serve::start;
 
 /// Sends bytes, reads until the server closes.
 async fn raw(server: &str, bytes: &[u8]) -> String {

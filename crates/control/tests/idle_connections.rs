@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, pause, timeout};
 use warren_channel::ClientHandshake;
 use warren_control::channel_idle::{FIRST_REQUEST, IDLE};
-use warren_control::run::{Running, start};
+use warren_control::serve::{Running, start};
 use warren_dial::SystemEntropy;
 use warren_dial::noise_stream::NoiseStream;
 use warren_keys::{MachinePublic, MachineSecret};

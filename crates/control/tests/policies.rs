@@ -11,7 +11,7 @@ use std::process::Output;
 use serde_json::Value;
 use support::{Node, PATIENCE, admin, options, reusable, serve};
 use warren_control::admin::Command;
-use warren_control::run::{Running, start};
+use warren_control::serve::{Running, start};
 
 const CLOSED: &str = "{\n  \"acls\": [],\n}\n";
 const OPEN: &str = r#"{

@@ -13,7 +13,7 @@ use http::{Method, StatusCode};
 use support::{Node, PATIENCE, admin, reusable, serve};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use warren_control::admin::Command;
-use warren_control::run::Running;
+use warren_control::serve::Running;
 use warren_control::ssh_action;
 use warren_control_core::Coordinator;
 use warren_control_types::SshAction;

@@ -17,7 +17,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::protocol::Message;
 use tokio_util::io::{CopyToBytes, SinkWriter, StreamReader};
 use warren_channel::ClientHandshake;
-use warren_control::run::Running;
+use warren_control::serve::Running;
 use warren_dial::SystemEntropy;
 use warren_dial::noise_stream::NoiseStream;
 use warren_keys::{MachinePublic, MachineSecret};

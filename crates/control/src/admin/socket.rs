@@ -17,7 +17,7 @@ use tokio::net::{UnixListener, UnixStream};
 
 use crate::admin::Command;
 use crate::coordinator::CoordinatorHandle;
-use crate::machine::{ReplyBody, json, read_body};
+use crate::http::{ReplyBody, json, read_body};
 use crate::state_dir::socket_path;
 
 /// The longest command, in bytes. A policy of a large company has some hundred

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 use warren_control::admin::{self, Command};
 use warren_control::args::{Serve, StunListen};
-use warren_control::run::{Running, defaults, start};
+use warren_control::serve::{Running, defaults, start};
 use warren_control_types::{
     CapabilityVersion, DerpMap, Hostinfo, MapRequest, MapResponse, Netmap, RegisterAuth,
     RegisterRequest, RegisterResponse,
