@@ -1,6 +1,6 @@
 //! The coordinator: its parts, and how inputs reach them.
 //!
-//! The parts ([`Directory`](crate::directory::Directory) in the [`View`],
+//! The parts ([`Directory`] in the [`View`],
 //! [`Presence`], [`MapSessions`], [`Registrations`], [`SshChecks`],
 //! [`Primaries`]) do not know each other. All that is remembered changes in one
 //! place, [`commit`], which also derives what the other parts have to do.

@@ -1,6 +1,6 @@
 //! The records and the ways to find them.
 //!
-//! All that is remembered goes in and out of here one [`Change`] at a time, and
+//! All that is remembered goes in and out of here one [`Change`](crate::Change) at a time, and
 //! the indexes (by key, machine, name, user, address, expiry) follow. A copy is
 //! cheap and stays as it was, see [`Table`].
 

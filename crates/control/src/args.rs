@@ -374,7 +374,7 @@ pub enum Policy {
     Why {
         /// A machine, address, user, group, tag or host.
         source: String,
-        /// The same with a port: db:5432, 10.1.2.3:22, [fd7a::1]:22.
+        /// The same with a port: `db:5432`, `10.1.2.3:22`, `[fd7a::1]:22`.
         #[arg(value_name = "DESTINATION:PORT")]
         destination: String,
         /// tcp, udp, icmp or another. [default: tcp]

@@ -7,7 +7,7 @@
 //!   the first byte, serves what is public (`/key`, `/health`, ...) and hands relay
 //!   connections to the embedded relay;
 //! * [`serve`] opens the state and the ports, and starts the tasks;
-//! * [`connections`] bounds how many there are, in all and from one source;
+//! * [`connections`](warren_dial::connections) bounds how many there are, in all and from one source;
 //! * [`noise`] takes the upgraded connection, makes the Noise handshake and
 //!   serves HTTP/2 inside it;
 //! * [`channel_idle`] ends control channels that are not used;

@@ -3,7 +3,7 @@
 //!
 //! The kernel tells at once that *something* changed, often ten times for one
 //! cable. [`LinkMonitor::next`] waits until it is quiet, takes a fresh
-//! [`snapshot`], compares it with the last one and reports a difference with
+//! [`snapshot()`], compares it with the last one and reports a difference with
 //! its weight ([`Change`]):
 //!
 //! - *minor*: other addresses or interfaces; candidates should be gathered anew;

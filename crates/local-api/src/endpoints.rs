@@ -31,7 +31,7 @@ use crate::notify::Notify;
 use crate::prefs::ShownPrefs;
 use crate::types::{LoginProfile, NetcheckReport, PingResult, Status, WhoIsResponse};
 
-/// Makes a table of endpoints: an [`Endpoint`] for each request type, a trait
+/// Makes a table of endpoints: an `Endpoint` for each request type, a trait
 /// that asks for a handler of each row, and a function that makes routes of a
 /// type with that trait. A method that ends with `errors in KEY` writes the
 /// errors of its handler as JSON with that key.

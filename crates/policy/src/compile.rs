@@ -16,7 +16,7 @@
 //! A change of a node, of users or of the file updates only the parts that
 //! depend on it and returns the nodes that it affects ([`Impact`]). The result
 //! is the same as that of a full compilation; the tests compare it with a plain
-//! implementation that computes everything again, pair by pair ([`plain`]).
+//! implementation that computes everything again, pair by pair (`plain`, in the tests).
 
 mod arena;
 mod bits;

@@ -2,7 +2,7 @@
 //!
 //! Three independent answers to the same question are compared here and in the
 //! property tests: the verdict of the compiled filter, the verdict of a plain
-//! evaluator that reads the rules one after the other ([`evaluate`]), and the
+//! evaluator that reads the rules one after the other ([`evaluate()`]), and the
 //! explanation for users ([`PolicyContext::why`]). The explanation gives the
 //! rule with its place in the file, the steps from its names to the nodes in
 //! question, and the router that carries the packet. For a refused packet it

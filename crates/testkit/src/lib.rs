@@ -1,7 +1,7 @@
 //! Deterministic helpers for tests: sources of randomness that give the same
 //! bytes in each run.
 //!
-//! [`Entropy`](warren_keys::Entropy) is an argument of every state machine.
+//! [`Entropy`] is an argument of every state machine.
 //! Production code passes the operating system's generator; a test passes one
 //! of these:
 //!

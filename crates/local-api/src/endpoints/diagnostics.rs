@@ -74,7 +74,7 @@ impl RequestForm for BugReport {
     }
 }
 
-/// The actions of [`Debug`].
+/// The actions of [`Debug`](struct@Debug).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DebugAction {
     /// Measure the network around again.
