@@ -58,7 +58,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_burst_passes_then_the_rate_counts() {
+    fn burst_passes_and_then_the_rate_limits() {
         let start = Instant::now();
         let mut bucket = TokenBucket::new(start, 1, 3);
         let answers: Vec<bool> = (0..4).map(|_| bucket.try_take(start, 1)).collect();
@@ -76,7 +76,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the order of amounts and times (even a clock that goes
+        /// For every order of amounts and times (even a clock that goes
         /// back), no more passes than burst plus rate times the elapsed time.
         #[test]
         fn never_more_than_promised(steps: Vec<(u16, u8)>, rate in 1u64..10_000, burst in 0u64..5_000) {

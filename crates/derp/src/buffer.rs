@@ -1,6 +1,6 @@
 //! The receive buffer: bytes in, whole frames out, nothing copied.
 //!
-//! The shell reads into [`FrameBuffer::spare`], reports the count, and takes
+//! The caller reads into [`FrameBuffer::spare`], reports the count, and takes
 //! everything that is whole in one go: many frames a read. Frames are handed
 //! out mutable, so that a packet can be decrypted where it lies.
 //!
@@ -10,11 +10,11 @@
 
 use warren_wire::derp::{FrameKind, HEADER_LEN, Header};
 
-/// Where a buffer starts and returns to.
+/// The size of a new or idle buffer, in bytes.
 const SMALL: usize = 4 * 1024;
-/// How far reads alone make it grow; a single larger frame may need more.
+/// The largest size that reads alone lead to; a single larger frame may need more.
 const LARGE: usize = 256 * 1024;
-/// Reads that left most of the buffer empty, in a row, before it shrinks.
+/// Consecutive reads that left most of the buffer empty, before it shrinks.
 const QUIET_READS: u32 = 64;
 
 /// A frame is longer than its reader takes.
@@ -25,11 +25,11 @@ pub struct FrameTooLong {
     pub kind: FrameKind,
     /// Bytes of its payload.
     pub len: u32,
-    /// What the reader takes.
+    /// The largest payload the reader takes, in bytes.
     pub max: usize,
 }
 
-/// What to do with a frame longer than the limit.
+/// The treatment of a frame longer than the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OverLong {
     /// Any such frame is an error (clients).
@@ -85,7 +85,7 @@ impl FrameBuffer {
         }
     }
 
-    /// Where to read the next bytes to; never empty.
+    /// The free space for the next read; never empty.
     pub fn spare(&mut self) -> &mut [u8] {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
@@ -156,8 +156,8 @@ impl FrameBuffer {
         })
     }
 
-    /// Takes only the first frame, if it is whole: for a login, where what
-    /// follows belongs to somebody else.
+    /// Takes only the first frame, if it is whole: for a login, where the bytes
+    /// that follow belong to another reader.
     ///
     /// # Errors
     /// [`FrameTooLong`] as for [`frames`](Self::frames).
@@ -306,7 +306,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_make_it_panic(stream: Vec<u8>, reads in proptest::collection::vec(1usize..50, 1..9)) {
+        fn buffer_never_panics_on_bytes(stream: Vec<u8>, reads in proptest::collection::vec(1usize..50, 1..9)) {
             let _ = feed(&mut FrameBuffer::new(64, OverLong::SkipUnknown), &stream, &reads);
         }
     }
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn it_grows_with_the_flow_and_shrinks_when_idle() {
+    fn buffer_grows_with_the_flow_and_shrinks_when_idle() {
         let mut buffer = FrameBuffer::new(100, OverLong::Fatal);
         for _ in 0..200 {
             let n = buffer.spare().len();

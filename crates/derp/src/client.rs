@@ -1,11 +1,12 @@
-//! A client of one relay, as a state: the node's, or another relay's.
+//! The client state machine for one relay, used by nodes and by other relays.
 //!
-//! It starts in one of two ways. Who knows the relay's key (it stands in the
-//! relay's TLS certificate chain) logs in at once; the key frame that comes
-//! later is then ignored. Who does not waits for that frame. Behind the login
-//! everything may follow at once; [`Event::Connected`] says that it was taken.
+//! It starts in one of two ways. A client that knows the relay's key (from the
+//! relay's TLS certificate chain) logs in at once and ignores the key frame
+//! that comes later. A client that does not know the key waits for that frame.
+//! Other frames may follow the login at once; [`Event::Connected`] reports that
+//! the relay accepted it.
 //!
-//! The shell hands in each [`RawFrame`] as it lies in the receive buffer, and
+//! The caller hands in each [`RawFrame`] as it lies in the receive buffer, and
 //! writes what [`Client::take_output`] has collected (login, pongs). Frames
 //! that are too short or of unknown kind are lost, not fatal, as long as the
 //! stream stays readable.
@@ -26,7 +27,7 @@ pub const MAX_PAYLOAD: usize = 1024 * 1024;
 /// 60 to 65 seconds.
 pub const READ_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Who logs in, and as what.
+/// The identity and role with which a client logs in.
 #[derive(Debug, Clone)]
 pub struct ClientConfig {
     /// The node's key pair; a relay's own when it logs in to its mesh.
@@ -35,7 +36,7 @@ pub struct ClientConfig {
     pub home: bool,
     /// Proves that we are a relay of the same mesh.
     pub mesh_key: Option<DerpMeshKey>,
-    /// Whether to be told who comes and goes; needs the mesh key.
+    /// Whether to receive the arrivals and departures of clients; needs the mesh key.
     pub watch: bool,
     /// Whether to say that we are a prober.
     pub is_prober: bool,
@@ -57,35 +58,35 @@ impl ClientConfig {
     }
 }
 
-/// What a relay told us.
+/// An event received from a relay.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event<'a> {
     /// The login was taken.
     Connected(ServerInfo),
     /// A packet, where it lies in the receive buffer.
     Packet {
-        /// Who sent it. The relay vouches for it, nobody else.
+        /// The sender's key. Only the relay vouches for it.
         from: NodePublic,
         /// At most 65,536 bytes.
         packet: &'a mut [u8],
     },
     /// A peer cannot be reached through this relay (any more).
     PeerGone {
-        /// Who.
+        /// The peer's node key.
         key: NodePublic,
-        /// Why.
+        /// The reason that the relay gives.
         reason: PeerGoneReason,
     },
     /// A client has connected to the relay we watch.
     PeerPresent {
-        /// Who.
+        /// The peer's node key.
         key: NodePublic,
-        /// From where.
+        /// The address from which it connected.
         source: Option<SocketAddr>,
-        /// What kind of client.
+        /// The kind of client.
         flags: PeerFlags,
     },
-    /// What the relay finds wrong with this connection; `None`: nothing more.
+    /// The problem that the relay reports with this connection; `None` clears it.
     Health(Option<&'a str>),
     /// The relay is about to restart.
     Restarting {
@@ -407,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_is_not_derp_is_told() {
+    fn stream_that_is_not_derp_is_reported() {
         let mut client = Client::new(Instant::now(), config());
         let mut bytes = relay().server_key_frame();
         bytes[5] = b'X';
@@ -477,7 +478,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_frames_make_it_panic(frames: Vec<(u8, Vec<u8>)>, fast: bool) {
+        fn client_never_panics_on_frames(frames: Vec<(u8, Vec<u8>)>, fast: bool) {
             let mut client = if fast {
                 Client::fast_start(Instant::now(), config(), relay().public(), &mut Fixed).unwrap()
             } else {

@@ -1,7 +1,7 @@
-//! The relay protocol, DERP, as states without IO: both ends and the mesh.
+//! The relay protocol, DERP, as state machines without IO: both ends and the mesh.
 //!
 //! A relay carries packets between nodes that hold a connection to it, named
-//! by node key. It sees only ciphertext; what it knows is who talks to whom.
+//! by node key. It sees only ciphertext; it knows only which keys talk to each other.
 //!
 //! # Life of a connection
 //!
@@ -9,21 +9,21 @@
 //!    that knows the key already (from the TLS handshake) does not wait for it.
 //! 2. The client proves its node key with a sealed box ([`client::Client`],
 //!    [`login`]).
-//! 3. The shell asks whether that key may come in; the relay answers with
+//! 3. The relay process asks whether that key may come in; the relay answers with
 //!    sealed information and enters the connection in its [`Registry`].
 //! 4. Frames flow. [`server::Connection`] turns each frame of a client into a
 //!    [`server::Request`]; the registry says where a packet goes.
-//! 5. When the last connection of a key closes, everybody who heard from it is
-//!    told.
+//! 5. When the last connection of a key closes, the clients that received
+//! packets from it are notified.
 //!
-//! # Who owns what
+//! # Ownership
 //!
 //! | state | owner |
 //! |---|---|
 //! | [`FrameBuffer`], [`server::Connection`] | the task that reads a connection |
 //! | [`server::Keepalive`] | the task that writes it |
 //! | [`SendQueue`] | shared by everyone who sends to that connection; short critical sections |
-//! | [`Registry`] | the relay, behind a read-write lock; readers may cache a route while [`Registry::generation`] stands still |
+//! | [`Registry`] | the relay, behind a read-write lock; readers may cache a route while [`Registry::generation`] does not change |
 //!
 //! Nothing here reads a clock, draws randomness or touches a socket: the
 //! simulator runs the same code.

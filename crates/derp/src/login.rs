@@ -1,5 +1,5 @@
-//! The login: how a client proves its node key, and what both sides tell each
-//! other in sealed JSON.
+//! The login: how a client proves its node key, and the sealed JSON that both
+//! sides exchange.
 //!
 //! The client seals its [`ClientInfo`] with its node secret to the relay's
 //! key. Only the holder of that secret can make a box that opens, so a box
@@ -16,7 +16,7 @@ pub const MAX_CLIENT_INFO: usize = 256 * 1024;
 /// The largest answer a client takes, as payload of the frame.
 pub const MAX_SERVER_INFO: usize = NONCE_LEN + 1024 * 1024;
 
-/// What a client says of itself.
+/// The client's half of the login.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ClientInfo {
     /// Proves that the client is a relay of the same mesh.
@@ -27,7 +27,7 @@ pub struct ClientInfo {
         with = "mesh_key"
     )]
     pub mesh_key: Option<DerpMeshKey>,
-    /// Protocol version, currently 2; 0 when not told.
+    /// Protocol version, currently 2; 0 when absent.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub version: i64,
     /// Whether it answers pings.
@@ -53,7 +53,7 @@ impl Default for ClientInfo {
     }
 }
 
-/// What a relay says of itself and asks of its client.
+/// The relay's half of the login: its version and its limits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerInfo {
     /// Protocol version, currently 2.
@@ -131,19 +131,19 @@ pub enum LoginError {
     /// The frame is malformed.
     #[error(transparent)]
     Frame(#[from] FrameError),
-    /// The all-zero key or another one that is no real key.
+    /// The all-zero key or another one that is not a valid key.
     #[error("the other side's key {0:?} is not usable")]
     BadKey(NodePublic),
     /// The box does not open: the other side does not hold the key it names,
     /// or expects another key of ours.
-    #[error("the other side does not prove the key {0:?}, or took us for somebody else")]
+    #[error("the other side does not prove the key {0:?}, or expects another key of ours")]
     NotProven(NodePublic),
     /// The box opens, but what is inside is not the JSON expected.
     #[error("login of {key:?} is not valid JSON: {source}")]
     Json {
-        /// Whose login.
+        /// The key that logged in.
         key: NodePublic,
-        /// What is wrong with it.
+        /// The error of the JSON decoder.
         source: serde_json::Error,
     },
 }
@@ -206,7 +206,7 @@ pub fn open_server_info(
     open(shared, relay, sealed)
 }
 
-/// Who a relay is: its key pair, and the secret it shares with its mesh.
+/// A relay's identity: its key pair, and the secret it shares with its mesh.
 #[derive(Debug, Clone)]
 pub struct Identity {
     secret: NodeSecret,
@@ -217,9 +217,9 @@ pub struct Identity {
 /// A client that has proven its key, not yet admitted.
 #[derive(Debug)]
 pub struct ProvenLogin {
-    /// Who it is.
+    /// The client's node key.
     pub key: NodePublic,
-    /// What it says of itself.
+    /// The information that the client sent.
     pub info: ClientInfo,
     /// Whether it is a relay of our mesh: not asked for admission, not
     /// limited, and allowed to watch and forward.
@@ -243,12 +243,12 @@ impl Identity {
         self.public
     }
 
-    /// The relay's private key: also what it logs in to other relays with.
+    /// The relay's private key, also used to log in to other relays.
     pub fn secret(&self) -> &NodeSecret {
         &self.secret
     }
 
-    /// What the mesh shares.
+    /// The secret that the relays of the mesh share.
     pub fn mesh_key(&self) -> Option<&DerpMeshKey> {
         self.mesh_key.as_ref()
     }
@@ -293,7 +293,7 @@ impl Identity {
 }
 
 impl ProvenLogin {
-    /// The frame that tells the client that it is in.
+    /// The frame that reports to the client that it is admitted.
     pub fn accept(&self, info: &ServerInfo, entropy: &mut dyn Entropy) -> Vec<u8> {
         let sealed = seal(&self.shared, info, entropy);
         let mut out = Vec::new();
@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn a_login_proves_the_key_and_the_answer_comes_back() {
+    fn login_proves_the_key_and_gets_an_answer() {
         let relay = relay(None);
         let client = NodeSecret::from_bytes(&[9; 32]);
         let mut out = Vec::new();
@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mesh_key_decides_who_is_a_relay() {
+    fn mesh_key_marks_a_client_as_a_relay() {
         let with = |key: [u8; 32]| ClientInfo {
             mesh_key: Some(DerpMeshKey::from_bytes(key)),
             ..ClientInfo::default()
@@ -434,7 +434,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_login_makes_it_panic(kind: u8, payload: Vec<u8>) {
+        fn login_never_panics_on_a_frame(kind: u8, payload: Vec<u8>) {
             let _ = relay(None).open_login(FrameKind::from_code(kind), &payload);
         }
     }

@@ -1,15 +1,15 @@
-//! What waits to be written to one connection.
+//! The send queue of one connection.
 //!
-//! Whoever has something for a connection puts it here, already as frames, and
-//! goes on; the task that writes the connection takes out as much as one write
-//! should carry. Nobody ever waits for a slow reader. What gives way instead:
+//! Senders encode their frames into this queue and go on; the task that writes
+//! the connection takes out as much as one write should carry. No sender ever
+//! waits for a slow reader. When a class of frames exceeds its limit:
 //!
-//! | what | order | when there is too much |
+//! | class | order | at the limit |
 //! |---|---|---|
 //! | control (gone, present, keepalive, health) | first | the connection is closed: it cannot be served truthfully |
 //! | pong | next | one waits; further pings meanwhile stay unanswered |
 //! | disco | next | the oldest is dropped |
-//! | data | last | the oldest is dropped; also whatever waited longer than [`Limits::max_age`] |
+//! | data | last | the oldest is dropped; also data older than [`Limits::max_age`] |
 //!
 //! Dropping the oldest data keeps the queue short in time as well as in bytes:
 //! the TCP streams inside the tunnel see a loss early and slow down, rather
@@ -33,7 +33,7 @@ const CHUNK_SPAN: Duration = Duration::from_millis(5);
 /// Capacity that an idle queue keeps.
 const IDLE_CAPACITY: usize = 2 * 1024;
 
-/// How much may wait.
+/// The limits of a queue.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Bytes of control frames.
@@ -42,7 +42,7 @@ pub struct Limits {
     pub disco_bytes: usize,
     /// Bytes of frames that carry anything else.
     pub data_bytes: usize,
-    /// How long data may wait.
+    /// The longest time that data may wait.
     pub max_age: Duration,
 }
 
@@ -71,7 +71,7 @@ impl Limits {
 #[error("more control frames wait than the connection can take")]
 pub struct QueueFull;
 
-/// How many packets were given up.
+/// Numbers of dropped packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Drops {
     /// Disco, because too many bytes of it waited.
@@ -154,7 +154,7 @@ fn keep(spare: &mut Option<Vec<u8>>, mut bytes: Vec<u8>) {
     }
 }
 
-/// Frames that wait for one connection. See the module's story.
+/// Frames that wait for one connection. See the module docs.
 #[derive(Debug)]
 pub struct SendQueue {
     limits: Limits,
@@ -185,8 +185,9 @@ impl SendQueue {
         self.limits = limits;
     }
 
-    /// Queues a frame that carries a packet; disco is told by its look. Older
-    /// packets of its class give way if need be.
+    /// Queues a frame that carries a packet; disco is recognised by its first
+    /// bytes. If its class is full, the oldest packets of the class are
+    /// dropped.
     pub fn push_packet(&mut self, now: Instant, frame: &Frame<'_>) {
         let packet = match frame {
             Frame::SendPacket { packet, .. }
@@ -308,7 +309,7 @@ impl SendQueue {
         self.data.chunks.shrink_to(4);
     }
 
-    /// What was given up so far, and zero from now on.
+    /// Returns the numbers of dropped packets and resets them to zero.
     pub fn take_drops(&mut self) -> Drops {
         std::mem::take(&mut self.drops)
     }
@@ -384,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waited_too_long_is_not_sent_any_more() {
+    fn data_older_than_max_age_is_dropped() {
         let start = Instant::now();
         let mut queue = SendQueue::new(Limits::NODE);
         push(&mut queue, start, &data(1, 100));
@@ -402,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_data_does_not_cost_disco() {
+    fn flood_of_data_does_not_drop_disco() {
         let now = Instant::now();
         let mut queue = SendQueue::new(Limits::NODE);
         push(&mut queue, now, &disco(7));

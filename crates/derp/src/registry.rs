@@ -1,20 +1,20 @@
-//! Who is connected to a relay, and where a packet for a key goes.
+//! The clients connected to a relay, and the route of a packet to each key.
 //!
 //! Three tables, all keyed by node key:
 //!
 //! - **clients**: the connections of each key. A key may have several (a
 //!   laptop that woke up before its old connection timed out, or a copied
 //!   state file); all stay open, and the one that spoke last gets the packets.
-//! - **forwarders**: which mesh links say they have the key. The link that said
-//!   so first is used. A packet takes at most one such hop.
-//! - **heard**: who has received packets from a key, and must be told when it
-//!   leaves the region.
+//! - **forwarders**: the mesh links that announced the key. The first link that
+//! announced it is used. A packet takes at most one such hop.
+//! - **heard**: the connections that received packets from a key, and must be
+//! notified when it leaves the region.
 //!
-//! Changes return [`Notice`]s, that is what to tell which connection; the
-//! shell delivers them. [`Registry::generation`] changes whenever a route may
-//! have, so that a reader may keep a route as long as it stands still.
+//! Changes return [`Notice`]s (a message and its connection); the caller
+//! delivers them. [`Registry::generation`] changes whenever a route may have
+//! changed, so that a reader may cache a route until then.
 //!
-//! `H` is the shell's handle of a connection, `M` of a mesh link. A local
+//! `H` is the caller's handle of a connection, `M` of a mesh link. A local
 //! connection always goes before the mesh.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,36 +31,36 @@ pub struct ConnId(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LinkId(pub u64);
 
-/// What watchers are told of a connection.
+/// The details of a connection that watchers receive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Presence {
-    /// Where it comes from.
+    /// The client's address.
     pub source: Option<SocketAddr>,
-    /// What kind of client it is.
+    /// The kind of client.
     pub flags: PeerFlags,
 }
 
-/// Something to tell a connection.
+/// A change to report to a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum News {
     /// A key has left.
     Gone {
-        /// Who.
+        /// The key it is about.
         key: NodePublic,
-        /// Why.
+        /// The reason to report.
         reason: PeerGoneReason,
     },
     /// A connection of a key has come.
     Present {
-        /// Who.
+        /// The key it is about.
         key: NodePublic,
-        /// How.
+        /// The details of the connection.
         presence: Presence,
     },
 }
 
 impl News {
-    /// The frame that says it.
+    /// The frame that reports it.
     pub fn frame(&self) -> Frame<'static> {
         match *self {
             Self::Gone { key, reason } => Frame::PeerGone { key, reason },
@@ -72,33 +72,33 @@ impl News {
     }
 }
 
-/// Something to tell, and whom.
+/// A change to report, and the connection that receives it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice<H> {
-    /// The connection to tell.
+    /// The receiving connection.
     pub to: H,
-    /// What.
+    /// The change.
     pub news: News,
 }
 
-/// Where a packet goes.
+/// The route of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route<'a, H, M> {
     /// To a connection of this relay.
     Local {
-        /// Which.
+        /// The connection.
         id: ConnId,
-        /// Its handle.
+        /// The handle that its owner registered.
         handle: &'a H,
     },
     /// To another relay.
     Mesh {
-        /// Over which link.
+        /// The mesh link.
         link: LinkId,
-        /// Its handle.
+        /// The handle that its owner registered.
         handle: &'a M,
     },
-    /// Nowhere.
+    /// The key is not connected here or in the mesh.
     Unknown,
 }
 
@@ -131,7 +131,7 @@ struct Forwarder<M> {
 /// Numbers for the relay's metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Census {
-    /// Connections.
+    /// Local connections.
     pub connections: usize,
     /// Different keys among them.
     pub keys: usize,
@@ -143,7 +143,7 @@ pub struct Census {
     pub watchers: usize,
 }
 
-/// See the module's story.
+/// The connections, mesh links and receivers of a relay. See the module docs.
 #[derive(Debug)]
 pub struct Registry<H, M> {
     own_key: NodePublic,
@@ -263,7 +263,7 @@ impl<H: Clone, M: Clone> Registry<H, M> {
     }
 
     /// Whether frames of this connection need no
-    /// [`note_spoke`](Self::note_spoke) while the generation stands still.
+    /// [`note_spoke`](Self::note_spoke) while the generation does not change.
     pub fn is_settled(&self, id: ConnId) -> bool {
         let client = self
             .conns
@@ -272,7 +272,7 @@ impl<H: Clone, M: Clone> Registry<H, M> {
         client.is_none_or(|client| client.conns.len() < 2 || client.spoke.last() == Some(&id))
     }
 
-    /// Where a client's packet for `to` goes.
+    /// The route of a client's packet for `to`.
     pub fn route(&self, to: &NodePublic) -> Route<'_, H, M> {
         match self.route_local(to) {
             Route::Unknown => match self.forwarders.get(to).and_then(|all| all.first()) {
@@ -286,7 +286,7 @@ impl<H: Clone, M: Clone> Registry<H, M> {
         }
     }
 
-    /// Where a mesh peer's packet for `to` goes: never on to the mesh.
+    /// The route of a mesh peer's packet for `to`: never on to the mesh.
     pub fn route_local(&self, to: &NodePublic) -> Route<'_, H, M> {
         let active = self.clients.get(to).map(|client| client.active);
         match active.and_then(|id| Some((id, self.conns.get(&id)?))) {
@@ -298,7 +298,7 @@ impl<H: Clone, M: Clone> Registry<H, M> {
         }
     }
 
-    /// Notes that `receiver` gets packets from `source`, so that it is told
+    /// Notes that `receiver` gets packets from `source`, so that it is notified
     /// when `source` leaves. Needed once per pair and stay of `source`.
     pub fn note_heard(&mut self, source: NodePublic, receiver: ConnId) {
         if let Some(conn) = self.conns.get_mut(&receiver) {
@@ -404,7 +404,8 @@ impl<H: Clone, M: Clone> Registry<H, M> {
             .collect()
     }
 
-    /// Tells who heard from `key`, if it is neither here nor in the mesh.
+    /// Notifies the connections that received packets from `key`, if the key is
+    /// neither here nor in the mesh.
     fn if_gone_everywhere(&mut self, key: NodePublic) -> Vec<Notice<H>> {
         if self.clients.contains_key(&key) || self.forwarders.contains_key(&key) {
             return Vec::new();
@@ -499,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn who_heard_from_a_key_is_told_when_its_last_connection_closes() {
+    fn receivers_are_notified_when_the_last_connection_of_a_key_closes() {
         let mut registry = registry();
         connect(&mut registry, 1, 7);
         connect(&mut registry, 2, 7);
@@ -514,7 +515,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_moved_within_the_mesh_is_not_gone() {
+    fn key_that_moved_within_the_mesh_is_not_gone() {
         let mut registry = registry();
         connect(&mut registry, 1, 7);
         connect(&mut registry, 2, 8);
@@ -531,14 +532,18 @@ mod tests {
     }
 
     #[test]
-    fn the_first_link_that_had_a_key_is_used() {
+    fn first_link_that_announced_a_key_is_used() {
         let mut registry = registry();
         registry.add_forwarder(LinkId(1), key(7), "b");
         registry.add_forwarder(LinkId(2), key(7), "c");
         registry.add_forwarder(LinkId(2), key(8), "c");
         registry.add_forwarder(LinkId(2), key(255), "c");
         assert_eq!(mesh(&registry, 7), Some("b"));
-        assert_eq!(mesh(&registry, 255), None, "nobody forwards for ourselves");
+        assert_eq!(
+            mesh(&registry, 255),
+            None,
+            "no link forwards for our own key"
+        );
         registry.remove_link(LinkId(1));
         assert_eq!(mesh(&registry, 7), Some("c"));
         registry.remove_link(LinkId(2));

@@ -15,11 +15,11 @@ use crate::TokenBucket;
 /// The largest payload taken after the login; longer frames of unknown kind
 /// are skipped.
 pub const MAX_PAYLOAD: usize = 2 * KEY_LEN + MAX_PACKET;
-/// How long a client may take from TCP connection to login.
+/// The longest time from TCP connection to login.
 pub const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a write to a node may make no progress.
+/// The longest time that a write to a node may make no progress.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a write to a mesh peer may make no progress.
+/// The longest time that a write to a mesh peer may make no progress.
 pub const MESH_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 const KEEPALIVE: Duration = Duration::from_secs(60);
@@ -27,37 +27,37 @@ const KEEPALIVE_JITTER_MILLIS: u64 = 5_000;
 /// A home that moves this soon after connecting is not a move.
 const SETTLING: Duration = Duration::from_secs(5);
 
-/// What a client asks for.
+/// A client's request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request<'a> {
     /// Carry a packet to a client of this relay or its mesh.
     Send {
-        /// Who shall get it.
+        /// The receiver's key.
         to: NodePublic,
         /// The packet.
         packet: &'a [u8],
     },
     /// Carry another relay's client's packet to a client of this relay.
     Forward {
-        /// Who sent it, to that relay.
+        /// The key of the client that sent it to that relay.
         from: NodePublic,
-        /// Who shall get it.
+        /// The receiver's key.
         to: NodePublic,
         /// The packet.
         packet: &'a [u8],
     },
     /// This relay has become (true) or is no longer the client's home.
     Home {
-        /// Which of the two.
+        /// Whether this relay is the client's home.
         is_home: bool,
         /// Whether it is a move, and not just part of the start.
         moved: bool,
     },
-    /// Tell it of everybody who comes and goes.
+    /// Send it the arrivals and departures of all clients.
     Watch,
     /// Close the connections of this key.
     Close(NodePublic),
-    /// Answer.
+    /// Answer a ping with these bytes.
     Pong([u8; 8]),
     /// Nothing to do.
     Nothing,
@@ -79,7 +79,7 @@ pub enum Violation {
     PingTooLong(usize),
 }
 
-/// What the reading task keeps about its client.
+/// The state that the reading task keeps about its client.
 #[derive(Debug)]
 pub struct Connection {
     key: NodePublic,
@@ -111,7 +111,7 @@ impl Connection {
         self.rate = limited.then(|| TokenBucket::new(now, bytes_per_second, burst));
     }
 
-    /// Who the client is.
+    /// The client's key.
     pub fn key(&self) -> NodePublic {
         self.key
     }
@@ -134,8 +134,8 @@ impl Connection {
             .map_or(Duration::ZERO, |rate| rate.take_and_wait(now, bytes as u64))
     }
 
-    /// Whether to tell the client that the target of its disco packet is not
-    /// here: three at once, then one a second.
+    /// Whether to report to the client that the target of its disco packet is
+    /// not here: three at once, then one a second.
     pub fn may_say_not_here(&mut self, now: Instant) -> bool {
         self.not_here.try_take(now, 1)
     }
@@ -218,7 +218,7 @@ impl Connection {
     }
 }
 
-/// When to tell a client that the relay is still here: every 60 s and a jitter
+/// The schedule of keepalives to a client: every 60 s and a jitter
 /// of up to 5 s chosen once, also on busy connections.
 #[derive(Debug)]
 pub struct Keepalive {
@@ -383,7 +383,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_frame_makes_it_panic(kind: u8, payload: Vec<u8>, mesh: bool) {
+        fn connection_never_panics_on_a_frame(kind: u8, payload: Vec<u8>, mesh: bool) {
             let _ = connection(mesh).handle_frame(
                 Instant::now(), FrameKind::from_code(kind), &payload,
             );

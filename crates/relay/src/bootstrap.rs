@@ -1,4 +1,4 @@
-//! Bootstrap DNS: the addresses of a few names, told over HTTPS.
+//! Bootstrap DNS: the addresses of a few names, served over HTTPS.
 //!
 //! A client whose DNS is broken (often by its own tunnel settings) still knows
 //! relays by address, and asks them for the address of its control server.
@@ -8,9 +8,9 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// How often the names are looked up.
+/// The interval between lookups of the names.
 const REFRESH: Duration = Duration::from_secs(600);
-/// How long one lookup may take.
+/// The longest time one lookup may take.
 const LOOKUP: Duration = Duration::from_secs(60);
 
 /// The published names. Clones share the answers.
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_or_all_names_are_told() {
+    fn one_name_or_all_names_are_served() {
         let dns = BootstrapDns::new(["a.example".to_owned()]);
         assert_eq!(dns.answer(None), "{}");
         dns.set("a.example", vec![IpAddr::from([192, 0, 2, 1])]);

@@ -20,28 +20,28 @@ use crate::verify::{VerifyUrl, VerifyUrlError};
 use crate::{listen, stun};
 
 /// The relay of a private network: carries packets between nodes that cannot
-/// reach each other directly (DERP), and tells nodes their addresses (STUN).
+/// reach each other directly (DERP), and reports to nodes their public addresses (STUN).
 #[derive(Debug, Parser)]
 #[command(name = "warren-relay", version)]
 pub struct Cli {
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What `warren-relay` can do.
+/// The subcommands of `warren-relay`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the relay until it is stopped
     Serve(Box<Serve>),
     /// Print a completion script for a shell
     Completion {
-        /// Which shell
+        /// The shell to write it for
         shell: clap_complete::Shell,
     },
 }
 
-/// How connections are secured.
+/// The protection of connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum TlsMode {
     /// Make a certificate once, and print its pin for the DERP map
@@ -139,10 +139,10 @@ pub struct Serve {
 /// The relay cannot start. Each message says what to change.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// A key file.
+    /// A key file cannot be used.
     #[error(transparent)]
     KeyFile(#[from] KeyFileError),
-    /// Certificates.
+    /// The TLS setup failed.
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// `--verify-client-url`.
@@ -151,11 +151,11 @@ pub enum ServeError {
     /// An address is taken or not ours.
     #[error("cannot listen on {address} for {what}: {source}{}", advice(source))]
     Listen {
-        /// For what.
+        /// The service.
         what: &'static str,
-        /// Where.
+        /// The address it should listen on.
         address: SocketAddr,
-        /// Why not.
+        /// The system's error.
         source: std::io::Error,
     },
 }
@@ -178,7 +178,7 @@ pub struct Running {
     pub relay: Relay,
     /// Its entry for a DERP map, as a whole map.
     pub map: DerpMap,
-    /// Where DERP is served.
+    /// The address on which DERP is served.
     pub address: SocketAddr,
     tasks: tokio::task::JoinSet<()>,
 }
@@ -280,7 +280,7 @@ impl Serve {
         })
     }
 
-    /// What to put into a DERP map.
+    /// The entry of this relay for a DERP map.
     fn map(&self, port: u16, stun_port: Option<u16>, pin: Option<String>) -> DerpMap {
         let region_id = RegionId(self.region_id);
         let mut node = DerpNode {
@@ -319,7 +319,7 @@ impl Serve {
         }
     }
 
-    /// The lines that tell the operator what runs.
+    /// The startup lines for the operator.
     fn greeting(&self, running: &Running) -> String {
         let tls = match self.tls {
             TlsMode::SelfSigned => "TLS with a self-signed certificate, pinned in the map entry",
@@ -435,7 +435,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_self_signed_relay_prints_a_pinned_entry() {
+    async fn self_signed_relay_prints_a_pinned_entry() {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().to_str().unwrap();
         let args = ["--hostname", "127.0.0.1", "--state-dir", state];

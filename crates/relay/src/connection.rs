@@ -25,7 +25,7 @@ use warren_wire::derp::{Frame, PeerFlags, PeerGoneReason, looks_like_disco};
 
 use crate::relay::{Applicant, OnDrop, Outbox, Relay, Shared};
 
-/// Why a connection ended. Nobody needs to act on any of these.
+/// The reason a connection ended. None of these needs an action.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectionError {
     /// No whole login in time.
@@ -101,7 +101,7 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         connection.limit(now, limit.bytes_per_second, limit.burst);
     }
     shared.change(|registry| registry.connect(id, proven.key, Arc::clone(&outbox), presence));
-    // Also when whoever serves us is cancelled.
+    // Also when the task that serves this connection is cancelled.
     let registered = OnDrop(|| {
         close.cancel();
         shared.depart(|registry| registry.disconnect(id));
@@ -181,7 +181,7 @@ async fn log_in<S: AsyncRead + AsyncWrite>(
     Ok(proven)
 }
 
-/// Where packets for one key go, and what of that is noted already.
+/// The route of packets for one key, and whether the registry has noted it.
 enum Target {
     Local {
         id: ConnId,
@@ -202,7 +202,7 @@ struct Reader<'a> {
     route: Option<(u64, NodePublic, bool, Target)>,
     /// The generation at which this was the active connection of its key.
     settled: Option<u64>,
-    /// Which connections the registry knows to have heard from which source.
+    /// The pairs of source and receiver that the registry has noted.
     heard: HashSet<(NodePublic, ConnId)>,
     departures: u64,
     /// Connections to wake once all frames of this read are queued.

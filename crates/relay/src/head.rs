@@ -2,9 +2,9 @@
 //!
 //! A relay cannot leave this to an HTTP library: a client in a hurry asks for
 //! the DERP stream *without* any response, and the bytes behind the head belong
-//! to that stream already. So the head is read here, with a limit, and what
-//! came behind it is kept. [`Prefixed`] puts such bytes back in front of a
-//! stream, for whoever takes the connection next.
+//! to that stream already. So the head is read here, with a limit, and the
+//! bytes behind it are kept. [`Prefixed`] puts such bytes back in front of a
+//! stream, for the next reader of the connection.
 
 use std::io;
 use std::pin::Pin;
@@ -213,7 +213,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[tokio::test]
-    async fn what_comes_behind_the_head_is_kept() {
+    async fn bytes_behind_the_head_are_kept() {
         let mut stream: &[u8] =
             b"GET /derp?x=1&q=a.b HTTP/1.1\r\nUPGRADE: Derp\r\nConnection: keep, Upgrade\r\n\r\nrest";
         let mut buffered = Vec::new();
@@ -253,7 +253,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic(bytes: Vec<u8>) {
+        fn head_parser_never_panics_on_bytes(bytes: Vec<u8>) {
             let _ = RequestHead::parse(&bytes);
         }
     }

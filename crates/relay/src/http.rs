@@ -255,7 +255,7 @@ const HOME: &str = "<!doctype html><title>Relay</title><h1>Relay</h1>\
     <p>This is a DERP relay of a private network. It carries encrypted packets \
     between machines that cannot reach each other directly, and has nothing to show.\n";
 
-/// The answer that tells a client that no captive portal is in the way.
+/// The answer that proves to a client that no captive portal is in the way.
 fn generate_204(head: &RequestHead) -> Answer {
     let answer = Answer::empty(204, "No Content").with(
         "Cache-Control",

@@ -1,4 +1,4 @@
-//! Where the relay's private key lives: a JSON file of mode 0600 in the form
+//! The file with the relay's private key: JSON of mode 0600 in the form
 //! that `derper` uses too, so a relay can be replaced and keep its key.
 
 use std::io::{self, Write as _};
@@ -15,19 +15,19 @@ pub enum KeyFileError {
     /// Reading or writing failed.
     #[error("cannot {action} {path}: {source}")]
     Io {
-        /// What was tried.
+        /// The action that failed.
         action: &'static str,
-        /// On which file.
+        /// The file's path.
         path: PathBuf,
-        /// What happened.
+        /// The system's error.
         source: io::Error,
     },
     /// The file holds something else.
     #[error("{path} is not a relay key file ({reason}); restore it, or move it away for a new key")]
     Malformed {
-        /// Which file.
+        /// The file's path.
         path: PathBuf,
-        /// What is wrong.
+        /// The reason, as shown to the user.
         reason: String,
     },
 }
@@ -116,7 +116,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
-    fn a_key_is_made_once_and_kept_private() {
+    fn key_is_created_once_and_kept_private() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("deep/relay.key");
         let made = load_or_create(&path).unwrap();
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_file_is_told_and_left_alone() {
+    fn damaged_file_is_reported_and_left_unchanged() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("relay.key");
         for text in ["", "{}", r#"{"PrivateKey":"privkey:00"}"#, "\u{0}"] {

@@ -28,8 +28,8 @@
 //!
 //! The reading task looks up where each packet goes and puts it into the queue
 //! of that connection; the writing task of that connection empties the queue
-//! with few large writes. No task ever waits for another connection: what
-//! gives way when a receiver is slow is told in [`warren_derp::SendQueue`].
+//! with few large writes. No task ever waits for another connection:
+//! [`warren_derp::SendQueue`] says what is dropped when a receiver is slow.
 //!
 //! # What it never does
 //!

@@ -48,7 +48,8 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Sets up an accepted connection for the relay's use: no Nagle, dead peers
-/// noticed, little hidden queueing. What the system does not know is left out.
+/// noticed, little hidden queueing. Options that the system does not support
+/// are skipped.
 pub fn tune(stream: &TcpStream) {
     let socket = SockRef::from(stream);
     let _ = stream.set_nodelay(true);

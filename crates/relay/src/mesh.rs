@@ -1,8 +1,9 @@
 //! The mesh: relays of one region that carry packets for each other's clients.
 //!
-//! Each relay is a client of every other one, watches who comes and goes
-//! there, and forwards over that connection what its own clients send to
-//! somebody there. A packet is forwarded once at most. When a link breaks,
+//! Each relay is a client of every other one, watches the clients that connect
+//! and leave there, and forwards over that connection the packets that its own
+//! clients send to clients there.
+//! A packet is forwarded once at most. When a link breaks,
 //! everything learnt over it is void.
 
 use std::net::IpAddr;

@@ -1,4 +1,4 @@
-//! What the relay counts, and its text form.
+//! The relay's metrics, and their text form.
 
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -27,7 +27,7 @@ pub const MAX_CONNECTIONS: usize = 20_000;
 pub struct Applicant {
     /// Its node key.
     pub key: NodePublic,
-    /// Where it comes from.
+    /// The address it connects from.
     pub source: IpAddr,
 }
 
@@ -44,7 +44,7 @@ impl<F: Fn(Applicant) -> bool + Send + Sync> Admission for F {
     }
 }
 
-/// How much one client may send.
+/// The rate at which one client may send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RateLimit {
     /// On average.
@@ -53,22 +53,22 @@ pub struct RateLimit {
     pub burst: u64,
 }
 
-/// What a relay needs to know.
+/// The configuration of a relay.
 #[derive(Clone)]
 pub struct Config {
     /// The relay's key pair.
     pub secret: NodeSecret,
     /// Shared with the other relays of the region, if there are any.
     pub mesh_key: Option<DerpMeshKey>,
-    /// Who may come in; everybody if `None`.
+    /// The check that admits clients; all clients are admitted if `None`.
     pub admission: Option<Arc<dyn Admission>>,
-    /// How much a client may send; without limit if `None`.
+    /// The rate at which a client may send; without limit if `None`.
     pub rate_limit: Option<RateLimit>,
-    /// How long a connection may stay in each phase before its login.
+    /// The longest time a connection may stay in each phase before its login.
     pub timeouts: Timeouts,
     /// Connections at a time, including those that have not logged in.
     pub limits: ConnectionLimits,
-    /// Addresses of control servers, told to clients without DNS.
+    /// Addresses of control servers, served to clients without DNS.
     pub bootstrap_dns: BootstrapDns,
 }
 
@@ -179,7 +179,7 @@ impl<F: FnMut()> Drop for OnDrop<F> {
     }
 }
 
-/// What all connections share.
+/// The state that all connections share.
 pub(crate) struct Shared {
     pub(crate) identity: Identity,
     pub(crate) admission: Option<Arc<dyn Admission>>,
@@ -191,8 +191,8 @@ pub(crate) struct Shared {
     registry: RwLock<Registry<Arc<Outbox>, DerpSender>>,
     /// Copy of the registry's generation, to be read without its lock.
     generation: AtomicU64,
-    /// Counts departures of keys: when it moves, who was told to have heard
-    /// from whom may be forgotten.
+    /// Counts departures of keys: when it changes, the noted pairs of source
+    /// and receiver may be forgotten.
     departures: AtomicU64,
     next_id: AtomicU64,
     pub(crate) homes: AtomicUsize,
@@ -206,8 +206,8 @@ impl Shared {
         self.registry.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the registry, and delivers the notices before anybody else can
-    /// change it again: watchers must hear of things in their order.
+    /// Changes the registry, and delivers the notices before another change is
+    /// possible: watchers must receive changes in order.
     pub(crate) fn change(
         &self,
         change: impl FnOnce(&mut Registry<Arc<Outbox>, DerpSender>) -> Vec<Notice<Arc<Outbox>>>,

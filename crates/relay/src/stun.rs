@@ -1,4 +1,4 @@
-//! The STUN service: tells clients the address they are seen at.
+//! The STUN service: sends clients the address they are seen at.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket as StdUdpSocket};
@@ -63,7 +63,7 @@ mod tests {
     use warren_wire::stun::TransactionId;
 
     #[test]
-    fn an_ipv4_client_is_told_an_ipv4_address() {
+    fn ipv4_client_receives_an_ipv4_address() {
         let request = Request {
             transaction: TransactionId([7; 12]),
         }

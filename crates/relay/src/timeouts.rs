@@ -1,4 +1,4 @@
-//! How long a connection may stay in each phase before the client has logged in.
+//! The limits on the time a connection may stay in each phase before login.
 //! After the login, keepalives and write timeouts end connections that are dead.
 
 use std::time::Duration;

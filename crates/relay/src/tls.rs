@@ -1,9 +1,9 @@
 //! The relay's TLS: its certificate, and the one behind it that names its key.
 //!
-//! At the end of each chain stands a *meta certificate*: self-signed, for the
+//! Each chain ends with a *meta certificate*: self-signed, for the
 //! name `derpkey` and the relay's public key in hexadecimal, with the protocol
 //! version as serial number. A client reads it off the TLS 1.3 handshake, knows
-//! whom to log in to, and saves a round trip. It is no part of the chain of
+//! the key to log in to, and saves a round trip. It is not part of the chain of
 //! trust; the handshake's signature covers it like everything else the relay
 //! sent.
 //!
@@ -26,7 +26,7 @@ use warren_wire::derp::PROTOCOL_VERSION;
 
 use crate::keyfile::write_private;
 
-/// What the common name of a meta certificate starts with.
+/// The prefix of a meta certificate's common name.
 pub const META_PREFIX: &str = "derpkey";
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -42,29 +42,29 @@ pub enum TlsError {
     /// Reading or writing failed.
     #[error("cannot {action} {path}: {source}")]
     Io {
-        /// What was tried.
+        /// The action that failed.
         action: &'static str,
-        /// On which file.
+        /// The file's path.
         path: PathBuf,
-        /// What happened.
+        /// The system's error.
         source: io::Error,
     },
     /// Not the PEM expected.
     #[error("{path}: {reason}; expected {expected} in PEM form")]
     Pem {
-        /// Which file.
+        /// The file's path.
         path: PathBuf,
-        /// What should be in it.
+        /// The expected content.
         expected: &'static str,
-        /// What is wrong.
+        /// The reason, as shown to the user.
         reason: String,
     },
     /// A certificate cannot be made.
     #[error("cannot make a certificate for \"{name}\": {source}")]
     Make {
-        /// For which name.
+        /// The certificate's name.
         name: String,
-        /// Why not.
+        /// The error of the certificate generator.
         source: rcgen::Error,
     },
     /// Certificate and key cannot be used together.
@@ -174,7 +174,7 @@ fn leaf_params(name: &str) -> Result<CertificateParams, rcgen::Error> {
     Ok(params)
 }
 
-/// The certificate that tells clients the relay's key.
+/// The certificate that carries the relay's key to clients.
 ///
 /// # Errors
 /// [`TlsError::Make`] when the system cannot make Ed25519 keys.
@@ -207,7 +207,7 @@ fn since_epoch() -> Duration {
         .unwrap_or_default()
 }
 
-/// How the relay with key `relay` speaks TLS: 1.2 or newer, HTTP/1.1, and the
+/// The TLS configuration of the relay with key `relay`: 1.2 or newer, HTTP/1.1, and the
 /// meta certificate behind the chain.
 ///
 /// # Errors
@@ -236,7 +236,7 @@ mod tests {
     use x509_parser::prelude::{FromDer as _, X509Certificate};
 
     #[test]
-    fn the_meta_certificate_names_key_and_version() {
+    fn meta_certificate_names_key_and_version() {
         let key = NodePublic::from_bytes([0xab; 32]);
         let der = meta_certificate(key).unwrap();
         let (_, certificate) = X509Certificate::from_der(&der).unwrap();
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_self_signed_certificate_keeps_its_pin() {
+    fn self_signed_certificate_keeps_its_pin() {
         let folder = tempfile::tempdir().unwrap();
         for name in ["192.0.2.7", "2001:db8::7", "relay.example"] {
             let first = Certificate::self_signed(name, folder.path()).unwrap();

@@ -20,9 +20,9 @@ use warren_keys::NodePublic;
 
 use crate::relay::{Admission, Applicant};
 
-/// How long question and answer may take.
+/// The longest time that request and answer may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// How much of an answer is read.
+/// The bytes of an answer that are read.
 const MAX_ANSWER: usize = 4096;
 
 /// Asks a URL whether a node may use the relay.
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_answer_decides() {
+    async fn answer_decides_about_admission() {
         for (answer, allowed) in [
             (
                 "HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\n{\"Allow\":true}",

@@ -57,7 +57,7 @@ async fn packets_travel_whichever_way_a_client_came_in() {
 }
 
 #[tokio::test]
-async fn a_certificate_with_another_pin_is_refused() {
+async fn certificate_with_another_pin_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let relay = Relay::new(config(100));
     let mut node = tls(&relay, folder.path()).await;
@@ -67,7 +67,7 @@ async fn a_certificate_with_another_pin_is_refused() {
 }
 
 #[tokio::test]
-async fn a_burst_arrives_whole_and_in_order() {
+async fn burst_arrives_complete_and_in_order() {
     let relay = Relay::new(config(100));
     let node = plain(&relay).await;
     let a = TestClient::connect(1, &node, &without_tls()).await;
@@ -112,7 +112,7 @@ async fn of_two_connections_of_a_key_the_one_that_spoke_last_gets_the_packets() 
 }
 
 #[tokio::test]
-async fn who_is_not_here_is_told_for_disco_only_and_not_too_often() {
+async fn absent_target_is_reported_for_disco_only_and_rate_limited() {
     let relay = Relay::new(config(100));
     let node = plain(&relay).await;
     let mut a = TestClient::connect(1, &node, &without_tls()).await;
@@ -132,7 +132,7 @@ async fn who_is_not_here_is_told_for_disco_only_and_not_too_often() {
         }
     }
     // Three at once and one a second; this takes far less than ten seconds.
-    assert!((3..13).contains(&told), "told {told} times");
+    assert!((3..13).contains(&told), "reported {told} times");
 }
 
 #[tokio::test]
@@ -150,7 +150,7 @@ async fn only_admitted_keys_come_in() {
 }
 
 #[tokio::test]
-async fn a_receiver_that_does_not_read_holds_nobody_up() {
+async fn receiver_that_does_not_read_delays_no_other_client() {
     let relay = Relay::new(config(100));
     let node = plain(&relay).await;
     let mut a = TestClient::connect(1, &node, &without_tls()).await;
@@ -170,7 +170,7 @@ async fn a_receiver_that_does_not_read_holds_nobody_up() {
 }
 
 #[tokio::test]
-async fn the_latency_check_works_over_tls_and_without() {
+async fn latency_check_works_with_and_without_tls() {
     let folder = tempfile::tempdir().unwrap();
     let relay = Relay::new(config(100));
     let (open, pinned) = (plain(&relay).await, tls(&relay, folder.path()).await);
@@ -197,7 +197,7 @@ async fn raw(port: u16, bytes: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn the_small_addresses_answer() {
+async fn small_http_addresses_answer() {
     let relay = Relay::new(config(100));
     let port = plain(&relay).await.derp_port();
     for (request, wanted) in [
@@ -246,7 +246,7 @@ async fn the_small_addresses_answer() {
 }
 
 #[tokio::test]
-async fn the_upgrade_has_the_exact_shape() {
+async fn upgrade_response_has_the_exact_shape() {
     let relay = Relay::new(config(100));
     let port = plain(&relay).await.derp_port();
     for upgrade in ["DERP", "derp", "WebSocket"] {
@@ -339,7 +339,7 @@ async fn connections_beyond_the_limit_are_refused() {
 }
 
 #[tokio::test]
-async fn a_relay_that_closes_says_goodbye_to_all() {
+async fn closing_relay_notifies_all_clients() {
     let relay = Relay::new(config(100));
     let node = plain(&relay).await;
     let mut a = TestClient::connect(1, &node, &without_tls()).await;

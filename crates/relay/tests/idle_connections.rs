@@ -150,7 +150,7 @@ async fn idle_connections_in_no_phase_keep_clients_out() {
         for _ in 0..20 {
             idle.push(listeners.idle(port, &bytes).await);
         }
-        // The oldest made room for the others.
+        // The oldest was closed in favour of the others.
         closed(idle.remove(0), phase).await;
         let mut second = TestClient::connect(2, &listeners.plain, &without_tls()).await;
         first.sender.send(&second.key, b"in");

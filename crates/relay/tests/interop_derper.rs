@@ -1,4 +1,4 @@
-//! Our client at the reference's relay, `derper`, which is looked up in
+//! Our client at the official relay, `derper`, which is looked up in
 //! `$WARREN_PEERS`, else in `PATH`.
 #![allow(clippy::unwrap_used)]
 
@@ -47,8 +47,8 @@ fn free_port() -> u16 {
 }
 
 impl Derper {
-    /// Starts it, with what `more` adds to its command line; `None`, with the
-    /// reason told, when there is none.
+    /// Starts it, with the arguments that `more` adds; prints the reason and
+    /// returns `None` when it is not installed.
     async fn start(tls: bool, more: impl FnOnce(&mut Command)) -> Option<Self> {
         let Some(program) = find("derper") else {
             // Past the test harness, which hides the output of tests that pass.
@@ -170,8 +170,9 @@ async fn over_a_websocket() {
     talk(&derper.node, &options).await;
 }
 
-/// Our relay and `derper` in one mesh. Its link to us is a real client at our
-/// relay, which trusts our certificate and logs in with a fast start; our link
+/// Our relay and `derper` in one mesh. Its link to us is the official client at
+/// our relay,
+/// which trusts our certificate and logs in with a fast start; our link
 /// to it is our client.
 #[tokio::test]
 async fn in_one_mesh_with_our_relay() {
@@ -199,7 +200,7 @@ async fn in_one_mesh_with_our_relay() {
     let options = ConnectOptions::default();
     let mut here = TestClient::connect(1, &ours, &options).await;
     let mut there = TestClient::connect(2, &derper.node, &options).await;
-    // Either relay may hear of the other's client a little later.
+    // Each relay may learn of the other's client a little later.
     carried(&mut here, &mut there).await;
     carried(&mut there, &mut here).await;
     let gone = there.key;

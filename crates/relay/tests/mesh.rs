@@ -38,7 +38,7 @@ async fn knows(relay: &Relay, n: usize) {
     };
     tokio::time::timeout(net::PATIENCE, waiting)
         .await
-        .expect("the mesh should have told by now");
+        .expect("the mesh should have announced the client by now");
 }
 
 #[tokio::test]
@@ -58,7 +58,7 @@ async fn clients_of_two_relays_reach_each_other() {
         .send_many([(&a.key, &b"and"[..]), (&a.key, &b"back"[..])]);
     assert_eq!(a.packet(b.key).await, b"and");
     assert_eq!(a.packet(b.key).await, b"back");
-    // Who leaves one relay is gone from both.
+    // A client that leaves one relay is gone from both.
     let gone = b.key;
     drop(b);
     assert_eq!(
@@ -93,7 +93,7 @@ async fn when_a_link_breaks_its_clients_are_gone() {
 }
 
 #[tokio::test]
-async fn a_relay_does_not_mesh_with_itself() {
+async fn relay_does_not_mesh_with_itself() {
     let relay = meshed(101);
     let node = plain(&relay).await;
     let ended = tokio::time::timeout(net::PATIENCE, link(&relay, &node)).await;
@@ -118,7 +118,7 @@ async fn mesh_peers_watch_forward_and_close_strangers_do_not() {
     peer.sender
         .forward(std::time::Instant::now(), far, a.key, b"from afar");
     assert_eq!(a.packet(far).await, b"from afar");
-    // A forwarded packet for nobody comes back as "not here".
+    // A forwarded packet for an unknown key comes back as "not here".
     peer.sender
         .forward(std::time::Instant::now(), a.key, far, &disco());
     assert_eq!(

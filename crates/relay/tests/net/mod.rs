@@ -1,4 +1,4 @@
-//! What the relay's integration tests share: relays on loopback, and clients
+//! Helpers of the relay's integration tests: relays on loopback, and clients
 //! whose events can be awaited one by one.
 #![allow(clippy::unwrap_used, dead_code)]
 
@@ -14,7 +14,7 @@ use warren_keys::{NodePublic, NodeSecret};
 use warren_relay::tls::{Certificate, server_config};
 use warren_relay::{Config, Relay, listen};
 
-/// How long anything may take before a test says that it hangs.
+/// The longest wait for any event before a test fails as hanging.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The key of the `n`th client.
@@ -67,7 +67,7 @@ pub fn without_tls() -> ConnectOptions {
     }
 }
 
-/// What a client was told, with packets copied.
+/// An event that a client received, with packets copied.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Told {
     Connected,
