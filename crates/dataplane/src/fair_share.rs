@@ -55,7 +55,7 @@ const SLOTS: usize = 512;
 const PROBES: usize = 4;
 /// Sessions of one peer at a time: the one before, this one, the next.
 const SESSIONS: usize = 3;
-/// Who takes less than this part of all is not what is wrong.
+/// Peers below this share of the total are never limited.
 const HEAVY_PART: f64 = 1.0 / 32.0;
 /// Of which there are 32 at most.
 const MOST_LIMITS: usize = 32 * SESSIONS;
@@ -130,13 +130,13 @@ struct Slot {
     came: usize,
     /// Ticks since anything came.
     silent: u32,
-    /// What it sends per second, as far as is known.
+    /// Bytes per second that it sends, as far as is known.
     rate: Option<f64>,
-    /// What is let in of it.
+    /// The part of its datagrams that is let in.
     keep: f64,
 }
 
-/// What came from one kind of sender and at what rate.
+/// Bytes from one kind of sender, and their rate.
 #[derive(Debug, Clone, Copy, Default)]
 struct Flow {
     came: usize,
@@ -266,7 +266,7 @@ impl FairShare {
                     slot.uses(index);
                     return;
                 }
-                // Who is limited stays.
+                // Never evict a limited peer.
                 Some(slot) if slot.keep < 1.0 => {}
                 Some(slot) if slot.came < least => (place, least) = (at, slot.came),
                 Some(_) => {}
@@ -328,7 +328,7 @@ impl FairShare {
             self.drops.add(DropReason::OverShare, news.into());
         }
         let Some(passed) = passed.filter(|passed| *passed <= TICK * LONG_TICK) else {
-            // Who did not run for long knows nothing of the meantime.
+            // The thread was not scheduled for a while; discard this interval.
             self.strangers.came = 0;
             for slot in self.slots.iter_mut().flatten() {
                 slot.came = 0;
@@ -336,7 +336,7 @@ impl FairShare {
             return None;
         };
         for (full, seen) in self.full.iter_mut().zip(seen) {
-            // Who did not ask does not know.
+            // The buffer was not polled, so keep the last state.
             if seen.full || seen.emptied {
                 *full = !seen.emptied;
             }
@@ -462,7 +462,7 @@ impl FairShare {
         received
     }
 
-    /// What all send, and how many they are.
+    /// The total rate, and the number of peers.
     #[allow(clippy::cast_precision_loss)] // a few hundred
     fn senders(&self) -> (f64, f64) {
         let rates = self.slots.iter().flatten().map(Slot::rate);
@@ -470,14 +470,14 @@ impl FairShare {
         (all, self.slots.iter().flatten().count() as f64)
     }
 
-    /// Whether somebody takes clearly more than others.
+    /// Whether a peer takes clearly more than the others.
     fn is_uneven(&self) -> bool {
         let (all, count) = self.senders();
         let rates = self.slots.iter().flatten().map(Slot::rate);
         rates.fold(0.0, f64::max) > UNEVEN * all / count
     }
 
-    /// Limits who takes more than an even share. `false`: nobody does.
+    /// Limits the peers that take more than an even share. `false` if there are none.
     fn drain(&mut self, part: f64) -> bool {
         let (all, count) = self.senders();
         if count < 2.0 {

@@ -22,7 +22,7 @@ use super::outbound::seconds;
 use super::sources::LostSessions;
 use super::{DropReason, Drops, InSink, PeerView, ServiceId, SessionView, VNET_HDR_LEN, View};
 
-/// How often the source of authenticated traffic is told while it stays the
+/// How often the source of authenticated traffic is reported while it stays the
 /// same.
 const HEARD_INTERVAL: Duration = Duration::from_secs(1);
 /// Datagrams that come alone through a relay before the peer is told, for the
@@ -56,7 +56,7 @@ struct Receiving {
     tell_at: u64,
 }
 
-/// What was last heard of a peer.
+/// The last authenticated traffic of a peer.
 struct Heard {
     from: Source,
     told: Instant,
@@ -187,7 +187,7 @@ pub struct Received<'a> {
     pub view: &'a View,
     /// When it was received.
     pub now: Instant,
-    /// Who sent it.
+    /// The sender.
     pub from: Source,
     /// Length of each datagram but the last, which may be smaller.
     pub segment_len: usize,
@@ -251,7 +251,7 @@ impl Opening {
         }
     }
 
-    /// What was found out about the next piece.
+    /// The result for the next piece.
     #[inline]
     fn take(&mut self) -> Option<Piece> {
         let piece = self.pieces.get(self.taken).copied();
@@ -363,7 +363,7 @@ impl Inbound {
     ) {
         let mut rest = buffer;
         while !rest.is_empty() {
-            // What was not opened does not get in.
+            // Datagrams that were not opened are not delivered.
             let next = opening.take();
             let same = next.filter(|next| next.at == rest.as_ptr().addr());
             let Some((next, (piece, behind))) =
@@ -399,7 +399,7 @@ impl Inbound {
         if concerns_engine(datagram) {
             sink.control(from, datagram);
         } else {
-            // Noise ends here, before anybody copies it.
+            // Unrecognised datagrams are dropped before they are copied.
             self.drops.count(DropReason::Unrecognised);
         }
     }
@@ -656,7 +656,7 @@ fn between_nodes(view: &View, peer: &PeerView, packet: &IpPacket<'_>, sink: &mut
             sink.pong(peer.index, data, peer_api_port);
         }
         Some(tsmp::Message::DiscoAdvertisement(key)) => sink.disco_advertised(peer.index, key),
-        // A refusal is news for whoever waits for the connection; the host
+        // A refusal concerns the program that waits for the connection; the host
         // finds out by itself.
         Some(tsmp::Message::Reject(_)) | None => {}
     }

@@ -236,7 +236,7 @@ impl Outbound {
                             continue;
                         };
                         // The netmap may have given the address, or the index,
-                        // to somebody else meanwhile.
+                        // to another peer meanwhile.
                         if view.routes.lookup(packet.dst) != Some(index) {
                             self.drops.count(DropReason::NoRoute);
                             continue;
@@ -351,7 +351,7 @@ impl Outbound {
             return Err(DropReason::Malformed);
         }
         if !self.send(view, now, peer, &plan, sink) {
-            // What lies behind the packet's own length is not kept.
+            // Bytes behind the packet's own length are not kept.
             let keep = VNET_HDR_LEN + packet.bytes().len();
             let frame = frame.get(..keep).unwrap_or(frame);
             self.stage(now, peer, frame.into(), sink);

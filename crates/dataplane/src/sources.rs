@@ -66,7 +66,7 @@ impl Sources {
         }
     }
 
-    /// Who is known to be there. Whoever sends from there may say otherwise.
+    /// The peer known at each address. The sender is not authenticated.
     #[inline]
     pub fn peer_at(&self, source: &Source) -> Option<PeerIndex> {
         match source {
@@ -137,7 +137,7 @@ mod tests {
         assert_eq!(sources.peer_at(&Source::Udp(c)), Some(second));
         assert_eq!(sources.peer_at(&relayed(1)), Some(first));
         assert_eq!(sources.peer_at(&relayed(3)), None);
-        // What a peer no longer has does not take from who has it now.
+        // An address that a peer lost is not taken from its present owner.
         sources.set(first, key(1), &[a, c], &[a]);
         assert_eq!(sources.peer_at(&Source::Udp(c)), Some(second));
         sources.remove(second, &key(2), &[b, c]);

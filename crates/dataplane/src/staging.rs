@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn who_floods_makes_room_for_who_does_not() {
+    fn a_flooding_peer_loses_its_own_oldest_packets() {
         let mut staging = Staging::default();
         for peer in 0..200 {
             for i in 0..4 {
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_put_back_is_the_oldest_again() {
+    fn a_packet_that_is_put_back_is_the_oldest_again() {
         let (mut staging, peer) = (Staging::default(), PeerIndex(1));
         staging.push(peer, frame(10, 1));
         staging.push(peer, frame(10, 2));

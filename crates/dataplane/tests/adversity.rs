@@ -349,7 +349,7 @@ proptest! {
 
     /// A device that refuses superpackets costs no packet.
     #[test]
-    fn what_is_refused_comes_in_pieces(raw in raw(), tcp: bool, udp: bool) {
+    fn refused_superpackets_are_written_in_pieces(raw in raw(), tcp: bool, udp: bool) {
         let items = items(raw);
         let mut pair = Pair::new();
         if tcp {
@@ -712,7 +712,7 @@ fn a_device_that_is_down_refuses_everything_and_is_no_reason_either() {
 }
 
 #[test]
-fn what_was_not_opened_does_not_get_in() {
+fn datagrams_that_were_not_opened_are_not_delivered() {
     let mut pair = Pair::new();
     let mut other = Opening::new();
     for id in 0..2 {

@@ -169,7 +169,7 @@ fn roaming_is_told_when_it_happens() {
 }
 
 #[test]
-fn what_is_not_data_goes_to_the_engine() {
+fn control_datagrams_go_to_the_engine() {
     let mut pair = Pair::new();
     let from = Source::Udp(udp_address(1));
     let message = |kind: u8, len: usize| [&[kind, 0, 0, 0][..], &vec![7; len - 4]].concat();

@@ -286,7 +286,7 @@ fn flooded(rate: f64) -> World {
 }
 
 #[test]
-fn who_says_little_loses_nothing_to_a_flood() {
+fn quiet_peers_lose_nothing_to_a_flood() {
     for times in [1.3, 2.0, 5.0, 20.0] {
         let mut world = flooded(times * CAPACITY);
         world.run(3.5);
@@ -344,7 +344,7 @@ fn after_a_flood_all_is_as_before() {
 }
 
 #[test]
-fn who_wants_too_much_gets_as_much_as_others_who_do() {
+fn heavy_peers_get_equal_shares() {
     let mut senders = vec![
         Sender::heavy(0, 2.5 * CAPACITY),
         Sender::heavy(1, 0.8 * CAPACITY),
@@ -365,7 +365,7 @@ fn who_wants_too_much_gets_as_much_as_others_who_do() {
 }
 
 #[test]
-fn who_is_alone_is_left_alone() {
+fn a_single_peer_is_never_limited() {
     // With handshakes and the like beside it.
     let mut world = World::new(vec![
         Sender::heavy(0, 2.0 * CAPACITY),

@@ -138,7 +138,7 @@ fn another_session_starts_without_trains() {
 }
 
 #[test]
-fn who_does_not_listen_is_told_ever_less_often() {
+fn peers_that_ignore_the_note_get_it_ever_less_often() {
     let mut pair = pair();
     for round in 0..2_100 {
         pair.send(&segments(round, 10).frame(None));

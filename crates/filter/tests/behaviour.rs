@@ -144,7 +144,7 @@ fn counts_go_on_when_rules_change() {
 }
 
 #[test]
-fn what_leaves_is_free_but_has_to_fit_the_tunnel() {
+fn outgoing_packets_pass_if_the_tunnel_can_carry_them() {
     let flows = FlowTable::with_slots(&mut Zero, 64);
     let filter = compile(json!([]));
     for (dst, dropped) in [

@@ -26,7 +26,7 @@ use crate::{
 pub enum Event {
     /// Send a handshake message.
     Send {
-        /// To whom; `None` for a cookie reply to somebody not yet known.
+        /// The receiver; `None` for a cookie reply to an unauthenticated sender.
         peer: Option<PeerIndex>,
         /// Where the message that this answers came from; `None` for an
         /// initiation. The path to the peer, if better, may be used as well.
@@ -103,7 +103,7 @@ impl Reason {
     }
 }
 
-/// What happened to handshake messages, since the start.
+/// Counters of handshake messages since the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct HandshakeCounters {
     /// Initiations sent, retries included.
@@ -131,7 +131,7 @@ pub struct HandshakeCounters {
     /// Dropped: too soon after the last initiation of the peer, or too many
     /// from one address under load.
     pub flooded: u64,
-    /// Dropped: response or cookie that nobody waits for.
+    /// Dropped: a response or cookie for no pending handshake.
     pub unsolicited: u64,
 }
 

@@ -159,12 +159,12 @@ impl Session {
         self.next_counter.load(Ordering::Relaxed)
     }
 
-    /// The peer said on this session that it takes trains through relays.
+    /// Notes that the peer accepts batched datagrams through relays on this session.
     pub fn note_takes_trains(&self) {
         self.takes_trains.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it has said so.
+    /// Whether the peer accepts batched datagrams through relays.
     #[inline]
     pub fn takes_trains(&self) -> bool {
         self.takes_trains.load(Ordering::Relaxed)
@@ -404,7 +404,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_sealed_opens_and_a_flipped_bit_does_not(
+        fn sealed_packets_open_and_damaged_ones_do_not(
             content in prop::collection::vec(any::<u8>(), 0..300), counter in 0u64..1 << 60,
             flip in any::<prop::sample::Index>(), cut in 1usize..40,
         ) {

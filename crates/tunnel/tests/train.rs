@@ -145,7 +145,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_forged_comes_to_nothing_alone(
+    fn forged_datagrams_are_refused_alone(
         len in 0_usize..600, count in 4_usize..20,
         aead in prop::sample::select(&ALL[..]),
         flips in prop::collection::vec((any::<prop::sample::Index>(), 0_u8..8), 1..6),

@@ -45,7 +45,7 @@ pub fn looks_like_disco(packet: &[u8]) -> bool {
     packet.len() >= DISCO_HEADER_LEN && packet.starts_with(&DISCO_MAGIC)
 }
 
-/// What a frame is for.
+/// The type of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FrameKind {
     /// 0x01, relay to client: the relay's public key.
@@ -231,7 +231,7 @@ pub enum Frame<'a> {
     },
     /// The login: 32 key, then `nonce ‖ box` of the client's JSON.
     ClientInfo {
-        /// Who logs in.
+        /// The key of the client that logs in.
         key: NodePublic,
         /// The sealed JSON.
         sealed: &'a [u8],
@@ -243,14 +243,14 @@ pub enum Frame<'a> {
     },
     /// 32 destination key, packet.
     SendPacket {
-        /// Who shall get it.
+        /// The receiver.
         to: NodePublic,
         /// At most [`MAX_PACKET`] bytes.
         packet: &'a [u8],
     },
     /// 32 source key, packet.
     RecvPacket {
-        /// Who sent it.
+        /// The sender.
         from: NodePublic,
         /// At most [`MAX_PACKET`] bytes.
         packet: &'a [u8],
@@ -261,7 +261,7 @@ pub enum Frame<'a> {
     NotePreferred(bool),
     /// 32 key, 1 reason (old relays leave it out: disconnected).
     PeerGone {
-        /// Who is gone.
+        /// The peer that left.
         key: NodePublic,
         /// Why.
         reason: PeerGoneReason,
@@ -269,7 +269,7 @@ pub enum Frame<'a> {
     /// 32 key, then 16 address and 2 port, then 1 flags; the later parts may
     /// be missing.
     PeerPresent {
-        /// Who is connected.
+        /// The peer that is connected.
         key: NodePublic,
         /// From where, if told. `[::]:0` on the wire says "not told".
         source: Option<SocketAddr>,
@@ -319,9 +319,9 @@ pub enum FrameError {
     TooShort {
         /// The frame's kind.
         kind: FrameKind,
-        /// What it needs.
+        /// Bytes that the frame needs.
         need: usize,
-        /// What there is.
+        /// Bytes that there are.
         got: usize,
     },
     /// A kind of fixed length has another length.

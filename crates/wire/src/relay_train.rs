@@ -79,7 +79,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_joined_comes_apart(
+        fn joined_datagrams_come_apart_as_they_were(
             segment_len in TRANSPORT_OVERHEAD..2000, more in 1usize..5000,
         ) {
             let datagrams: Vec<u8> = (0..segment_len + more).map(|i| i as u8).collect();
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_else_takes_it_for_something_of_theirs() {
+    fn other_parsers_do_not_recognise_a_relay_batch() {
         let packet = [&header(100).unwrap()[..], &[0; 200]].concat();
         assert!(!looks_like_relayed_disco(&packet) && !looks_like_stun(&packet));
         assert!(Message::parse(&packet).is_err());

@@ -163,7 +163,7 @@ impl TransportHeader {
 /// A received WireGuard message, by its type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Message<'a> {
-    /// Somebody wants a session.
+    /// A request for a session.
     Initiation(&'a Initiation),
     /// Our wish for a session is granted.
     Response(&'a Response),

@@ -241,7 +241,7 @@ fn the_bytes_of_tsmp() {
 }
 
 #[test]
-fn what_does_not_fit_is_not_built() {
+fn packets_beyond_the_length_limit_are_not_built() {
     let (four, six) = ("1.2.3.4:5".parse().unwrap(), "[::1]:5".parse().unwrap());
     assert_eq!(udp::packet(four, six, b""), Err(BuildError::MixedFamilies));
     let long = vec![0; 65535 - 8 - 19];

@@ -366,7 +366,7 @@ mod tests {
     proptest! {
         /// Whatever fills the bucket, and however many come.
         #[test]
-        fn what_is_spare_never_takes_from_what_is_needed(
+        fn spare_entries_never_replace_needed_ones(
             before in proptest::collection::vec(note(), 0..20),
             tags in proptest::collection::vec(0u64..4, 1..40),
         ) {
@@ -404,7 +404,7 @@ mod tests {
         }
 
         #[test]
-        fn who_has_half_of_the_places_replaces_its_own(
+        fn a_source_with_half_of_the_entries_replaces_its_own(
             ours in proptest::collection::vec(state(), WAYS / 2),
             theirs in proptest::collection::vec(state(), 1..40),
         ) {

@@ -43,7 +43,7 @@ const ROUNDS_PER_POLL: usize = 4;
 /// takes some twenty microseconds, several times what waking costs.
 const WORTH_SHARING: usize = 32 * 1024;
 
-/// Who receives, and who is next to finish.
+/// Orders the threads: one receives, and one at a time delivers.
 pub(super) type InTurns = Turns<Front, Back>;
 
 /// The side of the network: for the thread that receives.
@@ -72,7 +72,7 @@ pub(super) struct Back {
     view: Arc<View>,
 }
 
-/// What a thread received.
+/// The datagrams of one receive call.
 struct Batch {
     from: From,
     trains: RecvBatch,
@@ -324,7 +324,7 @@ impl Inward {
         let mut batch = Batch::new();
         let mut opening = Opening::new();
         while let Some((ticket, view)) = lead(&self.shared, &self.turns, &mut batch, &mut sink) {
-            // Somebody else receives now.
+            // Another thread receives now.
             let now = Instant::now();
             let received = |from, segment_len| Received {
                 view: &view,

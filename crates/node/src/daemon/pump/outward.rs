@@ -202,7 +202,7 @@ impl Outward {
             if wait(&mut watches, timeout).is_err() {
                 std::thread::yield_now();
             } else if watches[1].is_broken() && !watches[0].is_ready() {
-                // Somebody deleted the device. That does not end, and would keep
+                // The device was deleted. That does not end, and would keep
                 // us busy with nothing: only orders are left to wait for.
                 if !told_of_loss {
                     told_of_loss = true;

@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_packet_has_no_place() {
+    fn frames_without_a_packet_have_no_queue_hint() {
         let places = places(2);
         for frame in [&[][..], &[0; VNET_HDR_LEN], &[0xff; 60]] {
             assert!(place(&places, frame).is_none());

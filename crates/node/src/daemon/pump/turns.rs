@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_received_first_is_finished_first() {
+    fn batches_are_finished_in_the_order_of_receiving() {
         for seed in 0..20 {
             for threads in [1, 2, 3, 4, 8] {
                 crowd(threads, 500, seed);
@@ -277,7 +277,7 @@ mod tests {
 
     /// The last is ready first, and has to wait for all before it.
     #[test]
-    fn whoever_is_ready_early_waits() {
+    fn a_batch_that_is_ready_early_waits_for_its_turn() {
         let turns = Turns::new(4, (), Vec::new());
         let tickets: Vec<_> = (0..4).map(|_| turns.lead().ticket()).collect();
         let (ready, all_ready) = mpsc::channel();
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_panics_holds_up_nobody() {
+    fn a_panicking_thread_does_not_block_the_others() {
         let turns = Turns::new(2, 0, 0);
         std::thread::scope(|scope| {
             let panics = scope.spawn(|| {
