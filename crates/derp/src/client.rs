@@ -125,7 +125,7 @@ enum Phase {
     },
 }
 
-/// One connection to a relay. See the module's story.
+/// One connection to a relay. See the module docs.
 #[derive(Debug)]
 pub struct Client {
     config: ClientConfig,

@@ -49,7 +49,7 @@ use crate::upgrade::shown;
 
 /// Most bytes of an answer other than the map stream.
 const MAX_ANSWER_LEN: usize = 1024 * 1024;
-/// How long a short request may take.
+/// The longest time a short request may take.
 const SHORT: Duration = Duration::from_secs(30);
 /// The longest wait that a server can ask for by `Retry-After`.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
@@ -69,7 +69,7 @@ pub enum ControlError {
         if body.is_empty() { "" } else { ": " }
     )]
     NoKey {
-        /// What was asked.
+        /// The requested path or URL.
         url: String,
         /// The status.
         status: StatusCode,
@@ -98,7 +98,7 @@ pub enum ControlError {
     #[error("the coordination server answered {path} with HTTP {status}{}{body}",
         if body.is_empty() { "" } else { ": " })]
     Status {
-        /// What was asked.
+        /// The requested path or URL.
         path: String,
         /// The status.
         status: StatusCode,
@@ -108,23 +108,23 @@ pub enum ControlError {
     /// The answer is longer than any should be.
     #[error("the coordination server's answer to {path} is longer than {MAX_ANSWER_LEN} bytes")]
     TooLong {
-        /// What was asked.
+        /// The requested path or URL.
         path: String,
     },
     /// The answer is not what was asked for.
     #[error("the coordination server's answer to {path} cannot be read: {source}")]
     Json {
-        /// What was asked.
+        /// The requested path or URL.
         path: String,
-        /// Why.
+        /// The error of the JSON decoder.
         source: serde_json::Error,
     },
     /// No answer in time.
     #[error("the coordination server did not answer {path} within {} s", after.as_secs())]
     TimedOut {
-        /// What was asked.
+        /// The requested path or URL.
         path: String,
-        /// How long was waited.
+        /// The time limit that passed.
         after: Duration,
     },
     /// The server wants an answer at an address that makes no sense.
@@ -275,7 +275,7 @@ impl ControlClient {
     }
 
     /// Opens the map stream. `watchdog` is the longest silence: before the
-    /// answer begins, and before each complete message (the reference takes
+    /// answer begins, and before each complete message (the official client takes
     /// 120 s).
     ///
     /// # Errors

@@ -6,10 +6,10 @@
 //! # Life of a connection
 //!
 //! [`connect`] tries the region's relays in order ([`dialing`]): TCP (IPv4 and
-//! IPv6 raced), TLS, HTTP. If the TLS handshake has told the relay's key, the
+//! IPv6 raced), TLS, HTTP. If the TLS handshake has named the relay's key, the
 //! login goes out in the same flight as the HTTP request and no response is
 //! awaited; else the connection is upgraded in the usual way, and the relay's
-//! first frame tells the key. Either way [`connect`] returns once the login is
+//! first frame names the key. Either way [`connect`] returns once the login is
 //! on its way, so packets may follow it at once; `Event::Connected` says that
 //! it was taken, the end of the stream that it was not.
 //!
@@ -24,7 +24,7 @@
 //!   ([`moderation`]).
 //!
 //! Dropping the receiver closes the connection. There is no reconnecting here:
-//! whoever owns the receiver decides.
+//! the owner of the receiver decides.
 
 mod dialing;
 mod moderation;

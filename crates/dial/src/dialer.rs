@@ -29,7 +29,7 @@ pub enum DialError {
     Resolve {
         /// The name.
         host: String,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
     /// No address of the name accepted.
@@ -40,12 +40,12 @@ pub enum DialError {
         /// The last failure.
         source: io::Error,
     },
-    /// Nobody answered in time.
+    /// No answer came in time.
     #[error("cannot connect to {target}: no answer within {} s", after.as_secs_f32())]
     TimedOut {
         /// Name or address, and port.
         target: String,
-        /// How long was waited.
+        /// The time limit that passed.
         after: Duration,
     },
 }

@@ -19,14 +19,14 @@ use crate::{DialError, Dialer};
 pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
 
-/// What to ask for.
+/// A request.
 #[derive(Clone, Debug)]
 pub struct Fetch<'a> {
     /// The method.
     pub method: Method,
-    /// Where; `http` or `https`.
+    /// The address; `http` or `https`.
     pub url: &'a Url,
-    /// What goes along.
+    /// The body of the request.
     pub body: Vec<u8>,
     /// Most bytes of the answer's body.
     pub limit: usize,
@@ -74,17 +74,17 @@ pub enum FetchError {
     /// The exchange failed.
     #[error("fetching {url} failed: {source}")]
     Http {
-        /// What was asked for, without its query.
+        /// The requested URL, without its query.
         url: String,
-        /// Why.
+        /// The error of the connection or of HTTP.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// It took too long.
     #[error("fetching {url} took longer than {} s", after.as_secs())]
     TimedOut {
-        /// What was asked for, without its query.
+        /// The requested URL, without its query.
         url: String,
-        /// How long was waited.
+        /// The time limit that passed.
         after: Duration,
     },
 }

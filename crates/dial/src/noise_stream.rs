@@ -23,7 +23,7 @@ const RECEIVE_LEN: usize = 4 * MAX_FRAME_LEN;
 /// So much sealed data is written out without waiting for a flush.
 const SEND_LEN: usize = 32 * 1024;
 
-/// Why no channel came about on an upgraded connection.
+/// The reason that no channel was established on an upgraded connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The connection broke.

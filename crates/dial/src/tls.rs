@@ -32,7 +32,7 @@ use tokio_rustls::client::TlsStream;
 use warren_control_types::DerpNode;
 use x509_parser::prelude::{ASN1Time, FromDer as _, X509Certificate};
 
-/// Common name with which a relay marks the extra certificate that tells its
+/// Common name with which a relay marks the extra certificate that names its
 /// key.
 pub const RELAY_KEY_PREFIX: &str = "derpkey";
 /// What `CertName` starts with when it holds a digest.
@@ -54,7 +54,7 @@ pub enum Trust {
 }
 
 impl Trust {
-    /// What the entry of a relay asks for.
+    /// The trust that the entry of a relay asks for.
     ///
     /// # Errors
     /// [`TlsError::CertName`].
@@ -81,7 +81,7 @@ impl Trust {
 /// TLS cannot be set up, or its handshake failed.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// Not a name that can stand in a certificate.
+    /// Not a name that a certificate can contain.
     #[error("\"{0}\" is neither a host name nor an address")]
     ServerName(String),
     /// The certificate name of a relay makes no sense.
@@ -98,7 +98,7 @@ pub enum TlsError {
     Handshake {
         /// Whom it was with.
         host: String,
-        /// Why.
+        /// The system's or TLS error.
         source: io::Error,
     },
 }
@@ -298,7 +298,7 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// Whether this is the extra certificate of a relay that tells its key.
+/// Whether this is the extra certificate of a relay that names its key.
 fn is_relay_key(certificate: &CertificateDer<'_>) -> bool {
     X509Certificate::from_der(certificate).is_ok_and(|(_, certificate)| {
         let mut names = certificate.subject().iter_common_name();

@@ -88,7 +88,7 @@ pub enum UpgradeError {
     OtherProtocol {
         /// The wanted protocol.
         protocol: String,
-        /// What it says it changed to.
+        /// The protocol that the server names.
         actual: String,
     },
 }
@@ -196,7 +196,7 @@ pub async fn read_response<S: AsyncRead + Unpin>(
     }
 }
 
-/// The start of a body from a stranger, fit for one line of a log.
+/// The start of an untrusted body, fit for one line of a log.
 pub(crate) fn shown(body: &[u8]) -> String {
     let start = body.get(..SHOWN_LEN).unwrap_or(body);
     let text = String::from_utf8_lossy(start);

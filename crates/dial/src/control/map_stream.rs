@@ -29,7 +29,7 @@ pub enum MapStreamError {
     Frame(#[from] MapFrameError),
 }
 
-/// What the server tells, for as long as the connection lives.
+/// The map messages of the server, for as long as the connection lives.
 #[derive(Debug)]
 pub struct MapStream {
     /// The connection lives as long as some client does.

@@ -4,7 +4,7 @@
 //! Without it a connection costs less and passes no inspecting proxy; but many
 //! networks block or rewrite port 80. So the plain way is tried first, and the
 //! way under TLS half a second later or as soon as the plain one has failed.
-//! Whoever connected to an `https://` server a short while ago tries TLS first:
+//! A client that connected to an `https://` server a short while ago tries TLS first:
 //! a plain way that works once and breaks soon after is no way. An `http://`
 //! server just answered there, so for it plain stays first. Neither order ever
 //! leaves the other way out.
@@ -38,7 +38,7 @@ const PATH: &str = "/ts2021";
 const PROTOCOL: &str = "tailscale-control-protocol";
 const HANDSHAKE_HEADER: &str = "X-Tailscale-Handshake";
 
-/// Why one way failed.
+/// The reason that one way failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AttemptError {
     /// No TCP connection.
@@ -193,7 +193,7 @@ mod tests {
 
     use super::*;
 
-    /// A server under TLS with a certificate that nobody trusts; it says
+    /// A server under TLS with an untrusted certificate; it says
     /// "welcome" inside the channel.
     async fn untrusted_server(key: MachineSecret) -> u16 {
         let own = rcgen::generate_simple_self_signed(["elsewhere.example".to_owned()]).unwrap();

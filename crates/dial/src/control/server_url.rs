@@ -17,9 +17,9 @@ pub struct ServerUrlError {
     problem: &'static str,
 }
 
-/// Where a coordination server is.
+/// The address of a coordination server.
 ///
-/// The address also tells the ports on which its control channel is tried.
+/// The address also determines the ports on which its control channel is tried.
 /// Usually that is a plain one and one under TLS, because the channel brings
 /// its own encryption and one of the two may be blocked. A server named by
 /// `http://` and a private address is a test or sits behind a proxy: there is
@@ -50,7 +50,7 @@ impl ServerUrl {
         self.url.scheme() == "https"
     }
 
-    /// Where the server's key is.
+    /// The URL of the server's key.
     pub(crate) fn key_url(&self, version: CapabilityVersion) -> Url {
         let mut url = self.url.clone();
         url.set_path(&format!("{}/key", self.url.path().trim_end_matches('/')));

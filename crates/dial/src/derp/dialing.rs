@@ -4,11 +4,11 @@
 //! left out. To each: TCP to its addresses of both families, raced; TLS under
 //! the rule its entry asks for; then `GET /derp`:
 //!
-//! - told the relay's key by the TLS 1.3 handshake (a certificate named
+//! - knowing the relay's key from the TLS 1.3 handshake (a certificate named
 //!   `derpkey…` at the end of the chain), we ask for a fast start and log in
 //!   right behind the request, without waiting for anything;
 //! - else we ask for an upgrade, and wait for it and for the relay's key;
-//! - or, if told to, over a WebSocket.
+//! - or, if configured, over a WebSocket.
 //!
 //! TLS is left out ([`is_plain_http`]) when the options say so, and on the two
 //! ports that mean HTTP: 80, and 3340, where `derper -dev` listens and the
@@ -65,7 +65,7 @@ pub struct ConnectOptions {
     pub home: bool,
     /// For relays: proves that we are one of the same mesh.
     pub mesh_key: Option<DerpMeshKey>,
-    /// For relays: asks to be told who comes and goes.
+    /// For relays: asks for the arrivals and departures of clients.
     pub watch: bool,
     /// Whether we only measure.
     pub is_prober: bool,
@@ -121,7 +121,7 @@ pub enum NodeError {
     /// The latency check was answered with an error or not understood.
     #[error("{host} answered the latency check with \"{answer}\"")]
     LatencyCheck {
-        /// Which relay.
+        /// The relay's host name.
         host: String,
         /// The first line.
         answer: String,
@@ -149,7 +149,7 @@ pub enum ConnectError {
     },
 }
 
-/// Whether HTTP without TLS is spoken to `node`. See the module's story.
+/// Whether HTTP without TLS is spoken to `node`. See the module docs.
 pub fn is_plain_http(node: &DerpNode, options: &ConnectOptions) -> bool {
     options.plain_http || matches!(node.derp_port(), 80 | 3340)
 }
@@ -348,7 +348,7 @@ async fn open(
     })
 }
 
-/// The relay's key, if this is the certificate that tells it.
+/// The relay's key, if this is the certificate that names it.
 fn relay_key(der: &[u8]) -> Option<NodePublic> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
     let name = certificate

@@ -35,7 +35,7 @@ impl Moderation {
         }
     }
 
-    /// Notes that `packets` came together, and tells how long to leave the
+    /// Notes that `packets` came together, and returns how long to leave the
     /// connection alone.
     pub(super) fn note(&mut self, now: Instant, packets: usize) -> Option<Duration> {
         self.packets += packets;
