@@ -14,7 +14,7 @@
 //! 4. Frames flow. [`server::Connection`] turns each frame of a client into a
 //!    [`server::Request`]; the registry says where a packet goes.
 //! 5. When the last connection of a key closes, the clients that received
-//! packets from it are notified.
+//!    packets from it are notified.
 //!
 //! # Ownership
 //!

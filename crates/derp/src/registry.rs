@@ -6,9 +6,9 @@
 //!   laptop that woke up before its old connection timed out, or a copied
 //!   state file); all stay open, and the one that spoke last gets the packets.
 //! - **forwarders**: the mesh links that announced the key. The first link that
-//! announced it is used. A packet takes at most one such hop.
+//!   announced it is used. A packet takes at most one such hop.
 //! - **heard**: the connections that received packets from a key, and must be
-//! notified when it leaves the region.
+//!   notified when it leaves the region.
 //!
 //! Changes return [`Notice`]s (a message and its connection); the caller
 //! delivers them. [`Registry::generation`] changes whenever a route may have
