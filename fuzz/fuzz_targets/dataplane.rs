@@ -60,12 +60,12 @@ fuzz_target!(|bytes: &[u8]| {
                     && before == after
                     && let Ok(parsed) = Parsed::parse(packet)
                     && parsed.protocol != Protocol::TSMP
-                    && pair.net.local.is_empty()
+                    && pair.net.delivered.is_empty()
                     && pair.net.tun.is_empty()
                 {
                     assert_eq!(got, [&packet[..parsed.total_len]]);
                 }
-                pair.net.local.clear();
+                pair.net.delivered.clear();
                 pair.net.tun.clear();
             }
             // The peer seals anything.

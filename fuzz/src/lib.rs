@@ -57,6 +57,7 @@ pub struct Clock {
 impl Default for Clock {
     fn default() -> Self {
         Self {
+            // A base for the times that follow; its value does not matter.
             now: Instant::now(),
             wall: WALL,
         }
