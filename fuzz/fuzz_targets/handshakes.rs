@@ -88,8 +88,8 @@ fuzz_target!(|bytes: &[u8]| {
         let source = if step.arg & 2 == 0 {
             Source::Udp(([192, 0, 2, step.arg], 41641).into())
         } else {
-            Source::Relay {
-                region: 1,
+            Source::Derp {
+                region: warren_node_types::RegionId(1),
                 key: keys[1 - which],
             }
         };

@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 use warren_control_types::RegionId;
 use warren_fuzz::{Clock, Counting, address, disco, first_map, node, steps};
 use warren_keys::sealed_box::{NONCE_LEN, SharedKey};
-use warren_paths::{Destination, Event, LocalAddresses, Paths, PathsConfig, PeerHandle, PeerInfo};
+use warren_paths::{PathAddr, Event, LocalAddresses, Paths, PathsConfig, PeerIndex, PeerInfo};
 use warren_wire::disco::{Envelope, MAGIC, Message, Pong};
 use warren_wire::stun::{self, Request, Response};
 
@@ -50,7 +50,7 @@ impl World {
         paths.set_control_connected(true);
         paths.set_derp_map(clock.now, &derp_map);
         for n in [2, 3] {
-            paths.upsert_peer(clock.now, PeerHandle(n.into()), info(n, &[0, 1]));
+            paths.upsert_peer(clock.now, PeerIndex(n.into()), info(n, &[0, 1]));
         }
         paths.set_local_addresses(clock.now, local(1));
         Self {
@@ -83,7 +83,7 @@ impl World {
                 }
                 Event::Destination { peer, destination } => {
                     assert!(peer.0 == 2 || peer.0 == 3);
-                    if let Destination::Udp(to) | Destination::Both { udp: to, .. } = destination {
+                    if let Some(to) = destination.paths().find_map(PathAddr::udp_target) {
                         assert!(
                             self.pinged.contains(&to),
                             "{to} never proved that it listens"
@@ -170,7 +170,7 @@ fuzz_target!(|bytes: &[u8]| {
     for step in steps(bytes) {
         let now = world.clock.now;
         let n = 2 + (step.arg & 1);
-        let peer = PeerHandle(n.into());
+        let peer = PeerIndex(n.into());
         let from = address(step.arg >> 1);
         let region = RegionId(u16::from(step.arg & 3));
         let paths = &mut world.paths;

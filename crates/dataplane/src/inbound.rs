@@ -442,7 +442,7 @@ impl Inbound {
         }
         let alone = course.packets > 0 && datagrams.len() <= segment_len;
         course.end(received, arrival.peer);
-        if alone && matches!(received.from, Source::Relay { .. }) {
+        if alone && matches!(received.from, Source::Derp { .. }) {
             self.came_alone(arrival, sink);
         }
     }

@@ -14,7 +14,7 @@
 use std::sync::Arc;
 
 use warren_keys::NodePublic;
-use warren_paths::Destination;
+use warren_node_types::Destination;
 use warren_tunnel::{PeerIndex, Session};
 
 use super::PeerView;

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 use warren_keys::NodePublic;
-use warren_paths::Destination;
-use warren_tunnel::{PeerIndex, Session};
+use warren_node_types::{Destination, PathAddr};
+use warren_tunnel::{PeerIndex, SealError, Session};
+use warren_wire::geneve;
 use warren_wire::ip::{IpPacket, Protocol, icmp};
 use warren_wire::relay_train;
 use warren_wire::wireguard::{TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD, padded};
@@ -199,16 +200,17 @@ impl Outbound {
         let Some(counter) = session.reserve(1) else {
             return;
         };
-        let total = padded(content.len()) + TRANSPORT_OVERHEAD;
+        let front = front_len(peer.destination);
+        let total = front + padded(content.len()) + TRANSPORT_OVERHEAD;
         self.make_room(total, sink);
         let Some(slot) = self.slab.get_mut(self.used..self.used + total) else {
             return;
         };
-        let (packet, padding) =
-            slot[TRANSPORT_HEADER_LEN..total - TAG_LEN].split_at_mut(content.len());
+        let body = &mut slot[front + TRANSPORT_HEADER_LEN..total - TAG_LEN];
+        let (packet, padding) = body.split_at_mut(content.len());
         packet.copy_from_slice(content);
         padding.fill(0);
-        if session.seal_in_place(counter, slot).is_ok() {
+        if seal_run(session, counter, slot, total, peer.destination).is_ok() {
             self.append(peer, session, total);
             peer.counters.sent_keepalive(coarse(view.origin, now));
         }
@@ -285,27 +287,26 @@ impl Outbound {
         for run in self.runs.drain(..) {
             let range = run.start..run.start + run.len;
             let segment_len = run.segment_len;
-            let (udp, relay) = match run.destination {
-                Destination::None => (None, None),
-                Destination::Udp(to) => (Some(to), None),
-                Destination::Relay(region) => (None, Some(region)),
-                Destination::Both { udp, relay } => (Some(udp), Some(relay)),
-            };
-            if let Some(region) = relay {
+            for path in run.destination.paths() {
                 let range = range.clone();
-                self.relay.push(RelaySend {
-                    region,
-                    to: run.key,
-                    range,
-                    segment_len,
-                    trains: run.trains,
-                });
+                match path {
+                    PathAddr::Udp(to) | PathAddr::PeerRelay { server: to, .. } => {
+                        self.udp.push(UdpSend {
+                            to,
+                            range,
+                            segment_len,
+                        });
+                    }
+                    PathAddr::Derp(region) => self.relay.push(RelaySend {
+                        region,
+                        to: run.key,
+                        range,
+                        segment_len,
+                        skip: front_len(run.destination),
+                        trains: run.trains,
+                    }),
+                }
             }
-            self.udp.extend(udp.map(|to| UdpSend {
-                to,
-                range,
-                segment_len,
-            }));
         }
         let sealed = self.slab.get(..self.used).unwrap_or_default();
         if !self.udp.is_empty() {
@@ -347,7 +348,7 @@ impl Outbound {
         {
             return Err(DropReason::FilteredOut);
         }
-        if plan.len(0) + TRANSPORT_OVERHEAD > MAX_RUN_BYTES {
+        if front_len(peer.destination) + plan.len(0) + TRANSPORT_OVERHEAD > MAX_RUN_BYTES {
             return Err(DropReason::Malformed);
         }
         if !self.send(view, now, peer, &plan, sink) {
@@ -388,6 +389,7 @@ impl Outbound {
             return false;
         };
         let mtu = usize::from(view.tunnel_mtu);
+        let front = front_len(peer.destination);
         let mut bytes = 0;
         let mut train = Train {
             first,
@@ -400,7 +402,7 @@ impl Outbound {
             let len = plan.len(i);
             // Padding hides lengths a little, but never beyond the MTU.
             let content = padded(len).min(mtu.max(len));
-            let total = content + TRANSPORT_OVERHEAD;
+            let total = front + content + TRANSPORT_OVERHEAD;
             let room = self.used + train.len + total <= self.slab.len();
             if !train.takes(total) || !room {
                 bytes += self.seal(session, peer, &mut train);
@@ -411,7 +413,7 @@ impl Outbound {
                 train.first += 1;
                 continue;
             };
-            let body = &mut datagram[TRANSPORT_HEADER_LEN..total - TAG_LEN];
+            let body = &mut datagram[front + TRANSPORT_HEADER_LEN..total - TAG_LEN];
             let (packet, padding) = body.split_at_mut(len);
             plan.write(i, packet);
             padding.fill(0);
@@ -433,7 +435,13 @@ impl Outbound {
     fn seal(&mut self, session: &Session, peer: &PeerView, train: &mut Train) -> u64 {
         let written = self.slab.get_mut(self.used..self.used + train.len);
         let written = written.unwrap_or_default();
-        let sealed = session.seal_train(train.first, written, train.segment_len);
+        let sealed = seal_run(
+            session,
+            train.first,
+            written,
+            train.segment_len,
+            peer.destination,
+        );
         let bytes = if sealed.is_ok() {
             let mut left = train.len;
             while left > 0 {
@@ -469,7 +477,8 @@ impl Outbound {
     ) {
         let len = plan.len(0);
         let content = padded(len).min(usize::from(view.tunnel_mtu).max(len));
-        let total = content + TRANSPORT_OVERHEAD;
+        let front = front_len(peer.destination);
+        let total = front + content + TRANSPORT_OVERHEAD;
         self.written += total;
         let slab = self.slab.len();
         let at = match self.lanes.place(peer, session, total, &mut self.used, slab) {
@@ -486,7 +495,7 @@ impl Outbound {
         let Some(datagram) = self.slab.get_mut(at..at + total) else {
             return;
         };
-        let body = &mut datagram[TRANSPORT_HEADER_LEN..total - TAG_LEN];
+        let body = &mut datagram[front + TRANSPORT_HEADER_LEN..total - TAG_LEN];
         let (packet, padding) = body.split_at_mut(len);
         plan.write(0, packet);
         padding.fill(0);
@@ -505,9 +514,8 @@ impl Outbound {
             .reserve(lane.count as u64)
             .is_some_and(|first| {
                 let written = written.unwrap_or_default();
-                lane.session
-                    .seal_train(first, written, lane.segment_len)
-                    .is_ok()
+                let (segment_len, destination) = (lane.segment_len, lane.destination);
+                seal_run(&lane.session, first, written, segment_len, destination).is_ok()
             });
         if !sealed {
             for _ in 0..lane.count {
@@ -632,6 +640,42 @@ fn usable(peer: &PeerView, now: Instant) -> Option<&Arc<Session>> {
         .as_ref()
         .filter(|session| !session.is_expired(now))?;
     (peer.destination != Destination::None).then_some(session)
+}
+
+/// Bytes in front of each datagram: room for the Geneve header where packets
+/// take a peer relay.
+#[inline]
+fn front_len(destination: Destination) -> usize {
+    match destination.vni() {
+        Some(_) => geneve::HEADER_LEN,
+        None => 0,
+    }
+}
+
+/// Seals datagrams behind each other, each of `segment_len` bytes but the last,
+/// which may be smaller, and writes the Geneve headers in front of them where
+/// packets take a peer relay.
+#[inline]
+fn seal_run(
+    session: &Session,
+    first: u64,
+    datagrams: &mut [u8],
+    segment_len: usize,
+    destination: Destination,
+) -> Result<(), SealError> {
+    match destination.vni() {
+        None => session.seal_train(first, datagrams, segment_len),
+        Some(vni) => {
+            let payload = geneve::Payload::WireGuard;
+            let header = geneve::Header { payload, vni }.to_bytes();
+            for (datagram, counter) in datagrams.chunks_mut(segment_len.max(1)).zip(first..) {
+                let (front, sealed) = datagram.split_first_chunk_mut().ok_or(SealError)?;
+                *front = header;
+                session.seal_in_place(counter, sealed)?;
+            }
+            Ok(())
+        }
+    }
 }
 
 /// The clock of the filter's flow memory.

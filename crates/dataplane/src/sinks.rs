@@ -50,6 +50,9 @@ pub struct RelaySend {
     pub range: Range<usize>,
     /// Size of every datagram of the run; only the last may be smaller.
     pub segment_len: usize,
+    /// Bytes in front of each datagram that are for a peer relay, and that a
+    /// DERP relay does not get; counted in `segment_len`.
+    pub skip: usize,
     /// Whether the peer takes them together.
     pub trains: bool,
 }
@@ -66,22 +69,30 @@ impl RelaySend {
         trains.clear();
         let run = buffer.get(self.range.clone()).unwrap_or_default();
         let segment_len = self.segment_len.max(1);
-        let count = relay_train::MAX_BYTES / segment_len;
-        let header = relay_train::header(segment_len).filter(|_| self.trains && count > 1);
-        let most = count.max(1) * segment_len;
+        let skip = self.skip;
+        let alone_len = segment_len.saturating_sub(skip).max(1);
+        let count = (relay_train::MAX_BYTES / alone_len).max(1);
+        let header = relay_train::header(alone_len).filter(|_| self.trains && count > 1);
         let mut alone = run;
         if let Some(header) = header {
-            for train in run.chunks(most) {
+            for train in run.chunks(count * segment_len) {
                 // A last one that is alone stays so.
                 if train.len() > segment_len {
                     trains.extend_from_slice(&header);
-                    trains.extend_from_slice(train);
+                    if skip == 0 {
+                        trains.extend_from_slice(train);
+                    } else {
+                        for datagram in train.chunks(segment_len) {
+                            trains.extend_from_slice(datagram.get(skip..).unwrap_or_default());
+                        }
+                    }
                     alone = alone.get(train.len()..).unwrap_or_default();
                 }
             }
         }
-        let trains = trains.chunks(relay_train::HEADER_LEN + most);
-        trains.chain(alone.chunks(segment_len))
+        let trains = trains.chunks(relay_train::HEADER_LEN + count * alone_len);
+        let alone = alone.chunks(segment_len);
+        trains.chain(alone.map(move |datagram| datagram.get(skip..).unwrap_or_default()))
     }
 }
 

@@ -71,7 +71,9 @@ impl Sources {
     pub fn peer_at(&self, source: &Source) -> Option<PeerIndex> {
         match source {
             Source::Udp(address) => self.addresses.get(address).copied(),
-            Source::Relay { key, .. } => self.keys.get(key).copied(),
+            // The netmap names no peer relays.
+            Source::PeerRelay { .. } => None,
+            Source::Derp { key, .. } => self.keys.get(key).copied(),
         }
     }
 }
@@ -120,8 +122,8 @@ mod tests {
     fn a_peer_is_found_by_address_and_by_key() {
         let (first, second) = (PeerIndex(1), PeerIndex(2));
         let key = |n| NodePublic::from_bytes([n; 32]);
-        let relayed = |n| Source::Relay {
-            region: 7,
+        let relayed = |n| Source::Derp {
+            region: warren_node_types::RegionId(7),
             key: key(n),
         };
         let (a, b, c) = (

@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use rustc_hash::FxHashMap;
 use warren_filter::{Filter, FlowTable};
 use warren_keys::NodePublic;
-use warren_paths::Destination;
+use warren_node_types::{Destination, TailnetRanges};
 use warren_tunnel::{PeerIndex, Session};
 
 use super::{Intercepts, PeerCounters, RouteTable, Sources};
@@ -29,6 +29,15 @@ pub struct ServiceAddresses {
 }
 
 impl ServiceAddresses {
+    /// Those of a tailnet with these ranges.
+    #[must_use]
+    pub const fn of(ranges: &TailnetRanges) -> Self {
+        Self {
+            v4: ranges.service_v4,
+            v6: ranges.service_v6,
+        }
+    }
+
     /// Whether `address` is one of the two.
     #[inline]
     pub fn contains(&self, address: IpAddr) -> bool {
@@ -41,10 +50,7 @@ impl ServiceAddresses {
 
 impl Default for ServiceAddresses {
     fn default() -> Self {
-        Self {
-            v4: Ipv4Addr::new(100, 100, 100, 100),
-            v6: Ipv6Addr::new(0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, 0, 0x53),
-        }
+        Self::of(&TailnetRanges::DEFAULT)
     }
 }
 

@@ -23,7 +23,7 @@ use warren_dataplane::{
     VnetHdr,
 };
 use warren_keys::noise::MessageKey;
-use warren_paths::Destination;
+use warren_node_types::Destination;
 use warren_tunnel::{PeerIndex, REJECT_AFTER_MESSAGES, Role, Session, Source};
 use warren_wire::wireguard::TRANSPORT_OVERHEAD;
 
@@ -191,14 +191,14 @@ proptest! {
                     pair.views[0] = with_peer(&pair.views[0], |p| p.destination = Destination::None);
                 }
                 Event::Roam(to) => {
-                    let to = Destination::Udp(udp_address(to));
+                    let to = Destination::udp(udp_address(to));
                     pair.views[0] = with_peer(&pair.views[0], |p| p.destination = to);
                 }
             }
             pair.outbound.on_view_change(&pair.views[0], pair.now, &mut pair.net);
             pair.send(&item.frame());
         }
-        let here = Destination::Udp(udp_address(2));
+        let here = Destination::udp(udp_address(2));
         pair.views[0] = with_peer(&pair.views[0], |peer| peer.destination = here);
         pair.outbound.on_view_change(&pair.views[0], pair.now, &mut pair.net);
         pair.outbound.flush(&mut pair.net);

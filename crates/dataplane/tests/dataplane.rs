@@ -19,10 +19,12 @@ use traffic::{Item, by_flow, items, plain, raw};
 use warren_control_types::RegionId;
 use warren_dataplane::{Clients, DropReason, Intercepts, Match, ServiceId};
 use warren_keys::{DiscoSecret, NodePublic};
-use warren_paths::Destination;
+use warren_node_types::Vni;
+use warren_node_types::{Destination, PathAddr};
 use warren_tunnel::{PeerIndex, Source};
 use warren_wire::ip::icmp::{self, Echo};
 use warren_wire::ip::{IpPacket, Parsed, Protocol, tsmp, udp};
+use warren_wire::{geneve, relay_train};
 
 fn datagram(payload: usize) -> Recipe {
     Recipe {
@@ -120,20 +122,76 @@ fn waiting_packets_do_not_go_to_whoever_has_the_index_now() {
 }
 
 #[test]
+fn datagrams_for_a_peer_relay_carry_a_geneve_header_and_those_for_derp_do_not() {
+    let vni = Vni::new(0x01_0203).unwrap();
+    let server = udp_address(50);
+    for trains in [false, true] {
+        let mut pair = Pair::new();
+        let path = PathAddr::PeerRelay { server, vni };
+        let both = Destination::Both(path, RegionId(9));
+        pair.views[0] = support::with_peer(&pair.views[0], |peer| peer.destination = both);
+        if trains {
+            let session = pair.views[0].peer(PEER).unwrap().session.clone();
+            session.unwrap().note_takes_trains();
+        }
+        // A superpacket, packets that are gathered, and a keepalive.
+        let large = Recipe {
+            payload: vec![7; 5_000],
+            ..datagram(0)
+        };
+        pair.send(&large.frame(Some(1_000)));
+        for len in [300, 300, 200] {
+            pair.send(&datagram(len).frame(None));
+        }
+        let view = pair.views[0].clone();
+        pair.outbound
+            .send_keepalive(&view, pair.now, PEER, &mut pair.net);
+        pair.outbound.flush(&mut pair.net);
+
+        let header = geneve::Header {
+            payload: geneve::Payload::WireGuard,
+            vni,
+        };
+        let mut inner = Vec::new();
+        for (to, (bytes, segment)) in std::mem::take(&mut pair.net.udp) {
+            assert_eq!(to, server);
+            for datagram in bytes.chunks(segment) {
+                let (found, rest) = geneve::Header::parse(datagram).unwrap();
+                assert_eq!(found, header);
+                inner.push(rest.to_vec());
+            }
+        }
+        assert_eq!(inner.len(), 5 + 3 + 1);
+        let mut relayed = Vec::new();
+        for mut packet in std::mem::take(&mut pair.net.relayed) {
+            match relay_train::split(&mut packet) {
+                Some((len, datagrams)) => {
+                    relayed.extend(datagrams.chunks(len).map(<[u8]>::to_vec));
+                }
+                None => relayed.push(packet),
+            }
+        }
+        assert_eq!(relayed, inner, "in batches: {trains}");
+        for datagram in inner {
+            let len = datagram.len();
+            pair.arrive(Source::Udp(udp_address(1)), datagram, len);
+        }
+        assert_eq!(pair.drops[1].total(), 0);
+    }
+}
+
+#[test]
 fn in_doubt_both_ways_are_used_and_the_copy_is_dropped() {
     let mut pair = Pair::new();
-    let both = Destination::Both {
-        udp: udp_address(2),
-        relay: RegionId(9),
-    };
+    let both = Destination::Both(PathAddr::Udp(udp_address(2)), RegionId(9));
     pair.views[0] = support::with_peer(&pair.views[0], |peer| peer.destination = both);
     pair.send(&datagram(500).frame(None));
     pair.outbound.flush(&mut pair.net);
     let (region, to, (bytes, segment)) = pair.net.relay.pop().unwrap();
     assert_eq!((region, to), (RegionId(9), NodePublic::from_bytes([2; 32])));
     assert_eq!(pair.net.udp, [(udp_address(2), (bytes.clone(), segment))]);
-    let relay = Source::Relay {
-        region: 9,
+    let relay = Source::Derp {
+        region: warren_node_types::RegionId(9),
         key: NodePublic::from_bytes([1; 32]),
     };
     pair.arrive(relay, bytes, segment);

@@ -39,8 +39,8 @@ fn key(n: u8) -> NodePublic {
 }
 
 fn relayed(n: u8) -> Source {
-    Source::Relay {
-        region: 3,
+    Source::Derp {
+        region: warren_node_types::RegionId(3),
         key: key(n),
     }
 }

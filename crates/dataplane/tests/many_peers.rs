@@ -17,7 +17,7 @@ use warren_dataplane::{
 };
 use warren_keys::noise::MessageKey;
 use warren_keys::{DiscoPublic, NodePublic};
-use warren_paths::Destination;
+use warren_node_types::Destination;
 use warren_tunnel::{PeerIndex, Role, Session, Source};
 use warren_wire::ip::{Parsed, udp};
 
@@ -67,7 +67,7 @@ impl Town {
                 index: index(peer),
                 key: NodePublic::from_bytes(key),
                 session: Some(near),
-                destination: Destination::Udp(outer(peer)),
+                destination: Destination::udp(outer(peer)),
                 allowed_sources: vec![inner(peer).into()],
                 jailed: false,
                 counters: Arc::new(PeerCounters::new()),

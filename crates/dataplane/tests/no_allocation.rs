@@ -17,7 +17,7 @@ use warren_dataplane::{
     TunWrite, UdpSend,
 };
 use warren_keys::{DiscoPublic, NodePublic};
-use warren_paths::Destination;
+use warren_node_types::{Destination, PathAddr};
 use warren_tunnel::{PeerIndex, Source};
 
 struct Counting;
@@ -150,10 +150,10 @@ fn nor_does_sharing() {
 fn rounds(halves: bool) {
     let mut pair = Pair::new();
     let mut opening = Opening::new();
-    let both = Destination::Both {
-        udp: udp_address(2),
-        relay: warren_control_types::RegionId(1),
-    };
+    let both = Destination::Both(
+        PathAddr::Udp(udp_address(2)),
+        warren_control_types::RegionId(1),
+    );
     pair.views[0] = support::with_peer(&pair.views[0], |peer| peer.destination = both);
     let recipe = |v6: bool, flow: u16, transport: Transport, len: usize| Recipe {
         v6,
@@ -199,8 +199,8 @@ fn rounds(halves: bool) {
         let from = if round % 2 == 0 {
             Source::Udp(udp_address(1))
         } else {
-            Source::Relay {
-                region: 1,
+            Source::Derp {
+                region: warren_node_types::RegionId(1),
                 key: relay_key,
             }
         };

@@ -11,7 +11,7 @@ use support::{PEER, Pair, expand, segments, udp_address};
 use warren_control_types::RegionId;
 use warren_dataplane::{DropReason, Drops, Outbound};
 use warren_keys::NodePublic;
-use warren_paths::Destination;
+use warren_node_types::Destination;
 use warren_tunnel::Source;
 use warren_wire::relay_train::{self, NOTE};
 use warren_wire::wireguard::is_transport;
@@ -22,7 +22,7 @@ fn pair() -> Pair {
     let mut pair = Pair::new();
     for node in 0..2 {
         pair.views[node] = support::with_peer(&pair.views[node], |peer| {
-            peer.destination = Destination::Relay(REGION);
+            peer.destination = Destination::derp(REGION);
         });
     }
     pair
@@ -33,8 +33,8 @@ fn carry(pair: &mut Pair) -> Vec<usize> {
     pair.outbound.flush(&mut pair.net);
     let packets = std::mem::take(&mut pair.net.relayed);
     let lengths = packets.iter().map(Vec::len).collect();
-    let from = Source::Relay {
-        region: REGION.0,
+    let from = Source::Derp {
+        region: REGION,
         key: NodePublic::from_bytes([1; 32]),
     };
     for mut packet in packets {

@@ -23,12 +23,14 @@ use warren_control_types::{
 };
 use warren_filter::{Filter, FlowTable, RuleProblem};
 use warren_keys::{DiscoPublic, DiscoSecret, Entropy, NodePublic, NodeSecret};
+use warren_node_types::PathAddr;
 use warren_paths::{
-    Destination, Event as PathEvent, LocalAddresses, Paths, PathsConfig, PeerHandle, PeerInfo,
+    Destination, Event as PathEvent, LocalAddresses, Paths, PathsConfig, PeerInfo,
     Reason as PathReason,
 };
 use warren_tunnel::{Aead, Event as TunnelEvent, Handshakes, PeerIndex, Session, Source};
 
+use warren_wire::geneve;
 use warren_wire::ip::tsmp;
 
 use crate::entropy::SharedEntropy;
@@ -36,7 +38,7 @@ use crate::host_config::{HostConfig, TUNNEL_MTU, accepted_prefixes, single_addre
 use crate::packet_filter::PacketFilter;
 use crate::peers::{PeerTable, Unanswered};
 use crate::prefs::NodePrefs;
-use crate::report::{ControlReport, PeerReport, PingAnswer, PingError, Pong, region_of};
+use crate::report::{ControlReport, PeerReport, PingAnswer, PingError, Pong};
 use warren_dataplane::{
     Clients, Intercepts, Match, PeerView, RouteTable, ServiceAddresses, ServiceId, SessionView,
     Sources, View,
@@ -411,10 +413,7 @@ impl Engine {
         packet: &[u8],
     ) {
         if !self.paths.handle_relay(now, region, from, packet) {
-            let source = Source::Relay {
-                region: region.0,
-                key: from,
-            };
+            let source = Source::Derp { region, key: from };
             self.handshakes.handle_datagram(now, wall, source, packet);
         } else {
             self.nudge(now, from);
@@ -455,7 +454,7 @@ impl Engine {
     /// The data plane has packets for a peer and no session, or its session
     /// should be renewed, or the peer sends on one that we do not have.
     pub fn need_session(&mut self, now: Instant, wall: Duration, peer: PeerIndex) {
-        self.paths.note_sent(now, PeerHandle(peer.0));
+        self.paths.note_sent(now, peer);
         self.handshakes.want_session(now, wall, peer);
         self.drain();
     }
@@ -468,14 +467,7 @@ impl Engine {
 
     /// Authenticated traffic of a peer came from there.
     pub fn heard(&mut self, now: Instant, peer: PeerIndex, from: Source) {
-        let handle = PeerHandle(peer.0);
-        match from {
-            Source::Udp(from) => self.paths.note_received(now, handle, from),
-            Source::Relay { region, .. } => {
-                self.paths
-                    .note_received_relay(now, handle, RegionId(region));
-            }
-        }
+        self.paths.note_received(now, peer, &from);
         self.drain();
     }
 
@@ -515,7 +507,7 @@ impl Engine {
                 self.handshakes.note_activity(now, wall, index, activity);
             }
             if sent {
-                self.paths.note_sent(now, PeerHandle(index.0));
+                self.paths.note_sent(now, index);
             }
             busy |= sent || received;
         }
@@ -545,7 +537,7 @@ impl Engine {
             .map(|peer| peer.node)
             .ok_or(PingError::NoSuchPeer)?;
         let size = u16::try_from(size).ok().filter(|size| *size > 0);
-        self.paths.ping(now, PeerHandle(index.0), token, size);
+        self.paths.ping(now, index, token, size);
         self.drain();
         Ok(node)
     }

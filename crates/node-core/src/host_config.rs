@@ -5,9 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use warren_control_types::{Netmap, Node};
+use warren_node_types::TailnetRanges;
 
 use crate::NodePrefs;
-use warren_dataplane::ServiceAddresses;
 
 /// MTU of the tunnel device in bytes. 1,280 is the least that IPv6 allows on
 /// any link, so that with WireGuard's 80 bytes around it a packet still fits
@@ -31,21 +31,19 @@ impl HostConfig {
         };
         let addresses = single_addresses(own);
         let has_v6 = addresses.iter().any(IpAddr::is_ipv6);
-        let service = ServiceAddresses::default();
-        let mut routes = BTreeSet::from([IpNet::from(IpAddr::V4(service.v4))]);
+        let ranges = TailnetRanges::default();
+        let mut routes = BTreeSet::from([IpNet::from(IpAddr::V4(ranges.service_v4))]);
         if has_v6 {
-            routes.insert(tailnet_v6());
+            routes.insert(ranges.v6.into());
         }
         let one_route = own.cap_map.has("one-cgnat?v=true");
         if one_route {
-            routes.insert(tailnet_v4());
+            routes.insert(ranges.v4.into());
         }
         for peer in netmap.peers.values() {
             for prefix in accepted_prefixes(peer, prefs) {
-                let covered = match prefix {
-                    IpNet::V4(net) => one_route && tailnet_v4().contains(&IpNet::V4(net)),
-                    IpNet::V6(net) => tailnet_v6().contains(&IpNet::V6(net)),
-                };
+                let routed = one_route || prefix.addr().is_ipv6();
+                let covered = routed && ranges.covers(&prefix);
                 if !covered {
                     routes.insert(prefix);
                 }
@@ -84,17 +82,6 @@ pub(crate) fn accepted_prefixes(peer: &Node, prefs: &NodePrefs) -> Vec<IpNet> {
             }
         })
         .collect()
-}
-
-fn tailnet_v4() -> IpNet {
-    net(Ipv4Addr::new(100, 64, 0, 0).into(), 10)
-}
-
-fn tailnet_v6() -> IpNet {
-    net(
-        Ipv6Addr::new(0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, 0, 0).into(),
-        48,
-    )
 }
 
 fn default_route_v4() -> IpNet {

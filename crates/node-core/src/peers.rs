@@ -8,8 +8,7 @@ use std::time::Instant;
 use ipnet::IpNet;
 use warren_control_types::NodeId;
 use warren_keys::NodePublic;
-use warren_paths::Destination;
-use warren_tunnel::PeerIndex;
+use warren_node_types::{Destination, PeerIndex};
 
 use warren_dataplane::{PeerCounters, PeerView};
 

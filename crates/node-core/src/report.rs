@@ -4,9 +4,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use warren_control_types::{EndpointType, NetInfo, NodeId, RegionId};
+use warren_control_types::{EndpointType, NetInfo, NodeId};
 use warren_keys::{DiscoPublic, NodePublic};
-use warren_paths::{Destination, Via};
+use warren_node_types::{Destination, PathAddr};
 
 use warren_dataplane::Traffic;
 
@@ -57,7 +57,7 @@ pub struct Pong {
     /// Who answered.
     pub node: NodeId,
     /// Over which path.
-    pub via: Via,
+    pub via: PathAddr,
     /// There and back.
     pub latency: Duration,
 }
@@ -74,12 +74,4 @@ pub enum PingError {
     /// The path engine could not, or nobody answered.
     #[error(transparent)]
     Path(#[from] warren_paths::PingError),
-}
-
-/// Which relay region a destination uses, if any.
-pub(crate) fn region_of(destination: Destination) -> Option<RegionId> {
-    match destination {
-        Destination::None | Destination::Udp(_) => None,
-        Destination::Relay(region) | Destination::Both { relay: region, .. } => Some(region),
-    }
 }

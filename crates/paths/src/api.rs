@@ -5,10 +5,7 @@ use std::time::Duration;
 
 use warren_control_types::{EndpointType, NetInfo, RegionId};
 use warren_keys::{DiscoPublic, NodePublic};
-
-/// A peer, by a number that the caller chooses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PeerHandle(pub u32);
+use warren_node_types::{Destination, PathAddr, PeerIndex};
 
 /// What does not change during the life of the path engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -45,26 +42,6 @@ pub struct LocalAddresses {
     pub explicit: Vec<SocketAddr>,
 }
 
-/// Where the data plane sends packets for a peer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Destination {
-    /// Nowhere yet: hold the packets.
-    #[default]
-    None,
-    /// Straight to this address.
-    Udp(SocketAddr),
-    /// Through the relay of this region.
-    Relay(RegionId),
-    /// Both ways: the straight one is in doubt. The receiver's replay window
-    /// removes the copies.
-    Both {
-        /// The address in doubt.
-        udp: SocketAddr,
-        /// The region of the relay.
-        relay: RegionId,
-    },
-}
-
 /// How a peer is reached, for a status display.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerPath {
@@ -76,15 +53,6 @@ pub struct PeerPath {
     pub round_trip: Option<Duration>,
     /// The region of the relay that would be used.
     pub relay: Option<RegionId>,
-}
-
-/// The path that a ping took.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Via {
-    /// Straight to this address.
-    Udp(SocketAddr),
-    /// Through the relay of this region.
-    Relay(RegionId),
 }
 
 /// Why a ping had no result.
@@ -126,7 +94,7 @@ pub enum Event {
     /// From now on the data plane sends packets for `peer` there.
     Destination {
         /// The peer.
-        peer: PeerHandle,
+        peer: PeerIndex,
         /// Where to.
         destination: Destination,
     },
@@ -149,11 +117,11 @@ pub enum Event {
         /// From the call.
         token: u64,
         /// The peer.
-        peer: PeerHandle,
+        peer: PeerIndex,
         /// From sending to answer.
         latency: Duration,
         /// The path of the first answer.
-        via: Via,
+        via: PathAddr,
     },
     /// A [`ping`](crate::Paths::ping) ended without an answer.
     PingFailed {

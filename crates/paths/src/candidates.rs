@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use warren_node_types::TailnetRanges;
+
 use crate::choice::RoundTrip;
 
 /// Candidates of one peer.
@@ -176,7 +178,7 @@ fn is_usable(address: SocketAddr) -> bool {
     let sensible = match address.ip() {
         IpAddr::V4(ip) => !ip.is_unspecified() && !ip.is_multicast() && !ip.is_broadcast(),
         IpAddr::V6(ip) => {
-            let overlay = matches!(ip.segments(), [0xfd7a, 0x115c, 0xa1e0, ..]);
+            let overlay = TailnetRanges::DEFAULT.v6.contains(&ip);
             !ip.is_unspecified() && !ip.is_multicast() && !ip.is_unicast_link_local() && !overlay
         }
     };

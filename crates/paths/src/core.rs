@@ -6,9 +6,11 @@ use std::time::Instant;
 
 use warren_control_types::RegionId;
 use warren_keys::{DiscoPublic, Entropy, NodePublic};
+use warren_node_types::{PathAddr, PeerIndex};
 use warren_wire::disco::{Message, Ping, PingSender, TxId};
+use warren_wire::geneve;
 
-use crate::api::{Counters, Event, PeerHandle, Via};
+use crate::api::{Counters, Event};
 use crate::disco_keys::DiscoKeys;
 use crate::endpoints::OwnEndpoints;
 use crate::netcheck::Netcheck;
@@ -30,7 +32,7 @@ pub(crate) struct Core {
 /// Whom a disco message is for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct To {
-    pub(crate) peer: PeerHandle,
+    pub(crate) peer: PeerIndex,
     pub(crate) node: NodePublic,
     pub(crate) disco: DiscoPublic,
 }
@@ -44,7 +46,7 @@ pub(crate) struct Asked {
 
 impl Core {
     /// Sends a ping and waits for its pong.
-    pub(crate) fn send_ping(&mut self, now: Instant, to: To, via: Via, asked: Asked) {
+    pub(crate) fn send_ping(&mut self, now: Instant, to: To, via: PathAddr, asked: Asked) {
         let mut id = [0; 12];
         self.entropy.fill(&mut id);
         let tx = TxId(id);
@@ -81,7 +83,7 @@ impl Core {
         if self.send(
             now,
             to,
-            Via::Relay(region),
+            PathAddr::Derp(region),
             &Message::CallMeMaybe(endpoints),
         ) {
             self.counters.calls_sent += 1;
@@ -89,14 +91,19 @@ impl Core {
     }
 
     /// Returns whether the message could be sealed.
-    pub(crate) fn send(&mut self, now: Instant, to: To, via: Via, message: &Message) -> bool {
+    pub(crate) fn send(&mut self, now: Instant, to: To, via: PathAddr, message: &Message) -> bool {
         let Some(packet) = self.keys.seal(self.entropy.as_mut(), &to.disco, message) else {
             self.counters.degenerate_disco_key += 1;
             return false;
         };
         self.events.push_back(match via {
-            Via::Udp(to) => Event::SendUdp { to, packet },
-            Via::Relay(region) => {
+            PathAddr::Udp(to) => Event::SendUdp { to, packet },
+            PathAddr::PeerRelay { server: to, vni } => {
+                let payload = geneve::Payload::Disco;
+                let packet = geneve::Header { payload, vni }.wrap(&packet);
+                Event::SendUdp { to, packet }
+            }
+            PathAddr::Derp(region) => {
                 self.relays.touch(now, region);
                 Event::SendRelay {
                     region,

@@ -14,9 +14,9 @@
 //! 2. A ping from the peer arrives, perhaps from an address nobody knew. It is
 //!    answered, and asked back at once: the hole is open now.
 //! 3. A pong confirms a candidate: [`Event::Destination`] with
-//!    [`Destination::Udp`].
+//!    a [`PathAddr::Udp`].
 //! 4. While packets flow the path is checked. Silence brings quick pings, then
-//!    [`Destination::Both`], then [`Destination::Relay`], and the search begins
+//!    [`Destination::Both`], then the relay alone, and the search begins
 //!    again.
 //! 5. 45 s after the last packet nothing is sent any more. The path is kept,
 //!    and used together with the relay when packets flow again, until a pong
@@ -49,7 +49,7 @@ mod receive;
 mod relays;
 
 pub use api::{
-    Counters, Destination, Event, LocalAddresses, PathsConfig, PeerHandle, PeerInfo, PeerPath,
-    PingError, Reason, Via,
+    Counters, Event, LocalAddresses, PathsConfig, PeerInfo, PeerPath, PingError, Reason,
 };
 pub use paths::Paths;
+pub use warren_node_types::{Destination, PathAddr, PeerIndex};

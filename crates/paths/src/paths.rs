@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use warren_control_types::{DerpMap, EndpointType, NetInfo, RegionId};
 use warren_keys::{DiscoPublic, DiscoSecret, Entropy, NodePublic};
+use warren_node_types::{PeerIndex, Source};
 
 use crate::api::{
-    Counters, Destination, Event, LocalAddresses, PathsConfig, PeerHandle, PeerInfo, PeerPath,
-    PingError, Reason,
+    Counters, Event, LocalAddresses, PathsConfig, PeerInfo, PeerPath, PingError, Reason,
 };
 use crate::core::{Asked, Core};
 use crate::direct::ACTIVE;
@@ -42,13 +42,13 @@ const PING_LEN: u16 = 124;
 pub struct Paths {
     config: PathsConfig,
     pub(crate) core: Core,
-    pub(crate) peers: BTreeMap<PeerHandle, Peer>,
-    pub(crate) by_node: BTreeMap<NodePublic, PeerHandle>,
+    pub(crate) peers: BTreeMap<PeerIndex, Peer>,
+    pub(crate) by_node: BTreeMap<NodePublic, PeerIndex>,
     /// Several nodes may share a disco key.
-    pub(crate) by_disco: BTreeMap<DiscoPublic, BTreeSet<PeerHandle>>,
+    pub(crate) by_disco: BTreeMap<DiscoPublic, BTreeSet<PeerIndex>>,
     pub(crate) early: Early,
-    timers: BTreeSet<(Instant, PeerHandle)>,
-    timer_of: BTreeMap<PeerHandle, Instant>,
+    timers: BTreeSet<(Instant, PeerIndex)>,
+    timer_of: BTreeMap<PeerIndex, Instant>,
     /// Pings that a person asked for, by token.
     pub(crate) asked: BTreeMap<u64, AskedPing>,
     last_activity: Option<Instant>,
@@ -64,7 +64,7 @@ pub struct Paths {
 }
 
 pub(crate) struct AskedPing {
-    pub(crate) peer: PeerHandle,
+    pub(crate) peer: PeerIndex,
     ends_at: Instant,
     padding: u16,
     /// The relay was not connected when the ping began.
@@ -132,7 +132,7 @@ impl Paths {
     }
 
     /// Takes what the netmap says about a peer, new or not.
-    pub fn upsert_peer(&mut self, now: Instant, handle: PeerHandle, info: PeerInfo) {
+    pub fn upsert_peer(&mut self, now: Instant, handle: PeerIndex, info: PeerInfo) {
         let old = self.peers.get(&handle).map(|peer| peer.info.clone());
         if old
             .as_ref()
@@ -190,7 +190,7 @@ impl Paths {
     }
 
     /// Forgets a peer that left the netmap.
-    pub fn remove_peer(&mut self, now: Instant, handle: PeerHandle) {
+    pub fn remove_peer(&mut self, now: Instant, handle: PeerIndex) {
         let Some(peer) = self.peers.remove(&handle) else {
             return;
         };
@@ -370,7 +370,7 @@ impl Paths {
 
     /// Packets for `peer` are being sent: to be called for the first one after
     /// a pause, and then about once a second.
-    pub fn note_sent(&mut self, now: Instant, peer: PeerHandle) {
+    pub fn note_sent(&mut self, now: Instant, peer: PeerIndex) {
         let Some(state) = self.peers.get_mut(&peer) else {
             return;
         };
@@ -387,24 +387,25 @@ impl Paths {
         self.settle_shared(now);
     }
 
-    /// Packets of `peer` that authenticated arrive from `from`: about once a
-    /// second, and at once when the address differs from the last one.
-    pub fn note_received(&mut self, now: Instant, peer: PeerHandle, from: SocketAddr) {
-        let Some(state) = self.peers.get_mut(&peer) else {
-            return;
-        };
-        state.note_received(&mut self.core, now, warren_wire::stun::unmap(from));
-        self.settle(now, peer);
-        self.settle_shared(now);
-    }
-
-    /// The same for packets that arrive through a relay, if they do not all
-    /// pass through [`handle_relay`](Self::handle_relay).
-    pub fn note_received_relay(&mut self, now: Instant, peer: PeerHandle, region: RegionId) {
-        self.core.netcheck.heard_relay(now, region);
-        self.core.relays.touch(now, region);
+    /// Packets of `peer` that authenticated arrive from `from`: to be called
+    /// about once a second, and at once when the source differs from the last
+    /// one. Packets from a DERP relay that pass through
+    /// [`handle_relay`](Self::handle_relay) need no call.
+    pub fn note_received(&mut self, now: Instant, peer: PeerIndex, from: &Source) {
+        if let Source::Derp { region, .. } = *from {
+            self.core.netcheck.heard_relay(now, region);
+            self.core.relays.touch(now, region);
+        }
         if let Some(state) = self.peers.get_mut(&peer) {
-            state.heard_at(region);
+            match *from {
+                Source::Udp(from) => {
+                    state.note_received(&mut self.core, now, warren_wire::stun::unmap(from));
+                }
+                Source::Derp { region, .. } => state.heard_at(region),
+                // Only a pong confirms a path, and candidates are direct
+                // addresses: data from a peer relay leads to no new one.
+                Source::PeerRelay { .. } => {}
+            }
         }
         self.settle(now, peer);
         self.settle_shared(now);
@@ -417,7 +418,7 @@ impl Paths {
     ///
     /// `size` is the length of the UDP payload; shorter than 124 bytes is not
     /// possible and means 124.
-    pub fn ping(&mut self, now: Instant, peer: PeerHandle, token: u64, size: Option<u16>) {
+    pub fn ping(&mut self, now: Instant, peer: PeerIndex, token: u64, size: Option<u16>) {
         let padding = size.unwrap_or_default().saturating_sub(PING_LEN);
         let Some(state) = self.peers.get_mut(&peer) else {
             self.fail(token, PingError::NoSuchPeer);
@@ -454,7 +455,7 @@ impl Paths {
     // ---- what is known ----
 
     /// How `peer` is reached now, for a status display.
-    pub fn peer_path(&self, peer: PeerHandle) -> Option<PeerPath> {
+    pub fn peer_path(&self, peer: PeerIndex) -> Option<PeerPath> {
         let state = self.peers.get(&peer)?;
         let direct = state.direct();
         Some(PeerPath {
@@ -544,7 +545,7 @@ impl Paths {
         if self.paused {
             return;
         }
-        let due: Vec<PeerHandle> = self
+        let due: Vec<PeerIndex> = self
             .timers
             .iter()
             .take_while(|(at, _)| *at <= now)
@@ -558,7 +559,7 @@ impl Paths {
 
     /// Lets a peer do what is due, tells the data plane if its way changed,
     /// and sets its timer.
-    pub(crate) fn settle(&mut self, now: Instant, handle: PeerHandle) {
+    pub(crate) fn settle(&mut self, now: Instant, handle: PeerIndex) {
         let Some(peer) = self.peers.get_mut(&handle) else {
             return;
         };
@@ -569,8 +570,7 @@ impl Paths {
         let destination = peer.destination(&self.core, now);
         if destination != peer.destination {
             peer.destination = destination;
-            if let Destination::Relay(region) | Destination::Both { relay: region, .. } =
-                destination
+            if let Some(region) = destination.derp_region()
                 && peer.is_active(now)
             {
                 self.core.want_relay(now, region);
@@ -724,7 +724,7 @@ impl Paths {
             .push_back(Event::PingFailed { token, error });
     }
 
-    fn forget_disco(&mut self, handle: PeerHandle, disco: Option<DiscoPublic>) {
+    fn forget_disco(&mut self, handle: PeerIndex, disco: Option<DiscoPublic>) {
         self.core.pings.forget_peer(handle);
         let Some(disco) = disco else { return };
         let Some(owners) = self.by_disco.get_mut(&disco) else {

@@ -12,9 +12,10 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use warren_control_types::RegionId;
+use warren_node_types::{Destination, PathAddr, PeerIndex};
 use warren_wire::disco::{Message, Ping, Pong, TxId};
 
-use crate::api::{Destination, PeerHandle, PeerInfo, Via};
+use crate::api::PeerInfo;
 use crate::candidates::{Added, Candidates};
 use crate::choice;
 use crate::core::{Asked, Core, To};
@@ -47,7 +48,7 @@ const LOSS_GAP: Duration = Duration::from_secs(2);
 const ANSWERED: usize = 128;
 
 pub(crate) struct Peer {
-    handle: PeerHandle,
+    handle: PeerIndex,
     pub(crate) info: PeerInfo,
     candidates: Candidates,
     direct: Option<Direct>,
@@ -73,7 +74,7 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    pub(crate) fn new(handle: PeerHandle, info: PeerInfo) -> Self {
+    pub(crate) fn new(handle: PeerIndex, info: PeerInfo) -> Self {
         Self {
             handle,
             info,
@@ -141,15 +142,14 @@ impl Peer {
     pub(crate) fn destination(&self, core: &Core, now: Instant) -> Destination {
         match (&self.direct, self.relay(core)) {
             (None, None) => Destination::None,
-            (None, Some(relay)) => Destination::Relay(relay),
-            (Some(direct), None) => Destination::Udp(direct.address),
+            (None, Some(region)) => Destination::derp(region),
+            (Some(direct), None) => Destination::udp(direct.address),
             (Some(direct), Some(_)) if direct.is_good(now, self.round_trip()) => {
-                Destination::Udp(direct.address)
+                Destination::udp(direct.address)
             }
-            (Some(direct), Some(relay)) => Destination::Both {
-                udp: direct.address,
-                relay,
-            },
+            (Some(direct), Some(region)) => {
+                Destination::Both(PathAddr::Udp(direct.address), region)
+            }
         }
     }
 
@@ -197,17 +197,12 @@ impl Peer {
             self.punch = None;
         }
         self.last_sent = Some(now);
-        match self.destination(core, now) {
-            Destination::Relay(region) | Destination::Both { relay: region, .. } => {
-                core.want_relay(now, region);
-            }
-            // The relay stays connected beside a straight path, so that it is
+        if let Some(region) = self.destination(core, now).derp_region() {
+            core.want_relay(now, region);
+        } else if let Some(region) = self.relay(core) {
+            // The relay stays connected beside a direct path, so that it is
             // there when that path dies.
-            Destination::None | Destination::Udp(_) => {
-                if let Some(region) = self.relay(core) {
-                    core.relays.touch(now, region);
-                }
-            }
+            core.relays.touch(now, region);
         }
     }
 
@@ -260,7 +255,7 @@ impl Peer {
     // ---- what the peer says ----
 
     /// Answers a ping, and learns where the peer is.
-    pub(crate) fn handle_ping(&mut self, core: &mut Core, now: Instant, ping: Ping, via: Via) {
+    pub(crate) fn handle_ping(&mut self, core: &mut Core, now: Instant, ping: Ping, via: PathAddr) {
         let Some(to) = self.to() else { return };
         if self.answered.contains(&ping.tx) {
             core.counters.ping_replayed += 1;
@@ -271,10 +266,10 @@ impl Peer {
             self.answered.pop_front();
         }
         let source = match via {
-            Via::Udp(source) => source,
+            PathAddr::Udp(source) | PathAddr::PeerRelay { server: source, .. } => source,
             // A relayed ping has no source address; the field carries the
             // one that stands for relays, with the region as its port.
-            Via::Relay(region) => SocketAddr::from(([127, 3, 3, 40], region.0)),
+            PathAddr::Derp(region) => SocketAddr::from(([127, 3, 3, 40], region.0)),
         };
         if core.send(
             now,
@@ -287,7 +282,7 @@ impl Peer {
         ) {
             core.counters.pongs_sent += 1;
         }
-        let Via::Udp(source) = via else { return };
+        let PathAddr::Udp(source) = via else { return };
         let known = self.candidates.get(source).is_some();
         let added = self.candidates.heard(now, source, self.in_use());
         self.count(core, added);
@@ -374,7 +369,7 @@ impl Peer {
         };
         for address in &addresses {
             if self.may_ping(core, *address) {
-                core.send_ping(now, to, Via::Udp(*address), asked);
+                core.send_ping(now, to, PathAddr::Udp(*address), asked);
             }
         }
         relay.is_some() || !addresses.is_empty()
@@ -393,7 +388,7 @@ impl Peer {
         let (Some(to), Some(region)) = (self.to(), relay) else {
             return false;
         };
-        core.send_ping(now, to, Via::Relay(region), asked);
+        core.send_ping(now, to, PathAddr::Derp(region), asked);
         true
     }
 
@@ -565,7 +560,7 @@ impl Peer {
             return;
         }
         candidate.last_ping = Some(now);
-        core.send_ping(now, to, Via::Udp(address), Asked::default());
+        core.send_ping(now, to, PathAddr::Udp(address), Asked::default());
     }
 
     fn may_ping(&self, core: &Core, address: SocketAddr) -> bool {

@@ -7,9 +7,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use warren_node_types::{PathAddr, PeerIndex};
 use warren_wire::disco::TxId;
-
-use crate::api::{PeerHandle, Via};
 
 /// How long a pong is waited for.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
@@ -18,8 +17,8 @@ const MAX: usize = 8192;
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Waiting {
-    pub(crate) peer: PeerHandle,
-    pub(crate) via: Via,
+    pub(crate) peer: PeerIndex,
+    pub(crate) via: PathAddr,
     pub(crate) sent: Instant,
     /// The `ping` call this belongs to.
     pub(crate) token: Option<u64>,
@@ -52,7 +51,7 @@ impl Pings {
         self.waiting.remove(tx);
     }
 
-    pub(crate) fn forget_peer(&mut self, peer: PeerHandle) {
+    pub(crate) fn forget_peer(&mut self, peer: PeerIndex) {
         self.waiting.retain(|_, ping| ping.peer != peer);
     }
 
@@ -89,8 +88,8 @@ mod tests {
             let mut tx = [0; 12];
             tx[..4].copy_from_slice(&number.to_be_bytes());
             let ping = Waiting {
-                peer: PeerHandle(1),
-                via: Via::Udp(([192, 0, 2, 1], 1).into()),
+                peer: PeerIndex(1),
+                via: PathAddr::Udp(([192, 0, 2, 1], 1).into()),
                 sent: start,
                 token: None,
             };

@@ -12,10 +12,11 @@ use std::time::Instant;
 
 use warren_control_types::RegionId;
 use warren_keys::{DiscoPublic, NodePublic};
+use warren_node_types::{PathAddr, PeerIndex};
 use warren_wire::disco::{self, Envelope, Message, ParseError, Ping, Pong};
 use warren_wire::stun;
 
-use crate::api::{Event, PeerHandle, Via};
+use crate::api::Event;
 use crate::core::To;
 use crate::paths::Paths;
 
@@ -138,7 +139,7 @@ impl Paths {
         }
         match message {
             Message::Ping(ping) => self.handle_udp_ping(now, from, sender, ping),
-            Message::Pong(pong) => self.handle_pong(now, sender, Via::Udp(from), pong),
+            Message::Pong(pong) => self.handle_pong(now, sender, PathAddr::Udp(from), pong),
             Message::CallMeMaybe(_)
             | Message::CallMeMaybeVia(_)
             | Message::AllocateRelayEndpointRequest(_)
@@ -155,7 +156,7 @@ impl Paths {
         &mut self,
         now: Instant,
         region: RegionId,
-        handle: PeerHandle,
+        handle: PeerIndex,
         message: Message,
     ) {
         let Some(peer) = self.peers.get_mut(&handle) else {
@@ -170,11 +171,11 @@ impl Paths {
                     self.core.counters.ping_wrong_node += 1;
                     return;
                 }
-                peer.handle_ping(&mut self.core, now, ping, Via::Relay(region));
+                peer.handle_ping(&mut self.core, now, ping, PathAddr::Derp(region));
             }
             Message::Pong(pong) => {
                 if let Some(sender) = peer.info.disco_key {
-                    self.handle_pong(now, sender, Via::Relay(region), pong);
+                    self.handle_pong(now, sender, PathAddr::Derp(region), pong);
                 }
             }
             Message::CallMeMaybe(endpoints) => {
@@ -231,19 +232,19 @@ impl Paths {
                     node,
                     disco: sender,
                 };
-                if self.core.send(now, to, Via::Udp(from), &pong) {
+                if self.core.send(now, to, PathAddr::Udp(from), &pong) {
                     self.core.counters.pongs_sent += 1;
                 }
             }
             return;
         };
         if let Some(peer) = self.peers.get_mut(&handle) {
-            peer.handle_ping(&mut self.core, now, ping, Via::Udp(from));
+            peer.handle_ping(&mut self.core, now, ping, PathAddr::Udp(from));
         }
         self.settle(now, handle);
     }
 
-    fn handle_pong(&mut self, now: Instant, sender: DiscoPublic, came: Via, pong: Pong) {
+    fn handle_pong(&mut self, now: Instant, sender: DiscoPublic, came: PathAddr, pong: Pong) {
         let Some(waiting) = self.core.pings.get(&pong.tx).copied() else {
             self.core.counters.pong_unknown_transaction += 1;
             return;
@@ -258,16 +259,17 @@ impl Paths {
         // The address may differ (a NAT answers from elsewhere), the kind of
         // transport may not.
         match (waiting.via, came) {
-            (Via::Udp(_), Via::Udp(_)) => {}
-            (Via::Relay(asked), Via::Relay(came)) if asked == came => {}
-            (Via::Udp(_) | Via::Relay(_), _) => {
+            (PathAddr::Udp(_), PathAddr::Udp(_)) => {}
+            (PathAddr::Derp(asked), PathAddr::Derp(came)) if asked == came => {}
+            (asked @ PathAddr::PeerRelay { .. }, came) if asked == came => {}
+            (PathAddr::Udp(_) | PathAddr::PeerRelay { .. } | PathAddr::Derp(_), _) => {
                 self.core.counters.pong_wrong_transport += 1;
                 return;
             }
         }
         self.core.pings.remove(&pong.tx);
         let latency = now.saturating_duration_since(waiting.sent);
-        if let Via::Udp(address) = waiting.via {
+        if let PathAddr::Udp(address) = waiting.via {
             peer.handle_pong(now, address, latency);
         }
         if let Some(token) = waiting.token

@@ -393,10 +393,7 @@ impl Node {
             match arrived {
                 Arrived::Connected => self.engine.relay_connected(at.now, region),
                 Arrived::Packet(from, mut packet) => {
-                    let source = Source::Relay {
-                        region: region.0,
-                        key: from,
-                    };
+                    let source = Source::Derp { region, key: from };
                     if is_transport(&packet) {
                         let len = packet.len();
                         self.tunnel_in(at, source, &mut packet, len);
@@ -577,10 +574,11 @@ impl Node {
             News::Control(Source::Udp(from), bytes) => {
                 self.engine.handle_udp(now, wall, from, &bytes);
             }
-            News::Control(Source::Relay { region, key }, bytes) => {
-                self.engine
-                    .handle_relay(now, wall, RegionId(region), key, &bytes);
+            News::Control(Source::Derp { region, key }, bytes) => {
+                self.engine.handle_relay(now, wall, region, key, &bytes);
             }
+            // The packet path strips no Geneve headers, so it reports none.
+            News::Control(Source::PeerRelay { .. }, _) => {}
             News::Confirmed(index) => self.engine.session_confirmed(now, index),
             News::Heard(peer, from) => self.engine.heard(now, peer, from),
             News::Inject(peer, packet) => {

@@ -15,7 +15,7 @@ use warren_control_core::Coordinator;
 use warren_control_types::{DerpMap, DerpNode, DerpRegion, HostAddress, RegionId};
 use warren_keys::{Entropy as _, MachineSecret, NodeSecret};
 use warren_node_core::Engine;
-use warren_paths::Destination;
+use warren_node_types::{Destination, PathAddr};
 use warren_wire::ip::IpPacket;
 
 use crate::control::{Control, ControlActs};
@@ -63,9 +63,10 @@ impl From<Destination> for Way {
     fn from(destination: Destination) -> Self {
         match destination {
             Destination::None => Self::None,
-            Destination::Udp(_) => Self::Direct,
-            Destination::Relay(_) => Self::Relay,
-            Destination::Both { .. } => Self::Both,
+            // The simulated internet has no peer relays.
+            Destination::One(PathAddr::Udp(_) | PathAddr::PeerRelay { .. }) => Self::Direct,
+            Destination::One(PathAddr::Derp(_)) => Self::Relay,
+            Destination::Both(..) => Self::Both,
         }
     }
 }

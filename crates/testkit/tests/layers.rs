@@ -19,7 +19,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "vocabulary",
         &["wire", "control-types", "timers", "testkit"],
     ),
-    ("types of nodes", &["node-types"]),
+    ("node types", &["node-types"]),
     (
         "core",
         &[

@@ -7,7 +7,7 @@
 //! address and sent there. Cookies are not stored; they are recomputed from a
 //! secret that changes every two minutes.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
@@ -137,15 +137,21 @@ impl Checker {
 
     fn cookie(&self, source: &Source) -> Mac {
         match source {
-            Source::Udp(address) => {
-                let port = address.port().to_be_bytes();
-                match address.ip() {
-                    IpAddr::V4(ip) => mac(&*self.secret, &[&ip.octets(), &port]),
-                    IpAddr::V6(ip) => mac(&*self.secret, &[&ip.octets(), &port]),
-                }
+            Source::Udp(address) => self.address_cookie(address, &[]),
+            Source::PeerRelay { server, vni } => {
+                self.address_cookie(server, &vni.get().to_be_bytes())
             }
             // The relay has proven the key; the region is only the way.
-            Source::Relay { key, .. } => mac(&*self.secret, &[key.as_bytes()]),
+            Source::Derp { key, .. } => mac(&*self.secret, &[key.as_bytes()]),
+        }
+    }
+
+    /// A cookie for a UDP address; `extra` separates the nodes behind a relay.
+    fn address_cookie(&self, address: &SocketAddr, extra: &[u8]) -> Mac {
+        let port = address.port().to_be_bytes();
+        match address.ip() {
+            IpAddr::V4(ip) => mac(&*self.secret, &[&ip.octets(), &port, extra]),
+            IpAddr::V6(ip) => mac(&*self.secret, &[&ip.octets(), &port, extra]),
         }
     }
 }

@@ -37,17 +37,14 @@ mod replay;
 mod session;
 mod timestamp;
 
-use std::fmt;
-use std::net::SocketAddr;
 use std::time::Duration;
-
-use warren_keys::NodePublic;
 
 pub use cipher::{Aead, MAX_TRAIN, MIN_TRAIN};
 pub use handshakes::{Event, HandshakeCounters, Handshakes, Reason};
 pub use peer::Activity;
 pub use replay::ReplayWindow;
 pub use session::{OpenError, Opened, Role, SealError, Session};
+pub use warren_node_types::{PeerIndex, Source};
 
 /// Age at which the initiator of a session asks for the next one.
 pub const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
@@ -80,28 +77,3 @@ pub const KEY_ERASE_TIME: Duration = Duration::from_secs(540);
 pub const COOKIE_LIFETIME: Duration = Duration::from_secs(120);
 /// Least time between two initiations accepted from one peer.
 pub const INITIATION_INTERVAL: Duration = Duration::from_millis(20);
-
-/// Names a peer inside one node: a small, dense number that the node chooses.
-/// It indexes tables of the data plane.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PeerIndex(pub u32);
-
-impl fmt::Display for PeerIndex {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "peer {}", self.0)
-    }
-}
-
-/// Where a datagram came from, and so where an answer to it goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Source {
-    /// Straight over UDP. IPv4 addresses are never in their IPv6-mapped form.
-    Udp(SocketAddr),
-    /// Through a relay.
-    Relay {
-        /// The relay's region.
-        region: u16,
-        /// Whom the relay says it is from.
-        key: NodePublic,
-    },
-}

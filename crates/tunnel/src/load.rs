@@ -6,11 +6,12 @@
 //! at least another second: then only senders that own their address are
 //! served, and each address only [`PER_SECOND`] times a second.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 use warren_keys::NodePublic;
+use warren_node_types::Vni;
 
 use crate::Source;
 
@@ -33,6 +34,7 @@ const WINDOW: Duration = Duration::from_secs(1);
 enum Owner {
     Ip(IpAddr),
     Key(NodePublic),
+    PeerRelay(SocketAddr, Vni),
 }
 
 struct Bucket {
@@ -79,7 +81,9 @@ impl Load {
     pub(crate) fn admit(&mut self, now: Instant, source: &Source) -> bool {
         let owner = match source {
             Source::Udp(address) => Owner::Ip(address.ip()),
-            Source::Relay { key, .. } => Owner::Key(*key),
+            // All nodes behind one peer relay share its address.
+            Source::PeerRelay { server, vni } => Owner::PeerRelay(*server, *vni),
+            Source::Derp { key, .. } => Owner::Key(*key),
         };
         let cost = WINDOW / PER_SECOND;
         let due = self

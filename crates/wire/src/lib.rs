@@ -9,6 +9,7 @@
 pub mod control;
 pub mod derp;
 pub mod disco;
+pub mod geneve;
 pub mod ip;
 pub mod relay_train;
 pub mod stun;

@@ -17,7 +17,7 @@ use warren_dataplane::{
 use warren_filter::{CapabilityHolders, Filter, FlowTable, LocalAddresses, LocalSet};
 use warren_keys::noise::MessageKey;
 use warren_keys::{DiscoPublic, Entropy, NodePublic};
-use warren_paths::Destination;
+use warren_node_types::Destination;
 use warren_tunnel::{PeerIndex, Role, Session, Source};
 use warren_wire::ip::checksum::{Sum, checksum, transport_checksum};
 use warren_wire::ip::{Parsed, Protocol};
@@ -74,7 +74,7 @@ pub fn view(own: u8, peer: u8, session: &Arc<Session>, now: Instant, rules: &[Fi
         index: PEER,
         key: NodePublic::from_bytes([peer; 32]),
         session: Some(Arc::clone(session)),
-        destination: Destination::Udp(udp_address(peer)),
+        destination: Destination::udp(udp_address(peer)),
         allowed_sources: nets.to_vec(),
         jailed: false,
         counters: Arc::new(PeerCounters::new()),

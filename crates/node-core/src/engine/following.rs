@@ -112,7 +112,7 @@ impl Engine {
                 index
             }
         };
-        self.paths.upsert_peer(now, PeerHandle(index.0), info);
+        self.paths.upsert_peer(now, index, info);
         if let Some(peer) = self.peers.get_mut(index) {
             self.view_changed |= peer.set_allowed_sources(allowed);
             if peer.is_new_here || peer.endpoints != endpoints {
@@ -133,7 +133,7 @@ impl Engine {
         let Some(index) = self.peers.index_of(id) else {
             return;
         };
-        self.paths.remove_peer(now, PeerHandle(index.0));
+        self.paths.remove_peer(now, index);
         self.handshakes.remove_peer(index);
         self.sessions.retain(|_, session| session.peer != index);
         if let Some(peer) = self.peers.remove(index) {

@@ -27,7 +27,7 @@ impl Engine {
                     .push_back(Output::SendRelay { region, to, packet });
             }
             PathEvent::Destination { peer, destination } => {
-                self.set_destination(PeerIndex(peer.0), destination);
+                self.set_destination(peer, destination);
             }
             PathEvent::Endpoints(endpoints) => self.set_endpoints(endpoints),
             PathEvent::NetInfo(info) => self.set_net_info(info),
@@ -46,7 +46,7 @@ impl Engine {
                 latency,
                 via,
             } => {
-                if let Some(peer) = self.peers.get(PeerIndex(peer.0)) {
+                if let Some(peer) = self.peers.get(peer) {
                     let result = Ok(Pong {
                         node: peer.node,
                         via,
@@ -161,24 +161,9 @@ impl Engine {
         reply_to: Option<Source>,
         datagram: Vec<u8>,
     ) {
-        match reply_to {
-            Some(Source::Udp(to)) => {
-                self.outputs.push_back(Output::SendUdp {
-                    to,
-                    packet: datagram,
-                });
-                return;
-            }
-            Some(Source::Relay { region, key }) => {
-                let region = RegionId(region);
-                self.outputs.push_back(Output::SendRelay {
-                    region,
-                    to: key,
-                    packet: datagram,
-                });
-                return;
-            }
-            None => {}
+        if let Some(source) = reply_to {
+            send_on(&mut self.outputs, source.path(), source.key(), datagram);
+            return;
         }
         let Some(peer) = peer.and_then(|index| self.peers.get_mut(index)) else {
             self.counters.unroutable += 1;
@@ -204,7 +189,7 @@ impl Engine {
             node: peer.node,
             destination,
         });
-        if let Some(region) = region_of(destination) {
+        if let Some(region) = destination.derp_region() {
             self.outputs.push_back(Output::ConnectRelay(region));
         }
         if let Some(unanswered) = &peer.unanswered {
@@ -240,23 +225,30 @@ impl Engine {
     }
 }
 
-/// Sends a datagram every way that the peer's destination names.
+/// Sends a datagram on every path of the peer's destination.
 fn send_along(outputs: &mut VecDeque<Output>, peer: &PeerView, packet: Vec<u8>) {
-    let relay = |region, packet| Output::SendRelay {
-        region,
-        to: peer.key,
-        packet,
-    };
-    match peer.destination {
-        Destination::None => {}
-        Destination::Udp(to) => outputs.push_back(Output::SendUdp { to, packet }),
-        Destination::Relay(region) => outputs.push_back(relay(region, packet)),
-        Destination::Both { udp, relay: region } => {
-            outputs.push_back(Output::SendUdp {
-                to: udp,
-                packet: packet.clone(),
-            });
-            outputs.push_back(relay(region, packet));
+    for path in peer.destination.paths() {
+        send_on(outputs, path, Some(peer.key), packet.clone());
+    }
+}
+
+/// Sends a handshake message on one path; `key` is the receiver's, which only
+/// a DERP relay needs.
+fn send_on(
+    outputs: &mut VecDeque<Output>,
+    path: PathAddr,
+    key: Option<NodePublic>,
+    packet: Vec<u8>,
+) {
+    match path {
+        PathAddr::Udp(to) => outputs.push_back(Output::SendUdp { to, packet }),
+        PathAddr::PeerRelay { server: to, vni } => {
+            let payload = geneve::Payload::WireGuard;
+            let packet = geneve::Header { payload, vni }.wrap(&packet);
+            outputs.push_back(Output::SendUdp { to, packet });
+        }
+        PathAddr::Derp(region) => {
+            outputs.extend(key.map(|to| Output::SendRelay { region, to, packet }));
         }
     }
 }

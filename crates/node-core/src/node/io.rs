@@ -11,7 +11,8 @@ use warren_control_types::{
 };
 use warren_dataplane::View;
 use warren_keys::{DiscoPublic, NodePublic, NodeSecret};
-use warren_paths::{Destination, LocalAddresses, Via};
+use warren_node_types::{Destination, PathAddr};
+use warren_paths::LocalAddresses;
 use warren_tunnel::{Aead, PeerIndex, Source};
 
 use crate::NodePrefs;
@@ -376,7 +377,7 @@ pub struct PingReply {
     /// The time there and back.
     pub latency: Duration,
     /// The path; `None` for a ping through the tunnel.
-    pub via: Option<Via>,
+    pub via: Option<PathAddr>,
 }
 
 /// A ping was not answered.

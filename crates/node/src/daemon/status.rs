@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 use warren_control_types::{DerpMap, Netmap, Node, NodeId, RegionId, UserId, UserProfile};
 use warren_node_core::{Engine, PeerReport};
-use warren_paths::Destination;
+use warren_node_types::{Destination, PathAddr};
 
 use crate::localapi::VERSION;
 use crate::localapi::go_json::GoTime;
@@ -224,8 +224,10 @@ fn peer_status(
     let traffic = report.traffic;
     peer.rx_bytes = i64::try_from(traffic.rx_bytes).unwrap_or(i64::MAX);
     peer.tx_bytes = i64::try_from(traffic.tx_bytes).unwrap_or(i64::MAX);
-    if let Destination::Udp(address) = report.destination {
-        peer.cur_addr = address.to_string();
+    match report.destination {
+        Destination::One(PathAddr::Udp(address)) => peer.cur_addr = address.to_string(),
+        Destination::One(path @ PathAddr::PeerRelay { .. }) => peer.peer_relay = path.to_string(),
+        Destination::One(PathAddr::Derp(_)) | Destination::Both(..) | Destination::None => {}
     }
     let ago = |ago: Option<Duration>| {
         ago.and_then(|ago| context.wall.checked_sub(ago))

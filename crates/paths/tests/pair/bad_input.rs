@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 use warren_control_types::RegionId;
 use warren_keys::{DiscoSecret, NodePublic, NodeSecret};
-use warren_paths::{Destination, Event, LocalAddresses, Paths, PathsConfig, PeerHandle, PeerInfo};
+use warren_paths::{Destination, Event, LocalAddresses, Paths, PathsConfig, PeerIndex, PeerInfo};
 use warren_wire::disco::{Envelope, Message, Ping, PingSender, Pong, TxId};
 
 use crate::nat::Kind;
 use crate::world::{Seeded, World, ms};
 
-const PEER: PeerHandle = PeerHandle(1);
+const PEER: PeerIndex = PeerIndex(1);
 
 fn node(byte: u8) -> NodePublic {
     NodeSecret::from_bytes(&[byte; 32]).public()
@@ -127,7 +127,7 @@ fn only_the_right_pong_counts() {
         endpoints: vec![],
         home_derp: None,
     };
-    paths.upsert_peer(later, PeerHandle(2), other);
+    paths.upsert_peer(later, PeerIndex(2), other);
     paths.handle_udp(later, somewhere(2), &sealed(&disco(3), 4, &pong(sent[0].1)));
     assert_eq!(paths.counters().pong_wrong_peer, 1);
     assert!(!is_direct(&paths));
@@ -139,7 +139,7 @@ fn only_the_right_pong_counts() {
         &sealed(&disco(2), 5, &pong(sent[0].1)),
     );
     let path = paths.peer_path(PEER).unwrap();
-    assert_eq!(path.destination, Destination::Udp(somewhere(2)));
+    assert_eq!(path.destination, Destination::udp(somewhere(2)));
     assert_eq!(path.round_trip, Some(ms(30)));
 
     // The same pong again.
@@ -276,7 +276,7 @@ fn an_early_call_is_kept() {
         endpoints: vec![],
         home_derp: None,
     };
-    paths.upsert_peer(now + ms(100), PeerHandle(5), info);
+    paths.upsert_peer(now + ms(100), PeerIndex(5), info);
     let sent = events(&mut paths);
     let to: Vec<_> = sent
         .iter()

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use warren_control_types::{EndpointType, RegionId};
-use warren_paths::{Destination, Event, PeerHandle};
+use warren_paths::{Destination, Event, PathAddr, PeerIndex};
 
 use crate::nat::{ALL, Kind};
 use crate::world::{World, ms};
@@ -184,8 +184,8 @@ fn home_without_any_answer() {
 fn a_person_pings() {
     let mut world = joined([Kind::Easy, Kind::Easy], ms(0));
     world.run(Duration::from_secs(2));
-    world.poke(0, |paths, now| paths.ping(now, PeerHandle(1), 7, Some(900)));
-    world.poke(0, |paths, now| paths.ping(now, PeerHandle(9), 8, None));
+    world.poke(0, |paths, now| paths.ping(now, PeerIndex(1), 7, Some(900)));
+    world.poke(0, |paths, now| paths.ping(now, PeerIndex(9), 8, None));
     world.run(Duration::from_secs(6));
     let pongs: Vec<_> = world.nodes[0]
         .events
@@ -198,7 +198,7 @@ fn a_person_pings() {
     }));
     assert!(matches!(
         world.destination(0, 1),
-        Destination::Udp(_) | Destination::Both { .. }
+        Destination::One(PathAddr::Udp(_)) | Destination::Both(..)
     ));
 }
 
@@ -207,8 +207,8 @@ fn a_person_pings() {
 fn the_relay_is_there_at_once() {
     let mut world = joined([Kind::Hard, Kind::Hard], Duration::from_secs(8));
     let took = world.run_while(Duration::from_secs(2), |world| {
-        matches!(world.destination(0, 1), Destination::Relay(_))
-            && matches!(world.destination(1, 0), Destination::Relay(_))
+        matches!(world.destination(0, 1), Destination::One(PathAddr::Derp(_)))
+            && matches!(world.destination(1, 0), Destination::One(PathAddr::Derp(_)))
     });
     assert!(took.is_some_and(|took| took < ms(200)), "{took:?}");
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use warren_paths::Destination;
+use warren_node_types::{Destination, PathAddr};
 
 use crate::nat::Kind;
 use crate::world::{World, ms};
@@ -46,7 +46,7 @@ fn a_dead_path_costs_little() {
         let addresses = (world.nodes[0].nat.outside, world.nodes[1].nat.outside);
         world.cut.insert(addresses);
         let took = world.run_while(Duration::from_secs(10), |world| {
-            matches!(world.destination(0, 1), Destination::Relay(_))
+            matches!(world.destination(0, 1), Destination::One(PathAddr::Derp(_)))
         });
         assert!(took.is_some_and(|took| took < ms(2500)), "{took:?}");
         world.run(Duration::from_secs(5));
@@ -85,7 +85,7 @@ fn roaming_is_fast() {
     world.roam(0, [192, 0, 2, 77]);
     let outside = world.nodes[0].nat.outside;
     let took = world.run_while(Duration::from_secs(5), |world| {
-        let back = matches!(world.destination(1, 0), Destination::Udp(to) if to.ip() == outside);
+        let back = matches!(world.destination(1, 0), Destination::One(PathAddr::Udp(to)) if to.ip() == outside);
         back && world.is_direct(0, 1)
     });
     assert!(took.is_some_and(|took| took < ms(1000)), "{took:?}");
@@ -113,8 +113,8 @@ fn a_change_that_leaves_the_path_costs_nothing() {
         let direct = world.destination(0, 1);
         world.poke(0, |paths, now| paths.link_changed(now));
         assert!(
-            matches!(world.destination(0, 1), Destination::Both { udp, .. }
-                if direct == Destination::Udp(udp)),
+            matches!(world.destination(0, 1), Destination::Both(path, _)
+                if direct == Destination::One(path)),
             "the relay carries packets as well until the path has answered"
         );
         let took = world.run_while(Duration::from_secs(1), |world| world.is_direct(0, 1));

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use warren_control_types::{DerpMap, HostAddress, RegionId};
 use warren_keys::{DiscoSecret, NodeSecret};
-use warren_paths::{Event, LocalAddresses, Paths, PathsConfig, PeerHandle, PeerInfo};
+use warren_paths::{Event, LocalAddresses, Paths, PathsConfig, PeerIndex, PeerInfo};
 use warren_wire::stun;
 
 use crate::world::{Seeded, World, ms};
@@ -133,7 +133,7 @@ fn families_that_the_host_lacks_are_left_alone() {
             ],
             home_derp: None,
         };
-        paths.upsert_peer(now, PeerHandle(2), info);
+        paths.upsert_peer(now, PeerIndex(2), info);
         let sent = events(&mut paths)
             .into_iter()
             .filter_map(|event| match event {

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use warren_control_types::RegionId;
 use warren_keys::{DiscoSecret, Entropy, NodePublic};
-use warren_paths::{Destination, Event, PeerHandle, PeerInfo};
+use warren_paths::{Destination, Event, PeerIndex, PeerInfo};
 use warren_wire::disco::{Envelope, Message, Ping, PingSender, Pong, TxId, looks_like_disco};
 
 use crate::world::{Seeded, ms};
@@ -45,8 +45,8 @@ impl Reference {
             .or_default()
             .extend(&info.endpoints);
         if let Some(region) = info.home_derp.filter(|_| !self.peers.contains_key(&peer)) {
-            let peer = PeerHandle(peer as u32);
-            let destination = Destination::Relay(region);
+            let peer = PeerIndex(peer as u32);
+            let destination = Destination::derp(region);
             self.events
                 .push_back(Event::Destination { peer, destination });
         }
@@ -87,8 +87,8 @@ impl Reference {
             }
             Message::Pong(pong) => {
                 if let Some((peer, address)) = self.pings.remove(&pong.tx) {
-                    let peer = PeerHandle(peer as u32);
-                    let destination = Destination::Udp(address);
+                    let peer = PeerIndex(peer as u32);
+                    let destination = Destination::udp(address);
                     self.events
                         .push_back(Event::Destination { peer, destination });
                 }

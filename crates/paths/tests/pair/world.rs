@@ -6,7 +6,10 @@ use std::time::{Duration, Instant};
 
 use warren_control_types::{DerpMap, DerpNode, DerpRegion, EndpointType, HostAddress, RegionId};
 use warren_keys::{DiscoPublic, DiscoSecret, Entropy, NodePublic, NodeSecret};
-use warren_paths::{Destination, Event, LocalAddresses, Paths, PathsConfig, PeerHandle, PeerInfo};
+use warren_node_types::Source;
+use warren_paths::{
+    Destination, Event, LocalAddresses, PathAddr, Paths, PathsConfig, PeerIndex, PeerInfo,
+};
 use warren_wire::{disco, stun};
 
 use crate::nat::{Kind, Nat};
@@ -347,7 +350,10 @@ impl World {
     }
 
     pub fn is_direct(&self, from: usize, to: usize) -> bool {
-        matches!(self.destination(from, to), Destination::Udp(_))
+        matches!(
+            self.destination(from, to),
+            Destination::One(PathAddr::Udp(_))
+        )
     }
 
     pub fn run(&mut self, time: Duration) {
@@ -468,18 +474,18 @@ impl World {
         if last.is_none_or(|at| now >= at + ms(1000)) {
             self.nodes[from].last_note.insert(to, now);
             match &mut self.nodes[from].engine {
-                Engine::Ours(paths) => paths.note_sent(now, PeerHandle(to as u32)),
+                Engine::Ours(paths) => paths.note_sent(now, PeerIndex(to as u32)),
                 Engine::Reference(reference) => reference.note_sent(now, to),
             }
             self.drain(from);
         }
-        let (udp, relay) = match self.destination(from, to) {
-            // The data plane holds packets until there is a way.
-            Destination::None => return,
-            Destination::Udp(udp) => (Some(udp), None),
-            Destination::Relay(relay) => (None, Some(relay)),
-            Destination::Both { udp, relay } => (Some(udp), Some(relay)),
-        };
+        // The data plane holds packets until there is a path.
+        let destination = self.destination(from, to);
+        if destination == Destination::None {
+            return;
+        }
+        let udp = destination.paths().find_map(PathAddr::udp_target);
+        let relay = destination.derp_region();
         self.flows[flow].packets.push((now, None));
         let mut packet = vec![4, 0, 0, 0, flow as u8];
         packet.extend_from_slice(&(number as u32).to_be_bytes());
@@ -515,7 +521,7 @@ impl World {
         if last.is_none_or(|(address, at)| address != from || now >= at + ms(1000)) {
             self.nodes[node].last_heard.insert(sender, (from, now));
             if let Engine::Ours(paths) = &mut self.nodes[node].engine {
-                paths.note_received(now, PeerHandle(sender as u32), from);
+                paths.note_received(now, PeerIndex(sender as u32), &Source::Udp(from));
             }
             self.drain(node);
         }
@@ -597,7 +603,7 @@ impl World {
             Delivery::Netmap { about, to, info } => {
                 match &mut self.nodes[to].engine {
                     Engine::Ours(paths) => {
-                        paths.upsert_peer(now, PeerHandle(about as u32), info);
+                        paths.upsert_peer(now, PeerIndex(about as u32), info);
                     }
                     Engine::Reference(reference) => reference.set_peer(about, info),
                 }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use tokio::sync::oneshot;
 use warren_node_core::node::{NodeInput, PingFailure, PingKind, PingReply, PingReport};
-use warren_paths::Via;
+use warren_node_types::PathAddr;
 
 use super::EngineTask;
 use crate::daemon::status;
@@ -75,8 +75,11 @@ impl EngineTask {
                 result.latency_seconds = latency.as_secs_f64();
                 match via {
                     None => {}
-                    Some(Via::Udp(address)) => result.endpoint = address.to_string(),
-                    Some(Via::Relay(region)) => {
+                    Some(PathAddr::Udp(address)) => result.endpoint = address.to_string(),
+                    Some(path @ PathAddr::PeerRelay { .. }) => {
+                        result.peer_relay = path.to_string();
+                    }
+                    Some(PathAddr::Derp(region)) => {
                         result.derp_region_id = region.0;
                         let map = &self.node.netmap().derp_map;
                         result.derp_region_code = status::region_code(map, region);

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use warren_control_types::Node;
 use warren_dataplane::ServiceAddresses;
 use warren_node_core::Engine;
-use warren_paths::Destination;
+use warren_node_types::{Destination, PathAddr};
 use warren_wire::ip::Protocol;
 
 use super::EngineTask;
@@ -304,12 +304,17 @@ fn path(engine: &Engine, peer: &Node) -> String {
     let report = reports.iter().find(|report| report.node == peer.id);
     let relay = |region| region_code(&engine.netmap().derp_map, region);
     match report.map(|report| report.destination) {
-        Some(Destination::Udp(at)) => format!("The path to {name} is direct, {at}."),
-        Some(Destination::Relay(region)) => {
+        Some(Destination::One(PathAddr::Udp(at))) => {
+            format!("The path to {name} is direct, {at}.")
+        }
+        Some(Destination::One(path @ PathAddr::PeerRelay { .. })) => {
+            format!("The path to {name} is through the peer relay {path}.")
+        }
+        Some(Destination::One(PathAddr::Derp(region))) => {
             format!("The path to {name} is through the relay {}.", relay(region))
         }
-        Some(Destination::Both { udp, relay: region }) => format!(
-            "The path to {name} is in doubt: packets go directly ({udp}) and through the relay {}.",
+        Some(Destination::Both(path, region)) => format!(
+            "The path to {name} is in doubt: packets go directly ({path}) and through the relay {}.",
             relay(region)
         ),
         Some(Destination::None) | None => {

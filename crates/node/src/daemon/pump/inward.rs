@@ -15,7 +15,6 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use warren_control_types::RegionId;
 use warren_dataplane::{
     DropReason, FairShare, InSink, Inbound, InboundOffloads, Joined, Limit, Opening, Received,
     ServiceId, TunWrite, View,
@@ -279,7 +278,7 @@ impl Batch {
             }
             From::Relays => {
                 for relayed in &mut self.relayed {
-                    let region = relayed.region.0;
+                    let region = relayed.region;
                     let mut rest = relayed.bytes.as_mut_slice();
                     for packet in &relayed.packets {
                         let Some((datagrams, more)) = rest.split_at_mut_checked(packet.len) else {
@@ -287,7 +286,7 @@ impl Batch {
                         };
                         rest = more;
                         let key = packet.from;
-                        each(Source::Relay { region, key }, packet.segment_len, datagrams);
+                        each(Source::Derp { region, key }, packet.segment_len, datagrams);
                     }
                 }
             }
@@ -408,8 +407,10 @@ impl InSink for InSide<'_> {
         let packet = datagram.to_vec();
         let taken = self.engine.try_send(match from {
             Source::Udp(from) => NodeInput::Udp { from, packet },
-            Source::Relay { region, key } => NodeInput::Relay {
-                region: RegionId(region),
+            // The server of a peer relay is where the datagram came from.
+            Source::PeerRelay { server: from, .. } => NodeInput::Udp { from, packet },
+            Source::Derp { region, key } => NodeInput::Relay {
+                region,
                 from: key,
                 packet,
             },
