@@ -8,7 +8,10 @@ use libfuzzer_sys::fuzz_target;
 use warren_control_types::RegionId;
 use warren_fuzz::{Clock, Counting, address, disco, first_map, node, steps};
 use warren_keys::sealed_box::{NONCE_LEN, SharedKey};
-use warren_paths::{PathAddr, Event, LocalAddresses, Paths, PathsConfig, PeerIndex, PeerInfo};
+use warren_paths::{
+    Event, Family, LocalAddresses, MappingProtocols, PathAddr, Paths, PathsConfig, PeerIndex,
+    PeerInfo, PortMapReport,
+};
 use warren_wire::disco::{Envelope, MAGIC, Message, Pong};
 use warren_wire::stun::{self, Request, Response};
 
@@ -98,6 +101,7 @@ impl World {
                 | Event::Pong { .. }
                 | Event::PingFailed { .. }
                 | Event::ProbeRelayHttps { .. }
+                | Event::WantPortMapping { .. }
                 | Event::ResolveHost { .. } => {}
             }
         }
@@ -164,6 +168,24 @@ fn local(arg: u8) -> LocalAddresses {
     }
 }
 
+/// Any report of a port mapper, of which only the address is chosen well.
+fn port_map_report(external: std::net::SocketAddr, bytes: &[u8]) -> PortMapReport {
+    let number = |at: usize| bytes.get(at).copied().unwrap_or_default();
+    let family = if number(1) & 1 == 0 { Family::V4 } else { Family::V6 };
+    match number(0) % 4 {
+        0 => PortMapReport::Unmapped(family),
+        1 => PortMapReport::Protocols(MappingProtocols {
+            upnp: Some(number(1) & 1 == 0),
+            nat_pmp: None,
+            pcp: Some(number(1) & 2 == 0),
+        }),
+        _ => PortMapReport::Mapped {
+            external,
+            lifetime: std::time::Duration::from_secs(u64::from(number(1)) << number(2).min(56)),
+        },
+    }
+}
+
 fuzz_target!(|bytes: &[u8]| {
     let mut world = World::new();
     world.settle();
@@ -195,6 +217,7 @@ fuzz_target!(|bytes: &[u8]| {
                 1 => paths.remeasure(now),
                 2 => paths.host_resolved(now, "relay.example.com", vec![from.ip()]),
                 3 => paths.relay_https_latency(now, region, std::time::Duration::from_millis(9)),
+                4 => paths.handle_port_map(now, port_map_report(from, step.bytes)),
                 _ => paths.set_local_addresses(now, local(step.arg)),
             },
             13 => paths.upsert_peer(now, peer, info(n, step.bytes)),

@@ -25,8 +25,8 @@ use warren_filter::{Filter, FlowTable, RuleProblem};
 use warren_keys::{DiscoPublic, DiscoSecret, Entropy, NodePublic, NodeSecret};
 use warren_node_types::PathAddr;
 use warren_paths::{
-    Destination, Event as PathEvent, LocalAddresses, Paths, PathsConfig, PeerInfo,
-    Reason as PathReason,
+    Destination, Event as PathEvent, Family, LocalAddresses, Paths, PathsConfig, PeerInfo,
+    PortMapReport, Reason as PathReason,
 };
 use warren_tunnel::{Aead, Event as TunnelEvent, Handshakes, PeerIndex, Session, Source};
 
@@ -104,6 +104,14 @@ pub enum Output {
     /// Find the addresses of a relay's host name, around the tunnel; answer
     /// with [`Engine::host_resolved`].
     ResolveHost(String),
+    /// Keep a mapping at the router to this UDP port of the node, or give it up;
+    /// answer with [`Engine::handle_port_map`].
+    WantPortMapping {
+        /// The family of the socket.
+        family: Family,
+        /// The local port; `None`: no mapping is needed.
+        port: Option<u16>,
+    },
     /// Packets for this peer take another way from now on. Nothing to do: the
     /// view says so too.
     Path {
@@ -451,6 +459,12 @@ impl Engine {
         self.drain();
     }
 
+    /// The port mapper has something to report.
+    pub fn handle_port_map(&mut self, now: Instant, report: PortMapReport) {
+        self.paths.handle_port_map(now, report);
+        self.drain();
+    }
+
     /// The data plane has packets for a peer and no session, or its session
     /// should be renewed, or the peer sends on one that we do not have.
     pub fn need_session(&mut self, now: Instant, wall: Duration, peer: PeerIndex) {
@@ -664,6 +678,7 @@ fn path_reason(reason: PathReason) -> &'static str {
         PathReason::Remeasure => "look at the network around again",
         PathReason::PublishEndpoints => "publish endpoints",
         PathReason::Relay => "relay connection",
+        PathReason::PortMapping => "end of a port mapping",
         PathReason::Peer => "path of a peer",
         PathReason::PingExpiry => "unanswered pings",
     }

@@ -277,6 +277,7 @@ impl Node {
             NodeInput::Resolved(name, addresses) => {
                 self.engine.host_resolved(now, &name, addresses);
             }
+            NodeInput::PortMap(report) => self.engine.handle_port_map(now, report),
             NodeInput::Control(session, input) => self.logins.handle_control(now, session, input),
             NodeInput::LoginSaved(id, result) => self.logins.saved(now, id, result),
             NodeInput::Network(change, network) => self.network_changed(now, change, *network),
@@ -400,6 +401,8 @@ impl Node {
     fn stop(&mut self, now: Instant) {
         self.logins.disconnect();
         self.links.close_all();
+        // Also gives up the port mappings.
+        self.engine.set_paused(now, true);
         self.collect_outputs(now);
         if self.persistence.take_netmap_at_end() && self.logins.account().is_some() {
             self.outputs.push_back(NodeOutput::SaveNetmap);
@@ -414,6 +417,9 @@ impl Node {
     fn replace_engine(&mut self, now: Instant) {
         // The timestamps go on: peers compare them across keys of one machine.
         self.save_clock();
+        // The new engine does not know which port mappings this one asked for.
+        self.engine.set_paused(now, true);
+        self.collect_outputs(now);
         let config = EngineConfig {
             node_key: self.node_key.clone(),
             disco_key: self.disco_key.clone(),
@@ -633,6 +639,9 @@ impl Node {
             Output::HomeRelay(region) => return self.links.set_home(region),
             Output::ProbeRelayHttps(region) => NodeOutput::ProbeRelayHttps(region),
             Output::ResolveHost(name) => NodeOutput::ResolveHost(name),
+            Output::WantPortMapping { family, port } => {
+                NodeOutput::WantPortMapping { family, port }
+            }
             Output::Path { node, destination } => NodeOutput::Path { node, destination },
             Output::View(view) => NodeOutput::View(view),
             Output::Keepalive(peer) => NodeOutput::Keepalive(peer),

@@ -7,6 +7,7 @@
 //!
 //! - [`Prefs`] and [`MaskedPrefs`]: what the user wants, and changes to it.
 //! - [`PeerIndex`]: the number of a peer within one node.
+//! - [`Family`]: IPv4 or IPv6.
 //! - [`PathAddr`]: one way to a peer. A new kind of path is a new variant
 //!   here, and the compiler names every place that must handle it.
 //! - [`Destination`]: the paths that packets for a peer take now.
@@ -18,11 +19,13 @@
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
+mod family;
 mod path;
 mod peer;
 mod prefs;
 mod ranges;
 
+pub use family::Family;
 pub use path::{Destination, PathAddr, Source};
 pub use peer::PeerIndex;
 pub use prefs::{

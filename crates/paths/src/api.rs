@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use warren_control_types::{EndpointType, NetInfo, RegionId};
 use warren_keys::{DiscoPublic, NodePublic};
-use warren_node_types::{Destination, PathAddr, PeerIndex};
+use warren_node_types::{Destination, Family, PathAddr, PeerIndex};
 
 /// What does not change during the life of the path engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -40,6 +40,36 @@ pub struct LocalAddresses {
     pub interfaces: Vec<IpAddr>,
     /// Addresses with ports that a person configured as reachable.
     pub explicit: Vec<SocketAddr>,
+}
+
+/// What the port mapper knows or has done, for
+/// [`handle_port_map`](crate::Paths::handle_port_map).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PortMapReport {
+    /// A router forwards datagrams to `external` to our socket of the same
+    /// family. This replaces the last mapping of the family.
+    Mapped {
+        /// The address at the router.
+        external: SocketAddr,
+        /// The time from now until the router stops forwarding, unless the
+        /// mapping is renewed and reported again.
+        lifetime: Duration,
+    },
+    /// The router does not forward to our socket of this family any more.
+    Unmapped(Family),
+    /// The result of looking for a router that can map ports.
+    Protocols(MappingProtocols),
+}
+
+/// The port mapping protocols that a router speaks; `None` where it is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MappingProtocols {
+    /// UPnP IGD.
+    pub upnp: Option<bool>,
+    /// NAT-PMP (RFC 6886).
+    pub nat_pmp: Option<bool>,
+    /// PCP (RFC 6887).
+    pub pcp: Option<bool>,
 }
 
 /// How a peer is reached, for a status display.
@@ -130,6 +160,16 @@ pub enum Event {
         /// Why.
         error: PingError,
     },
+    /// Keep a mapping at the router to this UDP port of ours, and report it with
+    /// `handle_port_map`; `None`: give the mapping up. After a change of the
+    /// network, `None` comes first, so that a mapping is never taken from one
+    /// network to the next.
+    WantPortMapping {
+        /// The family of the socket.
+        family: Family,
+        /// The local port.
+        port: Option<u16>,
+    },
     /// UDP seems blocked: time a GET of `/derp/latency-check` at this region
     /// and answer with `relay_https_latency`. Failures need no answer.
     ProbeRelayHttps {
@@ -155,6 +195,8 @@ pub enum Reason {
     PublishEndpoints,
     /// A relay is connected again or closed.
     Relay,
+    /// A port mapping expires.
+    PortMapping,
     /// A peer's timer: pings, heartbeat, doubt or call.
     Peer,
     /// Unanswered pings are forgotten.
@@ -184,6 +226,7 @@ pub struct Counters {
     pub candidates_refused: u64,
     pub candidates_evicted: u64,
     pub pings_evicted: u64,
+    pub port_mappings_refused: u64,
     pub early_dropped: u64,
     pub degenerate_disco_key: u64,
     pub pings_sent: u64,

@@ -1,7 +1,7 @@
 //! Our own addresses, as control and peers are told them.
 //!
-//! They come from STUN, from the interfaces, and from configuration. What was
-//! seen from outside is remembered for [`MEMORY`] after it was last seen: a
+//! They come from the port mapper, from STUN, from the interfaces, and from
+//! configuration. What STUN servers saw is remembered for [`MEMORY`] after it was last seen: a
 //! mapping often outlives the moment in which a measurement missed it, and a
 //! peer that pings one address too many loses nothing.
 //!
@@ -34,6 +34,8 @@ pub(crate) type Endpoint = (SocketAddr, EndpointType);
 #[derive(Default)]
 pub(crate) struct OwnEndpoints {
     local: LocalAddresses,
+    /// From the port mapper.
+    mapped: Vec<SocketAddr>,
     /// From the newest measurement.
     stun: Vec<SocketAddr>,
     /// The outside IP of a NAT that varies its mappings, with the port that a
@@ -93,6 +95,16 @@ impl OwnEndpoints {
         self.measured = Some(now);
         self.stun = stun;
         self.guess = guess;
+        self.refresh(now)
+    }
+
+    /// Takes the addresses that routers forward to us. Returns whether the list
+    /// changed.
+    pub(crate) fn set_mapped(&mut self, now: Instant, mapped: Vec<SocketAddr>) -> bool {
+        if self.mapped == mapped {
+            return false;
+        }
+        self.mapped = mapped;
         self.refresh(now)
     }
 
@@ -158,6 +170,9 @@ impl OwnEndpoints {
                 list.push(endpoint);
             }
         };
+        for mapped in &self.mapped {
+            add((*mapped, EndpointType::PortMapped));
+        }
         outside.into_iter().for_each(&mut add);
         for explicit in &self.local.explicit {
             add((*explicit, EndpointType::ExplicitConf));

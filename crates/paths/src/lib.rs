@@ -43,13 +43,15 @@ mod netcheck;
 mod paths;
 mod peer;
 mod pings;
+mod port_mapping;
 mod probe_plan;
 mod punch;
 mod receive;
 mod relays;
 
 pub use api::{
-    Counters, Event, LocalAddresses, PathsConfig, PeerInfo, PeerPath, PingError, Reason,
+    Counters, Event, LocalAddresses, MappingProtocols, PathsConfig, PeerInfo, PeerPath, PingError,
+    PortMapReport, Reason,
 };
 pub use paths::Paths;
-pub use warren_node_types::{Destination, PathAddr, PeerIndex};
+pub use warren_node_types::{Destination, Family, PathAddr, PeerIndex};

@@ -15,11 +15,12 @@ use std::time::{Duration, Instant};
 
 use warren_control_types::{DerpMap, NetInfo, RegionId};
 use warren_keys::Entropy;
+use warren_node_types::Family;
 use warren_wire::stun::{self, TransactionId};
 
 use crate::api::{Counters, Event};
 use crate::home::HomeChoice;
-use crate::probe_plan::{self, Family, LastTime, ProbeSet, StunAddress, can_be_home, stun_address};
+use crate::probe_plan::{self, LastTime, ProbeSet, StunAddress, can_be_home, stun_address};
 
 /// End of a run in which UDP works.
 const STUN_PHASE: Duration = Duration::from_secs(3);
@@ -151,8 +152,11 @@ impl Netcheck {
         self.home
     }
 
-    pub(crate) fn has_family(&self, ipv4: bool) -> bool {
-        if ipv4 { self.has_v4 } else { self.has_v6 }
+    pub(crate) fn has_family(&self, family: Family) -> bool {
+        match family {
+            Family::V4 => self.has_v4,
+            Family::V6 => self.has_v6,
+        }
     }
 
     pub(crate) fn set_control_away(&mut self, away: bool) {
@@ -240,6 +244,15 @@ impl Netcheck {
     /// The addresses seen in this run, or in the last one.
     pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
         self.newest().map(Report::addresses).unwrap_or_default()
+    }
+
+    /// The address that STUN servers see in this family.
+    pub(crate) fn global(&self, family: Family) -> Option<SocketAddr> {
+        let report = self.newest()?;
+        match family {
+            Family::V4 => report.global_v4,
+            Family::V6 => report.global_v6,
+        }
     }
 
     /// The outside IPv4 address of a NAT that varies its mappings.
@@ -603,7 +616,7 @@ impl Netcheck {
                 Some(Host::Asked) => Target::Wait(None),
                 Some(Host::Known(list)) => list
                     .iter()
-                    .find(|ip| ip.is_ipv4() == (family == Family::V4))
+                    .find(|ip| Family::of(**ip) == family)
                     .map_or(Target::Never, |ip| Target::At(SocketAddr::new(*ip, port))),
             },
         }

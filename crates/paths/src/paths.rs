@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use warren_control_types::{DerpMap, EndpointType, NetInfo, RegionId};
 use warren_keys::{DiscoPublic, DiscoSecret, Entropy, NodePublic};
-use warren_node_types::{PeerIndex, Source};
+use warren_node_types::{Family, PeerIndex, Source};
 
 use crate::api::{
     Counters, Event, LocalAddresses, PathsConfig, PeerInfo, PeerPath, PingError, Reason,
@@ -19,6 +19,7 @@ use crate::endpoints::{FIRST_ANSWER, OwnEndpoints};
 use crate::netcheck::{Netcheck, Progress};
 use crate::peer::Peer;
 use crate::pings::{Pings, TIMEOUT};
+use crate::port_mapping::PortMappings;
 use crate::relays::Relays;
 
 /// In tailnets up to this size paths are set up before the first packet.
@@ -59,8 +60,9 @@ pub struct Paths {
     public_home: Option<RegionId>,
     /// When control is told of home even without that.
     publish_home_at: Option<Instant>,
-    last_net_info: Option<NetInfo>,
-    paused: bool,
+    pub(crate) port_mappings: PortMappings,
+    pub(crate) last_net_info: Option<NetInfo>,
+    pub(crate) paused: bool,
 }
 
 pub(crate) struct AskedPing {
@@ -110,6 +112,7 @@ impl Paths {
             announced_home: None,
             public_home: None,
             publish_home_at: None,
+            port_mappings: PortMappings::default(),
             last_net_info: None,
             paused: false,
         }
@@ -236,17 +239,18 @@ impl Paths {
             self.core.own.publish_by(now + FIRST_ANSWER);
             self.call_those_in_search(now);
         }
-        for (ipv4, exists) in [(true, has_v4), (false, has_v6)] {
+        for (family, exists) in [(Family::V4, has_v4), (Family::V6, has_v6)] {
             if !exists {
                 self.peers
                     .values_mut()
-                    .for_each(|peer| peer.forget_family(ipv4));
+                    .for_each(|peer| peer.forget_family(family));
             }
         }
         if families || rebound {
             self.core.netcheck.forget();
             self.measure(now);
         }
+        self.choose_port_mappings(now);
         self.settle_everyone(now);
     }
 
@@ -263,6 +267,7 @@ impl Paths {
     pub fn link_changed(&mut self, now: Instant) {
         self.core.netcheck.forget();
         self.core.own.forget_measurement(now);
+        self.give_up_port_mappings(now);
         self.core.relays.retry_now(now);
         let small = self.peers.len() <= SMALL_TAILNET;
         for peer in self.peers.values_mut() {
@@ -275,11 +280,14 @@ impl Paths {
         self.settle_everyone(now);
     }
 
-    /// While paused (no network at all) nothing is sent and no deadline
-    /// exists. Resuming is a link change.
+    /// While paused (no network at all) nothing is sent, no port mapping is
+    /// kept and no deadline exists. Resuming is a link change.
     pub fn set_paused(&mut self, now: Instant, paused: bool) {
         let resumed = self.paused && !paused;
         self.paused = paused;
+        if paused {
+            self.give_up_port_mappings(now);
+        }
         if resumed {
             self.link_changed(now);
         }
@@ -480,8 +488,13 @@ impl Paths {
     /// The newest findings about our network.
     pub fn net_info(&self) -> NetInfo {
         let os_has_v6 = self.core.own.local().port_v6.is_some();
+        let protocols = self.port_mappings.protocols();
         NetInfo {
             preferred_derp: self.public_home,
+            have_port_map: self.port_mappings.external().next().is_some(),
+            upnp: protocols.upnp,
+            pmp: protocols.nat_pmp,
+            pcp: protocols.pcp,
             ..self.core.netcheck.net_info(os_has_v6)
         }
     }
@@ -529,6 +542,9 @@ impl Paths {
                 .deadline()
                 .map(|at| (at, Reason::PublishEndpoints)),
             self.publish_home_at.map(|at| (at, Reason::Relay)),
+            self.port_mappings
+                .deadline()
+                .map(|at| (at, Reason::PortMapping)),
             self.core.relays.deadline().map(|at| (at, Reason::Relay)),
             self.timers.first().map(|(at, _)| (*at, Reason::Peer)),
             self.core
@@ -624,6 +640,7 @@ impl Paths {
         self.apply(now, progress);
         self.core.relays.handle_timeout(now, &mut self.core.events);
         self.core.pings.expire(now);
+        self.expire_port_mappings(now);
         let ended = self.asked.iter().filter(|(_, ping)| now >= ping.ends_at);
         for token in ended.map(|(token, _)| *token).collect::<Vec<_>>() {
             self.fail(token, PingError::Timeout);
@@ -654,9 +671,10 @@ impl Paths {
             if self.core.own.set_measured(now, outside, guess) {
                 self.call_those_in_search(now);
             }
+            self.choose_port_mappings(now);
         }
         if self.publish_home(now) || progress.finished {
-            self.tell_net_info();
+            self.report_net_info();
         }
     }
 
@@ -678,7 +696,7 @@ impl Paths {
     }
 
     /// Control is told when something besides latency differs.
-    fn tell_net_info(&mut self) {
+    pub(crate) fn report_net_info(&mut self) {
         let info = self.net_info();
         let comparable = NetInfo {
             derp_latency: BTreeMap::new(),
@@ -691,7 +709,7 @@ impl Paths {
     }
 
     /// Our addresses changed: peers that search for a path with us must know.
-    fn call_those_in_search(&mut self, now: Instant) {
+    pub(crate) fn call_those_in_search(&mut self, now: Instant) {
         let searching = self.peers.iter_mut().filter(|(_, peer)| peer.is_punching());
         let mut handles = Vec::new();
         for (handle, peer) in searching {

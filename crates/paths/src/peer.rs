@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use warren_control_types::RegionId;
-use warren_node_types::{Destination, PathAddr, PeerIndex};
+use warren_node_types::{Destination, Family, PathAddr, PeerIndex};
 use warren_wire::disco::{Message, Ping, Pong, TxId};
 
 use crate::api::PeerInfo;
@@ -245,11 +245,11 @@ impl Peer {
     }
 
     /// One of our sockets is gone.
-    pub(crate) fn forget_family(&mut self, ipv4: bool) {
+    pub(crate) fn forget_family(&mut self, family: Family) {
         self.direct = self
             .direct
             .take()
-            .filter(|direct| direct.address.is_ipv4() != ipv4);
+            .filter(|direct| Family::of_socket(direct.address) != family);
     }
 
     // ---- what the peer says ----
@@ -564,7 +564,7 @@ impl Peer {
     }
 
     fn may_ping(&self, core: &Core, address: SocketAddr) -> bool {
-        core.netcheck.has_family(address.is_ipv4()) && !core.own.is_own_socket(address)
+        core.netcheck.has_family(Family::of_socket(address)) && !core.own.is_own_socket(address)
     }
 
     fn count(&self, core: &mut Core, added: Added) -> Vec<SocketAddr> {

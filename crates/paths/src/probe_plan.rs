@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use warren_control_types::{DerpMap, DerpNode, DerpRegion, RegionId};
+use warren_node_types::Family;
 
 /// Between tries of a full plan.
 const FULL_RETRY: Duration = Duration::from_millis(100);
@@ -17,12 +18,6 @@ const FULL_RETRY: Duration = Duration::from_millis(100);
 const DEFAULT_RETRY: Duration = Duration::from_millis(200);
 /// Regions of an incremental plan besides home.
 const INCREMENTAL_REGIONS: usize = 3;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Family {
-    V4,
-    V6,
-}
 
 /// One thing to learn: how `region` sees us over `family`.
 #[derive(Debug)]
@@ -57,7 +52,7 @@ pub(crate) fn stun_address(node: &DerpNode, family: Family) -> StunAddress<'_> {
     let Some(port) = node.stun_port() else {
         return StunAddress::Never;
     };
-    let of_family = |ip: IpAddr| ip.is_ipv4() == (family == Family::V4);
+    let of_family = |ip: IpAddr| Family::of(ip) == family;
     let literal = |text: &str| text.parse::<IpAddr>().ok();
     if let Some(ip) = literal(&node.stun_test_ip) {
         return if of_family(ip) {

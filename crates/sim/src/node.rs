@@ -638,6 +638,8 @@ impl Node {
                 let messages = self.control.report(&self.identity, &report);
                 self.send_control(messages);
             }
+            // The simulated routers map no ports.
+            Output::WantPortMapping { .. } => {}
             Output::Path { .. } => {}
             Output::DropStaged(peer) => self.outbound.drop_staged(peer),
             Output::Netmap(_) | Output::Pong(_) => {}

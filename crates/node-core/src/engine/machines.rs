@@ -39,6 +39,10 @@ impl Engine {
                 self.outputs.push_back(Output::ProbeRelayHttps(region));
             }
             PathEvent::ResolveHost { name } => self.outputs.push_back(Output::ResolveHost(name)),
+            PathEvent::WantPortMapping { family, port } => {
+                self.outputs
+                    .push_back(Output::WantPortMapping { family, port });
+            }
             PathEvent::CloseRelay(region) => self.outputs.push_back(Output::CloseRelay(region)),
             PathEvent::Pong {
                 token,

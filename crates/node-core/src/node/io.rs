@@ -11,8 +11,8 @@ use warren_control_types::{
 };
 use warren_dataplane::View;
 use warren_keys::{DiscoPublic, NodePublic, NodeSecret};
-use warren_node_types::{Destination, PathAddr};
-use warren_paths::LocalAddresses;
+use warren_node_types::{Destination, Family, PathAddr};
+use warren_paths::{LocalAddresses, PortMapReport};
 use warren_tunnel::{Aead, PeerIndex, Source};
 
 use crate::NodePrefs;
@@ -159,6 +159,9 @@ pub enum NodeInput {
     RelayLatency(RegionId, Duration),
     /// The answer to [`NodeOutput::ResolveHost`]; empty when nothing was found.
     Resolved(String, Vec<IpAddr>),
+    /// The port mapper has something to report, after
+    /// [`NodeOutput::WantPortMapping`].
+    PortMap(PortMapReport),
 
     // ---- the coordination server ----
     /// The result of a request, or a message of the map stream.
@@ -271,6 +274,15 @@ pub enum NodeOutput {
     ProbeRelayHttps(RegionId),
     /// Find the addresses of a relay's host name, around the tunnel.
     ResolveHost(String),
+    /// Keep a mapping at the router to this UDP port of the node, or give it up;
+    /// report it with [`NodeInput::PortMap`]. After a change of the network the
+    /// mapping is given up first.
+    WantPortMapping {
+        /// The family of the socket.
+        family: Family,
+        /// The local port; `None`: no mapping is needed.
+        port: Option<u16>,
+    },
 
     // ---- the coordination server ----
     /// Open a session with the server of the settings. It carries the requests

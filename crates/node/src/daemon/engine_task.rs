@@ -223,6 +223,9 @@ impl EngineTask {
                 self.relays.measure_https(region, nodes.unwrap_or_default());
             }
             NodeOutput::ResolveHost(name) => self.resolve(name),
+            NodeOutput::WantPortMapping { family, port } => {
+                tracing::debug!(%family, ?port, "port mapping");
+            }
             NodeOutput::OpenSession(id) => {
                 let session = SessionIo::new(
                     id,

@@ -6,6 +6,7 @@
 mod bad_input;
 mod direct;
 mod in_use;
+mod mapping;
 mod measure;
 mod nat;
 mod reference;

@@ -38,6 +38,10 @@ pub struct Nat {
     /// By destination where that matters.
     mappings: BTreeMap<Option<SocketAddr>, (u16, Instant)>,
     allowed: BTreeMap<(u16, SocketAddr), Instant>,
+    /// Whether it maps a port when asked.
+    pub maps_ports: bool,
+    /// The port outside that it forwards to the host.
+    forwarded: Option<u16>,
     next_port: u16,
 }
 
@@ -49,6 +53,8 @@ impl Nat {
             outside,
             mappings: BTreeMap::new(),
             allowed: BTreeMap::new(),
+            maps_ports: false,
+            forwarded: None,
             next_port,
         }
     }
@@ -58,8 +64,22 @@ impl Nat {
         matches!(self.kind, Kind::Open | Kind::Firewall)
     }
 
+    /// Maps a port to the host, or removes the mapping. Returns the address
+    /// outside.
+    pub fn forward(&mut self, enabled: bool) -> Option<SocketAddr> {
+        self.forwarded = Some(50_000).filter(|_| enabled && self.maps_ports);
+        Some(SocketAddr::new(self.outside, self.forwarded?))
+    }
+
     /// The source address outside, or nothing if the datagram is dropped.
     pub fn outbound(&mut self, now: Instant, port: u16, to: SocketAddr) -> Option<SocketAddr> {
+        // Answers to a flow through the mapped port leave from that port.
+        let answered = self
+            .forwarded
+            .filter(|port| self.allowed.contains_key(&(*port, to)));
+        if let Some(port) = answered {
+            return Some(SocketAddr::new(self.outside, port));
+        }
         let outside = match self.kind {
             Kind::Blocked => return None,
             Kind::Open | Kind::Firewall => port,
@@ -72,6 +92,10 @@ impl Nat {
 
     /// Whether a datagram to `port` outside reaches the host.
     pub fn inbound(&mut self, now: Instant, port: u16, from: SocketAddr) -> bool {
+        if self.forwarded == Some(port) {
+            self.allowed.insert((port, from), now);
+            return true;
+        }
         let live = |at: &Instant| now < *at + LIFETIME;
         let allowed = self.allowed.get(&(port, from)).is_some_and(live);
         let mapped = self

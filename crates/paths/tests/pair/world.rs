@@ -9,6 +9,7 @@ use warren_keys::{DiscoPublic, DiscoSecret, Entropy, NodePublic, NodeSecret};
 use warren_node_types::Source;
 use warren_paths::{
     Destination, Event, LocalAddresses, PathAddr, Paths, PathsConfig, PeerIndex, PeerInfo,
+    PortMapReport,
 };
 use warren_wire::{disco, stun};
 
@@ -21,6 +22,10 @@ const RELAY_CONNECT: Duration = Duration::from_millis(120);
 /// From a change at control to the peers.
 const CONTROL: Duration = Duration::from_millis(40);
 pub const PORT: u16 = 41641;
+/// The lifetime that routers give to port mappings.
+pub const MAPPING_LIFETIME: Duration = Duration::from_secs(60);
+/// From the wish for a mapping to the report.
+const MAPPING: Duration = Duration::from_millis(30);
 
 pub fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -97,6 +102,10 @@ enum Delivery {
         about: usize,
         to: usize,
         info: PeerInfo,
+    },
+    PortMap {
+        node: usize,
+        report: PortMapReport,
     },
 }
 
@@ -600,6 +609,9 @@ impl World {
                 self.nodes[node].relays.insert(region);
                 self.poke(node, |paths, now| paths.relay_connected(now, region));
             }
+            Delivery::PortMap { node, report } => {
+                self.poke(node, |paths, now| paths.handle_port_map(now, report));
+            }
             Delivery::Netmap { about, to, info } => {
                 match &mut self.nodes[to].engine {
                     Engine::Ours(paths) => {
@@ -700,6 +712,13 @@ impl World {
                 }
                 Event::CloseRelay(region) => {
                     self.nodes[node].relays.remove(&region);
+                }
+                Event::WantPortMapping { port, .. } => {
+                    if let Some(external) = self.nodes[node].nat.forward(port.is_some()) {
+                        let lifetime = MAPPING_LIFETIME;
+                        let report = PortMapReport::Mapped { external, lifetime };
+                        self.deliver(MAPPING, Delivery::PortMap { node, report });
+                    }
                 }
                 Event::HomeRelay(_)
                 | Event::Pong { .. }
