@@ -9,9 +9,10 @@
 //!
 //! [`Compiled::filter_for`] selects, for one node, the destinations on it: its
 //! own addresses, its approved subnet routes, and the internet if it is an exit
-//! node. Rules with equal sources and protocol are merged (at the position of
-//! the first one). Rules that depend on the receiving node (`autogroup:self`,
-//! `via`) and capability grants are not merged.
+//! node. Rules for ports with equal sources and protocol are merged, at the
+//! position of the first one of the whole file. Rules that depend on the
+//! receiving node (`autogroup:self`, `via`) are merged within the filter of that
+//! node. Capability grants are not merged.
 //!
 //! A change of a node, of users or of the file updates only the parts that
 //! depend on it and returns the nodes that it affects ([`Impact`]). The result
@@ -25,6 +26,7 @@ mod impact;
 #[cfg(debug_assertions)]
 mod invariants;
 mod network;
+mod parts;
 #[cfg(test)]
 mod plain;
 mod posture;

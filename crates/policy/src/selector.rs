@@ -1,6 +1,7 @@
 //! Selectors of users, nodes and addresses, and the ports and protocols that a
 //! rule opens.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -45,6 +46,29 @@ pub(crate) enum Selector {
     /// `svc:x`: the addresses of a service that nodes offer together. No
     /// service has addresses yet, so this matches no node.
     Service(String),
+}
+
+impl Selector {
+    /// Whether the file writes it as `autogroup:`.
+    pub(crate) fn is_autogroup(&self) -> bool {
+        match self {
+            Self::Member
+            | Self::Tagged
+            | Self::OwnUser
+            | Self::Internet
+            | Self::DangerAll
+            | Self::Role(_)
+            | Self::Shared => true,
+            Self::Any
+            | Self::Net(_)
+            | Self::User(_)
+            | Self::Group(_)
+            | Self::Tag(_)
+            | Self::Domain(_)
+            | Self::Set(_)
+            | Self::Service(_) => false,
+        }
+    }
 }
 
 /// A named set of addresses: ascending ranges that are neither adjacent nor
@@ -92,6 +116,16 @@ impl Ports {
 
     pub(crate) fn contains(self, port: u16) -> bool {
         self.first <= port && port <= self.last
+    }
+}
+
+impl fmt::Display for Ports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.first, self.last) {
+            (0, u16::MAX) => f.write_str("*"),
+            (first, last) if first == last => write!(f, "{first}"),
+            (first, last) => write!(f, "{first}-{last}"),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The packet filter of one node.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use warren_control_types::{CapGrant, CapMap, FilterRule, NetPortRange, NodeId};
@@ -9,7 +10,7 @@ use super::Compiled;
 use super::arena::Id;
 use super::bits::Slot;
 use super::rules::{CompiledRule, RuleKind, destinations};
-use super::source::Source;
+use super::source::{Source, WireTexts};
 use super::tables::CompiledRuleId;
 
 /// The position of a compiled rule: the rank of its file rule, and its index
@@ -37,42 +38,32 @@ impl Compiled {
             })
             .collect();
         compiled_rules.sort_unstable_by_key(|(merged, own, _)| (*merged, *own));
-        let mut out: Vec<FilterRule> = Vec::new();
-        // Rules of `autogroup:self` for one node are merged like the general
-        // ones.
-        let mut own: BTreeMap<(Vec<String>, Vec<i64>), usize> = BTreeMap::new();
-        let mut open: Option<RulePosition> = None;
+        let mut entries = Entries::default();
+        let mut current: Option<RulePosition> = None;
         for (merged, _, compiled) in compiled_rules {
             let Some(to) = self.what_for(compiled, slot) else {
                 continue;
             };
-            if matches!(compiled.kind, RuleKind::Ports { .. })
-                && open == Some(merged)
-                && let Some(earlier) = out.last_mut()
-            {
-                earlier.dst_ports.extend(to.dst_ports);
+            let is_general = matches!(compiled.kind, RuleKind::Ports { .. });
+            if is_general && current == Some(merged) {
+                entries.extend_last(to.dst_ports);
                 continue;
             }
-            let src_ips = match compiled.is_own_user() {
-                true => self.own_user_texts(compiled.source, slot),
-                false => self.source_texts(compiled.source),
+            let sources = match compiled.is_own_user() {
+                true => Some(self.own_user_texts(compiled.source, slot)),
+                false => self.source_texts(compiled.source).cloned(),
+            };
+            let Some(sources) = sources else {
+                continue;
             };
             let may_be_empty = matches!(compiled.kind, RuleKind::Capabilities { .. });
-            if src_ips.is_empty() && !may_be_empty {
+            if sources.texts.is_empty() && !may_be_empty {
                 continue;
             }
-            if let RuleKind::OwnUser { .. } = compiled.kind {
-                let key = (src_ips.clone(), to.ip_proto.clone());
-                if let Some(earlier) = own.get(&key).and_then(|at| out.get_mut(*at)) {
-                    earlier.dst_ports.extend(to.dst_ports);
-                    continue;
-                }
-                own.insert(key, out.len());
-            }
-            open = matches!(compiled.kind, RuleKind::Ports { .. }).then_some(merged);
-            out.push(FilterRule { src_ips, ..to });
+            entries.add(&sources, to);
+            current = is_general.then_some(merged);
         }
-        out
+        entries.rules
     }
 
     pub(super) fn position(&self, compiled: &CompiledRule) -> RulePosition {
@@ -129,26 +120,23 @@ impl Compiled {
         rule(protocol, dst_ports, cap_grant)
     }
 
-    fn source_texts(&self, source: Id<Source>) -> Vec<String> {
-        let Some(source) = self.sources.get(source) else {
-            return Vec::new();
-        };
-        let texts = source.texts(&self.network);
-        texts.iter().map(ToString::to_string).collect()
+    fn source_texts(&self, source: Id<Source>) -> Option<&WireTexts> {
+        let source = self.sources.get(source)?;
+        Some(source.texts(&self.network))
     }
 
     /// The addresses of those nodes of `node`'s user that the source selects,
     /// `node` itself included.
-    fn own_user_texts(&self, source: Id<Source>, slot: Slot) -> Vec<String> {
+    fn own_user_texts(&self, source: Id<Source>, slot: Slot) -> WireTexts {
         let nodes_of_same_user = self.nodes_of_same_user(slot).into_iter();
-        let mut texts: Vec<String> = nodes_of_same_user
+        let mut texts: Vec<Arc<str>> = nodes_of_same_user
             .filter(|other| self.selects(source, *other))
             .filter_map(|other| self.network.get(other))
-            .flat_map(|own| own.texts.iter().map(ToString::to_string))
+            .flat_map(|own| own.texts.iter().cloned())
             .collect();
         texts.sort_unstable();
         texts.dedup();
-        texts
+        WireTexts::new(texts)
     }
 
     /// Computes the merge targets of these sources and of all sources equal to
@@ -217,6 +205,48 @@ impl Compiled {
             .into_iter()
             .map(|(_, _, compiled, _)| compiled)
             .collect()
+    }
+}
+
+/// The filter of a node while it is put together. Rules for ports with equal
+/// sources and protocol are one entry, at the position of the first of them;
+/// destinations that appear twice are kept.
+#[derive(Default)]
+struct Entries {
+    rules: Vec<FilterRule>,
+    /// The index of the last rule that was added or extended.
+    last: usize,
+    /// Indexes of rules for ports, by the hash of their sources and by protocol.
+    known: BTreeMap<(u64, Vec<i64>), Vec<usize>>,
+}
+
+impl Entries {
+    fn add(&mut self, sources: &WireTexts, to: FilterRule) {
+        self.last = self.rules.len();
+        if !to.dst_ports.is_empty() {
+            let key = (sources.hash, to.ip_proto.clone());
+            let known = self.known.entry(key).or_default();
+            let is_same = |at: &usize| {
+                let earlier = self.rules.get(*at);
+                earlier.is_some_and(|earlier| sources.is(&earlier.src_ips))
+            };
+            if let Some(at) = known.iter().copied().find(is_same) {
+                self.last = at;
+                self.extend_last(to.dst_ports);
+                return;
+            }
+            known.push(self.last);
+        }
+        self.rules.push(FilterRule {
+            src_ips: sources.strings(),
+            ..to
+        });
+    }
+
+    fn extend_last(&mut self, dst_ports: Vec<NetPortRange>) {
+        if let Some(rule) = self.rules.get_mut(self.last) {
+            rule.dst_ports.extend(dst_ports);
+        }
     }
 }
 

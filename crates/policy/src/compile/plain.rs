@@ -3,11 +3,11 @@
 //!
 //! Its answers for a node must equal those of [`super::Compiled`]. Every
 //! selector is resolved for every rule. Rules with equal sources and protocol
-//! are merged (at the position of the first one); rules that depend on the
-//! receiving node (`autogroup:self`, `via`) and capability grants are not.
+//! are merged (at the position of the first one), except for those that depend
+//! on the receiving node (`autogroup:self`, `via`) and capability grants.
 //! [`Compiled::filter_for`] then selects, for one node, the destinations on it:
 //! its own addresses, its approved subnet routes, and the internet if it is an
-//! exit node.
+//! exit node; and it merges the rules for ports of this node.
 
 mod routes;
 mod source;
@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 use warren_control_types::{CapGrant, CapMap, FilterRule, NetPortRange, NodeId, PortRange};
 
+use super::parts::{Part, PartTo, parts};
 use crate::model::{Policy, Reach, Rule};
 use crate::node::{PolicyNode, PolicyUser};
 use crate::selector::{Ports, Selector};
@@ -136,11 +137,14 @@ struct Builder<'p> {
 
 impl Builder<'_> {
     fn rule(&mut self, rule: &Rule) {
+        if rule.sources.is_empty() {
+            return;
+        }
         let source = self.resolve(&rule.sources, &rule.postures);
         let source = self.intern(source);
         let usable = !self.source_is_empty(source);
-        for reach in rule.reach.iter().filter(|_| usable) {
-            self.reach(source, reach, &rule.via);
+        for part in parts(rule).into_iter().filter(|_| usable) {
+            self.part(source, part, &rule.via);
         }
         if rule.app.is_empty() {
             return;
@@ -157,24 +161,23 @@ impl Builder<'_> {
         }
     }
 
-    fn reach(&mut self, source: SourceIndex, reach: &Reach, via: &[String]) {
-        let protocol = reach.protocol;
-        let ports = || reach.ports.clone();
-        let mut to = Vec::new();
-        for selector in &reach.to {
-            if *selector == Selector::OwnUser {
+    fn part(&mut self, source: SourceIndex, part: Part, via: &[String]) {
+        let protocol = part.protocol;
+        let to: Vec<(Target, Vec<Ports>)> = match part.to {
+            PartTo::OwnUser(ports) => {
                 self.out.rules.push(PlainRule::OwnUser {
                     source,
                     protocol,
-                    ports: ports(),
+                    ports,
                 });
-            } else {
-                to.push((self.target(selector), ports()));
+                return;
             }
-        }
-        if to.is_empty() {
-            return;
-        }
+            PartTo::Others(to) => {
+                let to = to.into_iter();
+                to.map(|(selector, ports)| (self.target(&selector), ports))
+                    .collect()
+            }
+        };
         if !via.is_empty() {
             self.out.rules.push(PlainRule::Via {
                 source,
@@ -313,9 +316,6 @@ impl Compiled {
             return Vec::new();
         };
         self.rules_for(index)
-            .into_iter()
-            .map(|(_, rule)| rule)
-            .collect()
     }
 
     /// The peers of `node`, ascending.
@@ -411,25 +411,21 @@ impl Compiled {
         found
     }
 
-    /// The rules of one node with the rule each came from.
-    fn rules_for(&self, node: usize) -> Vec<(usize, FilterRule)> {
-        let mut out: Vec<(usize, FilterRule)> = Vec::new();
-        // Rules of `autogroup:self` for one node are merged like the general
-        // ones.
-        let mut own: BTreeMap<(Vec<String>, Vec<i64>), usize> = BTreeMap::new();
-        for (at, compiled) in self.rules.iter().enumerate() {
-            let Some(rule) = self.rule_for(compiled, node) else {
-                continue;
-            };
-            if let PlainRule::OwnUser { .. } = compiled {
-                let key = (rule.src_ips.clone(), rule.ip_proto.clone());
-                if let Some((_, earlier)) = own.get(&key).and_then(|at| out.get_mut(*at)) {
-                    earlier.dst_ports.extend(rule.dst_ports);
-                    continue;
-                }
-                own.insert(key, out.len());
+    /// The rules of one node. Those for ports with equal sources and protocol
+    /// are one rule.
+    fn rules_for(&self, node: usize) -> Vec<FilterRule> {
+        let mut out: Vec<FilterRule> = Vec::new();
+        for rule in self.rules.iter().filter_map(|one| self.rule_for(one, node)) {
+            let earlier = out.iter_mut().find(|earlier| {
+                !rule.dst_ports.is_empty()
+                    && !earlier.dst_ports.is_empty()
+                    && earlier.src_ips == rule.src_ips
+                    && earlier.ip_proto == rule.ip_proto
+            });
+            match earlier {
+                Some(earlier) => earlier.dst_ports.extend(rule.dst_ports),
+                None => out.push(rule),
             }
-            out.push((at, rule));
         }
         out
     }

@@ -7,11 +7,12 @@ use warren_control_types::{CapMap, NetPortRange, PortRange};
 use super::Compiled;
 use super::arena::Id;
 use super::bits::{Bits, Slot};
+use super::parts::{Part, PartTo, parts};
 use super::posture::Posture;
 use super::resolved::ResolvedSelector;
 use super::source::Source;
 use super::tables::{CompiledRuleId, Lookup};
-use crate::model::{Reach, Rule};
+use crate::model::Rule;
 use crate::selector::{Ports, Selector};
 
 /// One rule of the tailnet, before it is reduced to a node.
@@ -186,9 +187,14 @@ impl Compiled {
             rule: rule.clone(),
             compiled_rules: Vec::new(),
         });
+        // A rule without sources says nothing, unlike one whose sources match no
+        // node: that one still names its capabilities.
+        if rule.sources.is_empty() {
+            return file_rule;
+        }
         let source = self.intern_source(&rule.sources, &rule.postures);
-        for reach in &rule.reach {
-            self.add_reach(file_rule, source, reach, &rule.via);
+        for part in parts(rule) {
+            self.add_part(file_rule, source, part, &rule.via);
         }
         if rule.app.is_empty() {
             return file_rule;
@@ -203,34 +209,33 @@ impl Compiled {
         file_rule
     }
 
-    fn add_reach(
+    fn add_part(
         &mut self,
         file_rule: Id<FileRule>,
         source: Id<Source>,
-        reach: &Reach,
+        part: Part,
         via: &[String],
     ) {
-        let protocol = reach.protocol;
-        let ports: Arc<[Ports]> = reach.ports.as_slice().into();
-        let mut to = Vec::new();
-        for selector in &reach.to {
-            if *selector == Selector::OwnUser {
-                let ports = ports.clone();
-                self.add_compiled_rule(file_rule, source, RuleKind::OwnUser { protocol, ports });
-            } else {
-                to.push((self.intern_selector(selector), ports.clone()));
-            }
-        }
-        if to.is_empty() {
-            return;
-        }
-        let kind = if via.is_empty() {
-            RuleKind::Ports { protocol, to }
-        } else {
-            RuleKind::Via {
+        let protocol = part.protocol;
+        let kind = match part.to {
+            PartTo::OwnUser(ports) => RuleKind::OwnUser {
                 protocol,
-                to,
-                routers: self.routers(via),
+                ports: ports.into(),
+            },
+            PartTo::Others(to) => {
+                let to = to.into_iter();
+                let to =
+                    to.map(|(selector, ports)| (self.intern_selector(&selector), ports.into()));
+                let to = to.collect();
+                if via.is_empty() {
+                    RuleKind::Ports { protocol, to }
+                } else {
+                    RuleKind::Via {
+                        protocol,
+                        to,
+                        routers: self.routers(via),
+                    }
+                }
             }
         };
         self.add_compiled_rule(file_rule, source, kind);

@@ -42,7 +42,35 @@ pub(super) struct Source {
     /// Equal for sources that are equal on the wire and select the same nodes.
     pub(super) fingerprint: u64,
     /// The texts on the wire, computed on first use.
-    texts: OnceLock<Arc<[Arc<str>]>>,
+    texts: OnceLock<WireTexts>,
+}
+
+/// Sources as texts on the wire, and a hash that is equal for equal texts.
+#[derive(Debug, Clone)]
+pub(super) struct WireTexts {
+    pub(super) texts: Arc<[Arc<str>]>,
+    pub(super) hash: u64,
+}
+
+impl WireTexts {
+    pub(super) fn new(texts: Vec<Arc<str>>) -> Self {
+        let mut hasher = DefaultHasher::new();
+        texts.hash(&mut hasher);
+        Self {
+            texts: texts.into(),
+            hash: hasher.finish(),
+        }
+    }
+
+    pub(super) fn strings(&self) -> Vec<String> {
+        self.texts.iter().map(ToString::to_string).collect()
+    }
+
+    /// Whether these are the texts of a rule.
+    pub(super) fn is(&self, texts: &[String]) -> bool {
+        let own = self.texts.iter().map(AsRef::as_ref);
+        own.eq(texts.iter().map(String::as_str))
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -295,7 +323,7 @@ impl Source {
     }
 
     /// The texts on the wire: ascending, without duplicates.
-    pub(super) fn texts(&self, network: &Network) -> &Arc<[Arc<str>]> {
+    pub(super) fn texts(&self, network: &Network) -> &WireTexts {
         self.texts.get_or_init(|| {
             let mut out = self.extra_texts.clone();
             let known = self.known();
@@ -303,7 +331,7 @@ impl Source {
             out.extend(known.flat_map(|own| own.texts.iter().cloned()));
             out.sort_unstable();
             out.dedup();
-            out.into()
+            WireTexts::new(out)
         })
     }
 

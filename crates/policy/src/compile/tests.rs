@@ -16,7 +16,7 @@ use crate::node::{PolicyNode, PolicyUser, Role};
 use crate::node_set::NodeSet;
 use crate::posture::Attributes;
 
-const ACLS: [&str; 22] = [
+const ACLS: [&str; 26] = [
     r#"{"src": ["alice@"], "dst": ["tag:web:22"]}"#,
     r#"{"src": ["group:dev"], "dst": ["tag:web:80,443", "tag:db:5432"]}"#,
     r#"{"src": ["alice@", "100.64.0.1"], "dst": ["tag:web:443"]}"#,
@@ -39,9 +39,13 @@ const ACLS: [&str; 22] = [
     r#"{"src": ["user:*@example.com"], "dst": ["tag:web:1"]}"#,
     r#"{"src": ["nobody@", "group:empty"], "dst": ["*:1"]}"#,
     r#"{"src": ["10.0.0.0/8", "tag:router"], "dst": ["100.64.0.0/28:*"], "proto": "icmp"}"#,
+    r#"{"src": ["alice@"], "dst": ["alice@:22,80", "autogroup:self:443"]}"#,
+    r#"{"src": ["alice@"], "dst": ["autogroup:self:22", "autogroup:self:*", "autogroup:member:1"]}"#,
+    r#"{"src": ["100.64.0.1", "fd7a:115c:a1e0::1"], "dst": ["*:443", "bob@:1-9"]}"#,
+    r#"{"src": [], "dst": ["*:*"]}"#,
 ];
 
-const GRANTS: [&str; 10] = [
+const GRANTS: [&str; 13] = [
     r#"{"src": ["group:dev"], "dst": ["10.1.0.0/16"], "ip": ["*"], "via": ["tag:router"]}"#,
     r#"{"src": ["*"], "dst": ["autogroup:internet"], "ip": ["443"], "via": ["tag:web"]}"#,
     r#"{"src": ["alice@"], "dst": ["tag:db", "10.0.0.0/8"], "app": {"x.io/cap/a": [{"n": 1}]}}"#,
@@ -52,6 +56,9 @@ const GRANTS: [&str; 10] = [
     r#"{"src": ["100.64.0.0/29", "autogroup:danger-all"], "dst": ["tag:db"], "ip": ["23"], "srcPosture": ["posture:linux"]}"#,
     r#"{"src": ["ipset:mixed", "group:dev"], "dst": ["*"], "ip": ["tcp:24"], "app": {"tailscale.com/cap/relay": []}, "srcPosture": ["posture:linux"]}"#,
     r#"{"src": ["tag:router"], "dst": ["192.168.7.0/24"], "app": {"x.io/cap/c": []}, "via": ["tag:router"]}"#,
+    r#"{"src": ["group:dev"], "dst": ["10.1.0.0/16", "192.168.7.0/24"], "ip": ["tcp:80", "tcp:443", "53"], "via": ["tag:router"]}"#,
+    r#"{"src": ["group:dev"], "dst": ["10.1.0.0/16", "autogroup:self"], "ip": ["tcp:80", "*"]}"#,
+    r#"{"src": [], "dst": ["*"], "app": {"tailscale.com/cap/drive": []}, "ip": ["1"]}"#,
 ];
 
 const ROUTES: [&str; 9] = [

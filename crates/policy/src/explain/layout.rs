@@ -101,9 +101,8 @@ impl Layout {
         out
     }
 
-    /// The file entry of a destination. In an acl, destinations of
-    /// `autogroup:self` come after the others in the parsed rule if both kinds
-    /// are mixed.
+    /// The file entry of a destination: every destination of an acl has its own
+    /// reach, those of a grant are the same in each.
     pub(super) fn destination(
         &self,
         rule: usize,
@@ -111,17 +110,10 @@ impl Layout {
         destination: usize,
     ) -> Option<&Entry> {
         let layout = self.rules.get(rule)?;
-        let entries = &layout.dst.entries;
-        if layout.section == Section::Grants {
-            return entries.get(destination);
-        }
-        let autogroup = |entry: &&Entry| entry.text.starts_with("autogroup:");
-        if entries.iter().all(|entry| autogroup(&entry)) {
-            return entries.get(reach);
-        }
-        let own = |entry: &&Entry| entry.text.starts_with("autogroup:self:");
-        let others = entries.iter().filter(|entry| !own(entry));
-        others.chain(entries.iter().filter(own)).nth(reach)
+        layout.dst.entries.get(match layout.section {
+            Section::Grants => destination,
+            Section::Acls => reach,
+        })
     }
 }
 

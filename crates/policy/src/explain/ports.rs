@@ -30,12 +30,8 @@ pub(super) fn service_text(protocol: u8, port: u16) -> String {
 
 /// Port ranges as a policy spells them.
 pub(super) fn ports_text(ports: &[Ports]) -> String {
-    let one = |range: &Ports| match (range.first, range.last) {
-        (0, u16::MAX) => "*".to_owned(),
-        (first, last) if first == last => first.to_string(),
-        (first, last) => format!("{first}-{last}"),
-    };
-    ports.iter().map(one).collect::<Vec<_>>().join(",")
+    let texts = ports.iter().map(ToString::to_string);
+    texts.collect::<Vec<_>>().join(",")
 }
 
 /// A set of open services: port ranges by protocol, sorted and merged. A

@@ -39,35 +39,20 @@ impl Reader<'_> {
         let sources = self.renamed(&fields, "src", "users");
         let sources = self.sources(sources);
 
-        // Destinations of `autogroup:self` are moved to the end when the rule
-        // has others.
-        let (mut reach, mut own) = (Vec::new(), Vec::new());
-        let mut only_autogroups = true;
+        let mut reach = Vec::new();
         let destinations = self.renamed(&fields, "dst", "ports");
         for text in self.texts(destinations, "dst") {
-            only_autogroups &= text.text.starts_with("autogroup:");
             let Some((to, ports)) = self.destination_with_ports(&text, protocol) else {
                 continue;
             };
-            let is_self = to == Selector::OwnUser;
-            if is_self && !self.self_allowed(&sources, true) {
+            if to == Selector::OwnUser && !self.self_allowed(&sources, true) {
                 self.problem(&text.span, SELF_NEEDS_USERS);
             }
-            let entry = Reach {
+            reach.push(Reach {
                 to: vec![to],
                 protocol,
                 ports,
-            };
-            if is_self {
-                own.push((reach.len(), entry));
-            } else {
-                reach.push(entry);
-            }
-        }
-        let end = reach.len();
-        for (count, (at, entry)) in own.into_iter().enumerate() {
-            let at = if only_autogroups { at } else { end };
-            reach.insert((at + count).min(reach.len()), entry);
+            });
         }
         self.policy.rules.push(Rule {
             sources,
