@@ -35,7 +35,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("packet path", &["dataplane"]),
     ("assembly", &["node-core", "control-core"]),
-    ("shell", &["dial", "host", "local-api"]),
+    ("shell", &["dial", "host", "local-api", "control-api"]),
     ("relay", &["relay"]),
     ("node", &["node"]),
     ("programs", &["cli", "control"]),

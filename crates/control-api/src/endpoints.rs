@@ -1,0 +1,90 @@
+//! The table of the endpoints of the administration API.
+//!
+//! A row names the request type, the method, the path, the permission and the
+//! answer. From the rows follow [`AdministrationApi`], the trait that a server
+//! implements; its routes ([`administration_routes`]); and what
+//! [`Client::call`](crate::client::Client::call) sends and returns.
+
+pub mod auth_keys;
+pub mod nodes;
+pub mod policies;
+pub mod server;
+pub mod ssh_checks;
+pub mod users;
+
+pub use auth_keys::{AuthKeyInfo, CreateAuthKey, CreatedAuthKey, ExpireAuthKey, ListAuthKeys};
+pub use nodes::{
+    ApproveNode, ApproveRoutes, DeleteNode, ExpireNode, GetNode, ListNodes, ListPendingNodes,
+    ListRoutes, NodeInfo, PendingNodeInfo, RenameNode, TagNode,
+};
+pub use policies::{
+    ComparePolicies, ExplainPolicy, GetPolicy, ListPolicyVersions, PolicyProblem, PolicyReport,
+    PolicyText, PolicyVersionInfo, SetPolicy, SetPolicyResult, TestPolicy, TestPolicyResult,
+    WhichPolicy,
+};
+pub use server::{C2nResponse, GetHealth, HealthInfo, SendC2n};
+pub use ssh_checks::{ApproveSshCheck, DenySshCheck, ListSshChecks, SshCheckInfo};
+pub use users::{CreateUser, DeleteUser, ListUsers, RenameUser, SetUserRole, UserInfo};
+
+use crate::endpoint::endpoints;
+
+endpoints! {
+    /// The administration of a coordination server: a handler for each endpoint.
+    trait AdministrationApi;
+    /// The routes of the administration API.
+    fn administration_routes;
+
+    ListUsers: GET "/v1/users", Read => Vec<UserInfo>;
+    CreateUser: POST "/v1/users", Write => UserInfo;
+    RenameUser: POST "/v1/users/rename", Write => UserInfo;
+    SetUserRole: POST "/v1/users/set-role", Write => UserInfo;
+    DeleteUser: POST "/v1/users/delete", Write => UserInfo;
+
+    ListNodes: GET "/v1/nodes", Read => Vec<NodeInfo>;
+    GetNode: GET "/v1/nodes/show", Read => NodeInfo;
+    RenameNode: POST "/v1/nodes/rename", Write => NodeInfo;
+    ExpireNode: POST "/v1/nodes/expire", Write => NodeInfo;
+    DeleteNode: POST "/v1/nodes/delete", Write => NodeInfo;
+    TagNode: POST "/v1/nodes/tag", Write => NodeInfo;
+    ListRoutes: GET "/v1/nodes/routes", Read => Vec<NodeInfo>;
+    ApproveRoutes: POST "/v1/nodes/routes", Write => NodeInfo;
+    ListPendingNodes: GET "/v1/nodes/pending", Read => Vec<PendingNodeInfo>;
+    ApproveNode: POST "/v1/nodes/approve", Write => NodeInfo;
+
+    ListAuthKeys: GET "/v1/auth-keys", Read => Vec<AuthKeyInfo>;
+    CreateAuthKey: POST "/v1/auth-keys", Write => CreatedAuthKey;
+    ExpireAuthKey: POST "/v1/auth-keys/expire", Write => AuthKeyInfo;
+
+    GetPolicy: GET "/v1/policy", Read => PolicyText;
+    SetPolicy: POST "/v1/policy", Write => SetPolicyResult;
+    TestPolicy: POST "/v1/policy/test", Read => TestPolicyResult;
+    ComparePolicies: POST "/v1/policy/compare", Read => PolicyReport;
+    ExplainPolicy: POST "/v1/policy/explain", Read => PolicyReport;
+    ListPolicyVersions: GET "/v1/policy/versions", Read => Vec<PolicyVersionInfo>;
+
+    ListSshChecks: GET "/v1/ssh-checks", Read => Vec<SshCheckInfo>;
+    ApproveSshCheck: POST "/v1/ssh-checks/approve", Write => SshCheckInfo;
+    DenySshCheck: POST "/v1/ssh-checks/deny", Write => SshCheckInfo;
+
+    GetHealth: GET "/v1/health", Read => HealthInfo;
+    SendC2n: POST "/v1/c2n", Write => C2nResponse;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::endpoint::Permission;
+
+    #[test]
+    fn no_two_rows_share_a_method_and_a_path() {
+        for (index, (name, method, path, permission)) in ROWS.iter().enumerate() {
+            assert!(path.starts_with("/v1/"), "{name}");
+            let reads = *method == http::Method::GET;
+            assert!(!reads || *permission == Permission::Read, "{name}");
+            for (other, other_method, other_path, _) in &ROWS[index + 1..] {
+                let both = path == other_path && method == other_method;
+                assert!(!both, "{name} and {other}");
+            }
+        }
+    }
+}

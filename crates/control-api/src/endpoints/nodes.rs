@@ -1,0 +1,162 @@
+//! Nodes, machines that wait for approval, and subnet routes.
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use warren_control_core::JoinMethod;
+
+/// Lists nodes, by their ids.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListNodes {
+    /// Only the nodes of this user.
+    pub user: Option<String>,
+}
+
+/// Looks up one node.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GetNode {
+    /// The name, number, address, `id:NUMBER` or `name:NAME` of the node.
+    pub node: String,
+}
+
+/// Renames a node.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RenameNode {
+    /// The name, number, address, `id:NUMBER` or `name:NAME` of the node.
+    pub node: String,
+    /// The new name, a DNS label.
+    pub new_name: String,
+}
+
+/// Expires the key of a node, so that it has to log in again.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExpireNode {
+    /// The name, number, address, `id:NUMBER` or `name:NAME` of the node.
+    pub node: String,
+}
+
+/// Deletes a node. The answer is the node as it was.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeleteNode {
+    /// The name, number, address, `id:NUMBER` or `name:NAME` of the node.
+    pub node: String,
+}
+
+/// Sets the tags that own a node; without tags, it belongs to its user again.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TagNode {
+    /// The name, number, address, `id:NUMBER` or `name:NAME` of the node.
+    pub node: String,
+    /// The tags, as `tag:NAME`.
+    pub tags: BTreeSet<String>,
+}
+
+/// Lists nodes with the routes that they offer.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListRoutes {
+    /// Only this node; all nodes that offer routes if left out.
+    pub node: Option<String>,
+}
+
+/// Sets the approved routes of a node; without routes, none is approved.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApproveRoutes {
+    /// The name, number, address, `id:NUMBER` or `name:NAME` of the node.
+    pub node: String,
+    /// The routes to approve. The node must offer them.
+    pub routes: Vec<IpNet>,
+}
+
+/// Lists the machines that wait for approval.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListPendingNodes {}
+
+/// Approves a machine that waits.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApproveNode {
+    /// The id at the end of the address that the machine shows.
+    pub id: String,
+    /// The user that owns the node.
+    pub user: String,
+    /// Tags that own the node instead.
+    pub tags: BTreeSet<String>,
+}
+
+/// A node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeInfo {
+    /// The number of the record.
+    pub id: i64,
+    /// The host name that the machine reports.
+    pub name: String,
+    /// The DNS label in this network.
+    pub given_name: String,
+    /// The fully qualified name.
+    pub fqdn: String,
+    /// The user that registered the node.
+    pub user: Option<String>,
+    /// The tags that own the node.
+    pub tags: Vec<String>,
+    /// The IPv4 address, then the IPv6 address.
+    pub ip_addresses: Vec<String>,
+    /// Whether its map stream is open, or was within the grace time.
+    pub online: bool,
+    /// The time at which the node was last seen; for an online node, the time at
+    /// which it was last away.
+    pub last_seen: Option<Timestamp>,
+    /// The time at which the node key expires; `null` if it does not.
+    pub expiry: Option<Timestamp>,
+    /// Whether the key has expired.
+    pub expired: bool,
+    /// The time of its registration.
+    pub created_at: Timestamp,
+    /// `auth_key` or `approval`.
+    pub register_method: JoinMethod,
+    /// Whether the node is deleted when it stays offline.
+    pub ephemeral: bool,
+    /// The WireGuard key.
+    pub node_key: String,
+    /// The key of the control channel.
+    pub machine_key: String,
+    /// The disco key.
+    pub disco_key: Option<String>,
+    /// The UDP endpoints.
+    pub endpoints: Vec<String>,
+    /// The home DERP region.
+    pub home_relay: Option<u16>,
+    /// The operating system.
+    pub os: String,
+    /// The program and its version.
+    pub version: String,
+    /// The capability version of the program.
+    pub capability_version: u32,
+    /// The routes that the node offers.
+    pub available_routes: Vec<String>,
+    /// The routes that are approved.
+    pub approved_routes: Vec<String>,
+}
+
+/// A machine that waits for approval.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingNodeInfo {
+    /// The id to approve.
+    pub id: String,
+    /// The host name of the machine.
+    pub name: String,
+    /// The operating system of the machine.
+    pub os: String,
+    /// The time at which it began to wait.
+    pub since: Timestamp,
+}

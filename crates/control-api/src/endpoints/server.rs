@@ -1,0 +1,65 @@
+//! The health of the server, and requests to connected nodes.
+
+use serde::{Deserialize, Serialize};
+
+/// Reports the health of the server.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GetHealth {}
+
+/// Sends a c2n request to a connected node and waits for the response.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SendC2n {
+    /// The name, number, address, `id:NUMBER` or `name:NAME` of the node.
+    pub node: String,
+    /// The path of the request, as `/echo`.
+    pub path: String,
+    /// The body to send as a POST; without one the request is a GET.
+    pub data: Option<String>,
+}
+
+/// The health of the server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthInfo {
+    /// `pass` or `fail`.
+    pub status: String,
+    /// Whether rows reach the disk.
+    pub database: bool,
+    /// The URL at which nodes reach the server.
+    pub server_url: String,
+    /// The MagicDNS zone.
+    pub base_domain: String,
+    /// Whether every node may reach every node for lack of a policy.
+    pub allow_all: bool,
+    /// The file that is in charge of the policy, if one is.
+    pub policy_file: Option<String>,
+    /// The reason why the content of that file is not in force.
+    pub policy_problem: Option<String>,
+    /// The number of users.
+    pub users: usize,
+    /// The number of nodes.
+    pub nodes: usize,
+    /// The number of nodes that are online.
+    pub online: usize,
+    /// The number of machines that wait for approval.
+    pub waiting: usize,
+    /// The version of the server.
+    pub version: String,
+}
+
+impl HealthInfo {
+    /// Whether the server is healthy.
+    pub fn passes(&self) -> bool {
+        self.status == "pass"
+    }
+}
+
+/// The response of a node to a c2n request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct C2nResponse {
+    /// The HTTP status.
+    pub status: u16,
+    /// The body, as far as it is text.
+    pub body: String,
+}
