@@ -5,8 +5,8 @@ use std::path::Path;
 use url::Url;
 
 use crate::invite::Invitation;
-use crate::output::Hints;
 use crate::self_map::OWN_REGION;
+use crate::terminal::Hints;
 
 /// The facts that the banner shows.
 pub(crate) struct BannerFacts<'a> {

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use data_encoding::HEXLOWER;
 use http::Method;
 use tokio::sync::oneshot;
+use warren_control_core::AdminError;
 use warren_keys::{Entropy as _, MachinePublic};
 
 use warren_dial::SystemEntropy;
@@ -25,9 +26,12 @@ const PREFIX: &str = "/c2n/";
 /// The longest path; those that clients know are shorter.
 const MAX_PATH: usize = 1024;
 
-/// Why a request has no response.
+/// The reason why a request has no response.
 #[derive(Debug, thiserror::Error)]
 pub enum C2nError {
+    /// The request cannot be sent to that node.
+    #[error(transparent)]
+    Refused(#[from] AdminError),
     /// The path is not valid.
     #[error("\"{0}\" is not a valid path; write it as /echo")]
     Path(String),

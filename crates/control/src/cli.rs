@@ -1,16 +1,26 @@
 //! From a command line to an exit code.
+//!
+//! `serve` runs the server; all other commands are calls of the administration API,
+//! one module per subject, each with the text that it prints.
+
+pub mod args;
+mod auth_keys;
+mod nodes;
+mod policy;
+mod server;
+mod session;
+mod ssh_checks;
+mod users;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser as _};
 
-use crate::admin::{self, Command};
-use crate::args::{self, Cli, Debugging, Nodes, Preauthkeys, SshChecks, Top, Users};
-use crate::failure::{Failure, print};
-use crate::output::{self, Hints};
-use crate::policy_cli;
+use crate::failure::Failure;
 use crate::serve;
+use args::{Cli, Top};
+use session::Session;
 
 /// Runs the program.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -44,8 +54,16 @@ fn failed(why: &str) -> ExitCode {
 }
 
 async fn run(cli: Cli) -> Result<(), Failure> {
-    let command = match cli.command {
-        Top::Serve(options) => return serve::run(&cli.state_dir, *options).await,
+    let session = Session::new(&cli.state_dir, cli.json);
+    match cli.command {
+        Top::Serve(options) => serve::run(&cli.state_dir, *options).await,
+        Top::Users(command) => users::run(&session, command).await,
+        Top::Nodes(command) => nodes::run(&session, command).await,
+        Top::Preauthkeys(command) => auth_keys::run(&session, command).await,
+        Top::Policy(command) => policy::run(&session, command).await,
+        Top::SshChecks(command) => ssh_checks::run(&session, command).await,
+        Top::Health => server::health(&session).await,
+        Top::Debug(command) => server::debug(&session, command).await,
         Top::Completion { shell } => {
             clap_complete::generate(
                 shell,
@@ -53,86 +71,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
                 "warren-control",
                 &mut std::io::stdout(),
             );
-            return Ok(());
+            Ok(())
         }
-        Top::Policy(policy) => return policy_cli::run(&cli.state_dir, cli.json, policy).await,
-        Top::Users(users) => match users {
-            Users::Create { name } => Command::UsersCreate { name },
-            Users::List => Command::UsersList,
-            Users::Rename { name, new_name } => Command::UsersRename { name, new_name },
-            Users::SetRole { name, role } => Command::UsersSetRole { name, role },
-            Users::Delete { name } => Command::UsersDelete { name },
-        },
-        Top::Nodes(nodes) => match nodes {
-            Nodes::List { user } => Command::NodesList { user },
-            Nodes::Show { node } => Command::NodesShow { node },
-            Nodes::Rename { node, name } => Command::NodesRename { node, name },
-            Nodes::Expire { node } => Command::NodesExpire { node },
-            Nodes::Delete { node } => Command::NodesDelete { node },
-            Nodes::Waiting => Command::NodesWaiting,
-            Nodes::Approve {
-                id,
-                key,
-                user,
-                tags,
-            } => Command::NodesApprove {
-                id: id_in(&id.or(key).unwrap_or_default()),
-                user,
-                tags: args::set(tags, Vec::new()),
-            },
-            Nodes::Routes { node } => Command::NodesRoutes { node },
-            Nodes::ApproveRoutes { node, routes, more } => Command::NodesApproveRoutes {
-                node,
-                routes: args::set(routes, more).into_iter().collect(),
-            },
-            Nodes::Tag { node, tags, more } => Command::NodesTag {
-                node,
-                tags: args::set(tags, more),
-            },
-        },
-        Top::Preauthkeys(keys) => match keys {
-            Preauthkeys::Create {
-                user,
-                reusable,
-                ephemeral,
-                tags,
-                expiry,
-            } => Command::PreauthkeysCreate {
-                user,
-                reusable,
-                ephemeral,
-                tags: args::set(tags, Vec::new()),
-                lifetime: expiry.as_secs(),
-            },
-            Preauthkeys::List => Command::PreauthkeysList,
-            Preauthkeys::Expire { id } => Command::PreauthkeysExpire { id },
-        },
-        Top::SshChecks(checks) => match checks {
-            SshChecks::List => Command::SshChecksList,
-            SshChecks::Approve { id } => Command::SshChecksApprove { id: id_in(&id) },
-            SshChecks::Deny { id } => Command::SshChecksDeny { id: id_in(&id) },
-        },
-        Top::Health => Command::Health,
-        Top::Debug(Debugging::C2n { node, path, data }) => Command::DebugC2n { node, path, data },
-    };
-    let hints = Hints::new(&cli.state_dir);
-    let answer = admin::ask(&cli.state_dir, &command).await;
-    let answer = answer.map_err(|error| Failure::Failed(hints.complete(&error.to_string())))?;
-    let text = if cli.json {
-        format!("{}\n", serde_json::to_string_pretty(&answer)?)
-    } else {
-        let now = jiff::Timestamp::now();
-        hints.complete(&output::render(&command, &answer, now)?)
-    };
-    print(text);
-    if matches!(command, Command::DebugC2n { .. }) && answer["status"].as_u64() >= Some(400) {
-        return Err(Failure::Failed("the node refused the request".to_owned()));
-    }
-    let unhealthy = matches!(command, Command::Health) && answer["status"] != "pass";
-    if unhealthy {
-        Err(Failure::Failed("the server is unhealthy".to_owned()))
-    } else {
-        Ok(())
     }
 }
 

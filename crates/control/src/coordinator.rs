@@ -21,15 +21,16 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, oneshot};
 use warren_control_core::{
-    Coordinator, MapError, Message, Notice, Output, PendingId, RegisterOutcome, SessionId, View,
+    AdminError, Coordinator, MapError, Message, Notice, Output, PendingId, RegisterOutcome,
+    SessionId, View,
 };
 use warren_control_types::{MapRequest, PingRequest, RegisterRequest, RegisterResponse};
 use warren_keys::{MachinePublic, NodePublic};
 
 use crate::c2n::{self, C2nError, C2nRequests};
 use crate::clock::wall_clock;
-use crate::output::{Hints, printable};
 use crate::store::{Saved, StoreError, WriteQueue};
+use crate::terminal::{Hints, printable};
 
 /// The signals of the coordinator to a session.
 #[derive(Debug, Default)]
@@ -271,32 +272,33 @@ impl CoordinatorHandle {
         self.read(|coordinator| coordinator.admits(wall_clock(), key))
     }
 
-    /// Puts an HTTP request to a node: status and body of its response.
+    /// Sends a c2n request to a node: status and body of its response.
     ///
     /// # Errors
-    /// The node cannot be asked or does not answer: the text says why.
-    pub async fn ask(&self, node: &str, payload: Vec<u8>) -> Result<(u16, Vec<u8>), String> {
+    /// The node is not connected, or does not respond.
+    pub async fn ask(&self, node: &str, payload: Vec<u8>) -> Result<(u16, Vec<u8>), C2nError> {
         let waiting = self.c2n.open();
-        let question = PingRequest {
+        let ping = PingRequest {
             url: self.read(|coordinator| waiting.url(&coordinator.config().server_url)),
             url_is_noise: true,
             types: "c2n".to_owned(),
             payload,
             ..PingRequest::default()
         };
-        let (asked, _rows) = self.change(|coordinator, _, _| {
-            let machine = coordinator.ask_node(node, question)?;
-            // Before the lock is given back, and so before it can answer.
+        let (sent, _rows) = self.change(|coordinator, _, _| {
+            let machine = coordinator.ask_node(node, ping)?;
+            // Before the lock is given back, and so before it can respond.
             waiting.is_put_to(machine);
-            Ok::<_, warren_control_core::AdminError>(())
+            Ok::<_, AdminError>(())
         });
-        asked.map_err(|error| error.to_string())?;
-        let answer = waiting.answer().await;
-        let answer = answer.ok_or_else(|| C2nError::Silence(node.to_owned()).to_string())?;
-        let (status, body) = c2n::read_response(&answer).map_err(|why| {
-            let node = node.to_owned();
-            C2nError::InvalidResponse { node, why }.to_string()
-        })?;
+        sent?;
+        let response = waiting.answer().await;
+        let response = response.ok_or_else(|| C2nError::Silence(node.to_owned()))?;
+        let (status, body) =
+            c2n::read_response(&response).map_err(|why| C2nError::InvalidResponse {
+                node: node.to_owned(),
+                why,
+            })?;
         Ok((status, body.to_vec()))
     }
 

@@ -17,17 +17,18 @@
 //! * [`coordinator`] is the one owner of the coordinator; it carries the coordinator's
 //!   wishes to sessions, to the timer and to the store;
 //! * [`store`] writes rows to SQLite from a thread of its own, in batches;
-//! * [`admin`] is the administrator's interface: a Unix socket in the state folder,
-//!   HTTP and JSON, and the command line that uses it.
+//! * [`admin`] carries out the requests of the administration API, which
+//!   [`warren_control_api`] describes and serves on a socket in the state folder;
+//! * [`cli`] is the command line: `serve`, and a client of that API.
 //!
 //! This crate never answers a registration before its row is on disk, never holds a
 //! change back to batch it with others, and never logs a secret.
 
 pub mod admin;
-pub mod args;
 mod banner;
 pub mod c2n;
 pub mod channel_idle;
+pub mod cli;
 pub mod clock;
 pub mod coordinator;
 pub mod failure;
@@ -35,14 +36,12 @@ pub mod http;
 mod invite;
 pub mod machine;
 pub mod noise;
-pub mod output;
 pub mod pages;
-mod policy_cli;
 mod policy_file;
-pub mod run;
 mod self_map;
 pub mod serve;
 pub mod server;
 pub mod ssh_action;
 pub mod state_dir;
 pub mod store;
+pub mod terminal;

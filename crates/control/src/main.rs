@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    warren_control::run::main(std::env::args_os())
+    warren_control::cli::main(std::env::args_os())
 }

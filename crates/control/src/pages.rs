@@ -2,9 +2,8 @@
 
 use std::fmt::Write as _;
 
+use warren_control_api::endpoints::SshCheckInfo;
 use warren_control_core::PendingView;
-
-use crate::admin::CheckView;
 
 /// Text in HTML.
 fn escape(text: &str) -> String {
@@ -62,7 +61,7 @@ pub fn approval(waiting: Option<&PendingView>, id: &str) -> String {
 }
 
 /// The page for an SSH session that waits for a check.
-pub fn ssh_check(waiting: Option<&CheckView>, id: &str) -> String {
+pub fn ssh_check(waiting: Option<&SshCheckInfo>, id: &str) -> String {
     let mut body = String::new();
     match waiting {
         Some(view) => {
@@ -121,7 +120,7 @@ mod tests {
         assert!(!page.contains("<script>"), "{page}");
         assert!(page.contains("nodes approve abc --user NAME"), "{page}");
         assert!(!approval(None, "<b>").contains("<b>"));
-        let check = CheckView {
+        let check = SshCheckInfo {
             id: "abc".into(),
             owner: "ann".into(),
             source: "laptop".into(),

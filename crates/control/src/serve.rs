@@ -15,20 +15,22 @@ use warren_dial::limits::raise_file_limit;
 use warren_relay::tls::Certificate;
 use warren_relay::{Applicant, Relay};
 
-use crate::admin::{self, AdminSocket};
-use crate::args::{DEFAULT_MAX_CONNECTIONS, Serve, StunListen};
+use warren_control_api::socket::AdminSocket;
+
+use crate::admin;
 use crate::banner::{BannerFacts, banner};
+use crate::cli::args::{DEFAULT_MAX_CONNECTIONS, Serve, StunListen};
 use crate::clock::wall_clock;
 use crate::coordinator::CoordinatorHandle;
 use crate::failure::{Failure, print};
 use crate::invite::invite;
 use crate::noise::Upgrader;
-use crate::output::Hints;
 use crate::policy_file;
 use crate::self_map::{bind, guess_url, own_map, parse_url, taken};
 use crate::server::{Server, Tls};
 use crate::state_dir::StateDir;
 use crate::store;
+use crate::terminal::Hints;
 use warren_dial::connections::{ConnectionLimits, ConnectionTable, OTHER_FILES};
 
 /// The port of RFC 8489.
@@ -264,7 +266,7 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
         ))
     })?;
     tasks.spawn(server.run(listener));
-    tasks.spawn(admin::serve(admin_socket, coordinator.clone()));
+    tasks.spawn(admin_socket.serve(admin::router(coordinator.clone())));
     tasks.spawn(coordinator.clone().run_timer());
     if let Some(file) = &policy_file {
         tasks.spawn(policy_file::watch(file.clone(), coordinator.clone()));

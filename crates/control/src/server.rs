@@ -25,7 +25,7 @@ use warren_dial::connections::{ConnectionTable, Slot};
 use warren_keys::{MachinePublic, NodePublic};
 use warren_relay::{Prefixed, Relay, RequestHead};
 
-use crate::admin::CheckView;
+use crate::admin::waiting_ssh_checks;
 use crate::coordinator::CoordinatorHandle;
 use crate::http::{ReplyBody, json, read_body, text, whole};
 use crate::noise::Upgrader;
@@ -230,7 +230,7 @@ impl Server {
                 }
                 None if path.starts_with(SSH_CHECK) => {
                     let id = path.trim_start_matches(SSH_CHECK);
-                    let waiting = self.coordinator.inspect(CheckView::waiting);
+                    let waiting = self.coordinator.inspect(waiting_ssh_checks);
                     html(pages::ssh_check(waiting.iter().find(|v| v.id == id), id))
                 }
                 None if path.starts_with("/machine/") => text(

@@ -210,11 +210,6 @@ pub fn write_private(path: &Path, content: &[u8]) -> Result<(), StateDirError> {
         .map_err(io_error("cannot write", dir))
 }
 
-/// Where the administrator's socket of a state folder is.
-pub fn socket_path(state_dir: &Path) -> PathBuf {
-    state_dir.join("control.sock")
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

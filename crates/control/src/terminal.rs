@@ -1,16 +1,10 @@
-//! Text output: aligned tables, relative times, no colour.
+//! Text for terminals: printable names, commands in messages, aligned tables,
+//! relative times. No colour.
 
-use std::fmt::Write as _;
 use std::path::Path;
 
 use jiff::Timestamp;
-use serde::de::DeserializeOwned;
-use serde_json::Value;
-
-use crate::admin::{
-    AuthKeyView, C2nView, CheckView, Command, CreatedKeyView, HealthView, NodeView, PolicyView,
-    UserView, WaitingView,
-};
+use unicode_width::UnicodeWidthStr as _;
 
 /// The default of `--state-dir`.
 pub const DEFAULT_STATE_DIR: &str = "./warren-control";
@@ -83,20 +77,24 @@ fn shell_word(text: &str) -> String {
 
 /// Rows under a heading, columns two spaces apart.
 pub fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
-    let mut widths: Vec<usize> = heading.iter().map(|cell| cell.chars().count()).collect();
-    let printable_row = |row: &Vec<String>| row.iter().map(|cell| printable(cell)).collect();
-    let rows: Vec<Vec<String>> = rows.iter().map(printable_row).collect();
+    let heading = heading.iter().map(|cell| printable(cell)).collect();
+    let rows = rows
+        .iter()
+        .map(|row| row.iter().map(|cell| printable(cell)).collect());
+    let rows: Vec<Vec<String>> = std::iter::once(heading).chain(rows).collect();
+    let mut widths: Vec<usize> = Vec::new();
     for row in &rows {
+        widths.resize(widths.len().max(row.len()), 0);
         for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
+            *width = (*width).max(cell.width());
         }
     }
     let mut out = String::new();
-    let heading: Vec<String> = heading.iter().map(|&cell| cell.to_owned()).collect();
-    for row in std::iter::once(&heading).chain(&rows) {
+    for row in &rows {
         let mut line = String::new();
         for (width, cell) in widths.iter().zip(row) {
-            let _ = write!(line, "{cell:width$}  ");
+            line.push_str(cell);
+            line.push_str(&" ".repeat(width - cell.width() + 2));
         }
         out.push_str(line.trim_end());
         out.push('\n');
@@ -120,392 +118,6 @@ pub fn relative(then: Timestamp, now: Timestamp) -> String {
     } else {
         format!("in {amount}")
     }
-}
-
-/// The answer to a command as text.
-///
-/// # Errors
-/// The answer does not have the shape that the command promises.
-pub fn render(
-    command: &Command,
-    answer: &Value,
-    now: Timestamp,
-) -> Result<String, serde_json::Error> {
-    fn read<T: DeserializeOwned>(value: &Value) -> Result<T, serde_json::Error> {
-        T::deserialize(value)
-    }
-    Ok(match command {
-        Command::UsersList => {
-            let users: Vec<UserView> = read(answer)?;
-            if users.is_empty() {
-                return Ok(
-                    "no users yet; create one: warren-control users create NAME\n".to_owned(),
-                );
-            }
-            let rows: Vec<_> = users
-                .iter()
-                .map(|u| {
-                    vec![
-                        u.id.to_string(),
-                        u.name.clone(),
-                        u.role.to_string(),
-                        relative(u.created_at, now),
-                    ]
-                })
-                .collect();
-            table(&["ID", "NAME", "ROLE", "CREATED"], &rows)
-        }
-        Command::UsersCreate { .. } => {
-            let user: UserView = read(answer)?;
-            format!(
-                "user {} (id {})\nnext: warren-control preauthkeys create --user {}\n",
-                user.name, user.id, user.name
-            )
-        }
-        Command::UsersRename { .. } => {
-            format!("the user is now {}\n", read::<UserView>(answer)?.name)
-        }
-        Command::UsersSetRole { .. } => {
-            let user: UserView = read(answer)?;
-            format!("user {} is now: {}\n", user.name, user.role)
-        }
-        Command::UsersDelete { .. } => {
-            format!(
-                "user {} deleted, with its pre-auth keys\n",
-                read::<UserView>(answer)?.name
-            )
-        }
-        Command::NodesList { .. } => nodes(&read::<Vec<NodeView>>(answer)?, now),
-        Command::NodesShow { .. } => node(&read(answer)?, now),
-        Command::NodesRename { .. } => {
-            format!("the node is now {}\n", read::<NodeView>(answer)?.given_name)
-        }
-        Command::NodesExpire { .. } => {
-            let name = read::<NodeView>(answer)?.given_name;
-            format!("{name} has to log in again\n")
-        }
-        Command::NodesDelete { .. } => {
-            format!("{} deleted\n", read::<NodeView>(answer)?.given_name)
-        }
-        Command::NodesApprove { .. } => {
-            let node: NodeView = read(answer)?;
-            format!(
-                "{} joined, as {}\n",
-                node.given_name,
-                node.ip_addresses.join(" and ")
-            )
-        }
-        Command::NodesWaiting => {
-            let waiting: Vec<WaitingView> = read(answer)?;
-            if waiting.is_empty() {
-                return Ok("no machine waits for approval\n".to_owned());
-            }
-            let rows: Vec<_> = waiting
-                .iter()
-                .map(|w| {
-                    vec![
-                        w.id.clone(),
-                        w.name.clone(),
-                        w.os.clone(),
-                        relative(w.since, now),
-                    ]
-                })
-                .collect();
-            let mut out = table(&["ID", "NAME", "OS", "SINCE"], &rows);
-            out.push_str("approve one: warren-control nodes approve ID --user NAME\n");
-            out
-        }
-        Command::NodesRoutes { .. } | Command::NodesApproveRoutes { .. } => {
-            let nodes: Vec<NodeView> = match answer {
-                Value::Array(_) => read(answer)?,
-                _ => vec![read(answer)?],
-            };
-            let rows: Vec<_> = nodes
-                .iter()
-                .flat_map(|n| {
-                    n.available_routes.iter().map(|route| {
-                        let approved = n.approved_routes.contains(route);
-                        let state = if approved { "approved" } else { "not approved" };
-                        vec![n.given_name.clone(), route.clone(), state.to_owned()]
-                    })
-                })
-                .collect();
-            if rows.is_empty() {
-                return Ok("no node offers routes\n".to_owned());
-            }
-            table(&["NODE", "ROUTE", "STATE"], &rows)
-        }
-        Command::NodesTag { .. } => {
-            let node: NodeView = read(answer)?;
-            if node.tags.is_empty() {
-                let user = node.user.unwrap_or_default();
-                format!("{} belongs to user {user}\n", node.given_name)
-            } else {
-                format!("{} belongs to {}\n", node.given_name, node.tags.join(", "))
-            }
-        }
-        Command::PreauthkeysCreate { .. } => {
-            let created: CreatedKeyView = read(answer)?;
-            format!("{}\n", created.key)
-        }
-        Command::PreauthkeysList => auth_keys(&read::<Vec<AuthKeyView>>(answer)?, now),
-        Command::PreauthkeysExpire { id } => format!("key {id} no longer works\n"),
-        Command::PolicyGet { .. } => answer["policy"].as_str().unwrap_or_default().to_owned(),
-        Command::PolicySet { .. } => {
-            let diff = answer["text"].as_str().unwrap_or_default();
-            format!("{diff}{}", policy_set(answer))
-        }
-        Command::PolicyTest { .. } => match answer["tests"].as_u64() {
-            Some(0) | None => "the policy has no tests\n".to_owned(),
-            Some(1) => "1 test holds\n".to_owned(),
-            Some(n) => format!("{n} tests hold\n"),
-        },
-        Command::PolicyDiff { .. } | Command::PolicyWhy { .. } => {
-            answer["text"].as_str().unwrap_or_default().to_owned()
-        }
-        Command::PolicyHistory => policy_history(&read::<Vec<PolicyView>>(answer)?, now),
-        Command::SshChecksList => ssh_checks(&read::<Vec<CheckView>>(answer)?, now),
-        Command::SshChecksApprove { .. } => {
-            let check: CheckView = read(answer)?;
-            let user = printable(&check.local_user);
-            format!("{} is approved, as {user}\n", ends(&check))
-        }
-        Command::SshChecksDeny { .. } => format!("{} is refused\n", ends(&read(answer)?)),
-        Command::DebugC2n { .. } => {
-            let answer: C2nView = read(answer)?;
-            let body: String = answer
-                .body
-                .split_inclusive('\n')
-                .map(|line| match line.strip_suffix('\n') {
-                    Some(line) => printable(line) + "\n",
-                    None => printable(line) + "\n",
-                })
-                .collect();
-            format!("{}\n{body}", answer.status)
-        }
-        Command::Health => {
-            let health: HealthView = read(answer)?;
-            let database = if health.database {
-                "ok"
-            } else {
-                "CANNOT SAVE; see the server's log"
-            };
-            let policy = match (&health.policy_file, &health.policy_problem) {
-                (Some(file), Some(problem)) => {
-                    format!(
-                        "the last good one; {file} IS NOT VALID {}",
-                        problem.trim_end()
-                    )
-                }
-                (Some(file), None) => format!("from {file}"),
-                (None, _) if health.allow_all => "allow-all".to_owned(),
-                (None, _) => "set".to_owned(),
-            };
-            format!(
-                "status    {}\nurl       {}\nzone      {}\ndatabase  {database}\npolicy    {policy}\n\
-                 users     {}\nnodes     {} ({} online, {} waiting for approval)\n",
-                health.status,
-                health.server_url,
-                health.base_domain,
-                health.users,
-                health.nodes,
-                health.online,
-                health.waiting,
-            )
-        }
-    })
-}
-
-/// The result of `policy set`.
-pub fn policy_set(answer: &Value) -> String {
-    let version = answer["version"].as_i64().unwrap_or_default();
-    match (
-        answer["dry_run"].as_bool() == Some(true),
-        answer["allow_all"].as_bool() == Some(true),
-    ) {
-        (true, _) => "dry run: nothing was changed\n".to_owned(),
-        (false, true) => {
-            format!("no policy from now on: every node may reach every node (version {version})\n")
-        }
-        (false, false) => {
-            let back = match answer["before"].as_i64() {
-                Some(before) => {
-                    format!("; back with: warren-control policy set --version {before}")
-                }
-                None => String::new(),
-            };
-            format!("policy set: version {version}{back}\n")
-        }
-    }
-}
-
-fn policy_history(versions: &[PolicyView], now: Timestamp) -> String {
-    if versions.is_empty() {
-        return "no policy was set yet; set one: warren-control policy set FILE\n".to_owned();
-    }
-    let rows: Vec<_> = versions
-        .iter()
-        .rev()
-        .map(|version| {
-            vec![
-                version.version.to_string(),
-                version
-                    .at
-                    .map_or_else(|| "-".to_owned(), |at| relative(at, now)),
-                version.by.clone(),
-                match version.bytes {
-                    Some(bytes) => format!("{} ({bytes} bytes)", version.file),
-                    None => "no policy: allow all".to_owned(),
-                },
-                if version.in_force { "in force" } else { "" }.to_owned(),
-            ]
-        })
-        .collect();
-    let mut out = table(&["VERSION", "SET", "BY", "POLICY", ""], &rows);
-    out.push_str("see one: warren-control policy get --version N; back to one: warren-control policy set --version N\n");
-    out
-}
-
-/// A session, by its ends.
-fn ends(check: &CheckView) -> String {
-    format!("the session from {} to {}", check.source, check.destination)
-}
-
-fn ssh_checks(checks: &[CheckView], now: Timestamp) -> String {
-    if checks.is_empty() {
-        return "no session waits for a check\n".to_owned();
-    }
-    let rows: Vec<_> = checks
-        .iter()
-        .map(|check| {
-            vec![
-                check.id.clone(),
-                check.owner.clone(),
-                check.source.clone(),
-                check.destination.clone(),
-                check.local_user.clone(),
-                relative(check.since, now),
-            ]
-        })
-        .collect();
-    let mut out = table(&["ID", "OWNER", "FROM", "TO", "AS", "SINCE"], &rows);
-    out.push_str("approve one: warren-control ssh-checks approve ID\n");
-    out
-}
-
-fn owner(node: &NodeView) -> String {
-    if node.tags.is_empty() {
-        node.user.clone().unwrap_or_default()
-    } else {
-        node.tags.join(",")
-    }
-}
-
-fn state(node: &NodeView, now: Timestamp) -> String {
-    match (node.expired, node.online, node.last_seen) {
-        (true, _, _) => "expired".to_owned(),
-        (false, true, _) => "online".to_owned(),
-        (false, false, Some(seen)) => format!("offline, seen {}", relative(seen, now)),
-        (false, false, None) => "offline".to_owned(),
-    }
-}
-
-fn nodes(nodes: &[NodeView], now: Timestamp) -> String {
-    if nodes.is_empty() {
-        return "no nodes yet; add one with a key from: warren-control preauthkeys create --user NAME\n"
-            .to_owned();
-    }
-    let rows: Vec<_> = nodes
-        .iter()
-        .map(|node| {
-            vec![
-                node.id.to_string(),
-                node.given_name.clone(),
-                owner(node),
-                node.ip_addresses.first().cloned().unwrap_or_default(),
-                node.os.clone(),
-                state(node, now),
-                node.expiry
-                    .map_or_else(|| "never".to_owned(), |at| relative(at, now)),
-            ]
-        })
-        .collect();
-    table(
-        &[
-            "ID",
-            "NAME",
-            "OWNER",
-            "ADDRESS",
-            "OS",
-            "STATE",
-            "KEY EXPIRES",
-        ],
-        &rows,
-    )
-}
-
-fn node(node: &NodeView, now: Timestamp) -> String {
-    let list = |items: &[String]| {
-        if items.is_empty() {
-            "-".to_owned()
-        } else {
-            items.join(", ")
-        }
-    };
-    format!(
-        "{} (id {})\n  name        {}\n  host name   {}\n  owner       {}\n  addresses   {}\n  state       {}\n  \
-         joined      {}{}\n  key expires {}\n  system      {} {}\n  endpoints   {}\n  home relay  {}\n  routes      {}\n  \
-         node key    {}\n  machine key {}\n",
-        node.given_name,
-        node.id,
-        node.fqdn,
-        printable(&node.name),
-        owner(node),
-        node.ip_addresses.join(", "),
-        state(node, now),
-        relative(node.created_at, now),
-        if node.ephemeral { ", ephemeral" } else { "" },
-        node.expiry
-            .map_or_else(|| "never".to_owned(), |at| relative(at, now)),
-        printable(&node.os),
-        printable(&node.version),
-        list(&node.endpoints),
-        node.home_relay
-            .map_or_else(|| "-".to_owned(), |region| region.to_string()),
-        list(&node.approved_routes),
-        node.node_key,
-        node.machine_key,
-    )
-}
-
-fn auth_keys(keys: &[AuthKeyView], now: Timestamp) -> String {
-    if keys.is_empty() {
-        return "no keys; create one: warren-control preauthkeys create --user NAME\n".to_owned();
-    }
-    let rows: Vec<_> = keys
-        .iter()
-        .map(|key| {
-            let mut kind = vec![if key.reusable { "reusable" } else { "once" }];
-            if key.ephemeral {
-                kind.push("ephemeral");
-            }
-            let owner = key
-                .user
-                .clone()
-                .into_iter()
-                .chain(key.acl_tags.iter().cloned());
-            vec![
-                key.id.to_string(),
-                owner.collect::<Vec<_>>().join(","),
-                kind.join(", "),
-                key.uses.to_string(),
-                if key.usable { "works" } else { "no longer" }.to_owned(),
-                key.expiration
-                    .map_or_else(|| "never".to_owned(), |at| relative(at, now)),
-            ]
-        })
-        .collect();
-    table(&["ID", "OWNER", "KIND", "USES", "STATE", "EXPIRES"], &rows)
 }
 
 #[cfg(test)]
@@ -544,6 +156,12 @@ mod tests {
             table(&["ID", "NAME"], &rows),
             "ID  NAME\n1   long name\n22  x\n"
         );
+        let wide = vec![
+            vec!["\u{6771}\u{4eac}".into(), "x".into()],
+            vec!["db".into(), "y".into()],
+        ];
+        let shown = table(&["NAME", "OS"], &wide);
+        assert_eq!(shown, "NAME  OS\n\u{6771}\u{4eac}  x\ndb    y\n");
     }
 
     #[test]

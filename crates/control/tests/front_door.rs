@@ -9,9 +9,9 @@ use std::path::Path;
 use support::{Node, admin, options, reusable, serve};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use warren_control::admin::Command;
 use warren_control::failure::Failure;
 use warren_control::serve::start;
+use warren_control_api::endpoints::ExpireNode;
 
 /// Sends bytes, reads until the server closes.
 async fn raw(server: &str, bytes: &[u8]) -> String {
@@ -82,7 +82,7 @@ async fn verify_knows_the_nodes_of_this_network() {
     assert!(ask().await.ends_with("{\"Allow\":false}"));
     node.register(&reusable(dir.path()).await).await;
     assert!(ask().await.ends_with("{\"Allow\":true}"));
-    let expire = Command::NodesExpire {
+    let expire = ExpireNode {
         node: "laptop".into(),
     };
     admin(dir.path(), expire).await.unwrap();
@@ -138,7 +138,7 @@ fn reason(failure: Failure) -> String {
     }
 }
 
-async fn refused(dir: &Path, change: impl FnOnce(&mut warren_control::args::Serve)) -> String {
+async fn refused(dir: &Path, change: impl FnOnce(&mut warren_control::cli::args::Serve)) -> String {
     let mut serve = options(dir);
     change(&mut serve);
     reason(start(&dir.join("other"), serve).await.unwrap_err())

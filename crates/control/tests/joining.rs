@@ -6,7 +6,10 @@ mod support;
 
 use http::{Method, StatusCode};
 use support::{Node, admin, key, reusable, serve};
-use warren_control::admin::Command;
+use warren_control_api::endpoints::{
+    ApproveNode, DeleteNode, ExpireAuthKey, ExpireNode, ListAuthKeys, ListNodes, ListPendingNodes,
+    RenameNode, SendC2n,
+};
 use warren_control_types::{CapabilityVersion, MapRequest, RegisterRequest};
 use warren_dial::SystemEntropy;
 use warren_keys::NodeSecret;
@@ -68,9 +71,9 @@ async fn rename_expire_and_delete_reach_the_other_side() {
     alice.poll("zstd").await;
     bob.poll("zstd").await;
 
-    let rename = Command::NodesRename {
+    let rename = RenameNode {
         node: "bob".into(),
-        name: "db".into(),
+        new_name: "db".into(),
     };
     admin(dir.path(), rename).await.unwrap();
     alice
@@ -79,7 +82,7 @@ async fn rename_expire_and_delete_reach_the_other_side() {
     bob.until(|map| map.self_node.as_ref().unwrap().base_name() == "db")
         .await;
 
-    admin(dir.path(), Command::NodesExpire { node: "db".into() })
+    admin(dir.path(), ExpireNode { node: "db".into() })
         .await
         .unwrap();
     alice
@@ -95,7 +98,7 @@ async fn rename_expire_and_delete_reach_the_other_side() {
     .await;
     assert!(bob.register("").await.node_key_expired);
 
-    admin(dir.path(), Command::NodesDelete { node: "db".into() })
+    admin(dir.path(), DeleteNode { node: "db".into() })
         .await
         .unwrap();
     alice.until(|map| map.peers.is_empty()).await;
@@ -131,15 +134,15 @@ async fn an_approval_wakes_the_machine_that_waits() {
     let line = server.lines.recv().await.unwrap();
     assert!(line.contains(&format!("nodes approve {id}")), "{line}");
     assert!(line.contains("warren-control --state-dir "), "{line}");
-    let waiting = admin(dir.path(), Command::NodesWaiting).await.unwrap();
-    assert_eq!(waiting[0]["name"], "laptop");
-    let approve = Command::NodesApprove {
+    let waiting = admin(dir.path(), ListPendingNodes {}).await.unwrap();
+    assert_eq!(waiting[0].name, "laptop");
+    let approve = ApproveNode {
         id: id.clone(),
         user: "default".into(),
         tags: [].into(),
     };
     let node_view = admin(dir.path(), approve.clone()).await.unwrap();
-    assert_eq!(node_view["ip_addresses"][0], "100.64.0.1");
+    assert_eq!(node_view.ip_addresses[0], "100.64.0.1");
     assert_eq!(parked.await.unwrap().login.login_name, "default");
     assert!(
         admin(dir.path(), approve)
@@ -166,9 +169,9 @@ async fn a_login_started_over_answers_the_first_one() {
     node.secret = NodeSecret::generate(&mut SystemEntropy);
     let newer = node.register("").await.auth_url;
     assert!(parked.await.unwrap().error.contains("newer login"));
-    let waiting = admin(dir.path(), Command::NodesWaiting).await.unwrap();
-    assert_eq!(waiting.as_array().unwrap().len(), 1);
-    assert!(newer.ends_with(waiting[0]["id"].as_str().unwrap()));
+    let waiting = admin(dir.path(), ListPendingNodes {}).await.unwrap();
+    assert_eq!(waiting.len(), 1);
+    assert!(newer.ends_with(&waiting[0].id));
     server.stop().await.unwrap();
 }
 
@@ -184,7 +187,7 @@ async fn a_connected_node_answers_c2n_requests() {
     node.register(&auth).await;
     other.register(&auth).await;
     let ask = |path: &str| {
-        let question = Command::DebugC2n {
+        let question = SendC2n {
             node: "laptop".into(),
             path: path.into(),
             data: Some("hello".into()),
@@ -220,10 +223,7 @@ async fn a_connected_node_answers_c2n_requests() {
         .await
         .unwrap();
     let answer = asked.await.unwrap().unwrap();
-    assert_eq!(
-        (&answer["status"], &answer["body"]),
-        (&200.into(), &"hello".into())
-    );
+    assert_eq!((answer.status, answer.body.as_str()), (200, "hello"));
     server.stop().await.unwrap();
 }
 
@@ -241,11 +241,9 @@ async fn the_first_key_is_printed_until_a_machine_is_here() {
 
     let second = serve(dir.path()).await;
     assert_eq!(key_in(&second.banner), key);
-    let keys = admin(dir.path(), Command::PreauthkeysList).await.unwrap();
-    assert_eq!(keys.as_array().unwrap().len(), 1, "no key per start");
-    let expire = Command::PreauthkeysExpire {
-        id: keys[0]["id"].as_i64().unwrap(),
-    };
+    let keys = admin(dir.path(), ListAuthKeys {}).await.unwrap();
+    assert_eq!(keys.len(), 1, "no key per start");
+    let expire = ExpireAuthKey { id: keys[0].id };
     admin(dir.path(), expire).await.unwrap();
     second.stop().await.unwrap();
 
@@ -253,8 +251,8 @@ async fn the_first_key_is_printed_until_a_machine_is_here() {
     let third = serve(dir.path()).await;
     let fresh = key_in(&third.banner);
     assert_ne!(fresh, key);
-    let keys = admin(dir.path(), Command::PreauthkeysList).await.unwrap();
-    assert_eq!(keys.as_array().unwrap().len(), 1);
+    let keys = admin(dir.path(), ListAuthKeys {}).await.unwrap();
+    assert_eq!(keys.len(), 1);
     let node = Node::new(&third.server_url, "laptop");
     assert_eq!(node.register(&fresh).await.error, "");
     third.stop().await.unwrap();
@@ -267,8 +265,8 @@ async fn the_first_key_is_printed_until_a_machine_is_here() {
         state.display()
     );
     assert!(fourth.banner.contains(&command), "{}", fourth.banner);
-    let keys = admin(dir.path(), Command::PreauthkeysList).await.unwrap();
-    assert_eq!(keys.as_array().unwrap().len(), 1);
+    let keys = admin(dir.path(), ListAuthKeys {}).await.unwrap();
+    assert_eq!(keys.len(), 1);
     fourth.stop().await.unwrap();
 }
 
@@ -279,12 +277,12 @@ async fn a_restart_keeps_everything() {
     let once = key(dir.path(), false).await;
     let mut node = Node::new(&server.server_url, "laptop");
     assert_eq!(node.register(&once).await.error, "");
-    let rename = Command::NodesRename {
+    let rename = RenameNode {
         node: "laptop".into(),
-        name: "db".into(),
+        new_name: "db".into(),
     };
     admin(dir.path(), rename).await.unwrap();
-    let nodes = || admin(dir.path(), Command::NodesList { user: None });
+    let nodes = || admin(dir.path(), ListNodes { user: None });
     let before = nodes().await.unwrap();
     // Not `stop`: what was answered is on disk already.
     drop(server);
@@ -323,10 +321,8 @@ async fn a_new_stream_ends_the_old_one() {
     new.at(&server.server_url);
     new.poll("").await;
     while old.next().await.is_some() {}
-    let listed = admin(dir.path(), Command::NodesList { user: None })
-        .await
-        .unwrap();
-    assert_eq!(listed[0]["online"], true);
+    let listed = admin(dir.path(), ListNodes { user: None }).await.unwrap();
+    assert!(listed[0].online);
     server.stop().await.unwrap();
 }
 

@@ -10,8 +10,8 @@ use std::process::Output;
 
 use serde_json::Value;
 use support::{Node, PATIENCE, admin, options, reusable, serve};
-use warren_control::admin::Command;
 use warren_control::serve::{Running, start};
+use warren_control_api::endpoints::{GetPolicy, PolicyText, SetPolicy, WhichPolicy};
 
 const CLOSED: &str = "{\n  \"acls\": [],\n}\n";
 const OPEN: &str = r#"{
@@ -247,8 +247,8 @@ async fn a_concurrent_change_is_not_overwritten() {
     good(dir, &["policy", "set", "closed.hujson"]).await;
     let looked_at = json(dir, &["policy", "set", "--allow-all", "--dry-run"]).await;
     good(dir, &["policy", "set", "closed.hujson"]).await;
-    let late = Command::PolicySet {
-        policy: warren_control::admin::WhichPolicy::Version(1),
+    let late = SetPolicy {
+        policy: WhichPolicy::Version(1),
         dry_run: false,
         base: looked_at["before"].as_i64(),
     };
@@ -313,12 +313,10 @@ async fn why_leads_to_the_file_and_the_edit_works() {
 }
 
 /// Asks until the answer is as wanted.
-async fn until(dir: &Path, mut wanted: impl FnMut(&Value) -> bool) -> Value {
+async fn until(dir: &Path, mut wanted: impl FnMut(&PolicyText) -> bool) -> PolicyText {
     let asking = async {
         loop {
-            let answer = admin(dir, Command::PolicyGet { version: None })
-                .await
-                .unwrap();
+            let answer = admin(dir, GetPolicy { version: None }).await.unwrap();
             if wanted(&answer) {
                 return answer;
             }
@@ -342,7 +340,7 @@ async fn a_file_in_charge_is_followed_and_the_last_good_one_stays() {
     };
     let server = start(&dir.join("state"), with_file()).await.unwrap();
     assert!(server.banner.contains("from a file"), "{}", server.banner);
-    let is = |text: &'static str| move |answer: &Value| answer["policy"] == text;
+    let is = |text: &'static str| move |answer: &PolicyText| answer.policy.as_deref() == Some(text);
     until(dir, is(CLOSED)).await;
 
     // Written in place.
@@ -356,10 +354,10 @@ async fn a_file_in_charge_is_followed_and_the_last_good_one_stays() {
     until(dir, is(third)).await;
     // Removed and created again.
     std::fs::remove_file(&path).unwrap();
-    until(dir, |answer| answer["problem"]["text"].is_string()).await;
+    until(dir, |answer| answer.problem.is_some()).await;
     std::fs::write(&path, CLOSED).unwrap();
-    let answer = until(dir, |answer| answer["problem"].is_null()).await;
-    assert_eq!(answer["policy"], CLOSED);
+    let answer = until(dir, |answer| answer.problem.is_none()).await;
+    assert_eq!(answer.policy.as_deref(), Some(CLOSED));
     // A link to elsewhere, whose target changes.
     std::fs::create_dir(dir.join("elsewhere")).unwrap();
     file(dir, "elsewhere/real", third);
@@ -371,9 +369,9 @@ async fn a_file_in_charge_is_followed_and_the_last_good_one_stays() {
 
     // Not valid: the last valid one stays, and the error is shown.
     std::fs::write(&path, "{\"acls\": [}").unwrap();
-    let answer = until(dir, |answer| answer["problem"]["text"].is_string()).await;
-    assert_eq!(answer["policy"], second);
-    let problem = answer["problem"]["text"].as_str().unwrap();
+    let answer = until(dir, |answer| answer.problem.is_some()).await;
+    assert_eq!(answer.policy.as_deref(), Some(second));
+    let problem = answer.problem.unwrap().text;
     assert!(problem.contains("acl.hujson:1:11"), "{problem}");
     let output = cli(dir, &["policy", "get"]).await;
     assert_eq!(String::from_utf8_lossy(&output.stdout), second);
@@ -397,7 +395,7 @@ async fn a_file_in_charge_is_followed_and_the_last_good_one_stays() {
     server.stop().await.unwrap();
     let server = start(&dir.join("state"), with_file()).await.unwrap();
     let answer = until(dir, is(second)).await;
-    assert!(answer["problem"]["text"].is_string());
+    assert!(answer.problem.is_some());
     server.stop().await.unwrap();
 }
 
@@ -421,11 +419,11 @@ async fn a_link_to_a_folder_that_is_exchanged_is_followed() {
     // More than once: what is watched changes with the link.
     for n in [1, 0, 1] {
         deploy(n);
-        until(dir, |answer| answer["policy"] == texts[n]).await;
+        until(dir, |answer| answer.policy.as_deref() == Some(texts[n])).await;
     }
     // And in the folder that it leads to now.
     file(dir, "app/releases/1/acl.hujson", CLOSED);
-    until(dir, |answer| answer["policy"] == CLOSED).await;
+    until(dir, |answer| answer.policy.as_deref() == Some(CLOSED)).await;
     server.stop().await.unwrap();
 }
 

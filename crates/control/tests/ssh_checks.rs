@@ -12,9 +12,9 @@ use futures_util::FutureExt as _;
 use http::{Method, StatusCode};
 use support::{Node, PATIENCE, admin, reusable, serve};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use warren_control::admin::Command;
 use warren_control::serve::Running;
 use warren_control::ssh_action;
+use warren_control_api::endpoints::ListSshChecks;
 use warren_control_core::Coordinator;
 use warren_control_types::SshAction;
 
@@ -204,8 +204,8 @@ async fn a_session_that_is_denied_or_has_lost_its_rule_ends() {
     let root = expand(&server, &template, "root");
     let parked = |held: SshAction| park(&db, &expand(&server, &held.hold_and_delegate, "root"));
     let first = parked(ask(&db, &root).await);
-    let checks = admin(dir, Command::SshChecksList).await.unwrap();
-    let id = checks[0]["id"].as_str().unwrap();
+    let checks = admin(dir, ListSshChecks {}).await.unwrap();
+    let id = &checks[0].id;
     let said = good(dir, &["ssh-checks", "deny", id]).await;
     assert_eq!(said, "the session from laptop to db is refused\n");
     let denied = tokio::time::timeout(PATIENCE, first)

@@ -1,17 +1,77 @@
-//! The administrator's interface: a Unix socket in the state folder.
+//! The handlers of the administration API.
 //!
-//! One request is one [`Command`] in JSON, posted to `/v1/command`; the answer
-//! is the data as JSON, or `{"error": "..."}`. Processes that may open the
-//! socket (mode 0600) act as the administrator; there is no further login.
+//! [`Administration`] carries out the requests of
+//! [`warren_control_api::endpoints`], one module per subject. Reads work on the state
+//! of one moment; a change is answered when it is on disk.
 
-mod command;
+mod auth_keys;
+mod nodes;
 mod policies;
-mod socket;
-mod views;
+mod server;
+mod ssh_checks;
+mod users;
 
-pub use command::Command;
-pub use policies::{PolicyView, WhichPolicy};
-pub use socket::{AdminSocket, AskError, ask, serve};
-pub use views::{
-    AuthKeyView, C2nView, CheckView, CreatedKeyView, HealthView, NodeView, UserView, WaitingView,
-};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use jiff::Timestamp;
+use warren_control_api::endpoints::administration_routes;
+use warren_control_api::{ApiError, ErrorCode, Reply};
+use warren_control_core::{AdminError, Coordinator};
+
+pub(crate) use ssh_checks::waiting_ssh_checks;
+
+use crate::c2n::C2nError;
+use crate::coordinator::CoordinatorHandle;
+use crate::store::StoreError;
+
+/// The administration of one coordinator.
+struct Administration {
+    coordinator: Arc<CoordinatorHandle>,
+}
+
+/// The router of the administration API, for the socket.
+pub fn router(coordinator: Arc<CoordinatorHandle>) -> Router {
+    administration_routes(Arc::new(Administration { coordinator })).into_router()
+}
+
+impl Administration {
+    /// Makes a change and waits until it is on disk.
+    async fn change<V>(
+        &self,
+        change: impl FnOnce(&mut Coordinator, Duration) -> Result<V, AdminError>,
+    ) -> Reply<V> {
+        let changed = self
+            .coordinator
+            .change_saved(|coordinator, _, wall| change(coordinator, wall))
+            .await?;
+        Ok(changed?)
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        Self::new(ErrorCode::Unavailable, error.to_string())
+    }
+}
+
+impl From<C2nError> for ApiError {
+    fn from(error: C2nError) -> Self {
+        let code = match error {
+            C2nError::Path(_) => ErrorCode::InvalidRequest,
+            C2nError::Silence(_) | C2nError::InvalidResponse { .. } => ErrorCode::Unavailable,
+            C2nError::Refused(error) => return error.into(),
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+/// The moment `wall` after the UNIX epoch, to the nanosecond: a key that is shown as
+/// expired must be refused too.
+fn moment(wall: Duration) -> Timestamp {
+    i128::try_from(wall.as_nanos())
+        .ok()
+        .and_then(|nanoseconds| Timestamp::from_nanosecond(nanoseconds).ok())
+        .unwrap_or(Timestamp::MAX)
+}

@@ -1,51 +1,23 @@
-//! The administrator's side of policies: get, set, test, diff, why, history.
+//! The access policy: get, set, test, compare, explain, versions.
 
-use std::sync::Arc;
+use warren_control_api::endpoints::{
+    ComparePolicies, ExplainPolicy, GetPolicy, ListPolicyVersions, PolicyProblem, PolicyReport,
+    PolicyText, PolicyVersionInfo, SetPolicy, SetPolicyResult, TestPolicy, TestPolicyResult,
+    WhichPolicy,
+};
+use warren_control_api::{ApiError, Caller, Handler, Reply};
+use warren_control_core::{AdminError, GivenPolicy, View};
+use warren_policy::explain::Question;
 
-use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
-use warren_control_core::{AdminError, GivenPolicy, Tailnet, View};
-use warren_policy::explain::{Diff, Question};
+use super::Administration;
 
-use super::command::Refusal;
-use crate::coordinator::CoordinatorHandle;
-
-/// The policy that a command refers to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum WhichPolicy {
-    /// The policy in force.
-    InForce,
-    /// A version of the history.
-    Version(i64),
-    /// A policy that comes with the command.
-    Given(GivenPolicy),
-}
-
-/// A version of the policy, as `policy history` shows it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PolicyView {
-    /// The number of the version.
-    pub version: i64,
-    /// When it came into force; `None` if it is older than the history.
-    pub at: Option<Timestamp>,
-    /// The administrator who set it.
-    pub by: String,
-    /// The name of its file.
-    pub file: String,
-    /// Bytes of its text; `None` for no policy, where every node may reach every node.
-    pub bytes: Option<usize>,
-    /// Whether it is in force.
-    pub in_force: bool,
-}
-
-fn chosen(c: &View, which: &WhichPolicy) -> Result<GivenPolicy, AdminError> {
+/// The text of the policy that a request refers to.
+fn resolve(state: &View, which: WhichPolicy) -> Result<GivenPolicy, AdminError> {
     match which {
-        WhichPolicy::InForce => Ok(c.policy_in_force()),
-        WhichPolicy::Given(given) => Ok(given.clone()),
+        WhichPolicy::InForce => Ok(state.policy_in_force()),
+        WhichPolicy::Given(given) => Ok(given),
         WhichPolicy::Version(number) => {
-            let version = c.policy_at(*number)?;
+            let version = state.policy_at(number)?;
             Ok(GivenPolicy {
                 file: version.file.clone(),
                 text: version.text.clone(),
@@ -54,158 +26,119 @@ fn chosen(c: &View, which: &WhichPolicy) -> Result<GivenPolicy, AdminError> {
     }
 }
 
-pub(super) fn get(
-    coordinator: &Arc<CoordinatorHandle>,
-    version: Option<i64>,
-) -> Result<Value, Refusal> {
-    let which = version.map_or(WhichPolicy::InForce, WhichPolicy::Version);
-    coordinator.read(|c| {
-        let given = chosen(c, &which)?;
-        let file = c.policy_file();
-        let problem = file.and_then(|file| file.problem.as_ref());
-        Ok(json!({
-            "policy": given.text,
-            "file": given.file,
-            "version": version.or(c.policy_version()),
-            "file_in_charge": file.map(|file| &file.path),
-            "problem": problem.map(|(since, text)| json!({ "since": since, "text": text })),
-        }))
-    })
+/// Runs `work` on a thread that may block. It compiles policies, which takes long in
+/// a large network, and works on copies, so that the coordinator is not locked.
+async fn compute<R: Send + 'static>(
+    work: impl FnOnce() -> Result<R, AdminError> + Send + 'static,
+) -> Reply<R> {
+    let done = tokio::task::spawn_blocking(work).await;
+    Ok(done.map_err(ApiError::internal)??)
 }
 
-/// Works on a copy of the users and nodes, without holding the coordinator's lock.
-async fn on_copy<R: Send + 'static>(
-    coordinator: &Arc<CoordinatorHandle>,
-    policies: &[&WhichPolicy],
-    work: impl FnOnce(&Tailnet, &[GivenPolicy]) -> Result<R, AdminError> + Send + 'static,
-) -> Result<R, Refusal> {
-    let (tailnet, given) = coordinator.read(|c| {
-        let given: Result<Vec<GivenPolicy>, AdminError> =
-            policies.iter().map(|which| chosen(c, which)).collect();
-        given.map(|given| (c.tailnet(), given))
-    })?;
-    let done = tokio::task::spawn_blocking(move || work(&tailnet, &given)).await;
-    let done = done.map_err(|error| Refusal(error.to_string()))?;
-    Ok(done?)
-}
-
-pub(super) async fn set(
-    coordinator: &Arc<CoordinatorHandle>,
-    caller: &str,
-    which: &WhichPolicy,
-    dry_run: bool,
-    base: Option<i64>,
-) -> Result<Value, Refusal> {
-    // Tests and difference come before anything changes.
-    let (given, before) = coordinator.read(|c| {
-        if let Some(file) = c.policy_file() {
-            return Err(AdminError::PolicyFileInCharge(file.path.clone()));
-        }
-        Ok((chosen(c, which)?, c.policy_version()))
-    })?;
-    let allow_all = given.text.is_none();
-    let which = [&WhichPolicy::InForce, &WhichPolicy::Given(given)];
-    let (tried, diff) = on_copy(coordinator, &which, |tailnet, policies| {
-        let [old, new] = policies else {
-            return Ok((None, Diff::default()));
-        };
-        Ok((Some(tailnet.try_policy(new)?), tailnet.diff(old, new)?))
-    })
-    .await?;
-    let tried = tried.ok_or_else(|| Refusal("no policy to set".to_owned()))?;
-    let tests = tried.assertions();
-    let version = if dry_run {
-        None
-    } else {
-        let taken = coordinator
-            .change_saved(|c, _, wall| c.take_policy(wall, caller, tried, base.or(before)))
-            .await
-            .map_err(|error| Refusal(error.to_string()))?;
-        Some(taken?)
-    };
-    Ok(json!({
-        "ok": true,
-        "allow_all": allow_all,
-        "dry_run": dry_run,
-        "before": before,
-        "version": version,
-        "tests": tests,
-        "diff": diff.json(),
-        "text": diff.text(),
-    }))
-}
-
-pub(super) async fn test(
-    coordinator: &Arc<CoordinatorHandle>,
-    which: &WhichPolicy,
-) -> Result<Value, Refusal> {
-    let run = |tailnet: &Tailnet, policies: &[GivenPolicy]| {
-        let tried = policies.iter().map(|given| tailnet.try_policy(given));
-        tried.map(|tried| Ok(tried?.assertions())).sum()
-    };
-    let tests: usize = on_copy(coordinator, &[which], run).await?;
-    Ok(json!({ "ok": true, "tests": tests }))
-}
-
-pub(super) async fn diff(
-    coordinator: &Arc<CoordinatorHandle>,
-    old: &WhichPolicy,
-    new: &WhichPolicy,
-) -> Result<Value, Refusal> {
-    let diff = on_copy(
-        coordinator,
-        &[old, new],
-        |tailnet, policies| match policies {
-            [old, new] => tailnet.diff(old, new),
-            _ => Ok(Diff::default()),
-        },
-    )
-    .await?;
-    Ok(with_text(diff.json(), diff.text()))
-}
-
-pub(super) async fn why(
-    coordinator: &Arc<CoordinatorHandle>,
-    which: &WhichPolicy,
-    source: &str,
-    destination: &str,
-    protocol: Option<&str>,
-) -> Result<Value, Refusal> {
-    let question = Question::parse(source, destination, protocol).map_err(AdminError::from)?;
-    let answers = on_copy(coordinator, &[which], move |tailnet, policies| {
-        policies
-            .iter()
-            .map(|given| tailnet.why(given, &question))
-            .collect::<Result<Vec<_>, _>>()
-    })
-    .await?;
-    let mut answers = answers.into_iter();
-    let why = answers
-        .next()
-        .ok_or_else(|| Refusal("no policy to ask".to_owned()))?;
-    Ok(with_text(why.json(), why.text()))
-}
-
-pub(super) fn history(coordinator: &Arc<CoordinatorHandle>) -> Result<Value, Refusal> {
-    let views: Vec<PolicyView> = coordinator.read(|c| {
-        c.policy_versions()
-            .map(|version| PolicyView {
-                version: version.version,
-                at: version.at,
-                by: version.by.clone(),
-                file: version.file.clone(),
-                bytes: version.text.as_ref().map(String::len),
-                in_force: c.policy_version() == Some(version.version),
-            })
-            .collect()
-    });
-    serde_json::to_value(views).map_err(|error| Refusal(error.to_string()))
-}
-
-/// The answer for programs, and beside it the one for people.
-pub(crate) fn with_text(mut answer: Value, text: String) -> Value {
-    if let Some(members) = answer.as_object_mut() {
-        members.insert("text".to_owned(), text.into());
+impl Handler<GetPolicy> for Administration {
+    async fn handle(&self, _: &Caller, request: GetPolicy) -> Reply<PolicyText> {
+        let which = request
+            .version
+            .map_or(WhichPolicy::InForce, WhichPolicy::Version);
+        let state = self.coordinator.view();
+        let given = resolve(&state, which)?;
+        let file = state.policy_file();
+        let problem = file.and_then(|file| file.problem.clone());
+        Ok(PolicyText {
+            policy: given.text,
+            file: given.file,
+            version: request.version.or(state.policy_version()),
+            file_in_charge: file.map(|file| file.path.clone()),
+            problem: problem.map(|(since, text)| PolicyProblem { since, text }),
+        })
     }
-    answer
+}
+
+impl Handler<SetPolicy> for Administration {
+    async fn handle(&self, caller: &Caller, request: SetPolicy) -> Reply<SetPolicyResult> {
+        let state = self.coordinator.view();
+        if let Some(file) = state.policy_file() {
+            return Err(AdminError::PolicyFileInCharge(file.path.clone()).into());
+        }
+        let new = resolve(&state, request.policy)?;
+        let allow_all = new.text.is_none();
+        let before = state.policy_version();
+        // Tests and difference come before anything changes.
+        let (old, tailnet) = (state.policy_in_force(), state.tailnet());
+        let (tried, diff) =
+            compute(move || Ok((tailnet.try_policy(&new)?, tailnet.diff(&old, &new)?))).await?;
+        let tests = tried.assertions();
+        let version = if request.dry_run {
+            None
+        } else {
+            let (by, base) = (caller.to_string(), request.base.or(before));
+            Some(
+                self.change(|c, wall| c.take_policy(wall, &by, tried, base))
+                    .await?,
+            )
+        };
+        Ok(SetPolicyResult {
+            allow_all,
+            dry_run: request.dry_run,
+            before,
+            version,
+            tests,
+            diff: diff.json(),
+            text: diff.text(),
+        })
+    }
+}
+
+impl Handler<TestPolicy> for Administration {
+    async fn handle(&self, _: &Caller, request: TestPolicy) -> Reply<TestPolicyResult> {
+        let state = self.coordinator.view();
+        let (given, tailnet) = (resolve(&state, request.policy)?, state.tailnet());
+        let tried = compute(move || tailnet.try_policy(&given)).await?;
+        Ok(TestPolicyResult {
+            tests: tried.assertions(),
+        })
+    }
+}
+
+impl Handler<ComparePolicies> for Administration {
+    async fn handle(&self, _: &Caller, request: ComparePolicies) -> Reply<PolicyReport> {
+        let state = self.coordinator.view();
+        let (old, new) = (resolve(&state, request.old)?, resolve(&state, request.new)?);
+        let tailnet = state.tailnet();
+        let diff = compute(move || tailnet.diff(&old, &new)).await?;
+        Ok(PolicyReport {
+            report: diff.json(),
+            text: diff.text(),
+        })
+    }
+}
+
+impl Handler<ExplainPolicy> for Administration {
+    async fn handle(&self, _: &Caller, request: ExplainPolicy) -> Reply<PolicyReport> {
+        let (source, destination) = (&request.source, &request.destination);
+        let question = Question::parse(source, destination, request.protocol.as_deref())
+            .map_err(AdminError::from)?;
+        let state = self.coordinator.view();
+        let (given, tailnet) = (resolve(&state, request.policy)?, state.tailnet());
+        let why = compute(move || tailnet.why(&given, &question)).await?;
+        Ok(PolicyReport {
+            report: why.json(),
+            text: why.text(),
+        })
+    }
+}
+
+impl Handler<ListPolicyVersions> for Administration {
+    async fn handle(&self, _: &Caller, _: ListPolicyVersions) -> Reply<Vec<PolicyVersionInfo>> {
+        let state = self.coordinator.view();
+        let versions = state.policy_versions().map(|version| PolicyVersionInfo {
+            version: version.version,
+            at: version.at,
+            by: version.by.clone(),
+            file: version.file.clone(),
+            bytes: version.text.as_ref().map(String::len),
+            in_force: state.policy_version() == Some(version.version),
+        });
+        Ok(versions.collect())
+    }
 }

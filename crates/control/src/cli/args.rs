@@ -23,7 +23,7 @@ pub struct Cli {
         long,
         global = true,
         env = "WARREN_CONTROL_STATE_DIR",
-        default_value = crate::output::DEFAULT_STATE_DIR,
+        default_value = crate::terminal::DEFAULT_STATE_DIR,
         value_name = "DIR"
     )]
     pub state_dir: PathBuf,

@@ -1,62 +1,48 @@
-//! `warren-control policy`: what is done here, and what the server is asked.
+//! `warren-control policy`: checks and comparisons of files here, and calls of the
+//! server.
 
 use std::io::{BufRead as _, IsTerminal as _, Read as _, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
+use warren_control_api::endpoints::{
+    ComparePolicies, ExplainPolicy, GetPolicy, ListPolicyVersions, PolicyReport, PolicyVersionInfo,
+    SetPolicy, SetPolicyResult, TestPolicy, WhichPolicy,
+};
 use warren_control_core::{GivenPolicy, diff_of_files};
 
-use crate::admin::{self, Command, WhichPolicy};
-use crate::args::Policy;
+use super::args::Policy;
+use super::session::Session;
 use crate::failure::{Failure, print};
-use crate::output::{self, Hints};
+use crate::terminal::{relative, table};
 
 /// Runs a `policy` command.
 ///
 /// # Errors
 /// It failed; the text says why.
-pub async fn run(state_dir: &Path, as_json: bool, command: Policy) -> Result<(), Failure> {
-    let session = Session {
-        state_dir,
-        as_json,
-        hints: Hints::new(state_dir),
-    };
+pub(super) async fn run(session: &Session, command: Policy) -> Result<(), Failure> {
     match command {
-        Policy::Check { file } => {
-            let given = session.read(&file)?;
-            let tests = session.parse(&given)?.count_tests();
-            let text = match tests {
-                0 => "the policy is good\n".to_owned(),
-                n => {
-                    let run = session
-                        .hints
-                        .complete(&format!("warren-control policy test {}", file.display()));
-                    format!("the policy is good; its {n} tests need users and nodes: {run}\n")
-                }
-            };
-            session.show(&json!({ "ok": true, "tests": tests }), &text);
-        }
+        Policy::Check { file } => check(session, &file)?,
         Policy::Diff {
             file,
             new: Some(new),
-        } => {
-            let (old, new) = (session.read(&file)?, session.read(&new)?);
-            session.parse(&old)?;
-            session.parse(&new)?;
-            let diff = diff_of_files(&old, &new)?;
-            session.show(&diff.json(), &diff.text());
-        }
+        } => compare_files(session, &file, &new)?,
         Policy::Diff { file, new: None } => {
-            let new = session.given(&file)?;
             let old = WhichPolicy::InForce;
-            session.ask(Command::PolicyDiff { old, new }).await?;
+            let new = given(session, &file)?;
+            let report = session.call(&ComparePolicies { old, new }).await?;
+            show_report(session, &report);
         }
         Policy::Test { file } => {
-            let policy = match file {
-                Some(file) => session.given(&file)?,
-                None => WhichPolicy::InForce,
+            let policy = given_or_in_force(session, file)?;
+            let tests = session.call(&TestPolicy { policy }).await?.tests;
+            let text = match tests {
+                0 => "the policy has no tests\n".to_owned(),
+                1 => "1 test holds\n".to_owned(),
+                n => format!("{n} tests hold\n"),
             };
-            session.ask(Command::PolicyTest { policy }).await?;
+            session.show(&json!({ "ok": true, "tests": tests }), &text);
         }
         Policy::Why {
             source,
@@ -64,42 +50,19 @@ pub async fn run(state_dir: &Path, as_json: bool, command: Policy) -> Result<(),
             protocol,
             file,
         } => {
-            let policy = match file {
-                Some(file) => session.given(&file)?,
-                None => WhichPolicy::InForce,
-            };
-            let command = Command::PolicyWhy {
-                policy,
+            let request = ExplainPolicy {
+                policy: given_or_in_force(session, file)?,
                 source,
                 destination,
                 protocol,
             };
-            session.ask(command).await?;
+            show_report(session, &session.call(&request).await?);
         }
-        Policy::Get { version } => {
-            let answer = session.put(&Command::PolicyGet { version }).await?;
-            if as_json {
-                session.show(&answer, "");
-                return Ok(());
-            }
-            match answer["policy"].as_str() {
-                // A policy is shown as it is.
-                Some(text) => print(text.to_owned()),
-                None => print(session.hints.complete(
-                    "no policy: every node may reach every node\nset one: warren-control policy set FILE\n",
-                )),
-            }
-            if version.is_none()
-                && let Some(problem) = answer["problem"]["text"].as_str()
-            {
-                // Not among the text, which may go into a file.
-                let since = answer["problem"]["since"].as_str().unwrap_or_default();
-                eprintln!(
-                    "warren-control: this is the last good policy; since {since} its file is no good:\n{problem}"
-                );
-            }
+        Policy::Get { version } => get(session, version).await?,
+        Policy::History => {
+            let request = ListPolicyVersions {};
+            session.ask(&request, |all, now| history(all, now)).await?;
         }
-        Policy::History => session.ask(Command::PolicyHistory).await?,
         Policy::Set {
             file,
             version,
@@ -108,141 +71,245 @@ pub async fn run(state_dir: &Path, as_json: bool, command: Policy) -> Result<(),
             ..
         } => {
             let policy = match (file, version) {
-                (Some(file), _) => session.given(&file)?,
+                (Some(file), _) => given(session, &file)?,
                 (None, Some(version)) => WhichPolicy::Version(version),
                 (None, None) => WhichPolicy::Given(GivenPolicy {
                     file: "policy".to_owned(),
                     text: None,
                 }),
             };
-            session.set(policy, dry_run, yes).await?;
+            set(session, policy, dry_run, yes).await?;
         }
     }
     Ok(())
 }
 
-struct Session<'a> {
-    state_dir: &'a Path,
-    as_json: bool,
-    hints: Hints,
+/// Reads a file as it is; "-" is the input.
+fn read(session: &Session, file: &Path) -> Result<GivenPolicy, Failure> {
+    let name = match file.to_str() {
+        Some("-") => "<stdin>".to_owned(),
+        _ => file.display().to_string(),
+    };
+    let mut bytes = Vec::new();
+    let read = if name == "<stdin>" {
+        std::io::stdin().read_to_end(&mut bytes).map(drop)
+    } else {
+        std::fs::read(file).map(|read| bytes = read)
+    };
+    read.map_err(|error| Failure::Failed(format!("cannot read {name}: {error}")))?;
+    let text = match String::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(error) => {
+            let context = warren_policy::Context::default();
+            let found = warren_policy::Policy::parse_bytes(error.as_bytes(), &context);
+            let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
+            return Err(invalid(
+                session,
+                &name,
+                &text,
+                &found.err().unwrap_or_default(),
+            ));
+        }
+    };
+    Ok(GivenPolicy {
+        file: name,
+        text: Some(text),
+    })
 }
 
-impl Session<'_> {
-    /// Reads a file as it is; "-" is the input.
-    fn read(&self, file: &Path) -> Result<GivenPolicy, Failure> {
-        let name = match file.to_str() {
-            Some("-") => "<stdin>".to_owned(),
-            _ => file.display().to_string(),
-        };
-        let mut bytes = Vec::new();
-        let read = if name == "<stdin>" {
-            std::io::stdin().read_to_end(&mut bytes).map(drop)
-        } else {
-            std::fs::read(file).map(|read| bytes = read)
-        };
-        read.map_err(|error| Failure::Failed(format!("cannot read {name}: {error}")))?;
-        let text = match String::from_utf8(bytes) {
-            Ok(text) => text,
-            Err(error) => {
-                let context = warren_policy::Context::default();
-                let found = warren_policy::Policy::parse_bytes(error.as_bytes(), &context);
-                let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
-                return Err(self.wrong(&name, &text, &found.err().unwrap_or_default()));
-            }
-        };
-        Ok(GivenPolicy {
-            file: name,
-            text: Some(text),
-        })
-    }
+/// Reports errors in a text locally, before a request to the server.
+fn parse(session: &Session, given: &GivenPolicy) -> Result<warren_policy::Policy, Failure> {
+    let text = given.text.as_deref().unwrap_or_default();
+    warren_policy::Policy::parse(text).map_err(|found| invalid(session, &given.file, text, &found))
+}
 
-    /// Reports errors in a text locally, before a request to the server.
-    fn parse(&self, given: &GivenPolicy) -> Result<warren_policy::Policy, Failure> {
-        let text = given.text.as_deref().unwrap_or_default();
-        warren_policy::Policy::parse(text).map_err(|found| self.wrong(&given.file, text, &found))
-    }
+/// A file without errors.
+fn given(session: &Session, file: &Path) -> Result<WhichPolicy, Failure> {
+    let given = read(session, file)?;
+    parse(session, &given)?;
+    Ok(WhichPolicy::Given(given))
+}
 
-    fn given(&self, file: &Path) -> Result<WhichPolicy, Failure> {
-        let given = self.read(file)?;
-        self.parse(&given)?;
-        Ok(WhichPolicy::Given(given))
+fn given_or_in_force(session: &Session, file: Option<PathBuf>) -> Result<WhichPolicy, Failure> {
+    match file {
+        Some(file) => given(session, &file),
+        None => Ok(WhichPolicy::InForce),
     }
+}
 
-    fn wrong(&self, file: &str, text: &str, found: &[warren_policy::Diagnostic]) -> Failure {
-        if self.as_json {
-            let errors: Vec<Value> = found
-                .iter()
-                .map(warren_policy::Diagnostic::to_json)
-                .collect();
-            self.show(&json!({ "ok": false, "file": file, "errors": errors }), "");
-        }
-        let shown: Vec<String> = found.iter().map(|one| one.render(file, text)).collect();
-        let count = match found.len() {
-            1 => "1 error".to_owned(),
-            n => format!("{n} errors"),
-        };
-        Failure::Failed(format!("{file}: {count}\n{}", shown.join("\n").trim_end()))
+/// The failure of a file with errors. As JSON, they are also printed.
+fn invalid(
+    session: &Session,
+    file: &str,
+    text: &str,
+    found: &[warren_policy::Diagnostic],
+) -> Failure {
+    if session.prints_json() {
+        let errors: Vec<Value> = found
+            .iter()
+            .map(warren_policy::Diagnostic::to_json)
+            .collect();
+        session.show(&json!({ "ok": false, "file": file, "errors": errors }), "");
     }
+    let shown: Vec<String> = found.iter().map(|one| one.render(file, text)).collect();
+    let count = match found.len() {
+        1 => "1 error".to_owned(),
+        n => format!("{n} errors"),
+    };
+    Failure::Failed(format!("{file}: {count}\n{}", shown.join("\n").trim_end()))
+}
 
-    fn show(&self, answer: &Value, text: &str) {
-        if self.as_json {
-            print(format!("{answer:#}\n"));
-        } else {
-            print(text.to_owned());
-        }
+fn check(session: &Session, file: &Path) -> Result<(), Failure> {
+    let given = read(session, file)?;
+    let tests = parse(session, &given)?.count_tests();
+    let text = match tests {
+        0 => "the policy is good\n".to_owned(),
+        n => format!(
+            "the policy is good; its {n} tests need users and nodes: warren-control policy test {}\n",
+            file.display()
+        ),
+    };
+    session.show(&json!({ "ok": true, "tests": tests }), &text);
+    Ok(())
+}
+
+fn compare_files(session: &Session, old: &Path, new: &Path) -> Result<(), Failure> {
+    let (old, new) = (read(session, old)?, read(session, new)?);
+    parse(session, &old)?;
+    parse(session, &new)?;
+    let diff = diff_of_files(&old, &new)?;
+    session.show(&diff.json(), &diff.text());
+    Ok(())
+}
+
+fn show_report(session: &Session, report: &PolicyReport) {
+    session.show(&report.report, &report.text);
+}
+
+async fn get(session: &Session, version: Option<i64>) -> Result<(), Failure> {
+    let answer = session.call(&GetPolicy { version }).await?;
+    if session.prints_json() {
+        session.show(&serde_json::to_value(&answer)?, "");
+        return Ok(());
     }
-
-    async fn put(&self, command: &Command) -> Result<Value, Failure> {
-        let answer = admin::ask(self.state_dir, command).await;
-        answer.map_err(|error| Failure::Failed(self.hints.complete(&error.to_string())))
+    match answer.policy {
+        // A policy is shown as it is.
+        Some(text) => print(text),
+        None => print(session.complete(
+            "no policy: every node may reach every node\nset one: warren-control policy set FILE\n",
+        )),
     }
-
-    /// Puts a command and shows the answer.
-    async fn ask(&self, command: Command) -> Result<(), Failure> {
-        let mut answer = self.put(&command).await?;
-        let text = output::render(&command, &answer, jiff::Timestamp::now())?;
-        // The text for people is no part of the answer for programs.
-        if let Some(members) = answer.as_object_mut() {
-            members.remove("text");
-        }
-        self.show(&answer, &self.hints.complete(&text));
-        Ok(())
+    if version.is_none()
+        && let Some(problem) = answer.problem
+    {
+        // Not among the text, which may go into a file.
+        eprintln!(
+            "warren-control: this is the last good policy; since {} its file is not valid:\n{}",
+            problem.since, problem.text
+        );
     }
+    Ok(())
+}
 
-    async fn set(&self, policy: WhichPolicy, dry_run: bool, yes: bool) -> Result<(), Failure> {
-        let asks =
-            !self.as_json && std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
-        let mut base = None;
-        if asks && !yes && !dry_run {
-            let command = Command::PolicySet {
-                policy: policy.clone(),
-                dry_run: true,
-                base,
-            };
-            let answer = self.put(&command).await?;
-            print(answer["text"].as_str().unwrap_or_default().to_owned());
-            let _ = write!(std::io::stderr(), "use this policy from now on? [y/N] ");
-            let mut line = String::new();
-            let _ = std::io::stdin().lock().read_line(&mut line);
-            if !matches!(line.trim().to_ascii_lowercase().as_str(), "y" | "yes") {
-                return Err(Failure::Failed("nothing was changed".to_owned()));
-            }
-            // The change applies to the version that was shown.
-            base = answer["before"].as_i64();
-            let command = Command::PolicySet {
-                policy,
-                dry_run: false,
-                base,
-            };
-            let answer = self.put(&command).await?;
-            print(self.hints.complete(&output::policy_set(&answer)));
-            return Ok(());
-        }
-        let command = Command::PolicySet {
+async fn set(
+    session: &Session,
+    policy: WhichPolicy,
+    dry_run: bool,
+    yes: bool,
+) -> Result<(), Failure> {
+    let asks =
+        !session.prints_json() && std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
+    if !asks || yes || dry_run {
+        let request = SetPolicy {
             policy,
             dry_run,
-            base,
+            base: None,
         };
-        self.ask(command).await
+        let result = session.call(&request).await?;
+        let text = format!("{}{}", result.text, set_result(&result));
+        session.show(&set_json(&result), &text);
+        return Ok(());
     }
+    let try_out = SetPolicy {
+        policy: policy.clone(),
+        dry_run: true,
+        base: None,
+    };
+    let tried = session.call(&try_out).await?;
+    print(tried.text);
+    let _ = write!(std::io::stderr(), "use this policy from now on? [y/N] ");
+    let mut line = String::new();
+    let _ = std::io::stdin().lock().read_line(&mut line);
+    if !matches!(line.trim().to_ascii_lowercase().as_str(), "y" | "yes") {
+        return Err(Failure::Failed("nothing was changed".to_owned()));
+    }
+    let request = SetPolicy {
+        policy,
+        dry_run: false,
+        // The change applies to the version that was shown.
+        base: tried.before,
+    };
+    let result = session.call(&request).await?;
+    print(session.complete(&set_result(&result)));
+    Ok(())
+}
+
+/// The result of `policy set` for programs.
+fn set_json(result: &SetPolicyResult) -> Value {
+    json!({
+        "ok": true,
+        "allow_all": result.allow_all,
+        "dry_run": result.dry_run,
+        "before": result.before,
+        "version": result.version,
+        "tests": result.tests,
+        "diff": result.diff,
+    })
+}
+
+/// The result of `policy set` for people.
+fn set_result(result: &SetPolicyResult) -> String {
+    let version = result.version.unwrap_or_default();
+    match (result.dry_run, result.allow_all) {
+        (true, _) => "dry run: nothing was changed\n".to_owned(),
+        (false, true) => {
+            format!("no policy from now on: every node may reach every node (version {version})\n")
+        }
+        (false, false) => {
+            let back = match result.before {
+                Some(before) => {
+                    format!("; back with: warren-control policy set --version {before}")
+                }
+                None => String::new(),
+            };
+            format!("policy set: version {version}{back}\n")
+        }
+    }
+}
+
+fn history(versions: &[PolicyVersionInfo], now: Timestamp) -> String {
+    if versions.is_empty() {
+        return "no policy was set yet; set one: warren-control policy set FILE\n".to_owned();
+    }
+    let rows: Vec<_> = versions
+        .iter()
+        .rev()
+        .map(|version| {
+            vec![
+                version.version.to_string(),
+                version
+                    .at
+                    .map_or_else(|| "-".to_owned(), |at| relative(at, now)),
+                version.by.clone(),
+                match version.bytes {
+                    Some(bytes) => format!("{} ({bytes} bytes)", version.file),
+                    None => "no policy: allow all".to_owned(),
+                },
+                if version.in_force { "in force" } else { "" }.to_owned(),
+            ]
+        })
+        .collect();
+    let mut out = table(&["VERSION", "SET", "BY", "POLICY", ""], &rows);
+    out.push_str("see one: warren-control policy get --version N; back to one: warren-control policy set --version N\n");
+    out
 }

@@ -20,8 +20,8 @@ use warren_keys::{MachinePublic, NodePublic};
 
 use super::{CoordinatorHandle, Registration};
 use crate::clock::wall_clock;
-use crate::output::Hints;
 use crate::store::{Disk, MemoryStore, WriteQueue};
+use crate::terminal::Hints;
 
 fn handle() -> (Arc<CoordinatorHandle>, Disk) {
     let coordinator = Coordinator::new(

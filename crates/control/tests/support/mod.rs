@@ -6,10 +6,10 @@
 use std::path::Path;
 use std::time::Duration;
 
-use serde_json::Value;
-use warren_control::admin::{self, Command};
-use warren_control::args::{Serve, StunListen};
+use warren_control::cli::args::{Serve, StunListen};
 use warren_control::serve::{Running, defaults, start};
+use warren_control_api::endpoints::CreateAuthKey;
+use warren_control_api::{Client, Endpoint};
 use warren_control_types::{
     CapabilityVersion, DerpMap, Hostinfo, MapRequest, MapResponse, Netmap, RegisterAuth,
     RegisterRequest, RegisterResponse,
@@ -39,11 +39,11 @@ pub async fn serve(dir: &Path) -> Running {
     start(&dir.join("state"), options(dir)).await.unwrap()
 }
 
-/// Does as the administrator's command line does.
-pub async fn admin(dir: &Path, command: Command) -> Result<Value, String> {
-    admin::ask(&dir.join("state"), &command)
-        .await
-        .map_err(|error| error.to_string())
+/// Calls the administration API of the server of `dir`.
+pub async fn admin<E: Endpoint>(dir: &Path, request: E) -> Result<E::Answer, String> {
+    let client = Client::new(dir.join("state"));
+    let answer = client.call(&request).await;
+    answer.map_err(|error| error.to_string())
 }
 
 /// A reusable key of the user `default`.
@@ -53,17 +53,13 @@ pub async fn reusable(dir: &Path) -> String {
 
 /// A key of the user `default`.
 pub async fn key(dir: &Path, reusable: bool) -> String {
-    let command = Command::PreauthkeysCreate {
+    let request = CreateAuthKey {
         user: Some("default".into()),
         reusable,
-        ephemeral: false,
-        tags: [].into(),
-        lifetime: 3600,
+        lifetime_seconds: Some(3600),
+        ..CreateAuthKey::default()
     };
-    admin(dir, command).await.unwrap()["key"]
-        .as_str()
-        .unwrap()
-        .to_owned()
+    admin(dir, request).await.unwrap().key
 }
 
 /// A node, as the coordination server sees it.

@@ -1,0 +1,46 @@
+//! The health of the server, and requests to connected nodes.
+
+use http::Method;
+use warren_control_api::endpoints::{C2nResponse, GetHealth, HealthInfo, SendC2n};
+use warren_control_api::{Caller, Handler, Reply};
+
+use super::Administration;
+use crate::c2n;
+
+impl Handler<GetHealth> for Administration {
+    async fn handle(&self, _: &Caller, _: GetHealth) -> Reply<HealthInfo> {
+        let database = self.coordinator.is_healthy();
+        let waiting = self.coordinator.inspect(|c| c.pending().len());
+        Ok(self.coordinator.read(|c| HealthInfo {
+            status: if database { "pass" } else { "fail" }.to_owned(),
+            database,
+            server_url: c.config().server_url.clone(),
+            base_domain: c.config().base_domain.clone(),
+            allow_all: c.is_without_policy(),
+            policy_file: c.policy_file().map(|file| file.path.clone()),
+            policy_problem: c
+                .policy_file()
+                .and_then(|file| file.problem.as_ref())
+                .map(|(since, why)| format!("since {since:.0}: {why}")),
+            users: c.users().count(),
+            nodes: c.node_count(),
+            online: c.nodes().filter(|node| c.is_online(node.id)).count(),
+            waiting,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }))
+    }
+}
+
+impl Handler<SendC2n> for Administration {
+    async fn handle(&self, _: &Caller, request: SendC2n) -> Reply<C2nResponse> {
+        let method = match request.data {
+            Some(_) => Method::POST,
+            None => Method::GET,
+        };
+        let body = request.data.unwrap_or_default();
+        let payload = c2n::request(&method, &request.path, body.as_bytes())?;
+        let (status, body) = self.coordinator.ask(&request.node, payload).await?;
+        let body = String::from_utf8_lossy(&body).into_owned();
+        Ok(C2nResponse { status, body })
+    }
+}

@@ -1,0 +1,233 @@
+//! `warren-control nodes`.
+
+use ipnet::IpNet;
+use jiff::Timestamp;
+use warren_control_api::endpoints::{
+    ApproveNode, ApproveRoutes, DeleteNode, ExpireNode, GetNode, ListNodes, ListPendingNodes,
+    ListRoutes, NodeInfo, PendingNodeInfo, RenameNode, TagNode,
+};
+
+use super::args::{self, Nodes};
+use super::id_in;
+use super::session::Session;
+use crate::failure::Failure;
+use crate::terminal::{printable, relative, table};
+
+/// Runs a `nodes` command.
+pub(super) async fn run(session: &Session, command: Nodes) -> Result<(), Failure> {
+    match command {
+        Nodes::List { user } => {
+            let request = ListNodes { user };
+            session.ask(&request, |nodes, now| list(nodes, now)).await?;
+        }
+        Nodes::Show { node } => {
+            session.ask(&GetNode { node }, details).await?;
+        }
+        Nodes::Rename { node, name } => {
+            let request = RenameNode {
+                node,
+                new_name: name,
+            };
+            let text = |node: &NodeInfo, _| format!("the node is now {}\n", node.given_name);
+            session.ask(&request, text).await?;
+        }
+        Nodes::Expire { node } => {
+            let text = |node: &NodeInfo, _| format!("{} has to log in again\n", node.given_name);
+            session.ask(&ExpireNode { node }, text).await?;
+        }
+        Nodes::Delete { node } => {
+            let text = |node: &NodeInfo, _| format!("{} deleted\n", node.given_name);
+            session.ask(&DeleteNode { node }, text).await?;
+        }
+        Nodes::Waiting => {
+            let request = ListPendingNodes {};
+            session.ask(&request, |all, now| pending(all, now)).await?;
+        }
+        Nodes::Approve {
+            id,
+            key,
+            user,
+            tags,
+        } => {
+            let request = ApproveNode {
+                id: id_in(&id.or(key).unwrap_or_default()),
+                user,
+                tags: args::set(tags, Vec::new()),
+            };
+            session.ask(&request, |node, _| joined(node)).await?;
+        }
+        Nodes::Routes { node } => {
+            session
+                .ask(&ListRoutes { node }, |nodes, _| routes(nodes))
+                .await?;
+        }
+        Nodes::ApproveRoutes {
+            node,
+            routes: flags,
+            more,
+        } => {
+            let routes_given = args::set(flags, more);
+            let parsed: Result<Vec<IpNet>, Failure> =
+                routes_given.iter().map(|text| route(text)).collect();
+            let request = ApproveRoutes {
+                node,
+                routes: parsed?,
+            };
+            let text = |node: &NodeInfo, _| routes(std::slice::from_ref(node));
+            session.ask(&request, text).await?;
+        }
+        Nodes::Tag { node, tags, more } => {
+            let request = TagNode {
+                node,
+                tags: args::set(tags, more),
+            };
+            session.ask(&request, |node, _| tagged(node)).await?;
+        }
+    }
+    Ok(())
+}
+
+fn route(text: &str) -> Result<IpNet, Failure> {
+    text.parse().map_err(|_| {
+        Failure::Failed(format!(
+            "\"{text}\" is not a valid route; write it as 10.1.0.0/16"
+        ))
+    })
+}
+
+fn owner(node: &NodeInfo) -> String {
+    if node.tags.is_empty() {
+        node.user.clone().unwrap_or_default()
+    } else {
+        node.tags.join(",")
+    }
+}
+
+fn state(node: &NodeInfo, now: Timestamp) -> String {
+    match (node.expired, node.online, node.last_seen) {
+        (true, _, _) => "expired".to_owned(),
+        (false, true, _) => "online".to_owned(),
+        (false, false, Some(seen)) => format!("offline, seen {}", relative(seen, now)),
+        (false, false, None) => "offline".to_owned(),
+    }
+}
+
+fn key_expiry(node: &NodeInfo, now: Timestamp) -> String {
+    node.expiry
+        .map_or_else(|| "never".to_owned(), |at| relative(at, now))
+}
+
+fn list(nodes: &[NodeInfo], now: Timestamp) -> String {
+    if nodes.is_empty() {
+        return "no nodes yet; add one with a key from: warren-control preauthkeys create --user NAME\n"
+            .to_owned();
+    }
+    let rows: Vec<_> = nodes
+        .iter()
+        .map(|node| {
+            vec![
+                node.id.to_string(),
+                node.given_name.clone(),
+                owner(node),
+                node.ip_addresses.first().cloned().unwrap_or_default(),
+                node.os.clone(),
+                state(node, now),
+                key_expiry(node, now),
+            ]
+        })
+        .collect();
+    let heading = [
+        "ID",
+        "NAME",
+        "OWNER",
+        "ADDRESS",
+        "OS",
+        "STATE",
+        "KEY EXPIRES",
+    ];
+    table(&heading, &rows)
+}
+
+fn details(node: &NodeInfo, now: Timestamp) -> String {
+    let list = |items: &[String]| {
+        if items.is_empty() {
+            "-".to_owned()
+        } else {
+            items.join(", ")
+        }
+    };
+    format!(
+        "{} (id {})\n  name        {}\n  host name   {}\n  owner       {}\n  addresses   {}\n  state       {}\n  \
+         joined      {}{}\n  key expires {}\n  system      {} {}\n  endpoints   {}\n  home relay  {}\n  routes      {}\n  \
+         node key    {}\n  machine key {}\n",
+        node.given_name,
+        node.id,
+        node.fqdn,
+        printable(&node.name),
+        owner(node),
+        node.ip_addresses.join(", "),
+        state(node, now),
+        relative(node.created_at, now),
+        if node.ephemeral { ", ephemeral" } else { "" },
+        key_expiry(node, now),
+        printable(&node.os),
+        printable(&node.version),
+        list(&node.endpoints),
+        node.home_relay
+            .map_or_else(|| "-".to_owned(), |region| region.to_string()),
+        list(&node.approved_routes),
+        node.node_key,
+        node.machine_key,
+    )
+}
+
+fn pending(nodes: &[PendingNodeInfo], now: Timestamp) -> String {
+    if nodes.is_empty() {
+        return "no machine waits for approval\n".to_owned();
+    }
+    let rows: Vec<_> = nodes
+        .iter()
+        .map(|node| {
+            vec![
+                node.id.clone(),
+                node.name.clone(),
+                node.os.clone(),
+                relative(node.since, now),
+            ]
+        })
+        .collect();
+    let mut out = table(&["ID", "NAME", "OS", "SINCE"], &rows);
+    out.push_str("approve one: warren-control nodes approve ID --user NAME\n");
+    out
+}
+
+fn joined(node: &NodeInfo) -> String {
+    let addresses = node.ip_addresses.join(" and ");
+    format!("{} joined, as {addresses}\n", node.given_name)
+}
+
+fn routes(nodes: &[NodeInfo]) -> String {
+    let rows: Vec<_> = nodes
+        .iter()
+        .flat_map(|node| {
+            node.available_routes.iter().map(|route| {
+                let approved = node.approved_routes.contains(route);
+                let state = if approved { "approved" } else { "not approved" };
+                vec![node.given_name.clone(), route.clone(), state.to_owned()]
+            })
+        })
+        .collect();
+    if rows.is_empty() {
+        return "no node offers routes\n".to_owned();
+    }
+    table(&["NODE", "ROUTE", "STATE"], &rows)
+}
+
+fn tagged(node: &NodeInfo) -> String {
+    if node.tags.is_empty() {
+        let user = node.user.as_deref().unwrap_or_default();
+        format!("{} belongs to user {user}\n", node.given_name)
+    } else {
+        format!("{} belongs to {}\n", node.given_name, node.tags.join(", "))
+    }
+}

@@ -1,0 +1,65 @@
+//! `warren-control health` and `warren-control debug`.
+
+use warren_control_api::endpoints::{C2nResponse, GetHealth, HealthInfo, SendC2n};
+
+use super::args::Debugging;
+use super::session::Session;
+use crate::failure::Failure;
+use crate::terminal::printable;
+
+/// Runs `health`. An unhealthy server is a failure.
+pub(super) async fn health(session: &Session) -> Result<(), Failure> {
+    let answer = session.ask(&GetHealth {}, |health, _| show_health(health));
+    if answer.await?.passes() {
+        Ok(())
+    } else {
+        Err(Failure::Failed("the server is unhealthy".to_owned()))
+    }
+}
+
+/// Runs a `debug` command.
+pub(super) async fn debug(session: &Session, command: Debugging) -> Result<(), Failure> {
+    let Debugging::C2n { node, path, data } = command;
+    let request = SendC2n { node, path, data };
+    let response = session.ask(&request, |response, _| show_response(response));
+    if response.await?.status >= 400 {
+        return Err(Failure::Failed("the node refused the request".to_owned()));
+    }
+    Ok(())
+}
+
+fn show_health(health: &HealthInfo) -> String {
+    let database = if health.database {
+        "ok"
+    } else {
+        "CANNOT SAVE; see the server's log"
+    };
+    let policy = match (&health.policy_file, &health.policy_problem) {
+        (Some(file), Some(problem)) => {
+            let problem = problem.trim_end();
+            format!("the last good one; {file} IS NOT VALID {problem}")
+        }
+        (Some(file), None) => format!("from {file}"),
+        (None, _) if health.allow_all => "allow-all".to_owned(),
+        (None, _) => "set".to_owned(),
+    };
+    format!(
+        "status    {}\nurl       {}\nzone      {}\ndatabase  {database}\npolicy    {policy}\n\
+         users     {}\nnodes     {} ({} online, {} waiting for approval)\n",
+        health.status,
+        health.server_url,
+        health.base_domain,
+        health.users,
+        health.nodes,
+        health.online,
+        health.waiting,
+    )
+}
+
+fn show_response(response: &C2nResponse) -> String {
+    let lines = response.body.split_inclusive('\n');
+    let body: String = lines
+        .map(|line| printable(line.strip_suffix('\n').unwrap_or(line)) + "\n")
+        .collect();
+    format!("{}\n{body}", response.status)
+}
