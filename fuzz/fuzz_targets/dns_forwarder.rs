@@ -1,5 +1,6 @@
 //! Questions under way to upstreams, and the answers of upstreams and of
-//! off-path attackers who guess: every query ends with exactly one answer.
+//! off-path attackers who guess: every query ends with exactly one answer,
+//! and every exchange is closed once.
 #![no_main]
 
 use std::collections::BTreeMap;
@@ -13,9 +14,8 @@ use warren_fuzz::{Clock, Counting, steps};
 
 struct Sent {
     exchange: ExchangeId,
-    to: SocketAddr,
-    transport: Transport,
     query: Vec<u8>,
+    closed: bool,
 }
 
 fn upstream(n: u8) -> SocketAddr {
@@ -30,18 +30,20 @@ fn drain(
     while let Some(output) = forwarder.poll_output() {
         match output {
             Output::Send {
-                exchange,
-                to,
-                transport,
-                query,
+                exchange, query, ..
             } => {
                 assert!(sent.len() < 10_000, "one question, no end of sends");
+                assert!(sent.iter().all(|other| other.exchange != exchange));
                 sent.push(Sent {
                     exchange,
-                    to,
-                    transport,
                     query,
+                    closed: false,
                 });
+            }
+            Output::Close { exchange } => {
+                let socket = sent.iter_mut().find(|sent| sent.exchange == exchange);
+                let socket = socket.expect("only exchanges that were begun are closed");
+                assert!(!std::mem::replace(&mut socket.closed, true), "closed twice");
             }
             Output::Answer { client, answer } => {
                 let (transport, query) = open.remove(&client).expect("one answer per question");
@@ -88,10 +90,7 @@ fuzz_target!(|bytes: &[u8]| {
             // anything behind it.
             1 => {
                 if let Some(Sent {
-                    to,
-                    transport,
-                    query,
-                    ..
+                    exchange, query, ..
                 }) = sent.get(last)
                 {
                     let mut answer = query.clone();
@@ -100,15 +99,14 @@ fuzz_target!(|bytes: &[u8]| {
                         flags[1] = flags[1] & 0xf0 | step.arg >> 2 & 0x0f;
                     }
                     answer.extend_from_slice(step.bytes);
-                    forwarder.handle_answer(clock.now, *to, *transport, &answer);
+                    forwarder.handle_answer(clock.now, *exchange, &answer);
                 }
             }
-            2 => forwarder.handle_answer(
-                clock.now,
-                upstream(step.arg >> 1 & 3),
-                transport,
-                step.bytes,
-            ),
+            2 => {
+                if let Some(Sent { exchange, .. }) = sent.get(last) {
+                    forwarder.handle_answer(clock.now, *exchange, step.bytes);
+                }
+            }
             3 => {
                 if let Some(Sent { exchange, .. }) = sent.get(last) {
                     forwarder.handle_failure(clock.now, *exchange);
@@ -129,5 +127,9 @@ fuzz_target!(|bytes: &[u8]| {
     assert!(
         open.is_empty() && forwarder.pending() == 0,
         "a question was forgotten"
+    );
+    assert!(
+        sent.iter().all(|sent| sent.closed),
+        "a socket stays open without a question"
     );
 });

@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use warren_control_types::{DnsConfig, Node, Resolver};
 
-use crate::{SERVICE_NAME, SERVICE_V4, SERVICE_V6};
+use crate::{SERVICE_NAME, SERVICE_V4, SERVICE_V6, is_service};
 
 /// Capability of our own node: answer with the IPv6 addresses of nodes too.
 const CAP_AAAA: &str = "magicdns-aaaa";
@@ -80,13 +80,15 @@ fn reverse_zones() -> impl Iterator<Item = String> {
         ))
 }
 
-/// An upstream as an address; `None` for other kinds.
+/// An upstream as an address; `None` for other kinds, and for the service
+/// addresses: our own resolver would forward each question to itself.
 fn upstream(resolver: &Resolver) -> Option<SocketAddr> {
     let text = resolver.addr.as_str();
-    if let Ok(ip) = text.parse::<IpAddr>() {
-        return Some(SocketAddr::new(ip, 53));
-    }
-    text.parse().ok()
+    let address = match text.parse::<IpAddr>() {
+        Ok(ip) => SocketAddr::new(ip, 53),
+        Err(_) => text.parse().ok()?,
+    };
+    (!is_service(address.ip().to_canonical())).then_some(address)
 }
 
 /// The addresses of a node, without their prefix lengths.
@@ -348,6 +350,26 @@ pub(crate) mod tests {
         );
         assert_eq!(config.route("x.doh.example."), Route::Upstreams(&[]));
         assert!(config.unsupported.contains("https://dns.example/q"));
+    }
+
+    #[test]
+    fn own_service_addresses_are_no_upstreams() {
+        let config = example(|dns, _| {
+            for addr in ["100.100.100.100", "[fd7a:115c:a1e0::53]:53"] {
+                let resolver = Resolver {
+                    addr: addr.to_owned(),
+                    ..Resolver::default()
+                };
+                dns.resolvers.push(resolver.clone());
+                dns.routes.insert("loop.example".to_owned(), vec![resolver]);
+            }
+        });
+        assert_eq!(
+            config.route("example.org."),
+            Route::Upstreams(&["9.9.9.9:53".parse().unwrap()])
+        );
+        assert_eq!(config.route("a.loop.example."), Route::Upstreams(&[]));
+        assert!(config.unsupported.contains("100.100.100.100"));
     }
 
     #[test]

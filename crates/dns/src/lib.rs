@@ -29,7 +29,7 @@ pub mod os;
 pub mod resolver;
 
 pub use config::{Options, ResolverConfig};
-pub use forwarder::{ClientId, ExchangeId, Forwarder, Output};
+pub use forwarder::{ClientId, ExchangeId, Forwarder, ForwarderCounters, Output};
 pub use os::{BaseOs, OsDnsDecision, compile};
 pub use resolver::{Decision, Resolver, Transport};
 

@@ -61,6 +61,27 @@ impl EngineTask {
             failures,
             Vec::new(),
         ));
+        let dns = &self.shared.dns;
+        for (name, help, value) in [
+            (
+                "warren_dns_forwarded_questions_total",
+                "DNS questions passed to upstreams",
+                &dns.forwarded,
+            ),
+            (
+                "warren_dns_wrong_answers_total",
+                "messages in the name of an upstream that were not its answer",
+                &dns.wrong_answers,
+            ),
+            (
+                "warren_dns_refused_total",
+                "DNS questions or exchanges refused because too many were under way",
+                &dns.refused,
+            ),
+        ] {
+            let value = value.load(std::sync::atomic::Ordering::Relaxed);
+            metrics.push(counter(name, help, value, Vec::new()));
+        }
         metrics.push(Metric {
             name: "warren_live_relays",
             kind: MetricKind::Gauge,

@@ -73,6 +73,8 @@ pub struct Shared {
     pub drops: Arc<Drops>,
     /// Datagrams that the system refused to send.
     pub send_failures: std::sync::atomic::AtomicU64,
+    /// Counters of MagicDNS.
+    pub dns: super::magic_dns::DnsCounters,
     /// Each wakes the out thread of a queue.
     out_wakers: Box<[Waker]>,
     /// Wakes the in thread that receives.
@@ -93,6 +95,7 @@ impl Shared {
             view: ArcSwap::new(view),
             drops: Arc::new(Drops::new()),
             send_failures: std::sync::atomic::AtomicU64::new(0),
+            dns: super::magic_dns::DnsCounters::default(),
             out_wakers: out_wakers?,
             in_waker: Arc::new(Waker::new()?),
             stop: AtomicBool::new(false),
