@@ -173,6 +173,48 @@ pub fn fit(answer: &mut Vec<u8>, limit: usize) {
     }
 }
 
+/// Whether the answer repeats the question: type, class and, whatever the
+/// case of its letters, the name.
+pub fn same_question(query: &[u8], answer: &[u8]) -> bool {
+    match (question(query), question(answer)) {
+        (Some(query), Some(answer)) => {
+            query.name() == answer.name()
+                && query.query_type() == answer.query_type()
+                && query.query_class() == answer.query_class()
+        }
+        _ => false,
+    }
+}
+
+/// Writes the question into the answer as the client asked it; the answer may
+/// have its name in another case.
+pub fn repeat_question(query: &[u8], answer: &mut [u8]) {
+    let Some(end) = question_end(query) else {
+        return;
+    };
+    if let Some(asked) = query.get(HEADER..end)
+        && let Some(repeated) = answer.get_mut(HEADER..end)
+        && repeated.eq_ignore_ascii_case(asked)
+    {
+        repeated.copy_from_slice(asked);
+    }
+}
+
+/// The query turned into an answer without records and with this code.
+pub fn failure(query: &[u8], rcode: u8) -> Vec<u8> {
+    let end = question_end(query).unwrap_or(query.len().min(HEADER));
+    let mut answer = query.get(..end).unwrap_or_default().to_vec();
+    if let Some(counts) = answer.get_mut(6..HEADER) {
+        counts.fill(0);
+    }
+    if let Some(flags) = answer.get_mut(2..4) {
+        let recursion_desired = flags[0] & RD;
+        flags[0] |= QR;
+        flags[1] = recursion_desired << 7 | rcode;
+    }
+    answer
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

@@ -41,7 +41,9 @@ pub struct DnsCounters {
     pub forwarded: AtomicU64,
     /// Messages in the name of an upstream that were not its answer.
     pub wrong_answers: AtomicU64,
-    /// Questions or exchanges that were refused: too many were under way.
+    /// Questions that ended early because too many were under way.
+    pub evicted: AtomicU64,
+    /// Attempts that were not made because too many exchanges were open.
     pub refused: AtomicU64,
 }
 
@@ -175,6 +177,7 @@ impl Server {
         for (counter, value) in [
             (&counters.forwarded, counted.questions),
             (&counters.wrong_answers, counted.wrong_answers),
+            (&counters.evicted, counted.evicted),
             (&counters.refused, counted.refused),
         ] {
             counter.store(value, Ordering::Relaxed);

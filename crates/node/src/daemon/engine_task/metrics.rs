@@ -74,8 +74,13 @@ impl EngineTask {
                 &dns.wrong_answers,
             ),
             (
-                "warren_dns_refused_total",
-                "DNS questions or exchanges refused because too many were under way",
+                "warren_dns_evicted_questions_total",
+                "DNS questions ended early because too many were under way",
+                &dns.evicted,
+            ),
+            (
+                "warren_dns_refused_attempts_total",
+                "attempts with upstreams not made because too many were under way",
                 &dns.refused,
             ),
         ] {
