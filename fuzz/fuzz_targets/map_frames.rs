@@ -1,14 +1,8 @@
 //! The frames of the map stream, plain and compressed, in pieces of any size.
 #![no_main]
 
-// The room around this file brings the asynchronous edge along; the file
-// itself needs none of it.
-#[allow(dead_code)]
-#[path = "../../crates/dial/src/map_frames.rs"]
-mod map_frames;
-
 use libfuzzer_sys::fuzz_target;
-use map_frames::{MapFrames, Packing};
+use warren_channel::map_frames::{MapFrames, Packing};
 // Holds the code that reads map responses.
 use warren_fuzz as _;
 

@@ -14,7 +14,9 @@
 //! little endian). There is no rekeying and no goodbye: a channel ends when its
 //! connection does, and at the first frame that does not fit.
 //!
-//! [`early`] is the one thing the server may say before HTTP/2 begins.
+//! [`early`] is the one message that the server may send before HTTP/2 begins.
+//! [`map_frames`] are the frames of the map stream, the body of an HTTP/2 response
+//! inside the channel.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
@@ -22,6 +24,7 @@ mod handshake;
 mod record;
 
 pub mod early;
+pub mod map_frames;
 
 pub use handshake::{
     Accepted, Channel, ClientHandshake, HandshakeError, accept, response_frame_len,

@@ -36,6 +36,7 @@ use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use tokio::sync::watch;
 use url::Url;
+use warren_channel::map_frames::Packing;
 use warren_control_types::{
     CapabilityVersion, MapRequest, OverTlsPublicKeyResponse, PingRequest, PingResponse,
     RegisterRequest, RegisterResponse,
@@ -44,7 +45,6 @@ use warren_keys::{MachinePublic, MachineSecret};
 
 use crate::Dialer;
 use crate::fetch::{Fetch, FetchError, fetch};
-use crate::map_frames::Packing;
 use crate::upgrade::shown;
 
 /// Most bytes of an answer other than the map stream.

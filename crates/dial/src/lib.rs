@@ -11,7 +11,6 @@
 //! - [`connections`]: which connections a listener keeps when there are many;
 //! - [`limits`]: how many connections the process may have open;
 //! - [`noise_stream`]: the control channel as a byte stream, for both ends;
-//! - [`map_frames`]: the frames of the map stream;
 //! - [`control`]: the client of the coordination server;
 //! - [`derp`]: the client of a relay.
 
@@ -23,7 +22,6 @@ pub mod control;
 pub mod derp;
 pub mod fetch;
 pub mod limits;
-pub mod map_frames;
 pub mod noise_stream;
 pub mod tls;
 pub mod upgrade;

@@ -17,12 +17,12 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
+use warren_channel::map_frames::{MapFrameError, Packing, encode};
 use warren_control_types::{
     CapabilityVersion, MapRequest, OverTlsPublicKeyResponse, PingRequest, PingResponse,
     RegisterRequest, User,
 };
 use warren_dial::control::{ControlClient, ControlError, MapStreamError};
-use warren_dial::map_frames::{MapFrameError, Packing, encode};
 use warren_dial::noise_stream::NoiseStream;
 use warren_dial::{Dialer, SystemEntropy};
 use warren_keys::{MachinePublic, MachineSecret, NodePublic};

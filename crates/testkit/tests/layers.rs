@@ -72,6 +72,7 @@ const PURE: &[&str] = &[
     "thiserror",
     "zerocopy",
     "zeroize",
+    "zstd",
 ];
 
 /// Crates that a crate without IO must not reach through its dependencies

@@ -7,10 +7,10 @@ use futures_util::stream::try_unfold;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
+use warren_channel::map_frames::{MapFrameError, MapFrames, Packing};
 use warren_control_types::MapResponse;
 
 use super::ControlClient;
-use crate::map_frames::{MapFrameError, MapFrames, Packing};
 
 /// The map stream is over before its end. Open a new one.
 #[derive(Debug, thiserror::Error)]

@@ -6,7 +6,8 @@
 //!
 //! The payload is one `MapResponse` as JSON, or one or more zstd frames of it
 //! if the request asked for that. Each message is compressed on its own. Every
-//! size has a limit: what a few bytes can inflate to is not left to the sender.
+//! size has a limit, also that of the inflated message: a few bytes of zstd can
+//! inflate to gigabytes.
 
 use std::io::{self, Read as _};
 
@@ -43,21 +44,21 @@ impl Packing {
 /// A frame of the map stream cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum MapFrameError {
-    /// It announces nothing.
+    /// Its length is zero.
     #[error("the server sent an empty map frame")]
     Empty,
     /// It is too long, as sent or inflated.
     #[error("the server sent a map frame of {length} bytes or more, the limit is {limit}")]
     TooLong {
-        /// What it has at least.
+        /// Its length, or the part of it that was inflated, in bytes.
         length: usize,
-        /// What it may have.
+        /// The limit, in bytes.
         limit: usize,
     },
     /// It is not zstd.
     #[error("a map frame does not decompress: {0}")]
     Zstd(io::Error),
-    /// It is not the right JSON.
+    /// The payload is not the JSON of a map response.
     #[error("a map frame is not a map response: {0}")]
     Json(#[from] serde_json::Error),
 }
