@@ -23,8 +23,10 @@ use warren_dial::SystemEntropy;
 pub const RESPONSE_TIMEOUT: Duration = Duration::from_secs(70);
 /// The prefix of return addresses.
 const PREFIX: &str = "/c2n/";
-/// The longest path; those that clients know are shorter.
+/// The longest path, in bytes; those that clients know are shorter.
 const MAX_PATH: usize = 1024;
+/// More headers than any client sends.
+const MAX_HEADERS: usize = 64;
 
 /// The reason why a request has no response.
 #[derive(Debug, thiserror::Error)]
@@ -46,8 +48,8 @@ pub enum C2nError {
     InvalidResponse {
         /// The node.
         node: String,
-        /// What the response lacks.
-        why: &'static str,
+        /// The reason.
+        why: ResponseError,
     },
 }
 
@@ -69,31 +71,43 @@ pub fn request(method: &Method, path: &str, body: &[u8]) -> Result<Vec<u8>, C2nE
     Ok([head.as_bytes(), body].concat())
 }
 
+/// The reason why bytes are not a valid HTTP response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ResponseError {
+    /// The head has no end.
+    #[error("its head has no end")]
+    Incomplete,
+    /// The head is not valid.
+    #[error("{0}")]
+    Head(#[from] httparse::Error),
+    /// The status is not in the range of HTTP.
+    #[error("its status is not valid")]
+    Status,
+}
+
 /// Status and body of a response. Clients never send it in chunks: the body goes
 /// to the end.
-pub fn read_response(answer: &[u8]) -> Result<(u16, &[u8]), &'static str> {
-    let end = answer
-        .windows(4)
-        .position(|window| window == b"\r\n\r\n")
-        .ok_or("it has no end of the head")?;
-    let (head, body) = answer.split_at(end);
-    let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
-    let line = std::str::from_utf8(line).map_err(|_| "its first line is no text")?;
-    let mut words = line.split(' ');
-    if !words.next().is_some_and(|word| word.starts_with("HTTP/1.")) {
-        return Err("it does not begin with HTTP/1");
-    }
-    let status = words.next().and_then(|word| word.parse().ok());
-    let status = status.filter(|status| (100..1000).contains(status));
+///
+/// # Errors
+/// The bytes do not begin with the head of an HTTP response.
+pub fn read_response(response: &[u8]) -> Result<(u16, &[u8]), ResponseError> {
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut head = httparse::Response::new(&mut headers);
+    let httparse::Status::Complete(end) = head.parse(response)? else {
+        return Err(ResponseError::Incomplete);
+    };
+    let status = head.code.filter(|status| *status >= 100);
     Ok((
-        status.ok_or("it has no status")?,
-        body.get(4..).unwrap_or_default(),
+        status.ok_or(ResponseError::Status)?,
+        response.get(end..).unwrap_or_default(),
     ))
 }
 
+/// A request without a response so far.
 struct Open {
+    /// The machine that may respond.
     machine: Option<MachinePublic>,
-    answer: oneshot::Sender<Bytes>,
+    response: oneshot::Sender<Bytes>,
 }
 
 /// The requests that wait for their response.
@@ -113,7 +127,7 @@ impl std::fmt::Debug for C2nRequests {
 pub struct Waiting<'a> {
     requests: &'a C2nRequests,
     token: String,
-    answer: oneshot::Receiver<Bytes>,
+    response: oneshot::Receiver<Bytes>,
 }
 
 impl C2nRequests {
@@ -122,34 +136,31 @@ impl C2nRequests {
     }
 
     /// Opens a request. No machine can respond before the recipient is set
-    /// ([`Waiting::is_put_to`]).
+    /// ([`Waiting::set_recipient`]).
     pub fn open(&self) -> Waiting<'_> {
         let token = HEXLOWER.encode(&SystemEntropy.bytes::<16>());
-        let (sender, answer) = oneshot::channel();
+        let (sender, response) = oneshot::channel();
         let open = Open {
             machine: None,
-            answer: sender,
+            response: sender,
         };
         self.with(|all| all.insert(token.clone(), open));
         Waiting {
             requests: self,
             token,
-            answer,
+            response,
         }
     }
 
-    /// Takes a response that came for `path`. Returns whether a request waited for
-    /// it.
-    pub fn answered(&self, path: &str, machine: MachinePublic, answer: Bytes) -> bool {
-        let Some(token) = path.strip_prefix(PREFIX) else {
-            return false;
-        };
+    /// Takes a response that came for the return address with this token. Returns
+    /// whether a request waited for it.
+    pub fn take_response(&self, token: &str, machine: MachinePublic, response: Bytes) -> bool {
         let open = self.with(|all| {
-            let asked = all.get(token).and_then(|open| open.machine);
-            (asked == Some(machine)).then(|| all.remove(token))
+            let recipient = all.get(token).and_then(|open| open.machine);
+            (recipient == Some(machine)).then(|| all.remove(token))
         });
         open.flatten()
-            .is_some_and(|open| open.answer.send(answer).is_ok())
+            .is_some_and(|open| open.response.send(response).is_ok())
     }
 }
 
@@ -165,7 +176,7 @@ impl Waiting<'_> {
     }
 
     /// Sets the machine that may respond.
-    pub fn is_put_to(&self, machine: MachinePublic) {
+    pub fn set_recipient(&self, machine: MachinePublic) {
         self.requests.with(|all| {
             if let Some(open) = all.get_mut(&self.token) {
                 open.machine = Some(machine);
@@ -174,9 +185,9 @@ impl Waiting<'_> {
     }
 
     /// The response; `None` if there is none in time.
-    pub async fn answer(mut self) -> Option<Bytes> {
-        let answer = tokio::time::timeout(RESPONSE_TIMEOUT, &mut self.answer).await;
-        answer.ok()?.ok()
+    pub async fn response(mut self) -> Option<Bytes> {
+        let response = tokio::time::timeout(RESPONSE_TIMEOUT, &mut self.response).await;
+        response.ok()?.ok()
     }
 }
 
@@ -215,7 +226,12 @@ mod tests {
                 b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n",
                 Some((400, b"")),
             ),
+            (
+                b"HTTP/1.0 204 No Content\r\nX: y\r\n\r\n\r\n",
+                Some((204, b"\r\n")),
+            ),
             (b"HTTP/1.1 200 OK", None),
+            (b"HTTP/1.1 099 OK\r\n\r\n", None),
             (b"HTTP/2 200\r\n\r\n", None),
             (b"HTTP/1.1 x\r\n\r\n", None),
             (b"HTTP/1.1 99999\r\n\r\n", None),
@@ -234,19 +250,19 @@ mod tests {
         );
         let waiting = requests.open();
         let url = waiting.url("http://192.0.2.1:8080");
-        let path = url.strip_prefix("https://192.0.2.1:8080").unwrap();
-        let say = |machine| requests.answered(path, machine, Bytes::from_static(b"yes"));
-        assert!(!say(asked), "no recipient is set yet");
-        waiting.is_put_to(asked);
-        assert!(!say(other));
-        assert!(say(asked));
-        assert!(!say(asked), "once");
-        assert_eq!(waiting.answer().await.unwrap(), "yes");
+        let token = url.strip_prefix("https://192.0.2.1:8080/c2n/").unwrap();
+        let respond = |machine| requests.take_response(token, machine, Bytes::from_static(b"yes"));
+        assert!(!respond(asked), "no recipient is set yet");
+        waiting.set_recipient(asked);
+        assert!(!respond(other));
+        assert!(respond(asked));
+        assert!(!respond(asked), "once");
+        assert_eq!(waiting.response().await.unwrap(), "yes");
         let given_up = requests.open();
-        given_up.is_put_to(asked);
-        let path = given_up.url("x").replace("https://x", "");
+        given_up.set_recipient(asked);
+        let token = given_up.url("x").replace("https://x/c2n/", "");
         drop(given_up);
-        assert!(!requests.answered(&path, asked, Bytes::new()));
+        assert!(!requests.take_response(&token, asked, Bytes::new()));
         assert!(requests.with(|all| all.is_empty()));
     }
 

@@ -276,7 +276,7 @@ impl CoordinatorHandle {
     ///
     /// # Errors
     /// The node is not connected, or does not respond.
-    pub async fn ask(&self, node: &str, payload: Vec<u8>) -> Result<(u16, Vec<u8>), C2nError> {
+    pub async fn send_c2n(&self, node: &str, payload: Vec<u8>) -> Result<(u16, Vec<u8>), C2nError> {
         let waiting = self.c2n.open();
         let ping = PingRequest {
             url: self.read(|coordinator| waiting.url(&coordinator.config().server_url)),
@@ -288,11 +288,11 @@ impl CoordinatorHandle {
         let (sent, _rows) = self.change(|coordinator, _, _| {
             let machine = coordinator.ask_node(node, ping)?;
             // Before the lock is given back, and so before it can respond.
-            waiting.is_put_to(machine);
+            waiting.set_recipient(machine);
             Ok::<_, AdminError>(())
         });
         sent?;
-        let response = waiting.answer().await;
+        let response = waiting.response().await;
         let response = response.ok_or_else(|| C2nError::Silence(node.to_owned()))?;
         let (status, body) =
             c2n::read_response(&response).map_err(|why| C2nError::InvalidResponse {
@@ -302,9 +302,15 @@ impl CoordinatorHandle {
         Ok((status, body.to_vec()))
     }
 
-    /// Takes a node's answer to a question; whether a request waited for it.
-    pub fn answered(&self, path: &str, machine: MachinePublic, answer: bytes::Bytes) -> bool {
-        self.c2n.answered(path, machine, answer)
+    /// Takes a node's response to the c2n request with this token; whether a request
+    /// waited for it.
+    pub fn take_c2n_response(
+        &self,
+        token: &str,
+        machine: MachinePublic,
+        response: bytes::Bytes,
+    ) -> bool {
+        self.c2n.take_response(token, machine, response)
     }
 
     /// Waits until everything is on disk.
@@ -383,6 +389,11 @@ pub struct Session {
 }
 
 impl Session {
+    /// The number of the stream.
+    pub fn id(&self) -> SessionId {
+        self.id
+    }
+
     /// The next message for the node, as soon as there is one. `None`
     /// ends the stream.
     pub async fn next(&self) -> Option<Message> {

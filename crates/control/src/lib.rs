@@ -4,8 +4,8 @@
 //! in the order in which a login meets them:
 //!
 //! * [`server`] accepts connections, distinguishes TLS from plain HTTP by
-//!   the first byte, serves what is public (`/key`, `/health`, ...) and hands relay
-//!   connections to the embedded relay;
+//!   the first byte, and hands relay connections to the embedded relay;
+//! * `public` serves what is public: `/key`, `/health`, the pages of [`pages`], ...;
 //! * [`serve`] opens the state and the ports, and starts the tasks;
 //! * [`connections`](warren_dial::connections) bounds how many there are, in all and from one source;
 //! * [`noise`] takes the upgraded connection, makes the Noise handshake and
@@ -38,6 +38,7 @@ pub mod machine;
 pub mod noise;
 pub mod pages;
 mod policy_file;
+mod public;
 mod self_map;
 pub mod serve;
 pub mod server;

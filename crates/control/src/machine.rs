@@ -6,23 +6,27 @@
 //! what is true at that moment. A client that reads slowly gets fewer, newer
 //! messages, never a longer queue.
 
+use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::response::Response;
+use axum::routing::{any, get, post};
+use axum::{Extension, Router};
 use bytes::{Bytes, BytesMut};
 use futures_util::stream;
-use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, StreamBody};
-use hyper::body::{Body, Frame};
-use serde::de::DeserializeOwned;
+use http::{HeaderValue, StatusCode, Uri, header};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 use warren_control_core::MapError;
 use warren_control_types::{MapRequest, RegisterRequest};
 use warren_keys::MachinePublic;
 
 use crate::coordinator::{CoordinatorHandle, Registration, Session};
-use crate::http::{ReplyBody, json, read_body, text, whole};
+use crate::http::{JsonBody, WholeBody, json, no_content, text, with_spans};
 use crate::ssh_action;
 
 /// The longest request body, in bytes; the official servers take as much.
@@ -40,74 +44,66 @@ const KEEPALIVE: &[u8] = br#"{"KeepAlive":true}"#;
 /// Maps are text that is sent once; more effort saves little.
 const ZSTD_LEVEL: i32 = 3;
 
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Box<Response<ReplyBody>>> {
-    serde_json::from_slice(body).map_err(|error| {
-        Box::new(text(
-            StatusCode::BAD_REQUEST,
-            format!("the request is not valid: {error}"),
-        ))
-    })
+/// The machine at the other end of the channel. Requests carry it as an extension.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer {
+    /// Its key, which the handshake proved.
+    pub(crate) machine: MachinePublic,
+    /// The address that it comes from, as far as it is known.
+    pub(crate) source: Option<IpAddr>,
 }
 
-/// Answers one request of the machine at the other end of the channel, which
-/// comes from `source` as far as that is known.
-pub async fn handle<B>(
-    coordinator: Arc<CoordinatorHandle>,
-    machine: MachinePublic,
-    source: Option<IpAddr>,
-    request: Request<B>,
-) -> Response<ReplyBody>
-where
-    B: Body<Data = Bytes>,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    let (parts, body) = request.into_parts();
-    let path = parts.uri.path();
-    let limit = match path {
-        "/machine/register" => MAX_REGISTRATION,
-        _ => MAX_BODY,
-    };
-    let body = match read_body(body, limit).await {
-        Ok(body) => body,
-        Err(refusal) => return *refusal,
-    };
-    match (parts.method, path) {
-        (Method::POST, "/machine/register") => match parse(&body) {
-            Ok(request) => register(&coordinator, machine, source, &request).await,
-            Err(refusal) => *refusal,
-        },
-        (Method::POST, "/machine/map") => match parse(&body) {
-            Ok(request) => map(&coordinator, machine, &request),
-            Err(refusal) => *refusal,
-        },
-        (Method::GET, "/machine/whoami") => text(StatusCode::OK, format!("you are {machine}\n")),
-        // Clients no longer send these unasked, and do not read the answer.
-        (Method::POST, "/machine/update-health") => {
-            let mut response = Response::new(whole(Bytes::new()));
-            *response.status_mut() = StatusCode::NO_CONTENT;
-            response
-        }
-        (Method::GET, path) if path.starts_with(ssh_action::PREFIX) => {
-            let query = parts.uri.query().unwrap_or_default();
-            ssh_action::answer(&coordinator, machine, path, query).await
-        }
-        (_, "/machine/register" | "/machine/map") => {
-            text(StatusCode::METHOD_NOT_ALLOWED, "use POST")
-        }
-        (_, path) if path.starts_with("/machine/") => {
-            text(StatusCode::NOT_IMPLEMENTED, not_available(path))
-        }
-        // Responses to c2n requests arrive here, at paths that the server chose.
-        (Method::POST, path) if path.starts_with("/c2n/") => {
-            if coordinator.answered(path, machine, body) {
-                let mut response = Response::new(whole(Bytes::new()));
-                *response.status_mut() = StatusCode::NO_CONTENT;
-                response
-            } else {
-                text(StatusCode::NOT_FOUND, "no request waits for this response")
-            }
-        }
-        (_, path) => text(StatusCode::NOT_FOUND, format!("{path} not found")),
+/// The router of the requests inside the channel. Requests must carry their [`Peer`].
+pub(crate) fn router(coordinator: Arc<CoordinatorHandle>) -> Router {
+    let routes = Router::new()
+        .route("/machine/register", post(register))
+        .route("/machine/map", post(map))
+        .route("/machine/whoami", get(whoami))
+        .route("/machine/update-health", post(update_health))
+        .route("/machine/ssh/action/{*nodes}", get(ssh_action))
+        .route("/machine/{*path}", any(unsupported))
+        .route("/c2n/{token}", post(c2n_response))
+        .fallback(async |uri: Uri| text(StatusCode::NOT_FOUND, format!("{} not found", uri.path())))
+        .method_not_allowed_fallback(async || {
+            text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed")
+        })
+        .with_state(coordinator);
+    with_spans(routes)
+}
+
+async fn whoami(Extension(peer): Extension<Peer>) -> Response {
+    text(StatusCode::OK, format!("you are {}\n", peer.machine))
+}
+
+/// Clients no longer send these unasked, and do not read the answer.
+async fn update_health() -> Response {
+    no_content()
+}
+
+async fn ssh_action(
+    State(coordinator): State<Arc<CoordinatorHandle>>,
+    Extension(peer): Extension<Peer>,
+    uri: Uri,
+) -> Response {
+    let query = uri.query().unwrap_or_default();
+    ssh_action::answer(&coordinator, peer.machine, uri.path(), query).await
+}
+
+async fn unsupported(uri: Uri) -> Response {
+    text(StatusCode::NOT_IMPLEMENTED, not_available(uri.path()))
+}
+
+/// Takes the response to a c2n request, at a path that the server chose.
+async fn c2n_response(
+    State(coordinator): State<Arc<CoordinatorHandle>>,
+    Extension(peer): Extension<Peer>,
+    Path(token): Path<String>,
+    WholeBody(body): WholeBody<MAX_BODY>,
+) -> Response {
+    if coordinator.take_c2n_response(&token, peer.machine, body) {
+        no_content()
+    } else {
+        text(StatusCode::NOT_FOUND, "no request waits for this response")
     }
 }
 
@@ -125,22 +121,21 @@ fn not_available(path: &str) -> String {
 }
 
 async fn register(
-    coordinator: &CoordinatorHandle,
-    machine: MachinePublic,
-    source: Option<IpAddr>,
-    request: &RegisterRequest,
-) -> Response<ReplyBody> {
-    match coordinator.register(machine, source, request).await {
+    State(coordinator): State<Arc<CoordinatorHandle>>,
+    Extension(peer): Extension<Peer>,
+    JsonBody(request): JsonBody<RegisterRequest, MAX_REGISTRATION>,
+) -> Response {
+    let registered = coordinator.register(peer.machine, peer.source, &request);
+    match registered.await {
         Ok(Registration::Answer(response)) => json(StatusCode::OK, &response),
         Ok(Registration::Busy) => {
             let mut response = text(
                 StatusCode::TOO_MANY_REQUESTS,
                 "too many machines wait for approval; try again later",
             );
-            response.headers_mut().insert(
-                http::header::RETRY_AFTER,
-                http::HeaderValue::from_static(BUSY_RETRY),
-            );
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from_static(BUSY_RETRY));
             response
         }
         // Not an `Error` text: the client should simply try again.
@@ -154,11 +149,11 @@ async fn register(
     }
 }
 
-fn map(
-    coordinator: &Arc<CoordinatorHandle>,
-    machine: MachinePublic,
-    request: &MapRequest,
-) -> Response<ReplyBody> {
+async fn map(
+    State(coordinator): State<Arc<CoordinatorHandle>>,
+    Extension(Peer { machine, .. }): Extension<Peer>,
+    JsonBody(request): JsonBody<MapRequest, MAX_BODY>,
+) -> Response {
     let compressed = match request.compress.as_str() {
         "" => false,
         "zstd" => true,
@@ -171,16 +166,16 @@ fn map(
     };
     let answer = if request.stream {
         coordinator
-            .open_stream(machine, request)
+            .open_stream(machine, &request)
             .map(|session| stream_body(session, compressed))
     } else if request.omit_peers && !request.read_only {
         coordinator
-            .update(machine, request)
-            .map(|()| whole(Bytes::new()))
+            .update(machine, &request)
+            .map(|()| Body::empty())
     } else {
-        coordinator.map_once(machine, request).and_then(|message| {
+        coordinator.map_once(machine, &request).and_then(|message| {
             let json = message.to_json().map_err(|_| MapError::NotFound)?;
-            Ok(whole(frame(&json, compressed)))
+            Ok(Body::from(frame(&json, compressed)))
         })
     };
     match answer {
@@ -208,11 +203,13 @@ fn frame(json: &[u8], compressed: bool) -> Bytes {
     out.freeze()
 }
 
-fn stream_body(session: Session, compressed: bool) -> ReplyBody {
+fn stream_body(session: Session, compressed: bool) -> Body {
     let keepalive = frame(KEEPALIVE, compressed);
+    // At the level of warnings, so that every line of a stream carries its number.
+    let span = tracing::warn_span!("session", id = session.id().0);
     let frames = stream::unfold((session, Instant::now()), move |(session, last)| {
         let keepalive = keepalive.clone();
-        async move {
+        let next = async move {
             let silence = Duration::from_secs(KEEPALIVE_FLOOR) + jitter();
             let bytes = tokio::select! {
                 message = session.next() => match message?.to_json() {
@@ -224,10 +221,11 @@ fn stream_body(session: Session, compressed: bool) -> ReplyBody {
                 },
                 () = tokio::time::sleep_until(last + silence) => keepalive,
             };
-            Some((Ok(Frame::data(bytes)), (session, Instant::now())))
-        }
+            Some((Ok::<_, Infallible>(bytes), (session, Instant::now())))
+        };
+        next.instrument(span.clone())
     });
-    StreamBody::new(frames).boxed_unsync()
+    Body::from_stream(frames)
 }
 
 /// Up to 9 s, so that the keepalives of all nodes are not due at once after a

@@ -6,14 +6,17 @@
 //! with prior knowledge. From here on the machine key of the peer is proven.
 
 use std::io;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::Response;
 use bytes::Bytes;
 use data_encoding::BASE64;
 use futures_util::{SinkExt as _, StreamExt as _};
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -25,16 +28,15 @@ use tokio_util::io::{CopyToBytes, SinkWriter, StreamReader};
 use tracing::Instrument as _;
 use warren_channel::{Accepted, Channel, accept, early};
 use warren_control_types::{CapabilityVersion, EarlyNoise};
+use warren_dial::SystemEntropy;
 use warren_dial::noise_stream::NoiseStream;
 use warren_keys::{ChallengeSecret, MachinePublic, MachineSecret};
 
-use warren_dial::SystemEntropy;
-
 use crate::channel_idle::OpenRequests;
 use crate::coordinator::CoordinatorHandle;
-use crate::http::{ReplyBody, text, whole};
+use crate::http::{answer, text};
 use crate::machine;
-use warren_dial::connections::Slot;
+use crate::public::Connection;
 
 /// The protocol to upgrade to.
 const PROTOCOL: &str = "tailscale-control-protocol";
@@ -49,27 +51,33 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// registration and a few updates.
 const MAX_STREAMS: u32 = 64;
 
+/// The longest WebSocket message, and the longest queue of unsent ones, in bytes.
+const MAX_WEBSOCKET: usize = 1 << 20;
+
 /// The state that upgrades need.
 #[derive(Debug)]
 pub struct Upgrader {
-    /// The coordinator.
-    pub coordinator: Arc<CoordinatorHandle>,
+    coordinator: Arc<CoordinatorHandle>,
     /// The server's Noise key.
-    pub key: MachineSecret,
+    pub(crate) key: MachineSecret,
+    router: Router,
 }
 
 impl Upgrader {
-    /// Answers a request for `/ts2021` from `source`. The rest happens in a task
-    /// of its own.
-    pub fn upgrade(
-        self: &Arc<Self>,
-        source: Option<IpAddr>,
-        slot: Arc<Slot>,
-        request: Request<Incoming>,
-    ) -> Response<ReplyBody> {
+    /// Upgrades with this Noise key to channels of this coordinator.
+    pub fn new(coordinator: Arc<CoordinatorHandle>, key: MachineSecret) -> Self {
+        Self {
+            router: machine::router(coordinator.clone()),
+            coordinator,
+            key,
+        }
+    }
+
+    /// Answers a request for `/ts2021`. The rest happens in a task of its own.
+    pub(crate) fn upgrade(self: &Arc<Self>, connection: Connection, request: Request) -> Response {
         match *request.method() {
-            Method::POST => self.upgrade_native(source, slot, request),
-            Method::GET => self.upgrade_websocket(source, slot, request),
+            Method::POST => self.upgrade_native(connection, request),
+            Method::GET => self.upgrade_websocket(connection, request),
             _ => text(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "use POST, or GET with a WebSocket",
@@ -77,12 +85,7 @@ impl Upgrader {
         }
     }
 
-    fn upgrade_native(
-        self: &Arc<Self>,
-        source: Option<IpAddr>,
-        slot: Arc<Slot>,
-        mut request: Request<Incoming>,
-    ) -> Response<ReplyBody> {
+    fn upgrade_native(self: &Arc<Self>, connection: Connection, mut request: Request) -> Response {
         let headers = request.headers();
         if request.version() != http::Version::HTTP_11 {
             return text(StatusCode::BAD_REQUEST, "make request over HTTP/1");
@@ -108,44 +111,27 @@ impl Upgrader {
         let upgraded = async move {
             match upgraded.await {
                 Ok(upgraded) => {
-                    this.serve(TokioIo::new(upgraded), accepted, source, slot, true)
+                    this.serve(TokioIo::new(upgraded), accepted, connection, true)
                         .await;
                 }
                 Err(error) => tracing::debug!("an upgrade did not happen: {error}"),
             }
         };
         tokio::spawn(upgraded.in_current_span());
-        let mut response = Response::new(whole(Bytes::new()));
-        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-        let headers = response.headers_mut();
-        headers.insert(header::UPGRADE, HeaderValue::from_static(PROTOCOL));
-        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-        response
+        switch_to(PROTOCOL)
     }
 
     fn upgrade_websocket(
         self: &Arc<Self>,
-        source: Option<IpAddr>,
-        slot: Arc<Slot>,
-        mut request: Request<Incoming>,
-    ) -> Response<ReplyBody> {
+        connection: Connection,
+        mut request: Request,
+    ) -> Response {
         let headers = request.headers();
-        let has = |name: header::HeaderName, wanted: &str| {
-            headers
-                .get_all(name)
-                .iter()
-                .filter_map(|v| v.to_str().ok())
-                .any(|value| {
-                    value
-                        .split(',')
-                        .any(|token| token.trim().eq_ignore_ascii_case(wanted))
-                })
-        };
         let key = headers.get(header::SEC_WEBSOCKET_KEY).cloned();
-        let (true, Some(key)) = (has(header::UPGRADE, "websocket"), key) else {
+        let (true, Some(key)) = (lists(headers, &header::UPGRADE, "websocket"), key) else {
             return text(StatusCode::BAD_REQUEST, "GET here must ask for a WebSocket");
         };
-        let speaks_it = has(header::SEC_WEBSOCKET_PROTOCOL, PROTOCOL);
+        let speaks_it = lists(headers, &header::SEC_WEBSOCKET_PROTOCOL, PROTOCOL);
         let query = request.uri().query().unwrap_or_default();
         let handshake = query.split('&').find_map(|pair| {
             let (name, value) = pair.split_once('=')?;
@@ -165,53 +151,26 @@ impl Upgrader {
         let this = self.clone();
         let upgraded = hyper::upgrade::on(&mut request);
         let upgraded = async move {
-            let upgraded = match upgraded.await {
-                Ok(upgraded) => TokioIo::new(upgraded),
-                Err(error) => return tracing::debug!("an upgrade did not happen: {error}"),
-            };
-            let mut config = WebSocketConfig::default();
-            config.max_message_size = Some(1 << 20);
-            config.max_frame_size = Some(1 << 20);
-            config.max_write_buffer_size = 1 << 20;
-            let mut socket =
-                WebSocketStream::from_raw_socket(upgraded, Role::Server, Some(config)).await;
-            if !speaks_it {
-                let close = CloseFrame {
-                    code: 1008.into(),
-                    reason: "the client must speak the tailscale-control-protocol subprotocol"
-                        .into(),
-                };
-                let _ = socket.close(Some(close)).await;
-                return;
-            }
-            // Messages have no meaning here, only the bytes in them.
-            let (sink, stream) = socket.split();
-            let reader = StreamReader::new(stream.filter_map(|message| async {
-                match message {
-                    Ok(Message::Binary(bytes)) => Some(Ok(bytes)),
-                    Ok(_) => None,
-                    Err(error) => Some(Err(io::Error::other(error))),
+            match upgraded.await {
+                Ok(upgraded) if speaks_it => {
+                    let stream = websocket_bytes(websocket(TokioIo::new(upgraded)).await);
+                    this.serve(stream, accepted, connection, false).await;
                 }
-            }));
-            let sink = sink.sink_map_err(io::Error::other).with(|bytes: Bytes| {
-                std::future::ready(Ok::<_, io::Error>(Message::Binary(bytes)))
-            });
-            let writer = SinkWriter::new(CopyToBytes::new(sink));
-            this.serve(
-                tokio::io::join(Box::pin(reader), Box::pin(writer)),
-                accepted,
-                source,
-                slot,
-                false,
-            )
-            .await;
+                Ok(upgraded) => {
+                    let close = CloseFrame {
+                        code: 1008.into(),
+                        reason: "the client must speak the tailscale-control-protocol subprotocol"
+                            .into(),
+                    };
+                    let mut socket = websocket(TokioIo::new(upgraded)).await;
+                    let _ = socket.close(Some(close)).await;
+                }
+                Err(error) => tracing::debug!("an upgrade did not happen: {error}"),
+            }
         };
         tokio::spawn(upgraded.in_current_span());
-        let mut response = Response::new(whole(Bytes::new()));
-        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let mut response = switch_to("websocket");
         let headers = response.headers_mut();
-        headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         if let Ok(accept) = HeaderValue::from_str(&derive_accept_key(key.as_bytes())) {
             headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
         }
@@ -236,8 +195,7 @@ impl Upgrader {
         self: Arc<Self>,
         stream: S,
         accepted: Accepted,
-        source: Option<IpAddr>,
-        slot: Arc<Slot>,
+        Connection { source, slot }: Connection,
         may_be_early: bool,
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -259,22 +217,22 @@ impl Upgrader {
             slot.identify();
         }
         let requests = OpenRequests::default();
-        let service = hyper::service::service_fn(|request: Request<Incoming>| {
+        let peer = machine::Peer { machine, source };
+        let service = hyper::service::service_fn(|mut request: http::Request<Incoming>| {
             let open = requests.begin();
             let (this, slot) = (self.clone(), slot.clone());
+            request.extensions_mut().insert(peer);
             async move {
-                let answer =
-                    machine::handle(this.coordinator.clone(), machine, source, request).await;
+                let response = answer(this.router.clone(), request).await?;
                 if !slot.is_identified() && this.owns_node(&machine) {
                     slot.identify();
                 }
                 // A map stream is open as long as its body.
-                Ok::<_, std::convert::Infallible>(answer.map(|body| {
+                Ok::<_, std::convert::Infallible>(response.map(|body| {
                     body.map_frame(move |frame| {
                         let _ = &open;
                         frame
                     })
-                    .boxed_unsync()
                 }))
             }
         });
@@ -302,6 +260,56 @@ impl Upgrader {
     fn owns_node(&self, machine: &MachinePublic) -> bool {
         self.coordinator.view().owns_node(*machine)
     }
+}
+
+/// Whether a header that holds a list contains this word, in any case.
+fn lists(headers: &HeaderMap, name: &header::HeaderName, word: &str) -> bool {
+    let values = headers.get_all(name).iter();
+    values.filter_map(|value| value.to_str().ok()).any(|value| {
+        let mut words = value.split(',').map(str::trim);
+        words.any(|found| found.eq_ignore_ascii_case(word))
+    })
+}
+
+/// The response that switches to another protocol.
+fn switch_to(protocol: &'static str) -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(header::UPGRADE, HeaderValue::from_static(protocol));
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    response
+}
+
+async fn websocket<S: AsyncRead + AsyncWrite + Unpin>(stream: S) -> WebSocketStream<S> {
+    let mut config = WebSocketConfig::default();
+    config.max_message_size = Some(MAX_WEBSOCKET);
+    config.max_frame_size = Some(MAX_WEBSOCKET);
+    config.max_write_buffer_size = MAX_WEBSOCKET;
+    WebSocketStream::from_raw_socket(stream, Role::Server, Some(config)).await
+}
+
+/// The bytes in the messages of a WebSocket. The messages themselves have no meaning
+/// here.
+fn websocket_bytes<S>(
+    socket: WebSocketStream<S>,
+) -> impl AsyncRead + AsyncWrite + Unpin + Send + 'static
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (sink, stream) = socket.split();
+    let reader = StreamReader::new(stream.filter_map(|message| async {
+        match message {
+            Ok(Message::Binary(bytes)) => Some(Ok(bytes)),
+            Ok(_) => None,
+            Err(error) => Some(Err(io::Error::other(error))),
+        }
+    }));
+    let sink = sink
+        .sink_map_err(io::Error::other)
+        .with(|bytes: Bytes| std::future::ready(Ok::<_, io::Error>(Message::Binary(bytes))));
+    let writer = SinkWriter::new(CopyToBytes::new(sink));
+    tokio::io::join(Box::pin(reader), Box::pin(writer))
 }
 
 /// The early payload, sealed. Today's clients read the challenge and forget it.

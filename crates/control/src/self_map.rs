@@ -1,4 +1,4 @@
-//! Where this server is: its port, its URL, and the map with its own relay.
+//! The addresses of this server: its port, its URL, and the map with its own relay.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 

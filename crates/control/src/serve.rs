@@ -6,16 +6,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
-use warren_control_core::{Config, Coordinator, View};
+use url::Url;
+use warren_control_api::socket::AdminSocket;
+use warren_control_core::{Config, Coordinator, Snapshot, View};
 use warren_control_types::DerpMap;
 use warren_dial::SystemEntropy;
+use warren_dial::connections::{ConnectionLimits, ConnectionTable, OTHER_FILES};
 use warren_dial::limits::raise_file_limit;
+use warren_keys::{MachineSecret, NodeSecret};
 use warren_relay::tls::Certificate;
 use warren_relay::{Applicant, Relay};
-
-use warren_control_api::socket::AdminSocket;
 
 use crate::admin;
 use crate::banner::{BannerFacts, banner};
@@ -29,9 +33,8 @@ use crate::policy_file;
 use crate::self_map::{bind, guess_url, own_map, parse_url, taken};
 use crate::server::{Server, Tls};
 use crate::state_dir::StateDir;
-use crate::store;
+use crate::store::{self, WriteQueue};
 use crate::terminal::Hints;
-use warren_dial::connections::{ConnectionLimits, ConnectionTable, OTHER_FILES};
 
 /// The port of RFC 8489.
 const STUN_PORT: u16 = 3478;
@@ -40,14 +43,14 @@ const STUN_PORT: u16 = 3478;
 pub struct Running {
     /// The coordinator.
     pub coordinator: Arc<CoordinatorHandle>,
-    /// Where nodes reach it.
+    /// The URL at which nodes reach it.
     pub server_url: String,
     /// The text that it prints at start.
     pub banner: String,
     /// Lines about nodes that join and leave.
     pub lines: mpsc::UnboundedReceiver<String>,
     /// The server's tasks; they end when this is dropped.
-    pub tasks: tokio::task::JoinSet<()>,
+    pub tasks: JoinSet<()>,
     /// The connections of its port.
     pub connections: Arc<ConnectionTable>,
     relay: Option<Relay>,
@@ -124,93 +127,16 @@ pub(crate) async fn run(state_dir: &Path, serve: Serve) -> Result<(), Failure> {
 /// The configuration, the state or a port cannot be used; nothing keeps running.
 pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
     // Everything that can be wrong with the configuration comes first.
-    let given_map = serve.derp_map.as_deref().map(read_derp_map).transpose()?;
-    let policy = serve.policy.as_ref();
-    let policy = policy.map(|file| (file.clone(), policy_file::read_checked(file)));
-    let url = serve.server_url.as_deref().map(parse_url).transpose()?;
-    let given_cert = match (&serve.tls_cert, &serve.tls_key) {
-        (Some(cert), Some(key)) => Some(Certificate::from_files(cert, key)?),
-        _ => None,
-    };
-
-    // A server that has never run has no earlier policy to go on with: it creates
-    // nothing before its file is valid.
-    if let Some((_, Err(why))) = &policy
-        && !StateDir::was_used(state_dir)
-    {
-        return Err(Failure::Failed(why.clone()));
-    }
-
-    let state = StateDir::open(state_dir)?;
-    let (key, new) = state.noise_key(&mut SystemEntropy)?;
-    let (store, snapshot) = store::open(&state.database())?;
-    // The same holds for a server that ran without a policy.
-    let policy = match policy {
-        Some((_, Err(why))) if snapshot.policy.is_none() => return Err(Failure::Failed(why)),
-        other => other,
-    };
-
-    let listener = bind(serve.listen)?;
-    let local = listener.local_addr()?;
-    let url = match url {
-        Some(url) => url,
-        None => guess_url(local, given_cert.is_some())?,
-    };
-    let server_url = url.as_str().trim_end_matches('/').to_owned();
-
-    // The relay shares the port, unless relays were given.
-    let mut tasks = tokio::task::JoinSet::new();
-    let relay_secret = warren_relay::keyfile::load_or_create(&state.path().join("relay.key"))?;
-    let with_relay = given_map.is_none();
-    let own_tls = given_cert.is_some();
-    let certificate = match given_cert {
-        Some(certificate) => Some(certificate),
-        None if with_relay => {
-            let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-            Some(Certificate::self_signed(host, state.path())?)
-        }
+    let mut inputs = Inputs::read(&serve)?;
+    let opened = Opened::open(state_dir, &inputs)?;
+    let port = Port::bind(&serve, &mut inputs, &opened.state)?;
+    let stun = bind_stun(&serve, &port)?;
+    let stun_port = match &stun {
+        Some(socket) => Some(socket.local_addr()?.port()),
         None => None,
     };
-    let pin = certificate.as_ref().map(Certificate::pin);
-    let acceptor = match certificate {
-        Some(certificate) => {
-            let config = warren_relay::tls::server_config(certificate, relay_secret.public())?;
-            Some(TlsAcceptor::from(config))
-        }
-        None => None,
-    };
-    let tls = match acceptor {
-        Some(acceptor) if own_tls => Tls::Required(acceptor),
-        Some(acceptor) => Tls::ForRelay(acceptor),
-        None => Tls::Off,
-    };
-    let stun = match serve.stun_listen {
-        Some(StunListen::Off) => None,
-        Some(StunListen::At(address)) => Some(address),
-        None => with_relay.then(|| SocketAddr::new(local.ip(), STUN_PORT)),
-    };
-    let mut stun_port = None;
-    if let Some(address) = stun {
-        let socket = warren_relay::stun::bind(address).map_err(|error| {
-            Failure::Failed(format!(
-                "cannot answer STUN on {address}/udp: {error}{}; choose another with --stun-listen IP:PORT, or --stun-listen off",
-                taken(&error)
-            ))
-        })?;
-        stun_port = Some(socket.local_addr()?.port());
-        tasks.spawn(warren_relay::stun::serve(Arc::new(socket)));
-    }
 
-    let derp_map = match given_map {
-        Some(map) => map,
-        None => own_map(
-            &url,
-            local.port(),
-            stun_port,
-            pin.filter(|_| url.scheme() == "http"),
-        ),
-    };
-    let mut config = Config::new(server_url.clone(), derp_map);
+    let mut config = Config::new(port.server_url.clone(), port.derp_map(&inputs, stun_port));
     config.base_domain = serve.base_domain;
     config.ephemeral_timeout = serve.ephemeral_timeout;
     config.key_lifetime = Some(serve.key_expiry).filter(|life| !life.is_zero());
@@ -218,54 +144,47 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
         Instant::now(),
         wall_clock(),
         config,
-        snapshot,
+        opened.snapshot,
         Box::new(SystemEntropy),
     )
     .map_err(|why| Failure::Failed(format!("the stored policy no longer reads:\n{why}")))?;
-
     let (sender, lines) = mpsc::unbounded_channel();
     let hints = Hints::new(state_dir);
-    let coordinator = CoordinatorHandle::new(coordinator, store, sender, hints.clone());
-    let policy_file = match policy {
-        None => None,
-        Some((file, read)) => {
-            policy_file::take_at_start(&coordinator, &file, read).await?;
-            Some(file)
-        }
-    };
-    let invitation = invite(&coordinator, &state, &serve.user).await?;
+    let coordinator = CoordinatorHandle::new(coordinator, opened.store, sender, hints.clone());
+    let mut policy_file = None;
+    if let Some((file, read)) = inputs.policy {
+        policy_file::take_at_start(&coordinator, &file, read).await?;
+        policy_file = Some(file);
+    }
+    let invitation = invite(&coordinator, &opened.state, &serve.user).await?;
 
-    let relay = with_relay.then(|| {
-        let mut config = warren_relay::Config::new(relay_secret);
-        // A relay of this network serves this network.
-        let admitting = coordinator.clone();
-        config.admission = Some(Arc::new(move |applicant: Applicant| {
-            admitting.admits(&applicant.key)
-        }));
-        Relay::new(config)
-    });
-    let public_key = key.public();
+    let relay = port
+        .with_relay
+        .then(|| own_relay(port.relay_secret, &coordinator));
     let needed_files = serve.max_connections.saturating_add(OTHER_FILES);
     let files = raise_file_limit(needed_files as u64);
-    let connections = ConnectionTable::new(ConnectionLimits::new(serve.max_connections, files));
-    let server = Arc::new(Server {
-        coordinator: coordinator.clone(),
-        upgrader: Arc::new(Upgrader {
-            coordinator: coordinator.clone(),
-            key,
-        }),
-        relay: relay.clone(),
-        tls,
-        public_key,
-        connections: connections.clone(),
-    });
-    let admin_socket = AdminSocket::open(state.path()).map_err(|error| {
+    let limits = ConnectionLimits::new(serve.max_connections, files);
+    let connections = ConnectionTable::new(limits);
+    let server = Server::new(
+        coordinator.clone(),
+        Upgrader::new(coordinator.clone(), opened.key),
+        relay.clone(),
+        port.tls,
+        connections.clone(),
+    );
+    let state = opened.state.path();
+    let admin_socket = AdminSocket::open(state).map_err(|error| {
         Failure::Failed(format!(
             "cannot open the administration socket in {}: {error}",
-            state.path().display()
+            state.display()
         ))
     })?;
-    tasks.spawn(server.run(listener));
+
+    let mut tasks = JoinSet::new();
+    if let Some(socket) = stun {
+        tasks.spawn(warren_relay::stun::serve(Arc::new(socket)));
+    }
+    tasks.spawn(Arc::new(server).run(port.listener));
     tasks.spawn(admin_socket.serve(admin::router(coordinator.clone())));
     tasks.spawn(coordinator.clone().run_timer());
     if let Some(file) = &policy_file {
@@ -273,12 +192,12 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
     }
 
     let banner = banner(&BannerFacts {
-        state: state.path(),
-        new,
-        url: &url,
-        server_url: &server_url,
-        own_tls,
-        with_relay,
+        state,
+        new: opened.new,
+        url: &port.url,
+        server_url: &port.server_url,
+        own_tls: port.own_tls,
+        with_relay: port.with_relay,
         stun_port,
         allow_all: coordinator.read(View::is_without_policy),
         invitation: &invitation,
@@ -287,14 +206,181 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
     });
     Ok(Running {
         coordinator,
-        server_url,
+        server_url: port.server_url,
         banner,
         lines,
         tasks,
         connections,
         relay,
-        _state: state,
+        _state: opened.state,
     })
+}
+
+/// The files and addresses that the command line names, read and checked.
+struct Inputs {
+    derp_map: Option<DerpMap>,
+    /// The file, and its valid text or its errors.
+    policy: Option<(PathBuf, Result<String, String>)>,
+    url: Option<Url>,
+    certificate: Option<Certificate>,
+}
+
+impl Inputs {
+    fn read(serve: &Serve) -> Result<Self, Failure> {
+        let policy = serve.policy.as_ref();
+        Ok(Self {
+            derp_map: serve.derp_map.as_deref().map(read_derp_map).transpose()?,
+            policy: policy.map(|file| (file.clone(), policy_file::read_checked(file))),
+            url: serve.server_url.as_deref().map(parse_url).transpose()?,
+            certificate: match (&serve.tls_cert, &serve.tls_key) {
+                (Some(cert), Some(key)) => Some(Certificate::from_files(cert, key)?),
+                _ => None,
+            },
+        })
+    }
+
+    /// Fails if the policy file is not valid.
+    fn require_valid_policy(&self) -> Result<(), Failure> {
+        match &self.policy {
+            Some((_, Err(why))) => Err(Failure::Failed(why.clone())),
+            Some((_, Ok(_))) | None => Ok(()),
+        }
+    }
+}
+
+/// The state folder and its content.
+struct Opened {
+    state: StateDir,
+    key: MachineSecret,
+    /// Whether the folder is new.
+    new: bool,
+    store: WriteQueue,
+    snapshot: Snapshot,
+}
+
+impl Opened {
+    fn open(state_dir: &Path, inputs: &Inputs) -> Result<Self, Failure> {
+        // A server that has never run has no earlier policy to go on with: it creates
+        // nothing before its file is valid.
+        if !StateDir::was_used(state_dir) {
+            inputs.require_valid_policy()?;
+        }
+        let state = StateDir::open(state_dir)?;
+        let (key, new) = state.noise_key(&mut SystemEntropy)?;
+        let (store, snapshot) = store::open(&state.database())?;
+        // The same holds for a server that ran without a policy.
+        if snapshot.policy.is_none() {
+            inputs.require_valid_policy()?;
+        }
+        Ok(Self {
+            state,
+            key,
+            new,
+            store,
+            snapshot,
+        })
+    }
+}
+
+/// The port for nodes, which the relay shares unless relays were given.
+struct Port {
+    listener: TcpListener,
+    local: SocketAddr,
+    url: Url,
+    server_url: String,
+    /// Whether a certificate was given.
+    own_tls: bool,
+    with_relay: bool,
+    relay_secret: NodeSecret,
+    tls: Tls,
+    /// The pin of the certificate, if there is one.
+    pin: Option<String>,
+}
+
+impl Port {
+    fn bind(serve: &Serve, inputs: &mut Inputs, state: &StateDir) -> Result<Self, Failure> {
+        let listener = bind(serve.listen)?;
+        let local = listener.local_addr()?;
+        let own_tls = inputs.certificate.is_some();
+        let url = match &inputs.url {
+            Some(url) => url.clone(),
+            None => guess_url(local, own_tls)?,
+        };
+        let relay_secret = warren_relay::keyfile::load_or_create(&state.path().join("relay.key"))?;
+        let with_relay = inputs.derp_map.is_none();
+        let certificate = match inputs.certificate.take() {
+            Some(certificate) => Some(certificate),
+            None if with_relay => {
+                let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+                Some(Certificate::self_signed(host, state.path())?)
+            }
+            None => None,
+        };
+        let pin = certificate.as_ref().map(Certificate::pin);
+        let tls = match certificate {
+            None => Tls::Off,
+            Some(certificate) => {
+                let config = warren_relay::tls::server_config(certificate, relay_secret.public())?;
+                let acceptor = TlsAcceptor::from(config);
+                if own_tls {
+                    Tls::Required(acceptor)
+                } else {
+                    Tls::ForRelay(acceptor)
+                }
+            }
+        };
+        Ok(Self {
+            listener,
+            local,
+            server_url: url.as_str().trim_end_matches('/').to_owned(),
+            url,
+            own_tls,
+            with_relay,
+            relay_secret,
+            tls,
+            pin,
+        })
+    }
+
+    /// The given relays, or the one at this port.
+    fn derp_map(&self, inputs: &Inputs, stun_port: Option<u16>) -> DerpMap {
+        if let Some(map) = &inputs.derp_map {
+            return map.clone();
+        }
+        let pin = self.pin.clone().filter(|_| self.url.scheme() == "http");
+        own_map(&self.url, self.local.port(), stun_port, pin)
+    }
+}
+
+/// Binds the port for STUN, if STUN is to be answered.
+fn bind_stun(serve: &Serve, port: &Port) -> Result<Option<UdpSocket>, Failure> {
+    let address = match serve.stun_listen {
+        Some(StunListen::Off) => None,
+        Some(StunListen::At(address)) => Some(address),
+        None => port
+            .with_relay
+            .then(|| SocketAddr::new(port.local.ip(), STUN_PORT)),
+    };
+    let Some(address) = address else {
+        return Ok(None);
+    };
+    let socket = warren_relay::stun::bind(address).map_err(|error| {
+        Failure::Failed(format!(
+            "cannot answer STUN on {address}/udp: {error}{}; choose another with --stun-listen IP:PORT, or --stun-listen off",
+            taken(&error)
+        ))
+    })?;
+    Ok(Some(socket))
+}
+
+/// The relay of this network, which serves this network only.
+fn own_relay(secret: NodeSecret, coordinator: &Arc<CoordinatorHandle>) -> Relay {
+    let mut config = warren_relay::Config::new(secret);
+    let coordinator = coordinator.clone();
+    config.admission = Some(Arc::new(move |applicant: Applicant| {
+        coordinator.admits(&applicant.key)
+    }));
+    Relay::new(config)
 }
 
 fn read_derp_map(file: &Path) -> Result<DerpMap, Failure> {

@@ -1,35 +1,31 @@
-//! The listener: TLS or not, relay or not, and the public pages.
+//! The listener: TLS or not, relay or not.
 //!
 //! One port serves everything. The first byte distinguishes TLS (22, the record
 //! type of a ClientHello) from HTTP. Behind TLS, or without it, the request head
 //! distinguishes the relay's requests from the control server's; the relay takes the
 //! connection over with its bytes, because its protocol may begin without an
-//! HTTP response. All other connections go to hyper with the bytes that were read.
+//! HTTP response. All other connections go to hyper, with the bytes that were read,
+//! and to the router of [`public`](crate::public).
 
-use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use axum::Router;
+use http::{HeaderMap, Request};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tracing::Instrument as _;
-use warren_control_types::{CapabilityVersion, OverTlsPublicKeyResponse};
 use warren_dial::connections::{ConnectionTable, Slot};
-use warren_keys::{MachinePublic, NodePublic};
 use warren_relay::{Prefixed, Relay, RequestHead};
 
-use crate::admin::waiting_ssh_checks;
 use crate::coordinator::CoordinatorHandle;
-use crate::http::{ReplyBody, json, read_body, text, whole};
+use crate::http::answer;
 use crate::noise::Upgrader;
-use crate::pages;
+use crate::public::{self, Connection};
 
 /// How long a client may take for the TLS handshake and the request head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
@@ -37,10 +33,6 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 const TLS_HANDSHAKE: u8 = 22;
 /// More headers than any client sends.
 const MAX_HEADERS: usize = 64;
-/// The page for users whose SSH session waits for a check.
-const SSH_CHECK: &str = "/ssh-check/";
-/// The longest `/verify` request, in bytes; usual ones have 150.
-const MAX_VERIFY_BODY: usize = 4096;
 
 /// The use of TLS at this port.
 #[derive(Clone)]
@@ -55,29 +47,36 @@ pub enum Tls {
 
 /// The state that all connections share.
 pub struct Server {
-    /// The coordinator.
-    pub coordinator: Arc<CoordinatorHandle>,
-    /// `/ts2021`.
-    pub upgrader: Arc<Upgrader>,
-    /// The relay that shares the port.
-    pub relay: Option<Relay>,
-    /// TLS at this port.
-    pub tls: Tls,
-    /// Our Noise key.
-    pub public_key: MachinePublic,
-    /// The connections of this listener.
-    pub connections: Arc<ConnectionTable>,
+    router: Router,
+    relay: Option<Relay>,
+    tls: Tls,
+    connections: Arc<ConnectionTable>,
 }
 
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Server")
-            .field("public_key", &self.public_key)
-            .finish_non_exhaustive()
+        f.debug_struct("Server").finish_non_exhaustive()
     }
 }
 
 impl Server {
+    /// A server of this coordinator. A relay may share its port; `connections` bounds
+    /// and counts the connections of this listener.
+    pub fn new(
+        coordinator: Arc<CoordinatorHandle>,
+        upgrader: Upgrader,
+        relay: Option<Relay>,
+        tls: Tls,
+        connections: Arc<ConnectionTable>,
+    ) -> Self {
+        Self {
+            router: public::router(coordinator, Arc::new(upgrader)),
+            relay,
+            tls,
+            connections,
+        }
+    }
+
     /// Serves connections until the task is dropped.
     pub async fn run(self: Arc<Self>, listener: TcpListener) {
         loop {
@@ -173,10 +172,14 @@ impl Server {
             }
         }
         let stream = Prefixed::new(seen, stream);
-        let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-            let (server, slot) = (self.clone(), slot.clone());
+        let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
             let source = source_of(peer.ip(), request.headers());
-            async move { Ok::<_, Infallible>(server.answer(source, slot, request).await) }
+            let slot = slot.clone();
+            if let Some(source) = source {
+                slot.move_to(source);
+            }
+            request.extensions_mut().insert(Connection { source, slot });
+            answer(self.router.clone(), request)
         });
         let served = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
@@ -189,210 +192,12 @@ impl Server {
             tracing::debug!("a connection ended: {error}");
         }
     }
-
-    async fn answer(
-        &self,
-        source: Option<IpAddr>,
-        slot: Arc<Slot>,
-        request: Request<Incoming>,
-    ) -> Response<ReplyBody> {
-        if let Some(source) = source {
-            slot.move_to(source);
-        }
-        let method = request.method().clone();
-        let path = request.uri().path().to_owned();
-        match (&method, path.as_str()) {
-            (_, "/ts2021") => self.upgrader.upgrade(source, slot, request),
-            (&Method::GET, "/key") => self.key(request.uri().query().unwrap_or_default()),
-            (&Method::GET | &Method::HEAD, "/health") => self.health(),
-            (&Method::GET, "/version") => json(StatusCode::OK, &Version::own()),
-            (&Method::POST, "/verify") => self.verify(request).await,
-            (&Method::GET | &Method::HEAD, "/generate_204") => generate_204(&request),
-            (&Method::GET, "/derpmap/default") => {
-                let map = self
-                    .coordinator
-                    .read(|coordinator| coordinator.config().derp_map.clone());
-                json(StatusCode::OK, &map)
-            }
-            (&Method::GET, "/robots.txt") => text(StatusCode::OK, "User-agent: *\nDisallow: /\n"),
-            (&Method::GET, "/") => html(pages::front(
-                &self.coordinator.read(|c| c.config().server_url.clone()),
-            )),
-            (&Method::GET, path) => match path.strip_prefix("/register/") {
-                Some(id) => {
-                    let waiting = self.coordinator.inspect(|coordinator| {
-                        coordinator
-                            .pending()
-                            .into_iter()
-                            .find(|view| view.id.0 == id)
-                    });
-                    html(pages::approval(waiting.as_ref(), id))
-                }
-                None if path.starts_with(SSH_CHECK) => {
-                    let id = path.trim_start_matches(SSH_CHECK);
-                    let waiting = self.coordinator.inspect(waiting_ssh_checks);
-                    html(pages::ssh_check(waiting.iter().find(|v| v.id == id), id))
-                }
-                None if path.starts_with("/machine/") => text(
-                    StatusCode::BAD_REQUEST,
-                    "this path is only available inside /ts2021",
-                ),
-                None => text(StatusCode::NOT_FOUND, "not found"),
-            },
-            (_, path) if path.starts_with("/machine/") => text(
-                StatusCode::BAD_REQUEST,
-                "this path is only available inside /ts2021",
-            ),
-            (_, "/key" | "/health" | "/version" | "/verify" | "/") => {
-                text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed")
-            }
-            _ => text(StatusCode::NOT_FOUND, "not found"),
-        }
-    }
-
-    fn key(&self, query: &str) -> Response<ReplyBody> {
-        let version = query.split('&').find_map(|pair| pair.strip_prefix("v="));
-        let Some(version) = version else {
-            return text(
-                StatusCode::BAD_REQUEST,
-                "the capability version is missing: /key?v=N",
-            );
-        };
-        let Ok(version) = version.parse::<u32>() else {
-            return text(
-                StatusCode::BAD_REQUEST,
-                "the capability version in /key?v=N is not a valid number",
-            );
-        };
-        let oldest = CapabilityVersion::OLDEST_CLIENT.0;
-        if version < oldest {
-            return text(
-                StatusCode::BAD_REQUEST,
-                format!(
-                    "this client is too old (capability version {version}); {oldest} is needed, which is Tailscale 1.80"
-                ),
-            );
-        }
-        // A zero legacy key is what says that there is none.
-        json(
-            StatusCode::OK,
-            &OverTlsPublicKeyResponse {
-                legacy_public_key: None,
-                public_key: Some(self.public_key),
-            },
-        )
-    }
-
-    fn health(&self) -> Response<ReplyBody> {
-        let well = self.coordinator.is_healthy();
-        let (status, word) = if well {
-            (StatusCode::OK, "pass")
-        } else {
-            (StatusCode::INTERNAL_SERVER_ERROR, "fail")
-        };
-        let mut response = json(status, &serde_json::json!({ "status": word }));
-        response.headers_mut().insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/health+json; charset=utf-8"),
-        );
-        response
-    }
-
-    /// Answers a relay's request whether a node may use it.
-    async fn verify(&self, request: Request<Incoming>) -> Response<ReplyBody> {
-        #[derive(Deserialize)]
-        struct VerifyRequest {
-            #[serde(rename = "NodePublic")]
-            node: NodePublic,
-        }
-        #[derive(Serialize)]
-        struct VerifyResponse {
-            #[serde(rename = "Allow")]
-            allow: bool,
-        }
-        let body = match read_body(request.into_body(), MAX_VERIFY_BODY).await {
-            Ok(body) => body,
-            Err(refusal) => return *refusal,
-        };
-        match serde_json::from_slice::<VerifyRequest>(&body) {
-            Ok(question) => json(
-                StatusCode::OK,
-                &VerifyResponse {
-                    allow: self.coordinator.admits(&question.node),
-                },
-            ),
-            Err(error) => text(
-                StatusCode::BAD_REQUEST,
-                format!("the request is not valid: {error}"),
-            ),
-        }
-    }
 }
 
 /// Paths that are the relay's; the rest is ours even where a relay that is
 /// alone would answer.
 fn is_for_relay(path: &str) -> bool {
     path == "/derp" || path.starts_with("/derp/") || path == "/bootstrap-dns"
-}
-
-fn html(content: String) -> Response<ReplyBody> {
-    let mut response = Response::new(whole(content));
-    let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("text/html; charset=utf-8"),
-    );
-    headers.insert(
-        header::CONTENT_SECURITY_POLICY,
-        HeaderValue::from_static(
-            "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
-        ),
-    );
-    response
-}
-
-/// The captive portal check: 204, and an echo that a portal cannot guess.
-fn generate_204<B>(request: &Request<B>) -> Response<ReplyBody> {
-    let mut response = Response::new(whole(Bytes::new()));
-    *response.status_mut() = StatusCode::NO_CONTENT;
-    response.headers_mut().insert(
-        header::CACHE_CONTROL,
-        HeaderValue::from_static("no-cache, no-store"),
-    );
-    let challenge = request
-        .headers()
-        .get("X-Tailscale-Challenge")
-        .and_then(|value| value.to_str().ok())
-        .filter(|c| {
-            c.len() <= 64
-                && c.bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || b"._:-".contains(&b))
-        });
-    if let Some(challenge) = challenge
-        && let Ok(value) = HeaderValue::from_str(&format!("response {challenge}"))
-    {
-        response.headers_mut().insert("X-Tailscale-Response", value);
-    }
-    response
-}
-
-#[derive(Serialize)]
-struct Version {
-    name: &'static str,
-    version: &'static str,
-    capability_version: u32,
-    minimum_capability_version: u32,
-}
-
-impl Version {
-    fn own() -> Self {
-        Self {
-            name: "warren-control",
-            version: env!("CARGO_PKG_VERSION"),
-            capability_version: CapabilityVersion::CURRENT.0,
-            minimum_capability_version: CapabilityVersion::OLDEST_CLIENT.0,
-        }
-    }
 }
 
 /// The source of a request, as far as it is known. Behind a proxy on this machine,
@@ -417,6 +222,8 @@ fn source_of(peer: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+
+    use http::HeaderValue;
 
     use super::*;
 

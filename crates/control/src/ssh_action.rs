@@ -2,13 +2,14 @@
 //! SSH session that the policy wants checked. The address is the one that its
 //! rules carry, with the numbers of both nodes filled in.
 
-use http::{Response, StatusCode};
+use axum::response::Response;
+use http::StatusCode;
 use warren_control_core::{PendingId, SshQuestion, SshRefusal};
 use warren_control_types::NodeId;
 use warren_keys::MachinePublic;
 
 use crate::coordinator::CoordinatorHandle;
-use crate::http::{ReplyBody, json, text};
+use crate::http::{json, text};
 
 /// The prefix of these addresses.
 pub const PREFIX: &str = "/machine/ssh/action/";
@@ -39,7 +40,7 @@ pub async fn answer(
     machine: MachinePublic,
     path: &str,
     query: &str,
-) -> Response<ReplyBody> {
+) -> Response {
     let Some(question) = parse(path, query) else {
         return text(
             StatusCode::BAD_REQUEST,

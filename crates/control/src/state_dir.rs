@@ -116,7 +116,7 @@ impl StateDir {
         path.join(DATABASE).exists()
     }
 
-    /// Where it is.
+    /// The path of the folder.
     pub fn path(&self) -> &Path {
         &self.path
     }

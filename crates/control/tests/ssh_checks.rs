@@ -40,8 +40,8 @@ async fn good(dir: &Path, args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A laptop, a database whose sessions are checked, and what the database is
-/// told to ask with.
+/// A laptop, a database whose sessions are checked, and the address with which the
+/// database asks.
 async fn network(dir: &Path, server: &Running) -> (Node, Node, String) {
     let key = reusable(dir).await;
     let mut nodes = ["laptop", "db"].map(|name| Node::new(&server.server_url, name));

@@ -39,7 +39,7 @@ impl Handler<SendC2n> for Administration {
         };
         let body = request.data.unwrap_or_default();
         let payload = c2n::request(&method, &request.path, body.as_bytes())?;
-        let (status, body) = self.coordinator.ask(&request.node, payload).await?;
+        let (status, body) = self.coordinator.send_c2n(&request.node, payload).await?;
         let body = String::from_utf8_lossy(&body).into_owned();
         Ok(C2nResponse { status, body })
     }

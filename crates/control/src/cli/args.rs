@@ -112,7 +112,7 @@ pub struct Serve {
     pub user: String,
 }
 
-/// Where STUN requests are answered.
+/// The address at which STUN requests are answered, if any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StunListen {
     /// STUN is not answered.

@@ -69,7 +69,7 @@ pub struct Saved {
 }
 
 impl Saved {
-    /// Waits.
+    /// Waits until the rows are on disk.
     ///
     /// # Errors
     /// The rows are not on disk yet. They are kept and tried again.
