@@ -9,6 +9,7 @@ use warren_fuzz::{Clock, Counting, address, disco, first_map, node, steps};
 use warren_keys::sealed_box::NONCE_LEN;
 use warren_node_core::{Engine, EngineConfig};
 use warren_paths::LocalAddresses;
+use warren_node_types::TailnetRanges;
 use warren_tunnel::{Handshakes, PeerIndex};
 use warren_wire::disco::MAGIC;
 
@@ -19,6 +20,7 @@ fuzz_target!(|bytes: &[u8]| {
         disco_key: disco(1),
         flow_slots: Some(64),
         aead: warren_tunnel::Aead::default(),
+        ranges: TailnetRanges::DEFAULT,
     };
     let mut engine = Engine::new(config, clock.now, Box::new(Counting(1)));
     engine

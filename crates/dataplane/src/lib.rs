@@ -52,4 +52,4 @@ pub use outbound::Outbound;
 pub use routes::RouteTable;
 pub use sinks::{InSink, Joined, OutSink, RelaySend, TunWrite, UdpSend};
 pub use sources::Sources;
-pub use view::{PeerView, ServiceAddresses, SessionView, View};
+pub use view::{PeerView, SessionView, View};

@@ -5,7 +5,7 @@
 //! between views by `Arc`, so that publishing costs little even with many
 //! peers.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -13,46 +13,10 @@ use ipnet::IpNet;
 use rustc_hash::FxHashMap;
 use warren_filter::{Filter, FlowTable};
 use warren_keys::NodePublic;
-use warren_node_types::{Destination, TailnetRanges};
+use warren_node_types::Destination;
 use warren_tunnel::{PeerIndex, Session};
 
 use super::{Intercepts, PeerCounters, RouteTable, Sources};
-
-/// The addresses under which the node itself answers the host, inside the
-/// tunnel's address space: MagicDNS and the local service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ServiceAddresses {
-    /// 100.100.100.100.
-    pub v4: Ipv4Addr,
-    /// fd7a:115c:a1e0::53.
-    pub v6: Ipv6Addr,
-}
-
-impl ServiceAddresses {
-    /// Those of a tailnet with these ranges.
-    #[must_use]
-    pub const fn of(ranges: &TailnetRanges) -> Self {
-        Self {
-            v4: ranges.service_v4,
-            v6: ranges.service_v6,
-        }
-    }
-
-    /// Whether `address` is one of the two.
-    #[inline]
-    pub fn contains(&self, address: IpAddr) -> bool {
-        match address {
-            IpAddr::V4(v4) => v4 == self.v4,
-            IpAddr::V6(v6) => v6 == self.v6,
-        }
-    }
-}
-
-impl Default for ServiceAddresses {
-    fn default() -> Self {
-        Self::of(&TailnetRanges::DEFAULT)
-    }
-}
 
 /// One peer, as the data plane sees it.
 #[derive(Debug, Clone)]

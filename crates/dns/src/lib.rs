@@ -35,11 +35,13 @@ pub use resolver::{Decision, Resolver, Transport};
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use warren_node_types::TailnetRanges;
+
 /// Where the tailnet's resolver is, IPv4.
-pub const SERVICE_V4: Ipv4Addr = Ipv4Addr::new(100, 100, 100, 100);
+pub const SERVICE_V4: Ipv4Addr = TailnetRanges::DEFAULT.service_v4;
 
 /// Where the tailnet's resolver is, IPv6.
-pub const SERVICE_V6: Ipv6Addr = Ipv6Addr::new(0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, 0, 0x53);
+pub const SERVICE_V6: Ipv6Addr = TailnetRanges::DEFAULT.service_v6;
 
 /// The name of both service addresses.
 pub const SERVICE_NAME: &str = "magicdns.localhost-tailscale-daemon.";
@@ -49,8 +51,5 @@ pub const MAX_TCP_QUERY: usize = 4096;
 
 /// Whether this is one of the two service addresses.
 pub fn is_service(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => ip == SERVICE_V4,
-        IpAddr::V6(ip) => ip == SERVICE_V6,
-    }
+    TailnetRanges::DEFAULT.is_service(ip)
 }

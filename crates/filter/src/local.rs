@@ -5,24 +5,23 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use warren_node_types::TailnetRanges;
+
 use crate::ranges::{AddressRange, AddressSet};
 
-/// Networks that an exit node never opens by its default route alone: private
-/// networks, link-local, multicast with all that
-/// is reserved above it, and the tailnet's own ranges. What is meant
-/// to be reachable among them is advertised by name.
-const NEVER_BY_DEFAULT_V4: [(Ipv4Addr, u8); 6] = [
+/// Networks that an exit node never opens by its default route alone, beside the
+/// tailnet's own ranges: private networks, link-local, and multicast with all that
+/// is reserved above it. A network among them is opened by advertising it.
+const NEVER_BY_DEFAULT_V4: [(Ipv4Addr, u8); 5] = [
     (Ipv4Addr::new(192, 168, 0, 0), 16),
     (Ipv4Addr::new(172, 16, 0, 0), 12),
     (Ipv4Addr::new(10, 0, 0, 0), 8),
     (Ipv4Addr::new(169, 254, 0, 0), 16),
     (Ipv4Addr::new(224, 0, 0, 0), 3),
-    (Ipv4Addr::new(100, 64, 0, 0), 10),
 ];
-const NEVER_BY_DEFAULT_V6: [(Ipv6Addr, u8); 3] = [
+const NEVER_BY_DEFAULT_V6: [(Ipv6Addr, u8); 2] = [
     (Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10),
     (Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8),
-    (Ipv6Addr::new(0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, 0, 0), 48),
 ];
 
 /// What [`LocalSet::new`] is built from.
@@ -38,6 +37,8 @@ pub struct LocalAddresses<'a> {
     /// This host's addresses on those interfaces, which stay reachable
     /// through an exit route if they are public.
     pub host_addresses: &'a [IpAddr],
+    /// The address ranges of the tailnet.
+    pub ranges: TailnetRanges,
 }
 
 /// The set of destinations a packet from the tunnel may have.
@@ -79,7 +80,7 @@ impl LocalSet {
             let internet = everything
                 .subtract(&attached)
                 .union(&own)
-                .subtract(&never_by_default());
+                .subtract(&never_by_default(&from.ranges));
             set = set.union(&internet);
         }
         Self(set)
@@ -92,7 +93,7 @@ impl LocalSet {
     }
 }
 
-fn never_by_default() -> AddressSet {
+fn never_by_default(tailnet: &TailnetRanges) -> AddressSet {
     let v4 = NEVER_BY_DEFAULT_V4
         .iter()
         .filter_map(|(address, len)| Ipv4Net::new(*address, *len).ok())
@@ -101,7 +102,8 @@ fn never_by_default() -> AddressSet {
         .iter()
         .filter_map(|(address, len)| Ipv6Net::new(*address, *len).ok())
         .map(IpNet::from);
-    AddressSet::new(v4.chain(v6).map(AddressRange::from))
+    let tailnet = [IpNet::from(tailnet.v4), IpNet::from(tailnet.v6)];
+    AddressSet::new(v4.chain(v6).chain(tailnet).map(AddressRange::from))
 }
 
 #[cfg(test)]
@@ -128,6 +130,7 @@ mod tests {
             advertised: &advertised,
             host_networks: &networks,
             host_addresses: &hosts,
+            ranges: TailnetRanges::DEFAULT,
         });
         for (address, local) in [
             ("100.64.0.1", true),

@@ -5,7 +5,7 @@
 //!
 //! | chain | what it does |
 //! |---|---|
-//! | `input` | drops IPv4 that claims a tailnet address (100.64.0.0/10) but came in elsewhere; 100.115.92.0/23 is ChromeOS's |
+//! | `input` | drops IPv4 that claims a tailnet address (usually of 100.64.0.0/10) but came in elsewhere; 100.115.92.0/23 is ChromeOS's |
 //! | `forward` | marks what comes from the tunnel with [`FORWARD_MARK`] and lets it through; drops tailnet addresses that would go into it; with stateful filtering also what belongs to no connection from there |
 //! | `postrouting` | gives what is marked the address of this machine (unless that is switched off), so that the LAN needs no route back |
 //!
@@ -43,6 +43,8 @@ const LOOPBACK: &str = "lo";
 pub struct FirewallConfig {
     /// The tunnel's interface.
     pub interface: String,
+    /// The IPv4 addresses of the tailnet: they come from the tunnel only.
+    pub tailnet: Ipv4Net,
     /// Gives packets from the tunnel our address when they leave to a LAN.
     pub snat: bool,
     /// Lets from other networks into the tunnel only what belongs to a
@@ -175,8 +177,8 @@ fn write(batch: &mut Batch, config: &FirewallConfig, owned: bool) {
         priority,
         kind,
     };
-    let net = |a, b, c, len| Ipv4Net::new_assert([a, b, c, 0].into(), len);
-    let (tailnet, chrome_os) = (net(100, 64, 0, 10), net(100, 115, 92, 23));
+    let tailnet = config.tailnet;
+    let chrome_os = Ipv4Net::new_assert([100, 115, 92, 0].into(), 23);
     batch.new_table(TABLE, if owned { TABLE_OWNED } else { 0 });
 
     batch.new_chain(TABLE, "input", hook(1, 0, "filter"));

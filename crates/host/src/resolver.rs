@@ -25,12 +25,13 @@ use std::path::{Path, PathBuf};
 use direct::Direct;
 pub use resolv_conf::BaseConfig;
 use resolved::Resolved;
+use warren_node_types::TailnetRanges;
 
 /// The name server's IPv4 address, served by every node for itself.
-pub const SERVICE_V4: Ipv4Addr = Ipv4Addr::new(100, 100, 100, 100);
+pub const SERVICE_V4: Ipv4Addr = TailnetRanges::DEFAULT.service_v4;
 
 /// The name server's IPv6 address.
-pub const SERVICE_V6: Ipv6Addr = Ipv6Addr::new(0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, 0, 0x53);
+pub const SERVICE_V6: Ipv6Addr = TailnetRanges::DEFAULT.service_v6;
 
 /// What the machine should use. No name servers: what it had without us.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -23,7 +23,7 @@ use warren_control_types::{
 };
 use warren_filter::{Filter, FlowTable, RuleProblem};
 use warren_keys::{DiscoPublic, DiscoSecret, Entropy, NodePublic, NodeSecret};
-use warren_node_types::PathAddr;
+use warren_node_types::{PathAddr, TailnetRanges};
 use warren_paths::{
     Destination, Event as PathEvent, Family, LocalAddresses, Paths, PathsConfig, PeerInfo,
     PortMapReport, Reason as PathReason,
@@ -40,8 +40,7 @@ use crate::peers::{PeerTable, Unanswered};
 use crate::prefs::NodePrefs;
 use crate::report::{ControlReport, PeerReport, PingAnswer, PingError, Pong};
 use warren_dataplane::{
-    Clients, Intercepts, Match, PeerView, RouteTable, ServiceAddresses, ServiceId, SessionView,
-    Sources, View,
+    Clients, Intercepts, Match, PeerView, RouteTable, ServiceId, SessionView, Sources, View,
 };
 
 /// How often at most an initiation is sent again to a peer that was heard.
@@ -51,10 +50,9 @@ const NUDGE_GAP: Duration = Duration::from_millis(250);
 pub const MAGIC_DNS: ServiceId = ServiceId(1);
 
 /// Packets of the host that end in this process: those to the addresses of MagicDNS.
-fn intercepts() -> Intercepts {
-    let service = ServiceAddresses::default();
+fn intercepts(ranges: &TailnetRanges) -> Intercepts {
     let mut intercepts = Intercepts::new();
-    for address in [service.v4.into(), service.v6.into()] {
+    for address in [ranges.service_v4.into(), ranges.service_v6.into()] {
         intercepts.insert(address, Match::Any, Clients::Host, MAGIC_DNS);
     }
     intercepts
@@ -70,6 +68,9 @@ pub struct EngineConfig {
     pub flow_slots: Option<usize>,
     /// The cipher implementation that sessions use.
     pub aead: Aead,
+    /// The address ranges of the tailnet. Everything in the node that must know
+    /// them takes them from here.
+    pub ranges: TailnetRanges,
 }
 
 /// Something for the shell to do.
@@ -158,6 +159,7 @@ pub struct EngineCounters {
 pub struct Engine {
     origin: Instant,
     aead: Aead,
+    ranges: TailnetRanges,
     node_key: NodePublic,
     disco_key: DiscoPublic,
     prefs: NodePrefs,
@@ -194,14 +196,14 @@ impl Engine {
         };
         let mut handshakes = Handshakes::new(config.node_key, entropy.boxed());
         handshakes.set_aead(config.aead);
-        let paths = Paths::new(
-            PathsConfig::default(),
-            node_key,
-            config.disco_key,
-            entropy.boxed(),
-        );
+        let paths_config = PathsConfig {
+            configured_port: None,
+            ranges: config.ranges,
+        };
+        let paths = Paths::new(paths_config, node_key, config.disco_key, entropy.boxed());
         Self {
             origin: now,
+            ranges: config.ranges,
             node_key,
             disco_key,
             prefs: NodePrefs::default(),
@@ -212,9 +214,9 @@ impl Engine {
             aead: config.aead,
             sessions: FxHashMap::default(),
             routes: Arc::new(RouteTable::new()),
-            intercepts: Arc::new(intercepts()),
+            intercepts: Arc::new(intercepts(&config.ranges)),
             sources: Arc::default(),
-            packet_filter: PacketFilter::default(),
+            packet_filter: PacketFilter::new(config.ranges),
             flows: Arc::new(flows),
             host_config: HostConfig::default(),
             report: ControlReport {
@@ -241,6 +243,11 @@ impl Engine {
     /// The cipher implementation that sessions use.
     pub fn aead(&self) -> Aead {
         self.aead
+    }
+
+    /// The address ranges of the tailnet.
+    pub fn ranges(&self) -> &TailnetRanges {
+        &self.ranges
     }
 
     /// The identity of its path-finding messages.

@@ -21,17 +21,21 @@ pub struct HostConfig {
     pub addresses: Vec<IpAddr>,
     /// Destinations behind the tunnel.
     pub routes: BTreeSet<IpNet>,
+    /// The address ranges of the tailnet.
+    pub ranges: TailnetRanges,
 }
 
 impl HostConfig {
     /// Follows from the netmap and what the user wants.
-    pub(crate) fn compute(netmap: &Netmap, prefs: &NodePrefs) -> Self {
+    pub(crate) fn compute(netmap: &Netmap, prefs: &NodePrefs, ranges: &TailnetRanges) -> Self {
         let Some(own) = netmap.self_node.as_ref() else {
-            return Self::default();
+            return Self {
+                ranges: *ranges,
+                ..Self::default()
+            };
         };
         let addresses = single_addresses(own);
         let has_v6 = addresses.iter().any(IpAddr::is_ipv6);
-        let ranges = TailnetRanges::default();
         let mut routes = BTreeSet::from([IpNet::from(IpAddr::V4(ranges.service_v4))]);
         if has_v6 {
             routes.insert(ranges.v6.into());
@@ -55,7 +59,11 @@ impl HostConfig {
             routes.insert(default_route_v4());
             routes.insert(default_route_v6());
         }
-        Self { addresses, routes }
+        Self {
+            addresses,
+            routes,
+            ranges: *ranges,
+        }
     }
 }
 
@@ -127,7 +135,7 @@ mod tests {
     }
 
     fn routes(prefs: &NodePrefs) -> Vec<String> {
-        HostConfig::compute(&netmap(), prefs)
+        HostConfig::compute(&netmap(), prefs, &TailnetRanges::DEFAULT)
             .routes
             .iter()
             .map(IpNet::to_string)
@@ -161,5 +169,22 @@ mod tests {
         assert_eq!(accepted_prefixes(&peer, &NodePrefs::default()).len(), 1);
         peer.expired = true;
         assert!(accepted_prefixes(&peer, &NodePrefs::default()).is_empty());
+    }
+
+    #[test]
+    fn routes_follow_the_ranges_of_the_tailnet() {
+        let ranges = TailnetRanges {
+            v4: "10.64.0.0/16".parse().unwrap(),
+            v6: "fd00:64::/48".parse().unwrap(),
+            service_v4: [10, 64, 0, 53].into(),
+            service_v6: "fd00:64::53".parse().unwrap(),
+        };
+        let config = HostConfig::compute(&netmap(), &NodePrefs::default(), &ranges);
+        let routes = config.routes.iter().map(IpNet::to_string);
+        assert_eq!(
+            routes.collect::<Vec<_>>(),
+            ["10.64.0.53/32", "100.64.0.2/32", "fd00:64::/48"]
+        );
+        assert_eq!(config.ranges, ranges);
     }
 }

@@ -90,6 +90,7 @@ impl Node {
             disco_key: disco_key.clone(),
             flow_slots: config.flow_slots,
             aead: config.aead,
+            ranges: config.ranges,
         };
         let mut engine = Engine::new(engine_config, now, entropy.boxed());
         engine.resume_timestamps(config.clock_floor);
@@ -425,6 +426,7 @@ impl Node {
             disco_key: self.disco_key.clone(),
             flow_slots: self.flow_slots,
             aead: self.engine.aead(),
+            ranges: *self.engine.ranges(),
         };
         self.engine = Engine::new(config, now, self.entropy.boxed());
         self.engine

@@ -13,6 +13,7 @@ use warren_control_types::{FilterRule, Netmap};
 use warren_filter::{
     CapabilityHolders, Filter, LocalAddresses, LocalSet, RuleProblem, capability_sources,
 };
+use warren_node_types::TailnetRanges;
 
 use crate::NodePrefs;
 use crate::host_config::single_addresses;
@@ -29,6 +30,7 @@ struct Inputs {
 /// The filter in force.
 #[derive(Debug)]
 pub(crate) struct PacketFilter {
+    ranges: TailnetRanges,
     inputs: Inputs,
     /// Networks that this machine stands in, with its addresses there.
     networks: Vec<IpNet>,
@@ -39,11 +41,12 @@ pub(crate) struct PacketFilter {
     problems: Vec<RuleProblem>,
 }
 
-impl Default for PacketFilter {
-    /// Nothing comes in.
-    fn default() -> Self {
+impl PacketFilter {
+    /// A filter that lets nothing in, for a tailnet with these ranges.
+    pub(crate) fn new(ranges: TailnetRanges) -> Self {
         let filter = Filter::block_all();
         Self {
+            ranges,
             inputs: Inputs::default(),
             networks: Vec::new(),
             capabilities: Vec::new(),
@@ -52,9 +55,7 @@ impl Default for PacketFilter {
             problems: Vec::new(),
         }
     }
-}
 
-impl PacketFilter {
     /// For ordinary peers.
     pub(crate) fn filter(&self) -> &Arc<Filter> {
         &self.filter
@@ -91,7 +92,8 @@ impl PacketFilter {
             self.capabilities = names.map(str::to_owned).collect();
             changed = true;
         }
-        changed |= set(&mut self.inputs.local, local(netmap, prefs, &self.networks));
+        let local = local(netmap, prefs, &self.networks, self.ranges);
+        changed |= set(&mut self.inputs.local, local);
         changed |= set(
             &mut self.inputs.holders,
             holders(netmap, &self.capabilities),
@@ -125,7 +127,12 @@ fn set<T: PartialEq>(to: &mut T, value: T) -> bool {
 }
 
 /// The destinations that are ours.
-fn local(netmap: &Netmap, prefs: &NodePrefs, networks: &[IpNet]) -> LocalSet {
+fn local(
+    netmap: &Netmap,
+    prefs: &NodePrefs,
+    networks: &[IpNet],
+    ranges: TailnetRanges,
+) -> LocalSet {
     let own = netmap.self_node.as_ref();
     let addresses: Vec<IpAddr> = own.map(single_addresses).unwrap_or_default();
     // All that we advertise, approved or not: the server writes rules for what
@@ -136,6 +143,7 @@ fn local(netmap: &Netmap, prefs: &NodePrefs, networks: &[IpNet]) -> LocalSet {
         advertised: &prefs.advertise_routes,
         host_networks: networks,
         host_addresses: &networks.iter().map(IpNet::addr).collect::<Vec<_>>(),
+        ranges,
     })
 }
 
@@ -199,7 +207,7 @@ mod tests {
             advertise_routes: vec!["0.0.0.0/0".parse().unwrap()],
             ..NodePrefs::default()
         };
-        let mut filter = PacketFilter::default();
+        let mut filter = PacketFilter::new(TailnetRanges::DEFAULT);
         let reaches = |filter: &PacketFilter, destination: [u8; 4]| {
             filter.filter().allows(
                 Protocol::TCP,
@@ -231,7 +239,7 @@ mod tests {
     #[test]
     fn named_filters_come_and_go_one_by_one() {
         let (mut netmap, prefs) = (start(), NodePrefs::default());
-        let mut filter = PacketFilter::default();
+        let mut filter = PacketFilter::new(TailnetRanges::DEFAULT);
         let mut follow = |netmap: &Netmap| {
             let new = filter.refresh(netmap, &prefs, true);
             (new, [22, 80, 443].map(|port| allows(&filter, 2, port)))
@@ -267,7 +275,7 @@ mod tests {
             &mut netmap,
             json!({"PacketFilter": [rule("cap:example.com/x", 22)]}),
         );
-        let mut filter = PacketFilter::default();
+        let mut filter = PacketFilter::new(TailnetRanges::DEFAULT);
         assert!(filter.refresh(&netmap, &prefs, true));
         assert_eq!([2, 3].map(|peer| allows(&filter, peer, 22)), [true, false]);
         assert!(!filter.refresh(&netmap, &prefs, false));
@@ -287,7 +295,7 @@ mod tests {
     #[test]
     fn what_cannot_be_read_is_told_and_costs_only_itself() {
         let mut netmap = start();
-        let mut filter = PacketFilter::default();
+        let mut filter = PacketFilter::new(TailnetRanges::DEFAULT);
         tell(
             &mut netmap,
             json!({"PacketFilter": [rule("nonsense", 22), rule("100.64.0.2", 22)]}),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use warren_control_types::{EndpointType, NetInfo, RegionId};
 use warren_keys::{DiscoPublic, NodePublic};
-use warren_node_types::{Destination, Family, PathAddr, PeerIndex};
+use warren_node_types::{Destination, Family, PathAddr, PeerIndex, TailnetRanges};
 
 /// What does not change during the life of the path engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -14,6 +14,8 @@ pub struct PathsConfig {
     /// worth guessing at behind a NAT that varies its mappings: people forward
     /// it by hand.
     pub configured_port: Option<u16>,
+    /// The address ranges of the tailnet: peers are not looked for there.
+    pub ranges: TailnetRanges,
 }
 
 /// What the netmap says about a peer.

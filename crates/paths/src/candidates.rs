@@ -65,16 +65,28 @@ pub(crate) struct Added {
     pub(crate) evicted: u64,
 }
 
-#[derive(Debug, Default)]
-pub(crate) struct Candidates(BTreeMap<SocketAddr, Candidate>);
+/// The candidates of one peer.
+#[derive(Debug)]
+pub(crate) struct Candidates {
+    known: BTreeMap<SocketAddr, Candidate>,
+    /// Addresses inside the tunnel.
+    tailnet: TailnetRanges,
+}
 
 impl Candidates {
+    pub(crate) fn new(tailnet: TailnetRanges) -> Self {
+        Self {
+            known: BTreeMap::new(),
+            tailnet,
+        }
+    }
+
     pub(crate) fn get_mut(&mut self, address: SocketAddr) -> Option<&mut Candidate> {
-        self.0.get_mut(&address)
+        self.known.get_mut(&address)
     }
 
     pub(crate) fn get(&self, address: SocketAddr) -> Option<&Candidate> {
-        self.0.get(&address)
+        self.known.get(&address)
     }
 
     /// Takes the netmap's list; `keep` is never evicted.
@@ -84,7 +96,7 @@ impl Candidates {
         listed: &[SocketAddr],
         keep: Option<SocketAddr>,
     ) -> Added {
-        for candidate in self.0.values_mut() {
+        for candidate in self.known.values_mut() {
             candidate.in_netmap = false;
         }
         self.take_list(now, listed, keep, |candidate| candidate.in_netmap = true)
@@ -97,7 +109,7 @@ impl Candidates {
         listed: &[SocketAddr],
         keep: Option<SocketAddr>,
     ) -> Added {
-        for candidate in self.0.values_mut() {
+        for candidate in self.known.values_mut() {
             candidate.called = None;
         }
         self.take_list(now, listed, keep, |candidate| candidate.called = Some(now))
@@ -124,29 +136,32 @@ impl Candidates {
     ) -> Added {
         let mut added = Added::default();
         for (position, address) in listed.iter().enumerate() {
-            if position >= MAX || !is_usable(*address) {
+            if position >= MAX || !is_usable(*address, &self.tailnet) {
                 added.refused += 1;
                 continue;
             }
-            if !self.0.contains_key(address) {
+            if !self.known.contains_key(address) {
                 added.new.push(*address);
             }
             mark(
-                self.0
+                self.known
                     .entry(*address)
                     .or_insert_with(|| Candidate::new(now)),
             );
         }
-        self.0
+        self.known
             .retain(|address, candidate| candidate.is_backed(now) || Some(*address) == keep);
-        added.new.retain(|address| self.0.contains_key(address));
-        while self.0.len() > MAX {
-            let others = self.0.iter().filter(|(address, _)| Some(**address) != keep);
+        added.new.retain(|address| self.known.contains_key(address));
+        while self.known.len() > MAX {
+            let others = self
+                .known
+                .iter()
+                .filter(|(address, _)| Some(**address) != keep);
             let stalest = others.min_by_key(|(_, candidate)| candidate.freshness());
             let Some(address) = stalest.map(|(address, _)| *address) else {
                 break;
             };
-            self.0.remove(&address);
+            self.known.remove(&address);
             added.new.retain(|new| *new != address);
             added.evicted += 1;
         }
@@ -155,14 +170,14 @@ impl Candidates {
 
     /// All addresses, those with the freshest signs of life first.
     pub(crate) fn by_freshness(&self) -> Vec<SocketAddr> {
-        let mut all: Vec<_> = self.0.iter().collect();
+        let mut all: Vec<_> = self.known.iter().collect();
         all.sort_by_key(|(_, candidate)| std::cmp::Reverse(candidate.freshness()));
         all.into_iter().map(|(address, _)| *address).collect()
     }
 
     /// After a change of our own network no earlier measurement means anything.
     pub(crate) fn forget_measurements(&mut self) {
-        for candidate in self.0.values_mut() {
+        for candidate in self.known.values_mut() {
             candidate.round_trip = RoundTrip::default();
             candidate.last_ping = None;
             candidate.last_pong = None;
@@ -172,13 +187,14 @@ impl Candidates {
 
 /// Whether a datagram to this address can make sense.
 ///
-/// IPv6 link-local addresses lack the interface they belong to, and an address
-/// of the tunnel itself would lead in a circle.
-fn is_usable(address: SocketAddr) -> bool {
+/// IPv6 link-local addresses lack the interface they belong to, and an IPv6
+/// address of the tailnet would lead into the tunnel again. IPv4 addresses of the
+/// tailnet may also be those of a carrier's NAT.
+fn is_usable(address: SocketAddr, tailnet: &TailnetRanges) -> bool {
     let sensible = match address.ip() {
         IpAddr::V4(ip) => !ip.is_unspecified() && !ip.is_multicast() && !ip.is_broadcast(),
         IpAddr::V6(ip) => {
-            let overlay = TailnetRanges::DEFAULT.v6.contains(&ip);
+            let overlay = tailnet.v6.contains(&ip);
             !ip.is_unspecified() && !ip.is_multicast() && !ip.is_unicast_link_local() && !overlay
         }
     };
@@ -198,7 +214,7 @@ mod tests {
     #[test]
     fn lists_replace_their_own_kind_only() {
         let now = Instant::now();
-        let mut candidates = Candidates::default();
+        let mut candidates = Candidates::new(TailnetRanges::DEFAULT);
         assert_eq!(
             candidates.set_netmap(now, &[v4(1), v4(2)], None).new,
             [v4(1), v4(2)]
@@ -218,7 +234,7 @@ mod tests {
     #[test]
     fn learnt_addresses_fade() {
         let now = Instant::now();
-        let mut candidates = Candidates::default();
+        let mut candidates = Candidates::new(TailnetRanges::DEFAULT);
         candidates.heard(now, v4(9), None);
         candidates.set_netmap(now + Duration::from_secs(44), &[v4(1)], None);
         assert!(candidates.get(v4(9)).is_some());
@@ -239,7 +255,7 @@ mod tests {
             "[fd7a:115c:a1e0::1]:1",
         ];
         let list = list.map(|address| address.parse().unwrap());
-        let added = Candidates::default().set_called(Instant::now(), &list, None);
+        let added = Candidates::new(TailnetRanges::DEFAULT).set_called(Instant::now(), &list, None);
         assert_eq!(
             added,
             Added {
@@ -254,7 +270,7 @@ mod tests {
         #[test]
         fn never_more_than_the_bound(steps in prop::collection::vec((0u8..3, prop::collection::vec(any::<(u8, u16)>(), 0..90)), 0..12)) {
             let mut now = Instant::now();
-            let mut candidates = Candidates::default();
+            let mut candidates = Candidates::new(TailnetRanges::DEFAULT);
             let keep = Some(v4(1));
             candidates.heard(now, v4(1), None);
             for (kind, list) in steps {

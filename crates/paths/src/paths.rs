@@ -170,7 +170,7 @@ impl Paths {
         let peer = self
             .peers
             .entry(handle)
-            .or_insert_with(|| Peer::new(handle, info.clone()));
+            .or_insert_with(|| Peer::new(handle, info.clone(), self.config.ranges));
         peer.info = info;
         if new_disco && old.is_some() {
             peer.restarted(now);

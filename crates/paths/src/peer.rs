@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use warren_control_types::RegionId;
-use warren_node_types::{Destination, Family, PathAddr, PeerIndex};
+use warren_node_types::{Destination, Family, PathAddr, PeerIndex, TailnetRanges};
 use warren_wire::disco::{Message, Ping, Pong, TxId};
 
 use crate::api::PeerInfo;
@@ -74,11 +74,11 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    pub(crate) fn new(handle: PeerIndex, info: PeerInfo) -> Self {
+    pub(crate) fn new(handle: PeerIndex, info: PeerInfo, tailnet: TailnetRanges) -> Self {
         Self {
             handle,
             info,
-            candidates: Candidates::default(),
+            candidates: Candidates::new(tailnet),
             direct: None,
             heard_region: None,
             last_sent: None,

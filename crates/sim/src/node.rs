@@ -176,6 +176,7 @@ fn fresh_engine(identity: &Identity, now: Instant, dice: &mut Dice) -> Engine {
         disco_key: DiscoSecret::generate(dice),
         flow_slots: Some(1024),
         aead: warren_tunnel::Aead::default(),
+        ranges: warren_node_types::TailnetRanges::DEFAULT,
     };
     Engine::new(config, now, dice.boxed())
 }

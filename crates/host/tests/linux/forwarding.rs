@@ -29,6 +29,7 @@ fn nft(rules: &str) {
 fn config(snat: bool, stateful: bool) -> FirewallConfig {
     FirewallConfig {
         interface: "warren0".to_owned(),
+        tailnet: "100.64.0.0/10".parse().unwrap(),
         snat,
         stateful,
     }

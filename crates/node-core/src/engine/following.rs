@@ -174,7 +174,7 @@ impl Engine {
     }
 
     pub(super) fn refresh_host(&mut self) {
-        let config = HostConfig::compute(&self.netmap, &self.prefs);
+        let config = HostConfig::compute(&self.netmap, &self.prefs, &self.ranges);
         if config != self.host_config {
             self.host_config = config.clone();
             self.outputs.push_back(Output::Host(config));

@@ -11,7 +11,7 @@ use warren_control_types::{
 };
 use warren_dataplane::View;
 use warren_keys::{DiscoPublic, NodePublic, NodeSecret};
-use warren_node_types::{Destination, Family, PathAddr};
+use warren_node_types::{Destination, Family, PathAddr, TailnetRanges};
 use warren_paths::{LocalAddresses, PortMapReport};
 use warren_tunnel::{Aead, PeerIndex, Source};
 
@@ -415,4 +415,6 @@ pub struct NodeConfig {
     pub flow_slots: Option<usize>,
     /// The implementation of the cipher of the tunnel.
     pub aead: Aead,
+    /// The address ranges of the tailnet.
+    pub ranges: TailnetRanges,
 }

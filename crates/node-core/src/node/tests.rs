@@ -114,6 +114,7 @@ fn process(disk: &StoredLogin, want_running: bool, now: Instant, run: u64) -> No
         network: LocalNetwork::default(),
         flow_slots: Some(64),
         aead: warren_tunnel::Aead::default(),
+        ranges: warren_node_types::TailnetRanges::DEFAULT,
     };
     Node::new(config, now, Box::new(Counter(run << 32)))
 }

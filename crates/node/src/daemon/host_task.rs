@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use tokio::sync::{mpsc, oneshot, watch};
 use warren_dns::{BaseOs, ResolverConfig, compile};
 use warren_host::firewall::{Firewall, FirewallConfig, FirewallError};
@@ -164,7 +164,7 @@ impl Worker {
         }
         result
             .problems
-            .extend(self.apply_forwarding(wanted.forwarding));
+            .extend(self.apply_forwarding(wanted.forwarding, wanted.host.ranges.v4));
         if let Ok(firewall) = &self.firewall
             && wanted.forwarding.is_some_and(|wanted| wanted.offered)
         {
@@ -179,9 +179,10 @@ impl Worker {
 
     /// Returns a problem for the user. A node that offers no routes lacks nothing on
     /// a machine whose packet filter cannot be set up.
-    fn apply_forwarding(&mut self, wanted: Option<Forwarding>) -> Option<String> {
+    fn apply_forwarding(&mut self, wanted: Option<Forwarding>, tailnet: Ipv4Net) -> Option<String> {
         let config = wanted.map(|wanted| FirewallConfig {
             interface: self.interface.clone(),
+            tailnet,
             // Without offered routes nothing is forwarded, and rewriting addresses
             // makes the kernel follow every connection, those of the tunnel too.
             snat: wanted.snat && wanted.offered,

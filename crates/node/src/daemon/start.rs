@@ -134,6 +134,7 @@ pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
         network: local_network(&sockets, &link),
         flow_slots: None,
         aead,
+        ranges: warren_node_types::TailnetRanges::DEFAULT,
     };
     let mut node = Node::new(config, Instant::now(), Box::new(SystemEntropy));
     let first_view = std::iter::from_fn(|| node.poll_output()).find_map(|output| match output {

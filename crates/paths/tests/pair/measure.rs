@@ -13,6 +13,7 @@ use crate::world::{Seeded, World, ms};
 fn engine(now: Instant, map: &DerpMap, interfaces: &[&str]) -> Paths {
     let config = PathsConfig {
         configured_port: Some(41641),
+        ..PathsConfig::default()
     };
     let key = NodeSecret::from_bytes(&[1; 32]).public();
     let disco = DiscoSecret::from_bytes(&[1; 32]);

@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 use warren_control_types::Node;
-use warren_dataplane::ServiceAddresses;
 use warren_node_core::Engine;
 use warren_node_types::{Destination, PathAddr};
 use warren_wire::ip::Protocol;
@@ -71,7 +70,7 @@ fn why(engine: &Engine, question: WhyQuestion) -> WhyAnswer {
 /// From here to somewhere.
 fn outbound(engine: &Engine, question: WhyQuestion, answer: &mut WhyAnswer) {
     let dst = question.dst;
-    if ServiceAddresses::default().contains(dst) {
+    if engine.ranges().is_service(dst) {
         answer.verdict = WhyVerdict::Allowed;
         answer.carried_by = "self".to_owned();
         answer.say(format!(

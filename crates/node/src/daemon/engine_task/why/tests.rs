@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 use warren_keys::{DiscoSecret, NodeSecret};
 use warren_node_core::{EngineConfig, NodePrefs};
+use warren_node_types::TailnetRanges;
 
 use super::super::filter::filter_report;
 use super::*;
@@ -21,6 +22,7 @@ fn engine() -> Engine {
         disco_key: DiscoSecret::generate(&mut SystemEntropy),
         flow_slots: Some(64),
         aead: warren_tunnel::Aead::default(),
+        ranges: TailnetRanges::DEFAULT,
     };
     let mut engine = Engine::new(config, Instant::now(), Box::new(SystemEntropy));
     engine.begin_map_stream();
