@@ -1,11 +1,12 @@
 //! All handshakes of a node.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 use warren_keys::{Entropy, NodePublic, NodeSecret};
+use warren_timers::DeadlineQueue;
 use warren_wire::wireguard::{CookieReply, Initiation, Message, Response};
 use zerocopy::IntoBytes as _;
 use zeroize::Zeroizing;
@@ -154,7 +155,7 @@ pub struct Handshakes {
     /// Whose each of our indices is: those of sessions and of initiations
     /// that wait for a response.
     by_index: FxHashMap<u32, PeerIndex>,
-    deadlines: BTreeSet<(Instant, PeerIndex)>,
+    deadlines: DeadlineQueue<PeerIndex>,
     events: VecDeque<Event>,
     counters: HandshakeCounters,
 }
@@ -174,7 +175,7 @@ impl Handshakes {
             peers: BTreeMap::new(),
             by_key: FxHashMap::default(),
             by_index: FxHashMap::default(),
-            deadlines: BTreeSet::new(),
+            deadlines: DeadlineQueue::new(),
             events: VecDeque::new(),
             counters: HandshakeCounters::default(),
         }
@@ -220,9 +221,7 @@ impl Handshakes {
             return;
         };
         self.by_key.remove(&peer.key);
-        if let Some(at) = peer.queued {
-            self.deadlines.remove(&(at, index));
-        }
+        self.deadlines.remove(&index);
         if let Some((local_index, _)) = peer.attempt.as_ref().and_then(|a| a.pending.as_ref()) {
             self.by_index.remove(local_index);
         }
@@ -362,10 +361,7 @@ impl Handshakes {
 
     /// Does what is due. Early calls do nothing.
     pub fn handle_timeout(&mut self, now: Instant, wall: Duration) {
-        while let Some((at, index)) = self.deadlines.first().copied() {
-            if at > now {
-                break;
-            }
+        while let Some(index) = self.deadlines.pop_due(now) {
             self.peer_timeout(now, wall, index);
             self.requeue(index);
         }
@@ -662,20 +658,11 @@ impl Handshakes {
 
     /// Puts the peer where its next deadline is.
     fn requeue(&mut self, index: PeerIndex) {
-        let Some(peer) = self.peers.get_mut(&index) else {
+        let Some(peer) = self.peers.get(&index) else {
             return;
         };
         let deadline = peer.deadline().map(|(at, _)| at);
-        if peer.queued == deadline {
-            return;
-        }
-        if let Some(at) = peer.queued {
-            self.deadlines.remove(&(at, index));
-        }
-        if let Some(at) = deadline {
-            self.deadlines.insert((at, index));
-        }
-        peer.queued = deadline;
+        self.deadlines.update(index, deadline);
     }
 }
 

@@ -90,9 +90,6 @@ pub(crate) struct Peer {
     /// Silence up to here has already led to a handshake.
     silence_handled: Option<Instant>,
     renewed_on_receive: bool,
-
-    /// Under which time the peer stands in the queue of deadlines.
-    pub(crate) queued: Option<Instant>,
 }
 
 /// What the traffic of a peer asks for at once.
@@ -123,7 +120,6 @@ impl Peer {
             silence: None,
             silence_handled: None,
             renewed_on_receive: false,
-            queued: None,
         }
     }
 
