@@ -38,15 +38,11 @@ mod direct;
 mod disco_keys;
 mod early;
 mod endpoints;
-mod home;
 mod netcheck;
 mod paths;
 mod peer;
 mod pings;
-mod port_mapping;
-mod probe_plan;
 mod punch;
-mod receive;
 mod relays;
 
 pub use api::{

@@ -8,12 +8,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use warren_control_types::RegionId;
+use warren_timers::{Backoff, Growth};
 
 use crate::api::Event;
 
 /// A relay that is not home is closed this long after its last use.
 const IDLE: Duration = Duration::from_secs(60);
-const MIN_BACKOFF: Duration = Duration::from_millis(100);
+/// The pauses between attempts to connect, up to [`MAX_BACKOFF`].
+const RECONNECT: Backoff = Backoff::new(Growth::Doubling, Duration::from_millis(100), MAX_BACKOFF);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +27,7 @@ enum State {
 
 struct Relay {
     state: State,
-    backoff: Duration,
+    backoff: Backoff,
     used: Instant,
 }
 
@@ -42,7 +44,7 @@ impl Relays {
             events.push_back(Event::ConnectRelay(region));
             Relay {
                 state: State::Connecting,
-                backoff: MIN_BACKOFF,
+                backoff: RECONNECT,
                 used: now,
             }
         });
@@ -70,7 +72,7 @@ impl Relays {
     pub(crate) fn connected(&mut self, now: Instant, region: RegionId) {
         let relay = Relay {
             state: State::Connected,
-            backoff: MIN_BACKOFF,
+            backoff: RECONNECT,
             used: now,
         };
         self.relays.insert(region, relay);
@@ -86,9 +88,8 @@ impl Relays {
             return;
         }
         relay.state = State::Down {
-            retry_at: now + relay.backoff,
+            retry_at: now + relay.backoff.delay(),
         };
-        relay.backoff = (relay.backoff * 2).min(MAX_BACKOFF);
     }
 
     /// Drops regions that are no longer in the map.
@@ -110,7 +111,7 @@ impl Relays {
     /// After a change of network: do not wait for pauses that began before it.
     pub(crate) fn retry_now(&mut self, now: Instant) {
         for relay in self.relays.values_mut() {
-            relay.backoff = MIN_BACKOFF;
+            relay.backoff.reset();
             if let State::Down { retry_at } = &mut relay.state {
                 *retry_at = now;
             }

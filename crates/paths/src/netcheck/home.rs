@@ -10,40 +10,40 @@ use std::time::{Duration, Instant};
 
 use warren_control_types::{DerpMap, RegionId};
 
-use crate::probe_plan::can_be_home;
+use super::probe_plan::can_be_home;
 
 /// A nearer region must save at least this much.
 const ABSOLUTE: Duration = Duration::from_millis(10);
 /// A packet from the relay makes it alive this long.
-const HEARD_RECENTLY: Duration = Duration::from_secs(8);
+const RECEIVED_RECENTLY: Duration = Duration::from_secs(8);
 /// How long measurements count: one full interval and a little.
 const HISTORY: Duration = Duration::from_secs(305);
 
 #[derive(Default)]
-pub(crate) struct HomeChoice {
+pub(super) struct HomeChoice {
     history: VecDeque<(Instant, BTreeMap<RegionId, Duration>)>,
-    heard: BTreeMap<RegionId, Instant>,
+    received: BTreeMap<RegionId, Instant>,
 }
 
 impl HomeChoice {
     /// Something came from the relay of `region`.
-    pub(crate) fn heard(&mut self, now: Instant, region: RegionId) {
-        self.heard.insert(region, now);
+    pub(super) fn received(&mut self, now: Instant, region: RegionId) {
+        self.received.insert(region, now);
     }
 
     /// The connection to the relay of `region` broke: what came from it before
     /// says nothing about now.
-    pub(crate) fn lost(&mut self, region: RegionId) {
-        self.heard.remove(&region);
+    pub(super) fn lost(&mut self, region: RegionId) {
+        self.received.remove(&region);
     }
 
-    pub(crate) fn retain(&mut self, map: &DerpMap) {
-        self.heard
+    pub(super) fn retain(&mut self, map: &DerpMap) {
+        self.received
             .retain(|region, _| map.regions.contains_key(region));
     }
 
     /// Keeps a finished measurement.
-    pub(crate) fn remember(&mut self, now: Instant, latency: BTreeMap<RegionId, Duration>) {
+    pub(super) fn remember(&mut self, now: Instant, latency: BTreeMap<RegionId, Duration>) {
         self.history.push_back((now, latency));
         while self
             .history
@@ -56,7 +56,7 @@ impl HomeChoice {
 
     /// The best home by `current`, the latencies of a measurement that began
     /// at `started`; `old` if nothing is known to be better.
-    pub(crate) fn choose(
+    pub(super) fn choose(
         &self,
         now: Instant,
         started: Instant,
@@ -79,9 +79,9 @@ impl HomeChoice {
             return Some(best);
         };
         let old_latency = current.get(&old).copied();
-        let heard = self.heard.get(&old);
+        let received = self.received.get(&old);
         let alive = old_latency.is_some()
-            || heard.is_some_and(|at| *at >= started || now < *at + HEARD_RECENTLY);
+            || received.is_some_and(|at| *at >= started || now < *at + RECEIVED_RECENTLY);
         // An old home that is alive but was not measured stays.
         let old_latency = old_latency.unwrap_or_default();
         let not_clearly_nearer = old_latency.saturating_sub(best_latency) < ABSOLUTE
@@ -154,7 +154,7 @@ mod tests {
     fn a_home_that_talks_stays_though_unmeasured() {
         let now = Instant::now();
         let mut choice = HomeChoice::default();
-        choice.heard(now, RegionId(1));
+        choice.received(now, RegionId(1));
         let current = BTreeMap::from([(RegionId(2), Duration::from_millis(20))]);
         let chosen = |at| choice.choose(at, at, &map(), &current, Some(RegionId(1)));
         assert_eq!(chosen(now + Duration::from_secs(7)), Some(RegionId(1)));
@@ -165,7 +165,7 @@ mod tests {
     fn a_home_whose_connection_broke_talks_no_more() {
         let now = Instant::now();
         let mut choice = HomeChoice::default();
-        choice.heard(now, RegionId(1));
+        choice.received(now, RegionId(1));
         choice.lost(RegionId(1));
         let mut current = BTreeMap::from([(RegionId(2), Duration::from_millis(20))]);
         let home = |current: &_| choice.choose(now, now, &map(), current, Some(RegionId(1)));

@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 use warren_node_types::Family;
 use warren_wire::stun;
 
+use super::Paths;
 use crate::api::{Event, MappingProtocols, PortMapReport};
-use crate::paths::Paths;
 
 /// Longer lifetimes count as this one, which RFC 6887 section 15 recommends.
 const MAX_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
@@ -43,7 +43,7 @@ struct Slot {
 
 /// The mappings of both families, and the protocols that the router speaks.
 #[derive(Debug, Default)]
-pub(crate) struct PortMappings {
+pub(super) struct PortMappings {
     v4: Slot,
     v6: Slot,
     protocols: MappingProtocols,
@@ -51,18 +51,18 @@ pub(crate) struct PortMappings {
 
 impl PortMappings {
     /// The mapped addresses, IPv4 first.
-    pub(crate) fn external(&self) -> impl Iterator<Item = SocketAddr> {
+    pub(super) fn external(&self) -> impl Iterator<Item = SocketAddr> {
         let both = [&self.v4, &self.v6].into_iter();
         both.filter_map(|slot| Some(slot.mapping?.external))
     }
 
     /// The mapping protocols that the router was found to speak.
-    pub(crate) fn protocols(&self) -> MappingProtocols {
+    pub(super) fn protocols(&self) -> MappingProtocols {
         self.protocols
     }
 
     /// When the next mapping expires.
-    pub(crate) fn deadline(&self) -> Option<Instant> {
+    pub(super) fn deadline(&self) -> Option<Instant> {
         let both = [&self.v4, &self.v6].into_iter();
         both.filter_map(|slot| Some(slot.mapping?.expires)).min()
     }
@@ -151,7 +151,7 @@ impl Paths {
     }
 
     /// Asks for the mappings that are useful now, and gives up the others.
-    pub(crate) fn choose_port_mappings(&mut self, now: Instant) {
+    pub(super) fn choose_port_mappings(&mut self, now: Instant) {
         if self.paused {
             return;
         }
@@ -173,7 +173,7 @@ impl Paths {
     }
 
     /// Gives up all mappings: the network is another one, or paused.
-    pub(crate) fn give_up_port_mappings(&mut self, now: Instant) {
+    pub(super) fn give_up_port_mappings(&mut self, now: Instant) {
         for family in Family::ALL {
             self.want_port_mapping(family, None);
         }
@@ -182,7 +182,7 @@ impl Paths {
     }
 
     /// Removes mappings that are past their lifetime.
-    pub(crate) fn expire_port_mappings(&mut self, now: Instant) {
+    pub(super) fn expire_port_mappings(&mut self, now: Instant) {
         if self.port_mappings.deadline().is_some_and(|at| now >= at) {
             self.port_mappings.expire(now);
             self.use_port_mappings(now);

@@ -21,24 +21,24 @@ const INCREMENTAL_REGIONS: usize = 3;
 
 /// One thing to learn: how `region` sees us over `family`.
 #[derive(Debug)]
-pub(crate) struct ProbeSet {
-    pub(crate) region: RegionId,
-    pub(crate) family: Family,
+pub(super) struct ProbeSet {
+    pub(super) region: RegionId,
+    pub(super) family: Family,
     /// When to ask, and which node of the region.
-    pub(crate) tries: VecDeque<(Instant, usize)>,
-    pub(crate) answered: bool,
+    pub(super) tries: VecDeque<(Instant, usize)>,
+    pub(super) answered: bool,
 }
 
 /// The result of an earlier measurement, as far as planning needs it.
 #[derive(Debug, Default, Clone)]
-pub(crate) struct LastTime {
-    pub(crate) latency: BTreeMap<RegionId, Duration>,
-    pub(crate) had_v6: bool,
+pub(super) struct LastTime {
+    pub(super) latency: BTreeMap<RegionId, Duration>,
+    pub(super) had_v6: bool,
 }
 
 /// Where a node answers STUN in one family.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum StunAddress<'a> {
+pub(super) enum StunAddress<'a> {
     Never,
     At(SocketAddr),
     /// DNS must be asked for this name.
@@ -48,7 +48,7 @@ pub(crate) enum StunAddress<'a> {
     },
 }
 
-pub(crate) fn stun_address(node: &DerpNode, family: Family) -> StunAddress<'_> {
+pub(super) fn stun_address(node: &DerpNode, family: Family) -> StunAddress<'_> {
     let Some(port) = node.stun_port() else {
         return StunAddress::Never;
     };
@@ -81,16 +81,16 @@ pub(crate) fn stun_address(node: &DerpNode, family: Family) -> StunAddress<'_> {
 }
 
 /// Whether a region may be measured and become home.
-pub(crate) fn is_measured(region: &DerpRegion) -> bool {
+pub(super) fn is_measured(region: &DerpRegion) -> bool {
     !region.no_measure_no_home && !region.nodes.is_empty()
 }
 
 /// Whether a region may become home.
-pub(crate) fn can_be_home(region: &DerpRegion) -> bool {
+pub(super) fn can_be_home(region: &DerpRegion) -> bool {
     is_measured(region) && !region.avoid && region.nodes.iter().any(|node| !node.stun_only)
 }
 
-pub(crate) fn full(now: Instant, map: &DerpMap, families: &[Family]) -> Vec<ProbeSet> {
+pub(super) fn full(now: Instant, map: &DerpMap, families: &[Family]) -> Vec<ProbeSet> {
     let regions: Vec<_> = map
         .regions
         .iter()
@@ -127,7 +127,7 @@ pub(crate) fn full(now: Instant, map: &DerpMap, families: &[Family]) -> Vec<Prob
     sets
 }
 
-pub(crate) fn incremental(
+pub(super) fn incremental(
     now: Instant,
     map: &DerpMap,
     families: &[Family],

@@ -16,9 +16,9 @@ use warren_node_types::{PathAddr, PeerIndex};
 use warren_wire::disco::{self, Envelope, Message, ParseError, Ping, Pong};
 use warren_wire::stun;
 
+use super::Paths;
 use crate::api::Event;
 use crate::core::To;
-use crate::paths::Paths;
 
 impl Paths {
     /// Takes a datagram from one of the UDP sockets. Returns whether it was
@@ -54,7 +54,7 @@ impl Paths {
         from: NodePublic,
         packet: &[u8],
     ) -> bool {
-        self.core.netcheck.heard_relay(now, region);
+        self.core.netcheck.relay_received(now, region);
         self.core.relays.touch(now, region);
         let handle = self.by_node.get(&from).copied();
         let is_disco = disco::looks_like_relayed_disco(packet);

@@ -1,0 +1,67 @@
+//! What is known, to look at.
+
+use std::net::SocketAddr;
+
+use warren_control_types::{EndpointType, NetInfo, RegionId};
+use warren_keys::DiscoPublic;
+use warren_node_types::PeerIndex;
+
+use super::Paths;
+use crate::api::{Counters, PeerPath};
+
+impl Paths {
+    /// How `peer` is reached now, for a status display.
+    pub fn peer_path(&self, peer: PeerIndex) -> Option<PeerPath> {
+        let state = self.peers.get(&peer)?;
+        let direct = state.direct();
+        Some(PeerPath {
+            destination: state.destination,
+            direct: direct.map(|(address, _)| address),
+            round_trip: direct.and_then(|(_, round_trip)| round_trip),
+            relay: state.relay(&self.core),
+        })
+    }
+
+    /// Our own addresses, the newest ones.
+    pub fn endpoints(&self) -> &[(SocketAddr, EndpointType)] {
+        self.core.own.current()
+    }
+
+    /// Our home relay region. Control and peers hear of it in
+    /// [`Event::NetInfo`], once its relay is reached.
+    pub fn home(&self) -> Option<RegionId> {
+        self.core.netcheck.home()
+    }
+
+    /// The newest findings about our network.
+    pub fn net_info(&self) -> NetInfo {
+        let os_has_v6 = self.core.own.local().port_v6.is_some();
+        let protocols = self.port_mappings.protocols();
+        NetInfo {
+            preferred_derp: self.public_home,
+            have_port_map: self.port_mappings.external().next().is_some(),
+            upnp: protocols.upnp,
+            pmp: protocols.nat_pmp,
+            pcp: protocols.pcp,
+            ..self.core.netcheck.net_info(os_has_v6)
+        }
+    }
+
+    /// Our addresses as STUN servers saw them last.
+    pub fn outside_addresses(&self) -> Vec<SocketAddr> {
+        self.core.netcheck.addresses()
+    }
+
+    /// What was counted since the start.
+    pub fn counters(&self) -> Counters {
+        Counters {
+            early_dropped: self.early.dropped(),
+            ..self.core.counters
+        }
+    }
+
+    /// The disco key that peers must know us by.
+    pub fn disco_key(&self) -> DiscoPublic {
+        *self.core.keys.public()
+    }
+}
