@@ -1,4 +1,4 @@
-//! The words in which the rest of the node talks to this crate.
+//! Inputs, events and views of the path engine.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -7,25 +7,25 @@ use warren_control_types::{EndpointType, NetInfo, RegionId};
 use warren_keys::{DiscoPublic, NodePublic};
 use warren_node_types::{Destination, Family, PathAddr, PeerIndex, TailnetRanges};
 
-/// What does not change during the life of the path engine.
+/// The configuration of the path engine, for its whole life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PathsConfig {
-    /// The UDP port that a person configured, if any. Only such a port is
-    /// worth guessing at behind a NAT that varies its mappings: people forward
+    /// The UDP port that the user configured, if any. Behind a NAT that varies its
+    /// mappings such a port is advertised as a guess, because users often forward
     /// it by hand.
     pub configured_port: Option<u16>,
     /// The address ranges of the tailnet: peers are not looked for there.
     pub ranges: TailnetRanges,
 }
 
-/// What the netmap says about a peer.
+/// A peer of the netmap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerInfo {
     /// Its identity at relays.
     pub node_key: NodePublic,
     /// Without one a peer can only be reached over its relay.
     pub disco_key: Option<DiscoPublic>,
-    /// Where it says it is.
+    /// The addresses that it advertises.
     pub endpoints: Vec<SocketAddr>,
     /// The relay region where it listens.
     pub home_derp: Option<RegionId>,
@@ -40,11 +40,11 @@ pub struct LocalAddresses {
     pub port_v6: Option<u16>,
     /// Addresses of interfaces that are up, without those of the tunnel.
     pub interfaces: Vec<IpAddr>,
-    /// Addresses with ports that a person configured as reachable.
+    /// Addresses with ports that the user configured as reachable.
     pub explicit: Vec<SocketAddr>,
 }
 
-/// What the port mapper knows or has done, for
+/// A report of the port mapper, for
 /// [`handle_port_map`](crate::Paths::handle_port_map).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PortMapReport {
@@ -74,12 +74,12 @@ pub struct MappingProtocols {
     pub pcp: Option<bool>,
 }
 
-/// How a peer is reached, for a status display.
+/// The path to a peer, for a status display.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerPath {
-    /// What the data plane was told.
+    /// The destination that was reported to the data plane.
     pub destination: Destination,
-    /// The straight path, good or in doubt.
+    /// The direct path, also while it is degraded.
     pub direct: Option<SocketAddr>,
     /// Its smoothed round-trip time.
     pub round_trip: Option<Duration>,
@@ -87,7 +87,7 @@ pub struct PeerPath {
     pub relay: Option<RegionId>,
 }
 
-/// Why a ping had no result.
+/// The reason why a ping had no result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PingError {
     /// The handle is not known.
@@ -97,19 +97,19 @@ pub enum PingError {
     #[error("the peer does not answer path-finding messages")]
     NoDisco,
     /// Neither an address nor a relay is known.
-    #[error("no way to the peer is known yet")]
+    #[error("no path to the peer is known yet")]
     NoPath,
     /// Nothing came back within 5 seconds.
     #[error("no answer within 5 seconds")]
     Timeout,
 }
 
-/// What the engine has to do or know.
+/// An output of the path engine.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// Send a datagram from the socket of the family of `to`.
     SendUdp {
-        /// Receiver.
+        /// The receiver.
         to: SocketAddr,
         /// The bytes.
         packet: Vec<u8>,
@@ -118,7 +118,7 @@ pub enum Event {
     SendRelay {
         /// The region.
         region: RegionId,
-        /// Receiver.
+        /// The receiver.
         to: NodePublic,
         /// The bytes.
         packet: Vec<u8>,
@@ -127,14 +127,14 @@ pub enum Event {
     Destination {
         /// The peer.
         peer: PeerIndex,
-        /// Where to.
+        /// The new paths.
         destination: Destination,
     },
-    /// Our own addresses changed: tell control.
+    /// Our own addresses changed: report them to control.
     Endpoints(Vec<(SocketAddr, EndpointType)>),
-    /// What we know about our network changed: tell control.
+    /// Our findings about the network changed: report them to control.
     NetInfo(NetInfo),
-    /// Our home relay is now in this region: tell the relays (NotePreferred).
+    /// Our home relay is now in this region: inform the relays (NotePreferred).
     /// A `ConnectRelay` for it came before; a `NetInfo`, for control and the
     /// peers, follows when that relay is connected.
     HomeRelay(RegionId),
@@ -159,7 +159,7 @@ pub enum Event {
     PingFailed {
         /// From the call.
         token: u64,
-        /// Why.
+        /// The reason.
         error: PingError,
     },
     /// Keep a mapping at the router to this UDP port of ours, and report it with
@@ -186,7 +186,7 @@ pub enum Event {
     },
 }
 
-/// What a deadline is for, to be read in logs.
+/// The purpose of a deadline, for logs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reason {
     /// The next STUN probe, or the end of a measurement.
@@ -199,13 +199,13 @@ pub enum Reason {
     Relay,
     /// A port mapping expires.
     PortMapping,
-    /// A peer's timer: pings, heartbeat, doubt or call.
+    /// A peer's timer: pings, heartbeat, check or CallMeMaybe.
     Peer,
     /// Unanswered pings are forgotten.
     PingExpiry,
 }
 
-/// How many inputs were dropped, by reason, and a few totals. All only grow.
+/// Numbers of dropped inputs, by reason, and a few totals. All only grow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[allow(missing_docs, reason = "each name is its own description")]
 pub struct Counters {
@@ -229,10 +229,10 @@ pub struct Counters {
     pub candidates_evicted: u64,
     pub pings_evicted: u64,
     pub port_mappings_refused: u64,
-    pub early_dropped: u64,
+    pub pre_netmap_dropped: u64,
     pub degenerate_disco_key: u64,
     pub pings_sent: u64,
     pub pongs_sent: u64,
-    pub calls_sent: u64,
+    pub call_me_maybes_sent: u64,
     pub stun_sent: u64,
 }

@@ -1,8 +1,8 @@
-//! The addresses where a peer may be, and what is known about each.
+//! The addresses that a peer may have, and what is known about each.
 //!
 //! A candidate comes from the netmap, from a CallMeMaybe, or from the source
-//! of something that authenticated. It goes when its source takes it back, or
-//! as the stalest of more than [`MAX`]. Most candidates never work: private
+//! of something that authenticated. It is removed when its source withdraws it,
+//! or as the stalest of more than [`MAX`]. Most candidates never work: private
 //! addresses of other networks, mappings that are gone.
 
 use std::collections::BTreeMap;
@@ -15,16 +15,17 @@ use crate::choice::RoundTrip;
 
 /// Candidates of one peer.
 pub(crate) const MAX: usize = 64;
-/// How long an address that was only learnt from traffic stays without any.
-const LEARNT_LIFETIME: Duration = Duration::from_secs(45);
+/// An address that was only learned from traffic is removed after this time
+/// without traffic.
+const LEARNED_LIFETIME: Duration = Duration::from_secs(45);
 
 #[derive(Debug, Clone)]
 pub(crate) struct Candidate {
     in_netmap: bool,
     /// When the newest CallMeMaybe listed it.
-    called: Option<Instant>,
+    call_me_maybe: Option<Instant>,
     /// When something that authenticated came from there.
-    pub(crate) heard: Option<Instant>,
+    pub(crate) received: Option<Instant>,
     pub(crate) last_ping: Option<Instant>,
     pub(crate) last_pong: Option<Instant>,
     pub(crate) round_trip: RoundTrip,
@@ -35,8 +36,8 @@ impl Candidate {
     fn new(now: Instant) -> Self {
         Self {
             in_netmap: false,
-            called: None,
-            heard: None,
+            call_me_maybe: None,
+            received: None,
             last_ping: None,
             last_pong: None,
             round_trip: RoundTrip::default(),
@@ -46,18 +47,21 @@ impl Candidate {
 
     /// The last sign that this candidate may be worth something.
     fn freshness(&self) -> Instant {
-        let signs = [self.called, self.heard, self.last_pong];
+        let signs = [self.call_me_maybe, self.received, self.last_pong];
         signs.into_iter().flatten().fold(self.added, Instant::max)
     }
 
-    /// Whether any source still stands behind it.
-    fn is_backed(&self, now: Instant) -> bool {
-        let recent = |at: Option<Instant>| at.is_some_and(|at| now < at + LEARNT_LIFETIME);
-        self.in_netmap || self.called.is_some() || recent(self.heard) || recent(self.last_pong)
+    /// Whether a source still lists it, or it showed a sign of life lately.
+    fn is_listed_or_alive(&self, now: Instant) -> bool {
+        let recent = |at: Option<Instant>| at.is_some_and(|at| now < at + LEARNED_LIFETIME);
+        self.in_netmap
+            || self.call_me_maybe.is_some()
+            || recent(self.received)
+            || recent(self.last_pong)
     }
 }
 
-/// What a change to the candidates did, for the counters and the pings.
+/// The effect of a change to the candidates, for the counters and the pings.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Added {
     pub(crate) new: Vec<SocketAddr>,
@@ -103,27 +107,29 @@ impl Candidates {
     }
 
     /// Takes the list of a CallMeMaybe, which replaces that of earlier ones.
-    pub(crate) fn set_called(
+    pub(crate) fn set_call_me_maybe(
         &mut self,
         now: Instant,
         listed: &[SocketAddr],
         keep: Option<SocketAddr>,
     ) -> Added {
         for candidate in self.known.values_mut() {
-            candidate.called = None;
+            candidate.call_me_maybe = None;
         }
-        self.take_list(now, listed, keep, |candidate| candidate.called = Some(now))
+        self.take_list(now, listed, keep, |candidate| {
+            candidate.call_me_maybe = Some(now)
+        })
     }
 
     /// Something authenticated came from `address`.
-    pub(crate) fn heard(
+    pub(crate) fn received(
         &mut self,
         now: Instant,
         address: SocketAddr,
         keep: Option<SocketAddr>,
     ) -> Added {
         self.take_list(now, &[address], keep, |candidate| {
-            candidate.heard = Some(now)
+            candidate.received = Some(now)
         })
     }
 
@@ -149,8 +155,9 @@ impl Candidates {
                     .or_insert_with(|| Candidate::new(now)),
             );
         }
-        self.known
-            .retain(|address, candidate| candidate.is_backed(now) || Some(*address) == keep);
+        self.known.retain(|address, candidate| {
+            candidate.is_listed_or_alive(now) || Some(*address) == keep
+        });
         added.new.retain(|address| self.known.contains_key(address));
         while self.known.len() > MAX {
             let others = self
@@ -185,7 +192,7 @@ impl Candidates {
     }
 }
 
-/// Whether a datagram to this address can make sense.
+/// Whether a datagram to this address can reach a peer.
 ///
 /// IPv6 link-local addresses lack the interface they belong to, and an IPv6
 /// address of the tailnet would lead into the tunnel again. IPv4 addresses of the
@@ -220,22 +227,25 @@ mod tests {
             [v4(1), v4(2)]
         );
         assert_eq!(
-            candidates.set_called(now, &[v4(2), v4(3)], None).new,
+            candidates.set_call_me_maybe(now, &[v4(2), v4(3)], None).new,
             [v4(3)]
         );
         candidates.set_netmap(now, &[], None);
         assert!(candidates.get(v4(1)).is_none());
-        assert!(candidates.get(v4(2)).is_some(), "still listed by the call");
-        candidates.set_called(now, &[v4(4)], Some(v4(3)));
+        assert!(
+            candidates.get(v4(2)).is_some(),
+            "still listed by the CallMeMaybe"
+        );
+        candidates.set_call_me_maybe(now, &[v4(4)], Some(v4(3)));
         assert!(candidates.get(v4(2)).is_none());
         assert!(candidates.get(v4(3)).is_some(), "in use");
     }
 
     #[test]
-    fn learnt_addresses_fade() {
+    fn addresses_learned_from_traffic_expire() {
         let now = Instant::now();
         let mut candidates = Candidates::new(TailnetRanges::DEFAULT);
-        candidates.heard(now, v4(9), None);
+        candidates.received(now, v4(9), None);
         candidates.set_netmap(now + Duration::from_secs(44), &[v4(1)], None);
         assert!(candidates.get(v4(9)).is_some());
         candidates.set_netmap(now + Duration::from_secs(46), &[v4(1)], None);
@@ -243,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn senseless_addresses_are_refused() {
+    fn unusable_addresses_are_refused() {
         let list = [
             "0.0.0.0:1",
             "224.0.0.1:1",
@@ -255,7 +265,8 @@ mod tests {
             "[fd7a:115c:a1e0::1]:1",
         ];
         let list = list.map(|address| address.parse().unwrap());
-        let added = Candidates::new(TailnetRanges::DEFAULT).set_called(Instant::now(), &list, None);
+        let added =
+            Candidates::new(TailnetRanges::DEFAULT).set_call_me_maybe(Instant::now(), &list, None);
         assert_eq!(
             added,
             Added {
@@ -272,7 +283,7 @@ mod tests {
             let mut now = Instant::now();
             let mut candidates = Candidates::new(TailnetRanges::DEFAULT);
             let keep = Some(v4(1));
-            candidates.heard(now, v4(1), None);
+            candidates.received(now, v4(1), None);
             for (kind, list) in steps {
                 now += Duration::from_secs(7);
                 let list: Vec<_> = list.into_iter()
@@ -280,8 +291,8 @@ mod tests {
                     .collect();
                 let added = match kind {
                     0 => candidates.set_netmap(now, &list, keep),
-                    1 => candidates.set_called(now, &list, keep),
-                    _ => candidates.heard(now, *list.first().unwrap_or(&v4(2)), keep),
+                    1 => candidates.set_call_me_maybe(now, &list, keep),
+                    _ => candidates.received(now, *list.first().unwrap_or(&v4(2)), keep),
                 };
                 prop_assert!(candidates.by_freshness().len() <= MAX);
                 prop_assert!(candidates.get(v4(1)).is_some());

@@ -1,14 +1,14 @@
-//! Which of two straight paths is the better one.
+//! The comparison of two direct paths.
 //!
-//! The rule is the field's own, in points: up to 100 for the share of latency
+//! The rule is that of the official client, in points: up to 100 for the share of latency
 //! saved, 50 for loopback, 30 for link-local, 20 for private addresses, 10 for
-//! IPv6. Two things are added so that equal paths do not take turns: latency
+//! IPv6. Two things are added so that equal paths do not alternate: latency
 //! is smoothed over several pongs, and a difference under [`NOISE`] counts as
 //! none; and the path in use keeps its place unless it loses by more than
 //! [`MARGIN`].
 //!
 //! The rule compares two paths that work. Whether the one in use still does is
-//! asked elsewhere: a path in doubt is replaced by any pong.
+//! decided elsewhere: a degraded path is replaced by any pong.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -124,7 +124,7 @@ mod tests {
     }
 
     proptest! {
-        /// Two paths never take turns.
+        /// Two paths never replace each other in turn.
         #[test]
         fn at_most_one_is_better(a: IpAddr, b: IpAddr, x in 0u64..5000, y in 0u64..5000) {
             let a = (SocketAddr::new(a, 1), Duration::from_millis(x));

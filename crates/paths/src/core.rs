@@ -1,5 +1,5 @@
-//! What all peers share: keys, pings in flight, relays, our own addresses, and
-//! the queue of events.
+//! The state that all peers share: keys, pings in flight, relays, our own
+//! addresses, and the queue of events.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -29,7 +29,7 @@ pub(crate) struct Core {
     pub(crate) counters: Counters,
 }
 
-/// Whom a disco message is for.
+/// The receiver of a disco message.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct To {
     pub(crate) peer: PeerIndex,
@@ -37,22 +37,22 @@ pub(crate) struct To {
     pub(crate) disco: DiscoPublic,
 }
 
-/// What is special about a ping that a person asked for.
+/// The options of a ping that the user asked for.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Asked {
+pub(crate) struct PingOptions {
     pub(crate) token: Option<u64>,
     pub(crate) padding: u16,
 }
 
 impl Core {
     /// Sends a ping and waits for its pong.
-    pub(crate) fn send_ping(&mut self, now: Instant, to: To, via: PathAddr, asked: Asked) {
+    pub(crate) fn send_ping(&mut self, now: Instant, to: To, via: PathAddr, options: PingOptions) {
         let mut id = [0; 12];
         self.entropy.fill(&mut id);
         let tx = TxId(id);
         let sender = PingSender {
             node: self.node_key,
-            padding: asked.padding,
+            padding: options.padding,
         };
         let message = Message::Ping(Ping {
             tx,
@@ -64,7 +64,7 @@ impl Core {
                 peer: to.peer,
                 via,
                 sent: now,
-                token: asked.token,
+                token: options.token,
             };
             if self.pings.insert(tx, waiting) {
                 self.counters.pings_evicted += 1;
@@ -72,8 +72,8 @@ impl Core {
         }
     }
 
-    /// Calls a peer with our own addresses, through a connected relay.
-    pub(crate) fn send_call(&mut self, now: Instant, to: To, region: RegionId) {
+    /// Sends a peer our own addresses, through a connected relay.
+    pub(crate) fn send_call_me_maybe(&mut self, now: Instant, to: To, region: RegionId) {
         let endpoints = self
             .own
             .current()
@@ -86,7 +86,7 @@ impl Core {
             PathAddr::Derp(region),
             &Message::CallMeMaybe(endpoints),
         ) {
-            self.counters.calls_sent += 1;
+            self.counters.call_me_maybes_sent += 1;
         }
     }
 

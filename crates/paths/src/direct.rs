@@ -1,23 +1,23 @@
-//! The straight path in use, and how long it is believed.
+//! The direct path in use, and how long it is trusted.
 //!
 //! A pong proves the path both ways; data that authenticated proves only that
 //! the peer reaches us. Either makes the path *trusted* for [`TRUST`]: packets
 //! take it alone.
 //!
 //! While packets flow the path is checked: every [`HEARTBEAT`], or after
-//! [`SILENCE`] without anything from it while we send. A check that is not
-//! answered at once becomes a *doubt*: pings in quick succession, soon packets
-//! take the relay as well, and a second after the first ping the path is lost.
-//! So a flow over a path that dies stalls for little more than a second, and a
-//! path that only dropped one ping keeps its place.
+//! [`SILENCE`] without anything from it while we send. While a check has no
+//! answer, pings follow in quick succession; soon the path is *degraded* (packets
+//! take the relay as well), and a second after the first ping it is lost. So a
+//! flow over a path that dies stalls for little more than a second, and a path
+//! that only dropped one ping is kept.
 //!
-//! If data still arrives from the peer meanwhile, the doubt is slower: on a
-//! congested path pings are lost first.
+//! While data still arrives from the peer, this takes longer: on a congested path
+//! pings are lost first.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-/// A path is believed this long after the last sign of life.
+/// A path is trusted this long after the last sign of life.
 const TRUST: Duration = Duration::from_millis(6500);
 /// A path in use is checked this often, whatever arrives from it.
 const HEARTBEAT: Duration = Duration::from_secs(3);
@@ -44,25 +44,26 @@ pub(crate) struct Direct {
     received: Option<Instant>,
     /// When the last check began, or the last pong came.
     checked: Instant,
-    doubt: Option<Doubt>,
+    check: Option<Check>,
 }
 
 #[derive(Debug)]
-struct Doubt {
+struct Check {
     since: Instant,
     next_probe: Instant,
     cause: Cause,
 }
 
-/// Why a path is in doubt, the weakest reason first.
+/// The reason for a check, the weakest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Cause {
-    /// A routine check has no answer yet.
-    Check,
-    /// The peer calls: it has no path to us. That data arrives says nothing.
-    Called,
-    /// The peer, or we, are probably elsewhere: packets take the relay as well,
-    /// at once.
+    /// The time for a check has come.
+    Routine,
+    /// The peer sent a CallMeMaybe: it has no path to us. Data that arrives proves
+    /// nothing.
+    CallMeMaybe,
+    /// The peer or this node probably has another address: packets take the relay
+    /// as well, at once.
     Moved,
 }
 
@@ -75,7 +76,7 @@ impl Direct {
             confirmed: now,
             received: None,
             checked: now,
-            doubt: None,
+            check: None,
         }
     }
 
@@ -83,7 +84,7 @@ impl Direct {
     pub(crate) fn confirm(&mut self, now: Instant) {
         self.confirmed = now;
         self.checked = now;
-        self.doubt = None;
+        self.check = None;
     }
 
     /// Data that authenticated came from there.
@@ -91,14 +92,14 @@ impl Direct {
         self.received = Some(now);
     }
 
-    /// Something hints that the path may be gone. The next check is due now.
-    pub(crate) fn suspect(&mut self, now: Instant, cause: Cause) {
-        let doubt = self.doubt.get_or_insert(Doubt {
+    /// The path may be gone: the next ping is due now.
+    pub(crate) fn mark_suspect(&mut self, now: Instant, cause: Cause) {
+        let check = self.check.get_or_insert(Check {
             since: now,
             next_probe: now,
             cause,
         });
-        doubt.cause = doubt.cause.max(cause);
+        check.cause = check.cause.max(cause);
     }
 
     /// When it became the path in use.
@@ -114,13 +115,13 @@ impl Direct {
 
     /// Whether packets take this path alone.
     pub(crate) fn is_good(&self, now: Instant, round_trip: Option<Duration>) -> bool {
-        now < self.alive() + TRUST && !self.is_doubtful(now, round_trip)
+        now < self.alive() + TRUST && !self.is_degraded(now, round_trip)
     }
 
     /// Whether a check has failed so far that packets should also take the
     /// relay.
-    pub(crate) fn is_doubtful(&self, now: Instant, round_trip: Option<Duration>) -> bool {
-        self.doubtful_at(round_trip).is_some_and(|at| now >= at)
+    pub(crate) fn is_degraded(&self, now: Instant, round_trip: Option<Duration>) -> bool {
+        self.degraded_at(round_trip).is_some_and(|at| now >= at)
     }
 
     /// Whether a check has failed for good.
@@ -130,8 +131,8 @@ impl Direct {
 
     /// When to ping next, with `last_sent` the time of the last packet.
     pub(crate) fn check_at(&self, last_sent: Option<Instant>) -> Option<Instant> {
-        if let Some(doubt) = &self.doubt {
-            return Some(doubt.next_probe);
+        if let Some(check) = &self.check {
+            return Some(check.next_probe);
         }
         let last_sent = last_sent?;
         let heartbeat = Some(self.checked + HEARTBEAT).filter(|at| *at < last_sent + ACTIVE);
@@ -144,43 +145,43 @@ impl Direct {
         let round_trip = round_trip.unwrap_or(UNKNOWN_ROUND_TRIP);
         let gap = (round_trip * 3 / 2).max(Duration::from_millis(200));
         self.checked = now;
-        let doubt = self.doubt.get_or_insert(Doubt {
+        let check = self.check.get_or_insert(Check {
             since: now,
             next_probe: now,
-            cause: Cause::Check,
+            cause: Cause::Routine,
         });
-        doubt.next_probe = now + gap;
+        check.next_probe = now + gap;
     }
 
-    /// When the way packets take changes by time alone.
+    /// When the destination of packets changes by time alone.
     pub(crate) fn change_at(&self, now: Instant, round_trip: Option<Duration>) -> Option<Instant> {
         let expiry = self.alive() + TRUST;
         let all = [
             Some(expiry),
-            self.doubtful_at(round_trip),
+            self.degraded_at(round_trip),
             self.lost_at(round_trip),
         ];
         all.into_iter().flatten().filter(|at| *at > now).min()
     }
 
-    fn doubtful_at(&self, round_trip: Option<Duration>) -> Option<Instant> {
-        let doubt = self.doubt.as_ref()?;
-        if doubt.cause == Cause::Moved {
-            return Some(doubt.since);
+    fn degraded_at(&self, round_trip: Option<Duration>) -> Option<Instant> {
+        let check = self.check.as_ref()?;
+        if check.cause == Cause::Moved {
+            return Some(check.since);
         }
         let round_trip = round_trip.unwrap_or(UNKNOWN_ROUND_TRIP);
-        let fast = doubt.since
+        let fast = check.since
             + (round_trip * 2 + Duration::from_millis(50)).max(Duration::from_millis(300));
-        let slow = doubt.since + (round_trip * 3).max(Duration::from_secs(1));
+        let slow = check.since + (round_trip * 3).max(Duration::from_secs(1));
         Some(self.unless_receiving(fast, slow))
     }
 
     fn lost_at(&self, round_trip: Option<Duration>) -> Option<Instant> {
-        let doubt = self.doubt.as_ref()?;
+        let check = self.check.as_ref()?;
         let round_trip = round_trip.unwrap_or(UNKNOWN_ROUND_TRIP);
         let fast =
-            doubt.since + (round_trip * 4 + Duration::from_millis(100)).max(Duration::from_secs(1));
-        let slow = doubt.since + (round_trip * 4).max(Duration::from_secs(5));
+            check.since + (round_trip * 4 + Duration::from_millis(100)).max(Duration::from_secs(1));
+        let slow = check.since + (round_trip * 4).max(Duration::from_secs(5));
         Some(self.unless_receiving(fast, slow))
     }
 
@@ -188,9 +189,9 @@ impl Direct {
     /// the latest.
     fn unless_receiving(&self, fast: Instant, slow: Instant) -> Instant {
         let routine = self
-            .doubt
+            .check
             .as_ref()
-            .is_some_and(|doubt| doubt.cause == Cause::Check);
+            .is_some_and(|check| check.cause == Cause::Routine);
         let received = self.received.filter(|_| routine);
         received.map_or(fast, |received| (received + RECEIVING).min(slow).max(fast))
     }
@@ -211,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_path_is_left_alone() {
+    fn an_idle_path_is_not_checked() {
         let now = Instant::now();
         let path = path(now);
         assert_eq!(path.check_at(None), None);
@@ -237,7 +238,7 @@ mod tests {
                 path.probed(now, RTT);
                 probes += 1;
             }
-            if path.is_doubtful(now, RTT) {
+            if path.is_degraded(now, RTT) {
                 both.get_or_insert(now - start);
             }
             if path.is_lost(now, RTT) {
@@ -248,15 +249,15 @@ mod tests {
     }
 
     #[test]
-    fn arriving_data_slows_the_doubt_but_does_not_end_it() {
+    fn arriving_data_delays_the_loss_but_does_not_prevent_it() {
         let start = Instant::now();
         let mut path = path(start);
         path.probed(start, RTT);
         for second in 0..6 {
             path.received(start + ms(1000) * second);
         }
-        assert!(!path.is_doubtful(start + ms(999), RTT));
-        assert!(path.is_doubtful(start + ms(1000), RTT));
+        assert!(!path.is_degraded(start + ms(999), RTT));
+        assert!(path.is_degraded(start + ms(1000), RTT));
         assert!(!path.is_lost(start + ms(4999), RTT));
         assert!(path.is_lost(start + ms(5000), RTT));
         path.confirm(start + ms(4000));

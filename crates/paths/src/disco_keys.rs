@@ -2,7 +2,8 @@
 //!
 //! A shared key costs a Diffie-Hellman, so it is made on first use and kept
 //! until no peer has that disco key any more. Keys are only ever made for peers
-//! of the netmap: a stranger's packet costs a map lookup and no cryptography.
+//! of the netmap: a packet of an unknown sender costs a map lookup and no
+//! cryptography.
 
 use std::collections::BTreeMap;
 
@@ -49,7 +50,7 @@ impl DiscoKeys {
         Some(Envelope::seal(&public, key, &nonce, message))
     }
 
-    /// The plaintext of a packet of `envelope.sender`, who must be a peer.
+    /// The plaintext of a packet of `envelope.sender`, which must be a peer.
     pub(crate) fn open(&mut self, envelope: &Envelope<'_>) -> Option<Vec<u8>> {
         self.key(&envelope.sender)?.open(envelope.sealed).ok()
     }

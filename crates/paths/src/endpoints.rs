@@ -1,12 +1,12 @@
-//! Our own addresses, as control and peers are told them.
+//! Our own addresses, as they are advertised to control and peers.
 //!
 //! They come from the port mapper, from STUN, from the interfaces, and from
-//! configuration. What STUN servers saw is remembered for [`MEMORY`] after it was last seen: a
-//! mapping often outlives the moment in which a measurement missed it, and a
-//! peer that pings one address too many loses nothing.
+//! configuration. An address that STUN servers saw is remembered for [`MEMORY`]
+//! after that: a mapping often outlives the moment in which a measurement missed
+//! it, and a peer that pings one address too many loses nothing.
 //!
 //! The first list is published as soon as STUN has answered once, or when it
-//! is clear that it will not at once; later changes wait [`SETTLE`] for company.
+//! is clear that it will not at once; later changes are collected for [`SETTLE`].
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -16,17 +16,17 @@ use warren_control_types::EndpointType;
 
 use crate::api::LocalAddresses;
 
-/// How long an address from outside is told after it was last seen.
+/// How long an address from outside is advertised after it was last seen.
 const MEMORY: Duration = Duration::from_secs(310);
 /// Remembered addresses with the same IP.
 const PER_IP: usize = 6;
-/// Addresses told at most.
+/// Addresses that are advertised at most.
 const MAX: usize = 60;
 /// How long the first list waits for a STUN answer.
 pub(crate) const FIRST_ANSWER: Duration = Duration::from_millis(150);
 /// How long later changes are collected.
 const SETTLE: Duration = Duration::from_millis(25);
-/// A list older than this is measured again when a peer is called with it.
+/// A list older than this is measured again when it is sent to a peer.
 const FRESH: Duration = Duration::from_secs(27);
 
 pub(crate) type Endpoint = (SocketAddr, EndpointType);
@@ -38,8 +38,8 @@ pub(crate) struct OwnEndpoints {
     mapped: Vec<SocketAddr>,
     /// From the newest measurement.
     stun: Vec<SocketAddr>,
-    /// The outside IP of a NAT that varies its mappings, with the port that a
-    /// person configured.
+    /// The outside IP of a NAT that varies its mappings, with the port that the
+    /// user configured.
     guess: Option<SocketAddr>,
     measured: Option<Instant>,
     memory: BTreeMap<IpAddr, Vec<(Endpoint, Instant)>>,
@@ -55,12 +55,12 @@ impl OwnEndpoints {
         &self.local
     }
 
-    /// What peers are called with: always the newest, published or not.
+    /// The list for CallMeMaybe: always the newest one, published or not.
     pub(crate) fn current(&self) -> &[Endpoint] {
         &self.current
     }
 
-    /// Tells whether a peer was called with the newest list.
+    /// The number of the newest list.
     pub(crate) fn generation(&self) -> u64 {
         self.generation
     }
@@ -85,7 +85,7 @@ impl OwnEndpoints {
         self.refresh(now)
     }
 
-    /// Takes what STUN servers saw. Returns whether the list changed.
+    /// Takes the addresses that STUN servers saw. Returns whether the list changed.
     pub(crate) fn set_measured(
         &mut self,
         now: Instant,
@@ -108,8 +108,8 @@ impl OwnEndpoints {
         self.refresh(now)
     }
 
-    /// The network changed: nothing measured is true any more, though what is
-    /// in memory goes on being told.
+    /// The network changed: nothing measured holds any more. Remembered addresses
+    /// are still advertised.
     pub(crate) fn forget_measurement(&mut self, now: Instant) {
         self.measured = None;
         self.stun.clear();
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn vanished_addresses_are_told_for_a_while() {
+    fn vanished_addresses_are_advertised_for_a_while() {
         let now = Instant::now();
         let mut own = OwnEndpoints::default();
         own.set_local(now, local());
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn loopback_is_told_only_alone() {
+    fn loopback_is_advertised_only_alone() {
         let mut own = OwnEndpoints::default();
         let interfaces = vec!["127.0.0.1".parse().unwrap()];
         own.set_local(

@@ -1,18 +1,18 @@
-//! Which way to reach each peer.
+//! The path to each peer.
 //!
-//! A packet for a peer can always take its relay. This crate gives it that way
-//! at once, and meanwhile looks for a straight one: it learns our own addresses
-//! from STUN servers, tells them to the peer through the
-//! relay (CallMeMaybe), and pings every address where the peer may be, while
-//! the peer does the same. The first ping that is answered is the straight
-//! path; packets move over to it then, and back to the relay when it dies.
+//! A packet for a peer can always take the peer's relay. This crate offers that
+//! path at once, and meanwhile looks for a direct one: it learns our own
+//! addresses from STUN servers, sends them to the peer through the relay
+//! (CallMeMaybe), and pings every address that the peer may have, while the peer
+//! does the same. The first ping that is answered gives the direct path; packets
+//! move over to it then, and back to the relay when it dies.
 //!
 //! # The life of a pair
 //! 1. The netmap names a peer. In a small tailnet, or when the first packet
-//!    for it is sent, the search begins: a call, and pings to all candidates,
-//!    in rounds that come close together at first.
-//! 2. A ping from the peer arrives, perhaps from an address nobody knew. It is
-//!    answered, and asked back at once: the hole is open now.
+//!    for it is sent, the search begins: a CallMeMaybe, and pings to all
+//!    candidates, in rounds that come close together at first.
+//! 2. A ping from the peer arrives, perhaps from an unknown address. It is
+//!    answered, and that address is pinged at once: the NAT lets it through now.
 //! 3. A pong confirms a candidate: [`Event::Destination`] with
 //!    a [`PathAddr::Udp`].
 //! 4. While packets flow the path is checked. Silence brings quick pings, then
@@ -25,8 +25,8 @@
 //! # How to drive it
 //! [`Paths`] does no IO and has no clock: every input takes the time, events
 //! are polled, and there is one deadline. The same inputs and random bytes give
-//! the same outputs. What it never does: it carries no packets of users, opens
-//! no sockets, and believes no address without a pong from it.
+//! the same outputs. It never carries packets of users, opens sockets, or trusts
+//! an address without a pong from it.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
@@ -36,13 +36,13 @@ mod choice;
 mod core;
 mod direct;
 mod disco_keys;
-mod early;
 mod endpoints;
 mod netcheck;
 mod paths;
 mod peer;
 mod pings;
-mod punch;
+mod pre_netmap;
+mod probe_schedule;
 mod relays;
 
 pub use api::{

@@ -37,7 +37,7 @@ const FIRST_HOME_WAIT: (Duration, Duration) =
 /// A full run at least this often.
 const FULL_EVERY: Duration = Duration::from_secs(300);
 
-/// What changed by an input; the owner reads addresses and home afterwards.
+/// The effect of an input; the owner reads addresses and home afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Progress {
     /// An outside address was seen, or the NAT showed that it varies.

@@ -1,4 +1,4 @@
-//! The engine: inputs in, events out.
+//! The state of the path engine, its clock, and what the data plane reports.
 
 mod netmap;
 mod network;
@@ -17,19 +17,19 @@ use warren_node_types::{PeerIndex, Source};
 use warren_timers::DeadlineQueue;
 
 use self::port_mapping::PortMappings;
-use self::user_pings::AskedPing;
+use self::user_pings::UserPing;
 use crate::api::{Counters, Event, PathsConfig, Reason};
 use crate::core::Core;
 use crate::direct::ACTIVE;
 use crate::disco_keys::DiscoKeys;
-use crate::early::Early;
 use crate::endpoints::OwnEndpoints;
 use crate::netcheck::Netcheck;
 use crate::peer::Peer;
 use crate::pings::Pings;
+use crate::pre_netmap::PreNetmap;
 use crate::relays::Relays;
 
-/// Finds and watches the ways to all peers.
+/// Finds and watches the paths to all peers.
 ///
 /// Every input takes the time and may leave events, read with
 /// [`poll_event`](Self::poll_event) until it is empty. Then
@@ -42,18 +42,18 @@ pub struct Paths {
     by_node: BTreeMap<NodePublic, PeerIndex>,
     /// Several nodes may share a disco key.
     by_disco: BTreeMap<DiscoPublic, BTreeSet<PeerIndex>>,
-    early: Early,
+    pre_netmap: PreNetmap,
     /// When each peer has something to do.
     timers: DeadlineQueue<PeerIndex>,
-    /// Pings that a person asked for, by token.
-    asked: BTreeMap<u64, AskedPing>,
+    /// Pings that the user asked for, by token.
+    user_pings: BTreeMap<u64, UserPing>,
     last_activity: Option<Instant>,
     measure_at: Option<Instant>,
     announced_home: Option<RegionId>,
-    /// The home that control and peers are told: one whose relay we reached,
-    /// so that nobody sends to a relay that does not know us yet.
-    public_home: Option<RegionId>,
-    /// When control is told of home even without that.
+    /// The home that control and peers know: one whose relay we reached, so that
+    /// no peer sends to a relay that does not know us yet.
+    reported_home: Option<RegionId>,
+    /// When home is reported to control even without that.
     publish_home_at: Option<Instant>,
     port_mappings: PortMappings,
     last_net_info: Option<NetInfo>,
@@ -61,8 +61,8 @@ pub struct Paths {
 }
 
 impl Paths {
-    /// An engine that knows nobody yet. It does nothing before it has a relay
-    /// map and local addresses.
+    /// An engine without peers. It does nothing before it has a relay map and
+    /// local addresses.
     pub fn new(
         config: PathsConfig,
         node_key: NodePublic,
@@ -90,13 +90,13 @@ impl Paths {
             peers: BTreeMap::new(),
             by_node: BTreeMap::new(),
             by_disco: BTreeMap::new(),
-            early: Early::default(),
+            pre_netmap: PreNetmap::default(),
             timers: DeadlineQueue::new(),
-            asked: BTreeMap::new(),
+            user_pings: BTreeMap::new(),
             last_activity: None,
             measure_at: None,
             announced_home: None,
-            public_home: None,
+            reported_home: None,
             publish_home_at: None,
             port_mappings: PortMappings::default(),
             last_net_info: None,
@@ -137,7 +137,7 @@ impl Paths {
                 Source::Udp(from) => {
                     state.note_received(&mut self.core, now, warren_wire::stun::unmap(from));
                 }
-                Source::Derp { region, .. } => state.heard_at(region),
+                Source::Derp { region, .. } => state.received_at(region),
                 // Only a pong confirms a path, and candidates are direct
                 // addresses: data from a peer relay leads to no new one.
                 Source::PeerRelay { .. } => {}
@@ -153,12 +153,12 @@ impl Paths {
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) will have something to do,
-    /// and what. Changes with every input.
+    /// and the reason. Changes with every input.
     pub fn next_deadline(&self) -> Option<(Instant, Reason)> {
         if self.paused {
             return None;
         }
-        let asked = self.asked.values().map(|ping| ping.ends_at).min();
+        let asked = self.user_pings.values().map(|ping| ping.ends_at).min();
         let all = [
             self.core
                 .netcheck
@@ -197,8 +197,8 @@ impl Paths {
         self.settle_shared(now);
     }
 
-    /// Lets a peer do what is due, tells the data plane if its way changed,
-    /// and sets its timer.
+    /// Lets a peer do what is due, reports its destination if it changed, and
+    /// sets its timer.
     fn settle(&mut self, now: Instant, handle: PeerIndex) {
         let Some(peer) = self.peers.get_mut(&handle) else {
             return;
@@ -224,14 +224,14 @@ impl Paths {
         self.timers.update(handle, deadline);
     }
 
-    fn settle_everyone(&mut self, now: Instant) {
+    fn settle_all_peers(&mut self, now: Instant) {
         for handle in self.peers.keys().copied().collect::<Vec<_>>() {
             self.settle(now, handle);
         }
         self.settle_shared(now);
     }
 
-    /// Everything due that is not a peer's.
+    /// Does everything that is due apart from peers.
     fn settle_shared(&mut self, now: Instant) {
         if self.paused {
             return;

@@ -1,11 +1,11 @@
-//! One peer: its candidates, the straight path in use, and what we do to find
+//! One peer: its candidates, the direct path in use, and the messages that find
 //! or keep one.
 //!
-//! A peer is *active* until 45 s after the last packet for it, and *warm* for
-//! a few seconds after something new was learnt about it. An active or warm
-//! peer without a good straight path is pinged and called ([`Punch`]); an
-//! active one with such a path is checked ([`Direct`]); nothing is ever sent to
-//! any other peer of its own accord.
+//! A peer is *active* until 45 s after the last packet for it, and *recently
+//! learned* for a few seconds after something new is known about it. Such a peer
+//! is searched for while it has no good direct path: it gets pings and
+//! CallMeMaybe messages ([`ProbeSchedule`]). The path of an active peer is checked
+//! ([`Direct`]). No other peer is sent anything unless it asks.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -18,30 +18,31 @@ use warren_wire::disco::{Message, Ping, Pong, TxId};
 use crate::api::PeerInfo;
 use crate::candidates::{Added, Candidates};
 use crate::choice;
-use crate::core::{Asked, Core, To};
+use crate::core::{Core, PingOptions, To};
 use crate::direct::{ACTIVE, Cause, Direct};
-use crate::punch::{FAVOURITES, Punch};
+use crate::probe_schedule::{MAX_FAST_CANDIDATES, ProbeSchedule};
 
-/// How long a peer stays warm.
-const WARM: Duration = Duration::from_secs(5);
-/// A candidate is not pinged again sooner, whatever asks for it.
-const MIN_GAP: Duration = Duration::from_millis(10);
-/// ...but after this much when a ping has just come from it: that the way is
-/// open now may be news since our own last one, which a NAT has swallowed.
-const ANSWER_GAP: Duration = Duration::from_millis(1);
-/// ...and this is the gap when a working path exists beside it.
-const CURIOUS_GAP: Duration = Duration::from_secs(5);
-/// Between calls to one peer.
-const CALL_GAP: Duration = Duration::from_millis(200);
-/// Between calls from one peer that make us ping everyone.
-const CALLED_GAP: Duration = Duration::from_millis(100);
-/// A peer that was called with our newest addresses within this time knows them.
-const TOLD: Duration = Duration::from_secs(27);
+/// How long a peer counts as recently learned.
+const RECENTLY_LEARNED: Duration = Duration::from_secs(5);
+/// A candidate is not pinged again sooner, whatever the reason.
+const MIN_PROBE_GAP: Duration = Duration::from_millis(10);
+/// ...but after this much when a ping has just come from it: the path may be
+/// open only now, after a NAT dropped our last ping.
+const MIN_PROBE_GAP_AFTER_PING: Duration = Duration::from_millis(1);
+/// ...and after this much while a working path exists beside it.
+const MIN_PROBE_GAP_WITH_PATH: Duration = Duration::from_secs(5);
+/// Between CallMeMaybe messages to one peer.
+const CALL_ME_MAYBE_GAP: Duration = Duration::from_millis(200);
+/// A CallMeMaybe makes us ping all candidates at most this often.
+const CALL_ME_MAYBE_PING_GAP: Duration = Duration::from_millis(100);
+/// A peer that was sent our newest addresses within this time knows them.
+const ADDRESSES_KNOWN: Duration = Duration::from_secs(27);
 /// A path slower than `GOOD_ENOUGH` is compared with the others this often.
 const UPGRADE: Duration = Duration::from_secs(60);
 const GOOD_ENOUGH: Duration = Duration::from_millis(5);
-/// A call this soon after a path was found crossed it on the way.
-const JUST_FOUND: Duration = Duration::from_millis(1000);
+/// A CallMeMaybe this soon after a path was found was sent before the peer knew
+/// that path.
+const NEW_PATH: Duration = Duration::from_millis(1000);
 /// A lost path asks for a new measurement at most this often.
 const LOSS_GAP: Duration = Duration::from_secs(2);
 /// Transaction ids of answered pings that are remembered against replay.
@@ -52,24 +53,24 @@ pub(crate) struct Peer {
     pub(crate) info: PeerInfo,
     candidates: Candidates,
     direct: Option<Direct>,
-    /// The region where something of this peer was last received.
-    heard_region: Option<RegionId>,
+    /// The region through which something of this peer was last received.
+    last_region: Option<RegionId>,
     /// The last packet for this peer.
     last_sent: Option<Instant>,
-    warm_until: Option<Instant>,
-    /// The same, because the peer called. We ping then, but do not call, or
-    /// two peers would keep each other awake for ever.
-    called_until: Option<Instant>,
-    punch: Option<Punch>,
+    learned_until: Option<Instant>,
+    /// The same, because the peer sent a CallMeMaybe. We ping then, but send no
+    /// CallMeMaybe, or two peers would keep each other active for ever.
+    call_me_maybe_until: Option<Instant>,
+    schedule: Option<ProbeSchedule>,
     /// When all candidates were last pinged.
-    last_everyone: Option<Instant>,
-    call_due: Option<Instant>,
-    /// When the peer was last called, and with which of our lists.
-    called: Option<(Instant, u64)>,
-    /// When the peer last called us.
-    called_us: Option<Instant>,
+    all_pinged: Option<Instant>,
+    call_me_maybe_due: Option<Instant>,
+    /// When our addresses were last sent to the peer, and which list of them.
+    call_me_maybe_sent: Option<(Instant, u64)>,
+    /// When the last CallMeMaybe of the peer came.
+    call_me_maybe_received: Option<Instant>,
     answered: VecDeque<TxId>,
-    /// What the data plane was told last.
+    /// The destination that was reported last.
     pub(crate) destination: Destination,
 }
 
@@ -80,21 +81,19 @@ impl Peer {
             info,
             candidates: Candidates::new(tailnet),
             direct: None,
-            heard_region: None,
+            last_region: None,
             last_sent: None,
-            warm_until: None,
-            called_until: None,
-            punch: None,
-            last_everyone: None,
-            call_due: None,
-            called: None,
-            called_us: None,
+            learned_until: None,
+            call_me_maybe_until: None,
+            schedule: None,
+            all_pinged: None,
+            call_me_maybe_due: None,
+            call_me_maybe_sent: None,
+            call_me_maybe_received: None,
             answered: VecDeque::new(),
             destination: Destination::None,
         }
     }
-
-    // ---- what others may know ----
 
     pub(crate) fn is_active(&self, now: Instant) -> bool {
         self.last_sent.is_some_and(|at| now < at + ACTIVE)
@@ -113,32 +112,33 @@ impl Peer {
             .map(|direct| (direct.address, self.round_trip()))
     }
 
-    pub(crate) fn is_punching(&self) -> bool {
-        self.punch.is_some()
+    pub(crate) fn is_searching(&self) -> bool {
+        self.schedule.is_some()
     }
 
-    pub(crate) fn call_waits(&self) -> bool {
-        self.call_due.is_some()
+    pub(crate) fn call_me_maybe_waits(&self) -> bool {
+        self.call_me_maybe_due.is_some()
     }
 
-    /// Where the peer can be reached by relay.
+    /// The region of the relay through which the peer can be reached.
     pub(crate) fn relay(&self, core: &Core) -> Option<RegionId> {
         let regions = &core.netcheck.map().regions;
-        let known = self.info.home_derp.or(self.heard_region);
+        let known = self.info.home_derp.or(self.last_region);
         known.filter(|region| regions.contains_key(region))
     }
 
-    /// Where a call may reach the peer. In a map with one region there is
-    /// nothing to guess wrong, but a peer without a home is hardly connected
-    /// yet: a lost call is repeated soon, a lost handshake is not.
-    fn call_relay(&self, core: &Core) -> Option<RegionId> {
+    /// The region of the relay through which a CallMeMaybe may reach the peer.
+    /// With one region in the map, a peer without a home can only be there. It is
+    /// hardly connected yet: a lost CallMeMaybe is repeated soon, a lost handshake
+    /// is not.
+    fn call_me_maybe_relay(&self, core: &Core) -> Option<RegionId> {
         let mut regions = core.netcheck.map().regions.keys();
         let first = regions.next().copied();
         let only = first.filter(|_| regions.next().is_none());
         self.relay(core).or(only)
     }
 
-    /// The way for packets now.
+    /// The paths that packets take now.
     pub(crate) fn destination(&self, core: &Core, now: Instant) -> Destination {
         match (&self.direct, self.relay(core)) {
             (None, None) => Destination::None,
@@ -153,8 +153,6 @@ impl Peer {
         }
     }
 
-    // ---- what the netmap and the data plane say ----
-
     /// Takes the newest addresses of the netmap.
     pub(crate) fn set_endpoints(&mut self, core: &mut Core, now: Instant) {
         let keep = self.in_use();
@@ -162,7 +160,7 @@ impl Peer {
         let new = self.count(core, added);
         if self.wants_path(now) {
             for address in new {
-                self.ping(core, now, address, MIN_GAP);
+                self.ping(core, now, address, MIN_PROBE_GAP);
             }
         }
     }
@@ -170,31 +168,37 @@ impl Peer {
     /// The peer's process is a new one: its sockets may be too.
     pub(crate) fn restarted(&mut self, now: Instant) {
         self.answered.clear();
-        self.called = None;
-        self.punch = None;
+        self.call_me_maybe_sent = None;
+        self.schedule = None;
         if let Some(direct) = &mut self.direct {
-            direct.suspect(now, Cause::Moved);
+            direct.mark_suspect(now, Cause::Moved);
         }
     }
 
-    /// Something new is known: look for a path for a few seconds.
-    pub(crate) fn warm_up(&mut self, now: Instant) {
+    /// Something new was learned: look for a path for a few seconds.
+    pub(crate) fn note_learned(&mut self, now: Instant) {
         if !self.wants_path(now) {
-            self.punch = None;
+            self.schedule = None;
         }
-        self.warm_until = Some(now + WARM);
+        self.learned_until = Some(now + RECENTLY_LEARNED);
     }
 
-    /// Calls the peer, at `at` or as soon as its turn comes after that.
-    pub(crate) fn want_call(&mut self, at: Instant) {
-        let earliest = self.called.map_or(at, |(last, _)| at.max(last + CALL_GAP));
-        self.call_due = Some(self.call_due.map_or(earliest, |due| due.min(earliest)));
+    /// Sends the peer a CallMeMaybe at `at`, or as soon after that as the least
+    /// gap allows.
+    pub(crate) fn want_call_me_maybe(&mut self, at: Instant) {
+        let earliest = self
+            .call_me_maybe_sent
+            .map_or(at, |(last, _)| at.max(last + CALL_ME_MAYBE_GAP));
+        self.call_me_maybe_due = Some(
+            self.call_me_maybe_due
+                .map_or(earliest, |due| due.min(earliest)),
+        );
     }
 
-    /// A packet for the peer was sent, or wants to be.
+    /// A packet for the peer was sent, or is waiting to be.
     pub(crate) fn note_sent(&mut self, core: &mut Core, now: Instant) {
         if !self.wants_path(now) {
-            self.punch = None;
+            self.schedule = None;
         }
         self.last_sent = Some(now);
         if let Some(region) = self.destination(core, now).derp_region() {
@@ -213,34 +217,34 @@ impl Peer {
             return;
         }
         // A peer that roamed sends before its pings arrive.
-        let added = self.candidates.heard(now, from, self.in_use());
+        let added = self.candidates.received(now, from, self.in_use());
         let is_new = !self.count(core, added).is_empty();
         let gap = if is_new || !self.has_good_path(now) {
-            MIN_GAP
+            MIN_PROBE_GAP
         } else {
-            CURIOUS_GAP
+            MIN_PROBE_GAP_WITH_PATH
         };
         self.ping(core, now, from, gap);
     }
 
     /// Something of this peer came through the relay of `region`.
-    pub(crate) fn heard_at(&mut self, region: RegionId) {
-        self.heard_region = Some(region);
+    pub(crate) fn received_at(&mut self, region: RegionId) {
+        self.last_region = Some(region);
     }
 
     /// The relay of `region` does not know the peer, or is gone itself.
     pub(crate) fn not_at(&mut self, region: RegionId) {
-        self.heard_region = self.heard_region.filter(|heard| *heard != region);
+        self.last_region = self.last_region.filter(|known| *known != region);
     }
 
-    /// Our network changed: the path in use counts for half until it answers
-    /// again (packets take the relay as well), and no measurement is kept.
-    pub(crate) fn doubt_paths(&mut self, now: Instant) {
+    /// Our network changed: the path in use is suspect until it answers again
+    /// (packets take the relay as well), and no measurement is kept.
+    pub(crate) fn mark_paths_suspect(&mut self, now: Instant) {
         if let Some(direct) = &mut self.direct {
-            direct.suspect(now, Cause::Moved);
+            direct.mark_suspect(now, Cause::Moved);
         }
-        self.punch = None;
-        self.called = None;
+        self.schedule = None;
+        self.call_me_maybe_sent = None;
         self.candidates.forget_measurements();
     }
 
@@ -252,9 +256,7 @@ impl Peer {
             .filter(|direct| Family::of_socket(direct.address) != family);
     }
 
-    // ---- what the peer says ----
-
-    /// Answers a ping, and learns where the peer is.
+    /// Answers a ping, and learns an address of the peer.
     pub(crate) fn handle_ping(&mut self, core: &mut Core, now: Instant, ping: Ping, via: PathAddr) {
         let Some(to) = self.to() else { return };
         if self.answered.contains(&ping.tx) {
@@ -268,7 +270,7 @@ impl Peer {
         let source = match via {
             PathAddr::Udp(source) | PathAddr::PeerRelay { server: source, .. } => source,
             // A relayed ping has no source address; the field carries the
-            // one that stands for relays, with the region as its port.
+            // address that means "relay", with the region as its port.
             PathAddr::Derp(region) => SocketAddr::from(([127, 3, 3, 40], region.0)),
         };
         if core.send(
@@ -284,17 +286,18 @@ impl Peer {
         }
         let PathAddr::Udp(source) = via else { return };
         let known = self.candidates.get(source).is_some();
-        let added = self.candidates.heard(now, source, self.in_use());
+        let added = self.candidates.received(now, source, self.in_use());
         self.count(core, added);
-        // The way in is open, so the way out probably is: ask back at once.
-        let in_doubt = self.direct.as_ref().is_none_or(|direct| {
-            direct.is_doubtful(now, self.round_trip()) || (!known && direct.address != source)
+        // Datagrams come in from there, so they probably go out too: ping back at
+        // once.
+        let path_is_unsure = self.direct.as_ref().is_none_or(|direct| {
+            direct.is_degraded(now, self.round_trip()) || (!known && direct.address != source)
         });
         let elsewhere = self.in_use() != Some(source) && !self.has_good_path(now);
-        if in_doubt {
-            self.ping(core, now, source, ANSWER_GAP);
+        if path_is_unsure {
+            self.ping(core, now, source, MIN_PROBE_GAP_AFTER_PING);
         } else if elsewhere {
-            self.ping(core, now, source, CURIOUS_GAP);
+            self.ping(core, now, source, MIN_PROBE_GAP_WITH_PATH);
         }
     }
 
@@ -316,52 +319,69 @@ impl Peer {
                     }) => {}
             Some(_) | None => {
                 self.direct = Some(Direct::new(now, address));
-                self.last_everyone.get_or_insert(now);
+                self.all_pinged.get_or_insert(now);
             }
         }
     }
 
-    /// The peer says where it is and wants to be pinged there at once.
-    pub(crate) fn handle_call(&mut self, core: &mut Core, now: Instant, listed: &[SocketAddr]) {
+    /// A CallMeMaybe came: the peer lists its addresses, to be pinged at once.
+    pub(crate) fn handle_call_me_maybe(
+        &mut self,
+        core: &mut Core,
+        now: Instant,
+        listed: &[SocketAddr],
+    ) {
         let keep = self.in_use();
-        let added = self.candidates.set_called(now, listed, keep);
+        let added = self.candidates.set_call_me_maybe(now, listed, keep);
         self.count(core, added);
-        if self.called_us.is_some_and(|at| now < at + CALLED_GAP) {
+        if self
+            .call_me_maybe_received
+            .is_some_and(|at| now < at + CALL_ME_MAYBE_PING_GAP)
+        {
             return;
         }
-        self.called_us = Some(now);
-        self.called_until = Some(now + WARM);
-        // Who calls has no straight path, so ours may be gone as well.
+        self.call_me_maybe_received = Some(now);
+        self.call_me_maybe_until = Some(now + RECENTLY_LEARNED);
+        // The peer has no direct path, so ours may be gone as well.
         if let Some(direct) = &mut self.direct {
-            let settled = now >= direct.found() + JUST_FOUND;
+            let settled = now >= direct.found() + NEW_PATH;
             let moved = settled && !listed.contains(&direct.address);
-            direct.suspect(now, if moved { Cause::Moved } else { Cause::Called });
+            direct.mark_suspect(
+                now,
+                if moved {
+                    Cause::Moved
+                } else {
+                    Cause::CallMeMaybe
+                },
+            );
         }
-        self.ping_everyone(core, now);
+        self.ping_all_candidates(core, now);
         if !self.has_good_path(now) {
-            self.punch = Some(Punch::after_first_round(now));
+            self.schedule = Some(ProbeSchedule::after_first_round(now));
         }
         let newest = core.own.generation();
-        let told = self
-            .called
-            .is_some_and(|(at, list)| list == newest && now < at + TOLD);
-        if !told {
-            self.want_call(now);
+        let is_known = self
+            .call_me_maybe_sent
+            .is_some_and(|(at, list)| list == newest && now < at + ADDRESSES_KNOWN);
+        if !is_known {
+            self.want_call_me_maybe(now);
         }
     }
 
-    // ---- what a person asks ----
-
-    /// Pings by every way that may be the one in use. Returns whether there is
-    /// any.
-    pub(crate) fn ping_for_person(&mut self, core: &mut Core, now: Instant, asked: Asked) -> bool {
+    /// Pings on every path that may be in use. Returns whether there is one.
+    pub(crate) fn ping_for_user(
+        &mut self,
+        core: &mut Core,
+        now: Instant,
+        options: PingOptions,
+    ) -> bool {
         let Some(to) = self.to() else { return false };
         self.note_sent(core, now);
         let relay = self.relay(core);
         let good = self.has_good_path(now);
         if !good && let Some(region) = relay {
             core.want_relay(now, region);
-            self.ping_relay_for_person(core, now, asked);
+            self.ping_relay_for_user(core, now, options);
         }
         let addresses = match self.in_use().filter(|_| good) {
             Some(address) => vec![address],
@@ -369,18 +389,18 @@ impl Peer {
         };
         for address in &addresses {
             if self.may_ping(core, *address) {
-                core.send_ping(now, to, PathAddr::Udp(*address), asked);
+                core.send_ping(now, to, PathAddr::Udp(*address), options);
             }
         }
         relay.is_some() || !addresses.is_empty()
     }
 
-    /// The relayed part of the above; returns whether it could be sent.
-    pub(crate) fn ping_relay_for_person(
+    /// Pings through the relay. Returns whether it is connected.
+    pub(crate) fn ping_relay_for_user(
         &self,
         core: &mut Core,
         now: Instant,
-        asked: Asked,
+        options: PingOptions,
     ) -> bool {
         let relay = self
             .relay(core)
@@ -388,23 +408,21 @@ impl Peer {
         let (Some(to), Some(region)) = (self.to(), relay) else {
             return false;
         };
-        core.send_ping(now, to, PathAddr::Derp(region), asked);
+        core.send_ping(now, to, PathAddr::Derp(region), options);
         true
     }
-
-    // ---- what time brings ----
 
     /// Does everything that is due.
     pub(crate) fn drive(&mut self, core: &mut Core, now: Instant) {
         if self.info.disco_key.is_none() {
             self.direct = None;
-            self.punch = None;
-            self.call_due = None;
+            self.schedule = None;
+            self.call_me_maybe_due = None;
             return;
         }
         self.check_direct(core, now);
-        self.drive_punch(core, now);
-        self.drive_call(core, now);
+        self.drive_schedule(core, now);
+        self.drive_call_me_maybe(core, now);
     }
 
     /// When `drive` has something to do, or the destination changes.
@@ -412,15 +430,15 @@ impl Peer {
         let path = self.direct.as_ref();
         let check = path.and_then(|direct| direct.check_at(self.last_sent));
         let change = path.and_then(|direct| direct.change_at(now, self.round_trip()));
-        let punch = self.punch.as_ref().map(Punch::next);
-        let calm = self.punch.as_ref().and(self.wanted_until());
-        let punch = punch.into_iter().chain(calm).min();
-        let call = self.call_due.filter(|_| {
-            self.call_relay(core)
+        let schedule = self.schedule.as_ref().map(ProbeSchedule::next);
+        let end = self.schedule.as_ref().and(self.wanted_until());
+        let schedule = schedule.into_iter().chain(end).min();
+        let call = self.call_me_maybe_due.filter(|_| {
+            self.call_me_maybe_relay(core)
                 .is_some_and(|region| core.relays.is_connected(region))
         });
         let upgrade = self.upgrade_at();
-        [check, change, punch, call, upgrade]
+        [check, change, schedule, call, upgrade]
             .into_iter()
             .flatten()
             .min()
@@ -433,7 +451,7 @@ impl Peer {
         };
         if direct.is_lost(now, round_trip) {
             self.direct = None;
-            // Perhaps our router has forgotten its mappings.
+            // Perhaps our router has lost its mappings.
             let last = core.netcheck.last_started();
             if last.is_none_or(|at| now >= at + LOSS_GAP) {
                 core.netcheck.request(now);
@@ -443,52 +461,61 @@ impl Peer {
         let address = direct.address;
         if direct.check_at(self.last_sent).is_some_and(|at| now >= at) {
             direct.probed(now, round_trip);
-            self.ping(core, now, address, MIN_GAP);
+            self.ping(core, now, address, MIN_PROBE_GAP);
         }
         if self.upgrade_at().is_some_and(|at| now >= at) {
-            self.ping_everyone(core, now);
+            self.ping_all_candidates(core, now);
         }
     }
 
-    fn drive_punch(&mut self, core: &mut Core, now: Instant) {
+    fn drive_schedule(&mut self, core: &mut Core, now: Instant) {
         if !self.wants_path(now) {
-            self.punch = None;
+            self.schedule = None;
             return;
         }
-        let Some(round) = self.punch.get_or_insert_with(|| Punch::new(now)).take(now) else {
+        let Some(round) = self
+            .schedule
+            .get_or_insert_with(|| ProbeSchedule::new(now))
+            .take(now)
+        else {
             return;
         };
-        if round.everyone {
-            self.ping_everyone(core, now);
+        if round.all_candidates {
+            self.ping_all_candidates(core, now);
         } else {
-            for address in self.candidates.by_freshness().into_iter().take(FAVOURITES) {
-                self.ping(core, now, address, MIN_GAP);
+            for address in self
+                .candidates
+                .by_freshness()
+                .into_iter()
+                .take(MAX_FAST_CANDIDATES)
+            {
+                self.ping(core, now, address, MIN_PROBE_GAP);
             }
         }
-        let own_wish = self.wished_until().is_some_and(|at| now < at);
-        if round.call && own_wish {
-            self.want_call(now);
+        let is_needed = self.needed_until().is_some_and(|at| now < at);
+        if round.call_me_maybe && is_needed {
+            self.want_call_me_maybe(now);
         }
     }
 
-    fn drive_call(&mut self, core: &mut Core, now: Instant) {
-        if self.call_due.is_none_or(|at| now < at) {
+    fn drive_call_me_maybe(&mut self, core: &mut Core, now: Instant) {
+        if self.call_me_maybe_due.is_none_or(|at| now < at) {
             return;
         }
         let Some(to) = self.to().filter(|_| !core.own.current().is_empty()) else {
-            self.call_due = None;
+            self.call_me_maybe_due = None;
             return;
         };
-        let Some(region) = self.call_relay(core) else {
+        let Some(region) = self.call_me_maybe_relay(core) else {
             return;
         };
         core.want_relay(now, region);
         if !core.relays.is_connected(region) {
             return;
         }
-        self.call_due = None;
-        self.called = Some((now, core.own.generation()));
-        core.send_call(now, to, region);
+        self.call_me_maybe_due = None;
+        self.call_me_maybe_sent = Some((now, core.own.generation()));
+        core.send_call_me_maybe(now, to, region);
         if core.own.is_stale(now) && !core.netcheck.is_running() {
             core.netcheck.request(now);
         }
@@ -498,11 +525,9 @@ impl Peer {
     fn upgrade_at(&self) -> Option<Instant> {
         self.round_trip()
             .filter(|round_trip| *round_trip > GOOD_ENOUGH)?;
-        let at = self.last_everyone? + UPGRADE;
+        let at = self.all_pinged? + UPGRADE;
         Some(at).filter(|at| self.last_sent.is_some_and(|sent| *at < sent + ACTIVE))
     }
-
-    // ---- small things ----
 
     fn to(&self) -> Option<To> {
         let disco = self.info.disco_key?;
@@ -521,32 +546,31 @@ impl Peer {
         self.candidates.get(self.in_use()?)?.round_trip.get()
     }
 
-    /// Until when we want a path for our own reasons.
-    fn wished_until(&self) -> Option<Instant> {
+    /// Until when we need a path ourselves.
+    fn needed_until(&self) -> Option<Instant> {
         let active = self.last_sent.map(|at| at + ACTIVE);
-        active.into_iter().chain(self.warm_until).max()
+        active.into_iter().chain(self.learned_until).max()
     }
 
     /// Until when a path is worth looking for.
     fn wanted_until(&self) -> Option<Instant> {
-        let wished = self.wished_until();
-        wished.into_iter().chain(self.called_until).max()
+        let needed = self.needed_until();
+        needed.into_iter().chain(self.call_me_maybe_until).max()
     }
 
-    /// Whether to look for a straight path: somebody needs one, and there is
-    /// none that works.
+    /// Whether to look for a direct path: one is needed, and none works.
     fn wants_path(&self, now: Instant) -> bool {
         let works = self
             .direct
             .as_ref()
-            .is_some_and(|direct| !direct.is_doubtful(now, self.round_trip()));
+            .is_some_and(|direct| !direct.is_degraded(now, self.round_trip()));
         self.info.disco_key.is_some() && !works && self.wanted_until().is_some_and(|at| now < at)
     }
 
-    fn ping_everyone(&mut self, core: &mut Core, now: Instant) {
-        self.last_everyone = Some(now);
+    fn ping_all_candidates(&mut self, core: &mut Core, now: Instant) {
+        self.all_pinged = Some(now);
         for address in self.candidates.by_freshness() {
-            self.ping(core, now, address, MIN_GAP);
+            self.ping(core, now, address, MIN_PROBE_GAP);
         }
     }
 
@@ -560,7 +584,7 @@ impl Peer {
             return;
         }
         candidate.last_ping = Some(now);
-        core.send_ping(now, to, PathAddr::Udp(address), Asked::default());
+        core.send_ping(now, to, PathAddr::Udp(address), PingOptions::default());
     }
 
     fn may_ping(&self, core: &Core, address: SocketAddr) -> bool {

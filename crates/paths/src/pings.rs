@@ -1,6 +1,6 @@
 //! Pings that wait for their pong.
 //!
-//! A pong is believed only if its transaction id is here, it came from the
+//! A pong counts only if its transaction id is here, it came from the
 //! peer that was asked, and over the same kind of transport. An entry leaves
 //! with its pong, after [`TIMEOUT`], or as the oldest of too many.
 
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use warren_node_types::{PathAddr, PeerIndex};
 use warren_wire::disco::TxId;
 
-/// How long a pong is waited for.
+/// A pong that comes later than this does not count.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
 /// Bound on all waiting pings together.
 const MAX: usize = 8192;

@@ -1,4 +1,4 @@
-//! Which relays we want to be connected to.
+//! The relays to be connected to.
 //!
 //! The home relay always; others from the first packet for a peer there until
 //! a minute after the last one. The shell connects once per request; this file

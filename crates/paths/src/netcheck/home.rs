@@ -1,9 +1,9 @@
-//! Which relay region is home.
+//! The choice of the home relay region.
 //!
-//! The nearest, but moving costs: every peer must hear of it. So home stays
-//! while it is alive unless another region is clearly nearer, by [`ABSOLUTE`]
-//! and to two thirds of the latency. While control is away home never moves,
-//! because nobody could learn of it.
+//! The nearest region is the best, but a move has a cost: every peer must learn
+//! of it. So home stays while it is alive unless another region is clearly
+//! nearer, by [`ABSOLUTE`] and to two thirds of the latency. While control is not
+//! connected home never moves, because peers could not learn of it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_home_that_talks_stays_though_unmeasured() {
+    fn an_unmeasured_home_stays_while_it_sends() {
         let now = Instant::now();
         let mut choice = HomeChoice::default();
         choice.received(now, RegionId(1));
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_home_whose_connection_broke_talks_no_more() {
+    fn a_home_whose_connection_broke_is_not_alive() {
         let now = Instant::now();
         let mut choice = HomeChoice::default();
         choice.received(now, RegionId(1));

@@ -1,4 +1,4 @@
-//! Whom to ask for our address, when, and over which family.
+//! The plan of a run: which STUN servers are asked, when, and in which family.
 //!
 //! A *set* is one region and family (in a map with a single region: one node
 //! and family); its first answer ends it, so its later tries exist only for
@@ -19,7 +19,7 @@ const DEFAULT_RETRY: Duration = Duration::from_millis(200);
 /// Regions of an incremental plan besides home.
 const INCREMENTAL_REGIONS: usize = 3;
 
-/// One thing to learn: how `region` sees us over `family`.
+/// One question: the address at which `region` sees us in `family`.
 #[derive(Debug)]
 pub(super) struct ProbeSet {
     pub(super) region: RegionId,
@@ -36,12 +36,12 @@ pub(super) struct LastTime {
     pub(super) had_v6: bool,
 }
 
-/// Where a node answers STUN in one family.
+/// The STUN address of a node in one family.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum StunAddress<'a> {
     Never,
     At(SocketAddr),
-    /// DNS must be asked for this name.
+    /// The name must be resolved first.
     Resolve {
         name: &'a str,
         port: u16,
@@ -96,7 +96,7 @@ pub(super) fn full(now: Instant, map: &DerpMap, families: &[Family]) -> Vec<Prob
         .iter()
         .filter(|(_, region)| is_measured(region))
         .collect();
-    // With one region only, different nodes of it can tell whether the mapping
+    // With one region only, different nodes of it show whether the mapping
     // depends on the destination.
     let by_node = regions.len() == 1;
     let mut sets = Vec::new();
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn where_a_node_answers() {
+    fn stun_addresses_follow_the_relay_map() {
         let address = |node: &DerpNode, family| format!("{:?}", stun_address(node, family));
         let named = node("relay.example", HostAddress::Resolve);
         assert!(address(&named, Family::V4).contains("relay.example"));
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_plan_asks_everyone_three_times() {
+    fn a_full_plan_asks_each_region_three_times() {
         let now = Instant::now();
         let sets = full(now, &map(4), &[Family::V4]);
         assert_eq!(sets.len(), 4);

@@ -16,7 +16,7 @@ enum Lookup {
     Done(Vec<IpAddr>),
 }
 
-/// Where a STUN request to a node of the relay map goes.
+/// The destination of STUN requests to a node of the relay map.
 pub(super) enum Target {
     At(SocketAddr),
     /// The node answers no STUN requests in this family.
@@ -54,7 +54,7 @@ impl StunHosts {
         }
     }
 
-    /// Where a STUN request over `family` to `node` goes.
+    /// The destination of STUN requests to `node` in `family`.
     pub(super) fn target(&self, node: &DerpNode, family: Family) -> Target {
         match stun_address(node, family) {
             StunAddress::Never => Target::Never,

@@ -26,7 +26,7 @@ impl Paths {
         self.announced_home = self.announced_home.filter(|home| exists(*home));
         self.core.own.publish_by(now + FIRST_ANSWER);
         self.measure(now);
-        self.settle_everyone(now);
+        self.settle_all_peers(now);
     }
 
     /// Takes what the netmap says about a peer, new or not.
@@ -73,15 +73,15 @@ impl Paths {
         peer.set_endpoints(&mut self.core, now);
         if new_disco || !peer.has_good_path(now) {
             if small || peer.is_active(now) {
-                peer.warm_up(now);
+                peer.note_learned(now);
             }
-            // Also tells the peer's new home where we are.
-            if peer.is_punching() {
-                peer.want_call(now);
+            // Also sends our addresses through the peer's new home.
+            if peer.is_searching() {
+                peer.want_call_me_maybe(now);
             }
         }
         self.settle(now, handle);
-        for packet in self.early.take(now, &node) {
+        for packet in self.pre_netmap.take(now, &node) {
             self.handle_relay(now, packet.region, node, &packet.packet);
         }
         self.settle_shared(now);
@@ -100,7 +100,7 @@ impl Paths {
     }
 
     /// Whether the map stream of control is up. While it is not, home stays
-    /// where it is: nobody could learn of a new one.
+    /// where it is: peers could not learn of a new one.
     pub fn set_control_connected(&mut self, connected: bool) {
         self.core.netcheck.set_control_away(!connected);
     }

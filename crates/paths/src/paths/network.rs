@@ -1,5 +1,4 @@
-//! The network around this machine: its changes, and the use of what netcheck
-//! finds.
+//! The network around this machine: its changes, and the findings of netcheck.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -17,8 +16,9 @@ use crate::netcheck::Progress;
 /// Periodic measurements are this far apart, at random, so that nodes that
 /// started together do not measure together.
 const PERIOD: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(26));
-/// Home is told to control after this long even if its relay was not reached.
-const HOME_PATIENCE: Duration = Duration::from_secs(2);
+/// Home is reported to control after this long even if its relay was not
+/// reached.
+const HOME_REPORT_WAIT: Duration = Duration::from_secs(2);
 
 impl Paths {
     /// Takes the sockets and interface addresses.
@@ -36,7 +36,7 @@ impl Paths {
             != (self.core.own.local().port_v4, self.core.own.local().port_v6);
         if self.core.own.set_local(now, local) {
             self.core.own.publish_by(now + FIRST_ANSWER);
-            self.call_those_in_search(now);
+            self.call_searching_peers(now);
         }
         for (family, exists) in [(Family::V4, has_v4), (Family::V6, has_v6)] {
             if !exists {
@@ -50,10 +50,10 @@ impl Paths {
             self.measure(now);
         }
         self.choose_port_mappings(now);
-        self.settle_everyone(now);
+        self.settle_all_peers(now);
     }
 
-    /// Looks at the network around us now, because somebody asks.
+    /// Measures the network now.
     pub fn remeasure(&mut self, now: Instant) {
         self.measure(now);
         self.settle_shared(now);
@@ -61,8 +61,8 @@ impl Paths {
 
     /// The network underneath changed (interface, address, default route):
     /// nothing measured before holds any more. Packets take the relay as well
-    /// as the path they took until that is confirmed anew or another is found:
-    /// many a change leaves the path as it was, and then not one packet waits.
+    /// as the path they took until that is confirmed again or another is found:
+    /// many changes leave the path as it was, and then no packet waits.
     pub fn link_changed(&mut self, now: Instant) {
         self.core.netcheck.forget();
         self.core.own.forget_measurement(now);
@@ -70,13 +70,13 @@ impl Paths {
         self.core.relays.retry_now(now);
         let small = self.peers.len() <= SMALL_TAILNET;
         for peer in self.peers.values_mut() {
-            peer.doubt_paths(now);
+            peer.mark_paths_suspect(now);
             if small || peer.is_active(now) {
-                peer.warm_up(now);
+                peer.note_learned(now);
             }
         }
         self.measure(now);
-        self.settle_everyone(now);
+        self.settle_all_peers(now);
     }
 
     /// While paused (no network at all) nothing is sent, no port mapping is
@@ -105,14 +105,14 @@ impl Paths {
         self.settle_shared(now);
     }
 
-    /// Uses what a measurement found.
+    /// Uses the findings of a measurement.
     pub(super) fn apply(&mut self, now: Instant, progress: Progress) {
         self.core.netcheck.pick_first_home(now);
         let home = self.core.netcheck.home();
         let moved = home.is_some() && home != self.announced_home;
         if let Some(home) = home.filter(|_| moved) {
             self.announced_home = Some(home);
-            self.publish_home_at = Some(now + HOME_PATIENCE);
+            self.publish_home_at = Some(now + HOME_REPORT_WAIT);
             self.core.relays.set_home(now, home, &mut self.core.events);
             self.core.events.push_back(Event::HomeRelay(home));
         }
@@ -124,7 +124,7 @@ impl Paths {
                 .zip(port)
                 .map(|(ip, port)| SocketAddr::new(ip, port));
             if self.core.own.set_measured(now, outside, guess) {
-                self.call_those_in_search(now);
+                self.call_searching_peers(now);
             }
             self.choose_port_mappings(now);
         }
@@ -133,11 +133,11 @@ impl Paths {
         }
     }
 
-    /// Lets the world know of home when its relay is reached, or when that
-    /// takes too long. Returns whether something is new.
+    /// Makes home public when its relay is reached, or when that takes too long.
+    /// Returns whether the public home changed.
     pub(super) fn publish_home(&mut self, now: Instant) -> bool {
         let home = self.core.netcheck.home();
-        let Some(home) = home.filter(|_| home != self.public_home) else {
+        let Some(home) = home.filter(|_| home != self.reported_home) else {
             self.publish_home_at = None;
             return false;
         };
@@ -146,11 +146,11 @@ impl Paths {
             return false;
         }
         self.publish_home_at = None;
-        self.public_home = Some(home);
+        self.reported_home = Some(home);
         true
     }
 
-    /// Control is told when something besides latency differs.
+    /// Reports the network to control if something besides latency differs.
     pub(super) fn report_net_info(&mut self) {
         let info = self.net_info();
         let comparable = NetInfo {
@@ -163,12 +163,15 @@ impl Paths {
         }
     }
 
-    /// Our addresses changed: peers that search for a path with us must know.
-    pub(super) fn call_those_in_search(&mut self, now: Instant) {
-        let searching = self.peers.iter_mut().filter(|(_, peer)| peer.is_punching());
+    /// Our addresses changed: peers that search for a path to us must know.
+    pub(super) fn call_searching_peers(&mut self, now: Instant) {
+        let searching = self
+            .peers
+            .iter_mut()
+            .filter(|(_, peer)| peer.is_searching());
         let mut handles = Vec::new();
         for (handle, peer) in searching {
-            peer.want_call(now);
+            peer.want_call_me_maybe(now);
             handles.push(*handle);
         }
         for handle in handles {

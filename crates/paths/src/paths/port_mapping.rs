@@ -200,7 +200,7 @@ impl Paths {
     fn use_port_mappings(&mut self, now: Instant) {
         let external = self.port_mappings.external().collect();
         if self.core.own.set_mapped(now, external) {
-            self.call_those_in_search(now);
+            self.call_searching_peers(now);
         }
     }
 }

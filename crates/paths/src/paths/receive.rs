@@ -1,11 +1,10 @@
-//! What arrives from the network, and who is believed.
+//! Packets from the network, and the checks before they count.
 //!
-//! A disco packet is believed to come from the owner of a disco key that the
-//! netmap lists, and from nobody else. Because a packet can be reflected to its
-//! author (the box has no direction), packets that carry our own keys are
-//! dropped, and a pong counts only for a ping that we sent to that peer over
-//! the same kind of transport. A call counts only over a relay, from the node
-//! whose disco key sealed it.
+//! A disco packet counts only if its disco key is listed in the netmap. Because
+//! a packet can be reflected to its author (the box has no direction), packets
+//! that carry our own keys are dropped, and a pong counts only for a ping that we
+//! sent to that peer over the same kind of transport. A CallMeMaybe counts only
+//! over a relay, from the node whose disco key sealed it.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -45,7 +44,7 @@ impl Paths {
     }
 
     /// Takes a packet from the relay of `region`, with the sender that the
-    /// relay vouches for. Returns whether it was disco; all others are
+    /// relay has verified. Returns whether it was disco; all others are
     /// WireGuard's.
     pub fn handle_relay(
         &mut self,
@@ -59,7 +58,7 @@ impl Paths {
         let handle = self.by_node.get(&from).copied();
         let is_disco = disco::looks_like_relayed_disco(packet);
         if let Some(peer) = handle.and_then(|handle| self.peers.get_mut(&handle)) {
-            peer.heard_at(region);
+            peer.received_at(region);
         }
         if !is_disco {
             if let Some(handle) = handle {
@@ -74,14 +73,14 @@ impl Paths {
         let known = handle.and_then(|handle| self.peers.get(&handle));
         let matches = known.is_some_and(|peer| peer.info.disco_key == Some(envelope.sender));
         let Some(handle) = handle.filter(|_| matches) else {
-            // Perhaps the netmap is about to tell of this node or its new key.
+            // The netmap may be about to name this node or its new key.
             if self.by_disco.contains_key(&envelope.sender) {
                 self.core.counters.disco_wrong_relay_sender += 1;
             } else if envelope.sender == *self.core.keys.public() {
                 self.core.counters.disco_from_ourselves += 1;
             } else {
                 self.core.counters.disco_unknown_sender += 1;
-                self.early.keep(now, region, from, packet);
+                self.pre_netmap.keep(now, region, from, packet);
             }
             return true;
         };
@@ -179,7 +178,7 @@ impl Paths {
                 }
             }
             Message::CallMeMaybe(endpoints) => {
-                peer.handle_call(&mut self.core, now, &endpoints);
+                peer.handle_call_me_maybe(&mut self.core, now, &endpoints);
             }
             Message::CallMeMaybeVia(_)
             | Message::AllocateRelayEndpointRequest(_)
@@ -218,7 +217,8 @@ impl Paths {
             None => None,
         };
         let Some(handle) = claimed else {
-            // Which of several nodes pings cannot be told: answer, learn nothing.
+            // Several nodes have this key, and the ping names none: answer it, but
+            // learn nothing.
             self.core.counters.ping_ambiguous += 1;
             let first = owners.first().copied();
             let node = first.and_then(|first| Some(self.peers.get(&first)?.info.node_key));
@@ -273,7 +273,7 @@ impl Paths {
             peer.handle_pong(now, address, latency);
         }
         if let Some(token) = waiting.token
-            && self.asked.remove(&token).is_some()
+            && self.user_pings.remove(&token).is_some()
         {
             let (peer, via) = (waiting.peer, waiting.via);
             self.core.events.push_back(Event::Pong {

@@ -15,10 +15,13 @@ impl Paths {
     pub fn relay_connected(&mut self, now: Instant, region: RegionId) {
         self.core.relays.connected(now, region);
         self.send_waiting_pings(now);
-        // Calls that went into the old connection may be lost.
-        let searching = self.peers.values_mut().filter(|peer| peer.is_punching());
-        searching.for_each(|peer| peer.want_call(now));
-        let waiting = self.peers.iter().filter(|(_, peer)| peer.call_waits());
+        // CallMeMaybe messages on the old connection may be lost.
+        let searching = self.peers.values_mut().filter(|peer| peer.is_searching());
+        searching.for_each(|peer| peer.want_call_me_maybe(now));
+        let waiting = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| peer.call_me_maybe_waits());
         for handle in waiting.map(|(handle, _)| *handle).collect::<Vec<_>>() {
             self.settle(now, handle);
         }
@@ -40,10 +43,10 @@ impl Paths {
         if was_connected && !recently {
             self.measure(now);
         }
-        self.settle_everyone(now);
+        self.settle_all_peers(now);
     }
 
-    /// The relay of this region told that `peer` is not connected to it.
+    /// The relay of this region reports that `peer` is not connected to it.
     pub fn relay_peer_gone(&mut self, now: Instant, region: RegionId, peer: NodePublic) {
         let Some(handle) = self.by_node.get(&peer).copied() else {
             return;
@@ -51,8 +54,8 @@ impl Paths {
         if let Some(peer) = self.peers.get_mut(&handle) {
             peer.not_at(region);
             // It may be on its way to its relay while both sides start.
-            if peer.is_punching() && peer.relay(&self.core) == Some(region) {
-                peer.want_call(now + Duration::from_millis(250));
+            if peer.is_searching() && peer.relay(&self.core) == Some(region) {
+                peer.want_call_me_maybe(now + Duration::from_millis(250));
             }
         }
         self.settle(now, handle);

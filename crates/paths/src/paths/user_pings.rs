@@ -6,14 +6,14 @@ use warren_node_types::PeerIndex;
 
 use super::Paths;
 use crate::api::{Event, PingError};
-use crate::core::Asked;
+use crate::core::PingOptions;
 use crate::pings::TIMEOUT;
 
-/// What a ping of disco weighs without padding.
+/// Bytes of a disco ping without padding.
 const PING_LEN: u16 = 124;
 
 /// A ping that is under way for the user.
-pub(super) struct AskedPing {
+pub(super) struct UserPing {
     peer: PeerIndex,
     pub(super) ends_at: Instant,
     padding: u16,
@@ -22,7 +22,7 @@ pub(super) struct AskedPing {
 }
 
 impl Paths {
-    /// Pings `peer` by every way that may be in use; the first answer ends it
+    /// Pings `peer` on every path that may be in use; the first answer ends it
     /// with [`Event::Pong`], and 5 s without one with [`Event::PingFailed`].
     ///
     /// `size` is the length of the UDP payload; shorter than 124 bytes is not
@@ -38,22 +38,22 @@ impl Paths {
             return;
         }
         self.last_activity = Some(now);
-        let asked = Asked {
+        let options = PingOptions {
             token: Some(token),
             padding,
         };
-        let has_way = state.ping_for_person(&mut self.core, now, asked);
+        let has_path = state.ping_for_user(&mut self.core, now, options);
         let relay = state.relay(&self.core);
         let connected = relay.is_some_and(|region| self.core.relays.is_connected(region));
-        if has_way {
+        if has_path {
             let waits_for_relay = relay.is_some() && !connected && !state.has_good_path(now);
-            let ping = AskedPing {
+            let ping = UserPing {
                 peer,
                 ends_at: now + TIMEOUT,
                 padding,
                 waits_for_relay,
             };
-            self.asked.insert(token, ping);
+            self.user_pings.insert(token, ping);
         } else {
             self.fail(token, PingError::NoPath);
         }
@@ -64,7 +64,7 @@ impl Paths {
     /// Sends the pings that wait for a relay, as far as one is connected now.
     pub(super) fn send_waiting_pings(&mut self, now: Instant) {
         for (token, peer) in self
-            .asked
+            .user_pings
             .iter()
             .filter(|(_, ping)| ping.waits_for_relay)
             .map(|(token, ping)| (*token, ping.peer))
@@ -73,40 +73,43 @@ impl Paths {
             let Some(peer) = self.peers.get(&peer) else {
                 continue;
             };
-            let Some(ping) = self.asked.get_mut(&token) else {
+            let Some(ping) = self.user_pings.get_mut(&token) else {
                 continue;
             };
-            let asked = Asked {
+            let options = PingOptions {
                 token: Some(token),
                 padding: ping.padding,
             };
-            ping.waits_for_relay = !peer.ping_relay_for_person(&mut self.core, now, asked);
+            ping.waits_for_relay = !peer.ping_relay_for_user(&mut self.core, now, options);
         }
     }
 
     /// Ends the pings of a peer that is gone.
     pub(super) fn end_pings_of(&mut self, handle: PeerIndex) {
-        let asked: Vec<u64> = self
-            .asked
+        let tokens: Vec<u64> = self
+            .user_pings
             .iter()
             .filter(|(_, ping)| ping.peer == handle)
             .map(|(token, _)| *token)
             .collect();
-        for token in asked {
+        for token in tokens {
             self.fail(token, PingError::NoSuchPeer);
         }
     }
 
     /// Ends the pings that were not answered in time.
     pub(super) fn end_late_pings(&mut self, now: Instant) {
-        let ended = self.asked.iter().filter(|(_, ping)| now >= ping.ends_at);
+        let ended = self
+            .user_pings
+            .iter()
+            .filter(|(_, ping)| now >= ping.ends_at);
         for token in ended.map(|(token, _)| *token).collect::<Vec<_>>() {
             self.fail(token, PingError::Timeout);
         }
     }
 
     pub(super) fn fail(&mut self, token: u64, error: PingError) {
-        self.asked.remove(&token);
+        self.user_pings.remove(&token);
         self.core
             .events
             .push_back(Event::PingFailed { token, error });

@@ -1,4 +1,4 @@
-//! What is known, to look at.
+//! Views of the state.
 
 use std::net::SocketAddr;
 
@@ -10,7 +10,7 @@ use super::Paths;
 use crate::api::{Counters, PeerPath};
 
 impl Paths {
-    /// How `peer` is reached now, for a status display.
+    /// The path to `peer` now, for a status display.
     pub fn peer_path(&self, peer: PeerIndex) -> Option<PeerPath> {
         let state = self.peers.get(&peer)?;
         let direct = state.direct();
@@ -27,7 +27,7 @@ impl Paths {
         self.core.own.current()
     }
 
-    /// Our home relay region. Control and peers hear of it in
+    /// Our home relay region. Control and peers learn it from
     /// [`Event::NetInfo`], once its relay is reached.
     pub fn home(&self) -> Option<RegionId> {
         self.core.netcheck.home()
@@ -38,7 +38,7 @@ impl Paths {
         let os_has_v6 = self.core.own.local().port_v6.is_some();
         let protocols = self.port_mappings.protocols();
         NetInfo {
-            preferred_derp: self.public_home,
+            preferred_derp: self.reported_home,
             have_port_map: self.port_mappings.external().next().is_some(),
             upnp: protocols.upnp,
             pmp: protocols.nat_pmp,
@@ -52,10 +52,10 @@ impl Paths {
         self.core.netcheck.addresses()
     }
 
-    /// What was counted since the start.
+    /// The counters since the start.
     pub fn counters(&self) -> Counters {
         Counters {
-            early_dropped: self.early.dropped(),
+            pre_netmap_dropped: self.pre_netmap.dropped(),
             ..self.core.counters
         }
     }

@@ -1,4 +1,5 @@
-//! What strangers, damage and replay do: nothing, and it is counted.
+//! Packets of unknown senders, damaged and replayed packets: they have no effect
+//! and are counted.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -10,7 +11,9 @@ use warren_paths::{Destination, Event, LocalAddresses, Paths, PathsConfig, PeerI
 use warren_wire::disco::{Envelope, Message, Ping, PingSender, Pong, TxId};
 
 use crate::nat::Kind;
-use crate::world::{Seeded, World, ms};
+use warren_testkit::SeededEntropy;
+
+use crate::world::{World, ms};
 
 const PEER: PeerIndex = PeerIndex(1);
 
@@ -29,7 +32,7 @@ fn somewhere(last: u8) -> SocketAddr {
 /// An engine (node 1, disco 1) that knows one peer (node 2, disco 2).
 fn engine(now: Instant) -> Paths {
     let config = PathsConfig::default();
-    let mut paths = Paths::new(config, node(1), disco(1), Box::new(Seeded(1)));
+    let mut paths = Paths::new(config, node(1), disco(1), Box::new(SeededEntropy(1)));
     let interfaces = vec![std::net::IpAddr::from([10, 0, 0, 1])];
     let local = LocalAddresses {
         port_v4: Some(41641),
@@ -199,7 +202,7 @@ fn replayed_pings_are_answered_once() {
     events(&mut paths);
     let packet = sealed(&disco(2), 1, &ping(1, node(2)));
     paths.handle_udp(now, somewhere(50), &packet);
-    // A pong, and a ping back to the source that nobody knew.
+    // A pong, and a ping back to the unknown source.
     assert_eq!(events(&mut paths).len(), 2);
     for source in [50, 51, 52] {
         paths.handle_udp(now, somewhere(source), &packet);
@@ -219,7 +222,7 @@ fn pings_of_the_wrong_node_are_dropped() {
 }
 
 #[test]
-fn calls_count_only_over_a_relay_and_from_their_author() {
+fn call_me_maybe_counts_only_over_a_relay_and_from_its_author() {
     let now = Instant::now();
     let mut paths = engine(now);
     events(&mut paths);
@@ -235,7 +238,7 @@ fn calls_count_only_over_a_relay_and_from_their_author() {
 
 /// An authenticated peer cannot make us flood others.
 #[test]
-fn a_flood_of_calls_is_limited() {
+fn a_flood_of_call_me_maybe_is_limited() {
     let start = Instant::now();
     let mut paths = engine(start);
     events(&mut paths);
@@ -261,9 +264,9 @@ fn a_flood_of_calls_is_limited() {
     assert!(paths.counters().candidates_refused > 0);
 }
 
-/// A call that comes before the netmap names its author is not lost.
+/// A CallMeMaybe that comes before the netmap names its author is not lost.
 #[test]
-fn an_early_call_is_kept() {
+fn a_call_me_maybe_before_the_netmap_is_kept() {
     let now = Instant::now();
     let mut paths = engine(now);
     events(&mut paths);
@@ -384,7 +387,7 @@ proptest! {
             let mut world = World::new(&[Kind::Easy, Kind::Hard]);
             let config = PathsConfig::default();
             world.nodes[0].engine = crate::world::Engine::Ours(Box::new(Paths::new(
-                config, world.nodes[0].key, DiscoSecret::from_bytes(&[101; 32]), Box::new(Seeded(seed)),
+                config, world.nodes[0].key, DiscoSecret::from_bytes(&[101; 32]), Box::new(SeededEntropy(seed)),
             )));
             world.join(0);
             world.join(1);

@@ -1,4 +1,4 @@
-//! Which pairs get a straight path, and how fast.
+//! The pairs that get a direct path, and how fast.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::world::{World, ms};
 
 const GOAL: Duration = Duration::from_secs(1);
 
-/// What the behaviour of two NATs allows without guessing ports.
+/// Whether a direct path is possible between two NATs without guessing ports.
 fn can_be_direct(a: Kind, b: Kind) -> bool {
     use Kind::{Blocked, Cone, Easy, Firewall, Hard, Open};
     match (a, b) {
@@ -34,7 +34,7 @@ fn both_direct(world: &World) -> bool {
 
 /// One joins while the other is long there; one packet every 10 ms both ways.
 #[test]
-fn every_pair_with_packets() {
+fn pairs_that_can_be_direct_become_direct_with_packets() {
     for a in ALL {
         for b in ALL {
             let mut world = joined([a, b], Duration::from_secs(8));
@@ -67,7 +67,7 @@ fn every_pair_with_packets() {
 /// Both join at the same time and send nothing: the path is there before the
 /// first packet.
 #[test]
-fn every_pair_without_packets() {
+fn pairs_that_can_be_direct_become_direct_without_packets() {
     for apart in [ms(0), ms(30), ms(130)] {
         for a in ALL {
             for b in ALL {
@@ -87,9 +87,9 @@ fn every_pair_without_packets() {
     }
 }
 
-/// A foreign peer pings only when called, or every 5 s.
+/// A foreign peer pings only after a CallMeMaybe, or every 5 s.
 #[test]
-fn every_pair_with_a_foreign_peer() {
+fn pairs_with_a_foreign_peer_become_direct() {
     for a in ALL {
         for b in ALL {
             let mut world = World::new(&[a]);
@@ -99,7 +99,7 @@ fn every_pair_with_a_foreign_peer() {
             world.join(0);
             world.start_flow(0, 1, ms(100), Duration::from_secs(20));
             world.start_flow(1, 0, ms(100), Duration::from_secs(20));
-            // Its own idea of the path is its own affair: ours must be there.
+            // The path that the foreign peer uses does not matter here.
             let took = world.run_while(Duration::from_secs(20), |world| world.is_direct(0, 1));
             assert_eq!(
                 took.is_some(),
@@ -115,7 +115,7 @@ fn every_pair_with_a_foreign_peer() {
 }
 
 #[test]
-fn one_region_is_enough() {
+fn direct_paths_need_one_region_only() {
     let mut world = World::new(&[Kind::Easy, Kind::Easy]);
     world.regions = 1;
     world.join(0);
@@ -126,7 +126,7 @@ fn one_region_is_enough() {
 }
 
 #[test]
-fn the_network_is_told_to_control() {
+fn findings_are_reported_to_control() {
     let mut world = joined([Kind::Hard, Kind::Easy], ms(0));
     world.run(Duration::from_secs(6));
     let info = |world: &mut World, node| world.paths(node).net_info();
@@ -150,7 +150,7 @@ fn the_network_is_told_to_control() {
 
 /// Without UDP the home is the region that answers HTTPS first.
 #[test]
-fn home_without_udp() {
+fn without_udp_home_is_the_first_region_that_answers_https() {
     let mut world = World::new(&[Kind::Blocked]);
     world.join(0);
     world.run(ms(310));
@@ -169,7 +169,7 @@ fn home_without_udp() {
 
 /// Nothing answers at all: still some home, always the same.
 #[test]
-fn home_without_any_answer() {
+fn without_any_answer_home_is_always_the_same_region() {
     let home = || {
         let mut world = World::new(&[Kind::Blocked]);
         world.join(0);
@@ -181,7 +181,7 @@ fn home_without_any_answer() {
 }
 
 #[test]
-fn a_person_pings() {
+fn a_ping_of_the_user_is_answered_once() {
     let mut world = joined([Kind::Easy, Kind::Easy], ms(0));
     world.run(Duration::from_secs(2));
     world.poke(0, |paths, now| paths.ping(now, PeerIndex(1), 7, Some(900)));
@@ -204,7 +204,7 @@ fn a_person_pings() {
 
 /// The relay carries the first packets, long before anything else is known.
 #[test]
-fn the_relay_is_there_at_once() {
+fn the_first_packets_take_the_relay_at_once() {
     let mut world = joined([Kind::Hard, Kind::Hard], Duration::from_secs(8));
     let took = world.run_while(Duration::from_secs(2), |world| {
         matches!(world.destination(0, 1), Destination::One(PathAddr::Derp(_)))

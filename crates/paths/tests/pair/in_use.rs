@@ -32,7 +32,7 @@ fn longest_gap(world: &World, flow: usize) -> Duration {
 }
 
 #[test]
-fn a_dead_path_costs_little() {
+fn a_dead_path_is_replaced_within_its_time_limit() {
     for (first, second) in [(true, true), (true, false)] {
         let mut world = connected([Kind::Easy, Kind::Easy]);
         if first {
@@ -100,7 +100,7 @@ fn roaming_is_fast() {
 /// A late carrier, a new address on another interface: the system calls it a
 /// change, but the path goes on working, whatever NAT it leads through.
 #[test]
-fn a_change_that_leaves_the_path_costs_nothing() {
+fn a_change_that_leaves_the_path_loses_no_packet() {
     for kinds in [
         [Kind::Open, Kind::Hard],
         [Kind::Easy, Kind::Easy],
@@ -139,7 +139,8 @@ fn a_restarted_peer_is_found_again() {
     assert!(took.is_some_and(|took| took < ms(1000)), "{took:?}");
 }
 
-/// 45 s after the last packet nobody sends anything, neither pings nor STUN.
+/// 45 s after the last packet neither side sends anything, neither pings nor
+/// STUN.
 #[test]
 fn idle_is_silent() {
     for kinds in [
@@ -157,14 +158,14 @@ fn idle_is_silent() {
         assert!(world.nodes[0].udp_sent > active, "still active");
         world.run(Duration::from_secs(42));
         let sent = [world.nodes[0].udp_sent, world.nodes[1].udp_sent];
-        let calls = world.paths(0).counters().calls_sent;
+        let calls = world.paths(0).counters().call_me_maybes_sent;
         world.run(Duration::from_secs(300));
         assert_eq!(
             [world.nodes[0].udp_sent, world.nodes[1].udp_sent],
             sent,
             "{kinds:?}"
         );
-        assert_eq!(world.paths(0).counters().calls_sent, calls);
+        assert_eq!(world.paths(0).counters().call_me_maybes_sent, calls);
     }
 }
 
@@ -192,7 +193,7 @@ fn a_healthy_path_is_checked_gently() {
     let after = world.paths(0).counters();
     let pings = after.pings_sent - before.pings_sent;
     assert!((20..=75).contains(&pings), "{pings} pings in a minute");
-    assert_eq!(after.calls_sent, before.calls_sent);
+    assert_eq!(after.call_me_maybes_sent, before.call_me_maybes_sent);
     let stun = after.stun_sent - before.stun_sent;
     assert!((2..=24).contains(&stun), "{stun} STUN requests in a minute");
 }

@@ -110,13 +110,13 @@ fn a_mapping_is_advertised_until_its_lifetime_ends() {
 fn a_change_of_network_gives_the_mapping_up_and_asks_again() {
     let mut world = mapped(Kind::Easy);
     world.poke(0, |paths, now| paths.link_changed(now));
-    let told = |world: &mut World| world.paths(0).endpoints().to_vec();
+    let endpoints = |world: &mut World| world.paths(0).endpoints().to_vec();
     let is_mapped = |(_, kind): &(_, EndpointType)| *kind == EndpointType::PortMapped;
-    assert!(!told(&mut world).iter().any(is_mapped));
+    assert!(!endpoints(&mut world).iter().any(is_mapped));
     assert_eq!(wishes(&world), [Some(PORT), None]);
     world.run(ms(200));
     assert_eq!(wishes(&world), [Some(PORT), None, Some(PORT)]);
-    assert!(told(&mut world).iter().any(is_mapped));
+    assert!(endpoints(&mut world).iter().any(is_mapped));
 }
 
 #[test]

@@ -8,7 +8,9 @@ use warren_keys::{DiscoSecret, NodeSecret};
 use warren_paths::{Event, LocalAddresses, Paths, PathsConfig, PeerIndex, PeerInfo};
 use warren_wire::stun;
 
-use crate::world::{Seeded, World, ms};
+use warren_testkit::SeededEntropy;
+
+use crate::world::{World, ms};
 
 fn engine(now: Instant, map: &DerpMap, interfaces: &[&str]) -> Paths {
     let config = PathsConfig {
@@ -17,7 +19,7 @@ fn engine(now: Instant, map: &DerpMap, interfaces: &[&str]) -> Paths {
     };
     let key = NodeSecret::from_bytes(&[1; 32]).public();
     let disco = DiscoSecret::from_bytes(&[1; 32]);
-    let mut paths = Paths::new(config, key, disco, Box::new(Seeded(1)));
+    let mut paths = Paths::new(config, key, disco, Box::new(SeededEntropy(1)));
     let local = LocalAddresses {
         port_v4: Some(41641),
         port_v6: Some(41641),
@@ -163,18 +165,18 @@ fn a_forwarded_port_is_guessed_behind_a_varying_nat() {
     );
     answer(&mut paths, now, sent[1], "198.51.100.1:8");
     pass(&mut paths, &mut now, ms(100));
-    let told: Vec<_> = paths
+    let advertised: Vec<_> = paths
         .endpoints()
         .iter()
         .map(|(to, _)| to.to_string())
         .collect();
     assert_eq!(
-        told,
+        advertised,
         ["198.51.100.1:7", "198.51.100.1:41641", "10.0.0.1:41641"]
     );
 }
 
-/// Nobody could learn of a new home.
+/// Peers could not learn of a new home.
 #[test]
 fn home_stays_while_control_is_away() {
     for (connected, expected) in [(false, RegionId(1)), (true, RegionId(2))] {

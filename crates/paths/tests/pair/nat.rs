@@ -1,4 +1,5 @@
-//! What stands between a host and the internet, by RFC 4787 behaviour.
+//! NATs and firewalls between a host and the internet, by their behaviour after
+//! RFC 4787.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};

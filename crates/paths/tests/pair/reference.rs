@@ -1,7 +1,7 @@
 //! A model of how the other implementation behaves towards us, as far as it
 //! can be seen from outside: a pong for each ping, pings to all candidates at
-//! once when called, and otherwise every 5 s per candidate while it has
-//! packets to send. A ping that it receives makes it ping nobody.
+//! once for each CallMeMaybe, and otherwise every 5 s per candidate while it has
+//! packets to send. It does not ping back when it receives a ping.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -12,12 +12,14 @@ use warren_keys::{DiscoSecret, Entropy, NodePublic};
 use warren_paths::{Destination, Event, PeerIndex, PeerInfo};
 use warren_wire::disco::{Envelope, Message, Ping, PingSender, Pong, TxId, looks_like_disco};
 
-use crate::world::{Seeded, ms};
+use warren_testkit::SeededEntropy;
+
+use crate::world::ms;
 
 pub struct Reference {
     key: NodePublic,
     secret: DiscoSecret,
-    entropy: Seeded,
+    entropy: SeededEntropy,
     peers: BTreeMap<usize, PeerInfo>,
     candidates: BTreeMap<usize, BTreeSet<SocketAddr>>,
     pings: BTreeMap<TxId, (usize, SocketAddr)>,
@@ -30,7 +32,7 @@ impl Reference {
         Self {
             key,
             secret,
-            entropy: Seeded(seed),
+            entropy: SeededEntropy(seed),
             peers: BTreeMap::new(),
             candidates: BTreeMap::new(),
             pings: BTreeMap::new(),

@@ -5,12 +5,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use warren_control_types::{DerpMap, DerpNode, DerpRegion, EndpointType, HostAddress, RegionId};
-use warren_keys::{DiscoPublic, DiscoSecret, Entropy, NodePublic, NodeSecret};
+use warren_keys::{DiscoPublic, DiscoSecret, NodePublic, NodeSecret};
 use warren_node_types::Source;
 use warren_paths::{
     Destination, Event, LocalAddresses, PathAddr, Paths, PathsConfig, PeerIndex, PeerInfo,
     PortMapReport,
 };
+use warren_testkit::SeededEntropy;
 use warren_wire::{disco, stun};
 
 use crate::nat::{Kind, Nat};
@@ -29,21 +30,6 @@ const MAPPING: Duration = Duration::from_millis(30);
 
 pub fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
-}
-
-/// A stream of random bytes that is the same in each run (splitmix64).
-pub struct Seeded(pub u64);
-
-impl Entropy for Seeded {
-    fn fill(&mut self, out: &mut [u8]) {
-        for byte in out {
-            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = self.0;
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            *byte = (z ^ (z >> 31)) as u8;
-        }
-    }
 }
 
 /// The path engine of a host: ours, or the model of a foreign one.
@@ -227,7 +213,7 @@ impl World {
         }
     }
 
-    /// The host starts, and control tells everyone of everyone.
+    /// The host starts, and control announces it and all others to each other.
     pub fn join(&mut self, node: usize) {
         self.nodes[node].online = true;
         let map = self.derp_map();
@@ -239,7 +225,7 @@ impl World {
             }
             Engine::Reference(_) => {
                 let nat = &mut self.nodes[node].nat;
-                // What its own STUN would find.
+                // The result that its own STUN would have.
                 let seen = nat.outbound(now, PORT, stun_server(RegionId(1)));
                 let inside = SocketAddr::new(self.nodes[node].inside, PORT);
                 self.nodes[node].endpoints = seen.into_iter().chain([inside]).collect();
@@ -250,8 +236,8 @@ impl World {
         self.drain(node);
         for other in 0..self.nodes.len() {
             if other != node && self.nodes[other].online {
-                self.tell(node, other);
-                self.tell(other, node);
+                self.announce(node, other);
+                self.announce(other, node);
             }
         }
     }
@@ -275,16 +261,16 @@ impl World {
         }
     }
 
-    /// Control tells `to` about `about`, after a moment.
-    fn tell(&mut self, about: usize, to: usize) {
+    /// Control sends `to` the netmap entry of `about`, after a moment.
+    fn announce(&mut self, about: usize, to: usize) {
         let info = self.info(about);
         self.deliver(CONTROL, Delivery::Netmap { about, to, info });
     }
 
-    fn tell_all(&mut self, about: usize) {
+    fn announce_to_all(&mut self, about: usize) {
         for other in 0..self.nodes.len() {
             if other != about && self.nodes[other].online {
-                self.tell(about, other);
+                self.announce(about, other);
             }
         }
     }
@@ -309,7 +295,7 @@ impl World {
         self.drain(node);
     }
 
-    /// The process starts anew with a new disco key, same node key.
+    /// The process starts again, with a new disco key and the same node key.
     pub fn restart(&mut self, node: usize) {
         let number = node as u8 + 1;
         let secret = DiscoSecret::from_bytes(&[number + 150; 32]);
@@ -330,7 +316,7 @@ impl World {
         }
     }
 
-    /// What `with` does to the engine of `node`, and what follows from it.
+    /// Applies `with` to the engine of `node`, and carries out its events.
     pub fn poke(&mut self, node: usize, with: impl FnOnce(&mut Paths, Instant)) {
         let now = self.now;
         with(self.paths(node), now);
@@ -701,11 +687,11 @@ impl World {
                         .iter()
                         .map(|(address, _): &(_, EndpointType)| *address)
                         .collect();
-                    self.tell_all(node);
+                    self.announce_to_all(node);
                 }
                 Event::NetInfo(info) => {
                     self.nodes[node].home = info.preferred_derp;
-                    self.tell_all(node);
+                    self.announce_to_all(node);
                 }
                 Event::ConnectRelay(region) => {
                     self.deliver(RELAY_CONNECT, Delivery::RelayUp { region, node });
@@ -732,5 +718,10 @@ impl World {
 }
 
 fn engine(key: NodePublic, secret: DiscoSecret, seed: u64) -> Paths {
-    Paths::new(PathsConfig::default(), key, secret, Box::new(Seeded(seed)))
+    Paths::new(
+        PathsConfig::default(),
+        key,
+        secret,
+        Box::new(SeededEntropy(seed)),
+    )
 }

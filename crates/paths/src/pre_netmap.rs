@@ -1,10 +1,10 @@
 //! Disco packets that arrive through a relay before the netmap names their
 //! sender.
 //!
-//! Two nodes that join at the same time hear of each other at different
-//! moments, and whoever hears first calls at once. Without this room that call
-//! would be lost and the pair would wait for the next one. What is kept here is
-//! not believed in any way: it is only handed in again when the peer appears.
+//! Two nodes that join at the same time learn of each other at different
+//! moments, and the first one sends a CallMeMaybe at once. Without this store it
+//! would be lost, and the pair would wait for the next one. Packets are not
+//! trusted here: they are handled as if they came in when the peer appears.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ const MAX_PER_SENDER: usize = 2;
 const MAX_LEN: usize = 2048;
 const LIFETIME: Duration = Duration::from_secs(5);
 
-pub(crate) struct EarlyPacket {
+pub(crate) struct PreNetmapPacket {
     at: Instant,
     from: NodePublic,
     pub(crate) region: RegionId,
@@ -25,12 +25,12 @@ pub(crate) struct EarlyPacket {
 }
 
 #[derive(Default)]
-pub(crate) struct Early {
-    packets: VecDeque<EarlyPacket>,
+pub(crate) struct PreNetmap {
+    packets: VecDeque<PreNetmapPacket>,
     dropped: u64,
 }
 
-impl Early {
+impl PreNetmap {
     pub(crate) fn keep(&mut self, at: Instant, region: RegionId, from: NodePublic, packet: &[u8]) {
         if packet.len() > MAX_LEN {
             self.dropped += 1;
@@ -47,7 +47,7 @@ impl Early {
             self.packets.pop_front();
         }
         self.dropped += u64::try_from(before - self.packets.len()).unwrap_or_default();
-        self.packets.push_back(EarlyPacket {
+        self.packets.push_back(PreNetmapPacket {
             at,
             from,
             region,
@@ -55,8 +55,8 @@ impl Early {
         });
     }
 
-    /// What `from` sent lately, oldest first.
-    pub(crate) fn take(&mut self, now: Instant, from: &NodePublic) -> Vec<EarlyPacket> {
+    /// The packets that `from` sent lately, oldest first.
+    pub(crate) fn take(&mut self, now: Instant, from: &NodePublic) -> Vec<PreNetmapPacket> {
         let all = std::mem::take(&mut self.packets);
         let (mut taken, kept): (Vec<_>, Vec<_>) =
             all.into_iter().partition(|packet| packet.from == *from);
@@ -79,9 +79,9 @@ mod tests {
     }
 
     #[test]
-    fn little_is_kept_and_not_for_long() {
+    fn few_packets_are_kept_for_a_short_time() {
         let now = Instant::now();
-        let mut early = Early::default();
+        let mut early = PreNetmap::default();
         for number in 0..5 {
             early.keep(now, RegionId(1), node(1), &[number]);
         }
