@@ -1,7 +1,7 @@
-//! Where the relays are.
+//! The relay map.
 //!
-//! A [`DerpMap`] is the state, and the shape of files that people write. What
-//! a server sends is a [`DerpMapUpdate`], where absent parts stay as they are.
+//! A [`DerpMap`] is the state, and the form of files that people write. A server
+//! sends a [`DerpMapUpdate`]; parts that are absent there stay as they are.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,7 +25,7 @@ pub struct DerpMap {
     /// By number.
     #[serde(deserialize_with = "json::map_without_nulls")]
     pub regions: BTreeMap<RegionId, DerpRegion>,
-    /// Whoever merges this with a default map should leave that out.
+    /// Programs that merge this map with a default map leave the default out.
     #[serde(
         rename = "omitDefaultRegions",
         deserialize_with = "json::or_zero",
@@ -179,7 +179,7 @@ pub struct DerpRegion {
         skip_serializing_if = "json::is_zero"
     )]
     pub avoid: bool,
-    /// Only for reaching peers: not measured, nobody's home.
+    /// Only for reaching peers: not measured, and never a home.
     #[serde(
         deserialize_with = "json::or_zero",
         skip_serializing_if = "json::is_zero"

@@ -91,7 +91,7 @@ pub struct DnsRecord {
     /// Full name.
     #[serde(deserialize_with = "json::or_zero")]
     pub name: String,
-    /// `A`, `AAAA`, or empty: told by the value.
+    /// `A`, `AAAA`, or empty: the kind follows from the value.
     #[serde(
         rename = "Type",
         deserialize_with = "json::or_zero",

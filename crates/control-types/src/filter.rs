@@ -1,4 +1,4 @@
-//! Who may reach what: packet filter rules and capability grants, as sent.
+//! Packet filter rules and capability grants, as the server sends them.
 //!
 //! The texts inside are interpreted by the packet filter, not here.
 
@@ -21,7 +21,7 @@ pub struct FilterRule {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub src_bits: Vec<i64>,
-    /// What may be reached.
+    /// The destinations that may be reached.
     #[serde(
         deserialize_with = "json::or_zero",
         skip_serializing_if = "Vec::is_empty"

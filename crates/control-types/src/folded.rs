@@ -2,11 +2,12 @@
 //!
 //! Programs that speak this protocol write keys exactly as the types say, so
 //! the hot path reads them exactly. A DERP map or another document from an
-//! editor may say `regionid`; the reference's decoder takes that, so we do.
+//! editor may say `regionid`; the official decoder accepts that, so this one does
+//! too.
 //!
-//! The trick is that a derived `Deserialize` tells the names of its fields when
-//! it asks for a struct. [`Folded`] stands between it and the JSON reader and
-//! replaces each key that equals such a name but for its case.
+//! A derived `Deserialize` passes the names of its fields when it asks for a
+//! struct. [`Folded`] wraps the JSON reader and replaces each key that equals such
+//! a name in another letter case.
 
 use std::fmt;
 
@@ -17,7 +18,7 @@ use serde::de::{
 /// Reads `T` from JSON text, matching the keys of structs in any case.
 ///
 /// # Errors
-/// What is wrong with the text, with line and column.
+/// The text is not JSON for `T`; the error has line and column.
 pub fn from_slice<T: DeserializeOwned>(json: &[u8]) -> Result<T, serde_json::Error> {
     let mut reader = serde_json::Deserializer::from_slice(json);
     let value = T::deserialize(Folded {

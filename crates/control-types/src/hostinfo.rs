@@ -1,4 +1,4 @@
-//! What a node says about the machine it runs on and the network it sees.
+//! A node's description of its machine and of the network around it.
 
 use std::collections::BTreeMap;
 
@@ -154,7 +154,7 @@ pub struct Hostinfo {
         skip_serializing_if = "json::is_zero"
     )]
     pub allows_update: bool,
-    /// Processor, as `uname -m` tells it.
+    /// Processor, as printed by `uname -m`.
     #[serde(
         deserialize_with = "json::or_zero",
         skip_serializing_if = "String::is_empty"
@@ -204,7 +204,7 @@ pub struct Hostinfo {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub services: Vec<Service>,
-    /// What the node knows about its network; absent is "not yet known".
+    /// The node's findings about its network; absent is "not yet known".
     #[serde(
         deserialize_with = "json::or_zero",
         skip_serializing_if = "Option::is_none"
@@ -389,7 +389,7 @@ pub struct TpmInfo {
     pub family_indicator: String,
 }
 
-/// What a node has found out about its network.
+/// The findings of a node about its network.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct NetInfo {

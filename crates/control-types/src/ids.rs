@@ -51,13 +51,13 @@ id! {
     RegionId(u16)
 }
 id! {
-    /// What a client or server understands: a number that grows with each
-    /// change of the protocol. It is also the version in the Noise prologue.
+    /// The protocol version that a client or server understands: a number that
+    /// grows with each change. It is also the version in the Noise prologue.
     CapabilityVersion(u32)
 }
 
 impl CapabilityVersion {
-    /// What our node claims: the last version before peer relays.
+    /// The version of our node: the last one before peer relays.
     pub const CURRENT: Self = Self(119);
     /// The oldest client our server serves, release 1.80.
     pub const OLDEST_CLIENT: Self = Self(113);

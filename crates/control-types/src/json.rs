@@ -1,12 +1,12 @@
-//! The rules of Go's JSON encoder, as far as the protocol leans on them.
+//! The rules of Go's JSON encoder, as far as the protocol depends on them.
 //!
-//! Every field of every message follows one of these habits:
+//! Every field of every message follows these rules:
 //!
 //! * On input, `null` and an absent key both mean the zero value, and unknown
 //!   keys are ignored. A `null` inside a list or as a map value is skipped
 //!   where the sender's language would have had a nil pointer.
 //! * On output a field is either always there or left out when zero; which of
-//!   the two is told per field, because other implementations rely on it.
+//!   the two is set per field, because other implementations rely on it.
 //! * `[]byte` is padded base64, nil is `null`.
 //! * Times are RFC 3339. The year 1 is how Go writes "no time".
 //! * A key of 64 zeros, region 0 and the empty address are "none".

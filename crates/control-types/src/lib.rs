@@ -1,14 +1,14 @@
-//! The words of the coordination protocol: every message between a node and
-//! its coordination server, as types.
+//! The coordination protocol: every message between a node and its
+//! coordination server, as types.
 //!
 //! Both ends use the same types. Names are the protocol's own, in Rust case;
-//! what a field means is told at the field, how values travel in [`json`].
-//! Three habits run through all of them: what can be absent is an `Option`,
-//! `None` in an answer that carries changes means "as before", and zero keys,
-//! numbers and times that stand for "none" never reach the rest of the program.
+//! the docs of a field say what it means, those of [`json`] how values are
+//! written. Three rules hold for all messages: a value that can be absent is an
+//! `Option`, `None` in an answer that carries changes means "as before", and zero
+//! keys, numbers and times that mean "none" never reach the rest of the program.
 //!
-//! [`Netmap`] is the one thing here that does something: it puts the messages
-//! of a map stream together, exactly as every other client does.
+//! [`Netmap`] is the only type here with behaviour: it puts the messages of a
+//! map stream together, exactly as every other client does.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 

@@ -1,4 +1,4 @@
-//! The network map as a state: what the messages of a map stream add up to.
+//! The network map as a state: the sum of the messages of a map stream.
 //!
 //! A stream starts from nothing. Its first message must carry the node itself
 //! and is complete; each later one changes parts. [`Netmap::apply`] takes them
@@ -9,7 +9,7 @@
 //!
 //! The map can be written to disk and read back. It never looks at a clock and
 //! draws no conclusions: expiry of keys, tailnet lock and the packet filter's
-//! meaning are other rooms' business.
+//! meaning are the business of other crates.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -22,7 +22,7 @@ use crate::{
     MapResponse, Node, NodeId, PingRequest, SshPolicy, TkaInfo, UserId, UserProfile,
 };
 
-/// Name of the filter that `PacketFilter` stands for.
+/// Name of the filter in the field `PacketFilter`.
 const BASE_FILTER: &str = "base";
 /// The name that, with `null`, deletes all names.
 const ALL_NAMES: &str = "*";
@@ -33,9 +33,9 @@ const ALL_NAMES: &str = "*";
 pub struct Netmap {
     /// The node itself; `None` before the first message.
     pub self_node: Option<Node>,
-    /// Everyone else it may see.
+    /// The other nodes that it may see.
     pub peers: BTreeMap<NodeId, Node>,
-    /// Where the relays are.
+    /// The relays.
     pub derp_map: DerpMap,
     /// How names are resolved.
     pub dns_config: DnsConfig,
@@ -52,7 +52,7 @@ pub struct Netmap {
     /// Messages to show, by id; if there are any, they take the place of
     /// `health`.
     pub display_messages: BTreeMap<String, DisplayMessage>,
-    /// Who may log in over SSH.
+    /// The rules for logins over SSH.
     pub ssh_policy: Option<SshPolicy>,
     /// State of tailnet lock; `None` is off.
     pub tka_info: Option<TkaInfo>,
@@ -74,12 +74,12 @@ pub enum ApplyError {
     NoSelfNode,
 }
 
-/// What one message did.
+/// The effect of one message.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Applied {
-    /// What is now different in the map.
+    /// The parts of the map that are different now.
     pub changes: Changes,
-    /// What the message asks for that is not part of the map.
+    /// The parts of the message that are not part of the map.
     pub notices: Notices,
 }
 
@@ -112,14 +112,14 @@ pub struct Changes {
     pub domain_data_plane_audit_log_id: bool,
 }
 
-/// What happened to a peer. Its present state is in [`Netmap::peers`].
+/// The change of a peer. Its present state is in [`Netmap::peers`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum PeerDelta {
     /// It was not there before.
     Added,
     /// It was like this before.
     Changed(Box<Node>),
-    /// It is gone; this is what it was.
+    /// It is gone; this was its last state.
     Removed(Box<Node>),
 }
 
@@ -142,7 +142,7 @@ impl Changes {
         *self == Self::default()
     }
 
-    /// What is different in `after`.
+    /// The parts that are different in `after`.
     pub fn between(before: &Netmap, after: &Netmap) -> Self {
         let ids = before.peers.keys().chain(after.peers.keys());
         let peers = ids.filter_map(|id| {
@@ -180,15 +180,15 @@ pub struct Notices {
     pub control_time: Option<Timestamp>,
     /// How to reach the server next time; outlives the stream.
     pub control_dial_plan: Option<ControlDialPlan>,
-    /// News of the software.
+    /// The newest version of the software.
     pub client_version: Option<ClientVersion>,
-    /// Orders. Never carried out for a keepalive.
+    /// Instructions. Never carried out for a keepalive.
     pub debug: Option<Debug>,
     /// Older form of a node capability.
     pub default_auto_update: Option<bool>,
 }
 
-/// Stores `value`, and tells whether that made a difference.
+/// Stores `value`. Returns whether that changed anything.
 fn set<T: PartialEq>(field: &mut T, value: Option<T>) -> bool {
     match value {
         Some(value) if *field != value => {
@@ -338,7 +338,7 @@ impl Netmap {
         let mut touched = Touched::default();
         match message.peers {
             Some(peers) if !peers.is_empty() => {
-                // A full list stands alone: other peer fields beside it are ignored.
+                // Beside a full list, other peer fields are ignored.
                 let before = std::mem::take(&mut self.peers);
                 touched.0 = before
                     .into_iter()

@@ -28,7 +28,7 @@ pub struct Node {
     /// Its owner.
     #[serde(deserialize_with = "json::or_zero")]
     pub user: UserId,
-    /// Who shared it into this network.
+    /// The user that shared it into this network.
     #[serde(with = "json::zeroable", skip_serializing_if = "Option::is_none")]
     pub sharer: Option<UserId>,
     /// Its identity to peers.
@@ -49,8 +49,8 @@ pub struct Node {
     /// Its own addresses, /32 and /128.
     #[serde(deserialize_with = "json::or_zero")]
     pub addresses: Vec<IpNet>,
-    /// What may be sent to it and come from it. `None` is the same as
-    /// `addresses`; see [`Node::allowed_ips`].
+    /// Prefixes of packets that may be sent to it and come from it. `None` is the
+    /// same as `addresses`; see [`Node::allowed_ips`].
     #[serde(
         rename = "AllowedIPs",
         deserialize_with = "json::or_zero",
@@ -86,7 +86,7 @@ pub struct Node {
     /// When it joined.
     #[serde(with = "json::time", skip_serializing_if = "Option::is_none")]
     pub created: Option<Timestamp>,
-    /// What it understands.
+    /// The protocol version that it understands.
     #[serde(with = "json::zeroable", skip_serializing_if = "Option::is_none")]
     pub cap: Option<CapabilityVersion>,
     /// Its tags, as `tag:web`.
@@ -182,7 +182,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// What may be sent to it and come from it.
+    /// Prefixes of packets that may be sent to it and come from it.
     pub fn allowed_ips(&self) -> &[IpNet] {
         self.allowed_ips.as_deref().unwrap_or(&self.addresses)
     }
@@ -282,11 +282,11 @@ impl<S: Into<String>> FromIterator<S> for CapMap {
     }
 }
 
-/// A patch to a peer: what is `None` stays.
+/// A patch to a peer: fields that are `None` stay.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct PeerChange {
-    /// Whom it is about; an unknown one is ignored.
+    /// The peer that changed; an unknown one is ignored.
     #[serde(rename = "NodeID", deserialize_with = "json::or_zero")]
     pub node_id: NodeId,
     /// Its home relay region.
@@ -296,7 +296,7 @@ pub struct PeerChange {
         skip_serializing_if = "Option::is_none"
     )]
     pub derp_region: Option<RegionId>,
-    /// What it understands.
+    /// The protocol version that it understands.
     #[serde(with = "json::zeroable", skip_serializing_if = "Option::is_none")]
     pub cap: Option<CapabilityVersion>,
     /// All its features; an empty map takes all away.

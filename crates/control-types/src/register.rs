@@ -11,7 +11,7 @@ use warren_keys::{ChallengePublic, LockPublic, MachinePublic, NodePublic};
 
 use crate::{CapabilityVersion, Hostinfo, LoginId, UserId, json};
 
-/// Answer to `GET /key`: how a node learns whom to speak Noise with.
+/// Answer to `GET /key`: the public key of the server for Noise.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct OverTlsPublicKeyResponse {
@@ -24,7 +24,7 @@ pub struct OverTlsPublicKeyResponse {
     pub public_key: Option<MachinePublic>,
 }
 
-/// First words of the server on a fresh channel.
+/// The first message of the server on a new channel.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct EarlyNoise {
@@ -37,7 +37,7 @@ pub struct EarlyNoise {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct RegisterRequest {
-    /// What the client understands.
+    /// The protocol version that the client understands.
     #[serde(deserialize_with = "json::or_zero")]
     pub version: CapabilityVersion,
     /// The key to register.
@@ -96,7 +96,7 @@ pub struct RegisterRequest {
     pub tailnet: String,
 }
 
-/// What proves that a node may join. Its text is a secret.
+/// The proof that a node may join. Its text is a secret.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct RegisterAuth {
@@ -109,7 +109,7 @@ pub struct RegisterAuth {
 }
 
 impl std::fmt::Debug for RegisterAuth {
-    /// Without the key.
+    /// Does not print the key.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("RegisterAuth(..)")
     }
@@ -120,7 +120,7 @@ impl std::fmt::Debug for RegisterAuth {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct RegisterResponse {
-    /// Who owns the node.
+    /// The owner of the node.
     #[serde(deserialize_with = "json::or_zero")]
     pub user: User,
     /// How that user logged in.
@@ -172,7 +172,7 @@ pub struct Login {
     /// Its number.
     #[serde(rename = "ID", deserialize_with = "json::or_zero")]
     pub id: LoginId,
-    /// Who vouches for it, as `google`.
+    /// The identity provider, as `google`.
     #[serde(deserialize_with = "json::or_zero")]
     pub provider: String,
     /// An address, as `ann@example.com`.
@@ -190,7 +190,7 @@ pub struct Login {
     pub profile_pic_url: String,
 }
 
-/// What nodes may know of a user.
+/// The data of a user that nodes may know.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct UserProfile {

@@ -1,4 +1,4 @@
-//! Who may log in over SSH, and as whom. The first matching rule wins.
+//! The rules for logins over SSH. The first rule that matches wins.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -18,20 +18,20 @@ pub struct SshPolicy {
     pub rules: Vec<SshRule>,
 }
 
-/// What happens to some people who come as some user.
+/// A rule: the action for some principals that log in as some user.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct SshRule {
     /// From then on the rule matches nothing.
     #[serde(with = "json::time", skip_serializing_if = "Option::is_none")]
     pub rule_expires: Option<Timestamp>,
-    /// Whoever matches one of these.
+    /// The rule applies to connections that match one of these.
     #[serde(deserialize_with = "json::list")]
     pub principals: Vec<SshPrincipal>,
     /// Wanted user (or `*`) to local user; `=` keeps the name, empty refuses.
     #[serde(deserialize_with = "json::or_zero")]
     pub ssh_users: BTreeMap<String, String>,
-    /// What to do; without one the rule matches nothing.
+    /// The action; without one the rule matches nothing.
     #[serde(deserialize_with = "json::or_zero")]
     pub action: Option<SshAction>,
     /// Patterns of environment variables the client may set.
@@ -42,7 +42,7 @@ pub struct SshRule {
     pub accept_env: Vec<String>,
 }
 
-/// Someone who connects; the set fields are alternatives.
+/// The origin of a connection; the fields that are set are alternatives.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct SshPrincipal {
@@ -62,7 +62,7 @@ pub struct SshPrincipal {
         skip_serializing_if = "String::is_empty"
     )]
     pub user_login: String,
-    /// Everyone.
+    /// Any origin.
     #[serde(
         deserialize_with = "json::or_zero",
         skip_serializing_if = "json::is_zero"
@@ -70,7 +70,7 @@ pub struct SshPrincipal {
     pub any: bool,
 }
 
-/// What happens to a session.
+/// The handling of a session.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct SshAction {
@@ -125,7 +125,7 @@ pub struct SshAction {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub recorders: Vec<SocketAddr>,
-    /// What to do when that fails.
+    /// The handling of failed recordings.
     #[serde(
         deserialize_with = "json::or_zero",
         skip_serializing_if = "Option::is_none"
@@ -133,23 +133,23 @@ pub struct SshAction {
     pub on_recording_failure: Option<SshRecorderFailureAction>,
 }
 
-/// What happens when a session cannot be recorded.
+/// The handling of a session that cannot be recorded.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct SshRecorderFailureAction {
-    /// Do not start the session; say this.
+    /// Do not start the session, and show this message.
     #[serde(
         deserialize_with = "json::or_zero",
         skip_serializing_if = "String::is_empty"
     )]
     pub reject_session_with_message: String,
-    /// End a running session; say this.
+    /// End a running session, and show this message.
     #[serde(
         deserialize_with = "json::or_zero",
         skip_serializing_if = "String::is_empty"
     )]
     pub terminate_session_with_message: String,
-    /// Tell the server at this address.
+    /// Report it to the server at this address.
     #[serde(
         rename = "NotifyURL",
         deserialize_with = "json::or_zero",

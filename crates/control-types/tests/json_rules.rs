@@ -223,7 +223,7 @@ fn maps_by_number_have_text_keys_and_null_deletes_by_name() {
 }
 
 #[test]
-fn a_patch_tells_clearing_from_leaving_alone() {
+fn a_patch_distinguishes_clearing_from_keeping() {
     let patch: PeerChange = read(json!({
         "NodeID": 5, "Endpoints": [], "CapMap": {}, "KeyExpiry": "0001-01-01T00:00:00Z",
         "KeySignature": "AQID", "Cap": 0,

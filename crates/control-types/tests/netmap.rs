@@ -60,7 +60,7 @@ fn older_forms_are_put_where_they_belong() {
 }
 
 #[test]
-fn an_empty_peer_list_changes_nothing_and_a_full_one_stands_alone() {
+fn an_empty_peer_list_changes_nothing_and_a_full_one_replaces_all() {
     let mut map = start();
     assert!(apply(&mut map, json!({"Peers": []})).is_empty());
     assert_eq!(ids(&map), [2, 3]);
@@ -148,7 +148,7 @@ fn messages_to_show_follow_the_same_rule() {
 }
 
 #[test]
-fn what_is_absent_stays_and_what_is_equal_is_no_change() {
+fn absent_parts_stay_and_equal_parts_are_no_change() {
     let mut map = start();
     let before = map.clone();
     let same = json!({
@@ -166,7 +166,7 @@ fn what_is_absent_stays_and_what_is_equal_is_no_change() {
 }
 
 #[test]
-fn a_new_stream_replaces_everything_once_it_speaks() {
+fn the_first_message_of_a_new_stream_replaces_everything() {
     let mut map = start();
     map.begin_stream();
     let applied = map.apply(MapResponse::keep_alive(), NOW).unwrap();

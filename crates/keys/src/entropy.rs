@@ -1,10 +1,10 @@
-//! Where random bytes come from.
+//! The source of random bytes.
 
 /// A source of cryptographically strong random bytes.
 ///
 /// Protocol cores take one instead of asking the operating system, so that the
-/// simulator can give them a seeded stream. Production shells implement it
-/// with the system generator; an implementation must never return predictable
+/// simulator can give them a seeded stream. In production it is the system's
+/// generator; an implementation must never return predictable
 /// bytes outside a test.
 pub trait Entropy: Send {
     /// Fills `out` with random bytes.

@@ -5,7 +5,7 @@
 //! (`Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s`). They share the state kept here:
 //! the chaining key, the transcript hash, and the rules that mix into them
 //! (Noise specification, revision 34, section 5.2). Which keys are mixed, and
-//! in which order, is each protocol's own story.
+//! in which order, is defined by each protocol.
 //!
 //! In both protocols every handshake cipher key is used exactly once, with the
 //! all-zero nonce, so the state does not carry a cipher key between calls.

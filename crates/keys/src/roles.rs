@@ -51,7 +51,7 @@ macro_rules! public_key {
         pub struct $name([u8; 32]);
 
         impl $name {
-            /// What the text form starts with.
+            /// The prefix of the text form.
             pub const PREFIX: &'static str = $prefix;
 
             /// The key with these raw bytes.
@@ -121,7 +121,7 @@ macro_rules! secret_key {
         pub struct $name(Box<[u8; 32]>);
 
         impl $name {
-            /// What the text form of a stored private key starts with.
+            /// The prefix of the text form of a stored private key.
             pub const PREFIX: &'static str = "privkey:";
 
             /// Makes a fresh, clamped key.
@@ -197,8 +197,8 @@ macro_rules! secret_key {
 }
 
 public_key! {
-    /// Who a device is to the coordination server: the static key of the
-    /// control channel, one per state folder.
+    /// The identity of a device to the coordination server: the static key of
+    /// the control channel, one per state folder.
     MachinePublic, "mkey:"
 }
 secret_key! {
@@ -206,8 +206,8 @@ secret_key! {
     MachineSecret, MachinePublic
 }
 public_key! {
-    /// Who a node is to its peers: its WireGuard and DERP identity. A login
-    /// has one; it rotates.
+    /// The identity of a node to its peers, in WireGuard and DERP. A login has
+    /// one; it rotates.
     NodePublic, "nodekey:"
 }
 secret_key! {
@@ -215,7 +215,7 @@ secret_key! {
     NodeSecret, NodePublic
 }
 public_key! {
-    /// Whom path-finding messages come from. New at every start of a node.
+    /// The sender of path-finding messages. New at every start of a node.
     DiscoPublic, "discokey:"
 }
 secret_key! {

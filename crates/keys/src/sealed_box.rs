@@ -20,7 +20,7 @@ use crate::x25519::{DegenerateKey, Scalar};
 pub const NONCE_LEN: usize = 24;
 /// Bytes of the Poly1305 tag.
 pub const TAG_LEN: usize = 16;
-/// What sealing adds to a message.
+/// Bytes that sealing adds to a message.
 pub const OVERHEAD: usize = NONCE_LEN + TAG_LEN;
 
 /// The box was not made for us by that sender, or was damaged on the way.

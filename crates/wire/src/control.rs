@@ -3,7 +3,7 @@
 //! A connection begins with one [`Initiation`] from the client, answered by a
 //! [`Response`] or by an error frame with a readable text. Everything after
 //! that is record frames. Inside the first record the server may put an early
-//! payload, told from the start of HTTP/2 by its first five bytes.
+//! payload; its first five bytes differ from the start of HTTP/2.
 //!
 //! ```text
 //! initiation  version:u16 01 length:u16=96  ephemeral:32 static:48 tag:16    101 bytes
@@ -41,12 +41,12 @@ pub enum FrameError {
     /// A fixed-size message has another size.
     #[error("a control handshake message has {actual} bytes instead of {expected}")]
     Size {
-        /// What it must have.
+        /// The bytes that it must have.
         expected: usize,
-        /// What it has.
+        /// The bytes that it has.
         actual: usize,
     },
-    /// The type byte is none of those that may stand here.
+    /// The type byte is not one that is allowed here.
     #[error("unexpected control frame type {0}")]
     Kind(u8),
     /// The length field contradicts the type, or the limit of 4096 bytes.
@@ -59,7 +59,7 @@ pub enum FrameError {
     },
 }
 
-/// What a frame is.
+/// The type of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum FrameKind {
@@ -74,9 +74,9 @@ pub enum FrameKind {
 /// Header of every frame but the initiation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameHeader {
-    /// What follows.
+    /// The type of the frame.
     pub kind: FrameKind,
-    /// How many bytes of it follow.
+    /// The number of bytes behind the header.
     pub length: u16,
 }
 

@@ -1,4 +1,4 @@
-//! DERP frames: what relays and their clients say to each other.
+//! DERP frames, as relays and their clients exchange them.
 //!
 //! A DERP connection is one byte stream, each way a sequence of frames:
 //!
@@ -9,8 +9,8 @@
 //! ```
 //!
 //! [`Header`] reads the five bytes, [`split`] finds one whole frame at the
-//! start of a buffer, and [`Frame`] is what a payload means. Kinds that are
-//! not known yet are [`Frame::Unknown`] and must be skipped by both ends.
+//! start of a buffer, and [`Frame`] is a parsed payload. Kinds that are not
+//! known yet are [`Frame::Unknown`]; both ends must skip them.
 //!
 //! A malformed payload is a [`FrameError`]; whether that ends the connection
 //! (at a server) or loses just the frame (at a client) is the reader's
@@ -25,7 +25,7 @@ mod tests;
 pub use frame::{Frame, FrameError, PeerFlags, PeerGoneReason};
 pub use header::{FrameKind, Header, split};
 
-/// What a [`Frame::ServerKey`] starts with: "DERP" and U+1F511.
+/// The first bytes of a [`Frame::ServerKey`]: "DERP" and U+1F511.
 pub const MAGIC: [u8; 8] = *b"DERP\xf0\x9f\x94\x91";
 /// The protocol version spoken here. Version 2 put the source key in front of
 /// received packets.
@@ -44,7 +44,7 @@ const DISCO_MAGIC: [u8; 6] = *b"TS\xf0\x9f\x92\xac";
 /// Magic, sender key and nonce of a disco packet.
 const DISCO_HEADER_LEN: usize = 62;
 
-/// Whether a relay classifies `packet` as disco, that is by its look alone.
+/// Whether a relay classifies `packet` as disco: by magic and length alone.
 pub fn looks_like_disco(packet: &[u8]) -> bool {
     packet.len() >= DISCO_HEADER_LEN && packet.starts_with(&DISCO_MAGIC)
 }

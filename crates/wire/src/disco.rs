@@ -1,4 +1,4 @@
-//! Disco: the small messages by which two nodes find a way to each other.
+//! Disco: the small messages by which two nodes find a path to each other.
 //!
 //! A disco packet travels over UDP beside WireGuard, or over DERP:
 //!
@@ -11,8 +11,8 @@
 //!
 //! [`Envelope`] is the outside, [`Message`] the inside. The box key is the
 //! same in both directions and does not cover the sender's key in the clear,
-//! so a captured packet opens at its own author if that key is swapped: who
-//! receives must check what a message *says* (own transaction ids, own keys),
+//! so a captured packet opens at its own author if that key is swapped: a
+//! receiver must check what a message *says* (own transaction ids, own keys),
 //! not only that it opened.
 //!
 //! Addresses are 16 bytes of IP, v4-mapped for IPv4, and 2 bytes of port. They
@@ -25,7 +25,7 @@ use warren_keys::{DiscoPublic, NodePublic};
 
 use crate::stun::unmap;
 
-/// What every disco packet starts with.
+/// The first bytes of every disco packet.
 pub const MAGIC: [u8; 6] = [0x54, 0x53, 0xf0, 0x9f, 0x92, 0xac];
 /// Magic, sender key and nonce: shorter packets carry nothing.
 pub const HEADER_LEN: usize = 62;
@@ -50,7 +50,7 @@ pub enum ParseError {
         /// The message type; 0 when even that is missing.
         kind: u8,
     },
-    /// A type of the future; ignored by rule.
+    /// A type that is newer than this program; it must be ignored.
     #[error("a disco message of unknown type {kind:#04x}")]
     UnknownType {
         /// The message type.
@@ -77,11 +77,11 @@ pub fn looks_like_relayed_disco(packet: &[u8]) -> bool {
     packet.len() >= HEADER_LEN && packet.starts_with(&MAGIC)
 }
 
-/// The outside of a packet: who says it sent it, and the box.
+/// The outside of a packet: the sender that it claims, and the box.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Envelope<'a> {
-    /// The sender by its own word; true only if the box opens with its key,
-    /// and even then see the module's remark on reflection.
+    /// The sender that the packet claims. The claim holds only if the box opens
+    /// with its key, and even then see the module docs on reflection.
     pub sender: DiscoPublic,
     /// Nonce, tag and ciphertext, for `SharedKey::open`.
     pub sealed: &'a [u8],
@@ -124,17 +124,17 @@ impl<'a> Envelope<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TxId(pub [u8; 12]);
 
-/// What a disco packet says. The type byte of each variant is in its doc.
+/// A disco message. The type byte of each variant is in its doc.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
-    /// 0x01. "Do you hear me here?"
+    /// 0x01. "Do you receive this?"
     Ping(Ping),
     /// 0x02. "Yes, and you come from there."
     Pong(Pong),
     /// 0x03, over DERP only. "I am at these addresses; ping them all now, so
     /// that your NAT lets my pings in." An empty list is legal.
     CallMeMaybe(Vec<SocketAddr>),
-    /// 0x04. To a UDP relay: "here is where I sit".
+    /// 0x04. To a UDP relay: "this is my address".
     BindRelayEndpoint(BindRelayEndpoint),
     /// 0x05. From a UDP relay: "prove that you receive there".
     BindRelayEndpointChallenge(BindRelayEndpoint),
@@ -142,9 +142,9 @@ pub enum Message {
     BindRelayEndpointAnswer(BindRelayEndpoint),
     /// 0x07, over DERP only. "Meet me at this UDP relay."
     CallMeMaybeVia(RelayEndpoint),
-    /// 0x08, over DERP only. "Reserve a place on your UDP relay for us two."
+    /// 0x08, over DERP only. "Allocate an endpoint on your UDP relay for us two."
     AllocateRelayEndpointRequest(AllocateRelayEndpointRequest),
-    /// 0x09, over DERP only. "It is reserved."
+    /// 0x09, over DERP only. "It is allocated."
     AllocateRelayEndpointResponse(AllocateRelayEndpointResponse),
 }
 
@@ -153,7 +153,7 @@ pub enum Message {
 pub struct Ping {
     /// Comes back in the pong.
     pub tx: TxId,
-    /// Who pings. Very old senders leave it out.
+    /// The sender. Very old senders leave it out.
     pub sender: Option<PingSender>,
 }
 
@@ -161,7 +161,7 @@ pub struct Ping {
 /// the key is recognised by length alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PingSender {
-    /// Tells nodes apart that share one disco key.
+    /// The node key: several nodes may share one disco key.
     pub node: NodePublic,
     /// Zero bytes behind the key, to probe for a path MTU.
     pub padding: u16,
@@ -176,20 +176,20 @@ pub struct Pong {
     pub source: SocketAddr,
 }
 
-/// The common body of the three messages that bind a place on a UDP relay.
+/// The common body of the three messages that bind an endpoint on a UDP relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BindRelayEndpoint {
-    /// Geneve network identifier of the place.
+    /// Geneve network identifier of the endpoint.
     pub vni: u32,
-    /// Chosen by the client; tells one attempt from the next.
+    /// Chosen by the client, a different one for each attempt.
     pub generation: u32,
-    /// The other client of the place.
+    /// The other client of the endpoint.
     pub remote: DiscoPublic,
     /// Zero in the first message; chosen by the relay in the second.
     pub challenge: [u8; 32],
 }
 
-/// A place on a UDP relay that two nodes may use.
+/// An endpoint on a UDP relay that two nodes may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RelayEndpoint {
     /// The relay's disco key.
@@ -222,7 +222,7 @@ pub struct AllocateRelayEndpointRequest {
 pub struct AllocateRelayEndpointResponse {
     /// From the request.
     pub generation: u32,
-    /// The reserved place.
+    /// The allocated endpoint.
     pub endpoint: RelayEndpoint,
 }
 

@@ -7,14 +7,14 @@
 //! header starts. Nothing is copied and nothing is allocated. Bytes behind the
 //! packet's own total length (WireGuard padding) are cut off the view.
 //!
-//! What cannot be understood well enough to be filtered safely is a
-//! [`Malformed`], never a guess: truncated headers, first fragments that do
+//! A packet that cannot be filtered safely is [`Malformed`]; nothing is
+//! guessed. That concerns truncated headers, first fragments that do
 //! not hold the whole transport header, later fragments that could overwrite
 //! it, extension header chains without end. IPv6 extension headers are walked,
 //! so that the protocol and ports seen here are those that the receiving host
 //! will act on.
 //!
-//! The submodules hold what is said inside: [`icmp`] (echo, errors), [`tsmp`]
+//! The submodules are the protocols inside: [`icmp`] (echo, errors), [`tsmp`]
 //! (messages between nodes, protocol 99), [`udp`] (datagrams we write
 //! ourselves) and [`checksum`].
 //!
@@ -125,7 +125,7 @@ impl TcpFlags {
     pub const SYN: u8 = 0x02;
     /// Reset the connection.
     pub const RST: u8 = 0x04;
-    /// Push.
+    /// Pass the data to the application at once.
     pub const PSH: u8 = 0x08;
     /// The acknowledgement field is valid.
     pub const ACK: u8 = 0x10;
@@ -143,7 +143,7 @@ impl TcpFlags {
     }
 }
 
-/// Where a packet stands in a fragmented datagram.
+/// The position of a packet in a fragmented datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fragment {
     /// Not a fragment.
@@ -192,7 +192,7 @@ pub enum Malformed {
     Protocol,
 }
 
-/// What a packet's headers say. Plain data, valid for the bytes it was parsed
+/// The parsed headers of a packet. Plain data, valid for the bytes it was parsed
 /// from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Parsed {
@@ -216,7 +216,7 @@ pub struct Parsed {
     /// Where the transport header (or fragment payload) begins: the length of
     /// the IP header with options and extension headers, in bytes.
     pub transport_offset: usize,
-    /// Length of the whole packet as its header tells, in bytes.
+    /// Length of the whole packet according to its header, in bytes.
     pub total_len: usize,
 }
 
@@ -272,7 +272,7 @@ impl<'a> IpPacket<'a> {
         self.bytes
     }
 
-    /// What the headers say.
+    /// The parsed headers.
     #[must_use]
     pub fn parsed(&self) -> &Parsed {
         &self.parsed
@@ -286,8 +286,8 @@ impl<'a> IpPacket<'a> {
             .unwrap_or_default()
     }
 
-    /// What an ICMP message of the packet's own family says; `None` for other
-    /// protocols and later fragments.
+    /// The ICMP message of the packet's own family; `None` for other protocols
+    /// and later fragments.
     #[must_use]
     pub fn icmp(&self) -> Option<icmp::Icmp<'a>> {
         if self.is_later_fragment() || !self.is_icmp() {

@@ -1,5 +1,5 @@
-//! STUN, as far as this system uses it: one request that asks "what is my
-//! address?", and the answer.
+//! STUN, as far as this system uses it: a request for our own address as the
+//! server sees it, and the answer.
 //!
 //! The format is RFC 8489, the use is narrow. Servers answer only requests
 //! that carry `SOFTWARE = "tailnode"` and end in a correct `FINGERPRINT`, so
@@ -29,7 +29,8 @@ const XOR_MAPPED_ADDRESS_DRAFT: u16 = 0x8020;
 const SOFTWARE: u16 = 0x8022;
 const FINGERPRINT: u16 = 0x8028;
 
-/// Said by every client of this system, demanded by every server.
+/// The software name that every client of this system sends and every server
+/// requires.
 const SOFTWARE_NAME: &[u8; 8] = b"tailnode";
 /// RFC 8489 section 14.7.
 const FINGERPRINT_XOR: u32 = 0x5354_554e;
@@ -57,15 +58,16 @@ pub enum ParseError {
     NoAddress,
 }
 
-/// Matches a response to its request; random, so that a stranger cannot
-/// answer for the server.
+/// Matches a response to its request; random, so that other hosts cannot forge
+/// the server's answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TransactionId(pub [u8; 12]);
 
 /// Whether a datagram on a shared socket is STUN: what the demultiplexer asks
 /// before anything else.
 ///
-/// The second byte tells it from a Geneve header, whose first bits look alike.
+/// The second byte differs from that of a Geneve header, whose first bits are
+/// the same.
 pub fn looks_like_stun(datagram: &[u8]) -> bool {
     has_header(datagram) && datagram.get(1) == Some(&0x01)
 }
@@ -76,7 +78,7 @@ fn has_header(datagram: &[u8]) -> bool {
         && datagram.get(4..8) == Some(&COOKIE)
 }
 
-/// "Which address do you see me at?"
+/// A request for the address at which the server sees us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Request {
     /// Comes back in the response.

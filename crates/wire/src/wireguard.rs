@@ -28,7 +28,7 @@ pub const RESPONSE_LEN: usize = 92;
 pub const COOKIE_LEN: usize = 64;
 /// Bytes in front of the content of a transport message.
 pub const TRANSPORT_HEADER_LEN: usize = 16;
-/// What a transport message adds to its content: header and tag.
+/// Bytes that a transport message adds to its content: header and tag.
 pub const TRANSPORT_OVERHEAD: usize = TRANSPORT_HEADER_LEN + TAG_LEN;
 /// Content is padded to a multiple of this many bytes.
 pub const PADDING: usize = 16;
@@ -51,7 +51,7 @@ pub struct Initiation {
     pub sealed_static: [u8; 48],
     /// A TAI64N timestamp, sealed.
     pub sealed_timestamp: [u8; 28],
-    /// Proof that the sender knows whom it is talking to.
+    /// Proof that the sender knows the public key of the receiver.
     pub mac1: [u8; 16],
     /// Proof that the sender owns its address; zero without a cookie.
     pub mac2: [u8; 16],
@@ -70,7 +70,7 @@ pub struct Response {
     pub ephemeral: [u8; 32],
     /// The tag of an empty text: proves the handshake.
     pub sealed_empty: [u8; 16],
-    /// Proof that the sender knows whom it is talking to.
+    /// Proof that the sender knows the public key of the receiver.
     pub mac1: [u8; 16],
     /// Proof that the sender owns its address; zero without a cookie.
     pub mac2: [u8; 16],
@@ -89,7 +89,7 @@ pub struct CookieReply {
     pub sealed_cookie: [u8; 32],
 }
 
-/// What stands in front of the content of a transport message.
+/// The header in front of the content of a transport message.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]
@@ -309,7 +309,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_emitted_parses_back(
+        fn emitted_messages_parse_back(
             sender: u32, receiver: u32, ephemeral: [u8; 32], tag: [u8; 16], counter: u64,
         ) {
             let initiation = Initiation::new(sender, ephemeral, [7; 48], [8; 28]);

@@ -23,7 +23,7 @@ pub struct DisplayMessage {
         skip_serializing_if = "json::is_zero"
     )]
     pub impacts_connectivity: bool,
-    /// What the user can do.
+    /// A button with something that the user can do.
     #[serde(
         deserialize_with = "json::or_zero",
         skip_serializing_if = "Option::is_none"
@@ -35,10 +35,10 @@ pub struct DisplayMessage {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct DisplayMessageAction {
-    /// What it opens.
+    /// The address that it opens.
     #[serde(rename = "URL", deserialize_with = "json::or_zero")]
     pub url: String,
-    /// What it says.
+    /// Its text.
     #[serde(deserialize_with = "json::or_zero")]
     pub label: String,
 }
@@ -61,11 +61,11 @@ pub struct TkaInfo {
     pub disabled: bool,
 }
 
-/// Orders that are carried out once.
+/// Instructions that are carried out once.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct Debug {
-    /// Read nothing for so long.
+    /// Read nothing from the stream for this many seconds.
     #[serde(
         deserialize_with = "json::or_zero",
         skip_serializing_if = "json::is_zero"
@@ -85,7 +85,7 @@ pub struct Debug {
     pub exit: Option<i64>,
 }
 
-/// News of the software.
+/// The newest version of the software.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct ClientVersion {
@@ -101,7 +101,7 @@ pub struct ClientVersion {
         skip_serializing_if = "String::is_empty"
     )]
     pub latest_version: String,
-    /// It closes a hole.
+    /// The newest version fixes a security problem.
     #[serde(
         deserialize_with = "json::or_zero",
         skip_serializing_if = "json::is_zero"
@@ -113,14 +113,14 @@ pub struct ClientVersion {
         skip_serializing_if = "json::is_zero"
     )]
     pub notify: bool,
-    /// What the notice opens.
+    /// The address that the notice opens.
     #[serde(
         rename = "NotifyURL",
         deserialize_with = "json::or_zero",
         skip_serializing_if = "String::is_empty"
     )]
     pub notify_url: String,
-    /// What it says.
+    /// Its text.
     #[serde(
         deserialize_with = "json::or_zero",
         skip_serializing_if = "String::is_empty"

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{RegionId, json};
 
-/// Something the server wants to know from the node.
+/// A request of the server to the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct PingRequest {
@@ -33,7 +33,7 @@ pub struct PingRequest {
         skip_serializing_if = "String::is_empty"
     )]
     pub types: String,
-    /// Whom to ping.
+    /// The address to ping.
     #[serde(
         rename = "IP",
         with = "json::address",
@@ -45,14 +45,14 @@ pub struct PingRequest {
     pub payload: Vec<u8>,
 }
 
-/// What a ping found.
+/// The result of a ping.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct PingResponse {
-    /// The way it was done: `disco`, `TSMP`, `ICMP` or `peerapi`.
+    /// The kind of ping: `disco`, `TSMP`, `ICMP` or `peerapi`.
     #[serde(rename = "Type", deserialize_with = "json::or_zero")]
     pub kind: String,
-    /// Whom it was for.
+    /// The address that was pinged.
     #[serde(
         rename = "IP",
         deserialize_with = "json::or_zero",
@@ -72,7 +72,7 @@ pub struct PingResponse {
         skip_serializing_if = "String::is_empty"
     )]
     pub node_name: String,
-    /// Why there is no answer.
+    /// The error, if there is no answer.
     #[serde(
         deserialize_with = "json::or_zero",
         skip_serializing_if = "String::is_empty"

@@ -7,11 +7,11 @@ use warren_keys::{DiscoPublic, NodePublic};
 
 use crate::{CapabilityVersion, Hostinfo, json};
 
-/// Asks for the map, or tells news of the node, or both.
+/// A request for the map, an update about the node, or both.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct MapRequest {
-    /// What the client understands.
+    /// The protocol version that the client understands.
     #[serde(deserialize_with = "json::or_zero")]
     pub version: CapabilityVersion,
     /// `zstd`, or empty for plain JSON frames.
@@ -26,7 +26,7 @@ pub struct MapRequest {
         skip_serializing_if = "json::is_zero"
     )]
     pub keep_alive: bool,
-    /// Which node asks.
+    /// The node.
     #[serde(deserialize_with = "json::or_zero")]
     pub node_key: NodePublic,
     /// Its disco key. Absent: keep what you have.
@@ -81,7 +81,7 @@ pub struct MapRequest {
         skip_serializing_if = "String::is_empty"
     )]
     pub tka_head: String,
-    /// Retired.
+    /// Retired; ignored.
     #[serde(
         deserialize_with = "json::or_zero",
         skip_serializing_if = "json::is_zero"
@@ -99,7 +99,7 @@ pub struct MapRequest {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub debug_flags: Vec<String>,
-    /// Opaque.
+    /// For tests of other implementations; ignored.
     #[serde(
         deserialize_with = "json::or_zero",
         skip_serializing_if = "String::is_empty"
@@ -113,7 +113,7 @@ pub struct MapRequest {
 )]
 #[serde(from = "i64", into = "i64")]
 pub enum EndpointType {
-    /// Not told, or in a way that is newer than this program.
+    /// Not stated, or of a kind that is newer than this program.
     #[default]
     Unknown,
     /// An address of an interface.
@@ -124,7 +124,7 @@ pub enum EndpointType {
     PortMapped,
     /// The outside address with the local port: a static port forward.
     Stun4LocalPort,
-    /// Configured by a person.
+    /// Configured by the user.
     ExplicitConf,
 }
 

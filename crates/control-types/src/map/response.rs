@@ -12,7 +12,7 @@ use crate::{
 
 /// One message of the map stream.
 ///
-/// What is `None` (or an empty list of changes) stays as it was in this
+/// Parts that are `None` (or an empty list of changes) stay as they were in this
 /// stream; each new stream starts from nothing.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
@@ -29,7 +29,7 @@ pub struct MapResponse {
         skip_serializing_if = "json::is_zero"
     )]
     pub seq: i64,
-    /// Nothing but a sign of life.
+    /// The message is a keepalive and carries nothing else.
     #[serde(
         deserialize_with = "json::or_zero",
         skip_serializing_if = "json::is_zero"
@@ -79,7 +79,8 @@ pub struct MapResponse {
     /// Peers that changed in a few fields.
     #[serde(deserialize_with = "json::list", skip_serializing_if = "Vec::is_empty")]
     pub peers_changed_patch: Vec<PeerChange>,
-    /// `true`: seen just now. `false`: not seen since nobody knows when.
+    /// `true`: seen just now. `false`: the time of the last sign of life is not
+    /// known.
     #[serde(
         deserialize_with = "json::map_without_nulls",
         skip_serializing_if = "BTreeMap::is_empty"
@@ -141,7 +142,7 @@ pub struct MapResponse {
         skip_serializing_if = "json::is_zero"
     )]
     pub display_messages: BTreeMap<String, Option<DisplayMessage>>,
-    /// Who may log in over SSH, replaced as a whole.
+    /// The rules for logins over SSH, replaced as a whole.
     #[serde(
         rename = "SSHPolicy",
         deserialize_with = "json::or_zero",
@@ -151,7 +152,7 @@ pub struct MapResponse {
     /// The server's clock.
     #[serde(with = "json::time", skip_serializing_if = "Option::is_none")]
     pub control_time: Option<Timestamp>,
-    /// State of tailnet lock; off unless ever told.
+    /// State of tailnet lock; off until the server sends one.
     #[serde(
         rename = "TKAInfo",
         deserialize_with = "json::or_zero",
@@ -165,7 +166,7 @@ pub struct MapResponse {
         skip_serializing_if = "String::is_empty"
     )]
     pub domain_data_plane_audit_log_id: String,
-    /// Orders to carry out once.
+    /// Instructions to carry out once.
     #[serde(
         deserialize_with = "json::or_zero",
         skip_serializing_if = "Option::is_none"
@@ -177,7 +178,7 @@ pub struct MapResponse {
         skip_serializing_if = "Option::is_none"
     )]
     pub control_dial_plan: Option<ControlDialPlan>,
-    /// News of the software.
+    /// The newest version of the software.
     #[serde(
         deserialize_with = "json::or_zero",
         skip_serializing_if = "Option::is_none"
@@ -192,8 +193,8 @@ pub struct MapResponse {
 }
 
 impl MapResponse {
-    /// The sign of life. Its JSON is the same 18 bytes every time, because
-    /// clients recognise it by its bytes.
+    /// The keepalive. Its JSON is the same 18 bytes every time, because clients
+    /// recognise it by its bytes.
     pub fn keep_alive() -> Self {
         Self {
             keep_alive: true,

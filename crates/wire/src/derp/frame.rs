@@ -36,7 +36,7 @@ impl PeerGoneReason {
     }
 }
 
-/// What kind of client a [`Frame::PeerPresent`] announces, as a set of bits.
+/// The properties of a client that a [`Frame::PeerPresent`] announces, as bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub struct PeerFlags(pub u8);
 
@@ -56,7 +56,7 @@ impl PeerFlags {
     }
 }
 
-/// What one frame says. Borrowed parts point into the payload.
+/// A parsed frame. Borrowed parts point into the payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Frame<'a> {
     /// The relay's public key: 8 magic, 32 key, anything.
@@ -90,7 +90,7 @@ pub enum Frame<'a> {
         /// At most [`MAX_PACKET`] bytes.
         packet: &'a [u8],
     },
-    /// Empty.
+    /// No payload.
     KeepAlive,
     /// One byte: whether the relay is the client's home.
     NotePreferred(bool),
@@ -98,7 +98,7 @@ pub enum Frame<'a> {
     PeerGone {
         /// The peer that left.
         key: NodePublic,
-        /// Why.
+        /// The reason.
         reason: PeerGoneReason,
     },
     /// 32 key, then 16 address and 2 port, then 1 flags; the later parts may
@@ -106,9 +106,9 @@ pub enum Frame<'a> {
     PeerPresent {
         /// The peer that is connected.
         key: NodePublic,
-        /// From where, if told. `[::]:0` on the wire says "not told".
+        /// The source address, if known; on the wire `[::]:0` is "not known".
         source: Option<SocketAddr>,
-        /// What kind of client it is; no bits if not told.
+        /// The properties of the client; no bits if they are not known.
         flags: PeerFlags,
     },
     /// 32 source key, 32 destination key, packet.
@@ -120,7 +120,7 @@ pub enum Frame<'a> {
         /// At most [`MAX_PACKET`] bytes.
         packet: &'a [u8],
     },
-    /// Empty.
+    /// No payload.
     WatchConns,
     /// 32 key.
     ClosePeer(NodePublic),
@@ -137,7 +137,7 @@ pub enum Frame<'a> {
         /// For how long to keep trying.
         try_for: Duration,
     },
-    /// A kind from the future.
+    /// A kind that is newer than this program.
     Unknown {
         /// Its number.
         code: u8,
@@ -164,9 +164,9 @@ pub enum FrameError {
     WrongLength {
         /// The frame's kind.
         kind: FrameKind,
-        /// What it must have.
+        /// Bytes that the kind must have.
         want: usize,
-        /// What there is.
+        /// Bytes that there are.
         got: usize,
     },
     /// The carried packet is larger than [`MAX_PACKET`].
@@ -186,7 +186,7 @@ pub enum FrameError {
 }
 
 impl<'a> Frame<'a> {
-    /// Reads what a payload of `kind` says.
+    /// Reads a payload of `kind`.
     ///
     /// # Errors
     /// [`FrameError`] when the payload does not fit the kind.
@@ -270,7 +270,7 @@ impl<'a> Frame<'a> {
         })
     }
 
-    /// What kind of frame this is.
+    /// The type of the frame.
     pub fn kind(&self) -> FrameKind {
         match self {
             Self::ServerKey { .. } => FrameKind::ServerKey,
@@ -444,7 +444,7 @@ fn parse_presence(rest: &[u8]) -> (Option<SocketAddr>, PeerFlags) {
     };
     let ip = Ipv6Addr::from(*ip);
     let port = u16::from_be_bytes(*port);
-    let told = !(ip.is_unspecified() && port == 0);
-    let source = told.then(|| SocketAddr::new(IpAddr::V6(ip).to_canonical(), port));
+    let is_known = !(ip.is_unspecified() && port == 0);
+    let source = is_known.then(|| SocketAddr::new(IpAddr::V6(ip).to_canonical(), port));
     (source, PeerFlags(rest.first().copied().unwrap_or(0)))
 }

@@ -11,21 +11,21 @@ pub enum FrameKind {
     ClientInfo,
     /// 0x03, relay to client: the answer to the login.
     ServerInfo,
-    /// 0x04, client to relay: carry this to that key.
+    /// 0x04, client to relay: a packet for that key.
     SendPacket,
-    /// 0x05, relay to client: this came from that key.
+    /// 0x05, relay to client: a packet from that key.
     RecvPacket,
-    /// 0x06, relay to client: still here.
+    /// 0x06, relay to client: the connection is alive.
     KeepAlive,
-    /// 0x07, client to relay: you are (not) my home.
+    /// 0x07, client to relay: this relay is (not) the client's home.
     NotePreferred,
-    /// 0x08, relay to client: that key is not here (any more).
+    /// 0x08, relay to client: that key is not connected (any more).
     PeerGone,
     /// 0x09, relay to mesh peer: that key is connected here.
     PeerPresent,
-    /// 0x0a, mesh peer to relay: carry this for another relay's client.
+    /// 0x0a, mesh peer to relay: a packet of another relay's client.
     ForwardPacket,
-    /// 0x10, mesh peer to relay: tell me who comes and goes.
+    /// 0x10, mesh peer to relay: report clients that connect and disconnect.
     WatchConns,
     /// 0x11, mesh peer to relay: close that key's connections.
     ClosePeer,
@@ -33,9 +33,9 @@ pub enum FrameKind {
     Ping,
     /// 0x13, both ways: the answer.
     Pong,
-    /// 0x14, relay to client: what is wrong with this connection.
+    /// 0x14, relay to client: a problem with this connection.
     Health,
-    /// 0x15, relay to client: come back in a moment.
+    /// 0x15, relay to client: the relay restarts; connect again in a moment.
     Restarting,
     /// Any other number.
     Unknown(u8),
@@ -92,7 +92,7 @@ impl FrameKind {
 /// The five bytes in front of a payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
-    /// What the frame is for.
+    /// The type of the frame.
     pub kind: FrameKind,
     /// Bytes of the payload.
     pub len: u32,

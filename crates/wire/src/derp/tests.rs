@@ -112,7 +112,7 @@ fn owned() -> impl Strategy<Value = Owned> {
 
 proptest! {
     #[test]
-    fn what_is_emitted_parses_to_itself(owned in owned(), tail: Vec<u8>) {
+    fn emitted_frames_parse_to_themselves(owned in owned(), tail: Vec<u8>) {
         let frame = owned.frame();
         let mut bytes = Vec::new();
         frame.emit(&mut bytes);
@@ -168,7 +168,7 @@ fn presence_comes_in_three_lengths() {
 }
 
 #[test]
-fn wrong_lengths_are_told() {
+fn frames_of_wrong_length_are_refused() {
     let short = |kind, len: usize| Frame::parse(kind, &vec![0; len]).is_err();
     for (kind, bad, good) in [
         (FrameKind::ServerKey, &[0usize, 39][..], &[][..]),
@@ -203,7 +203,7 @@ fn wrong_lengths_are_told() {
 }
 
 #[test]
-fn disco_is_recognised_by_its_look() {
+fn disco_is_recognised_by_magic_and_length() {
     let mut packet = DISCO_MAGIC.to_vec();
     packet.resize(61, 0);
     assert!(!looks_like_disco(&packet));

@@ -25,7 +25,7 @@ pub struct Echo<'a> {
     pub data: &'a [u8],
 }
 
-/// What an ICMP message is, as far as a filter or an answer needs it.
+/// An ICMP message, as far as a filter or an answer needs it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Icmp<'a> {
     /// A ping.
@@ -86,9 +86,9 @@ impl<'a> Icmp<'a> {
 /// The flow of the packet that an ICMP error quotes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quoted {
-    /// Who sent the quoted packet.
+    /// The sender of the quoted packet.
     pub src: IpAddr,
-    /// Where it was going.
+    /// Its destination.
     pub dst: IpAddr,
     /// Its protocol; with IPv6 extension headers, the first header's number.
     pub protocol: Protocol,
@@ -198,8 +198,8 @@ pub fn reply_in_place(bytes: &mut [u8]) -> bool {
     true
 }
 
-/// Computes the IPv4 header checksum of `packet` anew; `header_len` bytes of
-/// header, at least twenty.
+/// Computes the IPv4 header checksum of `packet` again; its header has
+/// `header_len` bytes, at least twenty.
 fn refresh_v4_checksum(packet: &mut [u8], header_len: usize) {
     let Some(header) = packet.get_mut(..header_len) else {
         return;

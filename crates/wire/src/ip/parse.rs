@@ -133,7 +133,7 @@ fn parse_v6(bytes: &[u8]) -> Result<Parsed, Malformed> {
     )
 }
 
-/// What follows the fixed IPv6 header.
+/// The chain of extension headers behind the fixed IPv6 header.
 struct Chain {
     protocol: Protocol,
     fragment: Fragment,

@@ -64,7 +64,7 @@ impl RejectReason {
 pub struct Reject {
     /// The flow's transport protocol.
     pub protocol: Protocol,
-    /// Why.
+    /// The reason for the refusal.
     pub reason: RejectReason,
     /// The flow's source port.
     pub src_port: u16,
@@ -85,8 +85,8 @@ pub enum Message {
     Pong {
         /// Copied from the ping.
         data: [u8; 8],
-        /// TCP port of the sender's PeerAPI; `None` when it has none or the
-        /// peer is too old to tell.
+        /// TCP port of the sender's PeerAPI; `None` when it has none, or when an
+        /// old peer does not report it.
         peer_api_port: Option<u16>,
     },
     /// The sender's current disco key.
