@@ -11,6 +11,8 @@ pub mod derp;
 pub mod disco;
 pub mod geneve;
 pub mod ip;
+pub mod nat_pmp;
+pub mod pcp;
 pub mod relay_train;
 pub mod stun;
 pub mod wireguard;

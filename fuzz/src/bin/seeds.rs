@@ -27,6 +27,7 @@ use warren_wire::ip::IpPacket;
 use warren_wire::ip::icmp::{self, Echo};
 use warren_wire::ip::tsmp::{self, RejectReason};
 use warren_wire::relay_train;
+use warren_wire::{nat_pmp, pcp};
 use warren_wire::stun::{Request, Response, TransactionId};
 
 /// The seeds of one target.
@@ -93,6 +94,49 @@ fn ping(v6: bool) -> Vec<u8> {
         },
     )
     .expect("one family")
+}
+
+fn port_mapping(seeds: &Path) -> io::Result<()> {
+    let target = Seeds {
+        directory: seeds,
+        target: "port_mapping",
+    };
+    let map = nat_pmp::Request::MapUdp {
+        internal_port: 41641,
+        suggested_port: 0,
+        lifetime: 7200,
+    };
+    target.put("pmp-request", &map.emit())?;
+    let mapped = nat_pmp::Response::MappedUdp {
+        epoch: 9,
+        internal_port: 41641,
+        external_port: 1025,
+        lifetime: 7200,
+    };
+    target.put("pmp-response", &mapped.emit())?;
+    let external = nat_pmp::Response::ExternalAddress {
+        epoch: 9,
+        address: [198, 51, 100, 1].into(),
+    };
+    target.put("pmp-address", &external.emit())?;
+    let body = pcp::Body::Map(pcp::Mapping {
+        nonce: [7; 12],
+        internal_port: 41641,
+        external: ([198, 51, 100, 1], 1025).into(),
+    });
+    let request = pcp::Request {
+        lifetime: 7200,
+        client: [10, 0, 0, 2].into(),
+        body,
+    };
+    target.put("pcp-request", &request.emit())?;
+    let response = pcp::Response {
+        result: pcp::ResultCode::Success,
+        lifetime: 7200,
+        epoch: 9,
+        body,
+    };
+    target.put("pcp-response", &response.emit())
 }
 
 fn disco_messages() -> Vec<(&'static str, Message)> {
@@ -329,6 +373,7 @@ fn path_finding(seeds: &Path) -> io::Result<()> {
     trains.put("short-last", &train(1312, 1312 + 96))?;
     trains.put("one", &train(96, 96))?;
     trains.put("too-small", &train(16, 96))?;
+    port_mapping(seeds)?;
     let stun = Seeds {
         directory: seeds,
         target: "stun",
