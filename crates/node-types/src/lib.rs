@@ -13,6 +13,7 @@
 //! - [`Destination`]: the paths that packets for a peer take now.
 //! - [`Source`]: the path that a datagram arrived on, with the sender's key
 //!   where a relay states it.
+//! - [`PortMapReport`]: the port mappings that a router holds for the node.
 //! - [`TailnetRanges`]: the address ranges that belong to the tailnet.
 //!
 //! The types hold data only. They carry no policy, do no IO and read no clock.
@@ -22,12 +23,14 @@
 mod family;
 mod path;
 mod peer;
+mod port_map;
 mod prefs;
 mod ranges;
 
 pub use family::Family;
 pub use path::{Destination, PathAddr, Source};
 pub use peer::PeerIndex;
+pub use port_map::{MappingProtocols, PortMapReport};
 pub use prefs::{
     AppConnector, AutoUpdate, MaskedPrefs, NetfilterMode, Prefs, check_hostname, exit_routes,
 };

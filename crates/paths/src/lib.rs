@@ -46,8 +46,9 @@ mod probe_schedule;
 mod relays;
 
 pub use api::{
-    Counters, Event, LocalAddresses, MappingProtocols, PathsConfig, PeerInfo, PeerPath, PingError,
-    PortMapReport, Reason,
+    Counters, Event, LocalAddresses, PathsConfig, PeerInfo, PeerPath, PingError, Reason,
 };
 pub use paths::Paths;
-pub use warren_node_types::{Destination, Family, PathAddr, PeerIndex};
+pub use warren_node_types::{
+    Destination, Family, MappingProtocols, PathAddr, PeerIndex, PortMapReport,
+};

@@ -18,11 +18,11 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use warren_node_types::Family;
+use warren_node_types::{Family, MappingProtocols, PortMapReport};
 use warren_wire::stun;
 
 use super::Paths;
-use crate::api::{Event, MappingProtocols, PortMapReport};
+use crate::api::Event;
 
 /// Longer lifetimes count as this one, which RFC 6887 section 15 recommends.
 const MAX_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
