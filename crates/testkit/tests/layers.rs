@@ -27,6 +27,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "channel",
             "tunnel",
             "paths",
+            "portmap",
             "derp",
             "filter",
             "dns",

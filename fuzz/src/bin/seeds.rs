@@ -136,7 +136,19 @@ fn port_mapping(seeds: &Path) -> io::Result<()> {
         epoch: 9,
         body,
     };
-    target.put("pcp-response", &response.emit())
+    target.put("pcp-response", &response.emit())?;
+
+    // Both halves of a grant, and time until the renewal.
+    let mut grant = Vec::new();
+    put_step(&mut grant, 3, 0, &external.emit());
+    put_step(&mut grant, 3, 0, &external.emit());
+    put_step(&mut grant, 3, 0, &mapped.emit());
+    put_step(&mut grant, 0, 255, &[]);
+    let mapper = Seeds {
+        directory: seeds,
+        target: "port_mapper",
+    };
+    mapper.put("pmp-grant", &grant)
 }
 
 fn disco_messages() -> Vec<(&'static str, Message)> {

@@ -1,0 +1,498 @@
+//! A port mapper with routers of many kinds: honest, half-broken, hostile and
+//! absent.
+#![allow(clippy::unwrap_used)]
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use warren_node_types::Family;
+use warren_portmap::{MappingProtocols, Output, PortMapReport, PortMapper, Router};
+use warren_testkit::{CountingEntropy, SeededEntropy};
+use warren_wire::{nat_pmp, pcp};
+
+const LOCAL: &str = "10.0.0.2";
+const PORT: u16 = 41641;
+
+/// What the router answers.
+#[derive(Debug, Clone, Copy)]
+struct Kind {
+    pcp: bool,
+    nat_pmp: bool,
+    /// Every so many requests are lost; 0: none.
+    loses: u32,
+    lifetime: u32,
+    refuses: bool,
+}
+
+const HONEST: Kind = Kind {
+    pcp: true,
+    nat_pmp: true,
+    loses: 0,
+    lifetime: 7200,
+    refuses: false,
+};
+
+struct World {
+    start: Instant,
+    now: Instant,
+    mapper: PortMapper,
+    kind: Kind,
+    external: Ipv4Addr,
+    requests: u32,
+    /// The mapping that the router has now, and the protocol of its last request.
+    mapped: Option<(u16, &'static str)>,
+    reports: Vec<(Duration, PortMapReport)>,
+}
+
+fn seconds(count: u64) -> Duration {
+    Duration::from_secs(count)
+}
+
+fn router(last: u8) -> Router {
+    Router {
+        router: Ipv4Addr::new(10, 0, 0, last).into(),
+        local: LOCAL.parse().unwrap(),
+    }
+}
+
+impl World {
+    fn new(kind: Kind) -> Self {
+        let now = Instant::now();
+        let mut world = Self {
+            start: now,
+            now,
+            mapper: PortMapper::new(Family::V4, Box::new(CountingEntropy(1))),
+            kind,
+            external: Ipv4Addr::new(198, 51, 100, 1),
+            requests: 0,
+            mapped: None,
+            reports: Vec::new(),
+        };
+        world.mapper.want(now, Some(PORT));
+        world.mapper.set_router(now, Some(router(1)));
+        world.drain();
+        world
+    }
+
+    fn run(&mut self, time: Duration) {
+        let end = self.now + time;
+        let mut steps = 0;
+        while let Some(at) = self.mapper.next_deadline().filter(|at| *at <= end) {
+            assert!(at >= self.now, "a deadline in the past");
+            self.now = at;
+            self.mapper.handle_timeout(at);
+            self.drain();
+            steps += 1;
+            assert!(steps < 10_000, "the clock stands still");
+        }
+        self.now = end;
+    }
+
+    fn drain(&mut self) {
+        while let Some(output) = self.mapper.poll_output() {
+            match output {
+                Output::Report(report) => self.reports.push((self.now - self.start, report)),
+                Output::Send { to, packet } => {
+                    assert_eq!(to, "10.0.0.1:5351".parse().unwrap());
+                    self.requests += 1;
+                    let loses = self.kind.loses;
+                    if loses == 0 || !self.requests.is_multiple_of(loses) {
+                        self.answer(to, &packet);
+                    }
+                }
+            }
+        }
+    }
+
+    fn answer(&mut self, router: SocketAddr, packet: &[u8]) {
+        let answer = if let Some(request) = nat_pmp::Request::parse(packet) {
+            self.kind.nat_pmp.then(|| self.answer_nat_pmp(request))
+        } else {
+            let request = pcp::Request::parse(packet).unwrap();
+            assert_eq!(request.client, LOCAL.parse::<IpAddr>().unwrap());
+            if self.kind.pcp {
+                Some(self.answer_pcp(request))
+            } else {
+                let refusal = nat_pmp::Refusal::UnsupportedVersion;
+                let refused = nat_pmp::Response::Refused { opcode: 0, refusal };
+                self.kind.nat_pmp.then(|| refused.emit())
+            }
+        };
+        if let Some(answer) = answer {
+            self.mapper.handle_datagram(self.now, router, &answer);
+        }
+    }
+
+    fn answer_nat_pmp(&mut self, request: nat_pmp::Request) -> Vec<u8> {
+        let response = match request {
+            nat_pmp::Request::ExternalAddress => nat_pmp::Response::ExternalAddress {
+                epoch: 1,
+                address: self.external,
+            },
+            nat_pmp::Request::MapUdp { .. } if self.kind.refuses => nat_pmp::Response::Refused {
+                opcode: 1,
+                refusal: nat_pmp::Refusal::NotAuthorized,
+            },
+            nat_pmp::Request::MapUdp {
+                internal_port,
+                lifetime,
+                ..
+            } => {
+                self.mapped = (lifetime > 0).then_some((internal_port, "NAT-PMP"));
+                nat_pmp::Response::MappedUdp {
+                    epoch: 1,
+                    internal_port,
+                    external_port: if lifetime > 0 { 5000 } else { 0 },
+                    lifetime: lifetime.min(self.kind.lifetime),
+                }
+            }
+        };
+        response.emit()
+    }
+
+    fn answer_pcp(&mut self, request: pcp::Request) -> Vec<u8> {
+        let mut body = request.body;
+        let mut result = pcp::ResultCode::Success;
+        if let pcp::Body::Map(mapping) = &mut body {
+            if self.kind.refuses {
+                result = pcp::ResultCode::NotAuthorized;
+            } else {
+                self.mapped = (request.lifetime > 0).then_some((mapping.internal_port, "PCP"));
+            }
+            mapping.external = SocketAddr::from((self.external, 5000));
+        }
+        let lifetime = request.lifetime.min(self.kind.lifetime);
+        let response = pcp::Response {
+            result,
+            lifetime,
+            epoch: 1,
+            body,
+        };
+        response.emit()
+    }
+
+    fn last_mapping(&self) -> Option<SocketAddr> {
+        self.reports
+            .iter()
+            .fold(None, |last, (_, report)| match report {
+                PortMapReport::Mapped { external, .. } => Some(*external),
+                PortMapReport::Unmapped(_) => None,
+                PortMapReport::Protocols(_) => last,
+            })
+    }
+}
+
+fn mapped() -> SocketAddr {
+    "198.51.100.1:5000".parse().unwrap()
+}
+
+#[test]
+fn each_protocol_maps_and_pcp_is_preferred() {
+    let both = [
+        (true, true, Some("PCP")),
+        (true, false, Some("PCP")),
+        (false, true, Some("NAT-PMP")),
+        (false, false, None),
+    ];
+    for (pcp, nat_pmp, protocol) in both {
+        let mut world = World::new(Kind {
+            pcp,
+            nat_pmp,
+            ..HONEST
+        });
+        world.run(seconds(8));
+        assert_eq!(world.mapped, protocol.map(|name| (PORT, name)));
+        assert_eq!(world.last_mapping(), protocol.map(|_| mapped()));
+    }
+}
+
+#[test]
+fn the_mapping_is_renewed_at_half_of_its_lifetime() {
+    let mut world = World::new(HONEST);
+    world.run(seconds(3600 * 12));
+    let times: Vec<u64> = world
+        .reports
+        .iter()
+        .filter(|(_, report)| matches!(report, PortMapReport::Mapped { .. }))
+        .map(|(at, _)| at.as_secs())
+        .collect();
+    let expected: Vec<u64> = (0..=12).map(|hour| hour * 3600).collect();
+    assert_eq!(times, expected);
+}
+
+#[test]
+fn lost_requests_are_sent_again() {
+    for (pcp, nat_pmp) in [(true, false), (false, true)] {
+        for loses in 3..6 {
+            let mut world = World::new(Kind {
+                pcp,
+                nat_pmp,
+                loses,
+                ..HONEST
+            });
+            world.run(seconds(10));
+            assert_eq!(
+                world.last_mapping(),
+                Some(mapped()),
+                "one request of {loses} is lost"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_silent_router_is_asked_a_few_times_and_then_rarely() {
+    let silent = Kind {
+        pcp: false,
+        nat_pmp: false,
+        ..HONEST
+    };
+    let mut world = World::new(silent);
+    world.run(seconds(9 * 60));
+    assert_eq!(world.requests, 8);
+    let none = MappingProtocols {
+        upnp: None,
+        nat_pmp: Some(false),
+        pcp: Some(false),
+    };
+    let reports: Vec<_> = world.reports.iter().map(|(_, report)| *report).collect();
+    assert_eq!(reports, [PortMapReport::Protocols(none)]);
+    world.kind = HONEST;
+    world.run(seconds(2 * 60));
+    assert_eq!(
+        world.last_mapping(),
+        Some(mapped()),
+        "found at the next search"
+    );
+}
+
+#[test]
+fn a_router_that_goes_away_loses_the_mapping_when_it_expires() {
+    let mut world = World::new(HONEST);
+    world.run(seconds(1));
+    world.kind = Kind {
+        pcp: false,
+        nat_pmp: false,
+        ..HONEST
+    };
+    world.run(seconds(7198));
+    assert_eq!(world.last_mapping(), Some(mapped()));
+    world.run(seconds(2));
+    assert_eq!(world.last_mapping(), None);
+    // It comes back.
+    world.kind = HONEST;
+    world.run(seconds(11 * 60));
+    assert_eq!(world.last_mapping(), Some(mapped()));
+}
+
+#[test]
+fn another_external_address_is_reported_with_the_renewal() {
+    let mut world = World::new(HONEST);
+    world.run(seconds(1));
+    world.external = Ipv4Addr::new(203, 0, 113, 7);
+    world.run(seconds(3600));
+    assert_eq!(
+        world.last_mapping(),
+        Some("203.0.113.7:5000".parse().unwrap())
+    );
+}
+
+#[test]
+fn the_mapping_is_deleted_when_it_is_not_wanted_any_more() {
+    for (pcp, nat_pmp) in [(true, false), (false, true)] {
+        let mut world = World::new(Kind {
+            pcp,
+            nat_pmp,
+            ..HONEST
+        });
+        world.run(seconds(1));
+        assert!(world.mapped.is_some());
+        world.mapper.want(world.now, None);
+        world.drain();
+        assert_eq!((world.mapped, world.last_mapping()), (None, None));
+        assert_eq!(world.mapper.next_deadline(), None);
+        world.mapper.want(world.now, Some(PORT + 1));
+        world.drain();
+        assert_eq!(world.mapped.map(|(port, _)| port), Some(PORT + 1));
+    }
+}
+
+#[test]
+fn a_mapping_does_not_move_to_another_network() {
+    let mut world = World::new(HONEST);
+    world.run(seconds(1));
+    let before = world.requests;
+    world.mapper.set_router(world.now, None);
+    world.drain();
+    assert_eq!(world.last_mapping(), None);
+    assert_eq!(
+        (world.requests, world.mapper.next_deadline()),
+        (before, None)
+    );
+}
+
+#[test]
+fn refusals_and_zero_lifetimes_lead_to_no_mapping_and_few_requests() {
+    let kinds = [
+        Kind {
+            refuses: true,
+            ..HONEST
+        },
+        Kind {
+            lifetime: 0,
+            ..HONEST
+        },
+        Kind {
+            refuses: true,
+            pcp: false,
+            ..HONEST
+        },
+        Kind {
+            lifetime: 0,
+            pcp: false,
+            ..HONEST
+        },
+    ];
+    for kind in kinds {
+        let mut world = World::new(kind);
+        world.run(seconds(3600));
+        assert_eq!(world.last_mapping(), None, "{kind:?}");
+        assert!(world.requests < 60 * 10, "{kind:?}: {}", world.requests);
+    }
+}
+
+#[test]
+fn very_short_lifetimes_do_not_make_it_hurry() {
+    let mut world = World::new(Kind {
+        lifetime: 1,
+        ..HONEST
+    });
+    world.run(seconds(3600));
+    assert!(world.requests < 130, "{}", world.requests);
+}
+
+#[test]
+fn responses_of_other_hosts_and_with_another_nonce_do_not_count() {
+    let silent = Kind {
+        pcp: false,
+        nat_pmp: false,
+        ..HONEST
+    };
+    let mut world = World::new(silent);
+    let announce = pcp::Response {
+        result: pcp::ResultCode::Success,
+        lifetime: 0,
+        epoch: 1,
+        body: pcp::Body::Announce,
+    };
+    let elsewhere = "10.0.0.1:5352".parse().unwrap();
+    let router = "10.0.0.1:5351".parse().unwrap();
+    let now = world.now;
+    world
+        .mapper
+        .handle_datagram(now, elsewhere, &announce.emit());
+    world.drain();
+    assert_eq!(world.reports, []);
+    world.mapper.handle_datagram(now, router, &announce.emit());
+    let forged = pcp::Response {
+        lifetime: 7200,
+        body: pcp::Body::Map(pcp::Mapping {
+            nonce: [9; 12],
+            internal_port: PORT,
+            external: mapped(),
+        }),
+        ..announce
+    };
+    world.mapper.handle_datagram(now, router, &forged.emit());
+    world.run(seconds(60));
+    assert_eq!(world.last_mapping(), None);
+}
+
+#[test]
+fn routers_of_another_family_count_as_none() {
+    let now = Instant::now();
+    let mut mapper = PortMapper::new(Family::V6, Box::new(CountingEntropy(1)));
+    mapper.want(now, Some(PORT));
+    mapper.set_router(now, Some(router(1)));
+    assert_eq!((mapper.poll_output(), mapper.next_deadline()), (None, None));
+    let router = Router {
+        router: "2001:db8::1".parse().unwrap(),
+        local: "2001:db8::2".parse().unwrap(),
+    };
+    mapper.set_router(now, Some(router));
+    let sent: Vec<_> = std::iter::from_fn(|| mapper.poll_output()).collect();
+    assert_eq!(sent.len(), 1, "PCP only: {sent:?}");
+}
+
+/// A datagram of a hostile router: any bytes, or a response that may fit.
+fn hostile() -> impl Strategy<Value = Vec<u8>> {
+    let lifetime = prop_oneof![Just(0u32), Just(1), Just(7200), Just(u32::MAX)];
+    let port = prop_oneof![Just(PORT), any::<u16>()];
+    prop_oneof![
+        prop::collection::vec(any::<u8>(), 0..70),
+        (any::<u8>(), lifetime.clone()).prop_map(|(code, lifetime)| {
+            let mut bytes = pcp::Response {
+                result: pcp::ResultCode::Success,
+                lifetime,
+                epoch: 1,
+                body: pcp::Body::Announce,
+            }
+            .emit();
+            bytes[3] = code % 3;
+            bytes
+        }),
+        any::<Ipv4Addr>().prop_map(|address| {
+            nat_pmp::Response::ExternalAddress { epoch: 1, address }.emit()
+        }),
+        (port, any::<u16>(), lifetime).prop_map(|(internal_port, external_port, lifetime)| {
+            nat_pmp::Response::MappedUdp {
+                epoch: 1,
+                internal_port,
+                external_port,
+                lifetime,
+            }
+            .emit()
+        }),
+    ]
+}
+
+proptest! {
+    /// Whatever a router sends, the rate of requests is bounded, the clock goes
+    /// on, and reported mappings have a lifetime of at most a day.
+    #[test]
+    fn hostile_routers_gain_nothing(
+        seed: u64, steps in prop::collection::vec((hostile(), 0u64..40), 1..80),
+    ) {
+        let start = Instant::now();
+        let mut now = start;
+        let mut mapper = PortMapper::new(Family::V4, Box::new(SeededEntropy(seed)));
+        mapper.want(now, Some(PORT));
+        mapper.set_router(now, Some(router(1)));
+        let mut requests = 0u64;
+        for (packet, pause) in steps {
+            let end = now + seconds(pause);
+            mapper.handle_datagram(now, "10.0.0.1:5351".parse().unwrap(), &packet);
+            loop {
+                while let Some(output) = mapper.poll_output() {
+                    match output {
+                        Output::Send { .. } => requests += 1,
+                        Output::Report(PortMapReport::Mapped { external, lifetime }) => {
+                            prop_assert!(external.port() != 0 && !external.ip().is_unspecified());
+                            prop_assert!(lifetime <= seconds(86_400) && !lifetime.is_zero());
+                        }
+                        Output::Report(_) => {}
+                    }
+                }
+                let Some(at) = mapper.next_deadline().filter(|at| *at <= end) else { break };
+                prop_assert!(at >= now);
+                now = at;
+                mapper.handle_timeout(now);
+            }
+            now = end;
+        }
+        // At most 8 probes and 10 requests in 30 s.
+        let periods = (now - start).as_secs() / 30 + 1;
+        prop_assert!(requests <= periods * 18, "{requests} in {periods} periods");
+    }
+}
