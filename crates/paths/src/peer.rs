@@ -433,12 +433,12 @@ impl Peer {
         let schedule = self.schedule.as_ref().map(ProbeSchedule::next);
         let end = self.schedule.as_ref().and(self.wanted_until());
         let schedule = schedule.into_iter().chain(end).min();
-        let call = self.call_me_maybe_due.filter(|_| {
+        let call_me_maybe = self.call_me_maybe_due.filter(|_| {
             self.call_me_maybe_relay(core)
                 .is_some_and(|region| core.relays.is_connected(region))
         });
         let upgrade = self.upgrade_at();
-        [check, change, schedule, call, upgrade]
+        [check, change, schedule, call_me_maybe, upgrade]
             .into_iter()
             .flatten()
             .min()

@@ -81,24 +81,24 @@ mod tests {
     #[test]
     fn few_packets_are_kept_for_a_short_time() {
         let now = Instant::now();
-        let mut early = PreNetmap::default();
+        let mut pre_netmap = PreNetmap::default();
         for number in 0..5 {
-            early.keep(now, RegionId(1), node(1), &[number]);
+            pre_netmap.keep(now, RegionId(1), node(1), &[number]);
         }
-        early.keep(now, RegionId(1), node(1), &[0; MAX_LEN + 1]);
-        let kept: Vec<_> = early
+        pre_netmap.keep(now, RegionId(1), node(1), &[0; MAX_LEN + 1]);
+        let kept: Vec<_> = pre_netmap
             .take(now, &node(1))
             .into_iter()
             .map(|it| it.packet)
             .collect();
         assert_eq!(kept, [[3], [4]]);
-        assert_eq!(early.dropped(), 4);
+        assert_eq!(pre_netmap.dropped(), 4);
 
         for sender in 0..60 {
-            early.keep(now, RegionId(1), node(sender), &[1]);
+            pre_netmap.keep(now, RegionId(1), node(sender), &[1]);
         }
-        assert_eq!(early.packets.len(), MAX);
-        assert!(early.take(now + LIFETIME, &node(59)).is_empty());
-        assert_eq!(early.packets.len(), MAX - 1);
+        assert_eq!(pre_netmap.packets.len(), MAX);
+        assert!(pre_netmap.take(now + LIFETIME, &node(59)).is_empty());
+        assert_eq!(pre_netmap.packets.len(), MAX - 1);
     }
 }

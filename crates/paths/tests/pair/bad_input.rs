@@ -226,13 +226,13 @@ fn call_me_maybe_counts_only_over_a_relay_and_from_its_author() {
     let now = Instant::now();
     let mut paths = engine(now);
     events(&mut paths);
-    let call = sealed(&disco(2), 1, &Message::CallMeMaybe(vec![somewhere(60)]));
-    paths.handle_udp(now, somewhere(2), &call);
+    let call_me_maybe = sealed(&disco(2), 1, &Message::CallMeMaybe(vec![somewhere(60)]));
+    paths.handle_udp(now, somewhere(2), &call_me_maybe);
     assert_eq!(paths.counters().disco_wrong_transport, 1);
-    paths.handle_relay(now, RegionId(1), node(3), &call);
+    paths.handle_relay(now, RegionId(1), node(3), &call_me_maybe);
     assert_eq!(paths.counters().disco_wrong_relay_sender, 1);
     assert_eq!(pings(&events(&mut paths)), []);
-    paths.handle_relay(now, RegionId(1), node(2), &call);
+    paths.handle_relay(now, RegionId(1), node(2), &call_me_maybe);
     assert_eq!(pings(&events(&mut paths)).first().unwrap().0, somewhere(60));
 }
 
@@ -249,12 +249,12 @@ fn a_flood_of_call_me_maybe_is_limited() {
             let port = (number * 100 + port) % 60_000 + 1;
             SocketAddr::from(([198, 51, 100, 7], u16::try_from(port).unwrap()))
         });
-        let call = Message::CallMeMaybe(list.collect());
+        let call_me_maybe = Message::CallMeMaybe(list.collect());
         paths.handle_relay(
             now,
             RegionId(1),
             node(2),
-            &sealed(&disco(2), number as u8, &call),
+            &sealed(&disco(2), number as u8, &call_me_maybe),
         );
         paths.handle_timeout(now);
         sent += pings(&events(&mut paths)).len();
@@ -270,8 +270,8 @@ fn a_call_me_maybe_before_the_netmap_is_kept() {
     let now = Instant::now();
     let mut paths = engine(now);
     events(&mut paths);
-    let call = sealed(&disco(5), 1, &Message::CallMeMaybe(vec![somewhere(60)]));
-    paths.handle_relay(now, RegionId(1), node(5), &call);
+    let call_me_maybe = sealed(&disco(5), 1, &Message::CallMeMaybe(vec![somewhere(60)]));
+    paths.handle_relay(now, RegionId(1), node(5), &call_me_maybe);
     assert_eq!(paths.counters().disco_unknown_sender, 1);
     let info = PeerInfo {
         node_key: node(5),

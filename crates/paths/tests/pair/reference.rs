@@ -121,7 +121,7 @@ impl Reference {
         Some((*known.0, Message::parse(&opened).ok()?))
     }
 
-    fn ping_all(&mut self, now: Instant, peer: usize, called: bool) {
+    fn ping_all(&mut self, now: Instant, peer: usize, is_asked: bool) {
         let candidates: Vec<_> = self
             .candidates
             .entry(peer)
@@ -132,7 +132,7 @@ impl Reference {
         let mut pinged = false;
         for address in candidates {
             let last = self.last_pings.get(&(peer, address));
-            if !called && last.is_some_and(|at| now < *at + ms(5000)) {
+            if !is_asked && last.is_some_and(|at| now < *at + ms(5000)) {
                 continue;
             }
             pinged = true;
@@ -146,14 +146,14 @@ impl Reference {
             self.send(peer, address, &Message::Ping(Ping { tx, sender }));
         }
         if pinged
-            && !called
+            && !is_asked
             && let Some(region) = self.peers.get(&peer).and_then(|it| it.home_derp)
         {
-            self.call(peer, region);
+            self.send_call_me_maybe(peer, region);
         }
     }
 
-    fn call(&mut self, peer: usize, region: RegionId) {
+    fn send_call_me_maybe(&mut self, peer: usize, region: RegionId) {
         let Some(packet) = self.seal(peer, &Message::CallMeMaybe(Vec::new())) else {
             return;
         };

@@ -54,7 +54,7 @@ pub struct Node {
     pub udp_sent: u64,
     pub events: Vec<Event>,
     last_note: BTreeMap<usize, Instant>,
-    last_heard: BTreeMap<usize, (SocketAddr, Instant)>,
+    last_received: BTreeMap<usize, (SocketAddr, Instant)>,
 }
 
 enum Delivery {
@@ -181,7 +181,7 @@ impl World {
             udp_sent: 0,
             events: Vec::new(),
             last_note: BTreeMap::new(),
-            last_heard: BTreeMap::new(),
+            last_received: BTreeMap::new(),
         });
         self.nodes.len() - 1
     }
@@ -512,9 +512,9 @@ impl World {
         let arrival = &mut self.flows[usize::from(flow)].packets[number].1;
         arrival.get_or_insert(now);
         let Some(from) = from else { return };
-        let last = self.nodes[node].last_heard.get(&sender).copied();
+        let last = self.nodes[node].last_received.get(&sender).copied();
         if last.is_none_or(|(address, at)| address != from || now >= at + ms(1000)) {
-            self.nodes[node].last_heard.insert(sender, (from, now));
+            self.nodes[node].last_received.insert(sender, (from, now));
             if let Engine::Ours(paths) = &mut self.nodes[node].engine {
                 paths.note_received(now, PeerIndex(sender as u32), &Source::Udp(from));
             }
