@@ -56,14 +56,16 @@ const SUGGESTIONS: usize = 100;
 /// Facts about the tailnet that decide whether a file is valid.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Context {
-    /// The login domains of the tailnet, which alone `user:*@domain` and
-    /// `localpart:*@domain` may name. `None`: any domain.
+    /// The login domains of the tailnet. `user:*@domain` and
+    /// `localpart:*@domain` may name no others. `None`: they are not known, so
+    /// that every name of a domain is valid.
     pub domains: Option<BTreeSet<String>>,
 }
 
 impl Policy {
-    /// Parses a policy file. An empty file, and one with neither `acls` nor
-    /// `grants`, allow everything. All errors are returned at once, in the
+    /// Parses a policy file. A file without a value is an error; one with
+    /// neither `acls` nor `grants` allows everything (see
+    /// [`Policy::allows_everything`]). All errors are returned at once, in the
     /// order of their positions (at most the first five hundred).
     pub fn parse(source: &str) -> Result<Self, Vec<Diagnostic>> {
         Self::parse_in(source, &Context::default())
@@ -85,9 +87,6 @@ impl Policy {
 
 fn read(source: &str, context: &Context) -> Result<Policy, Vec<Diagnostic>> {
     let tree = json::parse(source).map_err(|error| vec![error])?;
-    let Some(tree) = tree else {
-        return Ok(Policy::allow_all());
-    };
     let mut reader = Reader {
         context,
         problems: Vec::new(),

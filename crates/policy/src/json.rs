@@ -71,9 +71,9 @@ impl Spanned {
     }
 }
 
-/// Parses a file. `Ok(None)` means that it contains only white space and
-/// comments.
-pub(crate) fn parse(source: &str) -> Result<Option<Spanned>, Diagnostic> {
+/// Parses a file. It must hold a value: a file with nothing but white space and
+/// comments may have been cut, so it is an error.
+pub(crate) fn parse(source: &str) -> Result<Spanned, Diagnostic> {
     check_characters(source)?;
     let parsed = parse_to_ast(
         source,
@@ -104,7 +104,16 @@ pub(crate) fn parse(source: &str) -> Result<Option<Spanned>, Diagnostic> {
             .unwrap_or_default();
         Diagnostic::new(source, range.start..range.end, message, None)
     })?;
-    Ok(parsed.value.map(convert))
+    parsed.value.map(convert).ok_or_else(|| {
+        let message = if source.trim().is_empty() {
+            "the file is empty"
+        } else {
+            "the file holds only comments"
+        };
+        let help = "a policy is one object; {} is a policy without rules, which allows everything";
+        let end = source.len();
+        Diagnostic::new(source, end..end, message, Some(help.to_owned()))
+    })
 }
 
 fn convert(value: ast::Value<'_>) -> Spanned {
@@ -219,11 +228,14 @@ mod tests {
             "{\"a\": \"é // no comment \\\" /* \"}",
             "{\"a\": -1.5e3, \"b\": null, \"c\": true}",
         ] {
-            assert!(parse(good).unwrap().is_some(), "{good}");
+            assert!(parse(good).is_ok(), "{good}");
         }
-        assert_eq!(parse("").unwrap(), None);
-        assert_eq!(parse(" // nothing\n").unwrap(), None);
         for bad in [
+            "",
+            " \n",
+            " // nothing\n",
+            "/* {} */",
+            "{} /* cut",
             "{a: 1}",
             "{'a': 1}",
             "{\"a\": 1 \"b\": 2}",
@@ -250,7 +262,7 @@ mod tests {
     #[test]
     fn values_have_their_byte_range() {
         let source = "{\n  \"a\": [\"xy\"]\n}";
-        let tree = parse(source).unwrap().unwrap();
+        let tree = parse(source).unwrap();
         let Value::Object(members) = tree.value else {
             panic!("no object")
         };

@@ -50,7 +50,7 @@ pub use attributes::HostedTailnet;
 pub use compile::{Compiled, Impact};
 pub use diagnostic::Diagnostic;
 pub use file::Context;
-pub use model::{AttributeConfig, AttributeKind, Policy, RelayRegions};
+pub use model::{AllowsEverything, AttributeConfig, AttributeKind, Policy, RelayRegions};
 pub use node::{PolicyNode, PolicyUser, Role, UnknownRole};
 pub use node_set::NodeSet;
 pub use policy_tests::FailedTest;

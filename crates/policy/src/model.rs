@@ -8,6 +8,7 @@ mod relays;
 mod ssh;
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use ipnet::IpNet;
 use serde_json::Value;
@@ -45,6 +46,24 @@ pub struct Policy {
     pub(crate) one_cgnat_route: Option<bool>,
 }
 
+/// The reason why a policy lets every node reach every node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AllowsEverything {
+    /// The file has neither acls nor grants.
+    NoRules,
+    /// A rule has everyone as source and as destination, with all ports.
+    Rule,
+}
+
+impl fmt::Display for AllowsEverything {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoRules => "it has neither acls nor grants",
+            Self::Rule => "one of its rules allows all sources to reach all destinations",
+        })
+    }
+}
+
 /// A grant, or one acl: sources once, and what they may reach.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Rule {
@@ -58,6 +77,34 @@ pub(crate) struct Rule {
     pub(crate) via: Vec<String>,
     /// Postures of which a source node must have one; empty: none needed.
     pub(crate) postures: Vec<String>,
+}
+
+impl Rule {
+    /// Whether the rule lets every node reach every node with TCP, UDP and ICMP.
+    fn allows_everything(&self) -> bool {
+        let is_everyone = |selectors: &[Selector]| {
+            let has = |wanted: &Selector| selectors.contains(wanted);
+            has(&Selector::Any)
+                || has(&Selector::DangerAll)
+                || (has(&Selector::Member) && has(&Selector::Tagged))
+        };
+        let is_open = |reach: &Reach| {
+            let mut ports = reach.ports.iter();
+            reach.protocol.is_none()
+                && ports.any(|ports| ports.first <= 1 && ports.last == u16::MAX)
+        };
+        // Every destination of an acl has its own reach.
+        let to: Vec<Selector> = self
+            .reach
+            .iter()
+            .filter(|reach| is_open(reach))
+            .flat_map(|reach| reach.to.iter().cloned())
+            .collect();
+        self.via.is_empty()
+            && self.postures.is_empty()
+            && is_everyone(&self.sources)
+            && is_everyone(&to)
+    }
 }
 
 /// Some destinations with one protocol and its ports.
@@ -103,6 +150,18 @@ impl Policy {
     #[must_use]
     pub fn is_allow_all(&self) -> bool {
         self.open
+    }
+
+    /// The reason why every node may reach every node, if this policy allows
+    /// that. Users must be able to see that a policy protects nothing.
+    #[must_use]
+    pub fn allows_everything(&self) -> Option<AllowsEverything> {
+        if self.open {
+            return Some(AllowsEverything::NoRules);
+        }
+        let mut rules = self.rules.iter();
+        let is_open = rules.any(Rule::allows_everything);
+        is_open.then_some(AllowsEverything::Rule)
     }
 
     /// Whether the tag is defined in `tagOwners`.

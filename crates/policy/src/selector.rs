@@ -79,14 +79,29 @@ pub(crate) struct IpSet {
     pub(crate) spans: Arc<[Span]>,
 }
 
+/// Parses an address. An IPv4 address in IPv6 form (`::ffff:192.0.2.1`) is the
+/// IPv4 address.
+pub(crate) fn parse_address(text: &str) -> Option<IpAddr> {
+    text.parse()
+        .ok()
+        .map(|address: IpAddr| address.to_canonical())
+}
+
 /// Parses an address or a prefix. Host bits are cleared: the packet filter of
 /// the official client refuses prefixes with host bits.
 pub(crate) fn parse_net(text: &str) -> Option<IpNet> {
-    if let Ok(address) = text.parse::<IpAddr>() {
+    if let Some(address) = parse_address(text) {
         return Some(IpNet::from(address));
     }
     let net: IpNet = text.parse().ok()?;
-    Some(net.trunc())
+    let net = net.trunc();
+    // A prefix within the range of IPv4 addresses in IPv6 form.
+    match (net.addr().to_canonical(), net.prefix_len().checked_sub(96)) {
+        (IpAddr::V4(address), Some(length)) if net.addr().is_ipv6() => {
+            IpNet::new(address.into(), length).ok()
+        }
+        _ => Some(net),
+    }
 }
 
 /// Whether `name` is `svc:` and the name of a service: one DNS label.
@@ -229,6 +244,20 @@ mod tests {
             assert_eq!(parse_ports(text), expected, "{text}");
         }
         assert_eq!(parse_ports("80,443-444").unwrap().len(), 2);
+    }
+
+    #[test]
+    fn ipv4_addresses_in_ipv6_form_are_ipv4_addresses() {
+        for (text, expected) in [
+            ("::ffff:100.64.0.2", "100.64.0.2/32"),
+            ("::ffff:10.1.2.3/104", "10.0.0.0/8"),
+            ("::ffff:0:0/96", "0.0.0.0/0"),
+            ("::ffff:0:0/95", "::fffe:0:0/95"),
+            ("::/0", "::/0"),
+            ("fd7a::1", "fd7a::1/128"),
+        ] {
+            assert_eq!(parse_net(text).unwrap().to_string(), expected, "{text}");
+        }
     }
 
     #[test]

@@ -29,6 +29,9 @@ pub use login_tests::{FailedSshTest, SshExpectation};
 /// The port on which session recorders listen.
 const RECORDER_PORT: u16 = 80;
 
+/// The message for a session that must be recorded and cannot be.
+const NO_RECORDER: &str = "This session must be recorded, and no recorder answers.";
+
 /// The `ssh` section, compiled for the current users and nodes.
 #[derive(Debug, Clone)]
 pub struct SshRules {
@@ -144,22 +147,32 @@ impl Policy {
             .flat_map(|node| &node.addresses)
             .map(|address| SocketAddr::new(*address, RECORDER_PORT));
         let enforced = rule.enforce_recorder.then(|| SshRecorderFailureAction {
-            reject_session_with_message: "This session must be recorded, and no recorder answers."
-                .to_owned(),
+            reject_session_with_message: NO_RECORDER.to_owned(),
             terminate_session_with_message: "The recorder of this session is gone.".to_owned(),
             ..SshRecorderFailureAction::default()
         });
-        Resolved {
-            check: rule.check,
-            accept: SshAction {
+        let recorders: Vec<SocketAddr> = recorders.collect();
+        // Without a recorder, clients do not record and do not fail either.
+        let accept = if rule.enforce_recorder && recorders.is_empty() {
+            SshAction {
+                message: NO_RECORDER.to_owned(),
+                reject: true,
+                ..SshAction::default()
+            }
+        } else {
+            SshAction {
                 accept: true,
                 allow_agent_forwarding: true,
                 allow_local_port_forwarding: true,
                 allow_remote_port_forwarding: true,
-                recorders: recorders.collect(),
-                on_recording_failure: enforced.filter(|_| !rule.recorders.is_empty()),
+                recorders,
+                on_recording_failure: enforced,
                 ..SshAction::default()
-            },
+            }
+        };
+        Resolved {
+            check: rule.check,
+            accept,
             accept_env: rule.accept_env.clone(),
             users: names,
             by_login: !rule.logins.domains.is_empty(),

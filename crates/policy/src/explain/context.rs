@@ -11,7 +11,7 @@ use super::evaluate::{Evaluator, is_called};
 use super::layout::Layout;
 use crate::model::Policy;
 use crate::node::{PolicyNode, PolicyUser};
-use crate::selector::{Selector, parse_net};
+use crate::selector::{Selector, parse_address, parse_net};
 
 /// All data that an explanation needs.
 #[derive(Debug, Clone)]
@@ -163,7 +163,7 @@ impl<'a> PolicyContext<'a> {
                 .find(|node| self.names.get(&node.id).is_some_and(|name| name == wanted))
         };
         let bare = text.trim_start_matches('[').trim_end_matches(']');
-        if let Ok(address) = bare.parse::<IpAddr>() {
+        if let Some(address) = parse_address(bare) {
             return Ok(vec![self.at_address(address)]);
         }
         if let Some(node) = named(&lower).or_else(|| named(label)) {

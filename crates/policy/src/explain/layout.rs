@@ -67,7 +67,7 @@ pub(super) struct Layout {
 impl Layout {
     pub(super) fn of(source: &str) -> Self {
         let mut out = Self::default();
-        let Ok(Some(tree)) = json::parse(source) else {
+        let Ok(tree) = json::parse(source) else {
             return out;
         };
         for (name, section) in [("grants", Section::Grants), ("acls", Section::Acls)] {

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use super::{Reader, Text};
 use crate::json::Spanned;
-use crate::selector::{IpSet, parse_net};
+use crate::selector::{IpSet, parse_address, parse_net};
 use crate::span::{INTERNET, Span};
 
 /// The largest number of ranges in one set.
@@ -60,8 +60,8 @@ impl Reader<'_> {
         let host = rest.strip_prefix("host:").unwrap_or(rest);
         let range = || {
             let (first, last) = rest.split_once('-')?;
-            let first: IpAddr = first.trim().parse().ok()?;
-            let last: IpAddr = last.trim().parse().ok()?;
+            let first: IpAddr = parse_address(first.trim())?;
+            let last: IpAddr = parse_address(last.trim())?;
             Some((first, last))
         };
         let what = if let Some(net) = parse_net(rest).or_else(|| self.hosts.get(host).copied()) {

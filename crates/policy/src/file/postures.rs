@@ -1,7 +1,7 @@
 //! Reads postures (conditions on source hosts) and the rules' references to
 //! them.
 
-use super::{Fields, Reader};
+use super::{Fields, Reader, is_empty};
 use crate::json::{Spanned, Value};
 use crate::posture::{Assertion, AttributeValue, Attributes, Number};
 
@@ -16,6 +16,12 @@ impl Reader<'_> {
                 continue;
             }
             let mut assertions = Vec::new();
+            if is_empty(&member.value) {
+                let message = format!("{name} has no assertions, so every device would have it");
+                let help = "write at least one, such as \"node:os == 'linux'\"".to_owned();
+                self.problem_with(&member.name_span, message, Some(help));
+                continue;
+            }
             for text in self.texts(Some(&member.value).filter(|v| !v.is_null()), name) {
                 match Assertion::parse(text.text) {
                     Ok(assertion) => assertions.push(assertion),

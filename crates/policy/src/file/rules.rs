@@ -6,13 +6,15 @@ use crate::model::{Reach, Rule};
 use crate::selector::{Ports, Selector, has_ports, parse_ports, parse_protocol, protocol_names};
 
 /// Capabilities in the domain of the vendor that a policy may grant.
-const ALLOWED_VENDOR_CAPABILITIES: [&str; 6] = [
+const ALLOWED_VENDOR_CAPABILITIES: [&str; 8] = [
     "tailscale.com/cap/drive",
     "tailscale.com/cap/relay",
     "tailscale.com/cap/webui",
     "tailscale.com/cap/kubernetes",
     "tailscale.com/cap/tsidp",
     "tailscale.com/cap/secrets",
+    "tailscale.com/cap/tailsql",
+    "tailscale.com/cap/golink",
 ];
 
 const SELF_NEEDS_USERS: &str =

@@ -4,6 +4,14 @@ use super::{Reader, Text};
 use crate::node::Role;
 use crate::selector::{Selector, is_service_name, parse_net};
 
+/// Whether the text has the form of a login domain, such as `example.com` or
+/// `github`.
+fn is_domain(text: &str) -> bool {
+    let is_part = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_');
+    let mut labels = text.split('.');
+    labels.all(|label| !label.is_empty() && label.chars().all(is_part))
+}
+
 /// Autogroups other than those of roles.
 const AUTOGROUPS: [&str; 6] = [
     "member",
@@ -26,7 +34,7 @@ impl Reader<'_> {
             return Some(Selector::Any);
         }
         if let Some(domain) = name.strip_prefix("user:*@") {
-            self.own_domain(text, "user", domain);
+            self.own_domain(text, domain);
             return Some(Selector::Domain(domain.to_owned()));
         }
         if name.starts_with("group:") {
@@ -100,25 +108,30 @@ impl Reader<'_> {
         None
     }
 
-    /// Reports an error if the domain does not belong to the tailnet.
-    pub(super) fn own_domain(&mut self, text: &Text<'_>, kind: &str, domain: &str) {
-        let Some(domains) = &self.context.domains else {
-            return;
+    /// Reports an error if the domain does not belong to the tailnet. The text is
+    /// the one of the hosted service for all expressions with a domain.
+    pub(super) fn own_domain(&mut self, text: &Text<'_>, domain: &str) {
+        let known = self.context.domains.as_ref();
+        let is_own = match known {
+            Some(domains) => domains.iter().any(|own| own.eq_ignore_ascii_case(domain)),
+            None => is_domain(domain),
         };
-        if domains.iter().any(|own| own.eq_ignore_ascii_case(domain)) {
+        if is_own {
             return;
         }
-        let help = self.suggest(domain, domains.iter().map(String::as_str));
-        let refusal = |kind: &str| {
-            format!(
-                "{domain} is not associated with this Tailnet and cannot be used in {kind}:*@{domain} expressions"
-            )
-        };
-        let help = match help {
-            None if kind != "user" => Some(format!("likewise, {}", refusal("user"))),
-            help => help,
-        };
-        self.problem_with(&text.span, refusal(kind), help);
+        let domains = known.into_iter().flatten();
+        let help = self
+            .suggest(domain, domains.clone().map(String::as_str))
+            .or_else(|| match domains.take(10).cloned().collect::<Vec<_>>() {
+                own if own.is_empty() => {
+                    Some("expected the domain of users' login names".to_owned())
+                }
+                own => Some(format!("the login domains here are: {}", own.join(", "))),
+            });
+        let message = format!(
+            "{domain} is not associated with this Tailnet and cannot be used in user:*@{domain} expressions"
+        );
+        self.problem_with(&text.span, message, help);
     }
 
     fn autogroup(&mut self, text: &Text<'_>, name: &str) -> Option<Selector> {

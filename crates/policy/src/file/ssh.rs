@@ -48,6 +48,11 @@ impl Reader<'_> {
         }
         let recorders = self.recorders(&fields);
         let enforce_recorder = self.flag(fields.get("enforceRecorder"));
+        if enforce_recorder && recorders.is_empty() {
+            let message = "enforceRecorder needs a recorder";
+            let help = "name the tag of the nodes that record in \"recorder\"".to_owned();
+            self.problem_with(&value.span, message, Some(help));
+        }
         self.policy.ssh.push(SshRule {
             check: check.flatten(),
             sources,
@@ -241,8 +246,8 @@ impl Reader<'_> {
                 "root" => out.root = true,
                 "autogroup:nonroot" => out.nonroot = true,
                 name => match name.strip_prefix("localpart:*@") {
-                    Some(domain) if !domain.is_empty() && !domain.contains('@') => {
-                        self.own_domain(&text, "localpart", domain);
+                    Some(domain) if !domain.is_empty() => {
+                        self.own_domain(&text, domain);
                         out.domains.push(domain.to_owned());
                     }
                     // Every other text is the name of a local user.
