@@ -12,11 +12,12 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use warren_control_types::{FilterRule, NetPortRange, NodeId, PortRange, UserId};
-use warren_policy::{Compiled, Impact, NodeSet, Policy, PolicyNode, PolicyUser, SshRules};
+use warren_policy::{Compiled, Context, Impact, NodeSet, Policy, PolicyNode, PolicyUser, SshRules};
 
 use crate::directory::Directory;
 use crate::records::{NodeRecord, UserRecord};
 use crate::routes::{effective, is_exit};
+use crate::tailnet::NO_POLICY;
 
 pub(crate) use sections::without_ipv4;
 
@@ -74,7 +75,7 @@ impl Access {
     /// # Errors
     /// Its diagnostics, ready to be shown.
     pub fn parse(text: &str) -> Result<Self, String> {
-        read("policy", text).map(Self::of)
+        read("policy", text, &Context::default()).map(Self::of)
     }
 
     /// A policy that was read.
@@ -97,6 +98,17 @@ impl Access {
         self.policy.as_ref().is_none_or(|in_force| {
             in_force.policy.is_allow_all() && !in_force.policy.has_node_rules()
         })
+    }
+
+    /// The reason why every node may reach every node, if the policy allows that.
+    pub(crate) fn allows_everything(&self) -> Option<String> {
+        match &self.policy {
+            None => Some(NO_POLICY.to_owned()),
+            Some(in_force) => {
+                let found = in_force.policy.allows_everything();
+                found.as_ref().map(ToString::to_string)
+            }
+        }
     }
 
     /// Compiles everything from the start.
@@ -270,8 +282,8 @@ impl InForce {
 }
 
 /// Reads the policy of a file; the error is ready to be shown.
-pub(crate) fn read(file: &str, text: &str) -> Result<Policy, String> {
-    Policy::parse(text).map_err(|diagnostics| {
+pub(crate) fn read(file: &str, text: &str, context: &Context) -> Result<Policy, String> {
+    Policy::parse_in(text, context).map_err(|diagnostics| {
         let mut shown = String::new();
         for diagnostic in &diagnostics {
             let _ = writeln!(shown, "{}", diagnostic.render(file, text).trim_end());

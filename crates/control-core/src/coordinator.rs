@@ -104,6 +104,9 @@ impl Coordinator {
             this.presence.kind_is(now, node.id, node.ephemeral);
             this.routes_changed(node.id, effective(node));
         }
+        if data.policy.is_some() {
+            this.warn_of_open_policy();
+        }
         Ok(this)
     }
 

@@ -20,6 +20,9 @@ pub enum Notice {
     Left(NodeId, String),
     /// A machine with this host name waits for approval.
     Waiting(PendingId, String),
+    /// The policy that is in force lets every node reach every node, for this
+    /// reason.
+    PolicyAllowsEverything(String),
     /// A session over SSH waits for a check.
     SshCheck {
         /// The id to approve.

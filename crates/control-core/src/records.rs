@@ -165,6 +165,7 @@ pub struct AuthKeyRecord {
     /// When it was made.
     pub created: Timestamp,
     /// When it stops working. `None`: never.
+    #[serde(deserialize_with = "crate::tailnet::present")]
     pub expiry: Option<Timestamp>,
     /// How often it was used.
     pub uses: u64,
@@ -183,6 +184,7 @@ pub struct PolicyVersion {
     /// The name of its file.
     pub file: String,
     /// Its text. `None`: no policy, every node may reach every node.
+    #[serde(deserialize_with = "crate::tailnet::present")]
     pub text: Option<String>,
 }
 

@@ -3,37 +3,56 @@
 //! A policy is taken as a whole or not at all: it has to parse, and its own
 //! tests have to pass for the users and nodes of the moment.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use warren_control_types::NodeId;
 use warren_policy::explain::{Diff, PolicyContext, Question, SyntheticTailnet, Why};
-use warren_policy::{Policy, PolicyNode, PolicyUser};
+use warren_policy::{Context, Policy, PolicyNode, PolicyUser};
 
 use crate::access::{nodes, users};
 use crate::directory::Directory;
 use crate::error::AdminError;
 use crate::routes::advertised;
 
+/// The reason why every node may reach every node without a policy.
+pub(crate) const NO_POLICY: &str = "no policy is set";
+
 /// A policy as an administrator hands it over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GivenPolicy {
     /// The name of its file in messages.
     pub file: String,
-    /// Its text. `None`: no policy, every node may reach every node.
+    /// Its text. `None`: no policy, every node may reach every node. A request
+    /// has to say so: one without this member is refused.
+    #[serde(deserialize_with = "present")]
     pub text: Option<String>,
 }
 
+/// Reads a member that may be null but must be there, because its absence would
+/// allow more than any value.
+pub(crate) fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Option<T>, D::Error> {
+    Option::deserialize(from)
+}
+
 impl GivenPolicy {
-    /// Parses it.
+    /// Parses it, without knowledge of the tailnet.
     ///
     /// # Errors
     /// All errors in the text, with their places.
     pub fn parse(&self) -> Result<Policy, AdminError> {
+        self.parse_in(&Context::default())
+    }
+
+    fn parse_in(&self, context: &Context) -> Result<Policy, AdminError> {
         match &self.text {
             None => Ok(Policy::allow_all()),
-            Some(text) => crate::access::read(&self.file, text).map_err(AdminError::Policy),
+            Some(text) => {
+                crate::access::read(&self.file, text, context).map_err(AdminError::Policy)
+            }
         }
     }
 
@@ -91,6 +110,24 @@ impl Tailnet {
         }
     }
 
+    /// The facts that a new policy must agree with: the login domains are those
+    /// of the users. A policy that is in force is not checked again, so that it
+    /// stays valid without the last user of a domain.
+    fn context(&self) -> Context {
+        let logins = self.users.iter().flat_map(|user| {
+            let aliases = user.aliases.iter();
+            std::iter::once(&user.login).chain(aliases)
+        });
+        let domains: BTreeSet<String> = logins
+            .filter_map(|login| login.rsplit_once('@'))
+            .map(|(_, domain)| domain.to_ascii_lowercase())
+            .filter(|domain| !domain.is_empty())
+            .collect();
+        Context {
+            domains: Some(domains),
+        }
+    }
+
     fn scene<'a>(&'a self, given: &'a GivenPolicy, policy: &'a Policy) -> PolicyContext<'a> {
         PolicyContext {
             policy,
@@ -116,6 +153,15 @@ pub struct TriedPolicy {
 }
 
 impl TriedPolicy {
+    /// The reason why every node may reach every node, if the policy allows that.
+    #[must_use]
+    pub fn allows_everything(&self) -> Option<String> {
+        match self.given.text {
+            None => Some(NO_POLICY.to_owned()),
+            Some(_) => self.policy.allows_everything().map(|why| why.to_string()),
+        }
+    }
+
     /// How many assertions hold.
     #[must_use]
     pub fn assertions(&self) -> usize {
@@ -148,7 +194,7 @@ impl Tailnet {
     /// # Errors
     /// The errors in its text, or the tests that fail.
     pub fn try_policy(&self, given: &GivenPolicy) -> Result<TriedPolicy, AdminError> {
-        let policy = given.parse()?;
+        let policy = given.parse_in(&self.context())?;
         tests_hold(given, &policy, &self.users, &self.nodes)?;
         Ok(TriedPolicy {
             given: given.clone(),

@@ -103,6 +103,12 @@ impl View {
         self.directory.policy().is_none()
     }
 
+    /// The reason why every node may reach every node, if that is so: no policy
+    /// is set, or it allows everything.
+    pub fn allows_everything(&self) -> Option<String> {
+        self.access.allows_everything()
+    }
+
     /// Whether peers are informed that the node is online.
     pub fn is_online(&self, id: NodeId) -> bool {
         let entry = self.directory.entry(id);

@@ -464,6 +464,9 @@ fn describe(coordinator: &View, notice: Notice) -> Option<String> {
         Notice::Waiting(id, host) => Some(format!(
             "{host} waits for approval: warren-control nodes approve {id} --user NAME"
         )),
+        Notice::PolicyAllowsEverything(why) => {
+            Some(format!("every node may reach every node: {why}"))
+        }
         Notice::SshCheck {
             id,
             source,

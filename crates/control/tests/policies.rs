@@ -367,6 +367,30 @@ async fn a_file_in_charge_is_followed_and_the_last_good_one_stays() {
     std::fs::write(dir.join("elsewhere/real"), second).unwrap();
     until(dir, is(second)).await;
 
+    // Cut to nothing, as some editors do before they write, or in the middle:
+    // the last good one stays.
+    for cut in ["", "// {}\n", "{\"acls\": [], \"gro"] {
+        std::fs::write(&path, cut).unwrap();
+        let answer = until(dir, |answer| answer.problem.is_some()).await;
+        assert_eq!(answer.policy.as_deref(), Some(second), "{cut:?}");
+        std::fs::write(&path, second).unwrap();
+        until(dir, |answer| answer.problem.is_none()).await;
+    }
+    // Without rules it allows everything, and says so.
+    std::fs::write(&path, "{}").unwrap();
+    until(dir, is("{}")).await;
+    let output = cli(dir, &["policy", "get"]).await;
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "{}");
+    let note = String::from_utf8_lossy(&output.stderr);
+    assert!(note.contains("every node may reach every node"), "{note}");
+    let health = good(dir, &["health"]).await;
+    assert!(
+        health.contains("EVERY NODE MAY REACH EVERY NODE: it has neither acls nor grants"),
+        "{health}"
+    );
+    std::fs::write(&path, second).unwrap();
+    until(dir, is(second)).await;
+
     // Not valid: the last valid one stays, and the error is shown.
     std::fs::write(&path, "{\"acls\": [}").unwrap();
     let answer = until(dir, |answer| answer.problem.is_some()).await;

@@ -85,6 +85,9 @@ pub struct PolicyText {
     pub version: Option<i64>,
     /// The file that is in charge of the policy, if one is.
     pub file_in_charge: Option<String>,
+    /// The reason why every node may reach every node, if the policy in force
+    /// allows that and is the one that was asked for.
+    pub allow_all_reason: Option<String>,
     /// The reason why the content of that file is not in force.
     pub problem: Option<PolicyProblem>,
 }
@@ -103,6 +106,9 @@ pub struct PolicyProblem {
 pub struct SetPolicyResult {
     /// Whether the new policy is none, so that every node may reach every node.
     pub allow_all: bool,
+    /// The reason why every node may reach every node under the new policy, if
+    /// that is so.
+    pub allow_all_reason: Option<String>,
     /// Whether nothing was changed because that was asked for.
     pub dry_run: bool,
     /// The version that was in force before.

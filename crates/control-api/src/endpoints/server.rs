@@ -30,8 +30,11 @@ pub struct HealthInfo {
     pub server_url: String,
     /// The MagicDNS zone.
     pub base_domain: String,
-    /// Whether every node may reach every node for lack of a policy.
+    /// Whether every node may reach every node, for lack of a policy or because
+    /// the policy allows everything.
     pub allow_all: bool,
+    /// The reason for that.
+    pub allow_all_reason: Option<String>,
     /// The file that is in charge of the policy, if one is.
     pub policy_file: Option<String>,
     /// The reason why the content of that file is not in force.

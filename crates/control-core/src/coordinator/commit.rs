@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use jiff::Timestamp;
 use warren_control_types::{NodeId, UserId};
-use warren_policy::{NodeSet, Policy};
+use warren_policy::{Context, NodeSet, Policy};
 
 use super::Coordinator;
 use crate::access::{Access, MapImpact};
@@ -56,7 +56,7 @@ impl Coordinator {
     ) -> Result<(), String> {
         self.advance(now, wall);
         if let Change::Policy(Some(text)) = &change {
-            let policy = crate::access::read("policy", text)?;
+            let policy = crate::access::read("policy", text, &Context::default())?;
             self.policy_committed(policy, Some(text.clone()));
         } else {
             self.apply(change);
@@ -80,7 +80,7 @@ impl Coordinator {
             Change::Policy(None) => self.policy_committed(Policy::allow_all(), None),
             // Both callers parse a policy before; a wrong one changes nothing.
             Change::Policy(Some(text)) => {
-                if let Ok(policy) = crate::access::read("policy", &text) {
+                if let Ok(policy) = crate::access::read("policy", &text, &Context::default()) {
                     self.policy_committed(policy, Some(text));
                 }
             }
@@ -318,9 +318,17 @@ impl Coordinator {
         let impact = Arc::make_mut(&mut view.access).replace(access, &view.directory);
         view.directory.set_policy(text);
         self.invalidate(&impact);
+        self.warn_of_open_policy();
         if !same_relays {
             self.sessions
                 .invalidate_all(|pending| pending.relays = true);
+        }
+    }
+
+    /// Informs the administrator if every node may reach every node.
+    pub(super) fn warn_of_open_policy(&mut self) {
+        if let Some(why) = self.view.allows_everything() {
+            self.notice(Notice::PolicyAllowsEverything(why));
         }
     }
 

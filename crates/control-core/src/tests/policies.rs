@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::world::World;
-use crate::{AdminError, GivenPolicy, PolicyVersion, Snapshot};
+use crate::{AdminError, GivenPolicy, Notice, Output, PolicyVersion, Snapshot};
 
 fn given(n: usize) -> GivenPolicy {
     GivenPolicy {
@@ -144,4 +144,118 @@ fn changes_since_a_policy_was_tried_count() {
     w.c.delete_node("host1").unwrap();
     let error = w.c.take_policy(w.wall, "ann", tried, Some(1)).unwrap_err();
     assert!(error.to_string().contains("alice@ -> alice@:22"), "{error}");
+}
+
+/// The reasons of which the administrator was informed that everything is
+/// allowed.
+fn warnings(w: &mut World) -> Vec<String> {
+    let outputs = std::iter::from_fn(|| w.c.poll_output());
+    outputs
+        .filter_map(|output| match output {
+            Output::Notice(Notice::PolicyAllowsEverything(why)) => Some(why),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn policy_that_allows_everything_is_reported_whenever_it_comes_into_force() {
+    let mut w = World::new();
+    assert_eq!(
+        w.c.view().allows_everything().as_deref(),
+        Some("no policy is set")
+    );
+    for (text, why) in [
+        (Some("{}"), Some("it has neither acls nor grants")),
+        (Some("{\"acls\": []}"), None),
+        (
+            Some(r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}]}"#),
+            Some("one of its rules allows all sources to reach all destinations"),
+        ),
+        (None, Some("no policy is set")),
+    ] {
+        w.c.set_policy(text.map(str::to_owned)).unwrap();
+        let why: Vec<String> = why.into_iter().map(str::to_owned).collect();
+        assert_eq!(warnings(&mut w), why, "{text:?}");
+        assert_eq!(w.c.view().allows_everything(), why.first().cloned());
+    }
+    // A stored policy is reported at the start.
+    let mut w = World::with(Snapshot {
+        policy: Some("{\"hosts\": {}}".to_owned()),
+        ..Snapshot::default()
+    });
+    assert_eq!(warnings(&mut w).len(), 1);
+}
+
+#[test]
+fn empty_policy_is_refused_and_the_last_one_stays() {
+    let mut w = World::new();
+    w.c.put_file_in_charge("/etc/acl.hujson");
+    let good = "{\"acls\": []}";
+    assert!(take_file(&mut w, good).unwrap());
+    for text in ["", "\n", "// {\"acls\": []}\n", "{\"acls\": [", "null"] {
+        take_file(&mut w, text).unwrap_err();
+        assert_eq!(w.c.snapshot().policy.as_deref(), Some(good), "{text:?}");
+        assert!(w.c.view().policy_file().unwrap().problem.is_some());
+    }
+    assert_eq!(w.c.view().allows_everything(), None);
+}
+
+#[test]
+fn policy_without_a_text_has_to_say_so() {
+    let given = r#"{"file": "p", "text": null}"#;
+    let given: GivenPolicy = serde_json::from_str(given).unwrap();
+    assert_eq!(given.text, None);
+    for missing in [r#"{"file": "p"}"#, r#"{"file": "p", "txt": ""}"#] {
+        serde_json::from_str::<GivenPolicy>(missing).unwrap_err();
+    }
+    let row = r#"{"version": 1, "at": null, "by": "ann", "file": "p"}"#;
+    serde_json::from_str::<PolicyVersion>(row).unwrap_err();
+}
+
+#[test]
+fn policy_names_only_login_domains_of_users() {
+    let mut w = World::new();
+    w.user("bob");
+    let ssh = |domain: &str| GivenPolicy {
+        file: "acl.hujson".to_owned(),
+        text: Some(format!(
+            r#"{{"ssh": [{{"action": "accept", "src": ["autogroup:member"], "dst": ["autogroup:self"], "users": ["localpart:*@{domain}"]}}]}}"#
+        )),
+    };
+    let acl = |domain: &str| GivenPolicy {
+        file: "acl.hujson".to_owned(),
+        text: Some(format!(
+            r#"{{"acls": [{{"action": "accept", "src": ["user:*@{domain}"], "dst": ["*:*"]}}]}}"#
+        )),
+    };
+    let refused = |w: &World, given: &GivenPolicy| {
+        let tried = w.c.tailnet().try_policy(given);
+        tried.err().map(|error| error.to_string())
+    };
+    w.user("alice@Example.com");
+    for given in [ssh("example.org"), acl("example.org")] {
+        let error = refused(&w, &given).unwrap();
+        assert!(
+            error.contains(
+                "example.org is not associated with this Tailnet and cannot be used in user:*@example.org expressions"
+            ),
+            "{error}"
+        );
+    }
+    for domain in ["@example.com", "bob", "b@example.com"] {
+        assert!(refused(&w, &ssh(domain)).is_some(), "{domain}");
+        assert!(refused(&w, &acl(domain)).is_some(), "{domain}");
+    }
+    let given = acl("example.com");
+    for given in [ssh("EXAMPLE.com"), given.clone()] {
+        assert_eq!(refused(&w, &given), None);
+    }
+    // The policy in force stays valid without the last user of the domain.
+    w.c.set_policy(given.text.clone()).unwrap();
+    w.c.delete_user("alice@Example.com").unwrap();
+    assert!(refused(&w, &given).is_some());
+    w.settle();
+    let stored = World::with(w.stored).c.snapshot().policy;
+    assert_eq!(stored, given.text);
 }

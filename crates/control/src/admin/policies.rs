@@ -49,6 +49,10 @@ impl Handler<GetPolicy> for Administration {
             file: given.file,
             version: request.version.or(state.policy_version()),
             file_in_charge: file.map(|file| file.path.clone()),
+            allow_all_reason: match request.version {
+                None => state.allows_everything(),
+                Some(_) => None,
+            },
             problem: problem.map(|(since, text)| PolicyProblem { since, text }),
         })
     }
@@ -67,7 +71,7 @@ impl Handler<SetPolicy> for Administration {
         let (old, tailnet) = (state.policy_in_force(), state.tailnet());
         let (tried, diff) =
             compute(move || Ok((tailnet.try_policy(&new)?, tailnet.diff(&old, &new)?))).await?;
-        let tests = tried.assertions();
+        let (tests, allow_all_reason) = (tried.assertions(), tried.allows_everything());
         let version = if request.dry_run {
             None
         } else {
@@ -79,6 +83,7 @@ impl Handler<SetPolicy> for Administration {
         };
         Ok(SetPolicyResult {
             allow_all,
+            allow_all_reason,
             dry_run: request.dry_run,
             before,
             version,

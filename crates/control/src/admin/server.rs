@@ -16,7 +16,8 @@ impl Handler<GetHealth> for Administration {
             database,
             server_url: c.config().server_url.clone(),
             base_domain: c.config().base_domain.clone(),
-            allow_all: c.is_without_policy(),
+            allow_all: c.allows_everything().is_some(),
+            allow_all_reason: c.allows_everything(),
             policy_file: c.policy_file().map(|file| file.path.clone()),
             policy_problem: c
                 .policy_file()

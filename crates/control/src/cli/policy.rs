@@ -65,18 +65,22 @@ pub(super) async fn run(session: &Session, command: Policy) -> Result<(), Failur
         }
         Policy::Set {
             file,
+            allow_all,
             version,
             dry_run,
             yes,
-            ..
         } => {
             let policy = match (file, version) {
                 (Some(file), _) => given(session, &file)?,
                 (None, Some(version)) => WhichPolicy::Version(version),
-                (None, None) => WhichPolicy::Given(GivenPolicy {
+                (None, None) if allow_all => WhichPolicy::Given(GivenPolicy {
                     file: "policy".to_owned(),
                     text: None,
                 }),
+                (None, None) => {
+                    let why = "no policy to set; name a file, or --allow-all";
+                    return Err(Failure::Failed(why.to_owned()));
+                }
             };
             set(session, policy, dry_run, yes).await?;
         }
@@ -161,7 +165,12 @@ fn invalid(
 
 fn check(session: &Session, file: &Path) -> Result<(), Failure> {
     let given = read(session, file)?;
-    let tests = parse(session, &given)?.count_tests();
+    let policy = parse(session, &given)?;
+    let tests = policy.count_tests();
+    let open = policy.allows_everything().map(|why| why.to_string());
+    if let Some(why) = &open {
+        eprintln!("warren-control: with this policy every node may reach every node: {why}");
+    }
     let text = match tests {
         0 => "the policy is good\n".to_owned(),
         n => format!(
@@ -169,7 +178,8 @@ fn check(session: &Session, file: &Path) -> Result<(), Failure> {
             file.display()
         ),
     };
-    session.show(&json!({ "ok": true, "tests": tests }), &text);
+    let answer = json!({ "ok": true, "tests": tests, "allow_all_reason": open });
+    session.show(&answer, &text);
     Ok(())
 }
 
@@ -191,6 +201,11 @@ async fn get(session: &Session, version: Option<i64>) -> Result<(), Failure> {
     if session.prints_json() {
         session.show(&serde_json::to_value(&answer)?, "");
         return Ok(());
+    }
+    if answer.policy.is_some()
+        && let Some(why) = &answer.allow_all_reason
+    {
+        eprintln!("warren-control: every node may reach every node: {why}");
     }
     match answer.policy {
         // A policy is shown as it is.
@@ -259,6 +274,7 @@ fn set_json(result: &SetPolicyResult) -> Value {
     json!({
         "ok": true,
         "allow_all": result.allow_all,
+        "allow_all_reason": result.allow_all_reason,
         "dry_run": result.dry_run,
         "before": result.before,
         "version": result.version,
@@ -282,7 +298,11 @@ fn set_result(result: &SetPolicyResult) -> String {
                 }
                 None => String::new(),
             };
-            format!("policy set: version {version}{back}\n")
+            let open = match &result.allow_all_reason {
+                Some(why) => format!("every node may reach every node: {why}\n"),
+                None => String::new(),
+            };
+            format!("{open}policy set: version {version}{back}\n")
         }
     }
 }

@@ -43,6 +43,10 @@ fn show_health(health: &HealthInfo) -> String {
         (None, _) if health.allow_all => "allow-all".to_owned(),
         (None, _) => "set".to_owned(),
     };
+    let policy = match &health.allow_all_reason {
+        Some(why) => format!("{policy}; EVERY NODE MAY REACH EVERY NODE: {why}"),
+        None => policy,
+    };
     format!(
         "status    {}\nurl       {}\nzone      {}\ndatabase  {database}\npolicy    {policy}\n\
          users     {}\nnodes     {} ({} online, {} waiting for approval)\n",
