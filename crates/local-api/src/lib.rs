@@ -36,7 +36,6 @@ pub mod endpoints;
 pub mod error;
 pub mod filter;
 pub mod go_json;
-pub mod metrics;
 pub mod notify;
 pub mod prefs;
 pub mod router;

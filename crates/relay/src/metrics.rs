@@ -1,21 +1,94 @@
-//! The relay's metrics, and their text form.
-
-use std::fmt::Write as _;
-use std::sync::atomic::{AtomicU64, Ordering};
+//! The relay's metrics.
 
 use warren_derp::{Census, Drops};
+use warren_metrics::{Counter, CounterFamily, Exposition, GaugeFamily};
 
-/// A number that only grows.
-#[derive(Debug, Default)]
-pub(crate) struct Counter(AtomicU64);
-
-impl Counter {
-    pub(crate) fn add(&self, n: u64) {
-        if n > 0 {
-            self.0.fetch_add(n, Ordering::Relaxed);
-        }
-    }
-}
+const CONNECTIONS: GaugeFamily<0> = GaugeFamily::new(
+    "warren_relay_connections",
+    "Connections that are logged in.",
+    [],
+);
+const HOME_CONNECTIONS: GaugeFamily<0> = GaugeFamily::new(
+    "warren_relay_home_connections",
+    "Connections whose home this relay is.",
+    [],
+);
+const CLIENTS: GaugeFamily<0> = GaugeFamily::new(
+    "warren_relay_clients",
+    "Different keys among the connections.",
+    [],
+);
+const DUPLICATE_CLIENTS: GaugeFamily<0> = GaugeFamily::new(
+    "warren_relay_duplicate_clients",
+    "Keys with several connections.",
+    [],
+);
+const REMOTE_CLIENTS: GaugeFamily<0> = GaugeFamily::new(
+    "warren_relay_remote_clients",
+    "Keys reachable through the mesh.",
+    [],
+);
+const WATCHERS: GaugeFamily<0> = GaugeFamily::new(
+    "warren_relay_watchers",
+    "Mesh peers that watch this relay.",
+    [],
+);
+const ACCEPTS: CounterFamily<0> =
+    CounterFamily::new("warren_relay_accepts_total", "Logins accepted.", []);
+const REFUSED: CounterFamily<0> = CounterFamily::new(
+    "warren_relay_refused_total",
+    "Connections refused or ended by an error.",
+    [],
+);
+const WEBSOCKETS: CounterFamily<0> = CounterFamily::new(
+    "warren_relay_websockets_total",
+    "Connections over WebSocket.",
+    [],
+);
+const RECEIVED_BYTES: CounterFamily<0> = CounterFamily::new(
+    "warren_relay_received_bytes_total",
+    "DERP bytes from clients.",
+    [],
+);
+const SENT_BYTES: CounterFamily<0> = CounterFamily::new(
+    "warren_relay_sent_bytes_total",
+    "DERP bytes to clients.",
+    [],
+);
+const PACKETS: CounterFamily<0> =
+    CounterFamily::new("warren_relay_packets_total", "Packets from clients.", []);
+const FORWARDED: CounterFamily<1> = CounterFamily::new(
+    "warren_relay_forwarded_total",
+    "Packets from and to other relays of the mesh.",
+    ["way"],
+);
+const DROPPED: CounterFamily<1> = CounterFamily::new(
+    "warren_relay_dropped_total",
+    "Packets dropped, by reason.",
+    ["reason"],
+);
+const UNKNOWN_FRAMES: CounterFamily<0> = CounterFamily::new(
+    "warren_relay_unknown_frames_total",
+    "Frames of unknown kind.",
+    [],
+);
+const PINGS: CounterFamily<0> =
+    CounterFamily::new("warren_relay_pings_total", "Pings answered.", []);
+const PEER_GONE: CounterFamily<1> = CounterFamily::new(
+    "warren_relay_peer_gone_total",
+    "Reports to clients that a peer is gone, by reason.",
+    ["reason"],
+);
+const HOME_MOVES: CounterFamily<1> = CounterFamily::new(
+    "warren_relay_home_moves_total",
+    "Clients that moved their home to this relay or away.",
+    ["way"],
+);
+const WRITE_TIMEOUTS: CounterFamily<0> = CounterFamily::new(
+    "warren_relay_write_timeouts_total",
+    "Clients that did not read.",
+    [],
+);
 
 /// All counters of a relay.
 #[derive(Debug, Default)]
@@ -48,163 +121,43 @@ impl Metrics {
         self.dropped_data_old.add(drops.data_old);
     }
 
-    /// The text form of Prometheus.
+    /// The text form of Prometheus. `homes` are the connections whose home this
+    /// relay is.
     pub(crate) fn render(&self, census: &Census, homes: usize) -> String {
-        let mut out = String::new();
-        let gauges = [
-            (
-                "connections",
-                census.connections,
-                "Connections that are logged in.",
-            ),
-            (
-                "home_connections",
-                homes,
-                "Connections whose home this relay is.",
-            ),
-            (
-                "clients",
-                census.keys,
-                "Different keys among the connections.",
-            ),
-            (
-                "duplicate_clients",
-                census.duplicate_keys,
-                "Keys with several connections.",
-            ),
-            (
-                "remote_clients",
-                census.remote_keys,
-                "Keys reachable through the mesh.",
-            ),
-            (
-                "watchers",
-                census.watchers,
-                "Mesh peers that watch this relay.",
-            ),
-        ];
-        for (name, value, help) in gauges {
-            // Writing to a String cannot fail.
-            let _ = writeln!(out, "# HELP warren_relay_{name} {help}");
-            let _ = writeln!(
-                out,
-                "# TYPE warren_relay_{name} gauge\nwarren_relay_{name} {value}"
-            );
+        let mut text = Exposition::default();
+        text.gauge(&CONNECTIONS, [], census.connections);
+        text.gauge(&HOME_CONNECTIONS, [], homes);
+        text.gauge(&CLIENTS, [], census.keys);
+        text.gauge(&DUPLICATE_CLIENTS, [], census.duplicate_keys);
+        text.gauge(&REMOTE_CLIENTS, [], census.remote_keys);
+        text.gauge(&WATCHERS, [], census.watchers);
+        for (family, counter) in [
+            (&ACCEPTS, &self.accepts),
+            (&REFUSED, &self.refused),
+            (&WEBSOCKETS, &self.websockets),
+            (&RECEIVED_BYTES, &self.bytes_received),
+            (&SENT_BYTES, &self.bytes_sent),
+            (&PACKETS, &self.packets_received),
+            (&UNKNOWN_FRAMES, &self.unknown_frames),
+            (&PINGS, &self.pings),
+            (&WRITE_TIMEOUTS, &self.write_timeouts),
+        ] {
+            text.counter(family, [], counter.get());
         }
-        let counters = [
-            ("accepts_total", "", &self.accepts, "Logins taken."),
-            (
-                "refused_total",
-                "",
-                &self.refused,
-                "Connections refused or ended by an error.",
-            ),
-            (
-                "websockets_total",
-                "",
-                &self.websockets,
-                "Connections over WebSocket.",
-            ),
-            (
-                "received_bytes_total",
-                "",
-                &self.bytes_received,
-                "DERP bytes from clients.",
-            ),
-            (
-                "sent_bytes_total",
-                "",
-                &self.bytes_sent,
-                "DERP bytes to clients.",
-            ),
-            (
-                "packets_total",
-                "",
-                &self.packets_received,
-                "Packets from clients.",
-            ),
-            (
-                "forwarded_total",
-                "{way=\"in\"}",
-                &self.packets_forwarded_in,
-                "Mesh packets.",
-            ),
-            (
-                "forwarded_total",
-                "{way=\"out\"}",
-                &self.packets_forwarded_out,
-                "",
-            ),
-            (
-                "dropped_total",
-                "{reason=\"unknown\"}",
-                &self.dropped_unknown,
-                "Packets lost here.",
-            ),
-            (
-                "dropped_total",
-                "{reason=\"disco_full\"}",
-                &self.dropped_disco_full,
-                "",
-            ),
-            (
-                "dropped_total",
-                "{reason=\"data_full\"}",
-                &self.dropped_data_full,
-                "",
-            ),
-            (
-                "dropped_total",
-                "{reason=\"data_old\"}",
-                &self.dropped_data_old,
-                "",
-            ),
-            (
-                "unknown_frames_total",
-                "",
-                &self.unknown_frames,
-                "Frames of unknown kind.",
-            ),
-            ("pings_total", "", &self.pings, "Pings answered."),
-            (
-                "peer_gone_total",
-                "{reason=\"left\"}",
-                &self.peer_gone_disconnected,
-                "Peer gone.",
-            ),
-            (
-                "peer_gone_total",
-                "{reason=\"not_here\"}",
-                &self.peer_gone_not_here,
-                "",
-            ),
-            (
-                "home_moves_total",
-                "{way=\"in\"}",
-                &self.home_moves_in,
-                "Homes moved.",
-            ),
-            (
-                "home_moves_total",
-                "{way=\"out\"}",
-                &self.home_moves_out,
-                "",
-            ),
-            (
-                "write_timeouts_total",
-                "",
-                &self.write_timeouts,
-                "Clients that did not read.",
-            ),
-        ];
-        for (name, labels, counter, help) in counters {
-            if !help.is_empty() {
-                let _ = writeln!(out, "# HELP warren_relay_{name} {help}");
-                let _ = writeln!(out, "# TYPE warren_relay_{name} counter");
-            }
-            let value = counter.0.load(Ordering::Relaxed);
-            let _ = writeln!(out, "warren_relay_{name}{labels} {value}");
+        for (family, label, counter) in [
+            (&FORWARDED, "in", &self.packets_forwarded_in),
+            (&FORWARDED, "out", &self.packets_forwarded_out),
+            (&DROPPED, "unknown", &self.dropped_unknown),
+            (&DROPPED, "disco_full", &self.dropped_disco_full),
+            (&DROPPED, "data_full", &self.dropped_data_full),
+            (&DROPPED, "data_old", &self.dropped_data_old),
+            (&PEER_GONE, "left", &self.peer_gone_disconnected),
+            (&PEER_GONE, "not_here", &self.peer_gone_not_here),
+            (&HOME_MOVES, "in", &self.home_moves_in),
+            (&HOME_MOVES, "out", &self.home_moves_out),
+        ] {
+            text.counter(family, [label], counter.get());
         }
-        out
+        text.render()
     }
 }

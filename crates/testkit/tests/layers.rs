@@ -17,7 +17,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("keys", &["keys"]),
     (
         "vocabulary",
-        &["wire", "control-types", "timers", "testkit"],
+        &["wire", "control-types", "timers", "metrics", "testkit"],
     ),
     ("node types", &["node-types"]),
     (

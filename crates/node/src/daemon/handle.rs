@@ -23,7 +23,6 @@ use crate::localapi::endpoints::{
 };
 use crate::localapi::error::{ApiError, Reply};
 use crate::localapi::filter::{FilterReport, WhyAnswer};
-use crate::localapi::metrics;
 use crate::localapi::notify::Notify;
 use crate::localapi::prefs::ShownPrefs;
 use crate::localapi::types::{LoginProfile, NetcheckReport, PingResult, Status, WhoIsResponse};
@@ -212,7 +211,7 @@ impl Handler<GetUserMetrics> for NodeHandle {
 impl Handler<GetMetrics> for NodeHandle {
     async fn handle(&self, _: GetMetrics) -> Reply<String> {
         let metrics = self.now(|task| Ok(task.metrics())).await?;
-        Ok(metrics::exposition(&metrics))
+        Ok(metrics.render())
     }
 }
 
