@@ -36,6 +36,7 @@ mod config;
 mod coordinator;
 mod directory;
 mod error;
+mod host_limits;
 mod impact;
 mod map_sessions;
 mod message;

@@ -10,30 +10,101 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use warren_control_types::RegisterRequest;
+use warren_control_types::{Hostinfo, RegisterRequest};
 use warren_keys::{Entropy, MachinePublic, NodePublic};
 
+use crate::host_limits::{MAX_TAGS, bounded};
 use crate::parked::{ParkedRequests, PendingId};
 
 /// How many machines may wait for approval.
 const MAX_PENDING: usize = 1024;
 /// How many of them may come from one address, or one IPv6 network of 64 bits.
 const MAX_PENDING_OF_SOURCE: usize = 64;
+/// How many may come from the wider IPv6 networks that one customer is commonly
+/// given: the bits of their prefix, and the limit.
+const MAX_PENDING_OF_NETWORK: [(u32, usize); 2] = [(56, 128), (48, 256)];
+/// The longest signature of a node key, in bytes.
+const MAX_SIGNATURE: usize = 4096;
 /// How long a machine may wait for approval.
 const PENDING_TTL: Duration = Duration::from_secs(15 * 60);
+
+/// The part of a registration that makes a node, with a largest size whatever
+/// the request contained.
+#[derive(Debug, Clone)]
+pub(crate) struct JoinRequest {
+    pub(crate) node_key: NodePublic,
+    pub(crate) key_signature: Vec<u8>,
+    pub(crate) capability: u32,
+    pub(crate) expiry: Option<Timestamp>,
+    pub(crate) ephemeral: bool,
+    /// `None` if the machine does not describe itself.
+    pub(crate) hostinfo: Option<Hostinfo>,
+}
+
+impl JoinRequest {
+    /// The part of this request.
+    ///
+    /// # Errors
+    /// The request has more of something than may be left out: a text for the
+    /// user.
+    pub(crate) fn of(request: &RegisterRequest) -> Result<Self, String> {
+        let hostinfo = request.hostinfo.as_ref();
+        let tags = hostinfo.map_or(0, |host| host.request_tags.len());
+        if tags > MAX_TAGS {
+            return Err(format!(
+                "the request names {tags} tags; a node may have {MAX_TAGS}"
+            ));
+        }
+        let signature = &request.node_key_signature;
+        if signature.len() > MAX_SIGNATURE {
+            return Err(format!(
+                "the signature of the node key is longer than {MAX_SIGNATURE} bytes"
+            ));
+        }
+        Ok(Self {
+            node_key: request.node_key,
+            key_signature: signature.clone(),
+            capability: request.version.0,
+            expiry: request.expiry,
+            ephemeral: request.ephemeral,
+            hostinfo: hostinfo.map(bounded),
+        })
+    }
+
+    /// The part that is kept while the machine waits. All else comes again with
+    /// the request that it repeats after the approval.
+    pub(crate) fn while_waiting(&self) -> Self {
+        let host = self.hostinfo();
+        Self {
+            hostinfo: Some(Hostinfo {
+                hostname: host.hostname,
+                os: host.os,
+                request_tags: host.request_tags,
+                ..Hostinfo::default()
+            }),
+            ..self.clone()
+        }
+    }
+
+    /// The machine's description of itself; empty if there is none.
+    pub(crate) fn hostinfo(&self) -> Hostinfo {
+        self.hostinfo.clone().unwrap_or_default()
+    }
+}
 
 /// A machine that waits for approval.
 #[derive(Debug, Clone)]
 pub(crate) struct PendingLogin {
     pub(crate) machine: MachinePublic,
-    pub(crate) request: Box<RegisterRequest>,
+    pub(crate) request: Box<JoinRequest>,
     pub(crate) since: Timestamp,
 }
 
 /// Groups that share the places.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Group {
-    Source(IpAddr),
+    /// An address, or an IPv6 network with this many bits of prefix.
+    Source(IpAddr, u32),
     All,
 }
 
@@ -61,14 +132,15 @@ pub(crate) struct Registrations {
 }
 
 impl Registrations {
-    /// A login of a machine without a key. `continues` says whether it names
-    /// the address of this id. Besides what to do, returns the requests that
-    /// ended because of it.
+    /// A login of a machine without a key. `followup` is the address that it
+    /// names, or empty; `continues` says whether that is the address of this id.
+    /// Besides what to do, returns the requests that ended because of it.
     pub(crate) fn request(
         &mut self,
         now: Instant,
         login: PendingLogin,
         source: Option<IpAddr>,
+        followup: &str,
         continues: impl Fn(&PendingId) -> bool,
         entropy: &mut dyn Entropy,
     ) -> (LoginStep, Vec<PendingId>) {
@@ -84,17 +156,14 @@ impl Registrations {
                 self.parked.wait(&id);
                 return (LoginStep::Park(id), ended);
             }
-            if !login.request.followup.is_empty() {
+            if !followup.is_empty() {
                 return (LoginStep::Replaced, ended);
             }
             self.remove(&id);
             ended.push(id);
         }
-        let source = source.map(|source| (Group::Source(network(source)), MAX_PENDING_OF_SOURCE));
-        let shares: Vec<_> = source
-            .into_iter()
-            .chain([(Group::All, MAX_PENDING)])
-            .collect();
+        let mut shares = source.map(shares_of).unwrap_or_default();
+        shares.push((Group::All, MAX_PENDING));
         let deadline = now + PENDING_TTL;
         match self
             .parked
@@ -158,18 +227,29 @@ impl Registrations {
     }
 }
 
-/// The source of an address: itself, or the network of an IPv6 host, which
-/// has as many addresses as it likes.
-fn network(address: IpAddr) -> IpAddr {
+/// The groups of a source with their limits, the narrowest first. An IPv6 host
+/// has as many addresses as it likes, and its owner as many networks as the
+/// provider gave it.
+fn shares_of(address: IpAddr) -> Vec<(Group, usize)> {
     match address.to_canonical() {
-        IpAddr::V4(v4) => IpAddr::V4(v4),
-        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !(u128::MAX >> 64))),
+        v4 @ IpAddr::V4(_) => vec![(Group::Source(v4, 32), MAX_PENDING_OF_SOURCE)],
+        IpAddr::V6(v6) => [(64, MAX_PENDING_OF_SOURCE)]
+            .into_iter()
+            .chain(MAX_PENDING_OF_NETWORK)
+            .map(|(prefix, limit)| {
+                let network = v6.to_bits() & !(u128::MAX >> prefix);
+                let network = IpAddr::V6(Ipv6Addr::from_bits(network));
+                (Group::Source(network, prefix), limit)
+            })
+            .collect(),
     }
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+
+    use warren_control_types::Service;
 
     use super::*;
 
@@ -192,7 +272,7 @@ mod tests {
         };
         PendingLogin {
             machine: MachinePublic::from_bytes([machine; 32]),
-            request: Box::new(request),
+            request: Box::new(JoinRequest::of(&request).unwrap()),
             since: Timestamp::UNIX_EPOCH,
         }
     }
@@ -202,7 +282,7 @@ mod tests {
         let (mut all, mut entropy) = (Registrations::default(), Counting(0));
         let now = Instant::now();
         let mut ask = |all: &mut Registrations, login, continues| {
-            all.request(now, login, None, |_| continues, &mut entropy)
+            all.request(now, login, None, "", |_| continues, &mut entropy)
         };
         let (LoginStep::New(first), _) = ask(&mut all, login(1, 1), false) else {
             panic!("a place is free")
@@ -215,20 +295,82 @@ mod tests {
             panic!("a newer login")
         };
         assert_eq!(ended, [first]);
-        let mut old = login(1, 1);
-        old.request.followup = "http://192.0.2.1/register/x".to_owned();
-        assert_eq!(ask(&mut all, old, true), (LoginStep::Replaced, vec![]));
+        let followup = "http://192.0.2.1/register/x";
+        let old = all.request(now, login(1, 1), None, followup, |_| true, &mut entropy);
+        assert_eq!(old, (LoginStep::Replaced, vec![]));
         assert_eq!(all.iter().count(), 1);
         assert_eq!(all.pop_due(now + PENDING_TTL), Some(second));
         assert!(all.iter().next().is_none() && all.by_machine.is_empty());
     }
 
     #[test]
+    fn waiting_login_keeps_a_bounded_part_of_a_request() {
+        let long = "x".repeat(60_000);
+        let hostinfo = Hostinfo {
+            hostname: long.clone(),
+            os: long.clone(),
+            request_tags: vec![long.clone(); MAX_TAGS],
+            services: vec![Service::default(); 20_000],
+            wol_macs: vec![long.clone(); 10],
+            ..Hostinfo::default()
+        };
+        let mut request = RegisterRequest {
+            hostinfo: Some(hostinfo),
+            followup: long.clone(),
+            tailnet: long,
+            node_key_signature: vec![1; MAX_SIGNATURE],
+            ..RegisterRequest::default()
+        };
+        let kept = JoinRequest::of(&request).unwrap().while_waiting();
+        let host = kept.hostinfo();
+        let texts = host.hostname.len() + host.os.len();
+        let tags: usize = host.request_tags.iter().map(String::len).sum();
+        assert!(texts + tags + kept.key_signature.len() < 24 * 1024);
+        let rest = Hostinfo {
+            hostname: String::new(),
+            os: String::new(),
+            request_tags: Vec::new(),
+            ..host
+        };
+        assert_eq!(rest, Hostinfo::default());
+        request.node_key_signature.push(1);
+        assert!(JoinRequest::of(&request).is_err());
+    }
+
+    #[test]
     fn hosts_of_one_ipv6_network_are_one_source() {
-        let one = network("2001:db8::1".parse().unwrap());
-        assert_eq!(network("2001:db8::ffff:1".parse().unwrap()), one);
-        assert_ne!(network("2001:db8:0:1::1".parse().unwrap()), one);
-        let mapped = network("::ffff:192.0.2.1".parse().unwrap());
-        assert_eq!(mapped, "192.0.2.1".parse::<IpAddr>().unwrap());
+        let shares = |address: &str| shares_of(address.parse().unwrap());
+        let one = shares("2001:db8::1");
+        assert_eq!(shares("2001:db8::ffff:1"), one);
+        let beside = shares("2001:db8:0:1::1");
+        assert_ne!(beside[0], one[0]);
+        assert_eq!(beside[1..], one[1..]);
+        let same_site = shares("2001:db8:0:ff00::1");
+        assert_ne!(same_site[1], one[1]);
+        assert_eq!(same_site[2], one[2]);
+        assert_eq!(shares("::ffff:192.0.2.1"), shares("192.0.2.1"));
+    }
+
+    #[test]
+    fn one_ipv6_site_cannot_take_all_places() {
+        let (mut all, mut entropy) = (Registrations::default(), Counting(0));
+        let now = Instant::now();
+        let mut waiting = 0;
+        for n in 0..1024_u32 {
+            // A new /64 for each machine, all in one /48.
+            let source = Ipv6Addr::from_bits((0x2001_0db8 << 96) | (u128::from(n) << 64) | 1);
+            let mut login = login(0, 0);
+            let mut bytes = [1; 32];
+            bytes[..4].copy_from_slice(&n.to_le_bytes());
+            login.machine = MachinePublic::from_bytes(bytes);
+            login.request.node_key = NodePublic::from_bytes(bytes);
+            let source = Some(source.into());
+            let (step, _) = all.request(now, login, source, "", |_| false, &mut entropy);
+            if let LoginStep::New(id) = step {
+                all.parked.wait(&id);
+                waiting += 1;
+            }
+        }
+        assert_eq!(waiting, 256);
     }
 }

@@ -10,7 +10,7 @@ use warren_keys::MachinePublic;
 use warren_policy::Role;
 
 use super::Coordinator;
-use super::register::{hostinfo, usable};
+use super::register::usable;
 use crate::auth_keys::AuthKeyText;
 use crate::clock::timestamp;
 use crate::error::AdminError;
@@ -374,7 +374,7 @@ impl Coordinator {
     pub fn pending(&self) -> Vec<PendingView> {
         let waiting = self.registrations.iter();
         let views = waiting.map(|(id, login)| {
-            let host = hostinfo(&login.request);
+            let host = login.request.hostinfo();
             PendingView {
                 id: id.clone(),
                 hostname: host.hostname,

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use warren_control_types::{
-    Hostinfo, Login, LoginId, NodeId, RegisterRequest, RegisterResponse, User, UserId,
+    Login, LoginId, NodeId, RegisterRequest, RegisterResponse, User, UserId,
 };
 use warren_keys::MachinePublic;
 
@@ -28,7 +28,7 @@ use crate::output::Notice;
 use crate::parked::PendingId;
 use crate::records::{AuthKeyId, AuthKeyRecord, Change, JoinMethod, NodeRecord, TAGGED_DEVICES};
 use crate::references::UserRef;
-use crate::registrations::{LoginStep, PendingLogin};
+use crate::registrations::{JoinRequest, LoginStep, PendingLogin};
 
 /// The reaction to a registration.
 #[derive(Debug, Clone, PartialEq)]
@@ -103,12 +103,16 @@ impl Coordinator {
         if request.node_key.is_zero() {
             return RegisterOutcome::error("the request has no node key");
         }
+        let join = match JoinRequest::of(request) {
+            Ok(join) => join,
+            Err(why) => return RegisterOutcome::error(why),
+        };
         if let Some(node) = self.node_by_key(&request.node_key) {
             if node.machine != machine {
                 return RegisterOutcome::error("node exists with a different machine key");
             }
             let id = node.id;
-            return self.register_known(wall, id, request);
+            return self.register_known(wall, id, &join);
         }
         if request.expiry.is_some_and(|expiry| expiry <= time) {
             // A logout of a node that is gone already.
@@ -120,8 +124,8 @@ impl Coordinator {
             .map(|auth| auth.auth_key.as_str())
             .filter(|key| !key.is_empty())
         {
-            Some(text) => self.register_with_key(time, machine, request, text),
-            None => self.register_interactive(now, time, machine, source, request),
+            Some(text) => self.register_with_key(time, machine, &join, text),
+            None => self.register_interactive(now, time, machine, source, &request.followup, &join),
         }
     }
 
@@ -131,7 +135,7 @@ impl Coordinator {
         &mut self,
         wall: Duration,
         id: NodeId,
-        request: &RegisterRequest,
+        request: &JoinRequest,
     ) -> RegisterOutcome {
         let time = self.time;
         let Some(node) = self.view.node(id) else {
@@ -181,7 +185,7 @@ impl Coordinator {
         &mut self,
         time: Timestamp,
         machine: MachinePublic,
-        request: &RegisterRequest,
+        request: &JoinRequest,
         text: &str,
     ) -> RegisterOutcome {
         let Some(mut key) = self.view.auth_key(text).cloned() else {
@@ -192,7 +196,7 @@ impl Coordinator {
         if let Err(why) = usable(&key, time) {
             return RegisterOutcome::error(why);
         }
-        let wanted = hostinfo(request).request_tags;
+        let wanted = request.hostinfo().request_tags;
         let access = &self.view.access;
         let permitted = |tag: &String| {
             key.tags.contains(tag) || key.user.is_some_and(|user| access.may_tag(user, tag))
@@ -225,25 +229,26 @@ impl Coordinator {
         time: Timestamp,
         machine: MachinePublic,
         source: Option<IpAddr>,
-        request: &RegisterRequest,
+        followup: &str,
+        request: &JoinRequest,
     ) -> RegisterOutcome {
         let login = PendingLogin {
             machine,
-            request: Box::new(request.clone()),
+            request: Box::new(request.while_waiting()),
             since: time,
         };
         let view = &self.view;
-        let continues = |id: &PendingId| request.followup == auth_url(&view.config.server_url, id);
+        let continues = |id: &PendingId| followup == auth_url(&view.config.server_url, id);
         let entropy = self.entropy.as_mut();
         let (step, ended) = self
             .registrations
-            .request(now, login, source, continues, entropy);
+            .request(now, login, source, followup, continues, entropy);
         self.decided(ended);
         match step {
             LoginStep::Park(id) => RegisterOutcome::Park(id),
             LoginStep::SendTo(id) => self.send_to(&id),
             LoginStep::New(id) => {
-                let host = hostinfo(request).hostname;
+                let host = request.hostinfo().hostname;
                 self.notice(Notice::Waiting(id.clone(), host));
                 self.send_to(&id)
             }
@@ -283,7 +288,7 @@ impl Coordinator {
         let login = self.registrations.get(id).cloned();
         let login = login.ok_or_else(|| AdminError::NoPending(id.0.clone()))?;
         let mut all_tags = tags;
-        for tag in hostinfo(&login.request).request_tags {
+        for tag in login.request.hostinfo().request_tags {
             // The administrator may give any tag, yet a machine must not get a
             // tag that no person looked at.
             if !self.view.access.may_tag(user, &tag) && !all_tags.contains(&tag) {
@@ -307,7 +312,7 @@ impl Coordinator {
         &mut self,
         time: Timestamp,
         machine: MachinePublic,
-        request: &RegisterRequest,
+        request: &JoinRequest,
         admission: Admission,
     ) -> Result<NodeId, AdminError> {
         let tagged = !admission.tags.is_empty();
@@ -344,7 +349,7 @@ impl Coordinator {
         &mut self,
         time: Timestamp,
         machine: MachinePublic,
-        request: &RegisterRequest,
+        request: &JoinRequest,
         admission: Admission,
         expiry: Option<Timestamp>,
     ) -> Result<NodeId, AdminError> {
@@ -362,7 +367,7 @@ impl Coordinator {
             self.commit(Change::Counters(counters), true);
         }
         let id = self.take_node_id();
-        let hostinfo = hostinfo(request);
+        let hostinfo = request.hostinfo();
         let node = NodeRecord {
             id,
             machine,
@@ -384,9 +389,9 @@ impl Coordinator {
             endpoints: Vec::new(),
             home_relay: home_relay(&hostinfo),
             hostinfo,
-            capability: request.version.0,
+            capability: request.capability,
             approved_routes: BTreeSet::new(),
-            key_signature: request.node_key_signature.clone(),
+            key_signature: request.key_signature.clone(),
         };
         self.commit(Change::Node(Box::new(node)), true);
         self.notice(Notice::Joined(id));
@@ -398,7 +403,7 @@ impl Coordinator {
     fn renew(
         &mut self,
         id: NodeId,
-        request: &RegisterRequest,
+        request: &JoinRequest,
         admission: Admission,
         expiry: Option<Timestamp>,
     ) {
@@ -415,7 +420,7 @@ impl Coordinator {
         node.ephemeral = admission.ephemeral;
         node.join_method = admission.method;
         node.auth_key = admission.auth_key.or(node.auth_key);
-        node.key_signature.clone_from(&request.node_key_signature);
+        node.key_signature.clone_from(&request.key_signature);
         self.take_registration(&mut node, request);
         let routes_differ = routes_before != node.hostinfo.routable_ips;
         self.revise(id, true, |record| *record = node);
@@ -428,9 +433,9 @@ impl Coordinator {
     }
 
     /// Takes over what a registration says besides the key.
-    fn take_registration(&self, node: &mut NodeRecord, request: &RegisterRequest) {
+    fn take_registration(&self, node: &mut NodeRecord, request: &JoinRequest) {
         let report = Report {
-            capability: request.version.0,
+            capability: request.capability,
             hostinfo: request.hostinfo.as_ref(),
             ..Report::default()
         };
@@ -462,11 +467,6 @@ impl Coordinator {
 
 fn auth_url(server_url: &str, id: &PendingId) -> String {
     format!("{server_url}/register/{id}")
-}
-
-/// The machine's description of itself; empty if there is none.
-pub(super) fn hostinfo(request: &RegisterRequest) -> Hostinfo {
-    request.hostinfo.clone().unwrap_or_default()
 }
 
 /// Whether the key admits a machine; the reason if not.

@@ -12,6 +12,7 @@ use warren_keys::{DiscoPublic, MachinePublic};
 
 use super::Coordinator;
 use crate::error::MapError;
+use crate::host_limits::bounded;
 use crate::names::sanitize_hostname;
 use crate::records::{Change, NodeRecord};
 
@@ -88,13 +89,13 @@ impl Coordinator {
         if report.disco.is_some() {
             node.disco = report.disco;
         }
-        if let Some(new) = report.hostinfo {
+        if let Some(new) = report.hostinfo.map(bounded) {
             if !node.name_chosen && new.hostname != node.hostinfo.hostname {
                 let label = sanitize_hostname(&new.hostname);
                 node.name = self.view.free_name(&label, Some(node.id));
             }
             let net_info = node.hostinfo.net_info.take();
-            node.hostinfo = new.clone();
+            node.hostinfo = new;
             if node.hostinfo.net_info.is_none() {
                 node.hostinfo.net_info = net_info;
             }
