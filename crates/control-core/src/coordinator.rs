@@ -17,7 +17,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
 use warren_control_types::{DerpMap, MapRequest, MapResponse, NodeId};
 use warren_keys::{Entropy, MachinePublic, NodePublic};
 
@@ -25,7 +24,7 @@ pub use admin::{NewAuthKey, PendingView};
 pub use register::RegisterOutcome;
 
 use crate::access::Access;
-use crate::clock::timestamp;
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::directory::Directory;
 use crate::error::{AdminError, MapError};
@@ -53,10 +52,7 @@ pub struct Coordinator {
     ssh_checks: SshChecks,
     entropy: Box<dyn Entropy>,
     outputs: VecDeque<Output>,
-    /// The latest reading of the monotonic clock.
-    now: Instant,
-    /// The latest reading of the wall clock; expiry goes by it.
-    time: Timestamp,
+    clock: Clock,
     /// When the wall clock was last read because of a deadline.
     wall_checked: Instant,
 }
@@ -75,7 +71,8 @@ impl Coordinator {
         data: Snapshot,
         entropy: Box<dyn Entropy>,
     ) -> Result<Self, String> {
-        let time = timestamp(wall);
+        let clock = Clock::new(now, wall);
+        let time = clock.time();
         let mut access = match &data.policy {
             None => Access::allow_all(),
             Some(text) => Access::parse(text)?,
@@ -96,8 +93,7 @@ impl Coordinator {
             }),
             entropy,
             outputs: VecDeque::new(),
-            now,
-            time,
+            clock,
             wall_checked: now,
         };
         for node in data.nodes.values() {
@@ -157,8 +153,8 @@ impl Coordinator {
     }
 
     /// See [`View::admits`].
-    pub fn admits(&self, wall: Duration, key: &NodePublic) -> bool {
-        self.view.admits(wall, key)
+    pub fn admits(&self, key: &NodePublic) -> bool {
+        self.view.admits(key)
     }
 
     /// See [`View::render`].

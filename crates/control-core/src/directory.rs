@@ -172,10 +172,12 @@ impl Directory {
         self.nodes.len()
     }
 
-    pub(crate) fn standing(&self, id: NodeId, time: Timestamp) -> Standing {
+    /// Whether the node takes part. This goes by what peers are informed of, so
+    /// that no two decisions about one node differ.
+    pub(crate) fn standing(&self, id: NodeId) -> Standing {
         match self.entry(id) {
             None => Standing::Unknown,
-            Some(entry) if entry.record.is_expired(time) => Standing::Expired,
+            Some(entry) if entry.state.expired => Standing::Expired,
             Some(entry) if entry.state.online => Standing::Online,
             Some(_) => Standing::Offline,
         }
@@ -230,11 +232,6 @@ impl Directory {
         let start = (time, NodeId(i64::MAX));
         let mut range = self.by_expiry.range_from(&start);
         range.next().map(|((at, _), ())| *at)
-    }
-
-    /// Whether any key expires at all.
-    pub(crate) fn has_expiry(&self) -> bool {
-        !self.by_expiry.is_empty()
     }
 
     /// Puts in a node as it now is; returns it as it was.

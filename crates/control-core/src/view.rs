@@ -6,7 +6,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -16,7 +15,6 @@ use warren_policy::NodeSet;
 
 use crate::access::Access;
 use crate::auth_keys::AuthKeyText;
-use crate::clock::timestamp;
 use crate::config::Config;
 use crate::directory::{Directory, Standing};
 use crate::error::{AdminError, MapError};
@@ -117,16 +115,16 @@ impl View {
 
     /// Whether a node takes part in the network at this moment. Routes, relay
     /// admission, SSH checks and registrations all go by it.
-    pub fn standing(&self, id: NodeId, wall: Duration) -> Standing {
-        self.directory.standing(id, timestamp(wall))
+    pub fn standing(&self, id: NodeId) -> Standing {
+        self.directory.standing(id)
     }
 
     /// Whether a relay may serve the holder of this key: a node of this network
     /// whose key is valid. It need not be online, because relays have to work
     /// while this server is away.
-    pub fn admits(&self, wall: Duration, key: &NodePublic) -> bool {
+    pub fn admits(&self, key: &NodePublic) -> bool {
         self.node_by_key(key)
-            .is_some_and(|node| self.standing(node.id, wall).is_valid())
+            .is_some_and(|node| self.standing(node.id).is_valid())
     }
 
     /// Checks that the machine at the other end of the channel owns the node

@@ -269,7 +269,7 @@ impl CoordinatorHandle {
 
     /// Whether the key belongs to a node of this network, and still works.
     pub fn admits(&self, key: &NodePublic) -> bool {
-        self.read(|coordinator| coordinator.admits(wall_clock(), key))
+        self.read(|coordinator| coordinator.admits(key))
     }
 
     /// Sends a c2n request to a node: status and body of its response.

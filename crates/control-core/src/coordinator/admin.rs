@@ -217,7 +217,7 @@ impl Coordinator {
     ) -> Result<AuthKeyRecord, AdminError> {
         let key = self.view.directory.auth_key(id);
         let mut key = key.cloned().ok_or(AdminError::NoAuthKey(id.0))?;
-        let time = timestamp(wall);
+        let time = self.past(wall);
         key.expiry = Some(key.expiry.map_or(time, |expiry| expiry.min(time)));
         self.commit(Change::AuthKey(key.clone()), true);
         Ok(key)
@@ -255,9 +255,14 @@ impl Coordinator {
         node: impl Into<NodeRef>,
     ) -> Result<NodeId, AdminError> {
         let id = self.find_node(node)?.id;
-        let time = self.advance_wall(wall);
+        let time = self.past(wall);
         self.revise(id, true, |node| node.key_expiry = Some(time));
         Ok(id)
+    }
+
+    /// A moment that has passed, also by the time that is believed.
+    fn past(&self, wall: Duration) -> Timestamp {
+        timestamp(wall).min(self.clock.time())
     }
 
     /// Deletes a node. Its addresses are not given to another one soon.
@@ -306,7 +311,7 @@ impl Coordinator {
             return Err(AdminError::KeyWithoutOwner);
         }
         let changed = found.tags != tags;
-        let time = self.time;
+        let time = self.clock.time();
         self.revise(id, true, |node| {
             node.tags = tags;
             // A key that belongs to a service does not ask a person to renew it.

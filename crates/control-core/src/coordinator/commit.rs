@@ -16,7 +16,6 @@ use warren_policy::{Context, NodeSet, Policy};
 
 use super::Coordinator;
 use crate::access::{Access, MapImpact};
-use crate::clock::timestamp;
 use crate::impact::{self, NodeImpact};
 use crate::map_sessions::{PatchFields, PeerUpdate};
 use crate::output::{Notice, Output};
@@ -103,7 +102,7 @@ impl Coordinator {
 
     fn node_committed(&mut self, new: NodeRecord) {
         let (id, ephemeral) = (new.id, new.ephemeral);
-        let time = self.time;
+        let time = self.clock.time();
         let before = self.view.viewers_of(id);
         let access = &self.view.access;
         let impact = NodeImpact::of(self.view.node(id), &new, |old, new| {
@@ -118,10 +117,10 @@ impl Coordinator {
             // no peer is informed of the gap.
             if let Some(session) = self.sessions.end_of(id) {
                 self.outputs.push_back(Output::End(session));
-                self.presence.disconnected(self.now, id, ephemeral);
+                self.presence.disconnected(self.clock.now(), id, ephemeral);
             }
         }
-        self.presence.kind_is(self.now, id, ephemeral);
+        self.presence.kind_is(self.clock.now(), id, ephemeral);
         if impact.policy {
             self.policy_of_node_changed(id, before, !is_new);
         } else if let Some(update) = impact.peers {
@@ -228,16 +227,12 @@ impl Coordinator {
         self.standing_changed(id);
     }
 
-    /// Takes over readings of the clocks. Keys expire and become valid again by
-    /// the wall clock alone, in whichever direction it was set.
+    /// Takes over readings of the clocks, and returns the time that is believed.
+    /// Keys expire and become valid again by it, in whichever direction it moves.
     pub(super) fn advance(&mut self, now: Instant, wall: Duration) -> Timestamp {
-        self.now = now;
-        self.advance_wall(wall)
-    }
-
-    pub(super) fn advance_wall(&mut self, wall: Duration) -> Timestamp {
-        let before = std::mem::replace(&mut self.time, timestamp(wall));
-        let time = self.time;
+        let before = self.clock.time();
+        self.clock.read(now, wall);
+        let time = self.clock.time();
         let (from, to) = (before.min(time), before.max(time));
         for id in self.view.directory.expiring(from, to) {
             let directory = &mut self.view_mut().directory;
@@ -253,15 +248,15 @@ impl Coordinator {
     }
 
     fn standing_changed(&mut self, id: NodeId) {
-        let (directory, time) = (&self.view.directory, self.time);
-        let standing = |id| directory.standing(id, time);
+        let directory = &self.view.directory;
+        let standing = |id| directory.standing(id);
         let changed = self.primaries.standing_changed(id, standing);
         self.routers_changed(changed);
     }
 
     pub(super) fn routes_changed(&mut self, id: NodeId, routes: BTreeSet<IpNet>) {
-        let (directory, time) = (&self.view.directory, self.time);
-        let standing = |id| directory.standing(id, time);
+        let directory = &self.view.directory;
+        let standing = |id| directory.standing(id);
         let changed = self.primaries.set_routes(id, routes, standing);
         self.routers_changed(changed);
     }

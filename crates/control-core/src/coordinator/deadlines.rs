@@ -6,7 +6,7 @@ use super::Coordinator;
 use crate::output::Reason;
 use crate::presence::PresenceTimer;
 
-/// A wall clock may be set; keys that expire by it are checked this often.
+/// A wall clock may be set: it is compared with the monotonic clock this often.
 const WALL_CHECK: Duration = Duration::from_secs(30);
 
 impl Coordinator {
@@ -25,22 +25,19 @@ impl Coordinator {
             presence,
             registrations.map(|at| (at, Reason::ForgetPending)),
             ssh_checks.map(|at| (at, Reason::SshCheck)),
-            self.wall_deadline().map(|at| (at, Reason::KeyExpiry)),
+            Some((self.wall_deadline(), Reason::KeyExpiry)),
         ]
         .into_iter()
         .flatten()
         .min_by_key(|(at, _)| *at)
     }
 
-    fn wall_deadline(&self) -> Option<Instant> {
-        let directory = &self.view.directory;
-        if !directory.has_expiry() {
-            return None;
-        }
-        let next = directory.next_expiry(self.time);
-        let left = next.map(|expiry| expiry.duration_since(self.time));
+    fn wall_deadline(&self) -> Instant {
+        let time = self.clock.time();
+        let next = self.view.directory.next_expiry(time);
+        let left = next.map(|expiry| expiry.duration_since(time));
         let left = left.map(|left| Duration::try_from(left).unwrap_or_default());
-        Some(self.wall_checked + left.unwrap_or(WALL_CHECK).min(WALL_CHECK))
+        self.wall_checked + left.unwrap_or(WALL_CHECK).min(WALL_CHECK)
     }
 
     /// Does what is due. Called early, it does nothing.

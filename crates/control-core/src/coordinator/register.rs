@@ -112,7 +112,7 @@ impl Coordinator {
                 return RegisterOutcome::error("node exists with a different machine key");
             }
             let id = node.id;
-            return self.register_known(wall, id, &join);
+            return self.register_known(id, &join);
         }
         if request.expiry.is_some_and(|expiry| expiry <= time) {
             // A logout of a node that is gone already.
@@ -131,17 +131,12 @@ impl Coordinator {
 
     /// The node key is known and the machine owns it: a restart, a logout, or a
     /// request for an earlier expiry.
-    fn register_known(
-        &mut self,
-        wall: Duration,
-        id: NodeId,
-        request: &JoinRequest,
-    ) -> RegisterOutcome {
-        let time = self.time;
+    fn register_known(&mut self, id: NodeId, request: &JoinRequest) -> RegisterOutcome {
+        let time = self.clock.time();
         let Some(node) = self.view.node(id) else {
             return RegisterOutcome::expired();
         };
-        let expired = !self.view.standing(id, wall).is_valid();
+        let expired = !self.view.standing(id).is_valid();
         let mut expiry = node.key_expiry;
         if let Some(wish) = request.expiry {
             if wish <= time {
@@ -213,7 +208,7 @@ impl Coordinator {
             method: JoinMethod::AuthKey,
             auth_key: Some(key.id),
         };
-        match self.admit(time, machine, request, admission) {
+        match self.admit(machine, request, admission) {
             Ok(id) => {
                 key.uses += 1;
                 self.commit(Change::AuthKey(key), true);
@@ -283,7 +278,7 @@ impl Coordinator {
         user: impl Into<UserRef>,
         tags: BTreeSet<String>,
     ) -> Result<NodeId, AdminError> {
-        let time = self.advance(now, wall);
+        self.advance(now, wall);
         let user = self.find_user(user)?.id;
         let login = self.registrations.get(id).cloned();
         let login = login.ok_or_else(|| AdminError::NoPending(id.0.clone()))?;
@@ -303,18 +298,20 @@ impl Coordinator {
             method: JoinMethod::Approval,
             auth_key: None,
         };
-        self.admit(time, login.machine, &login.request, admission)
+        self.admit(login.machine, &login.request, admission)
     }
 
     /// Creates the node, or gives the node that this machine and owner already
     /// have the new key.
     fn admit(
         &mut self,
-        time: Timestamp,
         machine: MachinePublic,
         request: &JoinRequest,
         admission: Admission,
     ) -> Result<NodeId, AdminError> {
+        // What is granted counts from what the wall clock says now: a machine must
+        // not get a key that ends when a clock that was corrected is believed.
+        let time = self.clock.latest();
         let tagged = !admission.tags.is_empty();
         let lifetime = self
             .config()

@@ -45,7 +45,7 @@ impl Coordinator {
         let time = self.advance(now, wall);
         let destination = self.view.node(question.destination);
         destination
-            .filter(|node| node.machine == machine && self.view.standing(node.id, wall).is_valid())
+            .filter(|node| node.machine == machine && self.view.standing(node.id).is_valid())
             .ok_or(SshRefusal::NotTheDestination)?;
         let Some((session, rule)) = self.checked_session(question) else {
             return Ok(SshOutcome::refuse(

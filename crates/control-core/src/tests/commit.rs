@@ -118,9 +118,9 @@ fn expired_router_gives_its_subnet_to_the_one_that_may_serve() {
     assert_eq!(active(&mut w, viewer), [2]);
     let (first, second) = (NodeId(1), NodeId(2));
     let view = w.c.view();
-    assert_eq!(view.standing(first, w.wall), Standing::Expired);
-    assert!(view.standing(second, w.wall).may_serve());
-    assert!(!w.c.admits(w.wall, &key(1)) && w.c.admits(w.wall, &key(2)));
+    assert_eq!(view.standing(first), Standing::Expired);
+    assert!(view.standing(second).may_serve());
+    assert!(!w.c.admits(&key(1)) && w.c.admits(&key(2)));
     // A new login makes it equal again: the present router stays.
     let auth = w.reusable("lab");
     let mut again = request(11, &auth);
@@ -133,23 +133,46 @@ fn expired_router_gives_its_subnet_to_the_one_that_may_serve() {
 }
 
 #[test]
-fn wall_clock_that_is_set_back_makes_keys_valid_again() {
+fn wall_clock_that_jumps_and_comes_back_expires_no_key() {
     let (mut w, viewer) = routers();
-    let ahead = w.wall + Duration::from_secs(200 * 24 * 3600);
-    w.now += Duration::from_secs(30);
-    w.c.handle_timeout(w.now, ahead);
-    w.settle();
+    let ahead = Duration::from_secs(200 * 24 * 3600);
+    w.wall += ahead;
+    w.pass(Duration::from_secs(35));
     w.read(viewer);
+    assert!(w.clients[&viewer].peers.values().all(|peer| !peer.expired));
+    assert_eq!(active(&mut w, viewer), [1]);
+    // All decisions go by one time, that of peers and that of the relay.
+    assert!(w.c.admits(&super::world::key(1)));
+    w.wall -= ahead;
+    w.pass(Duration::from_secs(400));
+    w.read(viewer);
+    assert!(w.clients[&viewer].peers.values().all(|peer| !peer.expired));
+}
+
+#[test]
+fn wall_clock_that_stays_elsewhere_expires_keys_and_makes_them_valid_again() {
+    let (mut w, viewer) = routers();
+    let ahead = Duration::from_secs(200 * 24 * 3600);
+    // The checks come by themselves, also when no key is left to expire.
+    let pass_settling_time = |w: &mut World| {
+        let end = w.now + crate::clock::SETTLE + Duration::from_secs(60);
+        while w.now < end {
+            let (at, _) = w.c.next_deadline().unwrap();
+            assert!(at <= w.now + Duration::from_secs(30));
+            w.pass(at - w.now);
+        }
+        w.read(viewer);
+    };
     let expired = |w: &World| {
         let peers = w.clients[&viewer].peers.values();
         peers.filter(|peer| peer.expired).count()
     };
+    w.wall += ahead;
+    pass_settling_time(&mut w);
     assert_eq!(expired(&w), 2);
-    // The check comes by itself, although no key is left to expire.
-    let (at, _) = w.c.next_deadline().unwrap();
-    assert!(at <= w.now + Duration::from_secs(30));
-    w.pass(at - w.now);
-    w.read(viewer);
+    assert!(!w.c.admits(&super::world::key(1)));
+    w.wall -= ahead;
+    pass_settling_time(&mut w);
     assert_eq!(expired(&w), 0);
     assert_eq!(active(&mut w, viewer), [1]);
 }
