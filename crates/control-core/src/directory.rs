@@ -64,14 +64,17 @@ pub(crate) struct NodeState {
 pub(crate) struct NodeEntry {
     pub(crate) record: Arc<NodeRecord>,
     pub(crate) state: NodeState,
+    /// The [revision](Directory::revision) that made it.
+    pub(crate) revision: u64,
     json: Mutex<BTreeMap<PeerVariant, Arc<str>>>,
 }
 
 impl NodeEntry {
-    fn new(record: Arc<NodeRecord>, state: NodeState) -> Self {
+    fn new(record: Arc<NodeRecord>, state: NodeState, revision: u64) -> Self {
         Self {
             record,
             state,
+            revision,
             json: Mutex::default(),
         }
     }
@@ -101,6 +104,8 @@ pub(crate) struct Directory {
     policy: Option<Arc<str>>,
     policies: Table<i64, Arc<PolicyVersion>>,
     counters: Counters,
+    /// Counts the changes of nodes.
+    revision: u64,
     by_key: Table<NodePublic, NodeId>,
     by_machine: Table<(MachinePublic, NodeId), ()>,
     by_name: Table<(String, NodeId), ()>,
@@ -256,8 +261,7 @@ impl Directory {
             .map(|old| old.state.clone())
             .unwrap_or_default();
         state.expired = new.is_expired(time);
-        self.nodes
-            .insert(id, Arc::new(NodeEntry::new(Arc::new(new), state)));
+        self.put_entry(Arc::new(new), state);
         old
     }
 
@@ -295,9 +299,20 @@ impl Directory {
         if state == entry.state {
             return false;
         }
-        let entry = NodeEntry::new(entry.record.clone(), state);
-        self.nodes.insert(id, Arc::new(entry));
+        self.put_entry(entry.record.clone(), state);
         true
+    }
+
+    fn put_entry(&mut self, record: Arc<NodeRecord>, state: NodeState) {
+        self.revision += 1;
+        let id = record.id;
+        let entry = NodeEntry::new(record, state, self.revision);
+        self.nodes.insert(id, Arc::new(entry));
+    }
+
+    /// The number of the last change of a node; it only grows.
+    pub(crate) fn revision(&self) -> u64 {
+        self.revision
     }
 
     // Users.

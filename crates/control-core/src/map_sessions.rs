@@ -111,6 +111,8 @@ impl PendingUpdate {
 /// The parts of the map that the client at the other end of the stream holds.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct LastSent {
+    /// The revision of the directory that the map was rendered from.
+    pub(crate) revision: u64,
     pub(crate) peers: NodeSet,
     pub(crate) users: BTreeSet<UserId>,
     /// The SHA-256 of the filter's JSON: a filter may be long, and there are

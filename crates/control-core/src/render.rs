@@ -111,6 +111,7 @@ impl View {
         let message = self.full_message(wall, id)?;
         let peers = self.visible_peers(id);
         let last = LastSent {
+            revision: self.directory.revision(),
             routes: self.all_routes_seen(id, &peers),
             peers,
             users: message

@@ -61,6 +61,7 @@ impl View {
             .map(|user| self.render_user(user))
             .collect();
         self.remember_variants(id, &peers, last);
+        last.revision = self.directory.revision();
         head.peers_changed_patch = peers.patches;
         head.peers_removed = peers.removed.into_iter().collect();
         let peers_changed = self.peers_json(id, peers.whole.into_iter());
@@ -96,6 +97,13 @@ impl View {
         let visible: NodeSet = self.visible_peers(id);
         peers.removed.extend(last.peers.difference(&visible));
         peers.whole.extend(visible.difference(&last.peers));
+        // A peer that was hidden since the last message, and changed meanwhile,
+        // was not invalidated for this session.
+        let changed = visible.iter().filter(|peer| {
+            let entry = self.directory.entry(*peer);
+            entry.is_some_and(|entry| entry.revision > last.revision)
+        });
+        peers.whole.extend(changed);
         let routes = self.all_routes_seen(id, &visible);
         let either = routes.keys().chain(last.routes.keys());
         let differ = either.filter(|peer| routes.get(peer) != last.routes.get(peer));

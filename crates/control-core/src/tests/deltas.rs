@@ -179,6 +179,21 @@ fn an_expiring_key_is_announced_when_its_time_comes() {
 }
 
 #[test]
+fn peer_that_changed_while_it_was_hidden_is_sent_again() {
+    let (mut w, a, _b) = pair();
+    let apart = r#"{"acls": [], "tagOwners": {}}"#;
+    w.c.set_policy(Some(apart.to_owned())).unwrap();
+    let mut update = lite(2);
+    update.endpoints = vec!["192.0.2.77:7".parse().unwrap()];
+    w.c.update(machine(2), &update).unwrap();
+    w.c.set_policy(None).unwrap();
+    w.settle();
+    w.read_all();
+    let peers = &w.clients[&a].peers;
+    assert_eq!(peers.values().next().unwrap().endpoints, update.endpoints);
+}
+
+#[test]
 fn early_timeouts_do_nothing() {
     let (mut w, _a, _b) = pair();
     let (at, _) = w.c.next_deadline().unwrap();
