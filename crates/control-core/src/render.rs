@@ -13,7 +13,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use sha2::{Digest as _, Sha256};
 use warren_control_types::{
-    CapMap, CapabilityVersion, Debug, DnsConfig, FilterRule, MapResponse, Node, NodeId,
+    CapMap, CapabilityVersion, Debug, DnsConfig, FilterRule, MapResponse, Node, NodeId, SshPolicy,
     StableNodeId, UserId, UserProfile,
 };
 use warren_policy::NodeSet;
@@ -120,7 +120,7 @@ impl View {
                 .iter()
                 .map(|user| user.id)
                 .collect(),
-            filter: digest(&self.access.filter_for(id)),
+            filter: digest(&self.filter_of(id)),
             ssh: message.head.ssh_policy.clone().unwrap_or_default(),
             without_ipv4: self.all_without_ipv4(id),
         };
@@ -143,8 +143,8 @@ impl View {
             dns_config: Some(self.render_dns()),
             domain: self.config.base_domain.clone(),
             collect_services: Some(false),
-            packet_filters: filters(self.access.filter_for(id)),
-            ssh_policy: Some(self.access.ssh_policy_for(id, &self.config.server_url)),
+            packet_filters: filters(self.filter_of(id)),
+            ssh_policy: Some(self.ssh_of(id)),
             user_profiles: users
                 .into_iter()
                 .map(|user| self.render_user(user))
@@ -159,11 +159,42 @@ impl View {
         })
     }
 
+    /// Whether the node takes part in the network. A node that does not is sent
+    /// itself and what it needs for a new login, and nothing about others: its
+    /// key may be in the hands of a thief.
+    fn takes_part(&self, id: NodeId) -> bool {
+        self.standing(id).is_valid()
+    }
+
     /// The peers that a node sees.
     fn visible_peers(&self, id: NodeId) -> NodeSet {
+        if !self.takes_part(id) {
+            return NodeSet::new();
+        }
         let all = || self.directory.nodes().map(|node| node.id);
         let visible = self.access.peers_of(id);
         visible.unwrap_or_else(|| all().filter(|peer| *peer != id).collect())
+    }
+
+    /// Whether a node sees this peer.
+    fn can_see(&self, id: NodeId, peer: NodeId) -> bool {
+        self.takes_part(id) && self.access.can_see(id, peer)
+    }
+
+    /// The packet filter of a node.
+    fn filter_of(&self, id: NodeId) -> Vec<FilterRule> {
+        if !self.takes_part(id) {
+            return Vec::new();
+        }
+        self.access.filter_for(id)
+    }
+
+    /// The rules of a node for logins over SSH.
+    fn ssh_of(&self, id: NodeId) -> SshPolicy {
+        if !self.takes_part(id) {
+            return SshPolicy::default();
+        }
+        self.access.ssh_policy_for(id, &self.config.server_url)
     }
 
     /// The routes behind `peer` that `viewer` is given.

@@ -135,7 +135,7 @@ impl Coordinator {
         }
         let expired = self.view.directory.entry(id);
         if expired.is_some_and(|entry| entry.state.expired != expired_before) {
-            self.standing_changed(id);
+            self.expiry_changed(id);
         }
     }
 
@@ -239,12 +239,21 @@ impl Coordinator {
             let expired = directory.node(id).is_some_and(|node| node.is_expired(time));
             if directory.set_state(id, |state| state.expired = expired) {
                 self.announce(id, PeerUpdate::Whole);
-                self.sessions
-                    .invalidate(id, |pending| pending.own_node = true);
-                self.standing_changed(id);
+                self.expiry_changed(id);
             }
         }
         time
+    }
+
+    /// The node's key expired or became valid again: so does its view of others.
+    fn expiry_changed(&mut self, id: NodeId) {
+        self.sessions.invalidate(id, |pending| {
+            pending.own_node = true;
+            pending.view = true;
+            pending.filter = true;
+            pending.ssh = true;
+        });
+        self.standing_changed(id);
     }
 
     fn standing_changed(&mut self, id: NodeId) {

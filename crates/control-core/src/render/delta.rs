@@ -50,6 +50,11 @@ impl View {
             head.ssh_policy = self.ssh_delta(id, last);
         }
         let mut peers = Peers::default();
+        if !self.takes_part(id) {
+            // Users are renamed for nodes that take part only.
+            let own = self.directory.node(id).map(NodeRecord::owner);
+            last.users.retain(|user| Some(*user) == own);
+        }
         if pending.view {
             self.view_delta(id, last, &mut peers);
         }
@@ -77,7 +82,7 @@ impl View {
     }
 
     fn filter_delta(&self, id: NodeId, last: &mut LastSent) -> Option<Vec<FilterRule>> {
-        let filter = self.access.filter_for(id);
+        let filter = self.filter_of(id);
         let digest = digest(&filter);
         let differs = digest != last.filter;
         last.filter = digest;
@@ -85,7 +90,7 @@ impl View {
     }
 
     fn ssh_delta(&self, id: NodeId, last: &mut LastSent) -> Option<SshPolicy> {
-        let ssh = self.access.ssh_policy_for(id, &self.config.server_url);
+        let ssh = self.ssh_of(id);
         let differs = ssh != last.ssh;
         last.ssh.clone_from(&ssh);
         differs.then_some(ssh)
@@ -129,7 +134,7 @@ impl View {
     ) {
         for (&peer, update) in pending {
             let entry = self.directory.entry(peer);
-            let entry = entry.filter(|_| peer != id && self.access.can_see(id, peer));
+            let entry = entry.filter(|_| peer != id && self.can_see(id, peer));
             match (entry, last.peers.contains(peer)) {
                 (None, true) => {
                     last.peers.remove(peer);

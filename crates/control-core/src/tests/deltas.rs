@@ -170,8 +170,11 @@ fn a_second_stream_replaces_the_first() {
 }
 
 #[test]
-fn an_expiring_key_is_announced_when_its_time_comes() {
+fn expiring_key_is_announced_when_its_time_comes() {
     let (mut w, _a, b) = pair();
+    w.c.tag_node("host2", ["tag:db".to_owned()].into()).unwrap();
+    w.settle();
+    w.read_all();
     w.pass(Duration::from_secs(180 * 24 * 3600 - 1));
     assert!(w.read(b).is_empty());
     w.pass(Duration::from_secs(1));

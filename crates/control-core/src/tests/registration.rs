@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use proptest::prelude::*;
-use warren_control_types::{CapabilityVersion, Hostinfo, RegisterRequest};
+use warren_control_types::{CapabilityVersion, Hostinfo, MapRequest, Netmap, RegisterRequest};
 
 use super::world::{World, key, machine, map_request, request};
 use crate::{Coordinator, MapError, NewAuthKey, PendingId, RegisterOutcome};
@@ -395,6 +395,61 @@ fn approved_routes_end_with_the_owner_they_were_approved_for() {
     assert!(w.c.node(id).unwrap().approved_routes.is_empty());
     w.settle();
     assert_eq!(&w.stored, &w.c.snapshot());
+}
+
+#[test]
+fn node_with_an_expired_key_is_sent_nothing_about_others() {
+    let mut w = World::new();
+    w.user("lab");
+    let auth = w.reusable("lab");
+    let id = w.join(1, &auth);
+    w.join(2, &auth);
+    w.join(3, &auth);
+    let (one, _two) = (w.open(1).unwrap(), w.open(2).unwrap());
+    w.read_all();
+    assert_eq!(w.clients[&one].peers.len(), 2);
+    assert!(w.clients[&one].packet_filter().count() > 0);
+
+    w.c.expire_node(w.wall, "host1").unwrap();
+    w.settle();
+    w.read_all();
+    let alone = |map: &Netmap| {
+        let own = map.self_node.as_ref().unwrap();
+        assert!(own.expired, "it is sent that its key has expired");
+        assert!(map.peers.is_empty());
+        assert_eq!(map.packet_filter().count(), 0);
+        assert!(
+            map.ssh_policy
+                .as_ref()
+                .is_none_or(|ssh| ssh.rules.is_empty())
+        );
+    };
+    alone(&w.clients[&one]);
+    alone(&w.fresh(id));
+    // Changes of others do not reach it either, nor does a new stream.
+    w.c.rename_node("host2", "renamed").unwrap();
+    w.settle();
+    w.read_all();
+    alone(&w.clients[&one]);
+    let again = w.open(1).unwrap();
+    w.read(again);
+    alone(&w.clients[&again]);
+
+    // After a new login it is a node as before.
+    let new = RegisterRequest {
+        node_key: key(9),
+        ..request(1, &auth)
+    };
+    assert!(w.answer(1, &new).machine_authorized);
+    let map = MapRequest {
+        node_key: key(9),
+        ..map_request(1)
+    };
+    let session = w.c.open_stream(machine(1), &map).unwrap();
+    w.settle();
+    w.clients.insert(session, Netmap::default());
+    w.read(session);
+    assert_eq!(w.clients[&session].peers.len(), 2);
 }
 
 #[test]
