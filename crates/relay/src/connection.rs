@@ -122,9 +122,13 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         departures: shared.departures(),
         woken: Vec::new(),
     };
+    let applicant = Applicant::of(&proven, peer);
     let ended = tokio::select! {
         ended = reader.run(&mut reading, &mut buffer) => ended,
         () = close.cancelled() => Ok(()),
+        () = admission_ends(shared, applicant, proven.is_mesh_peer) => {
+            Err(ConnectionError::NotAdmitted(proven.key))
+        }
     };
     drop(reader);
     drop(registered);
@@ -133,6 +137,31 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     shared.metrics.note_drops(&drops);
     tracing::debug!(key = ?proven.key, ?ended, "client gone");
     ended
+}
+
+impl Applicant {
+    fn of(proven: &ProvenLogin, peer: SocketAddr) -> Self {
+        Self {
+            key: proven.key,
+            source: peer.ip().to_canonical(),
+        }
+    }
+}
+
+/// Returns when a client is not admitted any more, for instance because its key has
+/// expired. An admission that holds for the whole connection is not asked again.
+async fn admission_ends(shared: &Shared, applicant: Applicant, is_mesh_peer: bool) {
+    let admission = shared.admission.as_ref().filter(|_| !is_mesh_peer);
+    let period = admission.and_then(|admission| admission.recheck_after());
+    let (Some(admission), Some(period)) = (admission, period) else {
+        return std::future::pending().await;
+    };
+    loop {
+        tokio::time::sleep(period).await;
+        if !admission.admit(applicant).await {
+            return;
+        }
+    }
 }
 
 fn flags(proven: &ProvenLogin, not_ideal: bool) -> PeerFlags {
@@ -170,11 +199,7 @@ async fn log_in<S: AsyncRead + AsyncWrite>(
         buffer.filled(n);
     };
     if let Some(admission) = shared.admission.as_ref().filter(|_| !proven.is_mesh_peer) {
-        let applicant = Applicant {
-            key: proven.key,
-            source: peer.ip().to_canonical(),
-        };
-        if !admission.admit(applicant).await {
+        if !admission.admit(Applicant::of(&proven, peer)).await {
             return Err(ConnectionError::NotAdmitted(proven.key));
         }
     }

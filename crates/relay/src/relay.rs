@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -33,12 +34,26 @@ pub struct Applicant {
 
 /// Decides who may use the relay. Mesh peers are not asked about.
 pub trait Admission: Send + Sync {
-    /// Whether `applicant` may come in. Answer within ten seconds.
+    /// Whether `applicant` may use the relay. Answer within ten seconds.
     fn admit(&self, applicant: Applicant) -> Pin<Box<dyn Future<Output = bool> + Send + '_>>;
+
+    /// The time after which a client is asked about again while it is connected, and
+    /// again after that; its connection ends when it is not admitted any more.
+    /// `None`: an admission holds for the whole connection.
+    fn recheck_after(&self) -> Option<Duration> {
+        None
+    }
 }
+
+/// The time after which a function is asked again, which costs next to nothing.
+const RECHECK: Duration = Duration::from_secs(30);
 
 /// An admission made of a function that answers at once.
 impl<F: Fn(Applicant) -> bool + Send + Sync> Admission for F {
+    fn recheck_after(&self) -> Option<Duration> {
+        Some(RECHECK)
+    }
+
     fn admit(&self, applicant: Applicant) -> Pin<Box<dyn Future<Output = bool> + Send + '_>> {
         Box::pin(std::future::ready(self(applicant)))
     }

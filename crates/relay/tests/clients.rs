@@ -3,7 +3,9 @@
 
 mod net;
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use net::{PATIENCE, TestClient, Told, config, disco, plain, secret, tls, wait_until, without_tls};
@@ -13,7 +15,7 @@ use warren_dial::Dialer;
 use warren_dial::connections::ConnectionLimits;
 use warren_dial::derp::{ConnectOptions, NodeError, connect_node, https_latency};
 use warren_keys::NodePublic;
-use warren_relay::{Applicant, Relay};
+use warren_relay::{Admission, Applicant, Relay};
 use warren_wire::derp::{Frame, FrameKind, PeerGoneReason};
 
 async fn exchange(a: &mut TestClient, b: &mut TestClient) {
@@ -147,6 +149,34 @@ async fn only_admitted_keys_come_in() {
         .await
         .unwrap();
     assert_eq!(stranger.next().await, None);
+}
+
+/// Admits everybody until it is closed.
+struct Gate(AtomicBool);
+
+impl Admission for Gate {
+    fn admit(&self, _: Applicant) -> Pin<Box<dyn Future<Output = bool> + Send + '_>> {
+        Box::pin(std::future::ready(!self.0.load(Ordering::Relaxed)))
+    }
+
+    fn recheck_after(&self) -> Option<Duration> {
+        Some(Duration::from_millis(10))
+    }
+}
+
+#[tokio::test]
+async fn client_that_is_not_admitted_any_more_is_disconnected() {
+    let gate = Arc::new(Gate(AtomicBool::new(false)));
+    let mut config = config(100);
+    config.admission = Some(gate.clone());
+    let relay = Relay::new(config);
+    let node = plain(&relay).await;
+    let mut a = TestClient::connect(1, &node, &without_tls()).await;
+    let mut b = TestClient::connect(2, &node, &without_tls()).await;
+    exchange(&mut a, &mut b).await;
+    gate.0.store(true, Ordering::Relaxed);
+    wait_until(|| relay.connections() == 0).await;
+    while a.next().await.is_some() {}
 }
 
 #[tokio::test]
