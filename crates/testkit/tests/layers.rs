@@ -36,7 +36,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("packet path", &["dataplane"]),
     ("assembly", &["node-core", "control-core"]),
-    ("shell", &["dial", "host", "local-api", "control-api"]),
+    ("runtime", &["dial", "host", "local-api", "control-api"]),
     ("relay", &["relay"]),
     ("node", &["node"]),
     ("programs", &["cli", "control"]),
