@@ -22,6 +22,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
+use tracing::Instrument as _;
 
 use crate::caller::Caller;
 use crate::endpoints::NodeApi;
@@ -83,6 +84,7 @@ pub async fn serve<T: NodeApi>(listener: UnixListener, node: Arc<T>) {
     let router = local_router(node);
     let mut connections = JoinSet::new();
     let mut refusals = JoinSet::new();
+    let mut last_connection = 0_u64;
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -94,7 +96,10 @@ pub async fn serve<T: NodeApi>(listener: UnixListener, node: Arc<T>) {
                         false => MAX_CONNECTIONS - KEPT_CONNECTIONS,
                     };
                     if connections.len() < limit {
-                        connections.spawn(serve_connection(stream, caller, router.clone()));
+                        last_connection += 1;
+                        let span = tracing::info_span!("local", connection = last_connection);
+                        let serving = serve_connection(stream, caller, router.clone());
+                        connections.spawn(serving.instrument(span));
                     } else if refusals.len() < MAX_REFUSALS {
                         refusals.spawn(refuse(stream));
                     }

@@ -11,6 +11,7 @@ use tokio::io::{
     AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf,
 };
 use tokio::time::timeout;
+use tracing::Instrument as _;
 use warren_derp::login::{MAX_CLIENT_INFO, ProvenLogin};
 use warren_derp::server::{
     self, Connection, Keepalive, MESH_WRITE_TIMEOUT, Request, Violation, WRITE_TIMEOUT,
@@ -107,10 +108,10 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         shared.depart(|registry| registry.disconnect(id));
     });
     shared.metrics.accepts.add(1);
-    tracing::debug!(key = ?proven.key, %peer, mesh = proven.is_mesh_peer, "client connected");
+    tracing::debug!(key = ?proven.key, mesh = proven.is_mesh_peer, "client connected");
 
     let writer = write(Arc::clone(shared), writing, Arc::clone(&outbox), stalled);
-    let writer = tokio::spawn(writer);
+    let writer = tokio::spawn(writer.in_current_span());
     let mut reader = Reader {
         shared,
         id,
@@ -135,7 +136,7 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     let _ = writer.await;
     let drops = outbox.queue().take_drops();
     shared.metrics.note_drops(&drops);
-    tracing::debug!(key = ?proven.key, ?ended, "client gone");
+    tracing::debug!(?ended, "client gone");
     ended
 }
 

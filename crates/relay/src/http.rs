@@ -74,25 +74,31 @@ impl Relay {
         .await
     }
 
-    /// Serves a connection in a slot, which it keeps until it ends.
+    /// Serves a connection in a slot, which it keeps until it ends. All log lines of
+    /// the connection carry its number; which address it belongs to is said at the
+    /// level `debug` only.
     pub(crate) async fn in_slot(
         &self,
         peer: SocketAddr,
         serve: impl AsyncFnOnce(&Slot) -> Result<(), ServeError>,
     ) -> Result<(), ServeError> {
-        let served = async {
-            let slot = self.shared.slots.open(peer.ip())?;
-            let span = tracing::warn_span!("conn", id = slot.id());
-            tokio::select! {
-                served = serve(&slot).instrument(span) => served,
-                () = slot.must_close() => Err(ServeError::Displaced),
-            }
-        };
-        let served = served.await;
-        if served.is_err() {
+        let slot = self.shared.slots.open(peer.ip()).inspect_err(|_| {
             self.shared.metrics.refused.add(1);
-        }
-        served
+        })?;
+        let served = async {
+            tracing::debug!(%peer, "connection accepted");
+            let served = tokio::select! {
+                served = serve(&slot) => served,
+                () = slot.must_close() => Err(ServeError::Displaced),
+            };
+            if let Err(error) = &served {
+                self.shared.metrics.refused.add(1);
+                tracing::debug!(%error, "connection ended");
+            }
+            served
+        };
+        let span = tracing::warn_span!("conn", id = slot.id());
+        served.instrument(span).await
     }
 
     pub(crate) async fn serve_http<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(

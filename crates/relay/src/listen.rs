@@ -132,8 +132,11 @@ where
         tune(&stream);
         let serving = serve(stream, peer);
         tokio::spawn(async move {
-            if let Err(error) = serving.await {
-                tracing::debug!(%peer, %error, "connection ended");
+            match serving.await {
+                // It was never a connection of the relay, so no line says more.
+                Err(ServeError::Full(error)) => tracing::debug!(%peer, %error, "refused"),
+                // Logged with the number of the connection, if it is one of the relay.
+                Ok(()) | Err(_) => {}
             }
         });
     }

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
+use tracing::Instrument as _;
 use warren_control_types::DerpNode;
 use warren_derp::LinkId;
 use warren_derp::client::Event;
@@ -97,7 +98,12 @@ impl Relay {
     /// Keeps a link to another relay of the mesh; returns only when that relay
     /// turns out to be this one, or when the relay is closed.
     pub async fn mesh_with(&self, dialer: Dialer, peer: MeshPeer) {
-        let name = peer.node.host_name.clone();
+        // The name is one of the configuration, not one of a user.
+        let span = tracing::warn_span!("mesh", peer = peer.node.host_name);
+        self.keep_link(dialer, peer).instrument(span).await;
+    }
+
+    async fn keep_link(&self, dialer: Dialer, peer: MeshPeer) {
         loop {
             let link = tokio::select! {
                 link = self.one_link(&dialer, &peer) => link,
@@ -105,11 +111,11 @@ impl Relay {
             };
             match link {
                 Ok(Link::Ourselves) => {
-                    tracing::info!(peer = name, "mesh peer is this relay itself: left out");
+                    tracing::info!("mesh peer is this relay itself: left out");
                     return;
                 }
-                Ok(Link::Ended(reason)) => tracing::warn!(peer = name, reason, "mesh link down"),
-                Err(error) => tracing::warn!(peer = name, %error, "no mesh link"),
+                Ok(Link::Ended(reason)) => tracing::warn!(reason, "mesh link down"),
+                Err(error) => tracing::warn!(%error, "no mesh link"),
             }
             tokio::time::sleep(RETRY).await;
         }
@@ -141,9 +147,7 @@ impl Relay {
             };
             for event in batch {
                 match event {
-                    Event::Connected(_) => {
-                        tracing::info!(peer = peer.node.host_name, "mesh link up");
-                    }
+                    Event::Connected(_) => tracing::info!("mesh link up"),
                     Event::PeerPresent { key, .. } => shared.change(|registry| {
                         registry.add_forwarder(link, key, sender.clone());
                         Vec::new()

@@ -4,7 +4,7 @@
 
 use http::StatusCode;
 use tokio::task::JoinSet;
-use tracing::Instrument as _;
+use tracing::{Instrument as _, Span};
 use warren_control_client::{Input, Request, RequestError, STREAM_WATCHDOG};
 use warren_control_types::{MapRequest, PingRequest, RegisterRequest};
 use warren_dial::Dialer;
@@ -68,10 +68,15 @@ impl SessionIo {
                 return reporter.report(Input::Registered(Err(error)));
             }
         };
-        let span = tracing::info_span!("control", session = self.id.0);
         let work = carry_out(client, request, reporter);
-        self.tasks.spawn(work.instrument(span));
+        self.tasks.spawn(work.instrument(session_span(self.id)));
     }
+}
+
+/// The span of a session. It has no parent: the session outlives the request or
+/// message that led to it.
+pub fn session_span(id: SessionId) -> Span {
+    tracing::info_span!(parent: None, "control", session = id.0)
 }
 
 /// Gives up a login at the server.

@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
+use tracing::{Instrument as _, Span};
 use warren_control_client::Input as ControlInput;
 use warren_dial::Dialer;
 use warren_host::link::LinkState;
@@ -35,10 +36,10 @@ use self::file_writer::FileWriter;
 use self::listeners::Listeners;
 pub(super) use self::network::local_network;
 pub(super) use self::prefs::node_settings;
-use super::control_session::SessionIo;
+use super::control_session::{SessionIo, session_span};
 use super::host_task::{ApplyResult, Host};
 use super::pump::{OutCommand, Pump, Shared};
-use super::relays::Relays;
+use super::relays::{Relays, relay_span};
 use super::state::StateFolder;
 use super::{Inbox, Message, NodeHandle, Outbox, status, wall_clock};
 use crate::localapi::c2n;
@@ -136,9 +137,17 @@ impl EngineTask {
             tokio::select! {
                 message = messages.next() => match message {
                     None | Some(Message::Stop) => break,
-                    Some(message) => self.handle(message),
+                    Some(message) => {
+                        // All that follows is logged as belonging to its cause.
+                        let _cause = cause(&message).entered();
+                        self.handle(message);
+                        self.carry_out();
+                    }
                 },
-                Some(result) = results.recv() => self.host_applied(result),
+                Some(result) = results.recv() => {
+                    let _cause = tracing::info_span!("host").entered();
+                    self.host_applied(result);
+                }
                 () = tokio::time::sleep_until(deadline.into()) => {
                     self.node.handle_timeout(Instant::now(), wall_clock());
                 }
@@ -204,7 +213,8 @@ impl EngineTask {
             NodeOutput::Path { node, destination } => {
                 let peer = self.node.netmap().peers.get(&node);
                 let name = peer.map_or("?", |peer| peer.base_name());
-                tracing::debug!(peer = name, ?destination, "path");
+                let peer = tracing::debug_span!(parent: None, "peer", id = node.0);
+                tracing::debug!(parent: &peer, name, ?destination, "path");
             }
             NodeOutput::DialRelay {
                 region,
@@ -249,11 +259,13 @@ impl EngineTask {
             } => {
                 let inbox = self.inbox.clone();
                 let handle = Arc::new(NodeHandle::new(inbox.clone()));
-                tokio::spawn(async move {
+                let span = tracing::info_span!(parent: session_span(session), "c2n", id);
+                let answering = async move {
                     let response = c2n::respond(handle, &request).await;
                     let answer = ControlInput::C2nAnswer { id, response };
                     inbox.send(NodeInput::Control(session, answer));
-                });
+                };
+                tokio::spawn(answering.instrument(span));
             }
             NodeOutput::Unregister(request) => self.unregister(*request),
             NodeOutput::SaveLogin(id) => {
@@ -374,6 +386,18 @@ impl EngineTask {
                 }
             }
         }
+    }
+}
+
+/// The span of what led to a message. Datagrams have none, because they come at any
+/// rate; a request has the one of its caller, see [`NodeHandle`].
+fn cause(message: &Message) -> Span {
+    match message {
+        Message::Node(NodeInput::Control(session, _)) => session_span(*session),
+        Message::Node(NodeInput::RelayUp(region, link) | NodeInput::RelayDown(region, link))
+        | Message::RelayConnected { region, link, .. } => relay_span(*region, *link),
+        Message::Link(_) => tracing::info_span!(parent: None, "network"),
+        Message::Node(_) | Message::Request(_) | Message::Stop => Span::none(),
     }
 }
 

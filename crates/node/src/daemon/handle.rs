@@ -54,14 +54,18 @@ impl NodeHandle {
         self.handle(request).await
     }
 
-    /// Lets the task run `work`, which may answer later.
+    /// Lets the task run `work`, which may answer later. The log lines of the work
+    /// belong to the request.
     async fn later<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut EngineTask, oneshot::Sender<Reply<T>>) + Send + 'static,
     ) -> Reply<T> {
         let stopping = || ApiError::Unavailable("the daemon is stopping".to_owned());
         let (reply, answer) = oneshot::channel();
-        let request = Message::Request(Box::new(move |task| work(task, reply)));
+        let span = tracing::Span::current();
+        let request = Message::Request(Box::new(move |task| {
+            span.in_scope(|| work(task, reply));
+        }));
         if self.engine.is_closed() {
             return Err(stopping());
         }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tracing::Instrument as _;
+use tracing::{Instrument as _, Span};
 use warren_control_types::{DerpNode, DerpRegion, RegionId};
 use warren_derp::client::Event;
 use warren_dial::Dialer;
@@ -134,7 +134,7 @@ impl Relays {
             ..ConnectOptions::default()
         };
         let dialer = self.dialer.clone();
-        let span = tracing::info_span!("relay", region = region.0, link = link.0);
+        let span = relay_span(region, link);
         let work = async move { work.run(dialer, definition, node_key, options).await };
         let connection = Connection {
             link,
@@ -194,7 +194,7 @@ impl Relays {
     /// Measures the latency to a relay over HTTPS and reports it.
     pub fn measure_https(&self, region: RegionId, nodes: Vec<DerpNode>) {
         let (dialer, engine) = (self.dialer.clone(), self.engine.clone());
-        let span = tracing::info_span!("relay_latency", region = region.0);
+        let span = tracing::info_span!(parent: None, "relay_latency", region = region.0);
         let work = async move {
             for node in nodes.iter().filter(|node| !node.stun_only) {
                 match https_latency(&dialer, node, &ConnectOptions::default()).await {
@@ -216,6 +216,12 @@ impl Relays {
         });
         self.ports.store(Arc::new(open.collect()));
     }
+}
+
+/// The span of a connection. It has no parent: the connection outlives the request or
+/// message that led to it.
+pub fn relay_span(region: RegionId, link: LinkId) -> Span {
+    tracing::info_span!(parent: None, "relay", region = region.0, link = link.0)
 }
 
 /// One connection, from dialling to its end.

@@ -232,7 +232,7 @@ fn bind_sockets(port: u16, options: &UdpOptions) -> Result<UdpPair, UdpError> {
         if port != 0 && bound.port() != port {
             tracing::warn!(
                 wanted = port,
-                %bound,
+                bound = bound.port(),
                 "the UDP port is taken by another program; using another one. \
                  Stop that program or choose a free port with --port"
             );

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use tokio::sync::oneshot;
+use tracing::Instrument as _;
 use warren_control_types::RegisterRequest;
 use warren_node_core::node::NodeInput;
 
@@ -92,7 +93,7 @@ impl EngineTask {
             self.state.machine_key.clone(),
             self.dialer.clone(),
         );
-        tokio::spawn(async move {
+        let work = async move {
             let done = unregister(&server, machine_key, dialer, request).await;
             let done = done.map_err(|error| {
                 ApiError::Failed(format!(
@@ -100,7 +101,8 @@ impl EngineTask {
                 ))
             });
             drop(reply.send(done));
-        });
+        };
+        tokio::spawn(work.in_current_span());
     }
 
     /// Forgets the login here.
