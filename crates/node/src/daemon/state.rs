@@ -114,7 +114,15 @@ impl StateFolder {
         let lock = LockFile::acquire(&folder.join(LOCK_FILE))?;
         let path = file.to_owned();
         let text = match std::fs::read(&path) {
-            Ok(text) => Zeroizing::new(text),
+            Ok(text) => {
+                if text.is_empty() {
+                    tracing::warn!(
+                        "the state file is empty, so this becomes a new machine; restore the \
+                         file from a backup to be the old one again"
+                    );
+                }
+                Zeroizing::new(text)
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Zeroizing::default(),
             Err(source) => return Err(StateError::Read { path, source }),
         };
