@@ -213,6 +213,8 @@ impl SendQueue {
             // Small chunks: dropping one must not lose all pings of a flow.
             self.drops.disco_full += self.disco.push(now, frame, limit, 1024, &mut None);
         } else {
+            // Here too: the writer may be held up by a receiver that reads slowly.
+            self.drop_old_data(now);
             let limit = self.limits.data_bytes;
             self.drops.data_full += self.data.push(now, frame, limit, CHUNK, &mut self.spare);
         }
@@ -267,15 +269,7 @@ impl SendQueue {
         while let Some(chunk) = self.disco.pop() {
             out.extend_from_slice(&chunk.bytes);
         }
-        while let Some(head) = self.data.chunks.front() {
-            if now.saturating_duration_since(head.since) <= self.limits.max_age {
-                break;
-            }
-            if let Some(old) = self.data.pop() {
-                self.drops.data_old += old.packets;
-                keep(&mut self.spare, old.bytes);
-            }
-        }
+        self.drop_old_data(now);
         if out.is_empty() {
             // The usual case under load: hand the chunk over as it is.
             if let Some(chunk) = self.data.pop() {
@@ -292,6 +286,19 @@ impl SendQueue {
             }
         }
         !out.is_empty()
+    }
+
+    /// Drops data that has waited longer than [`Limits::max_age`].
+    fn drop_old_data(&mut self, now: Instant) {
+        while let Some(head) = self.data.chunks.front() {
+            if now.saturating_duration_since(head.since) <= self.limits.max_age {
+                break;
+            }
+            if let Some(old) = self.data.pop() {
+                self.drops.data_old += old.packets;
+                keep(&mut self.spare, old.bytes);
+            }
+        }
     }
 
     /// Gives memory back that a quiet connection does not need; for the
@@ -400,6 +407,21 @@ mod tests {
                 ..Drops::default()
             }
         );
+    }
+
+    #[test]
+    fn queue_that_is_not_taken_from_holds_the_data_of_the_last_moment_only() {
+        let mut now = Instant::now();
+        let mut queue = SendQueue::new(Limits::NODE);
+        // 1.4 MB/s to a receiver that does not read.
+        for _ in 0..2_000 {
+            push(&mut queue, now, &data(1, 1400));
+            now += Duration::from_millis(1);
+        }
+        let span = Limits::NODE.max_age + CHUNK_SPAN;
+        let held = usize::try_from(span.as_millis()).unwrap() * 1500;
+        assert!(queue.data.bytes <= held, "{} bytes", queue.data.bytes);
+        assert_eq!(queue.take_drops().data_full, 0);
     }
 
     #[test]

@@ -19,6 +19,9 @@ pub const MAX_PAYLOAD: usize = 2 * KEY_LEN + MAX_PACKET;
 pub const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest time that a write to a node may make no progress.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
+/// The speed in bytes per second that a receiver reaches at least over one write of
+/// the queue. One that keeps a connection by reading a byte now and then does not.
+pub const SLOWEST_READER: usize = 4 * 1024;
 /// The longest time that a write to a mesh peer may make no progress.
 pub const MESH_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 

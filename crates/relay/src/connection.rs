@@ -14,7 +14,8 @@ use tokio::time::timeout;
 use tracing::Instrument as _;
 use warren_derp::login::{MAX_CLIENT_INFO, ProvenLogin};
 use warren_derp::server::{
-    self, Connection, Keepalive, MESH_WRITE_TIMEOUT, Request, Violation, WRITE_TIMEOUT,
+    self, Connection, Keepalive, MESH_WRITE_TIMEOUT, Request, SLOWEST_READER, Violation,
+    WRITE_TIMEOUT,
 };
 use warren_derp::{
     ConnId, FrameBuffer, FrameTooLong, Limits, LoginError, OverLong, Presence, Route, ServerInfo,
@@ -457,7 +458,11 @@ async fn write_queue<S: AsyncRead + AsyncWrite>(
         }
         let some = outbox.queue().take(now, &mut bytes);
         if some {
-            write_all_unless_stalled(stream, &bytes, stalled).await?;
+            // A stalled receiver is noticed early, a very slow one in the end.
+            let longest = stalled + Duration::from_secs((bytes.len() / SLOWEST_READER) as u64);
+            timeout(longest, write_all_unless_stalled(stream, &bytes, stalled))
+                .await
+                .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
             shared.metrics.bytes_sent.add(bytes.len() as u64);
             flushed = false;
         } else if !flushed {
