@@ -1,7 +1,7 @@
 //! Stable addresses: one index per node gives both families.
 //!
 //! Index `n` is `100.64.0.0 + n` and `fd7a:115c:a1e0::n`, so that the two are
-//! easy to tell apart from any other node's and easy to remember. An index is
+//! easy to distinguish from any other node's and easy to remember. An index is
 //! handed out once and goes back only when the whole range has been used.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -1,7 +1,7 @@
 //! Sessions over SSH that wait for a check, and checks that were passed.
 //!
 //! A passed check is remembered for a person and a machine, not for the node
-//! that the session came from; a source that belongs to tags stands for itself.
+//! that the session came from; a source that belongs to tags is its own person.
 //! It is not stored: after a restart every person is checked again.
 //!
 //! Requests come from nodes of this network only, yet one of them may be in
@@ -108,7 +108,7 @@ pub struct SshCheckView {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Person {
     User(UserId),
-    /// The node belongs to tags and stands for itself.
+    /// The node belongs to tags and is its own person.
     Node(NodeId),
 }
 

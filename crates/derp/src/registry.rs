@@ -307,7 +307,7 @@ impl<H: Clone, M: Clone> Registry<H, M> {
         }
     }
 
-    /// Makes a connection a watcher; returns everybody who is here already.
+    /// Makes a connection a watcher; returns all clients that are connected already.
     pub fn watch(&mut self, id: ConnId) -> Vec<News> {
         match self.conns.get(&id) {
             Some(conn) if conn.key != self.own_key => {}

@@ -467,7 +467,7 @@ async fn write_queue<S: AsyncRead + AsyncWrite>(
             flushed = false;
         } else if !flushed {
             // What is left in the TLS buffers at the end of a burst is at
-            // most a few records, but the line may be slow.
+            // most a few records, but the link may be slow.
             flush_unless_stalled(stream, stalled * 4).await?;
             flushed = true;
         } else {

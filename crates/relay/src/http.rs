@@ -240,7 +240,7 @@ impl Relay {
                         "default-src 'none'; frame-ancestors 'none'",
                     )
             }
-            // Through a proxy, everybody would come from loopback.
+            // Through a proxy, all clients would come from loopback.
             "/metrics"
                 if reads
                     && peer.ip().to_canonical().is_loopback()

@@ -88,7 +88,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// A relay for everybody, without mesh and limits.
+    /// A relay for all clients, without mesh and limits.
     pub fn new(secret: NodeSecret) -> Self {
         Self {
             secret,
@@ -265,7 +265,7 @@ impl Shared {
     }
 }
 
-/// The way to one connection, for everybody who has something for it.
+/// The way to one connection, for all tasks that have frames for it.
 pub(crate) struct Outbox {
     queue: Mutex<SendQueue>,
     pub(crate) wake: Notify,

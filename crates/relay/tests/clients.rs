@@ -151,7 +151,7 @@ async fn only_admitted_keys_come_in() {
     assert_eq!(stranger.next().await, None);
 }
 
-/// Admits everybody until it is closed.
+/// Admits all clients until it is closed.
 struct Gate(AtomicBool);
 
 impl Admission for Gate {

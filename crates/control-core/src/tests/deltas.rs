@@ -98,7 +98,7 @@ fn a_patch_is_a_patch_and_reaches_only_the_others() {
 }
 
 #[test]
-fn a_slow_reader_hears_of_the_newest_state_once() {
+fn slow_reader_is_sent_the_newest_state_once() {
     let (mut w, _a, b) = pair();
     for n in 0..200_u8 {
         let mut update = lite(1);
@@ -141,7 +141,7 @@ fn rename_expire_delete_reach_the_peer_at_once() {
 }
 
 #[test]
-fn a_short_absence_is_not_news_and_a_long_one_is() {
+fn short_absence_is_not_sent_and_a_long_one_is() {
     let (mut w, a, b) = pair();
     w.close(a);
     w.pass(Duration::from_secs(9));
@@ -247,7 +247,7 @@ fn one_router_per_subnet_and_another_when_it_goes() {
 }
 
 #[test]
-fn questions_come_one_a_message_and_need_a_stream() {
+fn c2n_requests_come_one_a_message_and_need_a_stream() {
     let (mut w, a, b) = pair();
     let question = |n: u8| PingRequest {
         url: format!("https://unused/c2n/{n}"),
@@ -283,7 +283,7 @@ fn questions_come_one_a_message_and_need_a_stream() {
 }
 
 #[test]
-fn only_those_whom_a_change_concerns_hear_of_it() {
+fn change_is_sent_to_the_nodes_that_it_concerns_only() {
     let mut w = World::new();
     for name in ["alice", "bob"] {
         w.user(name);

@@ -71,7 +71,7 @@ fn wrong_keys_are_refused_with_a_text() {
 }
 
 #[test]
-fn a_key_for_nobody_says_how_to_make_somebody() {
+fn key_for_an_unknown_user_says_how_to_create_the_user() {
     let mut w = World::new();
     let mut refusal = |user: &str| {
         let new = NewAuthKey {
@@ -117,7 +117,7 @@ fn a_foreign_machine_cannot_use_a_known_node_key() {
 }
 
 #[test]
-fn old_clients_are_told_so() {
+fn client_that_is_too_old_is_refused_with_a_text() {
     let mut w = World::new();
     let mut old = request(1, "");
     old.version = CapabilityVersion(112);
@@ -453,7 +453,7 @@ fn node_with_an_expired_key_is_sent_nothing_about_others() {
 }
 
 #[test]
-fn relays_serve_who_is_in_and_not_expired() {
+fn relays_admit_nodes_with_a_valid_key_only() {
     let mut w = World::new();
     w.user("lab");
     let auth = w.reusable("lab");

@@ -7,7 +7,7 @@
 //!
 //! UDP only so far: answers of our own always fit, and a forwarded answer that
 //! does not is cut off with the TC bit set, as the upstream did. A connection
-//! attempt over TCP is refused, so that the client does not wait for it.
+//! attempt over TCP is refused, so that no program waits for it.
 
 mod exchanges;
 

@@ -91,7 +91,7 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> DaemonError {
     move |source| DaemonError::System { what, source }
 }
 
-/// Runs a daemon until it is told to stop by a signal.
+/// Runs a daemon until a signal stops it.
 ///
 /// # Errors
 /// [`DaemonError`]; nothing was changed in the operating system then.
