@@ -82,6 +82,22 @@ impl Host {
         }
     }
 
+    /// Starts a task that leaves the system as it is: every state counts as
+    /// applied. `done` gets a result without problems for each.
+    pub fn untouched(done: mpsc::UnboundedSender<ApplyResult>) -> Self {
+        let (wanted, mut changes) = watch::channel(HostState::default());
+        let task = tokio::spawn(async move {
+            while changes.changed().await.is_ok() {
+                drop(done.send(ApplyResult::default()));
+            }
+        });
+        Self {
+            wanted,
+            stop: None,
+            task: Some(task),
+        }
+    }
+
     /// Asks the task to set the system up like this.
     pub fn apply(&self, state: HostState) {
         self.wanted.send_if_modified(|current| {
@@ -92,9 +108,10 @@ impl Host {
     }
 
     /// Takes everything back and ends.
-    pub async fn stop(mut self) {
-        drop(self.stop.take());
-        if let Some(task) = self.task.take()
+    pub async fn stop(self) {
+        let Self { wanted, stop, task } = self;
+        drop((wanted, stop));
+        if let Some(task) = task
             && let Err(error) = task.await
         {
             tracing::error!(%error, "the system's settings may not be restored");

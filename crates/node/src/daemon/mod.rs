@@ -19,6 +19,7 @@
 
 mod aead;
 mod control_session;
+mod detached;
 mod engine_task;
 mod handle;
 mod host_task;
@@ -38,6 +39,7 @@ use warren_dial::derp::DerpSender;
 use warren_host::link::LinkChange;
 use warren_node_core::node::{LinkId, NodeInput};
 
+pub use detached::DetachedNode;
 pub use handle::NodeHandle;
 pub use start::{DaemonError, DaemonOptions, clean_up, run};
 pub use state::{StateError, StateFolder};

@@ -11,13 +11,14 @@ use warren_dial::Dialer;
 use warren_dns::ResolverConfig;
 use warren_host::BYPASS_MARK;
 use warren_host::firewall::Firewall;
-use warren_host::link::LinkMonitor;
+use warren_host::link::{LinkMonitor, LinkState};
 use warren_host::resolver::{ResolverError, ResolverOptions, SystemDns};
 use warren_host::router::{Router, RouterError, RouterOptions};
 use warren_host::tun::{Tun, TunError};
 use warren_host::udp::{UdpError, UdpOptions, UdpPair, bind_pair};
 use warren_node_core::node::{NodeConfig, NodeOutput};
 use warren_node_core::{Node, TUNNEL_MTU};
+use warren_tunnel::Aead;
 
 use super::aead::{self, BadAead};
 use super::engine_task::{EngineTask, EngineTaskConfig, local_network, node_settings};
@@ -87,7 +88,7 @@ pub enum DaemonError {
     },
 }
 
-fn system(what: &'static str) -> impl FnOnce(io::Error) -> DaemonError {
+pub(super) fn system(what: &'static str) -> impl FnOnce(io::Error) -> DaemonError {
     move |source| DaemonError::System { what, source }
 }
 
@@ -98,7 +99,7 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> DaemonError {
 pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
     let threads = Threads::choose()?;
     let aead = aead::choose()?;
-    let mut state = StateFolder::open(&options.state_dir, &options.state_file, &mut SystemEntropy)?;
+    let state = StateFolder::open(&options.state_dir, &options.state_file, &mut SystemEntropy)?;
     let listener = server::bind(&options.socket).map_err(|source| DaemonError::Socket {
         path: options.socket.clone(),
         source,
@@ -123,50 +124,8 @@ pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
         .map_err(system("cannot watch the network interfaces"))?;
 
     let (inbox, messages) = Inbox::new();
-    if state.prefs.control_url.is_empty() {
-        state.prefs.want_running = false;
-    }
-    let link = links.state().clone();
-    let config = NodeConfig {
-        stored: state.login.clone(),
-        clock_floor: state.clock_floor,
-        settings: node_settings(&state.prefs),
-        network: local_network(&sockets, &link),
-        flow_slots: None,
-        aead,
-        ranges: warren_node_types::TailnetRanges::DEFAULT,
-    };
-    let mut node = Node::new(config, Instant::now(), Box::new(SystemEntropy));
-    let first_view = std::iter::from_fn(|| node.poll_output()).find_map(|output| match output {
-        NodeOutput::View(view) => Some(view),
-        _ => None,
-    });
-    let first_view = first_view.unwrap_or_else(|| unreachable!("a new node publishes a view"));
-
-    let shared = Shared::new(tun, sockets, first_view)
-        .map_err(system("cannot make a wake-up descriptor"))?;
-    let shared = Arc::new(shared);
-    let dialer = Dialer::outside_tunnel();
-    let (relays, relay_inbox) =
-        Relays::new(dialer.clone(), inbox.clone(), Arc::clone(&shared.in_waker));
-    let (questions, dns_packets) = mpsc::channel(magic_dns::WAITING_QUESTIONS);
-    let pump = Pump::start(
-        Arc::clone(&shared),
-        threads.inward,
-        inbox.clone(),
-        questions,
-        relays.ports(),
-        relay_inbox,
-    )
-    .map_err(system("cannot start the packet threads"))?;
-
     let (answers, resolver_config) = watch::channel(ResolverConfig::default());
-    tokio::spawn(magic_dns::serve(
-        Arc::clone(&shared),
-        dns_packets,
-        resolver_config,
-    ));
-    let (done, outcomes) = mpsc::unbounded_channel();
+    let (done, results) = mpsc::unbounded_channel();
     let host = Host::start(
         router,
         firewall,
@@ -175,6 +134,18 @@ pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
         answers,
         done,
     );
+    let platform = Platform {
+        tun,
+        in_threads: threads.inward,
+        sockets,
+        socket_options,
+        link: links.state().clone(),
+        host,
+        resolver_config,
+        dialer: Dialer::outside_tunnel(),
+        aead,
+    };
+    let task = platform.engine_task(state, inbox.clone())?;
 
     let watcher = inbox.clone();
     tokio::spawn(async move {
@@ -194,22 +165,102 @@ pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
 
     let handle = Arc::new(NodeHandle::new(inbox.clone()));
     let local = tokio::spawn(server::serve(listener, handle));
-    let config = EngineTaskConfig {
-        shared,
-        pump,
-        relays,
-        host,
-        node,
-        state,
-        dialer,
-        inbox,
-        link,
-        socket_options,
-    };
     tracing::info!(socket = %options.socket.display(), "ready");
-    EngineTask::new(config).run(messages, outcomes).await;
+    task.run(messages, results).await;
     local.abort();
     Ok(())
+}
+
+/// The parts of a machine that a node works with, opened.
+pub(super) struct Platform {
+    /// The tunnel device.
+    pub(super) tun: Queues,
+    /// The number of threads that receive from the network.
+    pub(super) in_threads: usize,
+    /// The UDP sockets.
+    pub(super) sockets: UdpPair,
+    /// The options that the sockets were made with.
+    pub(super) socket_options: UdpOptions,
+    /// The network around.
+    pub(super) link: LinkState,
+    /// The task that sets the operating system up.
+    pub(super) host: Host,
+    /// The settings of MagicDNS, as that task compiles them.
+    pub(super) resolver_config: watch::Receiver<ResolverConfig>,
+    /// For connections to the coordination server and to relays.
+    pub(super) dialer: Dialer,
+    /// The cipher of the tunnel.
+    pub(super) aead: Aead,
+}
+
+impl Platform {
+    /// Starts the packet threads and MagicDNS, and makes the task of a node that
+    /// goes on from `state`.
+    ///
+    /// # Errors
+    /// [`DaemonError::System`] when descriptors or threads are lacking.
+    pub(super) fn engine_task(
+        self,
+        mut state: StateFolder,
+        inbox: Inbox,
+    ) -> Result<EngineTask, DaemonError> {
+        if state.prefs.control_url.is_empty() {
+            state.prefs.want_running = false;
+        }
+        let config = NodeConfig {
+            stored: state.login.clone(),
+            clock_floor: state.clock_floor,
+            settings: node_settings(&state.prefs),
+            network: local_network(&self.sockets, &self.link),
+            flow_slots: None,
+            aead: self.aead,
+            ranges: warren_node_types::TailnetRanges::DEFAULT,
+        };
+        let mut node = Node::new(config, Instant::now(), Box::new(SystemEntropy));
+        let mut outputs = std::iter::from_fn(|| node.poll_output());
+        let first_view = outputs.find_map(|output| match output {
+            NodeOutput::View(view) => Some(view),
+            _ => None,
+        });
+        let first_view =
+            first_view.unwrap_or_else(|| unreachable!("a new node publishes a view"));
+
+        let shared = Shared::new(self.tun, self.sockets, first_view)
+            .map_err(system("cannot make a wake-up descriptor"))?;
+        let shared = Arc::new(shared);
+        let (relays, relay_inbox) = Relays::new(
+            self.dialer.clone(),
+            inbox.clone(),
+            Arc::clone(&shared.in_waker),
+        );
+        let (questions, dns_packets) = mpsc::channel(magic_dns::WAITING_QUESTIONS);
+        let pump = Pump::start(
+            Arc::clone(&shared),
+            self.in_threads,
+            inbox.clone(),
+            questions,
+            relays.ports(),
+            relay_inbox,
+        )
+        .map_err(system("cannot start the packet threads"))?;
+        tokio::spawn(magic_dns::serve(
+            Arc::clone(&shared),
+            dns_packets,
+            self.resolver_config,
+        ));
+        Ok(EngineTask::new(EngineTaskConfig {
+            shared,
+            pump,
+            relays,
+            host: self.host,
+            node,
+            state,
+            dialer: self.dialer,
+            inbox,
+            link: self.link,
+            socket_options: self.socket_options,
+        }))
+    }
 }
 
 /// The file of our socket. The next daemon removes a stale one too, but an

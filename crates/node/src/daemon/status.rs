@@ -27,6 +27,8 @@ pub struct StatusContext<'a> {
     pub have_node_key: bool,
     /// The list of problems.
     pub health: Vec<String>,
+    /// Whether the tunnel has an interface in the operating system.
+    pub has_interface: bool,
     /// The time, since the UNIX epoch.
     pub wall: Duration,
 }
@@ -42,7 +44,7 @@ pub fn status(
     let own = netmap.self_node.as_ref();
     let mut status = Status {
         version: VERSION.to_owned(),
-        tun: true,
+        tun: context.has_interface,
         backend_state: context.state.as_str().to_owned(),
         have_node_key: context.have_node_key,
         auth_url: context.auth_url.to_owned(),

@@ -1,0 +1,88 @@
+//! A node that leaves the operating system alone: it has no interface, sets no
+//! addresses, routes or resolver, and needs no privilege.
+//!
+//! Everything else is that of the daemon: the engine task, the packet threads, the
+//! sessions with the coordination server, the relays, and the handlers of the local
+//! interface. Packets of peers for programs of this machine are dropped. Tests
+//! drive the command line against it, and programs can take part in a tailnet
+//! with it.
+
+use std::path::Path;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use warren_dial::{Dialer, SystemEntropy};
+use warren_dns::ResolverConfig;
+use warren_host::link::LinkMonitor;
+use warren_host::tun::Tun;
+use warren_host::udp::{UdpOptions, bind_pair};
+
+use super::handle::NodeHandle;
+use super::host_task::Host;
+use super::pump::Queues;
+use super::start::{DaemonError, Platform, system};
+use super::state::StateFolder;
+use super::{Inbox, Message, aead};
+
+/// A running node without an interface. Dropping it ends it at once.
+pub struct DetachedNode {
+    inbox: Inbox,
+    task: JoinHandle<()>,
+}
+
+impl DetachedNode {
+    /// Starts a node whose state is in the file `warren.state` in `state_dir`.
+    ///
+    /// # Errors
+    /// [`DaemonError`]; nothing keeps running then.
+    pub async fn start(state_dir: &Path) -> Result<Self, DaemonError> {
+        let state_file = state_dir.join("warren.state");
+        let state = StateFolder::open(state_dir, &state_file, &mut SystemEntropy)?;
+        let (device, other_end) = Tun::pair().map_err(system("cannot make a device in memory"))?;
+        let tun = Queues::new(vec![device]).unwrap_or_else(|| unreachable!("there is a queue"));
+        let socket_options = UdpOptions::default();
+        let links = LinkMonitor::start(&[])
+            .await
+            .map_err(system("cannot read the network interfaces"))?;
+        let (inbox, messages) = Inbox::new();
+        // Programs of this machine do not ask MagicDNS.
+        let (_, resolver_config) = watch::channel(ResolverConfig::default());
+        let (done, results) = mpsc::unbounded_channel();
+        let platform = Platform {
+            tun,
+            in_threads: 1,
+            sockets: bind_pair(&[0], &socket_options)?,
+            socket_options,
+            link: links.state().clone(),
+            host: Host::untouched(done),
+            resolver_config,
+            dialer: Dialer::new(),
+            aead: aead::choose()?,
+        };
+        let engine_task = platform.engine_task(state, inbox.clone())?;
+        let task = tokio::spawn(async move {
+            engine_task.run(messages, results).await;
+            drop(other_end);
+        });
+        Ok(Self { inbox, task })
+    }
+
+    /// The way to send requests to the node.
+    pub fn handle(&self) -> NodeHandle {
+        NodeHandle::new(self.inbox.clone())
+    }
+
+    /// Ends the node and waits until its state is on disk.
+    pub async fn stop(mut self) {
+        self.inbox.send(Message::Stop);
+        if let Err(error) = (&mut self.task).await {
+            tracing::error!(%error, "the node ended early; its state on disk may be old");
+        }
+    }
+}
+
+impl Drop for DetachedNode {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
