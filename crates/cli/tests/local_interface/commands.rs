@@ -1,60 +1,94 @@
 //! The command line, as users type it.
 
-use crate::memory::KEY;
-use crate::served::served;
+use warren_control_api::endpoints::{ApproveRoutes, DeleteNode};
+use warren_local_api::endpoints::Ping;
+use warren_local_api::types::PingType;
+use warren_node::daemon::DetachedNode;
+use warren_node_types::Prefs;
 
-#[test]
-fn a_forced_login_is_one_request_that_carries_the_key() {
+use crate::network::Network;
+use crate::served::{Served, block_on, served};
+
+/// `up` with a new key for the network.
+fn up(network: &Network) -> String {
+    let (server, key) = (network.url(), network.key());
+    format!("up --login-server {server} --hostname laptop --auth-key {key}")
+}
+
+/// A node that is up in the network.
+fn joined(network: &Network) -> Served {
     let served = served();
-    assert_eq!(
-        served
-            .warren(&format!("up --login-server http://c --auth-key {KEY}"))
-            .0,
-        0
-    );
-    let before = served.backend.log().len();
-    assert_eq!(
-        served
-            .warren(&format!("up --force-reauth --auth-key {KEY}"))
-            .0,
-        0
-    );
-    let (code, _, err) = served.warren("up --force-reauth");
-    assert_eq!(code, 0);
-    assert!(
-        err.contains("http://control.example/register/again"),
-        "{err}"
-    );
-    let log = served.backend.log().split_off(before);
-    assert_eq!(log.len(), 2, "{log:?}");
-    assert!(
-        log.iter().all(|line| line.contains("force_login: true")),
-        "{log:?}"
-    );
-    assert!(
-        log[0].contains("given") && log[1].contains("none"),
-        "{log:?}"
-    );
+    let (code, _, err) = served.warren(&up(network));
+    assert_eq!(code, 0, "{err}");
+    served
+}
+
+/// The node key in the status.
+fn own_key(served: &Served) -> serde_json::Value {
+    let (_, json, _) = served.warren("status --json --peers=false");
+    let status: serde_json::Value = serde_json::from_str(&json).unwrap();
+    status["Self"]["PublicKey"].clone()
 }
 
 #[test]
-fn status_of_a_logged_out_node_shows_its_health() {
-    let served = served();
-    served.backend.0.lock().unwrap().health = vec!["deleted there; log in again".into()];
-    let (code, out, _) = served.warren("status");
-    assert_eq!(code, 1);
+fn forced_login_is_one_request_that_carries_the_key() {
+    let network = Network::start();
+    let served = joined(&network);
+    let (old_key, key) = (own_key(&served), network.key());
+    served.changes();
+    let (code, _, err) = served.warren(&format!(
+        "up --force-reauth --hostname laptop --auth-key {key}"
+    ));
+    assert_eq!(code, 0, "{err}");
+    assert_ne!(own_key(&served), old_key);
+    let changes = served.changes();
+    let endpoints: Vec<_> = changes.iter().map(|change| change.endpoint).collect();
+    assert_eq!(endpoints, ["check-prefs", "start"]);
+    let start: serde_json::Value = serde_json::from_slice(&changes[1].request.body).unwrap();
+    assert_eq!(start["AuthKey"], key.as_str());
+}
+
+#[test]
+fn forced_login_waits_for_another_node_key() {
+    let network = Network::start();
+    let served = joined(&network);
+    let old_key = own_key(&served);
+    let command = served.warren_in_background("up --force-reauth --hostname laptop");
+    command.err.until("/register/");
     assert_eq!(
-        out,
-        "Logged out.\n\n# Health check:\n#     - deleted there; log in again\n"
+        own_key(&served),
+        old_key,
+        "the old login holds until the new one is approved"
+    );
+    network.approve();
+    let (code, _, err) = command.end();
+    assert_eq!(code, 0, "{err}");
+    assert_ne!(own_key(&served), old_key);
+}
+
+#[test]
+fn status_of_a_deleted_node_says_what_to_do() {
+    let network = Network::start();
+    let served = joined(&network);
+    let node = "laptop".to_owned();
+    network.admin(&DeleteNode { node });
+    served.until_problem("does not know this machine any more");
+    let (code, out, _) = served.warren("status");
+    assert_eq!(code, 0);
+    let health = "\n\n# Health check:\n#     - ";
+    assert!(
+        out.contains(health) && out.contains("warren up --force-reauth"),
+        "{out}"
     );
 }
 
 #[test]
 fn flags_without_effect_are_stored_with_a_warning() {
+    let network = Network::start();
     let served = served();
-    let up = format!("up --login-server http://c --auth-key {KEY}");
     let (code, _, err) = served.warren(&format!(
-        "{up} --snat-subnet-routes=false --stateful-filtering --netfilter-mode=nodivert --report-posture --advertise-connector"
+        "{} --snat-subnet-routes=false --stateful-filtering --netfilter-mode=nodivert --report-posture --advertise-connector",
+        up(&network)
     ));
     assert_eq!(code, 0, "{err}");
     assert!(err.contains("nodivert does what off does"), "{err}");
@@ -65,7 +99,7 @@ fn flags_without_effect_are_stored_with_a_warning() {
             "{err}"
         );
     }
-    let prefs = served.backend.0.lock().unwrap().prefs.clone();
+    let prefs = served.prefs();
     assert!(prefs.no_snat && prefs.posture_checking && prefs.app_connector.advertise);
     assert_eq!(prefs.no_stateful_filtering, Some(false));
     let (code, _, err) = served.warren(
@@ -84,8 +118,25 @@ fn flags_without_effect_are_stored_with_a_warning() {
     );
 }
 
+/// A node that offers to be an exit node, and may be one.
+fn exit_node(network: &Network, name: &str) -> DetachedNode {
+    let routes = ["0.0.0.0/0", "::/0"].map(|route| route.parse().unwrap());
+    let prefs = Prefs {
+        advertise_routes: routes.to_vec(),
+        ..Prefs::default()
+    };
+    let node = network.node(name, prefs);
+    network.admin(&ApproveRoutes {
+        node: name.to_owned(),
+        routes: routes.to_vec(),
+    });
+    node
+}
+
 #[test]
-fn up_with_a_key_then_the_other_commands() {
+fn up_connects_and_shows_the_peers() {
+    let network = Network::start();
+    let _db = exit_node(&network, "db");
     let served = served();
     let (code, out, _) = served.warren("status");
     assert_eq!((code, out.as_str()), (1, "Logged out.\n"));
@@ -93,89 +144,127 @@ fn up_with_a_key_then_the_other_commands() {
     assert_eq!(code, 1);
     assert!(err.contains("--login-server"), "{err}");
 
-    let (code, out, err) = served.warren(
-        "up --login-server http://c -authkey tskey-auth-good --hostname laptop --timeout 40s",
-    );
+    let (code, out, err) = served.warren(&format!("{} --timeout 40s", up(&network)));
     assert_eq!((code, err.as_str()), (0, ""));
     assert!(
-        out.starts_with("connected as laptop   100.64.0.1   fd7a:115c:a1e0::1   "),
+        out.starts_with("connected as laptop   100.64.0.2   fd7a:115c:a1e0::2   "),
         "{out}"
     );
     assert!(out.ends_with("1 peer; try: warren ping db\n"), "{out}");
 
     assert_eq!(
         served.warren("status").1,
-        "100.64.0.1  laptop  -  linux  -\n100.64.0.2  db      -  linux  idle; offers exit node\n"
+        "100.64.0.2  laptop  default  linux  -\n\
+         100.64.0.1  db      default  linux  idle; offers exit node\n"
     );
     let (_, json, _) = served.warren("status --json --peers=false");
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["BackendState"], "Running");
     assert!(json["Peer"].is_null());
-    assert_eq!(served.warren("ip").1, "100.64.0.1\nfd7a:115c:a1e0::1\n");
-    assert_eq!(served.warren("ip -4 db").1, "100.64.0.2\n");
-    assert_eq!(served.warren("ip -1").1, "100.64.0.1\n");
-    assert_eq!(served.warren("ip -6 db").0, 1);
-    assert_eq!(served.warren("ip --assert=100.64.0.1").0, 0);
-    assert_eq!(served.warren("ip --assert=100.64.0.2").0, 1);
+    assert_eq!(served.warren("ip").1, "100.64.0.2\nfd7a:115c:a1e0::2\n");
+    assert_eq!(served.warren("ip -4 db").1, "100.64.0.1\n");
+    assert_eq!(served.warren("ip -1").1, "100.64.0.2\n");
     assert_eq!(served.warren("ip -4 -6").0, 2);
-    assert_eq!(
-        served.warren("ping db"),
-        (
-            0,
-            "pong from db (100.64.0.2) via 192.0.2.7:41641 in 8ms\n".into(),
-            String::new()
-        )
-    );
-    assert_eq!(
-        served.warren("ping -tsmp db").1,
-        "pong from db (100.64.0.2) via TSMP in 8ms\n"
-    );
-    assert_eq!(
-        served.warren("ping 100.64.0.1").1,
-        "100.64.0.1 is local Tailscale IP\n"
-    );
-    assert_eq!(
-        served.warren("ping -c 1 --timeout 20ms 100.64.0.99"),
-        (
-            1,
-            "ping \"100.64.0.99\" timed out\n".into(),
-            "no reply\n".into()
-        )
-    );
-    assert_eq!(
-        served.warren("ping 100.64.0.50").2,
-        "no matching peer for 100.64.0.50\n"
+    assert_eq!(served.warren("ip --assert=100.64.0.2").0, 0);
+    assert_eq!(served.warren("ip --assert=100.64.0.1").0, 1);
+    assert!(
+        served
+            .warren("whois 100.64.0.1")
+            .1
+            .contains("Name:           db.warren.internal\n")
     );
     assert!(
         served
-            .warren("whois 100.64.0.2")
+            .warren("whois --json 100.64.0.1")
             .1
-            .contains("Name:           db.net.example\n")
-    );
-    assert!(
-        served
-            .warren("whois --json 100.64.0.2")
-            .1
-            .contains("\"LoginName\": \"ann@example.com\"")
+            .contains("\"LoginName\": \"default\"")
     );
     assert_eq!(served.warren("whois 100.64.0.3").0, 1);
-    assert!(served.warren("netcheck").1.contains("\t* UDP: true\n"));
-    assert!(
-        served
-            .warren("netcheck --format=json-line")
-            .1
-            .contains("\"UDP\":true")
-    );
     assert_eq!(served.warren("version").1, "0.1.0\n");
     assert!(
         served
             .warren("version --daemon --json")
             .1
-            .contains("\"daemonLong\": \"0.0.0-test\"")
+            .contains("\"daemonLong\": \"0.1.0\"")
     );
     assert!(served.warren("completion bash").1.contains("_warren"));
+}
 
+#[test]
+fn ping_shows_the_path_or_why_there_is_no_answer() {
+    let network = Network::start();
+    let _db = network.node("db", Prefs::default());
+    let gone = network.node("gone", Prefs::default());
+    let served = joined(&network);
+    // The first packets are lost while the relay is dialled.
+    block_on(async {
+        let kinds = [PingType::Tsmp, PingType::Disco];
+        for (ip, kind) in ["100.64.0.1", "100.64.0.2"]
+            .iter()
+            .flat_map(|ip| kinds.map(|kind| (ip, kind)))
+        {
+            let ip = ip.parse().unwrap();
+            let ping = || Ping { ip, kind, size: 0 };
+            while !served
+                .client()
+                .call(ping())
+                .await
+                .is_ok_and(|pong| pong.err.is_empty())
+            {}
+        }
+    });
+    network.block_on(gone.stop());
+
+    let (_, out, err) = served.warren("ping -c 1 --until-direct=false db");
+    assert!(
+        out.starts_with("pong from db (100.64.0.1) via "),
+        "{out}{err}"
+    );
+    let (code, out, err) = served.warren("ping -tsmp db");
+    assert_eq!(code, 0, "{err}");
+    assert!(
+        out.starts_with("pong from db (100.64.0.1) via TSMP in "),
+        "{out}"
+    );
+    assert_eq!(
+        served.warren("ping 100.64.0.3").1,
+        "100.64.0.3 is local Tailscale IP\n"
+    );
+    assert_eq!(
+        served.warren("ping -c 1 --timeout 20ms gone"),
+        (
+            1,
+            "ping \"100.64.0.2\" timed out\n".into(),
+            "no reply\n".into()
+        )
+    );
+    assert_eq!(
+        served.warren("ping 100.64.0.50").2,
+        "no node of this tailnet has the address 100.64.0.50\n"
+    );
+}
+
+#[test]
+fn netcheck_shows_the_measured_network() {
+    let network = Network::start();
+    let served = joined(&network);
+    // The first measurement takes its time.
+    let text = std::iter::repeat_with(|| served.warren("netcheck"))
+        .find(|(code, _, _)| *code == 0)
+        .unwrap()
+        .1;
+    assert!(text.contains("\t* UDP: true\n"), "{text}");
+    let (_, line, _) = served.warren("netcheck --format=json-line");
+    assert!(line.contains("\"UDP\":true"), "{line}");
+}
+
+#[test]
+fn settings_are_changed_and_never_lost_silently() {
+    let network = Network::start();
+    let _db = exit_node(&network, "db");
+    let served = joined(&network);
     assert_eq!(served.warren("set --shields-up").0, 0);
+    assert!(served.prefs().shields_up);
     assert_eq!(served.warren("set").0, 2);
     assert_eq!(served.warren("set --ssh").0, 1);
     let (code, _, err) = served.warren("up --accept-routes");
@@ -185,40 +274,65 @@ fn up_with_a_key_then_the_other_commands() {
         "{err}"
     );
 
-    let exit_node = || served.backend.0.lock().unwrap().prefs.exit_node_id.clone();
-    assert_eq!(served.warren("set --exit-node 100.64.0.2").0, 0);
-    assert_eq!(exit_node(), "nDB");
+    let exit_node = || served.prefs().exit_node_id;
+    assert_eq!(served.warren("set --exit-node 100.64.0.1").0, 0);
+    assert_ne!(exit_node(), "");
     assert_eq!(served.warren("set --exit-node=").0, 0);
     assert_eq!(exit_node(), "");
     let (code, _, err) = served.warren("set --exit-node 100.64.0.3");
     assert_eq!(code, 1);
     assert!(err.contains("offers to be an exit node"), "{err}");
+}
 
+#[test]
+fn down_keeps_the_login_and_logout_ends_it() {
+    let network = Network::start();
+    let served = joined(&network);
     assert_eq!(served.warren("down").0, 0);
     assert_eq!(served.warren("status").1, "Tailscale is stopped.\n");
     assert_eq!(served.warren("down").0, 0);
     assert_eq!(served.warren("up").0, 0);
+    served.changes();
     assert_eq!(served.warren("logout --reason going-home").0, 0);
     assert_eq!(served.warren("status").1, "Logged out.\n");
-    assert_eq!(
-        served.backend.log().last().unwrap(),
-        "logout \"going-home\""
-    );
+    let changes = served.changes();
+    assert_eq!(changes.len(), 1);
+    assert_eq!(changes[0].endpoint, "logout");
+    let reason = &changes[0].request.headers[0].1;
+    assert_eq!(reason, "Z29pbmctaG9tZQ==", "going-home in base64");
 }
 
 #[test]
 fn up_shows_where_to_log_in() {
+    let network = Network::start();
     let served = served();
-    let (code, _, err) = served.warren("up --login-server http://c");
-    assert_eq!(code, 0);
-    assert_eq!(
-        err,
-        "\nTo authenticate, visit:\n\n\thttp://control.example/register/abc\n\nSuccess.\n"
-    );
-    let served = self::served();
-    let (_, out, _) = served.warren("up --login-server http://c --json");
+    let server = network.url();
+    let command = served.warren_in_background(&format!("up --login-server {server}"));
+    command.err.until("/register/");
+    network.approve();
+    let (code, _, err) = command.end();
+    assert_eq!(code, 0, "{err}");
     assert!(
-        out.contains("{\n\t\"AuthURL\": \"http://control.example/register/abc\"\n}"),
+        err.starts_with(&format!(
+            "\nTo authenticate, visit:\n\n\t{server}/register/"
+        )),
+        "{err}"
+    );
+    assert!(err.ends_with("\n\nSuccess.\n"), "{err}");
+}
+
+#[test]
+fn up_with_json_shows_the_address_and_the_end() {
+    let network = Network::start();
+    let served = served();
+    let server = network.url();
+    let command = served.warren_in_background(&format!("up --login-server {server} --json"));
+    command.out.until("/register/");
+    network.approve();
+    let (code, out, err) = command.end();
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert!(
+        out.starts_with(&format!("{{\n\t\"AuthURL\": \"{server}/register/")),
         "{out}"
     );
     assert!(
@@ -228,27 +342,16 @@ fn up_shows_where_to_log_in() {
 }
 
 #[test]
-fn a_forced_login_waits_for_another_key() {
+fn refused_key_fails_with_its_reason() {
+    let network = Network::start();
     let served = served();
-    assert_eq!(
-        served
-            .warren("up --login-server http://c --auth-key tskey-auth-good")
-            .0,
-        0
-    );
-    let before = served.backend.0.lock().unwrap().key;
-    assert_eq!(served.warren("up --force-reauth").0, 0);
-    assert_ne!(served.backend.0.lock().unwrap().key, before);
-}
-
-#[test]
-fn a_refused_key_fails_with_its_reason() {
-    let served = served();
-    let (code, _, err) = served.warren("up --login-server http://c --auth-key bad");
-    assert_eq!(
-        (code, err.as_str()),
-        (1, "backend error: the auth key is not known\n")
-    );
+    let server = network.url();
+    let (code, _, err) = served.warren(&format!(
+        "up --login-server {server} --auth-key tskey-auth-bad"
+    ));
+    assert_eq!(code, 1);
+    assert!(err.starts_with("backend error: "), "{err}");
+    assert!(!err.contains("tskey-auth-bad"), "keys are not printed");
 }
 
 #[test]

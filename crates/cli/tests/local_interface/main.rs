@@ -1,9 +1,11 @@
-//! The local interface over a real socket, served by a node
-//! that is a few variables: the server's rules, the client, and the command line.
+//! The local interface over a real socket: the rules of the server, the client,
+//! and the command line. Behind the socket is the node of the daemon, without an
+//! interface in the operating system; it joins a coordination server that runs in
+//! this process too.
 
 #![allow(clippy::unwrap_used)]
 
 mod commands;
 mod interface;
-mod memory;
+mod network;
 mod served;

@@ -222,8 +222,7 @@ impl Platform {
             NodeOutput::View(view) => Some(view),
             _ => None,
         });
-        let first_view =
-            first_view.unwrap_or_else(|| unreachable!("a new node publishes a view"));
+        let first_view = first_view.unwrap_or_else(|| unreachable!("a new node publishes a view"));
 
         let shared = Shared::new(self.tun, self.sockets, first_view)
             .map_err(system("cannot make a wake-up descriptor"))?;
