@@ -1,34 +1,23 @@
 //! The host of the coordination server: the real coordinator behind simulated
 //! streams.
-//!
-//! The Noise channel and HTTP/2 are left out; what is inside of them is the
-//! real thing, as JSON: one letter for the kind of message, then the body.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use warren_control_core::{
-    Config, Coordinator, NewAuthKey, Output, RegisterOutcome, SessionId, Snapshot,
+    Config, Coordinator, MapError, NewAuthKey, Output, PendingId, RegisterOutcome, SessionId,
+    Snapshot,
 };
-use warren_control_types::{DerpMap, MapRequest, RegisterRequest};
+use warren_control_types::{DerpMap, RegisterRequest};
 use warren_keys::MachinePublic;
 
+use crate::control_frames::{Refusal, ToNode, ToServer};
 use crate::network::HostId;
 use crate::random::Dice;
 use crate::stream::StreamId;
 
-/// Client to server: a `RegisterRequest`.
-pub(crate) const REGISTER: u8 = b'R';
-/// Client to server: a `MapRequest` that only reports.
-pub(crate) const UPDATE: u8 = b'U';
-/// Client to server: a `MapRequest` that asks for the stream.
-pub(crate) const FOLLOW: u8 = b'S';
-/// Server to client: a `RegisterResponse`.
-pub(crate) const REGISTERED: u8 = b'r';
-/// Server to client: a `MapResponse`.
-pub(crate) const MAP: u8 = b'm';
-/// Server to client: why not.
-pub(crate) const REFUSED: u8 = b'e';
+/// The address of the server.
+pub(crate) const SERVER: &str = "http://control.sim";
 
 /// The user that all nodes belong to.
 pub(crate) const USER: &str = "sim";
@@ -36,6 +25,8 @@ pub(crate) const USER: &str = "sim";
 struct Client {
     machine: MachinePublic,
     session: Option<SessionId>,
+    /// A registration that waits for a decision.
+    parked: Option<(PendingId, Box<RegisterRequest>)>,
 }
 
 /// The coordination server.
@@ -55,6 +46,12 @@ pub(crate) struct ControlActs {
     pub(crate) close: Vec<StreamId>,
 }
 
+impl ControlActs {
+    fn reply(&mut self, to: StreamId, message: &ToNode) {
+        self.send.push((to, message.emit()));
+    }
+}
+
 impl Control {
     #[allow(
         clippy::expect_used,
@@ -68,7 +65,7 @@ impl Control {
         policy: Option<String>,
         mut dice: Dice,
     ) -> Self {
-        let mut config = Config::new("http://control.sim", DerpMap::default());
+        let mut config = Config::new(SERVER, DerpMap::default());
         config.key_lifetime = key_lifetime;
         let snapshot = Snapshot::default();
         let mut coordinator = Coordinator::new(now, wall, config, snapshot, dice.boxed())
@@ -114,16 +111,19 @@ impl Control {
             Client {
                 machine,
                 session: None,
+                parked: None,
             },
         );
     }
 
     pub(crate) fn closed(&mut self, now: Instant, wall: Duration, stream: StreamId) {
-        let session = self
-            .clients
-            .remove(&stream)
-            .and_then(|client| client.session);
-        if let Some(session) = session {
+        let Some(client) = self.clients.remove(&stream) else {
+            return;
+        };
+        if let Some((id, _)) = client.parked {
+            self.coordinator.stopped_waiting(&id);
+        }
+        if let Some(session) = client.session {
             self.stream_of.remove(&session);
             self.coordinator.close_stream(now, wall, session);
         }
@@ -137,39 +137,74 @@ impl Control {
         bytes: &[u8],
         acts: &mut ControlActs,
     ) {
+        let Some(machine) = self.clients.get(&stream).map(|client| client.machine) else {
+            return;
+        };
+        match ToServer::parse(bytes) {
+            Err(_) => {
+                acts.close.push(stream);
+                self.closed(now, wall, stream);
+            }
+            Ok(ToServer::Register(request)) => self.register(now, wall, stream, request, acts),
+            Ok(ToServer::Update(request)) => {
+                let result = self.coordinator.update(machine, &request);
+                acts.reply(stream, &ToNode::Updated(result.map(drop).map_err(refusal)));
+            }
+            Ok(ToServer::OpenStream(request)) => {
+                let result = self.coordinator.open_stream(machine, &request);
+                let result = result.map_err(refusal).map(|session| {
+                    self.stream_of.insert(session, stream);
+                    if let Some(client) = self.clients.get_mut(&stream) {
+                        client.session = Some(session);
+                    }
+                });
+                acts.reply(stream, &ToNode::StreamOpened(result));
+            }
+        }
+        self.settle(now, wall, acts);
+    }
+
+    fn register(
+        &mut self,
+        now: Instant,
+        wall: Duration,
+        stream: StreamId,
+        request: Box<RegisterRequest>,
+        acts: &mut ControlActs,
+    ) {
         let Some(client) = self.clients.get_mut(&stream) else {
             return;
         };
-        let Some((kind, body)) = bytes.split_first() else {
-            return;
+        let outcome = self
+            .coordinator
+            .register(now, wall, client.machine, &request);
+        let result = match outcome {
+            RegisterOutcome::Answer(response) => Ok(response),
+            RegisterOutcome::Busy => Err(Refusal::TooMany),
+            RegisterOutcome::Park(id) => {
+                client.parked = Some((id, request));
+                return;
+            }
         };
-        let answered = match *kind {
-            REGISTER => register(&mut self.coordinator, now, wall, client.machine, body)
-                .map(|answer| acts.send.push((stream, answer))),
-            UPDATE => parse::<MapRequest>(body).and_then(|request| {
-                let told = self.coordinator.update(client.machine, &request);
-                told.map(drop).map_err(|error| error.to_string())
-            }),
-            FOLLOW => parse::<MapRequest>(body).and_then(|request| {
-                let session = self
-                    .coordinator
-                    .open_stream(client.machine, &request)
-                    .map_err(|error| error.to_string())?;
-                client.session = Some(session);
-                self.stream_of.insert(session, stream);
-                Ok(())
-            }),
-            _ => Err("unknown kind of message".to_owned()),
-        };
-        if let Err(error) = answered {
-            acts.send
-                .push((stream, [&[REFUSED], error.as_bytes()].concat()));
-        }
-        self.settle(wall, acts);
+        acts.reply(stream, &ToNode::Registered(result));
     }
 
-    /// Sends what sessions have to hear.
-    pub(crate) fn settle(&mut self, wall: Duration, acts: &mut ControlActs) {
+    /// A parked registration is decided: the request is put again.
+    fn decided(&mut self, now: Instant, wall: Duration, id: &PendingId, acts: &mut ControlActs) {
+        let mut decided = Vec::new();
+        for (stream, client) in &mut self.clients {
+            if let Some((_, request)) = client.parked.take_if(|(parked, _)| parked == id) {
+                decided.push((*stream, request));
+            }
+        }
+        for (stream, request) in decided {
+            self.coordinator.stopped_waiting(id);
+            self.register(now, wall, stream, request, acts);
+        }
+    }
+
+    /// Sends the messages that sessions wait for.
+    pub(crate) fn settle(&mut self, now: Instant, wall: Duration, acts: &mut ControlActs) {
         while let Some(output) = self.coordinator.poll_output() {
             match output {
                 Output::Wake(session) => {
@@ -179,17 +214,19 @@ impl Control {
                     while let Some(message) = self.coordinator.next_message(wall, session) {
                         // The types always render.
                         let json = message.to_json().unwrap_or_default();
-                        acts.send
-                            .push((*stream, [&[MAP], json.as_slice()].concat()));
+                        acts.reply(*stream, &ToNode::Message(json));
                     }
                 }
                 Output::End(session) => {
                     if let Some(stream) = self.stream_of.remove(&session) {
-                        self.clients.remove(&stream);
-                        acts.close.push(stream);
+                        if let Some(client) = self.clients.get_mut(&stream) {
+                            client.session = client.session.filter(|open| *open != session);
+                        }
+                        acts.reply(stream, &ToNode::StreamEnded);
                     }
                 }
-                Output::Store { .. } | Output::Decided(_) | Output::Notice(_) => {}
+                Output::Decided(id) => self.decided(now, wall, &id, acts),
+                Output::Store { .. } | Output::Notice(_) => {}
             }
         }
     }
@@ -203,29 +240,14 @@ impl Control {
 
     pub(crate) fn handle_timeout(&mut self, now: Instant, wall: Duration, acts: &mut ControlActs) {
         self.coordinator.handle_timeout(now, wall);
-        self.settle(wall, acts);
+        self.settle(now, wall, acts);
     }
 }
 
-fn parse<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, String> {
-    serde_json::from_slice(body).map_err(|error| error.to_string())
-}
-
-fn register(
-    coordinator: &mut Coordinator,
-    now: Instant,
-    wall: Duration,
-    machine: MachinePublic,
-    body: &[u8],
-) -> Result<Vec<u8>, String> {
-    let request: RegisterRequest = parse(body)?;
-    match coordinator.register(now, wall, machine, &request) {
-        RegisterOutcome::Answer(response) => {
-            let json = serde_json::to_vec(&response).map_err(|error| error.to_string())?;
-            Ok([&[REGISTERED], json.as_slice()].concat())
-        }
-        RegisterOutcome::Park(_) | RegisterOutcome::Busy => {
-            Err("nobody approves machines here".to_owned())
-        }
+/// The status with which the server refuses a map request.
+fn refusal(error: MapError) -> Refusal {
+    match error {
+        MapError::NotFound => Refusal::NotFound(error.to_string()),
+        MapError::TooOld { .. } | MapError::Unsaved => Refusal::Failed(error.to_string()),
     }
 }

@@ -1,6 +1,6 @@
 //! A deterministic internet, to test a tailnet on.
 //!
-//! Nodes run the real engine and data plane, relays the real DERP server, the
+//! Nodes run the real node core and packet path, relays the real DERP server, the
 //! coordination server the real coordinator, all in one process under one
 //! virtual clock. What lies between them is simulated: NATs by RFC 4787
 //! behaviour, firewalls, latency, jitter, loss, cables that are pulled, hosts
@@ -36,14 +36,16 @@
 //! protocol, bandwidth and queues.
 
 mod control;
+mod control_frames;
 mod flow;
 mod nat;
 mod network;
 mod node;
-mod node_control;
-mod node_relay;
+mod packet_path;
 mod random;
 mod relay;
+mod relay_io;
+mod session_io;
 mod sim;
 mod stream;
 mod time;

@@ -1,141 +1,59 @@
-//! A node: the real engine and both halves of the data plane, with everything
-//! that the daemon does around them, and nothing of the operating system.
+//! A node: the real [`Node`](warren_node_core::Node) and the real packet path, with
+//! simulated sockets, streams and a disk around them.
 //!
-//! It is a state like the cores: what happens to it goes in by methods, what
-//! it wants done is left in [`Node::acts`].
+//! This file carries inputs in and outputs out, as the engine task of the daemon
+//! does. It decides nothing: logins, retries, relay connections and paths are the
+//! business of the node core. Everything that needs the network is left in
+//! [`Node::actions`].
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use warren_control_types::{Netmap, RegionId};
-use warren_dataplane::{
-    Drops, InSink, Inbound, InboundOffloads, Joined, OutSink, Outbound, RelaySend, ServiceId,
-    TunWrite, UdpSend, VNET_HDR_LEN, View, VnetHdr,
+use warren_control_types::{Hostinfo, RegionId};
+use warren_dataplane::{VNET_HDR_LEN, View};
+use warren_keys::{MachineSecret, NodePublic};
+use warren_node_core::node::{
+    LinkId, LocalNetwork, NetworkChange, NodeConfig, NodeInput, NodeOutput, NodeSettings,
+    SessionId, StoredLogin,
 };
-use warren_keys::{DiscoPublic, DiscoSecret, MachineSecret, NodePublic, NodeSecret};
-use warren_node_core::{Engine, EngineConfig, HostConfig, NodePrefs, Output};
-use warren_paths::{Destination, LocalAddresses};
-use warren_tunnel::{PeerIndex, Source};
+use warren_node_core::{HostConfig, Node as NodeCore, NodePrefs};
+use warren_node_types::Destination;
+use warren_paths::LocalAddresses;
+use warren_tunnel::Source;
 use warren_wire::relay_train;
 use warren_wire::wireguard::is_transport;
 
 use crate::network::HostId;
-use crate::node_control::ControlSession;
-use crate::node_relay::{Arrived, RelayLink};
+use crate::packet_path::{PacketEvent, PacketPath};
 use crate::random::Dice;
+use crate::relay_io::{Received, RelayIo};
+use crate::session_io::{Send, SessionIo};
 use crate::stream::StreamId;
-use crate::time::{Moment, millis, secs};
+use crate::time::Moment;
 
 /// The UDP port of every node.
 pub(crate) const PORT: u16 = 41_641;
-/// How often traffic counters are looked at while packets flow, and otherwise.
-const SAMPLE: (Duration, Duration) = (millis(200), secs(1));
+/// The number of flows that a node remembers.
+const FLOW_SLOTS: usize = 1024;
 
-/// What the data plane found out, in order.
-enum News {
+/// Something for the network to do.
+pub(crate) enum Action {
     Udp(SocketAddr, Vec<u8>),
-    Relay(RegionId, NodePublic, Vec<u8>),
-    NeedSession(PeerIndex),
-    Tun(Vec<u8>),
-    Control(Source, Vec<u8>),
-    Confirmed(u32),
-    Heard(PeerIndex, Source),
-    Inject(PeerIndex, Vec<u8>),
-    DiscoAdvertised(PeerIndex, DiscoPublic),
-}
-
-#[derive(Default)]
-struct Sink(Vec<News>);
-
-impl OutSink for Sink {
-    fn udp(&mut self, sends: &[UdpSend], buffer: &[u8]) {
-        for send in sends {
-            self.0.extend(
-                send.datagrams(buffer)
-                    .map(|bytes| News::Udp(send.to, bytes.to_vec())),
-            );
-        }
-    }
-
-    fn relay(&mut self, sends: &[RelaySend], buffer: &[u8]) {
-        for send in sends {
-            let news = |bytes: &[u8]| News::Relay(send.region, send.to, bytes.to_vec());
-            self.0
-                .extend(send.packets(buffer, &mut Vec::new()).map(news));
-        }
-    }
-
-    fn need_session(&mut self, peer: PeerIndex) {
-        self.0.push(News::NeedSession(peer));
-    }
-
-    fn deliver(&mut self, _service: ServiceId, _packet: &[u8]) {}
-
-    fn tun(&mut self, frame: &[u8]) {
-        self.0.push(News::Tun(frame.to_vec()));
-    }
-}
-
-impl InSink for Sink {
-    fn deliver(&mut self, _service: ServiceId, _packet: &[u8]) {}
-
-    fn tun_write(&mut self, frame: &[u8]) -> TunWrite {
-        self.0.push(News::Tun(frame.to_vec()));
-        TunWrite::Taken
-    }
-
-    fn joining_ends(&mut self, _: Joined) {}
-
-    fn control(&mut self, from: Source, datagram: &[u8]) {
-        self.0.push(News::Control(from, datagram.to_vec()));
-    }
-
-    fn confirmed(&mut self, local_index: u32) {
-        self.0.push(News::Confirmed(local_index));
-    }
-
-    fn heard(&mut self, peer: PeerIndex, from: Source) {
-        self.0.push(News::Heard(peer, from));
-    }
-
-    fn need_session(&mut self, peer: PeerIndex) {
-        self.0.push(News::NeedSession(peer));
-    }
-
-    fn out(&mut self, peer: PeerIndex, packet: &[u8]) {
-        self.0.push(News::Inject(peer, packet.to_vec()));
-    }
-
-    fn pong(&mut self, _peer: PeerIndex, _data: [u8; 8], _peer_api_port: Option<u16>) {}
-
-    fn disco_advertised(&mut self, peer: PeerIndex, key: DiscoPublic) {
-        self.0.push(News::DiscoAdvertised(peer, key));
-    }
-}
-
-/// What a node wants done.
-pub(crate) enum Act {
-    Udp(SocketAddr, Vec<u8>),
-    DialRelay(RegionId),
-    DialControl,
+    DialRelay(RegionId, LinkId),
+    DialControl(SessionId),
     Send(StreamId, Vec<u8>),
     Close(StreamId),
     ProbeHttps(RegionId),
-    Resolve(String),
     /// A packet for the programs of the host.
     Packet(Vec<u8>),
 }
 
-/// What a node is made with, and keeps over a restart.
+/// The machine of a node and its user.
 #[derive(Clone)]
 pub(crate) struct Identity {
     pub(crate) name: String,
     pub(crate) machine: MachineSecret,
-    pub(crate) key: NodeSecret,
-    pub(crate) old_key: Option<NodePublic>,
     pub(crate) auth_key: String,
 }
 
@@ -147,233 +65,215 @@ pub(crate) struct Present {
     pub(crate) wall: Duration,
 }
 
+/// The files of a node. They survive its process.
+#[derive(Default)]
+struct Disk {
+    login: StoredLogin,
+    want_running: bool,
+    /// As JSON.
+    netmap: Option<Vec<u8>>,
+    clock_floor: Duration,
+}
+
 pub(crate) struct Node {
     pub(crate) host: HostId,
     pub(crate) identity: Identity,
     pub(crate) is_running: bool,
-    pub(crate) acts: Vec<Act>,
-    /// Which way packets for a peer went, since when.
+    pub(crate) actions: Vec<Action>,
+    /// The paths that packets for each peer took, and since when.
     pub(crate) history: BTreeMap<NodePublic, Vec<(Moment, Destination)>>,
-    pub(crate) control: ControlSession,
-    pub(crate) host_config: HostConfig,
-    /// What is kept on disk.
-    pub(crate) saved_netmap: Option<Vec<u8>>,
-    engine: Engine,
-    view: Option<Arc<View>>,
-    outbound: Outbound,
-    inbound: Inbound,
-    drops: Arc<Drops>,
-    sink: Sink,
-    relays: BTreeMap<RegionId, RelayLink>,
-    home: Option<RegionId>,
-    sample_at: Instant,
+    core: NodeCore,
+    packets: PacketPath,
+    disk: Disk,
+    /// The settings of the operating system; `None`: as without the node.
+    host_config: Option<HostConfig>,
+    sessions: BTreeMap<SessionId, SessionIo>,
+    relays: BTreeMap<RegionId, RelayIo>,
     dice: Dice,
 }
 
-fn fresh_engine(identity: &Identity, now: Instant, dice: &mut Dice) -> Engine {
-    let config = EngineConfig {
-        node_key: identity.key.clone(),
-        disco_key: DiscoSecret::generate(dice),
-        flow_slots: Some(1024),
-        aead: warren_tunnel::Aead::default(),
-        ranges: warren_node_types::TailnetRanges::DEFAULT,
-    };
-    Engine::new(config, now, dice.boxed())
-}
-
-const NO_OFFLOADS: InboundOffloads = InboundOffloads {
-    tcp: false,
-    udp: false,
-};
-
 impl Node {
-    pub(crate) fn new(host: HostId, identity: Identity, at: Present, mut dice: Dice) -> Self {
-        let drops = Arc::new(Drops::new());
-        Self {
+    /// A node that is switched on now and logs in with its auth key.
+    pub(crate) fn new(
+        host: HostId,
+        identity: Identity,
+        at: Present,
+        addresses: Vec<IpAddr>,
+        mut dice: Dice,
+    ) -> Self {
+        let disk = Disk::default();
+        let mut node = Self {
             host,
-            engine: fresh_engine(&identity, at.now, &mut dice),
+            core: process(&identity, &disk, at.now, addresses, &mut dice),
             identity,
             is_running: true,
-            acts: Vec::new(),
+            actions: Vec::new(),
             history: BTreeMap::new(),
-            control: ControlSession::new(at.now),
-            host_config: HostConfig::default(),
-            saved_netmap: None,
-            view: None,
-            outbound: Outbound::new(Arc::clone(&drops)),
-            inbound: Inbound::new(NO_OFFLOADS, Arc::clone(&drops)),
-            drops,
-            sink: Sink::default(),
+            packets: PacketPath::new(),
+            disk,
+            host_config: None,
+            sessions: BTreeMap::new(),
             relays: BTreeMap::new(),
-            home: None,
-            sample_at: at.now,
             dice,
-        }
+        };
+        node.begin(at);
+        node
     }
 
-    // ---- what others may look at ----
+    // ---- views ----
 
-    pub(crate) fn engine(&self) -> &Engine {
-        &self.engine
+    pub(crate) fn core(&self) -> &NodeCore {
+        &self.core
     }
 
     pub(crate) fn view(&self) -> Option<&View> {
-        self.view.as_deref()
+        self.packets.view()
     }
 
-    pub(crate) fn drops(&self) -> &Drops {
-        &self.drops
+    pub(crate) fn packets(&self) -> &PacketPath {
+        &self.packets
     }
 
     pub(crate) fn key(&self) -> NodePublic {
-        self.engine.node_key()
+        self.core.engine().node_key()
     }
 
-    /// The tunnel address of one family.
-    pub(crate) fn tunnel_address(&self, v4: bool) -> Option<IpAddr> {
-        let addresses = &self.view.as_ref()?.addresses;
-        addresses
-            .iter()
-            .find(|address| address.is_ipv4() == v4)
-            .copied()
-    }
+    // ---- the process and its user ----
 
-    // ---- life ----
-
-    /// The process ends, without a word; returns the streams it had.
+    /// The process is killed; returns the streams it had.
     pub(crate) fn stop(&mut self) -> Vec<StreamId> {
         self.is_running = false;
-        self.acts.clear();
+        self.actions.clear();
         let relays = std::mem::take(&mut self.relays).into_values();
-        let streams = relays
-            .filter_map(|link| link.stream)
-            .chain(self.control.stream());
-        streams.collect()
+        let sessions = std::mem::take(&mut self.sessions).into_values();
+        let relays = relays.filter_map(|relay| relay.stream);
+        relays
+            .chain(sessions.filter_map(|session| session.stream()))
+            .collect()
     }
 
     /// A new process starts from what is on disk.
     pub(crate) fn start(&mut self, at: Present, addresses: Vec<IpAddr>) {
-        let clock = self.engine.last_timestamp();
-        self.engine = fresh_engine(&self.identity, at.now, &mut self.dice);
-        self.engine.resume_timestamps(clock);
-        self.view = None;
-        self.drops = Arc::new(Drops::new());
-        self.outbound = Outbound::new(Arc::clone(&self.drops));
-        self.inbound = Inbound::new(NO_OFFLOADS, Arc::clone(&self.drops));
-        self.sink = Sink::default();
-        self.home = None;
+        self.core = process(
+            &self.identity,
+            &self.disk,
+            at.now,
+            addresses,
+            &mut self.dice,
+        );
+        self.packets = PacketPath::new();
         self.history.clear();
-        self.control = ControlSession::new(at.now);
+        self.host_config = None;
         self.is_running = true;
-        self.sample_at = at.now;
-        self.set_addresses(at, addresses);
-        self.engine.set_prefs(at.now, NodePrefs::default());
-        let saved: Option<Netmap> = self
-            .saved_netmap
-            .as_ref()
-            .and_then(|saved| serde_json::from_slice(saved).ok());
-        if let Some(netmap) = saved {
-            self.engine.restore_netmap(at.now, at.wall, netmap);
+        self.begin(at);
+    }
+
+    fn begin(&mut self, at: Present) {
+        let netmap = self.disk.netmap.as_ref();
+        let netmap = netmap.and_then(|netmap| serde_json::from_slice(netmap).ok());
+        self.core.start(at.now, at.wall, netmap);
+        if self.core.account().is_none() {
+            self.log_in(at, false);
+        } else {
+            self.turn(at);
         }
-        self.turn(at);
     }
 
-    /// The same process logs in with a new key, which makes it a new node.
-    pub(crate) fn renew_key(&mut self, at: Present, addresses: Vec<IpAddr>) -> Vec<StreamId> {
-        let streams = self.stop();
-        self.identity.old_key = Some(self.identity.key.public());
-        self.identity.key = NodeSecret::generate(&mut self.dice);
-        self.saved_netmap = None;
-        self.start(at, addresses);
-        streams
-    }
-
-    fn set_addresses(&mut self, at: Present, interfaces: Vec<IpAddr>) {
-        let has = |v4: bool| interfaces.iter().any(|address| address.is_ipv4() == v4);
-        let addresses = LocalAddresses {
-            port_v4: has(true).then_some(PORT),
-            port_v6: has(false).then_some(PORT),
-            interfaces,
-            explicit: Vec::new(),
+    /// The user logs in with the auth key, as with `warren up`. `force`: with a new
+    /// node key, even if there is a login.
+    pub(crate) fn log_in(&mut self, at: Present, force: bool) {
+        self.disk.want_running = true;
+        let input = NodeInput::Start {
+            settings: Box::new(settings(&self.identity, true)),
+            force_login: force,
+            auth_key: Some(self.identity.auth_key.clone()),
         };
-        self.engine.set_local_addresses(at.now, addresses);
-    }
-
-    /// The host's addresses are others, or the cable was out. Connections from
-    /// addresses that are gone are closed; returns their streams.
-    pub(crate) fn link_changed(&mut self, at: Present, addresses: Vec<IpAddr>) -> Vec<StreamId> {
-        let relays = std::mem::take(&mut self.relays);
-        let streams = relays
-            .values()
-            .filter_map(|link| link.stream)
-            .chain(self.control.stream());
-        let streams = streams.collect();
-        for region in relays.into_keys() {
-            self.engine.relay_disconnected(at.now, region);
-        }
-        self.control_lost(at);
-        self.set_addresses(at, addresses);
-        self.engine.link_changed(at.now);
+        self.give(at, input);
         self.turn(at);
-        streams
     }
 
-    fn control_lost(&mut self, at: Present) {
-        self.control.lost(at.now, &mut self.dice);
-        self.engine.set_control_connected(false);
+    /// The host has these addresses now: its line was cut or mended.
+    pub(crate) fn link_changed(&mut self, at: Present, addresses: Vec<IpAddr>) {
+        let network = Box::new(local_network(addresses));
+        self.give(at, NodeInput::Network(NetworkChange::Major, network));
+        self.turn(at);
     }
 
-    // ---- from the network ----
+    /// A program of the host sends a packet into the tunnel.
+    pub(crate) fn send_packet(&mut self, at: Present, packet: &[u8]) {
+        self.packets.send(at.now, packet);
+        self.turn(at);
+    }
+
+    // ---- the network ----
 
     pub(crate) fn datagram(&mut self, at: Present, from: SocketAddr, bytes: &mut [u8]) {
         let len = bytes.len();
-        self.tunnel_in(at, Source::Udp(from), bytes, len);
+        self.packets.receive(at.now, Source::Udp(from), bytes, len);
         self.turn(at);
     }
 
-    fn tunnel_in(&mut self, at: Present, from: Source, bytes: &mut [u8], len: usize) {
-        match &self.view {
-            Some(view) => {
-                self.inbound
-                    .datagrams(view, at.now, from, bytes, len, &mut self.sink);
-            }
-            // Before the first view nothing can be for the tunnel.
-            None => self.sink.0.push(News::Control(from, bytes.to_vec())),
+    pub(crate) fn https_answered(&mut self, at: Present, region: RegionId, latency: Duration) {
+        self.give(at, NodeInput::RelayLatency(region, latency));
+        self.turn(at);
+    }
+
+    /// The connection to a relay; `None` when the node does not want it any more.
+    fn relay_of(&mut self, region: RegionId, stream: StreamId) -> Option<&mut RelayIo> {
+        let relay = self.relays.get_mut(&region);
+        relay.filter(|relay| relay.stream == Some(stream))
+    }
+
+    fn relay(&mut self, region: RegionId, link: LinkId) -> Option<&mut RelayIo> {
+        let relay = self.relays.get_mut(&region);
+        relay.filter(|relay| relay.link == link)
+    }
+
+    /// Whether a connection is still wanted, so that it should be dialled.
+    pub(crate) fn wants_relay(&self, region: RegionId, link: LinkId) -> bool {
+        let relay = self.relays.get(&region);
+        relay.is_some_and(|relay| relay.link == link)
+    }
+
+    pub(crate) fn relay_dialed(&mut self, region: RegionId, link: LinkId, stream: StreamId) {
+        if let Some(relay) = self.relay(region, link) {
+            relay.stream = Some(stream);
         }
     }
 
-    pub(crate) fn relay_dialed(&mut self, region: RegionId, stream: StreamId) {
-        if let Some(link) = self.relays.get_mut(&region) {
-            link.stream = Some(stream);
-        }
-    }
-
+    /// The stream to a relay is open; `key` comes with its certificate.
     pub(crate) fn relay_opened(
         &mut self,
         at: Present,
         region: RegionId,
         stream: StreamId,
-        relay: NodePublic,
+        key: NodePublic,
+        local: Option<IpAddr>,
     ) {
-        let home = self.home == Some(region);
-        if let Some(link) = self
-            .relays
-            .get_mut(&region)
-            .filter(|l| l.stream == Some(stream))
-        {
-            link.opened(at.now, &self.identity.key, relay, home, &mut self.dice);
-        }
+        let node_key = self.core.node_key().clone();
+        let relay = self.relays.get_mut(&region);
+        let Some(relay) = relay.filter(|relay| relay.stream == Some(stream)) else {
+            return;
+        };
+        let link = relay.link;
+        let input = if relay.opened(at.now, &node_key, key, &mut self.dice) {
+            NodeInput::RelayOpened {
+                region,
+                link,
+                local,
+            }
+        } else {
+            NodeInput::RelayDown(region, link)
+        };
+        self.give(at, input);
         self.turn(at);
     }
 
     pub(crate) fn relay_closed(&mut self, at: Present, region: RegionId, stream: StreamId) {
-        if self
-            .relays
-            .get(&region)
-            .is_some_and(|link| link.stream == Some(stream))
-        {
+        if let Some(relay) = self.relay_of(region, stream) {
+            let link = relay.link;
             self.relays.remove(&region);
-            self.engine.relay_disconnected(at.now, region);
+            self.give(at, NodeInput::RelayDown(region, link));
         }
         self.turn(at);
     }
@@ -385,108 +285,109 @@ impl Node {
         stream: StreamId,
         bytes: &[u8],
     ) {
-        let link = self
-            .relays
-            .get_mut(&region)
-            .filter(|link| link.stream == Some(stream));
-        let Some(link) = link else { return };
-        for arrived in link.received(at.now, bytes, &mut self.dice) {
-            match arrived {
-                Arrived::Connected => self.engine.relay_connected(at.now, region),
-                Arrived::Packet(from, mut packet) => {
+        let relay = self.relays.get_mut(&region);
+        let Some(relay) = relay.filter(|relay| relay.stream == Some(stream)) else {
+            return;
+        };
+        let link = relay.link;
+        for event in relay.received(at.now, bytes, &mut self.dice) {
+            let input = match event {
+                Received::Up => NodeInput::RelayUp(region, link),
+                Received::PeerGone(peer) => NodeInput::RelayPeerGone { region, peer },
+                Received::Ended => {
+                    self.end_relay(at, region);
+                    continue;
+                }
+                Received::Packet(from, mut packet) => {
                     let source = Source::Derp { region, key: from };
                     if is_transport(&packet) {
                         let len = packet.len();
-                        self.tunnel_in(at, source, &mut packet, len);
-                    } else if let Some((len, datagrams)) = relay_train::split(&mut packet) {
-                        self.tunnel_in(at, source, datagrams, len);
-                    } else {
-                        self.engine
-                            .handle_relay(at.now, at.wall, region, from, &packet);
+                        self.packets.receive(at.now, source, &mut packet, len);
+                        continue;
+                    }
+                    if let Some((len, datagrams)) = relay_train::split(&mut packet) {
+                        self.packets.receive(at.now, source, datagrams, len);
+                        continue;
+                    }
+                    NodeInput::Relay {
+                        region,
+                        from,
+                        packet,
                     }
                 }
-                Arrived::PeerGone(key) => self.engine.relay_peer_gone(at.now, region, key),
-                Arrived::Broken => self.close_relay(at, region, true),
-            }
+            };
+            self.give(at, input);
         }
         self.turn(at);
     }
 
-    fn close_relay(&mut self, at: Present, region: RegionId, tell: bool) {
-        let Some(link) = self.relays.remove(&region) else {
-            return;
-        };
-        self.acts.extend(link.stream.map(Act::Close));
-        if tell {
-            self.engine.relay_disconnected(at.now, region);
+    /// Closes a connection that cannot be used any more.
+    fn end_relay(&mut self, at: Present, region: RegionId) {
+        if let Some(relay) = self.relays.remove(&region) {
+            self.actions.extend(relay.stream.map(Action::Close));
+            self.give(at, NodeInput::RelayDown(region, relay.link));
         }
-    }
-
-    pub(crate) fn https_answered(&mut self, at: Present, region: RegionId, latency: Duration) {
-        self.engine.relay_https_latency(at.now, region, latency);
-        self.turn(at);
-    }
-
-    pub(crate) fn resolved(&mut self, at: Present, name: &str, addresses: Vec<IpAddr>) {
-        self.engine.host_resolved(at.now, name, addresses);
-        self.turn(at);
     }
 
     // ---- the coordination server ----
 
-    pub(crate) fn control_opened(&mut self, at: Present, stream: StreamId) {
-        if self.control.stream() != Some(stream) {
-            return;
+    /// The session whose connection this is.
+    fn session(&mut self, id: SessionId, stream: StreamId) -> Option<&mut SessionIo> {
+        let session = self.sessions.get_mut(&id);
+        session.filter(|session| session.stream() == Some(stream))
+    }
+
+    /// Whether a session has not ended, so that its connection should be dialled.
+    pub(crate) fn wants_control(&self, id: SessionId) -> bool {
+        self.sessions.contains_key(&id)
+    }
+
+    pub(crate) fn control_dialed(&mut self, id: SessionId, stream: StreamId) {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.dialed(stream);
         }
-        let identity = self.identity.clone();
-        let bytes = self.control.opened(&identity, self.engine.control_report());
-        self.send_control(bytes);
+    }
+
+    pub(crate) fn control_opened(&mut self, id: SessionId, stream: StreamId) {
+        if let Some(session) = self.session(id, stream) {
+            let waiting = session.opened(stream).into_iter();
+            let sends = waiting.map(|bytes| Action::Send(stream, bytes));
+            self.actions.extend(sends);
+        }
+    }
+
+    pub(crate) fn control_closed(&mut self, at: Present, id: SessionId, stream: StreamId) {
+        if self.session(id, stream).is_some() {
+            self.control_ended(at, id, "the connection to the coordination server broke");
+        }
         self.turn(at);
     }
 
-    fn send_control(&mut self, messages: Vec<Vec<u8>>) {
-        if let Some(stream) = self.control.stream() {
-            self.acts
-                .extend(messages.into_iter().map(|bytes| Act::Send(stream, bytes)));
-        }
-    }
-
-    pub(crate) fn control_closed(&mut self, at: Present, stream: StreamId) {
-        if self.control.stream() == Some(stream) {
-            self.control_lost(at);
-        }
-        self.turn(at);
-    }
-
-    pub(crate) fn control_data(&mut self, at: Present, stream: StreamId, bytes: &[u8]) {
-        if self.control.stream() != Some(stream) {
+    fn control_ended(&mut self, at: Present, id: SessionId, reason: &str) {
+        let Some(session) = self.sessions.get_mut(&id) else {
             return;
+        };
+        for input in session.closed(reason) {
+            self.give(at, NodeInput::Control(id, input));
         }
-        let identity = self.identity.clone();
-        let heard = self
-            .control
-            .received(bytes, &identity, self.engine.control_report());
-        self.send_control(heard.send);
-        if heard.stream_begins {
-            self.engine.begin_map_stream();
-            self.engine.set_control_connected(true);
-        }
-        if let Some(map) = heard.map {
-            match self.engine.apply_map(at.now, at.wall, *map) {
-                Ok(_) => self.saved_netmap = serde_json::to_vec(self.engine.netmap()).ok(),
-                Err(error) => self.control.complain(error.to_string()),
+    }
+
+    pub(crate) fn control_data(
+        &mut self,
+        at: Present,
+        id: SessionId,
+        stream: StreamId,
+        bytes: &[u8],
+    ) {
+        let Some(session) = self.session(id, stream) else {
+            return;
+        };
+        match session.received(at.now, bytes) {
+            Ok(input) => self.give(at, NodeInput::Control(id, input)),
+            Err(reason) => {
+                self.actions.push(Action::Close(stream));
+                self.control_ended(at, id, &reason);
             }
-        }
-        self.turn(at);
-    }
-
-    // ---- from the host ----
-
-    /// A program of the host sends a packet into the tunnel.
-    pub(crate) fn send_packet(&mut self, at: Present, packet: &[u8]) {
-        if let Some(view) = self.view.clone() {
-            let frame = [&VnetHdr::PLAIN.to_bytes()[..], packet].concat();
-            self.outbound.packet(&view, at.now, &frame, &mut self.sink);
         }
         self.turn(at);
     }
@@ -494,156 +395,194 @@ impl Node {
     // ---- time ----
 
     pub(crate) fn next_deadline(&self) -> Option<(Instant, &'static str)> {
-        let engine = self.engine.next_deadline();
-        let control = self
-            .control
-            .next_deadline()
-            .map(|at| (at, "control session"));
-        let sample = Some((self.sample_at, "traffic sample"));
-        let relays = self
-            .relays
-            .values()
-            .filter_map(RelayLink::next_deadline)
-            .min();
-        let relays = relays.map(|at| (at, "silence of a relay"));
-        [engine, control, sample, relays]
-            .into_iter()
-            .flatten()
-            .min_by_key(|(at, _)| *at)
+        let relays = self.relays.values().filter_map(RelayIo::next_deadline);
+        let sessions = self.sessions.values().filter_map(SessionIo::next_deadline);
+        [
+            self.core.next_deadline(),
+            relays.min().map(|at| (at, "silence of a relay")),
+            sessions.min().map(|at| (at, "silence of the map stream")),
+        ]
+        .into_iter()
+        .flatten()
+        .min_by_key(|(at, _)| *at)
     }
 
     pub(crate) fn timeout(&mut self, at: Present) {
-        self.engine.handle_timeout(at.now, at.wall);
-        if at.now >= self.sample_at {
-            let busy = self.engine.sample_traffic(at.now, at.wall);
-            self.sample_at = at.now + if busy { SAMPLE.0 } else { SAMPLE.1 };
-        }
-        let silent: Vec<RegionId> = self
-            .relays
-            .iter()
-            .filter(|(_, link)| link.is_silent(at.now))
+        self.core.handle_timeout(at.now, at.wall);
+        let relays = self.relays.iter();
+        let silent: Vec<RegionId> = relays
+            .filter(|(_, relay)| relay.is_silent(at.now))
             .map(|(region, _)| *region)
             .collect();
         for region in silent {
-            self.close_relay(at, region, true);
+            self.end_relay(at, region);
         }
-        if self.control.wants_to_dial(at.now) {
-            self.acts.push(Act::DialControl);
+        let is_due = |session: &SessionIo| session.next_deadline().is_some_and(|due| at.now >= due);
+        let sessions = self.sessions.iter();
+        let silent: Vec<_> = sessions
+            .filter(|(_, session)| is_due(session))
+            .map(|(id, session)| (*id, session.stream()))
+            .collect();
+        for (id, stream) in silent {
+            self.actions.extend(stream.map(Action::Close));
+            self.control_ended(at, id, "the coordination server is silent");
         }
         self.turn(at);
     }
 
-    // ---- the turn of the crank ----
+    // ---- inputs and outputs of the core ----
 
-    /// Carries what engine and data plane say to each other until both are
+    fn give(&mut self, at: Present, input: NodeInput) {
+        self.core.handle(at.now, at.wall, input);
+    }
+
+    /// Carries what the core and the packet path say to each other until both are
     /// silent.
     fn turn(&mut self, at: Present) {
         if !self.is_running {
             return;
         }
         loop {
-            while let Some(output) = self.engine.poll_output() {
+            while let Some(output) = self.core.poll_output() {
                 self.carry_out(at, output);
             }
-            self.outbound.flush(&mut self.sink);
-            self.inbound.flush(&mut self.sink);
-            let news = std::mem::take(&mut self.sink.0);
-            if news.is_empty() {
+            let events = self.packets.take_events();
+            if events.is_empty() {
                 break;
             }
-            for news in news {
-                self.take(at, news);
+            for event in events {
+                self.on_packet_event(at, event);
             }
         }
-        for link in self.relays.values_mut() {
-            if let Some((stream, bytes)) = link.take_output() {
-                self.acts.push(Act::Send(stream, bytes));
+        for relay in self.relays.values_mut() {
+            if let Some((stream, bytes)) = relay.take_output() {
+                self.actions.push(Action::Send(stream, bytes));
             }
         }
     }
 
-    fn take(&mut self, at: Present, news: News) {
-        let Present { now, wall, .. } = at;
-        match news {
-            News::Udp(to, bytes) => self.acts.push(Act::Udp(to, bytes)),
-            News::Relay(region, to, bytes) => self.relay_send(region, to, bytes),
-            News::NeedSession(peer) => self.engine.need_session(now, wall, peer),
-            News::Tun(frame) => {
+    fn on_packet_event(&mut self, at: Present, event: PacketEvent) {
+        let input = match event {
+            PacketEvent::SendUdp(to, bytes) => return self.actions.push(Action::Udp(to, bytes)),
+            PacketEvent::SendRelay(region, to, packet) => {
+                let relay = self.relays.get_mut(&region);
+                match relay.filter(|relay| relay.is_open()) {
+                    Some(relay) => return relay.send(to, &packet),
+                    None => NodeInput::RelayData { region, to, packet },
+                }
+            }
+            PacketEvent::Tun(frame) => {
                 let packet = frame.get(VNET_HDR_LEN..).unwrap_or_default();
-                self.acts.push(Act::Packet(packet.to_vec()));
+                return self.actions.push(Action::Packet(packet.to_vec()));
             }
-            News::Control(Source::Udp(from), bytes) => {
-                self.engine.handle_udp(now, wall, from, &bytes);
+            PacketEvent::Inject(peer, packet) => {
+                return self.packets.inject(at.now, peer, &packet);
             }
-            News::Control(Source::Derp { region, key }, bytes) => {
-                self.engine.handle_relay(now, wall, region, key, &bytes);
-            }
+            PacketEvent::Control(Source::Udp(from), packet) => NodeInput::Udp { from, packet },
+            PacketEvent::Control(Source::Derp { region, key: from }, packet) => NodeInput::Relay {
+                region,
+                from,
+                packet,
+            },
             // The packet path strips no Geneve headers, so it reports none.
-            News::Control(Source::PeerRelay { .. }, _) => {}
-            News::Confirmed(index) => self.engine.session_confirmed(now, index),
-            News::Heard(peer, from) => self.engine.heard(now, peer, from),
-            News::Inject(peer, packet) => {
-                if let Some(view) = self.view.clone() {
-                    self.outbound
-                        .inject(&view, now, peer, &packet, &mut self.sink);
-                }
-            }
-            News::DiscoAdvertised(peer, key) => self.engine.disco_advertised(now, peer, key),
-        }
+            PacketEvent::Control(Source::PeerRelay { .. }, _) => return,
+            PacketEvent::NeedSession(peer) => NodeInput::NeedSession(peer),
+            PacketEvent::Confirmed(index) => NodeInput::SessionConfirmed(index),
+            PacketEvent::ReceivedFrom(peer, from) => NodeInput::ReceivedFrom(peer, from),
+            PacketEvent::TsmpPong(data) => NodeInput::TsmpPong(data),
+            PacketEvent::DiscoAdvertised(peer, key) => NodeInput::DiscoAdvertised(peer, key),
+        };
+        self.give(at, input);
     }
 
-    fn relay_connect(&mut self, region: RegionId) {
-        if let Entry::Vacant(place) = self.relays.entry(region) {
-            place.insert(RelayLink::new());
-            self.acts.push(Act::DialRelay(region));
-        }
-    }
-
-    fn relay_send(&mut self, region: RegionId, to: NodePublic, bytes: Vec<u8>) {
-        self.relay_connect(region);
-        if let Some(link) = self.relays.get_mut(&region) {
-            link.send(to, bytes);
-        }
-    }
-
-    fn carry_out(&mut self, at: Present, output: Output) {
+    fn carry_out(&mut self, at: Present, output: NodeOutput) {
         match output {
-            Output::SendUdp { to, packet } => self.acts.push(Act::Udp(to, packet)),
-            Output::SendRelay { region, to, packet } => self.relay_send(region, to, packet),
-            Output::ConnectRelay(region) => self.relay_connect(region),
-            Output::CloseRelay(region) => self.close_relay(at, region, false),
-            Output::HomeRelay(region) => {
-                self.home = Some(region);
-                for (other, link) in &mut self.relays {
-                    link.note_home(*other == region);
+            NodeOutput::SendUdp { to, packet } => self.actions.push(Action::Udp(to, packet)),
+            NodeOutput::SendRelay {
+                region,
+                link,
+                to,
+                packet,
+            } => {
+                if let Some(relay) = self.relay(region, link) {
+                    relay.send(to, &packet);
                 }
-                self.relay_connect(region);
             }
-            Output::ProbeRelayHttps(region) => self.acts.push(Act::ProbeHttps(region)),
-            Output::ResolveHost(name) => self.acts.push(Act::Resolve(name)),
-            Output::View(view) => {
+            NodeOutput::View(view) => {
                 self.remember_paths(at.moment, &view);
-                self.outbound.on_view_change(&view, at.now, &mut self.sink);
-                self.inbound.on_view_change(&view);
-                self.view = Some(view);
+                self.packets.set_view(at.now, view);
             }
-            Output::Keepalive(peer) => {
-                if let Some(view) = &self.view {
-                    self.outbound
-                        .send_keepalive(view, at.now, peer, &mut self.sink);
+            NodeOutput::Keepalive(peer) => self.packets.send_keepalive(at.now, peer),
+            NodeOutput::DropStaged(peer) => self.packets.drop_staged(peer),
+            NodeOutput::Inject { peer, packet } => self.packets.inject(at.now, peer, &packet),
+            NodeOutput::DialRelay {
+                region,
+                link,
+                is_home,
+                ..
+            } => {
+                self.relays.insert(region, RelayIo::new(link, is_home));
+                self.actions.push(Action::DialRelay(region, link));
+            }
+            NodeOutput::CloseRelay(region, link) => {
+                if let Some(relay) = self.relay(region, link) {
+                    let stream = relay.stream;
+                    self.relays.remove(&region);
+                    self.actions.extend(stream.map(Action::Close));
                 }
             }
-            Output::Inject { peer, packet } => self.sink.0.push(News::Inject(peer, packet)),
-            Output::Host(config) => self.host_config = config,
-            Output::Control(report) => {
-                let messages = self.control.report(&self.identity, &report);
-                self.send_control(messages);
+            NodeOutput::NoteHome(region, link, is_home) => {
+                if let Some(relay) = self.relay(region, link) {
+                    relay.note_home(is_home);
+                }
             }
-            // The simulated routers map no ports.
-            Output::WantPortMapping { .. } => {}
-            Output::Path { .. } => {}
-            Output::DropStaged(peer) => self.outbound.drop_staged(peer),
-            Output::Netmap(_) | Output::Pong(_) => {}
+            NodeOutput::ProbeRelayHttps(region) => self.actions.push(Action::ProbeHttps(region)),
+            // The relay map has an address for every name.
+            NodeOutput::ResolveHost(name) => self.give(at, NodeInput::Resolved(name, Vec::new())),
+            NodeOutput::OpenSession(id) => drop(self.sessions.insert(id, SessionIo::default())),
+            NodeOutput::CloseSession(id) => {
+                let stream = self.sessions.remove(&id).and_then(|s| s.stream());
+                self.actions.extend(stream.map(Action::Close));
+            }
+            NodeOutput::Control(id, request) => {
+                if let Some(session) = self.sessions.get_mut(&id) {
+                    match session.request(request) {
+                        Send::Nothing => {}
+                        Send::Dial => self.actions.push(Action::DialControl(id)),
+                        Send::Write(stream, bytes) => {
+                            self.actions.push(Action::Send(stream, bytes));
+                        }
+                    }
+                }
+            }
+            NodeOutput::SaveLogin(id) => {
+                self.disk.login = self.core.stored_login();
+                self.give(at, NodeInput::LoginSaved(id, Ok(())));
+            }
+            NodeOutput::SaveNetmap => {
+                self.disk.netmap = serde_json::to_vec(self.core.netmap()).ok();
+            }
+            NodeOutput::ForgetNetmap => self.disk.netmap = None,
+            NodeOutput::SaveClock(floor) => self.disk.clock_floor = floor,
+            NodeOutput::Host => self.set_up_host(at),
+            // The routers map no ports, the server makes no requests to nodes, and the
+            // user neither logs out nor pings; views say what paths and notices say.
+            NodeOutput::C2n { .. }
+            | NodeOutput::WantPortMapping { .. }
+            | NodeOutput::Unregister(_)
+            | NodeOutput::PingEnded { .. }
+            | NodeOutput::Path { .. }
+            | NodeOutput::Notice(_) => {}
+        }
+    }
+
+    /// The operating system takes settings at once. As in the daemon, settings that
+    /// do not change are not reported.
+    fn set_up_host(&mut self, at: Present) {
+        let config = self.core.host_config();
+        if self.host_config.as_ref() != config {
+            self.host_config = config.cloned();
+            self.give(at, NodeInput::HostApplied(Vec::new()));
         }
     }
 
@@ -654,5 +593,51 @@ impl Node {
                 history.push((moment, peer.destination));
             }
         }
+    }
+}
+
+/// A node core for a process that starts now.
+fn process(
+    identity: &Identity,
+    disk: &Disk,
+    now: Instant,
+    addresses: Vec<IpAddr>,
+    dice: &mut Dice,
+) -> NodeCore {
+    let config = NodeConfig {
+        stored: disk.login.clone(),
+        clock_floor: disk.clock_floor,
+        settings: settings(identity, disk.want_running),
+        network: local_network(addresses),
+        flow_slots: Some(FLOW_SLOTS),
+        aead: warren_tunnel::Aead::default(),
+        ranges: warren_node_types::TailnetRanges::DEFAULT,
+    };
+    NodeCore::new(config, now, dice.boxed())
+}
+
+fn settings(identity: &Identity, want_running: bool) -> NodeSettings {
+    NodeSettings {
+        want_running,
+        server: crate::control::SERVER.to_owned(),
+        packets: NodePrefs::default(),
+        hostinfo: Hostinfo {
+            hostname: identity.name.clone(),
+            os: "linux".to_owned(),
+            ..Hostinfo::default()
+        },
+    }
+}
+
+fn local_network(interfaces: Vec<IpAddr>) -> LocalNetwork {
+    let has = |v4: bool| interfaces.iter().any(|address| address.is_ipv4() == v4);
+    LocalNetwork {
+        addresses: LocalAddresses {
+            port_v4: has(true).then_some(PORT),
+            port_v6: has(false).then_some(PORT),
+            interfaces,
+            explicit: Vec::new(),
+        },
+        networks: Vec::new(),
     }
 }

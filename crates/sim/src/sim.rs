@@ -13,15 +13,15 @@ use std::time::{Duration, Instant};
 
 use warren_control_core::Coordinator;
 use warren_control_types::{DerpMap, DerpNode, DerpRegion, HostAddress, RegionId};
-use warren_keys::{Entropy as _, MachineSecret, NodeSecret};
-use warren_node_core::Engine;
+use warren_keys::{Entropy as _, MachineSecret};
+use warren_node_core::{Engine, Node as NodeCore};
 use warren_node_types::{Destination, PathAddr};
 use warren_wire::ip::IpPacket;
 
 use crate::control::{Control, ControlActs};
 use crate::flow::{self, Flow, FlowReport, FlowSpec, Message};
 use crate::network::{Datagram, HostId, Link, Loss, Network, Place};
-use crate::node::{Act, Identity, Node, PORT, Present};
+use crate::node::{Action, Identity, Node, PORT, Present};
 use crate::random::Dice;
 use crate::relay::{HALF_OPEN, Relay, RelayActs};
 use crate::stream::{Purpose, Side, StreamId, Streams};

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use warren_control_types::RegionId;
+use warren_node_core::node::SessionId;
 
 use crate::network::HostId;
 use crate::time::Moment;
@@ -34,7 +35,7 @@ impl Side {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
     Relay(RegionId),
-    Control,
+    Control(SessionId),
 }
 
 #[derive(Debug, Clone, Copy)]

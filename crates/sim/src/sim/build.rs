@@ -73,18 +73,16 @@ impl Sim {
         let identity = Identity {
             name: spec.name,
             machine: MachineSecret::from_bytes(&dice.bytes()),
-            key: NodeSecret::generate(&mut dice),
-            old_key: None,
             auth_key: self.auth_key(&spec.tags),
         };
         let index = self.nodes.len();
         self.skew.push(0);
         let at = self.present(index);
-        self.nodes.push(Node::new(host, identity, at, dice));
+        let addresses = self.network.addresses(host);
+        self.nodes
+            .push(Node::new(host, identity, at, addresses, dice));
         self.roles.push(Role::Node(index));
         self.wakes.push(None);
-        let addresses = self.network.addresses(host);
-        self.nodes[index].start(at, addresses);
         self.after(index);
         NodeIndex(index)
     }

@@ -15,6 +15,10 @@ impl Sim {
                 self.queue
                     .plan(moment + (there + back) * 2, Event::Opened(stream));
             }
+            // A host without a network has no route to anywhere.
+            None if !self.network.is_plugged(client) => {
+                self.queue.plan(moment, Event::Failed(stream));
+            }
             None => self
                 .queue
                 .plan(moment + DIAL_TIMEOUT, Event::Failed(stream)),
@@ -46,12 +50,13 @@ impl Sim {
                 let key = self.relays[relay].key();
                 let acts = self.relays[relay].accept(at.now, id);
                 self.after_relay(relay, acts);
-                self.nodes[node].relay_opened(at, region, id, key);
+                let local = self.network.addresses(stream.client).first().copied();
+                self.nodes[node].relay_opened(at, region, id, key, local);
             }
-            Purpose::Control => {
+            Purpose::Control(session) => {
                 let machine = self.nodes[node].identity.machine.public();
                 self.control.accept(id, machine);
-                self.nodes[node].control_opened(at, id);
+                self.nodes[node].control_opened(session, id);
             }
         }
         self.after(node);
@@ -79,7 +84,8 @@ impl Sim {
 
     /// One side closes; the other hears of it behind what was sent before.
     pub(super) fn close(&mut self, id: StreamId, from: Side) {
-        let Some(stream) = self.streams.get(id) else {
+        // A frozen stream has its end planned.
+        let Some(stream) = self.streams.get(id).filter(|stream| !stream.is_frozen) else {
             return;
         };
         let to = from.other();
@@ -111,7 +117,7 @@ impl Sim {
             let arrow = if to == Side::Client { "<=" } else { "=>" };
             let what = match stream.purpose {
                 Purpose::Relay(_) => trace::frames_of(bytes),
-                Purpose::Control => String::from_utf8_lossy(bytes).chars().take(300).collect(),
+                Purpose::Control(_) => String::from_utf8_lossy(bytes).chars().take(300).collect(),
             };
             println!("{moment:>12.3?} {client} {arrow} {server} {what}");
         }
@@ -125,7 +131,9 @@ impl Sim {
                     Purpose::Relay(region) => {
                         self.nodes[stream.node].relay_data(at, region, id, bytes);
                     }
-                    Purpose::Control => self.nodes[stream.node].control_data(at, id, bytes),
+                    Purpose::Control(session) => {
+                        self.nodes[stream.node].control_data(at, session, id, bytes);
+                    }
                 }
                 self.after(stream.node);
             }
@@ -136,7 +144,7 @@ impl Sim {
                 let acts = self.relays[relay].received(at.now, id, bytes);
                 self.after_relay(relay, acts);
             }
-            (Side::Server, Purpose::Control) => {
+            (Side::Server, Purpose::Control(_)) => {
                 let mut acts = ControlActs::default();
                 self.control
                     .received(at.now, self.clock.wall(), id, bytes, &mut acts);
@@ -159,7 +167,9 @@ impl Sim {
                     Purpose::Relay(region) => {
                         self.nodes[stream.node].relay_closed(at, region, id);
                     }
-                    Purpose::Control => self.nodes[stream.node].control_closed(at, id),
+                    Purpose::Control(session) => {
+                        self.nodes[stream.node].control_closed(at, session, id);
+                    }
                 }
                 self.after(stream.node);
             }
@@ -170,7 +180,7 @@ impl Sim {
                 let acts = self.relays[relay].closed(at.now, id);
                 self.after_relay(relay, acts);
             }
-            (Side::Server, Purpose::Control) => {
+            (Side::Server, Purpose::Control(_)) => {
                 self.control.closed(at.now, self.clock.wall(), id);
                 self.settle_control();
             }

@@ -138,33 +138,30 @@ impl Sim {
     }
 
     pub(super) fn after(&mut self, node: usize) {
-        for act in std::mem::take(&mut self.nodes[node].acts) {
+        for action in std::mem::take(&mut self.nodes[node].actions) {
             let host = self.nodes[node].host;
-            match act {
-                Act::Udp(to, bytes) => self.send_udp(host, PORT, to, bytes),
-                Act::DialRelay(region) => {
+            match action {
+                Action::Udp(to, bytes) => self.send_udp(host, PORT, to, bytes),
+                Action::DialRelay(region, link) => {
                     let relay = self.relays.iter().find(|relay| relay.region == region);
+                    let relay = relay.filter(|_| self.nodes[node].wants_relay(region, link));
                     if let Some(server) = relay.map(|relay| relay.host) {
                         let stream = self.dial(node, server, Purpose::Relay(region));
-                        self.nodes[node].relay_dialed(region, stream);
+                        self.nodes[node].relay_dialed(region, link, stream);
                     }
                 }
-                Act::DialControl => {
-                    let stream = self.dial(node, self.control.host, Purpose::Control);
-                    self.nodes[node].control.dialed(stream);
+                Action::DialControl(session) if self.nodes[node].wants_control(session) => {
+                    let stream = self.dial(node, self.control.host, Purpose::Control(session));
+                    self.nodes[node].control_dialed(session, stream);
                 }
-                Act::Send(stream, bytes) => self.send(stream, Side::Client, bytes),
-                Act::Close(stream) => self.close(stream, Side::Client),
-                Act::ProbeHttps(region) => self.probe_https(node, region),
-                Act::Resolve(name) => {
-                    // All relays tell their addresses.
-                    let at = self.present(node);
-                    self.nodes[node].resolved(at, &name, Vec::new());
-                }
-                Act::Packet(packet) => self.packet(node, &packet),
+                Action::DialControl(_) => {}
+                Action::Send(stream, bytes) => self.send(stream, Side::Client, bytes),
+                Action::Close(stream) => self.close(stream, Side::Client),
+                Action::ProbeHttps(region) => self.probe_https(node, region),
+                Action::Packet(packet) => self.packet(node, &packet),
             }
         }
-        if !self.nodes[node].acts.is_empty() {
+        if !self.nodes[node].actions.is_empty() {
             self.after(node);
         }
         let at = self.nodes[node].next_deadline().map(|(at, _)| at);
@@ -209,7 +206,8 @@ impl Sim {
 
     pub(super) fn settle_control(&mut self) {
         let mut acts = ControlActs::default();
-        self.control.settle(self.clock.wall(), &mut acts);
+        self.control
+            .settle(self.clock.now(), self.clock.wall(), &mut acts);
         self.after_control(acts);
     }
 

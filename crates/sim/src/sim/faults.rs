@@ -44,11 +44,14 @@ impl Sim {
     /// Takes a node to another network, with other addresses.
     pub fn roam(&mut self, node: NodeIndex, place: Place) {
         let host = self.nodes[node.0].host;
+        let is_plugged = self.network.is_plugged(host);
+        // The old network goes before the new one comes, which may well give the
+        // host the address that it had.
+        self.unplug(node);
         self.network.move_host(host, place);
-        for stream in self.streams.of(host) {
-            self.half_open(stream);
+        if is_plugged {
+            self.plug(node);
         }
-        self.tell_link(node.0);
     }
 
     /// The NATs and firewalls before a node forget everything.
@@ -61,9 +64,7 @@ impl Sim {
             return;
         }
         let (at, addresses) = (self.present(node), self.interfaces(node));
-        for stream in self.nodes[node].link_changed(at, addresses) {
-            self.half_open(stream);
-        }
+        self.nodes[node].link_changed(at, addresses);
         self.after(node);
     }
 
@@ -122,10 +123,7 @@ impl Sim {
     /// Logs a node in again, with a new node key.
     pub fn renew_key(&mut self, node: NodeIndex) {
         let at = self.present(node.0);
-        let addresses = self.interfaces(node.0);
-        for stream in self.nodes[node.0].renew_key(at, addresses) {
-            self.close(stream, Side::Client);
-        }
+        self.nodes[node.0].log_in(at, true);
         self.after(node.0);
     }
 

@@ -11,11 +11,15 @@ impl Sim {
         self.queue
             .plan(moment + flow.spec.interval, Event::Send(index));
         let (from, v4) = (flow.from, !flow.spec.v6);
-        let Some(to) = self.nodes[flow.to].tunnel_address(v4) else {
+        let Some(to) = self.nodes[flow.to].packets().tunnel_address(v4) else {
             return;
         };
         let node = &self.nodes[from];
-        let Some(own) = node.tunnel_address(v4).filter(|_| node.is_running) else {
+        let Some(own) = node
+            .packets()
+            .tunnel_address(v4)
+            .filter(|_| node.is_running)
+        else {
             return;
         };
         let id = u32::try_from(index).unwrap_or(u32::MAX);
@@ -33,7 +37,7 @@ impl Sim {
                 .push(format!("node {node} was handed what is no packet"));
             return;
         };
-        let own = [true, false].map(|v4| self.nodes[node].tunnel_address(v4));
+        let own = [true, false].map(|v4| self.nodes[node].packets().tunnel_address(v4));
         if !own.contains(&Some(packet.dst)) {
             let what = format!("node {node} was handed a packet for {}", packet.dst);
             self.violations.push(what);
@@ -50,7 +54,9 @@ impl Sim {
                 .push(format!("node {node} was handed {message:?}"));
             return;
         }
-        let source = self.nodes[other as usize].tunnel_address(packet.src.is_ipv4());
+        let source = self.nodes[other as usize]
+            .packets()
+            .tunnel_address(packet.src.is_ipv4());
         if source.is_some_and(|source| source != packet.src) {
             self.violations
                 .push(format!("{message:?} came from {}", packet.src));

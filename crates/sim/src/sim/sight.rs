@@ -8,22 +8,28 @@ impl Sim {
         self.clock.moment()
     }
 
+    /// The core of a node.
+    pub fn core(&self, node: NodeIndex) -> &NodeCore {
+        self.nodes[node.0].core()
+    }
+
     /// A node's engine.
     pub fn engine(&self, node: NodeIndex) -> &Engine {
-        self.nodes[node.0].engine()
+        self.core(node).engine()
     }
 
     /// A node's name and present state, for messages.
     pub fn describe(&self, node: NodeIndex) -> String {
         let node = &self.nodes[node.0];
-        let engine = node.engine();
+        let engine = node.core().engine();
         format!(
-            "{}: running {}, home {:?}, {} peers, refused {:?}, net {:?}, paths {:?}",
+            "{}: running {}, {:?}, home {:?}, {} peers, problems {:?}, net {:?}, paths {:?}",
             node.identity.name,
             node.is_running,
+            node.core().state(),
             engine.paths().home(),
             engine.netmap().peers.len(),
-            node.control.refusal(),
+            node.core().login_problems(),
             engine.paths().endpoints(),
             engine.paths().counters(),
         )
@@ -31,17 +37,12 @@ impl Sim {
 
     /// A node's address inside the tunnel.
     pub fn address(&self, node: NodeIndex) -> Option<IpAddr> {
-        self.nodes[node.0].tunnel_address(true)
-    }
-
-    /// Why the coordination server does not want a node any more.
-    pub fn refusal(&self, node: NodeIndex) -> Option<&str> {
-        self.nodes[node.0].control.refusal()
+        self.nodes[node.0].packets().tunnel_address(true)
     }
 
     /// How many packets a node's data plane dropped.
     pub fn drops(&self, node: NodeIndex) -> BTreeMap<String, u64> {
-        let drops = self.nodes[node.0].drops();
+        let drops = self.nodes[node.0].packets().drops();
         warren_dataplane::DropReason::ALL
             .iter()
             .filter(|reason| drops.get(**reason) > 0)
@@ -91,7 +92,7 @@ impl Sim {
     /// by then.
     pub fn sees(&self, from: NodeIndex, to: NodeIndex) -> bool {
         let key = self.nodes[to.0].key();
-        let mut peers = self.nodes[from.0].engine().netmap().peers.values();
+        let mut peers = self.nodes[from.0].core().netmap().peers.values();
         self.address(from).is_some() && peers.any(|peer| peer.key == key && !peer.expired)
     }
 
@@ -99,7 +100,7 @@ impl Sim {
     /// it.
     pub fn knows(&self, from: NodeIndex, to: NodeIndex) -> bool {
         let key = self.nodes[to.0].key();
-        let mut peers = self.nodes[from.0].engine().netmap().peers.values();
+        let mut peers = self.nodes[from.0].core().netmap().peers.values();
         peers.any(|peer| peer.key == key && !peer.expired && peer.home_region().is_some())
     }
 
