@@ -285,7 +285,8 @@ impl Node {
             NodeInput::HostApplied(problems) => {
                 self.host_problems = problems;
                 // Addresses count once they were asked for and set.
-                self.host_ready = !self.engine.host_config().addresses.is_empty();
+                let config = self.host_config();
+                self.host_ready = config.is_some_and(|config| !config.addresses.is_empty());
             }
             NodeInput::Settings(settings) => self.settings_changed(now, *settings),
             NodeInput::Start {

@@ -7,20 +7,9 @@ use serde_json::json;
 use warren_control_client::{Input as ControlInput, Request, RequestError};
 use warren_control_types::{RegisterRequest, RegisterResponse};
 use warren_keys::NodePublic;
+use warren_testkit::CountingEntropy;
 
 use super::*;
-
-/// Bytes that count, so that all keys are different.
-struct Counter(u64);
-
-impl Entropy for Counter {
-    fn fill(&mut self, out: &mut [u8]) {
-        for chunk in out.chunks_mut(8) {
-            self.0 += 1;
-            chunk.copy_from_slice(&self.0.to_le_bytes()[..chunk.len()]);
-        }
-    }
-}
 
 /// What the server does with a new node key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +85,11 @@ struct World {
     sessions: BTreeMap<SessionId, Option<SessionId>>,
     runs: u64,
     errors: Vec<String>,
+    states: Vec<NodeState>,
+    /// The settings of the operating system; `None`: as without the node.
+    host: Option<HostConfig>,
+    /// Whether each setting of the operating system had addresses, in order.
+    host_settings: Vec<bool>,
 }
 
 fn settings(want_running: bool) -> NodeSettings {
@@ -116,7 +110,7 @@ fn process(disk: &StoredLogin, want_running: bool, now: Instant, run: u64) -> No
         aead: warren_tunnel::Aead::default(),
         ranges: warren_node_types::TailnetRanges::DEFAULT,
     };
-    Node::new(config, now, Box::new(Counter(run << 32)))
+    Node::new(config, now, Box::new(CountingEntropy(run << 32)))
 }
 
 impl World {
@@ -138,6 +132,9 @@ impl World {
             sessions: BTreeMap::new(),
             runs: 1,
             errors: Vec::new(),
+            states: Vec::new(),
+            host: None,
+            host_settings: Vec::new(),
         }
     }
 
@@ -190,16 +187,23 @@ impl World {
                 self.disk = self.node.stored_login();
                 self.inputs.push_back(NodeInput::LoginSaved(id, Ok(())));
             }
-            NodeOutput::Host => {
-                let config = self.node.host_config().cloned().unwrap_or_default();
-                if !config.addresses.is_empty() {
-                    self.inputs.push_back(NodeInput::HostApplied(Vec::new()));
-                }
-            }
+            NodeOutput::Host => self.set_up_host(),
+            NodeOutput::Notice(Notice::State(state)) => self.states.push(state),
             NodeOutput::Notice(Notice::Error(error)) => self.errors.push(error),
             _ => {}
         }
         true
+    }
+
+    /// As the host task: settings that are in force are not set and not reported.
+    fn set_up_host(&mut self) {
+        let config = self.node.host_config();
+        if self.host.as_ref() != config {
+            self.host = config.cloned();
+            let addresses = config.map(|config| !config.addresses.is_empty());
+            self.host_settings.push(addresses.unwrap_or(false));
+            self.inputs.push_back(NodeInput::HostApplied(Vec::new()));
+        }
     }
 
     fn request(&mut self, id: SessionId, request: Request) {
@@ -282,6 +286,7 @@ impl World {
         self.inputs.clear();
         self.sessions.clear();
         self.server.stream = None;
+        self.host = None;
         self.node = process(&self.disk, true, self.now, self.runs);
         self.node.start(self.now, self.wall, None);
     }
@@ -354,6 +359,18 @@ fn a_new_login_takes_over_once_the_server_accepts_it() {
         world.run();
         world.assert_works();
     }
+}
+
+#[test]
+fn a_forced_login_of_a_running_node_sets_the_addresses_again() {
+    let mut world = World::joined(Policy::GoodKey);
+    world.states.clear();
+    world.host_settings.clear();
+    world.start(true, Some("good"));
+    world.run();
+    // The server gives the new key the same addresses.
+    assert_eq!(world.host_settings, [false, true]);
+    assert_eq!(world.states, [NodeState::Starting, NodeState::Running]);
 }
 
 #[test]
@@ -543,6 +560,8 @@ fn a_stopped_node_keeps_its_login_and_has_no_session() {
     assert_eq!(world.node.state(), Some(NodeState::Stopped));
     assert!(world.sessions.is_empty() && world.node.host_config().is_none());
     world.give(NodeInput::Settings(Box::new(settings(true))));
+    // The operating system lost the addresses with the stop.
+    assert_eq!(world.node.state(), Some(NodeState::Starting));
     world.run();
     world.assert_works();
 }
