@@ -1,15 +1,11 @@
 //! Tables of what the server answers and what the session does.
 
+use warren_testkit::FixedEntropy;
+
 use super::*;
 
-struct Fixed;
-
-impl Entropy for Fixed {
-    fn fill(&mut self, out: &mut [u8]) {
-        // Half of 256: delays are exact.
-        out.fill(128);
-    }
-}
+/// Half of 256: delays are exact.
+const EXACT: FixedEntropy = FixedEntropy(128);
 
 /// An answer of the server, or time that passes.
 #[derive(Debug, Clone, Copy)]
@@ -170,7 +166,7 @@ impl World {
                 return;
             }
         };
-        self.session.handle(self.now, input, &mut Fixed);
+        self.session.handle(self.now, input, &mut { EXACT });
         self.read();
     }
 }
@@ -463,12 +459,12 @@ fn c2n_requests_are_answered_under_their_number() {
     };
     for _ in 0..2 {
         let message = Input::Message(Box::new(message.clone()));
-        world.session.handle(world.now, message, &mut Fixed);
+        world.session.handle(world.now, message, &mut { EXACT });
     }
     for id in [1, 1, 7] {
         let response = b"HTTP/1.1 200 OK\r\n\r\n".to_vec();
         let answer = Input::C2nAnswer { id, response };
-        world.session.handle(world.now, answer, &mut Fixed);
+        world.session.handle(world.now, answer, &mut { EXACT });
     }
     world.read();
     assert_eq!(
