@@ -392,9 +392,9 @@ impl Node {
         self.logins.log_in_interactively(now, &self.node_key);
     }
 
-    fn forget_login(&mut self, now: Instant, tell_server: bool) {
+    fn forget_login(&mut self, now: Instant, notify_server: bool) {
         self.settings.want_running = false;
-        self.logins.forget(tell_server);
+        self.logins.forget(notify_server);
         self.node_key = NodeSecret::generate(&mut self.entropy);
         self.replace_engine(now);
         self.outputs.push_back(NodeOutput::Host);
@@ -462,7 +462,7 @@ impl Node {
             // less than a lost connection.
             let is_paused = !self.logins.is_connected() && self.logins.auth_url().is_empty();
             let is_broken = lost_address || change == NetworkChange::Slept || is_paused;
-            if is_broken && self.logins.is_talking() {
+            if is_broken && self.logins.has_session() {
                 // Its connection hangs in the old network, or it waits between
                 // attempts that could not succeed.
                 self.logins.reconnect(now);

@@ -506,12 +506,12 @@ fn a_login_that_cannot_be_written_to_disk_is_not_begun() {
 
 #[test]
 fn only_a_logout_or_a_reset_ends_a_login() {
-    for tell_server in [true, false] {
+    for notify_server in [true, false] {
         let mut world = World::joined(Policy::Silence);
         world.start(true, None);
         world.run();
         let key = world.node.node_key().public();
-        world.give(if tell_server {
+        world.give(if notify_server {
             NodeInput::LogOut
         } else {
             NodeInput::ResetLogin
@@ -524,7 +524,7 @@ fn only_a_logout_or_a_reset_ends_a_login() {
                 world.disk = world.node.stored_login();
             }
         }
-        assert_eq!(unregistered, tell_server.then_some(key));
+        assert_eq!(unregistered, notify_server.then_some(key));
         assert!(world.disk.account.is_none() && world.disk.candidate.is_none());
         assert_eq!(world.node.state(), Some(NodeState::NeedsLogin));
         assert_ne!(world.node.node_key().public(), key);

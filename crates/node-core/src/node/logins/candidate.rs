@@ -1,0 +1,106 @@
+//! A new login that the server has not accepted yet.
+
+use warren_keys::NodeSecret;
+
+use super::session::Session;
+use crate::node::io::SaveId;
+
+/// The new login beside the one in force.
+pub(super) enum Candidate {
+    /// No new login exists.
+    None,
+    /// Its key is on disk and nothing is under way.
+    Dormant(NodeSecret),
+    /// Its key is being written to disk.
+    Saving {
+        key: NodeSecret,
+        save: SaveId,
+        then: AfterSave,
+    },
+    /// A session with the server exists.
+    Active(NodeSecret, Box<Session>),
+}
+
+/// The next step when a candidate's key is on disk.
+pub(super) enum AfterSave {
+    /// A registration with this auth key.
+    Register(Option<String>),
+    /// The session that asked for a fresh key continues with it.
+    Continue(Box<Session>),
+}
+
+impl Candidate {
+    /// Leaves `None` behind.
+    pub(super) fn take(&mut self) -> Self {
+        std::mem::replace(self, Self::None)
+    }
+
+    pub(super) fn exists(&self) -> bool {
+        !matches!(self, Self::None)
+    }
+
+    pub(super) fn key(&self) -> Option<&NodeSecret> {
+        match self {
+            Self::None => None,
+            Self::Dormant(key) | Self::Saving { key, .. } | Self::Active(key, _) => Some(key),
+        }
+    }
+
+    /// The session, while it may continue.
+    pub(super) fn session(&self) -> Option<&Session> {
+        match self {
+            Self::Active(_, session) => Some(session),
+            Self::None | Self::Dormant(_) | Self::Saving { .. } => None,
+        }
+    }
+
+    pub(super) fn session_mut(&mut self) -> Option<&mut Session> {
+        match self {
+            Self::Active(_, session) => Some(session),
+            Self::None | Self::Dormant(_) | Self::Saving { .. } => None,
+        }
+    }
+
+    /// The session, also while it waits for a fresh key.
+    pub(super) fn open_session_mut(&mut self) -> Option<&mut Session> {
+        match self {
+            Self::Active(_, session)
+            | Self::Saving {
+                then: AfterSave::Continue(session),
+                ..
+            } => Some(session),
+            Self::None | Self::Dormant(_) | Self::Saving { .. } => None,
+        }
+    }
+
+    /// The key, which the server may know, and the session that is to be closed.
+    pub(super) fn into_parts(self) -> (Option<NodeSecret>, Option<Box<Session>>) {
+        match self {
+            Self::None => (None, None),
+            Self::Dormant(key)
+            | Self::Saving {
+                key,
+                then: AfterSave::Register(_),
+                ..
+            } => (Some(key), None),
+            Self::Saving {
+                key,
+                then: AfterSave::Continue(session),
+                ..
+            }
+            | Self::Active(key, session) => (Some(key), Some(session)),
+        }
+    }
+
+    /// The next step after the save with this number; `None` when the candidate
+    /// does not wait for it.
+    pub(super) fn take_saved(&mut self, id: SaveId) -> Option<(NodeSecret, AfterSave)> {
+        match self.take() {
+            Self::Saving { key, save, then } if save == id => Some((key, then)),
+            other => {
+                *self = other;
+                None
+            }
+        }
+    }
+}
