@@ -13,8 +13,8 @@ use warren_keys::MachinePublic;
 
 use crate::control_frames::{Refusal, ToNode, ToServer};
 use crate::network::HostId;
-use crate::random::Dice;
-use crate::stream::StreamId;
+use crate::random::SimRng;
+use crate::stream::{StreamActions, StreamId};
 
 /// The address of the server.
 pub(crate) const SERVER: &str = "http://control.sim";
@@ -39,19 +39,6 @@ pub(crate) struct Control {
     stream_of: BTreeMap<SessionId, StreamId>,
 }
 
-/// What the server wants done with its streams.
-#[derive(Default)]
-pub(crate) struct ControlActs {
-    pub(crate) send: Vec<(StreamId, Vec<u8>)>,
-    pub(crate) close: Vec<StreamId>,
-}
-
-impl ControlActs {
-    fn reply(&mut self, to: StreamId, message: &ToNode) {
-        self.send.push((to, message.emit()));
-    }
-}
-
 impl Control {
     #[allow(
         clippy::expect_used,
@@ -63,12 +50,12 @@ impl Control {
         wall: Duration,
         key_lifetime: Option<Duration>,
         policy: Option<String>,
-        mut dice: Dice,
+        mut rng: SimRng,
     ) -> Self {
         let mut config = Config::new(SERVER, DerpMap::default());
         config.key_lifetime = key_lifetime;
         let snapshot = Snapshot::default();
-        let mut coordinator = Coordinator::new(now, wall, config, snapshot, dice.boxed())
+        let mut coordinator = Coordinator::new(now, wall, config, snapshot, rng.boxed())
             .expect("an empty snapshot has no policy to complain about");
         coordinator.create_user(wall, USER).expect("the first user");
         if policy.is_some() {
@@ -94,8 +81,8 @@ impl Control {
         }
     }
 
-    /// The process ends; returns the streams that break. What it knows is kept
-    /// by the store.
+    /// The process ends; returns the streams that break. The state of the
+    /// coordinator is kept, as by a store.
     pub(crate) fn stop(&mut self, now: Instant, wall: Duration) -> Vec<StreamId> {
         self.is_up = false;
         let streams: Vec<StreamId> = self.clients.keys().copied().collect();
@@ -135,20 +122,24 @@ impl Control {
         wall: Duration,
         stream: StreamId,
         bytes: &[u8],
-        acts: &mut ControlActs,
+        actions: &mut StreamActions,
     ) {
         let Some(machine) = self.clients.get(&stream).map(|client| client.machine) else {
             return;
         };
         match ToServer::parse(bytes) {
             Err(_) => {
-                acts.close.push(stream);
+                actions.close.push(stream);
                 self.closed(now, wall, stream);
             }
-            Ok(ToServer::Register(request)) => self.register(now, wall, stream, request, acts),
+            Ok(ToServer::Register(request)) => self.register(now, wall, stream, request, actions),
             Ok(ToServer::Update(request)) => {
                 let result = self.coordinator.update(machine, &request);
-                acts.reply(stream, &ToNode::Updated(result.map(drop).map_err(refusal)));
+                reply(
+                    actions,
+                    stream,
+                    &ToNode::Updated(result.map(drop).map_err(refusal)),
+                );
             }
             Ok(ToServer::OpenStream(request)) => {
                 let result = self.coordinator.open_stream(machine, &request);
@@ -158,10 +149,10 @@ impl Control {
                         client.session = Some(session);
                     }
                 });
-                acts.reply(stream, &ToNode::StreamOpened(result));
+                reply(actions, stream, &ToNode::StreamOpened(result));
             }
         }
-        self.settle(now, wall, acts);
+        self.settle(now, wall, actions);
     }
 
     fn register(
@@ -170,7 +161,7 @@ impl Control {
         wall: Duration,
         stream: StreamId,
         request: Box<RegisterRequest>,
-        acts: &mut ControlActs,
+        actions: &mut StreamActions,
     ) {
         let Some(client) = self.clients.get_mut(&stream) else {
             return;
@@ -186,11 +177,17 @@ impl Control {
                 return;
             }
         };
-        acts.reply(stream, &ToNode::Registered(result));
+        reply(actions, stream, &ToNode::Registered(result));
     }
 
     /// A parked registration is decided: the request is put again.
-    fn decided(&mut self, now: Instant, wall: Duration, id: &PendingId, acts: &mut ControlActs) {
+    fn decided(
+        &mut self,
+        now: Instant,
+        wall: Duration,
+        id: &PendingId,
+        actions: &mut StreamActions,
+    ) {
         let mut decided = Vec::new();
         for (stream, client) in &mut self.clients {
             if let Some((_, request)) = client.parked.take_if(|(parked, _)| parked == id) {
@@ -199,12 +196,12 @@ impl Control {
         }
         for (stream, request) in decided {
             self.coordinator.stopped_waiting(id);
-            self.register(now, wall, stream, request, acts);
+            self.register(now, wall, stream, request, actions);
         }
     }
 
     /// Sends the messages that sessions wait for.
-    pub(crate) fn settle(&mut self, now: Instant, wall: Duration, acts: &mut ControlActs) {
+    pub(crate) fn settle(&mut self, now: Instant, wall: Duration, actions: &mut StreamActions) {
         while let Some(output) = self.coordinator.poll_output() {
             match output {
                 Output::Wake(session) => {
@@ -214,7 +211,7 @@ impl Control {
                     while let Some(message) = self.coordinator.next_message(wall, session) {
                         // The types always render.
                         let json = message.to_json().unwrap_or_default();
-                        acts.reply(*stream, &ToNode::Message(json));
+                        reply(actions, *stream, &ToNode::Message(json));
                     }
                 }
                 Output::End(session) => {
@@ -222,10 +219,10 @@ impl Control {
                         if let Some(client) = self.clients.get_mut(&stream) {
                             client.session = client.session.filter(|open| *open != session);
                         }
-                        acts.reply(stream, &ToNode::StreamEnded);
+                        reply(actions, stream, &ToNode::StreamEnded);
                     }
                 }
-                Output::Decided(id) => self.decided(now, wall, &id, acts),
+                Output::Decided(id) => self.decided(now, wall, &id, actions),
                 Output::Store { .. } | Output::Notice(_) => {}
             }
         }
@@ -238,9 +235,14 @@ impl Control {
             .map(|(at, _)| at)
     }
 
-    pub(crate) fn handle_timeout(&mut self, now: Instant, wall: Duration, acts: &mut ControlActs) {
+    pub(crate) fn handle_timeout(
+        &mut self,
+        now: Instant,
+        wall: Duration,
+        actions: &mut StreamActions,
+    ) {
         self.coordinator.handle_timeout(now, wall);
-        self.settle(now, wall, acts);
+        self.settle(now, wall, actions);
     }
 }
 
@@ -250,4 +252,8 @@ fn refusal(error: MapError) -> Refusal {
         MapError::NotFound => Refusal::NotFound(error.to_string()),
         MapError::TooOld { .. } | MapError::Unsaved => Refusal::Failed(error.to_string()),
     }
+}
+
+fn reply(actions: &mut StreamActions, to: StreamId, message: &ToNode) {
+    actions.send.push((to, message.emit()));
 }

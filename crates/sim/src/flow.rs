@@ -1,8 +1,8 @@
 //! Programs on the hosts: numbered UDP datagrams to a peer, which sends each
 //! one back.
 //!
-//! Every datagram says who sent it to whom, so that whoever gets it can tell
-//! whether it was meant for it.
+//! Every datagram names its sender and its receiver, so that a host that gets it
+//! can check whether it is the receiver.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -10,16 +10,16 @@ use std::time::Duration;
 
 use warren_wire::ip::{IpPacket, udp};
 
-use crate::time::{Moment, millis};
+use crate::time::{SimTime, millis};
 
 const MAGIC: [u8; 4] = *b"SIM1";
 const HEADER: usize = 21;
-/// Where the echo program listens on every host.
+/// The port of the echo program on every host.
 const ECHO_PORT: u16 = 7;
 /// The first of the ports that flows send from.
 const FIRST_FLOW_PORT: u16 = 20_000;
 
-/// What a flow is to be like.
+/// The properties of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FlowSpec {
     /// Time between two datagrams.
@@ -49,17 +49,17 @@ impl Default for FlowSpec {
 
 /// One datagram, as the programs write it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Message {
+pub(crate) struct FlowDatagram {
     pub(crate) is_reply: bool,
     pub(crate) flow: u32,
     pub(crate) sequence: u32,
-    /// Who asks.
+    /// The node that asks.
     pub(crate) from: u32,
-    /// Who answers.
+    /// The node that replies.
     pub(crate) to: u32,
 }
 
-impl Message {
+impl FlowDatagram {
     fn emit(&self, size: usize) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
         out.push(u8::from(self.is_reply));
@@ -90,34 +90,34 @@ impl Message {
     }
 }
 
-/// The answer to a packet that the echo program got.
+/// The reply of the echo program to a packet.
 pub(crate) fn echo(packet: &IpPacket<'_>) -> Option<Vec<u8>> {
     let payload = packet.udp_payload()?;
-    let message = Message {
+    let message = FlowDatagram {
         is_reply: true,
-        ..Message::parse(payload)?
+        ..FlowDatagram::parse(payload)?
     };
     let from = SocketAddr::new(packet.dst, ECHO_PORT);
     let to = SocketAddr::new(packet.src, packet.src_port);
     udp::packet(from, to, &message.emit(payload.len())).ok()
 }
 
-/// What became of a flow.
+/// The results of a flow.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FlowReport {
-    /// How many were sent.
+    /// The number of datagrams sent.
     pub sent: u32,
-    /// How many reached the peer.
+    /// The number of datagrams that reached the peer.
     pub reached: u32,
-    /// How many came back.
+    /// The number of datagrams that came back.
     pub answered: u32,
-    /// When the first came back, since the flow began.
+    /// The time from the start of the flow until the first came back.
     pub first_answer: Option<Duration>,
-    /// Numbers that were not answered, of those sent at least two seconds ago.
+    /// The numbers without a reply, of the datagrams sent at least 2 s ago.
     pub lost: Vec<u32>,
-    /// The longest way there and back of any that was answered.
+    /// The longest round trip of all replies.
     pub slowest: Duration,
-    /// The longest time without an answer since the first.
+    /// The longest time without a reply since the first one.
     pub longest_silence: Duration,
 }
 
@@ -126,16 +126,16 @@ pub(crate) struct Flow {
     pub(crate) to: usize,
     pub(crate) spec: FlowSpec,
     pub(crate) is_running: bool,
-    began: Moment,
-    sent_at: Vec<Moment>,
+    began: SimTime,
+    sent_at: Vec<SimTime>,
     reached: BTreeSet<u32>,
-    answered: BTreeMap<u32, Moment>,
-    last_answer: Option<Moment>,
+    answered: BTreeMap<u32, SimTime>,
+    last_answer: Option<SimTime>,
     longest_silence: Duration,
 }
 
 impl Flow {
-    pub(crate) fn new(now: Moment, from: usize, to: usize, spec: FlowSpec) -> Self {
+    pub(crate) fn new(now: SimTime, from: usize, to: usize, spec: FlowSpec) -> Self {
         Self {
             from,
             to,
@@ -153,12 +153,12 @@ impl Flow {
     /// The next datagram of flow number `id`, as an IP packet.
     pub(crate) fn next(
         &mut self,
-        now: Moment,
+        now: SimTime,
         id: u32,
         from: IpAddr,
         to: IpAddr,
     ) -> Option<Vec<u8>> {
-        let message = Message {
+        let message = FlowDatagram {
             is_reply: false,
             flow: id,
             sequence: u32::try_from(self.sent_at.len()).ok()?,
@@ -177,7 +177,7 @@ impl Flow {
     }
 
     /// A datagram came back; `false` if it did so before.
-    pub(crate) fn note_answered(&mut self, now: Moment, sequence: u32) -> bool {
+    pub(crate) fn note_answered(&mut self, now: SimTime, sequence: u32) -> bool {
         if let Some(last) = self.last_answer {
             self.longest_silence = self.longest_silence.max(now.saturating_sub(last));
         }
@@ -185,7 +185,7 @@ impl Flow {
         self.answered.insert(sequence, now).is_none()
     }
 
-    pub(crate) fn report(&self, now: Moment) -> FlowReport {
+    pub(crate) fn report(&self, now: SimTime) -> FlowReport {
         let sent = |sequence: u32| self.sent_at.get(sequence as usize).copied();
         let trips = self
             .answered
@@ -214,7 +214,7 @@ impl Flow {
     }
 
     /// When number `sequence` was sent, since the start of the simulation.
-    pub(crate) fn sent_at(&self, sequence: u32) -> Option<Moment> {
+    pub(crate) fn sent_at(&self, sequence: u32) -> Option<SimTime> {
         self.sent_at.get(sequence as usize).copied()
     }
 }

@@ -2,38 +2,36 @@
 //!
 //! Nodes run the real node core and packet path, relays the real DERP server, the
 //! coordination server the real coordinator, all in one process under one
-//! virtual clock. What lies between them is simulated: NATs by RFC 4787
+//! virtual clock. The network between them is simulated: NATs by RFC 4787
 //! behaviour, firewalls, latency, jitter, loss, cables that are pulled, hosts
 //! that roam, processes that are killed, wall clocks that jump.
 //!
 //! ```
-//! use warren_sim::{FlowSpec, Place, Sim, Way, millis, secs};
+//! use warren_sim::{FlowSpec, Uplink, Sim, PathKind, millis, secs};
 //!
 //! let mut sim = Sim::new(1);
 //! sim.relay("ams");
-//! let alice = sim.node("alice", Place::Easy);
-//! let bob = sim.node("bob", Place::Firewall);
+//! let alice = sim.node("alice", Uplink::Easy);
+//! let bob = sim.node("bob", Uplink::Firewall);
 //! sim.run_until_joined();
 //! let flow = sim.flow(alice, bob, FlowSpec::every(millis(20)));
 //! sim.run_for(secs(5));
 //! assert!(sim.report(flow).lost.is_empty());
-//! assert_eq!(sim.way(alice, bob), Way::Direct);
+//! assert_eq!(sim.path_kind(alice, bob), PathKind::Direct);
 //! ```
 //!
-//! The life of an event: it waits in a queue ordered by (time, number); the
-//! host it concerns handles it and leaves behind what it wants done; the
-//! simulation turns that into later events. Nothing else moves the clock, and
-//! all chance comes from one seed, so the same seed gives the same packets,
-//! byte for byte ([`Sim::trace`]).
+//! The life of an event: it waits in a queue ordered by (time, number); its host
+//! handles it and returns actions; the simulation turns them into later events.
+//! Nothing else moves the clock, and all randomness comes from one seed, so the
+//! same seed gives the same packets, byte for byte ([`Sim::trace`]).
 //!
-//! Some things must never happen, and are looked for all the time: a packet
-//! that reaches another node than it was meant for, comes out of the tunnel
-//! twice, or with a false source; one that a test has forbidden; a deadline
-//! that a state does not get past. Any of them ends the run.
+//! Some events are violations, which end the run: a packet that reaches a node
+//! other than its receiver, comes out of the tunnel twice, or has a false source;
+//! one that a test has forbidden; a deadline that a state does not get past.
 //!
-//! What is not simulated: the operating system, TCP and TLS (streams are
-//! reliable, in order and cost round trips), the Noise channel of the control
-//! protocol, bandwidth and queues.
+//! Not simulated are the operating system, TCP and TLS (streams are reliable, in
+//! order and cost round trips), the Noise channel of the control protocol,
+//! bandwidth and queues.
 
 mod control;
 mod control_frames;
@@ -53,6 +51,6 @@ mod trace;
 
 pub use flow::{FlowReport, FlowSpec};
 pub use nat::{Dependence, NatBehaviour, Ports};
-pub use network::{Link, Loss, Place};
-pub use sim::{FlowIndex, NodeIndex, NodeSpec, Options, RelayIndex, Sim, Way};
-pub use time::{Moment, millis, secs};
+pub use network::{Link, Loss, Uplink};
+pub use sim::{FlowIndex, NodeIndex, NodeSpec, Options, PathKind, RelayIndex, Sim};
+pub use time::{SimTime, millis, secs};

@@ -2,17 +2,17 @@
 //! firewall that translates nothing but remembers flows in the same way.
 //!
 //! "Cone" and "symmetric" are not used: they mix two things. A NAT is
-//! described by how it *maps* (REQ-1) and by what it *filters* (REQ-8); the
-//! rest (ports, time, hairpinning) comes beside them.
+//! described by how it *maps* (REQ-1) and by how it *filters* (REQ-8); ports,
+//! lifetimes and hairpinning are further properties.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use crate::random::Dice;
-use crate::time::{Moment, secs};
+use crate::random::SimRng;
+use crate::time::{SimTime, secs};
 
-/// Of what a binding, or a permission to come in, depends on (RFC 4787,
-/// sections 4.1 and 5).
+/// The part of the other side that a binding, or a permission to send in,
+/// depends on (RFC 4787, sections 4.1 and 5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dependence {
     /// On the inside address alone.
@@ -23,7 +23,7 @@ pub enum Dependence {
     AddressAndPortDependent,
 }
 
-/// Which outside port a new binding gets (section 4.2).
+/// The outside port that a new binding gets (section 4.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ports {
     /// The inside port where it is free.
@@ -37,15 +37,15 @@ pub enum Ports {
 /// How a NAT behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NatBehaviour {
-    /// When two flows share an outside port.
+    /// The condition under which two flows share an outside port.
     pub mapping: Dependence,
-    /// Who may answer to it.
+    /// The senders that may reply to it.
     pub filtering: Dependence,
-    /// Which port it is.
+    /// The choice of the port.
     pub ports: Ports,
     /// How long a binding lives without traffic (REQ-5 asks for 2 minutes or
     /// more, many have 30 s).
-    pub expiry: Moment,
+    pub expiry: SimTime,
     /// Whether traffic from outside keeps it alive too (REQ-6).
     pub inbound_refreshes: bool,
     /// Whether two inside hosts may talk by their outside addresses (REQ-9).
@@ -53,7 +53,7 @@ pub struct NatBehaviour {
 }
 
 impl NatBehaviour {
-    /// The usual home router: one port for all, only those asked may answer.
+    /// The usual home router: one port for all, and only the hosts asked may reply.
     pub const EASY: Self = Self {
         mapping: Dependence::EndpointIndependent,
         filtering: Dependence::AddressAndPortDependent,
@@ -63,7 +63,7 @@ impl NatBehaviour {
         hairpinning: false,
     };
 
-    /// One port for all, and everybody may use it.
+    /// One port for all, and every host may send to it.
     pub const CONE: Self = Self {
         filtering: Dependence::EndpointIndependent,
         hairpinning: true,
@@ -85,7 +85,7 @@ impl NatBehaviour {
     };
 }
 
-/// What of the other side a flow depends on.
+/// The part of the other side's address that a flow depends on.
 fn relevant(dependence: Dependence, other: SocketAddr) -> Option<(IpAddr, u16)> {
     match dependence {
         Dependence::EndpointIndependent => None,
@@ -98,9 +98,9 @@ fn relevant(dependence: Dependence, other: SocketAddr) -> Option<(IpAddr, u16)> 
 struct Binding {
     inside: SocketAddr,
     key: Option<(IpAddr, u16)>,
-    used: Moment,
-    /// Who was asked, and when last.
-    asked: BTreeMap<Option<(IpAddr, u16)>, Moment>,
+    used: SimTime,
+    /// The hosts asked, with the time of the last datagram.
+    asked: BTreeMap<Option<(IpAddr, u16)>, SimTime>,
 }
 
 /// A NAT with one outside address.
@@ -110,18 +110,18 @@ pub(crate) struct Nat {
     outside: IpAddr,
     bindings: BTreeMap<u16, Binding>,
     next_port: u16,
-    dice: Dice,
+    rng: SimRng,
 }
 
 impl Nat {
-    pub(crate) fn new(behaviour: NatBehaviour, outside: IpAddr, mut dice: Dice) -> Self {
-        let next_port = 2_000 + dice.below(40_000) as u16;
+    pub(crate) fn new(behaviour: NatBehaviour, outside: IpAddr, mut rng: SimRng) -> Self {
+        let next_port = 2_000 + rng.below(40_000) as u16;
         Self {
             behaviour,
             outside,
             bindings: BTreeMap::new(),
             next_port,
-            dice,
+            rng,
         }
     }
 
@@ -141,7 +141,7 @@ impl Nat {
     /// A datagram goes out; its source is from now on what is returned.
     pub(crate) fn outbound(
         &mut self,
-        now: Moment,
+        now: SimTime,
         from: SocketAddr,
         to: SocketAddr,
     ) -> Option<SocketAddr> {
@@ -174,7 +174,7 @@ impl Nat {
     /// A datagram comes in for an outside port; it goes to what is returned.
     pub(crate) fn inbound(
         &mut self,
-        now: Moment,
+        now: SimTime,
         from: SocketAddr,
         port: u16,
     ) -> Option<SocketAddr> {
@@ -197,7 +197,7 @@ impl Nat {
         let mut port = match self.behaviour.ports {
             Ports::Preserving => wish,
             Ports::Sequential => self.next_port,
-            Ports::Random => 1_024 + self.dice.below(64_000) as u16,
+            Ports::Random => 1_024 + self.rng.below(64_000) as u16,
         };
         for _ in 0..u16::MAX {
             if port >= 1_024 && !self.bindings.contains_key(&port) {
@@ -213,25 +213,25 @@ impl Nat {
 /// A firewall that lets in what was asked for from inside.
 #[derive(Debug)]
 pub(crate) struct Firewall {
-    expiry: Moment,
-    flows: BTreeMap<(SocketAddr, SocketAddr), Moment>,
+    expiry: SimTime,
+    flows: BTreeMap<(SocketAddr, SocketAddr), SimTime>,
 }
 
 impl Firewall {
-    pub(crate) fn new(expiry: Moment) -> Self {
+    pub(crate) fn new(expiry: SimTime) -> Self {
         Self {
             expiry,
             flows: BTreeMap::new(),
         }
     }
 
-    pub(crate) fn outbound(&mut self, now: Moment, from: SocketAddr, to: SocketAddr) {
+    pub(crate) fn outbound(&mut self, now: SimTime, from: SocketAddr, to: SocketAddr) {
         let expiry = self.expiry;
         self.flows.retain(|_, used| now < *used + expiry);
         self.flows.insert((from, to), now);
     }
 
-    pub(crate) fn lets_in(&mut self, now: Moment, from: SocketAddr, to: SocketAddr) -> bool {
+    pub(crate) fn lets_in(&mut self, now: SimTime, from: SocketAddr, to: SocketAddr) -> bool {
         let expiry = self.expiry;
         match self.flows.get_mut(&(to, from)) {
             Some(used) if now < *used + expiry => {
@@ -257,11 +257,11 @@ mod tests {
     }
 
     fn nat(behaviour: NatBehaviour) -> Nat {
-        Nat::new(behaviour, "203.0.113.1".parse().unwrap(), Dice::new(1))
+        Nat::new(behaviour, "203.0.113.1".parse().unwrap(), SimRng::new(1))
     }
 
     #[test]
-    fn mapping_decides_who_sees_which_port() {
+    fn mapping_decides_the_port_that_each_destination_sees() {
         use Dependence::{AddressAndPortDependent, AddressDependent, EndpointIndependent};
         let inside = at("10.0.0.2:41641");
         let others = [at("192.0.2.1:1"), at("192.0.2.1:2"), at("192.0.2.2:1")];
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn filtering_decides_who_may_answer() {
+    fn filtering_decides_which_senders_may_reply() {
         use Dependence::{AddressAndPortDependent, AddressDependent, EndpointIndependent};
         let (inside, asked) = (at("10.0.0.2:41641"), at("192.0.2.1:1"));
         let answers = [asked, at("192.0.2.1:2"), at("192.0.2.2:1")];
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn bindings_end_and_ports_are_kept_where_they_can() {
+    fn bindings_end_and_free_ports_are_preserved() {
         let mut nat = nat(NatBehaviour::EASY);
         let to = at("192.0.2.1:1");
         let first = nat.outbound(secs(0), at("10.0.0.2:5000"), to).unwrap();

@@ -2,35 +2,35 @@
 //! root is the internet.
 //!
 //! A datagram *climbs* from its host's segment until one knows the
-//! destination, passing NATs and firewalls on the way (they change at once),
-//! travels for as long as the links of both hosts say, and *descends* to the
-//! receiver, through their NATs and firewalls as these are by then. Home
-//! networks all use the same private addresses, as they do in the world: an
-//! address that a peer claims to have may well be a neighbour's, or our own.
+//! destination, through NATs and firewalls (they change at once), takes the
+//! latency of the links of both hosts, and *descends* to the receiver, through
+//! the NATs and firewalls as these are by then. Home
+//! networks all use the same private addresses, as in reality: an address that a
+//! peer claims to have may be that of a neighbour, or our own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use crate::nat::{Firewall, Nat, NatBehaviour};
-use crate::random::Dice;
-use crate::time::{Moment, millis, secs};
+use crate::random::SimRng;
+use crate::time::{SimTime, millis, secs};
 
-/// From one host to another in the same segment, one way.
+/// The one-way delay between two hosts of a segment.
 const LAN_DELAY: Duration = Duration::from_micros(300);
-/// How long a firewall remembers a UDP flow.
+/// The time for which a firewall remembers a UDP flow.
 const FIREWALL_MEMORY: Duration = secs(30);
 
 /// A machine in the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct HostId(pub(crate) usize);
 
-/// What stands between a host and the internet.
+/// The devices between a host and the internet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
-    /// Nothing: a public address.
+pub enum Uplink {
+    /// None: a public address.
     Open,
-    /// A NAT through which everybody may answer.
+    /// A NAT through which every host may send.
     Cone,
     /// A usual home router.
     Easy,
@@ -46,14 +46,14 @@ pub enum Place {
     Behind(NatBehaviour),
 }
 
-/// The line between a host and its segment. All numbers are for one way.
+/// The link between a host and its segment. All numbers are for one direction.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Link {
-    /// How long everything takes at least.
+    /// The least delay.
     pub latency: Duration,
-    /// How much longer it may take.
+    /// The largest additional delay.
     pub jitter: Duration,
-    /// How likely a packet gets lost.
+    /// The probability that a packet is lost.
     pub loss: f64,
     /// The longest IP packet, in bytes.
     pub mtu: usize,
@@ -73,27 +73,27 @@ impl Default for Link {
 /// A UDP datagram on its way.
 #[derive(Debug, Clone)]
 pub(crate) struct Datagram {
-    /// Who really sent it.
+    /// The host that sent it, whatever the NATs made of the address.
     pub(crate) origin: HostId,
     pub(crate) from: SocketAddr,
     pub(crate) to: SocketAddr,
     pub(crate) bytes: Vec<u8>,
 }
 
-/// Why a datagram got nowhere.
+/// The reason why a datagram was lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Loss {
     /// Chance, on a link.
     Chance,
     /// Longer than a link takes.
     TooLong,
-    /// A cable is out, or the sender has no such address.
+    /// A host is unplugged, or the sender has no address of that family.
     Unplugged,
-    /// Nobody has the destination.
+    /// No host has the destination.
     NoRoute,
     /// A NAT or firewall did not let it through.
     Refused,
-    /// The way between the two hosts was cut.
+    /// The path between the two hosts is cut.
     Cut,
 }
 
@@ -103,7 +103,7 @@ enum Target {
     Segment(usize),
 }
 
-/// What a gateway does with IPv4. IPv6 always passes a firewall.
+/// The treatment of IPv4 by a gateway. IPv6 always passes a firewall.
 #[derive(Debug)]
 enum Gateway {
     Root,
@@ -130,7 +130,7 @@ struct Host {
     plugged: bool,
 }
 
-/// All of it.
+/// The whole network.
 #[derive(Debug)]
 pub(crate) struct Network {
     segments: Vec<Segment>,
@@ -139,18 +139,18 @@ pub(crate) struct Network {
     losses: BTreeMap<Loss, u64>,
     next_public: u32,
     next_carrier: u32,
-    dice: Dice,
+    rng: SimRng,
 }
 
-/// Where a datagram is after it climbed.
-pub(crate) struct Turned {
+/// A datagram in the segment that knows its destination.
+pub(crate) struct Routed {
     pub(crate) segment: usize,
     pub(crate) datagram: Datagram,
     pub(crate) delay: Duration,
 }
 
 impl Network {
-    pub(crate) fn new(dice: Dice) -> Self {
+    pub(crate) fn new(rng: SimRng) -> Self {
         let root = Segment {
             parent: 0,
             gateway: Gateway::Root,
@@ -166,16 +166,16 @@ impl Network {
             losses: BTreeMap::new(),
             next_public: 1,
             next_carrier: 1,
-            dice,
+            rng,
         }
     }
 
     // ---- building ----
 
-    /// A host of its own place.
-    pub(crate) fn add_host(&mut self, place: Place, link: Link, v6: bool) -> HostId {
+    /// A host with a network of its own.
+    pub(crate) fn add_host(&mut self, uplink: Uplink, link: Link, v6: bool) -> HostId {
         let host = self.empty_host(link);
-        let segment = self.build(place);
+        let segment = self.build(uplink);
         self.attach(host, segment, v6);
         host
     }
@@ -200,15 +200,15 @@ impl Network {
         HostId(self.hosts.len() - 1)
     }
 
-    /// Takes a host elsewhere: it gets other addresses.
-    pub(crate) fn move_host(&mut self, host: HostId, place: Place) {
+    /// Moves a host to another network, where it gets other addresses.
+    pub(crate) fn move_host(&mut self, host: HostId, uplink: Uplink) {
         let v6 = self.hosts[host.0].v6.is_some();
         for segment in &mut self.segments {
             segment
                 .inside
                 .retain(|_, target| !matches!(target, Target::Host(there) if *there == host));
         }
-        let segment = self.build(place);
+        let segment = self.build(uplink);
         self.attach(host, segment, v6);
     }
 
@@ -238,22 +238,22 @@ impl Network {
     }
 
     fn nat(&mut self, parent: usize, behaviour: NatBehaviour, outside: IpAddr) -> usize {
-        let dice = self.dice.fork();
+        let rng = self.rng.fork();
         self.segment(
             parent,
-            Gateway::Nat(Box::new(Nat::new(behaviour, outside, dice))),
+            Gateway::Nat(Box::new(Nat::new(behaviour, outside, rng))),
             false,
         )
     }
 
-    fn build(&mut self, place: Place) -> usize {
-        let behaviour = match place {
-            Place::Open => return 0,
-            Place::Firewall | Place::NoUdp => {
+    fn build(&mut self, uplink: Uplink) -> usize {
+        let behaviour = match uplink {
+            Uplink::Open => return 0,
+            Uplink::Firewall | Uplink::NoUdp => {
                 let firewall = Gateway::Firewall(Firewall::new(FIREWALL_MEMORY));
-                return self.segment(0, firewall, place == Place::NoUdp);
+                return self.segment(0, firewall, uplink == Uplink::NoUdp);
             }
-            Place::Cgnat => {
+            Uplink::Cgnat => {
                 let outside = self.public();
                 let carrier = self.nat(0, NatBehaviour::CARRIER, outside);
                 self.next_carrier += 1;
@@ -261,10 +261,10 @@ impl Network {
                 let inside = Ipv4Addr::new(100, 72, b, c).into();
                 return self.nat(carrier, NatBehaviour::EASY, inside);
             }
-            Place::Cone => NatBehaviour::CONE,
-            Place::Easy => NatBehaviour::EASY,
-            Place::Hard => NatBehaviour::HARD,
-            Place::Behind(behaviour) => behaviour,
+            Uplink::Cone => NatBehaviour::CONE,
+            Uplink::Easy => NatBehaviour::EASY,
+            Uplink::Hard => NatBehaviour::HARD,
+            Uplink::Behind(behaviour) => behaviour,
         };
         let outside = self.public();
         self.nat(0, behaviour, outside)
@@ -302,7 +302,7 @@ impl Network {
 
     // ---- faults ----
 
-    /// Cuts or mends the direct way between two hosts; other ways stay.
+    /// Cuts or mends the direct path between two hosts; other paths stay.
     pub(crate) fn set_cut(&mut self, a: HostId, b: HostId, cut: bool) {
         for pair in [(a, b), (b, a)] {
             if cut {
@@ -330,7 +330,7 @@ impl Network {
         self.hosts[host.0].link = link;
     }
 
-    /// The gateways before a host lose their memory.
+    /// The gateways in front of a host lose their state.
     pub(crate) fn reboot_gateways(&mut self, host: HostId) {
         let mut segment = self.hosts[host.0].segment;
         while segment != 0 {
@@ -345,7 +345,7 @@ impl Network {
         }
     }
 
-    // ---- what is known ----
+    // ---- views ----
 
     /// The addresses of a host's interfaces.
     pub(crate) fn addresses(&self, host: HostId) -> Vec<IpAddr> {
@@ -371,8 +371,8 @@ impl Network {
         &self.losses
     }
 
-    /// How long a segment of a stream between two hosts takes, with what TCP
-    /// does about losses; `None` while one of them is unplugged.
+    /// The delay of a TCP segment between two hosts, with retransmissions after
+    /// losses; `None` while one of the hosts is unplugged.
     pub(crate) fn stream_delay(&mut self, a: HostId, b: HostId) -> Option<Duration> {
         let (a, b) = (&self.hosts[a.0], &self.hosts[b.0]);
         if !a.plugged || !b.plugged {
@@ -380,9 +380,9 @@ impl Network {
         }
         let (one, two) = (a.link, b.link);
         let latency = one.latency + two.latency;
-        let mut delay = latency + self.dice.up_to(one.jitter + two.jitter);
+        let mut delay = latency + self.rng.up_to(one.jitter + two.jitter);
         let mut retransmission = millis(200).max(latency * 2);
-        while self.dice.chance(one.loss + two.loss) {
+        while self.rng.chance(one.loss + two.loss) {
             delay += retransmission;
             retransmission *= 2;
         }
@@ -398,12 +398,12 @@ impl Network {
     /// A host sends from `port`.
     pub(crate) fn climb(
         &mut self,
-        now: Moment,
+        now: SimTime,
         origin: HostId,
         port: u16,
         to: SocketAddr,
         bytes: Vec<u8>,
-    ) -> Result<Turned, Loss> {
+    ) -> Result<Routed, Loss> {
         let host = &self.hosts[origin.0];
         let link = host.link;
         let own = if to.is_ipv4() { Some(host.v4) } else { host.v6 };
@@ -423,12 +423,12 @@ impl Network {
                 let delay = if near {
                     LAN_DELAY / 2
                 } else {
-                    if self.dice.chance(link.loss) {
+                    if self.rng.chance(link.loss) {
                         return Err(Loss::Chance);
                     }
-                    link.latency + self.dice.up_to(link.jitter)
+                    link.latency + self.rng.up_to(link.jitter)
                 };
-                return Ok(Turned {
+                return Ok(Routed {
                     segment,
                     datagram,
                     delay,
@@ -468,11 +468,11 @@ impl Network {
         }
     }
 
-    /// The datagram has reached the segment where it turned; returns who gets
-    /// it, and when.
+    /// Takes the datagram from the segment that knows its destination down to the
+    /// host; returns the host and the delay.
     pub(crate) fn descend(
         &mut self,
-        now: Moment,
+        now: SimTime,
         mut segment: usize,
         datagram: &mut Datagram,
     ) -> Result<(HostId, Duration), Loss> {
@@ -524,10 +524,10 @@ impl Network {
         if near {
             return Ok(LAN_DELAY / 2);
         }
-        if self.dice.chance(link.loss) {
+        if self.rng.chance(link.loss) {
             return Err(Loss::Chance);
         }
-        Ok(link.latency + self.dice.up_to(link.jitter))
+        Ok(link.latency + self.rng.up_to(link.jitter))
     }
 }
 
@@ -546,7 +546,7 @@ mod tests {
     use super::*;
 
     fn network() -> Network {
-        Network::new(Dice::new(3))
+        Network::new(SimRng::new(3))
     }
 
     fn send(
@@ -554,34 +554,34 @@ mod tests {
         from: HostId,
         to: SocketAddr,
     ) -> Result<(HostId, SocketAddr), Loss> {
-        let mut turned = network.climb(secs(1), from, 41641, to, vec![1; 100])?;
-        let (host, _) = network.descend(secs(1), turned.segment, &mut turned.datagram)?;
-        Ok((host, turned.datagram.from))
+        let mut routed = network.climb(secs(1), from, 41641, to, vec![1; 100])?;
+        let (host, _) = network.descend(secs(1), routed.segment, &mut routed.datagram)?;
+        Ok((host, routed.datagram.from))
     }
 
     #[test]
-    fn answers_find_back_through_two_nats() {
+    fn replies_pass_back_through_two_nats() {
         let mut network = network();
-        let behind = network.add_host(Place::Cgnat, Link::default(), false);
-        let open = network.add_host(Place::Open, Link::default(), false);
+        let behind = network.add_host(Uplink::Cgnat, Link::default(), false);
+        let open = network.add_host(Uplink::Open, Link::default(), false);
         let address = SocketAddr::new(network.hosts[open.0].v4, 41641);
         let (host, seen) = send(&mut network, behind, address).unwrap();
         assert_eq!(host, open);
         assert!(seen.ip().to_string().starts_with("203."), "{seen}");
         assert_eq!(send(&mut network, open, seen), Ok((behind, address)));
-        let stranger = network.add_host(Place::Open, Link::default(), false);
-        assert_eq!(send(&mut network, stranger, seen), Err(Loss::Refused));
+        let unasked = network.add_host(Uplink::Open, Link::default(), false);
+        assert_eq!(send(&mut network, unasked, seen), Err(Loss::Refused));
     }
 
     #[test]
-    fn private_addresses_mean_the_neighbour() {
+    fn private_addresses_reach_the_neighbour() {
         let mut network = network();
-        let one = network.add_host(Place::Easy, Link::default(), false);
+        let one = network.add_host(Uplink::Easy, Link::default(), false);
         let beside = network.add_beside(one, Link::default(), false);
-        let elsewhere = network.add_host(Place::Easy, Link::default(), false);
+        let elsewhere = network.add_host(Uplink::Easy, Link::default(), false);
         assert_eq!(
             network.hosts[one.0].v4, network.hosts[elsewhere.0].v4,
-            "as in the world"
+            "as in reality"
         );
         let to = SocketAddr::new(network.hosts[beside.0].v4, 41641);
         assert_eq!(send(&mut network, one, to).unwrap().0, beside);
@@ -590,11 +590,11 @@ mod tests {
 
     #[test]
     fn hairpinning_is_a_property_of_the_nat() {
-        for (place, works) in [(Place::Cone, true), (Place::Easy, false)] {
+        for (uplink, works) in [(Uplink::Cone, true), (Uplink::Easy, false)] {
             let mut network = network();
-            let one = network.add_host(place, Link::default(), false);
+            let one = network.add_host(uplink, Link::default(), false);
             let two = network.add_beside(one, Link::default(), false);
-            let server = network.add_host(Place::Open, Link::default(), false);
+            let server = network.add_host(Uplink::Open, Link::default(), false);
             let server = SocketAddr::new(network.hosts[server.0].v4, 3478);
             let (_, seen) = send(&mut network, two, server).unwrap();
             let looped = send(&mut network, one, seen).map(|(host, _)| host);
@@ -603,10 +603,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_cut_or_blocked_gets_lost() {
+    fn datagrams_that_are_too_long_cut_or_blocked_are_lost() {
         let mut network = network();
-        let one = network.add_host(Place::Open, Link::default(), true);
-        let two = network.add_host(Place::Open, Link::default(), true);
+        let one = network.add_host(Uplink::Open, Link::default(), true);
+        let two = network.add_host(Uplink::Open, Link::default(), true);
         let to = SocketAddr::new(network.hosts[two.0].v6.unwrap(), 41641);
         assert!(send(&mut network, one, to).is_ok());
         let long = network.climb(secs(1), one, 1, to, vec![0; 1_453]);
@@ -614,7 +614,7 @@ mod tests {
         network.set_cut(one, two, true);
         assert_eq!(send(&mut network, one, to), Err(Loss::Cut));
         network.mend_all();
-        let blocked = network.add_host(Place::NoUdp, Link::default(), true);
+        let blocked = network.add_host(Uplink::NoUdp, Link::default(), true);
         assert_eq!(send(&mut network, blocked, to), Err(Loss::Refused));
     }
 }

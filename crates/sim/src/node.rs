@@ -26,11 +26,11 @@ use warren_wire::wireguard::is_transport;
 
 use crate::network::HostId;
 use crate::packet_path::{PacketEvent, PacketPath};
-use crate::random::Dice;
+use crate::random::SimRng;
 use crate::relay_io::{Received, RelayIo};
 use crate::session_io::{Send, SessionIo};
 use crate::stream::StreamId;
-use crate::time::Moment;
+use crate::time::SimTime;
 
 /// The UDP port of every node.
 pub(crate) const PORT: u16 = 41_641;
@@ -59,9 +59,9 @@ pub(crate) struct Identity {
 
 /// The present, as a node sees it.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Present {
+pub(crate) struct NodeTime {
     pub(crate) now: Instant,
-    pub(crate) moment: Moment,
+    pub(crate) elapsed: SimTime,
     pub(crate) wall: Duration,
 }
 
@@ -81,7 +81,7 @@ pub(crate) struct Node {
     pub(crate) is_running: bool,
     pub(crate) actions: Vec<Action>,
     /// The paths that packets for each peer took, and since when.
-    pub(crate) history: BTreeMap<NodePublic, Vec<(Moment, Destination)>>,
+    pub(crate) history: BTreeMap<NodePublic, Vec<(SimTime, Destination)>>,
     core: NodeCore,
     packets: PacketPath,
     disk: Disk,
@@ -89,7 +89,7 @@ pub(crate) struct Node {
     host_config: Option<HostConfig>,
     sessions: BTreeMap<SessionId, SessionIo>,
     relays: BTreeMap<RegionId, RelayIo>,
-    dice: Dice,
+    rng: SimRng,
 }
 
 impl Node {
@@ -97,14 +97,14 @@ impl Node {
     pub(crate) fn new(
         host: HostId,
         identity: Identity,
-        at: Present,
+        at: NodeTime,
         addresses: Vec<IpAddr>,
-        mut dice: Dice,
+        mut rng: SimRng,
     ) -> Self {
         let disk = Disk::default();
         let mut node = Self {
             host,
-            core: process(&identity, &disk, at.now, addresses, &mut dice),
+            core: process(&identity, &disk, at.now, addresses, &mut rng),
             identity,
             is_running: true,
             actions: Vec::new(),
@@ -114,7 +114,7 @@ impl Node {
             host_config: None,
             sessions: BTreeMap::new(),
             relays: BTreeMap::new(),
-            dice,
+            rng,
         };
         node.begin(at);
         node
@@ -153,14 +153,8 @@ impl Node {
     }
 
     /// A new process starts from what is on disk.
-    pub(crate) fn start(&mut self, at: Present, addresses: Vec<IpAddr>) {
-        self.core = process(
-            &self.identity,
-            &self.disk,
-            at.now,
-            addresses,
-            &mut self.dice,
-        );
+    pub(crate) fn start(&mut self, at: NodeTime, addresses: Vec<IpAddr>) {
+        self.core = process(&self.identity, &self.disk, at.now, addresses, &mut self.rng);
         self.packets = PacketPath::new();
         self.history.clear();
         self.host_config = None;
@@ -168,20 +162,20 @@ impl Node {
         self.begin(at);
     }
 
-    fn begin(&mut self, at: Present) {
+    fn begin(&mut self, at: NodeTime) {
         let netmap = self.disk.netmap.as_ref();
         let netmap = netmap.and_then(|netmap| serde_json::from_slice(netmap).ok());
         self.core.start(at.now, at.wall, netmap);
         if self.core.account().is_none() {
             self.log_in(at, false);
         } else {
-            self.turn(at);
+            self.settle(at);
         }
     }
 
     /// The user logs in with the auth key, as with `warren up`. `force`: with a new
     /// node key, even if there is a login.
-    pub(crate) fn log_in(&mut self, at: Present, force: bool) {
+    pub(crate) fn log_in(&mut self, at: NodeTime, force: bool) {
         self.disk.want_running = true;
         let input = NodeInput::Start {
             settings: Box::new(settings(&self.identity, true)),
@@ -189,33 +183,33 @@ impl Node {
             auth_key: Some(self.identity.auth_key.clone()),
         };
         self.give(at, input);
-        self.turn(at);
+        self.settle(at);
     }
 
     /// The host has these addresses now: its line was cut or mended.
-    pub(crate) fn link_changed(&mut self, at: Present, addresses: Vec<IpAddr>) {
+    pub(crate) fn link_changed(&mut self, at: NodeTime, addresses: Vec<IpAddr>) {
         let network = Box::new(local_network(addresses));
         self.give(at, NodeInput::Network(NetworkChange::Major, network));
-        self.turn(at);
+        self.settle(at);
     }
 
     /// A program of the host sends a packet into the tunnel.
-    pub(crate) fn send_packet(&mut self, at: Present, packet: &[u8]) {
+    pub(crate) fn send_packet(&mut self, at: NodeTime, packet: &[u8]) {
         self.packets.send(at.now, packet);
-        self.turn(at);
+        self.settle(at);
     }
 
     // ---- the network ----
 
-    pub(crate) fn datagram(&mut self, at: Present, from: SocketAddr, bytes: &mut [u8]) {
+    pub(crate) fn datagram(&mut self, at: NodeTime, from: SocketAddr, bytes: &mut [u8]) {
         let len = bytes.len();
         self.packets.receive(at.now, Source::Udp(from), bytes, len);
-        self.turn(at);
+        self.settle(at);
     }
 
-    pub(crate) fn https_answered(&mut self, at: Present, region: RegionId, latency: Duration) {
+    pub(crate) fn https_answered(&mut self, at: NodeTime, region: RegionId, latency: Duration) {
         self.give(at, NodeInput::RelayLatency(region, latency));
-        self.turn(at);
+        self.settle(at);
     }
 
     /// The connection to a relay; `None` when the node does not want it any more.
@@ -244,7 +238,7 @@ impl Node {
     /// The stream to a relay is open; `key` comes with its certificate.
     pub(crate) fn relay_opened(
         &mut self,
-        at: Present,
+        at: NodeTime,
         region: RegionId,
         stream: StreamId,
         key: NodePublic,
@@ -256,7 +250,7 @@ impl Node {
             return;
         };
         let link = relay.link;
-        let input = if relay.opened(at.now, &node_key, key, &mut self.dice) {
+        let input = if relay.opened(at.now, &node_key, key, &mut self.rng) {
             NodeInput::RelayOpened {
                 region,
                 link,
@@ -266,21 +260,21 @@ impl Node {
             NodeInput::RelayDown(region, link)
         };
         self.give(at, input);
-        self.turn(at);
+        self.settle(at);
     }
 
-    pub(crate) fn relay_closed(&mut self, at: Present, region: RegionId, stream: StreamId) {
+    pub(crate) fn relay_closed(&mut self, at: NodeTime, region: RegionId, stream: StreamId) {
         if let Some(relay) = self.relay_of(region, stream) {
             let link = relay.link;
             self.relays.remove(&region);
             self.give(at, NodeInput::RelayDown(region, link));
         }
-        self.turn(at);
+        self.settle(at);
     }
 
     pub(crate) fn relay_data(
         &mut self,
-        at: Present,
+        at: NodeTime,
         region: RegionId,
         stream: StreamId,
         bytes: &[u8],
@@ -290,7 +284,7 @@ impl Node {
             return;
         };
         let link = relay.link;
-        for event in relay.received(at.now, bytes, &mut self.dice) {
+        for event in relay.received(at.now, bytes, &mut self.rng) {
             let input = match event {
                 Received::Up => NodeInput::RelayUp(region, link),
                 Received::PeerGone(peer) => NodeInput::RelayPeerGone { region, peer },
@@ -318,11 +312,11 @@ impl Node {
             };
             self.give(at, input);
         }
-        self.turn(at);
+        self.settle(at);
     }
 
     /// Closes a connection that cannot be used any more.
-    fn end_relay(&mut self, at: Present, region: RegionId) {
+    fn end_relay(&mut self, at: NodeTime, region: RegionId) {
         if let Some(relay) = self.relays.remove(&region) {
             self.actions.extend(relay.stream.map(Action::Close));
             self.give(at, NodeInput::RelayDown(region, relay.link));
@@ -356,14 +350,14 @@ impl Node {
         }
     }
 
-    pub(crate) fn control_closed(&mut self, at: Present, id: SessionId, stream: StreamId) {
+    pub(crate) fn control_closed(&mut self, at: NodeTime, id: SessionId, stream: StreamId) {
         if self.session(id, stream).is_some() {
             self.control_ended(at, id, "the connection to the coordination server broke");
         }
-        self.turn(at);
+        self.settle(at);
     }
 
-    fn control_ended(&mut self, at: Present, id: SessionId, reason: &str) {
+    fn control_ended(&mut self, at: NodeTime, id: SessionId, reason: &str) {
         let Some(session) = self.sessions.get_mut(&id) else {
             return;
         };
@@ -374,7 +368,7 @@ impl Node {
 
     pub(crate) fn control_data(
         &mut self,
-        at: Present,
+        at: NodeTime,
         id: SessionId,
         stream: StreamId,
         bytes: &[u8],
@@ -389,7 +383,7 @@ impl Node {
                 self.control_ended(at, id, &reason);
             }
         }
-        self.turn(at);
+        self.settle(at);
     }
 
     // ---- time ----
@@ -407,7 +401,7 @@ impl Node {
         .min_by_key(|(at, _)| *at)
     }
 
-    pub(crate) fn timeout(&mut self, at: Present) {
+    pub(crate) fn timeout(&mut self, at: NodeTime) {
         self.core.handle_timeout(at.now, at.wall);
         let relays = self.relays.iter();
         let silent: Vec<RegionId> = relays
@@ -427,18 +421,18 @@ impl Node {
             self.actions.extend(stream.map(Action::Close));
             self.control_ended(at, id, "the coordination server is silent");
         }
-        self.turn(at);
+        self.settle(at);
     }
 
     // ---- inputs and outputs of the core ----
 
-    fn give(&mut self, at: Present, input: NodeInput) {
+    fn give(&mut self, at: NodeTime, input: NodeInput) {
         self.core.handle(at.now, at.wall, input);
     }
 
-    /// Carries what the core and the packet path say to each other until both are
-    /// silent.
-    fn turn(&mut self, at: Present) {
+    /// Carries outputs and events between the core and the packet path until neither
+    /// has any.
+    fn settle(&mut self, at: NodeTime) {
         if !self.is_running {
             return;
         }
@@ -461,7 +455,7 @@ impl Node {
         }
     }
 
-    fn on_packet_event(&mut self, at: Present, event: PacketEvent) {
+    fn on_packet_event(&mut self, at: NodeTime, event: PacketEvent) {
         let input = match event {
             PacketEvent::SendUdp(to, bytes) => return self.actions.push(Action::Udp(to, bytes)),
             PacketEvent::SendRelay(region, to, packet) => {
@@ -495,7 +489,7 @@ impl Node {
         self.give(at, input);
     }
 
-    fn carry_out(&mut self, at: Present, output: NodeOutput) {
+    fn carry_out(&mut self, at: NodeTime, output: NodeOutput) {
         match output {
             NodeOutput::SendUdp { to, packet } => self.actions.push(Action::Udp(to, packet)),
             NodeOutput::SendRelay {
@@ -509,7 +503,7 @@ impl Node {
                 }
             }
             NodeOutput::View(view) => {
-                self.remember_paths(at.moment, &view);
+                self.remember_paths(at.elapsed, &view);
                 self.packets.set_view(at.now, view);
             }
             NodeOutput::Keepalive(peer) => self.packets.send_keepalive(at.now, peer),
@@ -566,7 +560,7 @@ impl Node {
             NodeOutput::SaveClock(floor) => self.disk.clock_floor = floor,
             NodeOutput::Host => self.set_up_host(at),
             // The routers map no ports, the server makes no requests to nodes, and the
-            // user neither logs out nor pings; views say what paths and notices say.
+            // user neither logs out nor pings. Paths are read from views.
             NodeOutput::C2n { .. }
             | NodeOutput::WantPortMapping { .. }
             | NodeOutput::Unregister(_)
@@ -578,7 +572,7 @@ impl Node {
 
     /// The operating system takes settings at once. As in the daemon, settings that
     /// do not change are not reported.
-    fn set_up_host(&mut self, at: Present) {
+    fn set_up_host(&mut self, at: NodeTime) {
         let config = self.core.host_config();
         if self.host_config.as_ref() != config {
             self.host_config = config.cloned();
@@ -586,11 +580,11 @@ impl Node {
         }
     }
 
-    fn remember_paths(&mut self, moment: Moment, view: &View) {
+    fn remember_paths(&mut self, elapsed: SimTime, view: &View) {
         for peer in view.peers.iter().flatten() {
             let history = self.history.entry(peer.key).or_default();
             if history.last().map(|(_, last)| *last) != Some(peer.destination) {
-                history.push((moment, peer.destination));
+                history.push((elapsed, peer.destination));
             }
         }
     }
@@ -602,7 +596,7 @@ fn process(
     disk: &Disk,
     now: Instant,
     addresses: Vec<IpAddr>,
-    dice: &mut Dice,
+    rng: &mut SimRng,
 ) -> NodeCore {
     let config = NodeConfig {
         stored: disk.login.clone(),
@@ -613,7 +607,7 @@ fn process(
         aead: warren_tunnel::Aead::default(),
         ranges: warren_node_types::TailnetRanges::DEFAULT,
     };
-    NodeCore::new(config, now, dice.boxed())
+    NodeCore::new(config, now, rng.boxed())
 }
 
 fn settings(identity: &Identity, want_running: bool) -> NodeSettings {

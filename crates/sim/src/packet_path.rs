@@ -1,5 +1,5 @@
-//! Both halves of the real packet path of a node, with a sink that collects what
-//! they report.
+//! Both directions of the real packet path of a node, with a sink that collects
+//! their events.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -191,7 +191,7 @@ impl PacketPath {
         self.outbound.drop_staged(peer);
     }
 
-    /// What was sent and reported since the last call, in order.
+    /// The events since the last call, in order.
     pub(crate) fn take_events(&mut self) -> Vec<PacketEvent> {
         self.outbound.flush(&mut self.sink);
         self.inbound.flush(&mut self.sink);

@@ -9,9 +9,9 @@ use warren_keys::Entropy;
 
 /// A stream of bytes that a seed decides.
 #[derive(Debug, Clone)]
-pub(crate) struct Dice(ChaCha8Rng);
+pub(crate) struct SimRng(ChaCha8Rng);
 
-impl Dice {
+impl SimRng {
     pub(crate) fn new(seed: u64) -> Self {
         Self(ChaCha8Rng::seed_from_u64(seed))
     }
@@ -46,7 +46,7 @@ impl Dice {
     }
 }
 
-impl Entropy for Dice {
+impl Entropy for SimRng {
     fn fill(&mut self, out: &mut [u8]) {
         self.0.fill_bytes(out);
     }

@@ -17,8 +17,8 @@ use warren_wire::derp::{Frame, PeerFlags, PeerGoneReason, looks_like_disco};
 use warren_wire::stun;
 
 use crate::network::HostId;
-use crate::random::Dice;
-use crate::stream::StreamId;
+use crate::random::SimRng;
+use crate::stream::{StreamActions, StreamId};
 
 enum Phase {
     Login {
@@ -27,7 +27,7 @@ enum Phase {
     Ready {
         connection: Connection,
         keepalive: Keepalive,
-        heard: BTreeSet<(NodePublic, ConnId)>,
+        forwarded_to: BTreeSet<(NodePublic, ConnId)>,
     },
 }
 
@@ -46,19 +46,12 @@ pub(crate) struct Relay {
     identity: Identity,
     registry: Registry<StreamId, ()>,
     clients: BTreeMap<StreamId, Client>,
-    dice: Dice,
-}
-
-/// What a relay wants done with its streams.
-#[derive(Default)]
-pub(crate) struct RelayActs {
-    pub(crate) send: Vec<(StreamId, Vec<u8>)>,
-    pub(crate) close: Vec<StreamId>,
+    rng: SimRng,
 }
 
 impl Relay {
-    pub(crate) fn new(host: HostId, region: RegionId, code: &str, mut dice: Dice) -> Self {
-        let identity = Identity::new(NodeSecret::generate(&mut dice), None);
+    pub(crate) fn new(host: HostId, region: RegionId, code: &str, mut rng: SimRng) -> Self {
+        let identity = Identity::new(NodeSecret::generate(&mut rng), None);
         Self {
             host,
             region,
@@ -67,16 +60,16 @@ impl Relay {
             registry: Registry::new(identity.public()),
             identity,
             clients: BTreeMap::new(),
-            dice,
+            rng,
         }
     }
 
-    /// What clients learn from the certificate.
+    /// The key that clients read from the certificate.
     pub(crate) fn key(&self) -> NodePublic {
         self.identity.public()
     }
 
-    /// How many clients are logged in.
+    /// The number of clients that are logged in.
     pub(crate) fn clients(&self) -> usize {
         self.registry.census().connections
     }
@@ -88,7 +81,7 @@ impl Relay {
         std::mem::take(&mut self.clients).into_keys().collect()
     }
 
-    pub(crate) fn accept(&mut self, now: Instant, stream: StreamId) -> RelayActs {
+    pub(crate) fn accept(&mut self, now: Instant, stream: StreamId) -> StreamActions {
         let mut queue = SendQueue::new(Limits::NODE);
         // A fresh queue takes one small frame.
         let _ = queue.push_control_bytes(&self.identity.server_key_frame());
@@ -100,60 +93,70 @@ impl Relay {
             },
         };
         self.clients.insert(stream, client);
-        let mut acts = RelayActs::default();
-        self.flush(now, stream, &mut acts);
-        acts
+        let mut actions = StreamActions::default();
+        self.flush(now, stream, &mut actions);
+        actions
     }
 
-    pub(crate) fn closed(&mut self, now: Instant, stream: StreamId) -> RelayActs {
-        let mut acts = RelayActs::default();
-        self.drop_client(now, stream, &mut acts);
-        acts
+    pub(crate) fn closed(&mut self, now: Instant, stream: StreamId) -> StreamActions {
+        let mut actions = StreamActions::default();
+        self.drop_client(now, stream, &mut actions);
+        actions
     }
 
-    fn drop_client(&mut self, now: Instant, stream: StreamId, acts: &mut RelayActs) {
+    fn drop_client(&mut self, now: Instant, stream: StreamId, actions: &mut StreamActions) {
         if self.clients.remove(&stream).is_some() {
             let notices = self.registry.disconnect(ConnId(stream.0));
-            self.tell(now, notices, acts);
+            self.notify(now, notices, actions);
         }
     }
 
-    fn tell(&mut self, now: Instant, notices: Vec<Notice<StreamId>>, acts: &mut RelayActs) {
+    fn notify(
+        &mut self,
+        now: Instant,
+        notices: Vec<Notice<StreamId>>,
+        actions: &mut StreamActions,
+    ) {
         for notice in notices {
             if let Some(client) = self.clients.get_mut(&notice.to) {
                 let _ = client.queue.push_control(&notice.news.frame());
-                self.flush(now, notice.to, acts);
+                self.flush(now, notice.to, actions);
             }
         }
     }
 
-    fn flush(&mut self, now: Instant, stream: StreamId, acts: &mut RelayActs) {
+    fn flush(&mut self, now: Instant, stream: StreamId, actions: &mut StreamActions) {
         let Some(client) = self.clients.get_mut(&stream) else {
             return;
         };
         let mut bytes = Vec::new();
         while client.queue.take(now, &mut bytes) {
-            acts.send.push((stream, bytes.clone()));
+            actions.send.push((stream, bytes.clone()));
         }
     }
 
-    pub(crate) fn received(&mut self, now: Instant, stream: StreamId, bytes: &[u8]) -> RelayActs {
-        let mut acts = RelayActs::default();
-        // Out of the table while its frames are read; packets to itself would
-        // be the only ones to notice.
+    pub(crate) fn received(
+        &mut self,
+        now: Instant,
+        stream: StreamId,
+        bytes: &[u8],
+    ) -> StreamActions {
+        let mut actions = StreamActions::default();
+        // Out of the table while its frames are read; only packets of a client to
+        // itself would see the difference.
         let Some(mut client) = self.clients.remove(&stream) else {
-            return acts;
+            return actions;
         };
         client.buffer.push(bytes);
-        let outcome = self.read(now, stream, &mut client, &mut acts);
+        let outcome = self.read(now, stream, &mut client, &mut actions);
         self.clients.insert(stream, client);
         if outcome.is_err() {
-            acts.close.push(stream);
-            self.drop_client(now, stream, &mut acts);
+            actions.close.push(stream);
+            self.drop_client(now, stream, &mut actions);
         } else {
-            self.flush(now, stream, &mut acts);
+            self.flush(now, stream, &mut actions);
         }
-        acts
+        actions
     }
 
     fn read(
@@ -161,7 +164,7 @@ impl Relay {
         now: Instant,
         stream: StreamId,
         client: &mut Client,
-        acts: &mut RelayActs,
+        actions: &mut StreamActions,
     ) -> Result<(), String> {
         if matches!(client.phase, Phase::Login { .. }) {
             let Some(frame) = client.buffer.next_frame().map_err(|e| e.to_string())? else {
@@ -172,7 +175,7 @@ impl Relay {
                 .open_login(frame.kind, frame.payload)
                 .map_err(|error| error.to_string())?;
             client.buffer.set_max_payload(server::MAX_PAYLOAD);
-            let answer = login.accept(&ServerInfo::default(), &mut self.dice);
+            let answer = login.accept(&ServerInfo::default(), &mut self.rng);
             client
                 .queue
                 .push_control_bytes(&answer)
@@ -184,15 +187,17 @@ impl Relay {
             let notices = self
                 .registry
                 .connect(ConnId(stream.0), login.key, stream, presence);
-            self.tell(now, notices, acts);
+            self.notify(now, notices, actions);
             client.phase = Phase::Ready {
                 connection: Connection::new(now, login.key, false),
-                keepalive: Keepalive::new(now, &mut self.dice),
-                heard: BTreeSet::new(),
+                keepalive: Keepalive::new(now, &mut self.rng),
+                forwarded_to: BTreeSet::new(),
             };
         }
         let Phase::Ready {
-            connection, heard, ..
+            connection,
+            forwarded_to,
+            ..
         } = &mut client.phase
         else {
             return Ok(());
@@ -229,7 +234,7 @@ impl Relay {
                     continue;
                 };
                 let target = *handle;
-                if heard.insert((from, id)) {
+                if forwarded_to.insert((from, id)) {
                     self.registry.note_heard(from, id);
                 }
                 if let Some(receiver) = self.clients.get_mut(&target) {
@@ -238,7 +243,7 @@ impl Relay {
                         .push_packet(now, &Frame::RecvPacket { from, packet });
                     let mut bytes = Vec::new();
                     while receiver.queue.take(now, &mut bytes) {
-                        acts.send.push((target, bytes.clone()));
+                        actions.send.push((target, bytes.clone()));
                     }
                 }
             }
@@ -256,8 +261,8 @@ impl Relay {
             .min()
     }
 
-    pub(crate) fn handle_timeout(&mut self, now: Instant) -> RelayActs {
-        let mut acts = RelayActs::default();
+    pub(crate) fn handle_timeout(&mut self, now: Instant) -> StreamActions {
+        let mut actions = StreamActions::default();
         let streams: Vec<StreamId> = self.clients.keys().copied().collect();
         for stream in streams {
             let Some(client) = self.clients.get_mut(&stream) else {
@@ -265,19 +270,19 @@ impl Relay {
             };
             match &mut client.phase {
                 Phase::Login { until } if now >= *until => {
-                    acts.close.push(stream);
-                    self.drop_client(now, stream, &mut acts);
+                    actions.close.push(stream);
+                    self.drop_client(now, stream, &mut actions);
                 }
                 Phase::Login { .. } => {}
                 Phase::Ready { keepalive, .. } => {
                     if keepalive.handle_timeout(now) {
                         let _ = client.queue.push_control(&Frame::KeepAlive);
-                        self.flush(now, stream, &mut acts);
+                        self.flush(now, stream, &mut actions);
                     }
                 }
             }
         }
-        acts
+        actions
     }
 
     /// Answers STUN, as long as it runs.
@@ -287,6 +292,6 @@ impl Relay {
     }
 }
 
-/// How long a connection to a relay that is gone without a word is believed
-/// in by the other side.
+/// The time after which the other side of a connection that broke silently takes
+/// it for closed.
 pub(crate) const HALF_OPEN: Duration = Duration::from_secs(30);

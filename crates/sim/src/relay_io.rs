@@ -9,7 +9,7 @@ use warren_keys::{NodePublic, NodeSecret};
 use warren_node_core::node::LinkId;
 use warren_wire::derp::Frame;
 
-use crate::random::Dice;
+use crate::random::SimRng;
 use crate::stream::StreamId;
 
 /// One connection to a relay.
@@ -51,14 +51,14 @@ impl RelayIo {
         now: Instant,
         key: &NodeSecret,
         relay: NodePublic,
-        dice: &mut Dice,
+        rng: &mut SimRng,
     ) -> bool {
         let config = ClientConfig {
             home: self.is_home,
             ..ClientConfig::node(key.clone())
         };
         // Only a relay with a degenerate key fails here; ours are random.
-        self.client = Client::fast_start(now, config, relay, dice).ok();
+        self.client = Client::fast_start(now, config, relay, rng).ok();
         if let Some(client) = &mut self.client {
             client.take_output(&mut self.output);
         }
@@ -86,7 +86,7 @@ impl RelayIo {
         &mut self,
         now: Instant,
         bytes: &[u8],
-        dice: &mut Dice,
+        rng: &mut SimRng,
     ) -> Vec<Received> {
         let mut events = Vec::new();
         let Some(client) = &mut self.client else {
@@ -100,7 +100,7 @@ impl RelayIo {
                 break;
             };
             for frame in frames {
-                match client.handle_frame(now, frame, dice) {
+                match client.handle_frame(now, frame, rng) {
                     Ok(Some(Event::Connected(_))) => events.push(Received::Up),
                     Ok(Some(Event::Packet { from, packet })) => {
                         events.push(Received::Packet(from, packet.to_vec()));

@@ -40,7 +40,7 @@ enum MapStream {
     Open(Instant),
 }
 
-/// What the owner of a session has to do for a request.
+/// The action of the owner of a session for a request.
 pub(crate) enum Send {
     Nothing,
     /// Connect to the server.

@@ -1,11 +1,11 @@
-//! The simulation: hosts, what happens to them, and in which order.
+//! The simulation: hosts, and the queue of their events.
 
 mod build;
 mod connections;
 mod events;
 mod faults;
 mod programs;
-mod sight;
+mod views;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -18,21 +18,21 @@ use warren_node_core::{Engine, Node as NodeCore};
 use warren_node_types::{Destination, PathAddr};
 use warren_wire::ip::IpPacket;
 
-use crate::control::{Control, ControlActs};
-use crate::flow::{self, Flow, FlowReport, FlowSpec, Message};
-use crate::network::{Datagram, HostId, Link, Loss, Network, Place};
-use crate::node::{Action, Identity, Node, PORT, Present};
-use crate::random::Dice;
-use crate::relay::{HALF_OPEN, Relay, RelayActs};
-use crate::stream::{Purpose, Side, StreamId, Streams};
-use crate::time::{Clock, Moment, Queue, secs};
+use crate::control::Control;
+use crate::flow::{self, Flow, FlowDatagram, FlowReport, FlowSpec};
+use crate::network::{Datagram, HostId, Link, Loss, Network, Uplink};
+use crate::node::{Action, Identity, Node, NodeTime, PORT};
+use crate::random::SimRng;
+use crate::relay::{HALF_OPEN, Relay};
+use crate::stream::{Purpose, Side, StreamActions, StreamId, Streams};
+use crate::time::{Clock, Queue, SimTime, secs};
 use crate::trace::{self, Trace};
 
 const STUN_PORT: u16 = 3_478;
-/// How long a connection attempt to nowhere takes to fail.
+/// The time after which a connection attempt without any reply fails.
 const DIAL_TIMEOUT: Duration = secs(10);
-/// So many turns of one host at one moment mean that it runs in circles.
-const IN_CIRCLES: u32 = 10_000;
+/// So many wakes at one instant mean that a host does not get past its deadline.
+const MAX_WAKES_AT_ONCE: u32 = 10_000;
 
 /// A node of the simulation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,20 +46,20 @@ pub struct RelayIndex(usize);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FlowIndex(usize);
 
-/// Which way packets for a peer go.
+/// The kind of path that packets for a peer take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
-    /// Nowhere yet.
+pub enum PathKind {
+    /// No path yet.
     None,
     /// Through a relay.
     Relay,
-    /// Straight.
+    /// Over UDP to the peer itself.
     Direct,
-    /// Both: the straight one is in doubt.
+    /// Direct and through a relay: the direct path is degraded.
     Both,
 }
 
-impl From<Destination> for Way {
+impl From<Destination> for PathKind {
     fn from(destination: Destination) -> Self {
         match destination {
             Destination::None => Self::None,
@@ -71,22 +71,22 @@ impl From<Destination> for Way {
     }
 }
 
-/// What a simulation is made with.
+/// The properties of a simulation.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Decides everything that chance decides.
+    /// The seed of all randomness.
     pub seed: u64,
-    /// The policy of the tailnet; all may do everything without.
+    /// The policy of the tailnet; without one all connections are allowed.
     pub policy: Option<String>,
-    /// How long node keys work.
+    /// The lifetime of node keys.
     pub key_lifetime: Option<Duration>,
 }
 
-/// What a node is made with.
+/// The properties of a node.
 #[derive(Debug, Clone)]
 pub struct NodeSpec {
     name: String,
-    place: Place,
+    uplink: Uplink,
     link: Link,
     v6: bool,
     beside: Option<NodeIndex>,
@@ -94,11 +94,11 @@ pub struct NodeSpec {
 }
 
 impl NodeSpec {
-    /// A node with this name, at a place.
-    pub fn new(name: &str, place: Place) -> Self {
+    /// A node with this name and this uplink.
+    pub fn new(name: &str, uplink: Uplink) -> Self {
         Self {
             name: name.to_owned(),
-            place,
+            uplink,
             link: Link::default(),
             v6: false,
             beside: None,
@@ -106,19 +106,19 @@ impl NodeSpec {
         }
     }
 
-    /// Its line.
+    /// Replaces the link of the node.
     #[must_use]
     pub fn link(self, link: Link) -> Self {
         Self { link, ..self }
     }
 
-    /// It has IPv6 too.
+    /// Gives the node IPv6 too.
     #[must_use]
     pub fn with_v6(self) -> Self {
         Self { v6: true, ..self }
     }
 
-    /// It shares the network of another node, whatever its place.
+    /// Puts the node into the network of another one; its own uplink is not used.
     #[must_use]
     pub fn beside(self, other: NodeIndex) -> Self {
         Self {
@@ -127,7 +127,7 @@ impl NodeSpec {
         }
     }
 
-    /// It belongs to a tag.
+    /// Gives the node a tag.
     #[must_use]
     pub fn tag(mut self, tag: &str) -> Self {
         self.tags.insert(tag.to_owned());
@@ -136,12 +136,12 @@ impl NodeSpec {
 }
 
 enum Event {
-    /// A datagram is where it turns.
-    Turn {
+    /// A datagram is in the segment that knows its destination.
+    Descend {
         segment: usize,
         datagram: Datagram,
     },
-    /// A datagram arrives.
+    /// A datagram arrives at a host.
     Arrive {
         host: HostId,
         datagram: Datagram,
@@ -176,18 +176,19 @@ enum Role {
 /// A deterministic internet with a tailnet on it.
 ///
 /// Everything that is built takes part from then on; time passes only in
-/// [`run_for`](Self::run_for) and its siblings.
+/// [`run_for`](Self::run_for), [`run_until`](Self::run_until),
+/// [`wait_for`](Self::wait_for) and [`run_until_joined`](Self::run_until_joined).
 pub struct Sim {
     clock: Clock,
     queue: Queue<Event>,
     network: Network,
     streams: Streams,
     roles: Vec<Role>,
-    /// When each host is to be woken, as far as planned.
-    wakes: Vec<Option<Moment>>,
-    circling: (Moment, u32),
+    /// The planned wake of each host.
+    wakes: Vec<Option<SimTime>>,
+    wakes_at_once: (SimTime, u32),
     nodes: Vec<Node>,
-    /// How wrong the wall clock of each node is, in seconds.
+    /// The error of the wall clock of each node, in seconds.
     skew: Vec<i64>,
     relays: Vec<Relay>,
     control: Control,
@@ -196,11 +197,11 @@ pub struct Sim {
     violations: Vec<String>,
     narrates: bool,
     trace: Trace,
-    dice: Dice,
+    rng: SimRng,
 }
 
 impl Sim {
-    /// A tailnet in which all may do everything.
+    /// A tailnet in which all connections are allowed.
     pub fn new(seed: u64) -> Self {
         Self::with(Options {
             seed,
@@ -208,12 +209,12 @@ impl Sim {
         })
     }
 
-    /// A tailnet of these properties.
+    /// A tailnet with these properties.
     pub fn with(options: Options) -> Self {
         let clock = Clock::new();
-        let mut dice = Dice::new(options.seed);
-        let mut network = Network::new(dice.fork());
-        let host = network.add_host(Place::Open, Link::default(), true);
+        let mut rng = SimRng::new(options.seed);
+        let mut network = Network::new(rng.fork());
+        let host = network.add_host(Uplink::Open, Link::default(), true);
         let Options {
             policy,
             key_lifetime,
@@ -225,7 +226,7 @@ impl Sim {
             clock.wall(),
             key_lifetime,
             policy,
-            dice.fork(),
+            rng.fork(),
         );
         Self {
             clock,
@@ -234,7 +235,7 @@ impl Sim {
             streams: Streams::default(),
             roles: vec![Role::Control],
             wakes: vec![None],
-            circling: (Moment::ZERO, 0),
+            wakes_at_once: (SimTime::ZERO, 0),
             nodes: Vec::new(),
             skew: Vec::new(),
             relays: Vec::new(),
@@ -244,7 +245,7 @@ impl Sim {
             violations: Vec::new(),
             narrates: false,
             trace: Trace::default(),
-            dice,
+            rng,
         }
     }
 
@@ -252,44 +253,44 @@ impl Sim {
 
     /// Lets time pass.
     pub fn run_for(&mut self, time: Duration) {
-        self.run_until(self.clock.moment() + time);
+        self.run_until(self.clock.elapsed() + time);
     }
 
-    /// Lets time pass until a moment.
+    /// Lets time pass until this time since the start.
     ///
     /// # Panics
-    /// When something happened that never must.
-    pub fn run_until(&mut self, moment: Moment) {
-        while let Some((at, event)) = self.queue.take(moment) {
+    /// After a violation: an event that must never happen.
+    pub fn run_until(&mut self, elapsed: SimTime) {
+        while let Some((at, event)) = self.queue.take(elapsed) {
             self.clock.advance_to(at);
-            self.happen(event);
+            self.handle_event(event);
         }
-        self.clock.advance_to(moment);
+        self.clock.advance_to(elapsed);
         assert!(
             self.violations.is_empty(),
-            "at {moment:?}: {:#?}",
+            "at {elapsed:?}: {:#?}",
             self.violations
         );
     }
 
-    /// Lets time pass until something is so; returns how long that took, or
-    /// `None` when it was not so within `limit`.
+    /// Lets time pass until a condition holds; returns the time that this took, or
+    /// `None` when it did not hold within `limit`.
     pub fn wait_for(
         &mut self,
         limit: Duration,
-        mut is_so: impl FnMut(&Self) -> bool,
+        mut holds: impl FnMut(&Self) -> bool,
     ) -> Option<Duration> {
-        let began = self.clock.moment();
+        let began = self.clock.elapsed();
         loop {
-            if is_so(self) {
-                return Some(self.clock.moment() - began);
+            if holds(self) {
+                return Some(self.clock.elapsed() - began);
             }
             let Some((at, event)) = self.queue.take(began + limit) else {
                 self.run_until(began + limit);
-                return is_so(self).then_some(limit);
+                return holds(self).then_some(limit);
             };
             self.clock.advance_to(at);
-            self.happen(event);
+            self.handle_event(event);
             assert!(
                 self.violations.is_empty(),
                 "at {at:?}: {:#?}",
@@ -298,10 +299,10 @@ impl Sim {
         }
     }
 
-    /// Lets time pass until all nodes that run know each other.
+    /// Lets time pass until all running nodes know each other.
     ///
     /// # Panics
-    /// When that takes more than half a minute.
+    /// When that takes more than 30 s.
     #[track_caller]
     pub fn run_until_joined(&mut self) -> Duration {
         let pairs = |sim: &Self| {
@@ -321,12 +322,12 @@ impl Sim {
         }
     }
 
-    pub(super) fn present(&self, node: usize) -> Present {
+    pub(super) fn node_time(&self, node: usize) -> NodeTime {
         let wall = self.clock.wall();
         let skew = Duration::from_secs(self.skew[node].unsigned_abs());
-        Present {
+        NodeTime {
             now: self.clock.now(),
-            moment: self.clock.moment(),
+            elapsed: self.clock.elapsed(),
             wall: if self.skew[node] < 0 {
                 wall.saturating_sub(skew)
             } else {
@@ -339,7 +340,7 @@ impl Sim {
 impl std::fmt::Debug for Sim {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Sim")
-            .field("moment", &self.clock.moment())
+            .field("elapsed", &self.clock.elapsed())
             .field("nodes", &self.nodes.len())
             .field("deliveries", &self.deliveries())
             .finish_non_exhaustive()

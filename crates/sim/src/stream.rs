@@ -1,7 +1,7 @@
-//! Reliable streams: in order, late, and broken when the network says so.
+//! Reliable streams: in order, delayed, and broken by faults of the network.
 //!
-//! What TCP and TLS do is not simulated, only what they cost: two round trips
-//! to open, and a retransmission timeout for every loss.
+//! TCP and TLS are not simulated, only their cost: two round trips to open, and a
+//! retransmission timeout for every loss.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use warren_control_types::RegionId;
 use warren_node_core::node::SessionId;
 
 use crate::network::HostId;
-use crate::time::Moment;
+use crate::time::SimTime;
 
 /// One stream; never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,7 +31,7 @@ impl Side {
     }
 }
 
-/// What a stream is for.
+/// The use of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
     Relay(RegionId),
@@ -47,8 +47,15 @@ pub(crate) struct Stream {
     pub(crate) is_open: bool,
     /// It broke, but the server does not know yet.
     pub(crate) is_frozen: bool,
-    /// When the last thing sent arrives, at the client and at the server.
-    arrives: [Moment; 2],
+    /// The arrival of the last bytes sent, at the client and at the server.
+    arrives: [SimTime; 2],
+}
+
+/// The actions of a server on its streams.
+#[derive(Default)]
+pub(crate) struct StreamActions {
+    pub(crate) send: Vec<(StreamId, Vec<u8>)>,
+    pub(crate) close: Vec<StreamId>,
 }
 
 /// All streams.
@@ -68,7 +75,7 @@ impl Streams {
     ) -> StreamId {
         self.next += 1;
         let id = StreamId(self.next);
-        let arrives = [Moment::ZERO; 2];
+        let arrives = [SimTime::ZERO; 2];
         let stream = Stream {
             node,
             client,
@@ -92,7 +99,7 @@ impl Streams {
         }
     }
 
-    /// Nothing gets through any more, and nobody is told.
+    /// Nothing passes any more, and neither side is notified.
     pub(crate) fn freeze(&mut self, id: StreamId) {
         if let Some(stream) = self.all.get_mut(&id) {
             stream.is_open = false;
@@ -114,8 +121,8 @@ impl Streams {
             .collect()
     }
 
-    /// When something sent now arrives at `to`, behind what went before.
-    pub(crate) fn arrival(&mut self, id: StreamId, to: Side, wish: Moment) -> Moment {
+    /// The arrival at `to` of bytes sent now: never before bytes sent earlier.
+    pub(crate) fn arrival(&mut self, id: StreamId, to: Side, wish: SimTime) -> SimTime {
         let Some(stream) = self.all.get_mut(&id) else {
             return wish;
         };

@@ -1,9 +1,8 @@
-//! Virtual time: a clock that only the event loop moves, and the queue of what
-//! is to happen.
+//! Virtual time: a clock that only the event loop moves, and the queue of events.
 //!
 //! Monotonic time is one real [`Instant`], taken once, and an offset; the base
-//! is never looked at, so two runs agree. Wall time is told apart from it:
-//! every host may have a clock that is wrong, and that jumps.
+//! is never looked at, so two runs agree. Wall time is separate: every host may
+//! have a clock that is wrong, and that jumps.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -13,14 +12,14 @@ use std::time::{Duration, Instant};
 const EPOCH: Duration = Duration::from_secs(1_790_812_800);
 
 /// The time since the simulation began.
-pub type Moment = Duration;
+pub type SimTime = Duration;
 
-/// Milliseconds, short enough to read like prose.
+/// A number of milliseconds.
 pub const fn millis(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
-/// Seconds, short enough to read like prose.
+/// A number of seconds.
 pub const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }
@@ -29,44 +28,44 @@ pub const fn secs(n: u64) -> Duration {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Clock {
     base: Instant,
-    moment: Moment,
+    elapsed: SimTime,
 }
 
 impl Clock {
     pub(crate) fn new() -> Self {
         Self {
             base: Instant::now(),
-            moment: Moment::ZERO,
+            elapsed: SimTime::ZERO,
         }
     }
 
-    pub(crate) fn moment(&self) -> Moment {
-        self.moment
+    pub(crate) fn elapsed(&self) -> SimTime {
+        self.elapsed
     }
 
     /// The present as the cores want it.
     pub(crate) fn now(&self) -> Instant {
-        self.base + self.moment
+        self.base + self.elapsed
     }
 
-    /// When `at` is, since the start.
-    pub(crate) fn moment_of(&self, at: Instant) -> Moment {
+    /// The time from the start until `at`.
+    pub(crate) fn time_of(&self, at: Instant) -> SimTime {
         at.saturating_duration_since(self.base)
     }
 
-    /// The right wall clock time, since 1970.
+    /// The right wall clock time, since the UNIX epoch.
     pub(crate) fn wall(&self) -> Duration {
-        EPOCH + self.moment
+        EPOCH + self.elapsed
     }
 
-    pub(crate) fn advance_to(&mut self, moment: Moment) {
-        debug_assert!(moment >= self.moment, "time went backwards");
-        self.moment = self.moment.max(moment);
+    pub(crate) fn advance_to(&mut self, elapsed: SimTime) {
+        debug_assert!(elapsed >= self.elapsed, "time went backwards");
+        self.elapsed = self.elapsed.max(elapsed);
     }
 }
 
 struct Entry<E> {
-    at: Moment,
+    at: SimTime,
     sequence: u64,
     event: E,
 }
@@ -91,8 +90,8 @@ impl<E> Ord for Entry<E> {
     }
 }
 
-/// What is to happen, in the order of time; events of the same moment happen
-/// in the order in which they were planned.
+/// Planned events, in the order of time; events of the same time are in the order
+/// in which they were planned.
 pub(crate) struct Queue<E> {
     heap: BinaryHeap<Reverse<Entry<E>>>,
     sequence: u64,
@@ -106,7 +105,7 @@ impl<E> Queue<E> {
         }
     }
 
-    pub(crate) fn plan(&mut self, at: Moment, event: E) {
+    pub(crate) fn plan(&mut self, at: SimTime, event: E) {
         self.sequence += 1;
         self.heap.push(Reverse(Entry {
             at,
@@ -116,7 +115,7 @@ impl<E> Queue<E> {
     }
 
     /// The next event, if it happens no later than `until`.
-    pub(crate) fn take(&mut self, until: Moment) -> Option<(Moment, E)> {
+    pub(crate) fn take(&mut self, until: SimTime) -> Option<(SimTime, E)> {
         if self.heap.peek()?.0.at > until {
             return None;
         }

@@ -1,12 +1,11 @@
-//! A digest of everything that was delivered, to tell whether two runs were
-//! the same.
+//! A digest of everything that was delivered, to compare two runs.
 
 use std::net::{IpAddr, SocketAddr};
 
 use warren_wire::derp::{FrameKind, KEY_LEN, looks_like_disco, split};
 use warren_wire::stun::looks_like_stun;
 
-use crate::time::Moment;
+use crate::time::SimTime;
 
 /// FNV-1a over 64 bits: not for adversaries, only to notice a difference.
 #[derive(Debug, Clone, Copy)]
@@ -39,13 +38,13 @@ impl Trace {
         }
     }
 
-    fn begin(&mut self, at: Moment) {
+    fn begin(&mut self, at: SimTime) {
         self.count += 1;
         self.add(&at.as_nanos().to_le_bytes());
     }
 
     /// A datagram was delivered.
-    pub(crate) fn datagram(&mut self, at: Moment, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
+    pub(crate) fn datagram(&mut self, at: SimTime, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
         self.begin(at);
         for address in [from, to] {
             match address.ip() {
@@ -60,7 +59,7 @@ impl Trace {
     /// Bytes of a stream were delivered.
     pub(crate) fn chunk(
         &mut self,
-        at: Moment,
+        at: SimTime,
         client: usize,
         server: usize,
         down: bool,
@@ -74,7 +73,7 @@ impl Trace {
     }
 }
 
-/// What kind of datagram this is, for people.
+/// The kind of a datagram, for people.
 pub(crate) fn name_of(datagram: &[u8]) -> String {
     let len = datagram.len();
     match datagram.first() {
@@ -89,7 +88,7 @@ pub(crate) fn name_of(datagram: &[u8]) -> String {
     }
 }
 
-/// What frames of the relay protocol are in here, for people.
+/// The frames of the relay protocol in these bytes, for people.
 pub(crate) fn frames_of(mut bytes: &[u8]) -> String {
     let mut names = Vec::new();
     while let Some((kind, payload, rest)) = split(bytes) {

@@ -6,14 +6,14 @@
 use std::path::{Path, PathBuf};
 
 use warren_node_core::node::NodeState;
-use warren_sim::{NodeIndex, Place, Sim, secs};
+use warren_sim::{NodeIndex, Sim, Uplink, secs};
 
 #[test]
 fn logins_sessions_relay_links_and_files_are_those_of_the_node_core() {
     let mut sim = Sim::new(1);
     let relay = sim.relay("ams");
-    let alice = sim.node("alice", Place::Easy);
-    sim.node("bob", Place::Easy);
+    let alice = sim.node("alice", Uplink::Easy);
+    sim.node("bob", Uplink::Easy);
     sim.run_until_joined();
     let core = |sim: &Sim, node: NodeIndex| {
         let core = sim.core(node);

@@ -1,12 +1,12 @@
-//! Long times, many nodes, and the same again.
+//! Long runs, many nodes, and equal runs for equal seeds.
 
 #![allow(clippy::unwrap_used)]
 
-use warren_sim::{FlowSpec, NodeIndex, Place, Sim, Way, millis, secs};
+use warren_sim::{FlowSpec, NodeIndex, PathKind, Sim, Uplink, millis, secs};
 
 #[test]
-fn new_sessions_cost_no_packet() {
-    for (a, b) in [(Place::Easy, Place::Easy), (Place::Hard, Place::Hard)] {
+fn session_renewals_lose_no_packet() {
+    for (a, b) in [(Uplink::Easy, Uplink::Easy), (Uplink::Hard, Uplink::Hard)] {
         let mut sim = Sim::new(1);
         sim.relay("ams");
         let alice = sim.node("alice", a);
@@ -42,11 +42,11 @@ fn new_sessions_cost_no_packet() {
 }
 
 #[test]
-fn a_quiet_pair_wakes_up_without_loss() {
+fn flows_after_a_pause_lose_no_packet() {
     let mut sim = Sim::new(2);
     sim.relay("ams");
-    let alice = sim.node("alice", Place::Easy);
-    let bob = sim.node("bob", Place::Easy);
+    let alice = sim.node("alice", Uplink::Easy);
+    let bob = sim.node("bob", Uplink::Easy);
     sim.run_until_joined();
     for pause in [20, 60, 100, 150, 200, 700] {
         let flow = sim.flow(alice, bob, FlowSpec::every(millis(50)));
@@ -65,18 +65,18 @@ fn a_quiet_pair_wakes_up_without_loss() {
 }
 
 #[test]
-fn twenty_nodes_all_find_each_other() {
-    let places = [
-        Place::Open,
-        Place::Cone,
-        Place::Easy,
-        Place::Cgnat,
-        Place::Firewall,
+fn twenty_nodes_find_direct_paths_to_each_other() {
+    let uplinks = [
+        Uplink::Open,
+        Uplink::Cone,
+        Uplink::Easy,
+        Uplink::Cgnat,
+        Uplink::Firewall,
     ];
     let mut sim = Sim::new(3);
     sim.relay("ams");
     let nodes: Vec<NodeIndex> = (0..20)
-        .map(|n| sim.node(&format!("node{n}"), places[n % places.len()]))
+        .map(|n| sim.node(&format!("node{n}"), uplinks[n % uplinks.len()]))
         .collect();
     let joined = sim.run_until_joined();
     println!("20 nodes joined after {joined:?}");
@@ -93,10 +93,10 @@ fn twenty_nodes_all_find_each_other() {
             .flat_map(|from| nodes.iter().map(move |to| (*from, *to)));
         pairs
             .filter(|(from, to)| from != to)
-            .all(|(from, to)| sim.way(from, to) == Way::Direct)
+            .all(|(from, to)| sim.path_kind(from, to) == PathKind::Direct)
     };
     let direct = sim.wait_for(secs(20), all_direct);
-    println!("all 380 ways direct after {direct:?}");
+    println!("all 380 paths direct after {direct:?}");
     sim.run_for(secs(4));
     for flow in flows {
         let report = sim.report(flow);
@@ -105,28 +105,28 @@ fn twenty_nodes_all_find_each_other() {
     assert!(direct.is_some_and(|time| time < secs(5)), "{direct:?}");
 }
 
-/// A bit of everything.
+/// A run with roaming, a relay that stops, and a restart.
 fn busy_run(seed: u64) -> (u64, u64) {
     let mut sim = Sim::new(seed);
     let relay = sim.relay("ams");
     sim.relay("fra");
-    let places = [
-        Place::Easy,
-        Place::Hard,
-        Place::Cgnat,
-        Place::NoUdp,
-        Place::Firewall,
+    let uplinks = [
+        Uplink::Easy,
+        Uplink::Hard,
+        Uplink::Cgnat,
+        Uplink::NoUdp,
+        Uplink::Firewall,
     ];
-    let nodes: Vec<_> = places
+    let nodes: Vec<_> = uplinks
         .into_iter()
         .enumerate()
-        .map(|(n, place)| sim.node(&format!("node{n}"), place))
+        .map(|(n, uplink)| sim.node(&format!("node{n}"), uplink))
         .collect();
     for pair in nodes.windows(2) {
         sim.flow(pair[0], pair[1], FlowSpec::every(millis(30)));
     }
     sim.run_for(secs(5));
-    sim.roam(nodes[0], Place::Cone);
+    sim.roam(nodes[0], Uplink::Cone);
     sim.run_for(secs(5));
     sim.stop_relay(relay);
     sim.restart(nodes[4]);

@@ -1,14 +1,13 @@
-//! Whatever happens, in whatever order: no packet reaches whom it was not
-//! meant for or who may not have it, and once the network is whole again all
-//! who may talk do.
+//! Random faults in random order: every packet reaches its receiver or no one, the
+//! policy holds, and once the network is whole again all allowed flows work.
 //!
-//! The simulation itself looks for wrong deliveries all the time.
+//! The simulation itself checks every delivery.
 
 #![allow(clippy::unwrap_used)]
 
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
-use warren_sim::{FlowSpec, NodeIndex, NodeSpec, Options, Place, RelayIndex, Sim, millis, secs};
+use warren_sim::{FlowSpec, NodeIndex, NodeSpec, Options, RelayIndex, Sim, Uplink, millis, secs};
 
 const POLICY: &str = r#"{
     "tagOwners": { "tag:web": ["sim@"], "tag:db": ["sim@"] },
@@ -21,7 +20,7 @@ const TAGS: [&str; 4] = ["tag:web", "tag:web", "tag:db", "tag:db"];
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Wait(u64),
-    Roam(usize, Place),
+    Roam(usize, Uplink),
     Restart(usize),
     Kill(usize),
     Start(usize),
@@ -36,15 +35,15 @@ enum Step {
     JumpClock(usize, i64),
 }
 
-fn place() -> impl Strategy<Value = Place> {
+fn uplink() -> impl Strategy<Value = Uplink> {
     prop::sample::select(vec![
-        Place::Open,
-        Place::Cone,
-        Place::Easy,
-        Place::Cgnat,
-        Place::Firewall,
-        Place::Hard,
-        Place::NoUdp,
+        Uplink::Open,
+        Uplink::Cone,
+        Uplink::Easy,
+        Uplink::Cgnat,
+        Uplink::Firewall,
+        Uplink::Hard,
+        Uplink::NoUdp,
     ])
 }
 
@@ -52,7 +51,7 @@ fn step() -> impl Strategy<Value = Step> {
     let node = || 0..TAGS.len();
     prop_oneof![
         6 => (100u64..8_000).prop_map(Step::Wait),
-        2 => (node(), place()).prop_map(|(node, place)| Step::Roam(node, place)),
+        2 => (node(), uplink()).prop_map(|(node, uplink)| Step::Roam(node, uplink)),
         1 => node().prop_map(Step::Restart),
         1 => node().prop_map(Step::Kill),
         1 => node().prop_map(Step::Start),
@@ -71,7 +70,7 @@ fn step() -> impl Strategy<Value = Step> {
 fn take(sim: &mut Sim, nodes: &[NodeIndex], relays: &[RelayIndex], step: Step) {
     match step {
         Step::Wait(time) => sim.run_for(millis(time)),
-        Step::Roam(node, place) => sim.roam(nodes[node], place),
+        Step::Roam(node, uplink) => sim.roam(nodes[node], uplink),
         Step::Restart(node) => sim.restart(nodes[node]),
         Step::Kill(node) => sim.kill(nodes[node]),
         Step::Start(node) => sim.start_if_stopped(nodes[node]),
@@ -95,7 +94,7 @@ fn pairs() -> impl Iterator<Item = (usize, usize)> {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        // Each is minutes of four nodes' lives.
+        // Each case simulates minutes of four nodes.
         cases: 10,
         max_shrink_iters: 60,
         failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
@@ -103,22 +102,22 @@ proptest! {
     })]
 
     #[test]
-    fn nothing_goes_astray_and_all_recover(
+    fn no_packet_reaches_a_wrong_node_and_all_nodes_recover(
         seed: u64,
-        places in prop::array::uniform4(place()),
+        uplinks in prop::array::uniform4(uplink()),
         steps in prop::collection::vec(step(), 1..20),
     ) {
         let policy = Some(POLICY.to_owned());
         let mut sim = Sim::with(Options { seed, policy, ..Options::default() });
         let relays = [sim.relay("ams"), sim.relay("fra")];
         let mut nodes = Vec::new();
-        for (n, place) in places.into_iter().enumerate() {
-            let spec = NodeSpec::new(&format!("node{n}"), place).tag(TAGS[n]);
+        for (n, uplink) in uplinks.into_iter().enumerate() {
+            let spec = NodeSpec::new(&format!("node{n}"), uplink).tag(TAGS[n]);
             nodes.push(sim.node_with(spec));
         }
-        let mut noise = Vec::new();
+        let mut background = Vec::new();
         for (a, b) in pairs() {
-            noise.push(sim.flow(nodes[a], nodes[b], FlowSpec::every(millis(200))));
+            background.push(sim.flow(nodes[a], nodes[b], FlowSpec::every(millis(200))));
             if TAGS[a] == "tag:db" {
                 sim.forbid(nodes[a], nodes[b]);
             }
@@ -129,10 +128,10 @@ proptest! {
         }
 
         sim.heal();
-        // The longest timers in the way: a dead session is found out after
-        // 15 s, a dead relay connection after 30 s, attempts pause up to 30 s.
+        // The longest timers: a dead session is detected after 15 s, a dead relay
+        // connection after 30 s, and attempts are up to 30 s apart.
         sim.run_for(secs(35));
-        noise.into_iter().for_each(|flow| sim.stop_flow(flow));
+        background.into_iter().for_each(|flow| sim.stop_flow(flow));
         sim.run_for(secs(40));
         let mut allowed = Vec::new();
         for (a, b) in pairs().filter(|(a, _)| TAGS[*a] == "tag:web") {
@@ -151,7 +150,7 @@ proptest! {
 }
 
 #[test]
-fn the_policy_lets_through_what_it_should() {
+fn the_policy_decides_which_flows_pass() {
     let policy = Some(POLICY.to_owned());
     let mut sim = Sim::with(Options {
         seed: 1,
@@ -159,8 +158,8 @@ fn the_policy_lets_through_what_it_should() {
         ..Options::default()
     });
     sim.relay("ams");
-    let web = sim.node_with(NodeSpec::new("web", Place::Easy).tag("tag:web"));
-    let db = sim.node_with(NodeSpec::new("db", Place::Easy).tag("tag:db"));
+    let web = sim.node_with(NodeSpec::new("web", Uplink::Easy).tag("tag:web"));
+    let db = sim.node_with(NodeSpec::new("db", Uplink::Easy).tag("tag:db"));
     sim.run_until_joined();
     sim.forbid(db, web);
     let asked = sim.flow(web, db, FlowSpec::default());

@@ -1,9 +1,9 @@
-//! What a simulation is built of.
+//! The parts of a simulation: relays, nodes and flows.
 
 use super::*;
 
 impl Sim {
-    /// A relay, which is a region of its own, near everybody.
+    /// A relay, which is a region of its own, near all nodes.
     pub fn relay(&mut self, code: &str) -> RelayIndex {
         self.relay_with(
             code,
@@ -14,13 +14,13 @@ impl Sim {
         )
     }
 
-    /// A relay on this line.
+    /// A relay on this link.
     pub fn relay_with(&mut self, code: &str, link: Link) -> RelayIndex {
-        let host = self.network.add_host(Place::Open, link, true);
+        let host = self.network.add_host(Uplink::Open, link, true);
         let index = self.relays.len();
         let region = RegionId(u16::try_from(index + 1).unwrap_or(u16::MAX));
         self.relays
-            .push(Relay::new(host, region, code, self.dice.fork()));
+            .push(Relay::new(host, region, code, self.rng.fork()));
         self.roles.push(Role::Relay(index));
         self.wakes.push(None);
         let map = self.derp_map();
@@ -57,30 +57,30 @@ impl Sim {
     }
 
     /// A node that starts now and joins with an auth key.
-    pub fn node(&mut self, name: &str, place: Place) -> NodeIndex {
-        self.node_with(NodeSpec::new(name, place))
+    pub fn node(&mut self, name: &str, uplink: Uplink) -> NodeIndex {
+        self.node_with(NodeSpec::new(name, uplink))
     }
 
-    /// The same, with more to say about it.
+    /// A node with more properties, which starts now and joins with an auth key.
     pub fn node_with(&mut self, spec: NodeSpec) -> NodeIndex {
         let host = match spec.beside {
             Some(other) => self
                 .network
                 .add_beside(self.nodes[other.0].host, spec.link, spec.v6),
-            None => self.network.add_host(spec.place, spec.link, spec.v6),
+            None => self.network.add_host(spec.uplink, spec.link, spec.v6),
         };
-        let mut dice = self.dice.fork();
+        let mut rng = self.rng.fork();
         let identity = Identity {
             name: spec.name,
-            machine: MachineSecret::from_bytes(&dice.bytes()),
+            machine: MachineSecret::from_bytes(&rng.bytes()),
             auth_key: self.auth_key(&spec.tags),
         };
         let index = self.nodes.len();
         self.skew.push(0);
-        let at = self.present(index);
+        let at = self.node_time(index);
         let addresses = self.network.addresses(host);
         self.nodes
-            .push(Node::new(host, identity, at, addresses, dice));
+            .push(Node::new(host, identity, at, addresses, rng));
         self.roles.push(Role::Node(index));
         self.wakes.push(None);
         self.after(index);
@@ -109,14 +109,14 @@ impl Sim {
     /// A program on `from` begins to send numbered datagrams to `to`, which
     /// sends them back.
     pub fn flow(&mut self, from: NodeIndex, to: NodeIndex, spec: FlowSpec) -> FlowIndex {
-        let now = self.clock.moment();
+        let now = self.clock.elapsed();
         self.flows.push(Flow::new(now, from.0, to.0, spec));
         let index = self.flows.len() - 1;
         self.queue.plan(now, Event::Send(index));
         FlowIndex(index)
     }
 
-    /// The program sends no more.
+    /// The program stops sending.
     pub fn stop_flow(&mut self, flow: FlowIndex) {
         self.flows[flow.0].is_running = false;
     }

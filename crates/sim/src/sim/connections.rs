@@ -1,4 +1,4 @@
-//! Streams: dialled, carrying, closed and broken.
+//! The life of streams: dialled, open, closed and broken.
 
 use super::*;
 
@@ -8,20 +8,20 @@ impl Sim {
         let stream = self.streams.add(node, client, server, purpose);
         let there = self.network.stream_delay(client, server);
         let back = self.network.stream_delay(client, server);
-        let moment = self.clock.moment();
+        let elapsed = self.clock.elapsed();
         match there.zip(back) {
             // TCP and TLS take a round trip each.
             Some((there, back)) => {
                 self.queue
-                    .plan(moment + (there + back) * 2, Event::Opened(stream));
+                    .plan(elapsed + (there + back) * 2, Event::Opened(stream));
             }
             // A host without a network has no route to anywhere.
             None if !self.network.is_plugged(client) => {
-                self.queue.plan(moment, Event::Failed(stream));
+                self.queue.plan(elapsed, Event::Failed(stream));
             }
             None => self
                 .queue
-                .plan(moment + DIAL_TIMEOUT, Event::Failed(stream)),
+                .plan(elapsed + DIAL_TIMEOUT, Event::Failed(stream)),
         }
         stream
     }
@@ -41,15 +41,15 @@ impl Sim {
             return;
         }
         self.streams.open(id);
-        let (node, at) = (stream.node, self.present(stream.node));
+        let (node, at) = (stream.node, self.node_time(stream.node));
         match stream.purpose {
             Purpose::Relay(region) => {
                 let Role::Relay(relay) = self.roles[stream.server.0] else {
                     return;
                 };
                 let key = self.relays[relay].key();
-                let acts = self.relays[relay].accept(at.now, id);
-                self.after_relay(relay, acts);
+                let actions = self.relays[relay].accept(at.now, id);
+                self.after_relay(relay, actions);
                 let local = self.network.addresses(stream.client).first().copied();
                 self.nodes[node].relay_opened(at, region, id, key, local);
             }
@@ -66,12 +66,12 @@ impl Sim {
         let Some(stream) = self.streams.get(id).filter(|stream| stream.is_open) else {
             return;
         };
-        // Into a dead line: TCP keeps it for ever.
+        // Without a network TCP keeps the bytes for ever.
         let Some(delay) = self.network.stream_delay(stream.client, stream.server) else {
             return;
         };
         let to = from.other();
-        let at = self.streams.arrival(id, to, self.clock.moment() + delay);
+        let at = self.streams.arrival(id, to, self.clock.elapsed() + delay);
         self.queue.plan(
             at,
             Event::Data {
@@ -82,7 +82,7 @@ impl Sim {
         );
     }
 
-    /// One side closes; the other hears of it behind what was sent before.
+    /// One side closes; the other receives that after everything sent before.
     pub(super) fn close(&mut self, id: StreamId, from: Side) {
         // A frozen stream has its end planned.
         let Some(stream) = self.streams.get(id).filter(|stream| !stream.is_frozen) else {
@@ -93,7 +93,7 @@ impl Sim {
             .network
             .stream_delay(stream.client, stream.server)
             .unwrap_or(HALF_OPEN);
-        let at = self.streams.arrival(id, to, self.clock.moment() + delay);
+        let at = self.streams.arrival(id, to, self.clock.elapsed() + delay);
         self.queue.plan(at, Event::Closed { stream: id, to });
     }
 
@@ -104,9 +104,9 @@ impl Sim {
         if !self.network.is_plugged(stream.client) {
             return;
         }
-        let moment = self.clock.moment();
+        let elapsed = self.clock.elapsed();
         self.trace.chunk(
-            moment,
+            elapsed,
             stream.client.0,
             stream.server.0,
             to == Side::Client,
@@ -119,9 +119,9 @@ impl Sim {
                 Purpose::Relay(_) => trace::frames_of(bytes),
                 Purpose::Control(_) => String::from_utf8_lossy(bytes).chars().take(300).collect(),
             };
-            println!("{moment:>12.3?} {client} {arrow} {server} {what}");
+            println!("{elapsed:>12.3?} {client} {arrow} {server} {what}");
         }
-        let at = self.present(stream.node);
+        let at = self.node_time(stream.node);
         match (to, stream.purpose) {
             (Side::Client, purpose) => {
                 if !self.nodes[stream.node].is_running {
@@ -141,14 +141,14 @@ impl Sim {
                 let Role::Relay(relay) = self.roles[stream.server.0] else {
                     return;
                 };
-                let acts = self.relays[relay].received(at.now, id, bytes);
-                self.after_relay(relay, acts);
+                let actions = self.relays[relay].received(at.now, id, bytes);
+                self.after_relay(relay, actions);
             }
             (Side::Server, Purpose::Control(_)) => {
-                let mut acts = ControlActs::default();
+                let mut actions = StreamActions::default();
                 self.control
-                    .received(at.now, self.clock.wall(), id, bytes, &mut acts);
-                self.after_control(acts);
+                    .received(at.now, self.clock.wall(), id, bytes, &mut actions);
+                self.after_control(actions);
             }
         }
     }
@@ -157,7 +157,7 @@ impl Sim {
         let Some(stream) = self.streams.remove(id) else {
             return;
         };
-        let at = self.present(stream.node);
+        let at = self.node_time(stream.node);
         match (to, stream.purpose) {
             (Side::Client, purpose) => {
                 if !self.nodes[stream.node].is_running {
@@ -177,8 +177,8 @@ impl Sim {
                 let Role::Relay(relay) = self.roles[stream.server.0] else {
                     return;
                 };
-                let acts = self.relays[relay].closed(at.now, id);
-                self.after_relay(relay, acts);
+                let actions = self.relays[relay].closed(at.now, id);
+                self.after_relay(relay, actions);
             }
             (Side::Server, Purpose::Control(_)) => {
                 self.control.closed(at.now, self.clock.wall(), id);

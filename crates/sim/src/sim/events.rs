@@ -1,19 +1,19 @@
-//! What happens to hosts, and what follows when they had their turn.
+//! The events of hosts, and the actions that follow from them.
 
 use super::*;
 
 impl Sim {
-    pub(super) fn happen(&mut self, event: Event) {
+    pub(super) fn handle_event(&mut self, event: Event) {
         match event {
-            Event::Turn {
+            Event::Descend {
                 segment,
                 mut datagram,
             } => {
-                let moment = self.clock.moment();
-                match self.network.descend(moment, segment, &mut datagram) {
+                let elapsed = self.clock.elapsed();
+                match self.network.descend(elapsed, segment, &mut datagram) {
                     Ok((host, delay)) => {
                         self.queue
-                            .plan(moment + delay, Event::Arrive { host, datagram });
+                            .plan(elapsed + delay, Event::Arrive { host, datagram });
                     }
                     Err(loss) => self.network.count(loss),
                 }
@@ -33,7 +33,7 @@ impl Sim {
                 latency,
             } => {
                 if self.nodes[node].is_running {
-                    let at = self.present(node);
+                    let at = self.node_time(node);
                     self.nodes[node].https_answered(at, region, latency);
                     self.after(node);
                 }
@@ -50,12 +50,12 @@ impl Sim {
             return;
         }
         self.trace
-            .datagram(self.clock.moment(), from, to, &datagram.bytes);
+            .datagram(self.clock.elapsed(), from, to, &datagram.bytes);
         if self.narrates {
-            let (moment, bytes) = (self.clock.moment(), &datagram.bytes);
+            let (elapsed, bytes) = (self.clock.elapsed(), &datagram.bytes);
             let (sender, receiver) = (self.name(datagram.origin), self.name(host));
             let what = trace::name_of(bytes);
-            println!("{moment:>12.3?} {sender} -> {receiver} {what} from {from} to {to}");
+            println!("{elapsed:>12.3?} {sender} -> {receiver} {what} from {from} to {to}");
         }
         match self.roles[host.0] {
             Role::Control => {}
@@ -67,7 +67,7 @@ impl Sim {
             }
             Role::Node(node) => {
                 if to.port() == PORT && self.nodes[node].is_running {
-                    let at = self.present(node);
+                    let at = self.node_time(node);
                     self.nodes[node].datagram(at, from, &mut datagram.bytes);
                     self.after(node);
                 }
@@ -76,28 +76,28 @@ impl Sim {
     }
 
     pub(super) fn send_udp(&mut self, host: HostId, port: u16, to: SocketAddr, bytes: Vec<u8>) {
-        let moment = self.clock.moment();
-        match self.network.climb(moment, host, port, to, bytes) {
-            Ok(turned) => {
-                let event = Event::Turn {
-                    segment: turned.segment,
-                    datagram: turned.datagram,
+        let elapsed = self.clock.elapsed();
+        match self.network.climb(elapsed, host, port, to, bytes) {
+            Ok(routed) => {
+                let event = Event::Descend {
+                    segment: routed.segment,
+                    datagram: routed.datagram,
                 };
-                self.queue.plan(moment + turned.delay, event);
+                self.queue.plan(elapsed + routed.delay, event);
             }
             Err(loss) => self.network.count(loss),
         }
     }
 
     pub(super) fn wake(&mut self, host: HostId) {
-        let moment = self.clock.moment();
-        if self.wakes[host.0] != Some(moment) {
+        let elapsed = self.clock.elapsed();
+        if self.wakes[host.0] != Some(elapsed) {
             return;
         }
         self.wakes[host.0] = None;
-        self.circling = match self.circling {
-            (at, turns) if at == moment => (at, turns + 1),
-            _ => (moment, 0),
+        self.wakes_at_once = match self.wakes_at_once {
+            (at, turns) if at == elapsed => (at, turns + 1),
+            _ => (elapsed, 0),
         };
         let now = self.clock.now();
         match self.roles[host.0] {
@@ -106,31 +106,31 @@ impl Sim {
                     return;
                 }
                 assert!(
-                    self.circling.1 < IN_CIRCLES,
-                    "{} does not get past its deadline at {moment:?}: {:?}",
+                    self.wakes_at_once.1 < MAX_WAKES_AT_ONCE,
+                    "{} does not get past its deadline at {elapsed:?}: {:?}",
                     self.nodes[node].identity.name,
                     self.nodes[node].next_deadline().map(|(_, reason)| reason),
                 );
-                let at = self.present(node);
+                let at = self.node_time(node);
                 self.nodes[node].timeout(at);
                 self.after(node);
             }
             Role::Relay(relay) => {
-                let acts = self.relays[relay].handle_timeout(now);
-                self.after_relay(relay, acts);
+                let actions = self.relays[relay].handle_timeout(now);
+                self.after_relay(relay, actions);
             }
             Role::Control => {
-                let mut acts = ControlActs::default();
+                let mut actions = StreamActions::default();
                 self.control
-                    .handle_timeout(now, self.clock.wall(), &mut acts);
-                self.after_control(acts);
+                    .handle_timeout(now, self.clock.wall(), &mut actions);
+                self.after_control(actions);
             }
         }
     }
 
     pub(super) fn plan_wake(&mut self, host: HostId, at: Option<Instant>) {
         let Some(at) = at else { return };
-        let at = self.clock.moment_of(at).max(self.clock.moment());
+        let at = self.clock.time_of(at).max(self.clock.elapsed());
         if self.wakes[host.0].is_none_or(|planned| at < planned) {
             self.wakes[host.0] = Some(at);
             self.queue.plan(at, Event::Wake(host));
@@ -181,7 +181,7 @@ impl Sim {
         let back = self.network.stream_delay(client, server);
         if let Some((there, back)) = there.zip(back) {
             let latency = there + back;
-            let at = self.clock.moment() + latency * 3;
+            let at = self.clock.elapsed() + latency * 3;
             self.queue.plan(
                 at,
                 Event::HttpsAnswer {
@@ -193,11 +193,11 @@ impl Sim {
         }
     }
 
-    pub(super) fn after_relay(&mut self, relay: usize, acts: RelayActs) {
-        for (stream, bytes) in acts.send {
+    pub(super) fn after_relay(&mut self, relay: usize, actions: StreamActions) {
+        for (stream, bytes) in actions.send {
             self.send(stream, Side::Server, bytes);
         }
-        for stream in acts.close {
+        for stream in actions.close {
             self.close(stream, Side::Server);
         }
         let at = self.relays[relay].next_deadline();
@@ -205,17 +205,17 @@ impl Sim {
     }
 
     pub(super) fn settle_control(&mut self) {
-        let mut acts = ControlActs::default();
+        let mut actions = StreamActions::default();
         self.control
-            .settle(self.clock.now(), self.clock.wall(), &mut acts);
-        self.after_control(acts);
+            .settle(self.clock.now(), self.clock.wall(), &mut actions);
+        self.after_control(actions);
     }
 
-    pub(super) fn after_control(&mut self, acts: ControlActs) {
-        for (stream, bytes) in acts.send {
+    pub(super) fn after_control(&mut self, actions: StreamActions) {
+        for (stream, bytes) in actions.send {
             self.send(stream, Side::Server, bytes);
         }
-        for stream in acts.close {
+        for stream in actions.close {
             self.close(stream, Side::Server);
         }
         let at = self.control.next_deadline();

@@ -1,15 +1,15 @@
-//! What is done to hosts, lines and programs while the clock stands.
+//! Faults of hosts, links and programs. No time passes in them.
 
 use super::*;
 
 impl Sim {
-    /// Cuts the straight way between two nodes; each still reaches the rest.
+    /// Cuts the direct path between two nodes; each still reaches the others.
     pub fn cut(&mut self, a: NodeIndex, b: NodeIndex) {
         self.network
             .set_cut(self.nodes[a.0].host, self.nodes[b.0].host, true);
     }
 
-    /// Mends the straight way between two nodes.
+    /// Mends the direct path between two nodes.
     pub fn mend(&mut self, a: NodeIndex, b: NodeIndex) {
         self.network
             .set_cut(self.nodes[a.0].host, self.nodes[b.0].host, false);
@@ -22,48 +22,48 @@ impl Sim {
         for stream in self.streams.of(host) {
             self.half_open(stream);
         }
-        self.tell_link(node.0);
+        self.report_link(node.0);
     }
 
     /// Puts a node's cable back in.
     pub fn plug(&mut self, node: NodeIndex) {
         self.network.set_plugged(self.nodes[node.0].host, true);
-        self.tell_link(node.0);
+        self.report_link(node.0);
     }
 
-    /// Another line for a node.
+    /// Replaces the link of a node.
     pub fn set_link(&mut self, node: NodeIndex, link: Link) {
         self.network.set_link(self.nodes[node.0].host, link);
     }
 
-    /// Another line for a relay.
+    /// Replaces the link of a relay.
     pub fn set_relay_link(&mut self, relay: RelayIndex, link: Link) {
         self.network.set_link(self.relays[relay.0].host, link);
     }
 
-    /// Takes a node to another network, with other addresses.
-    pub fn roam(&mut self, node: NodeIndex, place: Place) {
+    /// Moves a node to another network, with other addresses.
+    pub fn roam(&mut self, node: NodeIndex, uplink: Uplink) {
         let host = self.nodes[node.0].host;
         let is_plugged = self.network.is_plugged(host);
         // The old network goes before the new one comes, which may well give the
         // host the address that it had.
         self.unplug(node);
-        self.network.move_host(host, place);
+        self.network.move_host(host, uplink);
         if is_plugged {
             self.plug(node);
         }
     }
 
-    /// The NATs and firewalls before a node forget everything.
+    /// The NATs and firewalls in front of a node lose their state.
     pub fn reboot_router(&mut self, node: NodeIndex) {
         self.network.reboot_gateways(self.nodes[node.0].host);
     }
 
-    pub(super) fn tell_link(&mut self, node: usize) {
+    pub(super) fn report_link(&mut self, node: usize) {
         if !self.nodes[node].is_running {
             return;
         }
-        let (at, addresses) = (self.present(node), self.interfaces(node));
+        let (at, addresses) = (self.node_time(node), self.interfaces(node));
         self.nodes[node].link_changed(at, addresses);
         self.after(node);
     }
@@ -78,10 +78,10 @@ impl Sim {
         }
     }
 
-    /// A stream broke without a word: the client knows, the server finds out.
+    /// A stream broke silently: the client knows, the server learns it later.
     pub(super) fn half_open(&mut self, stream: StreamId) {
         self.streams.freeze(stream);
-        let at = self.clock.moment() + HALF_OPEN;
+        let at = self.clock.elapsed() + HALF_OPEN;
         self.queue.plan(
             at,
             Event::Closed {
@@ -98,10 +98,10 @@ impl Sim {
         }
     }
 
-    /// Starts a node again; it has its keys and the netmap it kept, a new
-    /// disco key and no sessions.
+    /// Starts a node again; it has the login and the netmap that are on its disk,
+    /// a new disco key and no sessions.
     pub fn start(&mut self, node: NodeIndex) {
-        let at = self.present(node.0);
+        let at = self.node_time(node.0);
         let addresses = self.interfaces(node.0);
         self.nodes[node.0].start(at, addresses);
         self.after(node.0);
@@ -120,9 +120,9 @@ impl Sim {
         self.start(node);
     }
 
-    /// Logs a node in again, with a new node key.
+    /// Logs a node in again with a new node key, as `warren up --force-reauth`.
     pub fn renew_key(&mut self, node: NodeIndex) {
-        let at = self.present(node.0);
+        let at = self.node_time(node.0);
         self.nodes[node.0].log_in(at, true);
         self.after(node.0);
     }
@@ -144,7 +144,7 @@ impl Sim {
         self.relays[relay.0].is_up = true;
     }
 
-    /// The coordination server goes away.
+    /// Stops the coordination server; its connections break.
     pub fn stop_control(&mut self) {
         let (now, wall) = (self.clock.now(), self.clock.wall());
         for stream in self.control.stop(now, wall) {
@@ -152,12 +152,12 @@ impl Sim {
         }
     }
 
-    /// The coordination server is back, with what it knew.
+    /// Starts the coordination server again, with the state that it had.
     pub fn start_control(&mut self) {
         self.control.is_up = true;
     }
 
-    /// Does something at the coordination server; nodes hear of it.
+    /// Carries out a command of the administrator; nodes are notified.
     pub fn admin<T>(&mut self, act: impl FnOnce(&mut Coordinator, Duration) -> T) -> T {
         let wall = self.clock.wall();
         let result = act(&mut self.control.coordinator, wall);
@@ -165,13 +165,15 @@ impl Sim {
         result
     }
 
-    /// Mends all cuts and cables, and starts whatever was stopped.
+    /// Mends all cuts, plugs all cables in, and starts all stopped programs.
     pub fn heal(&mut self) {
         let unplugged: Vec<usize> = (0..self.nodes.len())
             .filter(|node| !self.network.is_plugged(self.nodes[*node].host))
             .collect();
         self.network.mend_all();
-        unplugged.into_iter().for_each(|node| self.tell_link(node));
+        unplugged
+            .into_iter()
+            .for_each(|node| self.report_link(node));
         self.start_control();
         self.relays.iter_mut().for_each(|relay| relay.is_up = true);
         for node in 0..self.nodes.len() {

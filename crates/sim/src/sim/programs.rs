@@ -1,15 +1,15 @@
-//! What the programs on the hosts do: send, receive, answer, and check.
+//! The programs on the hosts: they send, receive, reply, and check.
 
 use super::*;
 
 impl Sim {
     pub(super) fn send_flow(&mut self, index: usize) {
-        let (moment, flow) = (self.clock.moment(), &mut self.flows[index]);
+        let (elapsed, flow) = (self.clock.elapsed(), &mut self.flows[index]);
         if !flow.is_running {
             return;
         }
         self.queue
-            .plan(moment + flow.spec.interval, Event::Send(index));
+            .plan(elapsed + flow.spec.interval, Event::Send(index));
         let (from, v4) = (flow.from, !flow.spec.v6);
         let Some(to) = self.nodes[flow.to].packets().tunnel_address(v4) else {
             return;
@@ -23,8 +23,8 @@ impl Sim {
             return;
         };
         let id = u32::try_from(index).unwrap_or(u32::MAX);
-        if let Some(packet) = flow.next(moment, id, own, to) {
-            let at = self.present(from);
+        if let Some(packet) = flow.next(elapsed, id, own, to) {
+            let at = self.node_time(from);
             self.nodes[from].send_packet(at, &packet);
             self.after(from);
         }
@@ -34,15 +34,15 @@ impl Sim {
     pub(super) fn packet(&mut self, node: usize, bytes: &[u8]) {
         let Ok(packet) = IpPacket::parse(bytes) else {
             self.violations
-                .push(format!("node {node} was handed what is no packet"));
+                .push(format!("node {node} received bytes that are no packet"));
             return;
         };
         let own = [true, false].map(|v4| self.nodes[node].packets().tunnel_address(v4));
         if !own.contains(&Some(packet.dst)) {
-            let what = format!("node {node} was handed a packet for {}", packet.dst);
+            let what = format!("node {node} received a packet for {}", packet.dst);
             self.violations.push(what);
         }
-        let Some(message) = packet.udp_payload().and_then(Message::parse) else {
+        let Some(message) = packet.udp_payload().and_then(FlowDatagram::parse) else {
             return;
         };
         let (meant, other) = match message.is_reply {
@@ -51,7 +51,7 @@ impl Sim {
         };
         if meant as usize != node {
             self.violations
-                .push(format!("node {node} was handed {message:?}"));
+                .push(format!("node {node} received {message:?}"));
             return;
         }
         let source = self.nodes[other as usize]
@@ -61,12 +61,12 @@ impl Sim {
             self.violations
                 .push(format!("{message:?} came from {}", packet.src));
         }
-        let moment = self.clock.moment();
+        let elapsed = self.clock.elapsed();
         let Some(flow) = self.flows.get_mut(message.flow as usize) else {
             return;
         };
         let is_new = if message.is_reply {
-            flow.note_answered(moment, message.sequence)
+            flow.note_answered(elapsed, message.sequence)
         } else {
             flow.note_reached(message.sequence)
         };
@@ -81,7 +81,7 @@ impl Sim {
             self.violations.push(format!("{message:?} was forbidden"));
         }
         if let Some(answer) = flow::echo(&packet) {
-            let at = self.present(node);
+            let at = self.node_time(node);
             self.nodes[node].send_packet(at, &answer);
         }
     }

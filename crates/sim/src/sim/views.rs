@@ -1,11 +1,11 @@
-//! What is to be seen from outside; looking changes nothing.
+//! Views of a simulation. They change nothing.
 
 use super::*;
 
 impl Sim {
-    /// The time since the start.
-    pub fn moment(&self) -> Moment {
-        self.clock.moment()
+    /// The time since the start of the simulation.
+    pub fn elapsed(&self) -> SimTime {
+        self.clock.elapsed()
     }
 
     /// The core of a node.
@@ -40,7 +40,7 @@ impl Sim {
         self.nodes[node.0].packets().tunnel_address(true)
     }
 
-    /// How many packets a node's data plane dropped.
+    /// The packets that a node's packet path dropped, by reason.
     pub fn drops(&self, node: NodeIndex) -> BTreeMap<String, u64> {
         let drops = self.nodes[node.0].packets().drops();
         warren_dataplane::DropReason::ALL
@@ -55,17 +55,17 @@ impl Sim {
         self.network.losses()
     }
 
-    /// How many clients a relay has.
+    /// The number of clients of a relay.
     pub fn relay_clients(&self, relay: RelayIndex) -> usize {
         self.relays[relay.0].clients()
     }
 
-    /// Which way a node sends packets for a peer.
-    pub fn way(&self, from: NodeIndex, to: NodeIndex) -> Way {
+    /// The kind of path on which a node sends packets for a peer.
+    pub fn path_kind(&self, from: NodeIndex, to: NodeIndex) -> PathKind {
         self.destination(from, to).into()
     }
 
-    /// The same, with the address.
+    /// The path on which a node sends packets for a peer.
     pub fn destination(&self, from: NodeIndex, to: NodeIndex) -> Destination {
         let key = self.nodes[to.0].key();
         let peers = self.nodes[from.0].view().map(|view| view.peers.as_slice());
@@ -76,55 +76,59 @@ impl Sim {
             .unwrap_or_default()
     }
 
-    /// All ways a node's packets for a peer took since its start, and since
-    /// when.
-    pub fn ways(&self, from: NodeIndex, to: NodeIndex) -> Vec<(Moment, Way)> {
+    /// All kinds of paths that a node's packets for a peer took since its start,
+    /// with the time of each change.
+    pub fn path_history(&self, from: NodeIndex, to: NodeIndex) -> Vec<(SimTime, PathKind)> {
         let key = self.nodes[to.0].key();
         let history = self.nodes[from.0].history.get(&key);
         history
             .into_iter()
             .flatten()
-            .map(|(at, way)| (*at, Way::from(*way)))
+            .map(|(at, path)| (*at, PathKind::from(*path)))
             .collect()
     }
 
-    /// Whether `from` has `to` in its netmap, with whatever else is known of it
-    /// by then.
+    /// Whether `from` has an address, and `to` in its netmap.
     pub fn sees(&self, from: NodeIndex, to: NodeIndex) -> bool {
         let key = self.nodes[to.0].key();
         let mut peers = self.nodes[from.0].core().netmap().peers.values();
         self.address(from).is_some() && peers.any(|peer| peer.key == key && !peer.expired)
     }
 
-    /// Whether `from` has `to` in its netmap, with a home relay, and may use
-    /// it.
+    /// Whether `from` has `to` in its netmap, with a home relay.
     pub fn knows(&self, from: NodeIndex, to: NodeIndex) -> bool {
         let key = self.nodes[to.0].key();
         let mut peers = self.nodes[from.0].core().netmap().peers.values();
         peers.any(|peer| peer.key == key && !peer.expired && peer.home_region().is_some())
     }
 
-    /// What became of a flow.
+    /// The results of a flow so far.
     pub fn report(&self, flow: FlowIndex) -> FlowReport {
-        self.flows[flow.0].report(self.clock.moment())
+        self.flows[flow.0].report(self.clock.elapsed())
     }
 
-    /// When datagram number `sequence` of a flow was sent.
-    pub fn sent_at(&self, flow: FlowIndex, sequence: u32) -> Option<Moment> {
+    /// The time at which the last lost datagram of a flow was sent.
+    pub fn last_loss(&self, flow: FlowIndex) -> Option<SimTime> {
+        let last = *self.report(flow).lost.last()?;
+        self.sent_at(flow, last)
+    }
+
+    /// The time at which datagram number `sequence` of a flow was sent.
+    pub fn sent_at(&self, flow: FlowIndex, sequence: u32) -> Option<SimTime> {
         self.flows[flow.0].sent_at(sequence)
     }
 
-    /// A digest of everything that was delivered, when, from where, to where.
+    /// A digest of all deliveries, with times and addresses.
     pub fn trace(&self) -> u64 {
         self.trace.digest()
     }
 
-    /// How many deliveries the digest is of.
+    /// The number of deliveries in the digest.
     pub fn deliveries(&self) -> u64 {
         self.trace.count()
     }
 
-    /// From now on every delivery is printed, to find out what went wrong.
+    /// From now on every delivery is printed, to investigate a failure.
     pub fn narrate(&mut self) {
         self.narrates = true;
     }
@@ -137,7 +141,7 @@ impl Sim {
         }
     }
 
-    /// What must never happen and did.
+    /// The events that must never happen and did.
     pub fn violations(&self) -> &[String] {
         &self.violations
     }
