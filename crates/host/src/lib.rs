@@ -1,7 +1,7 @@
 //! The operating system, as a node needs it.
 //!
-//! Everything that touches the machine lives in this room: the TUN device
-//! ([`tun`]), the sockets that carry WireGuard, disco and STUN ([`udp`]), the
+//! Everything that touches the machine is in this crate: network devices ([`device`])
+//! such as the TUN device ([`tun`]), the sockets that carry WireGuard, disco and STUN ([`udp`]), the
 //! two primitives of the data-plane threads ([`wake`], [`poll`]), routes and
 //! policy rules ([`router`]), forwarding in the packet filter ([`firewall`]), the
 //! resolver settings ([`resolver`]), changes of the network under us ([`link`]),
@@ -20,6 +20,7 @@
 compile_error!("warren-host has a Linux back end only");
 
 pub mod atomic_file;
+pub mod device;
 pub mod firewall;
 pub mod link;
 pub mod lock;

@@ -11,8 +11,8 @@
 //! so that several threads can read, each from a queue of its own. The kernel
 //! gives a flow to one queue: the one into which a packet of it was last
 //! written, or, if that was never or more than three seconds ago, one by a hash
-//! of its addresses and ports. Whoever writes everything into one queue thus
-//! has all answers come out of that one.
+//! of its addresses and ports. A program that writes everything into one queue thus
+//! has all answers come out of that one. [`TunDevice`] has all queues together.
 //!
 //! **What it never does.** It does not look into packets: splitting and
 //! joining superpackets is the data plane's work. It does not set addresses or
@@ -21,37 +21,22 @@
 #![allow(unsafe_code)] // ioctls on /dev/net/tun and on the interface have no safe wrapper
 
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-/// Length of the virtio-net header in front of every packet read or written:
-/// flags, GSO type, header length (u16), GSO size (u16), checksum start (u16),
-/// checksum offset (u16); numbers in host byte order.
-pub const VNET_HEADER_LEN: usize = 10;
-
-/// Longest frame that one read can give: the header and an IP packet of the
-/// greatest length.
-pub const MAX_FRAME_LEN: usize = VNET_HEADER_LEN + 65_535;
+use crate::device::{BatchEnd, Device};
+pub use crate::device::{MAX_FRAME_LEN, Offloads, VNET_HEADER_LEN};
 
 /// Longest interface name, in bytes.
 const MAX_NAME_LEN: usize = libc::IFNAMSIZ - 1;
 
 const DEVICE: &str = "/dev/net/tun";
 
-/// What the kernel does for us on this device.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Offloads {
-    /// TCP superpackets (both families) and packets whose checksum is left
-    /// for us to finish are read and may be written.
-    pub tcp: bool,
-    /// UDP superpackets too (Linux 6.2 and later).
-    pub udp: bool,
-}
-
-/// Why there is no TUN device.
+/// The reason why there is no TUN device.
 #[derive(Debug, thiserror::Error)]
 pub enum TunError {
     /// The kernel module is missing, or the container was not given the device.
@@ -139,34 +124,40 @@ impl Tun {
     /// # Errors
     /// [`TunError`] if there is not even one.
     pub fn create_queues(name: &str, queues: usize) -> Result<Vec<Tun>, TunError> {
+        let TunDevice { first, more } = TunDevice::create(name, queues)?;
+        Ok(std::iter::once(first).chain(more).collect())
+    }
+
+    /// Makes the device, fit for so many queues if it can, and opens the first one.
+    fn open_first(name: &str, queues: usize) -> Result<Tun, TunError> {
         if queues <= 1 {
-            return Ok(vec![Tun::create(name)?]);
+            return Tun::create(name);
         }
-        let first = match Tun::open(name, libc::IFF_MULTI_QUEUE | libc::IFF_TUN_EXCL) {
-            // Opening would give us a part of somebody else's packets.
-            Err(error @ TunError::NameTaken { .. }) if is_in_use(name) => return Err(error),
+        match Tun::open(name, libc::IFF_MULTI_QUEUE | libc::IFF_TUN_EXCL) {
+            // Opening would give us a part of another program's packets.
+            Err(error @ TunError::NameTaken { .. }) if is_in_use(name) => Err(error),
             Err(TunError::NameTaken { .. }) => match Tun::open(name, libc::IFF_MULTI_QUEUE) {
-                Err(TunError::NameTaken { .. }) => {
-                    let only = Tun::create(name)?;
-                    tracing::debug!(name, "the TUN device was made for one queue");
-                    return Ok(vec![only]);
-                }
-                other => other?,
+                Err(TunError::NameTaken { .. }) => Tun::create(name),
+                other => other,
             },
-            other => other?,
-        };
-        let name = first.name.clone();
-        let mut all = vec![first];
-        while all.len() < queues {
-            match Tun::open(&name, libc::IFF_MULTI_QUEUE) {
-                Ok(next) => all.push(next),
+            other => other,
+        }
+    }
+
+    /// Opens more queues of the device, up to `queues` with this one, as far as the
+    /// kernel gives them.
+    fn open_more(&self, queues: usize) -> Vec<Tun> {
+        let mut more = Vec::new();
+        while 1 + more.len() < queues {
+            match Tun::open(&self.name, libc::IFF_MULTI_QUEUE) {
+                Ok(next) => more.push(next),
                 Err(error) => {
-                    tracing::debug!(%error, have = all.len(), "no more queues");
+                    tracing::debug!(%error, have = 1 + more.len(), "no more queues");
                     break;
                 }
             }
         }
-        Ok(all)
+        more
     }
 
     /// A device without an interface in the system, and its other end: a frame
@@ -364,6 +355,91 @@ impl Tun {
 impl AsFd for Tun {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+/// The device with all its queues.
+#[derive(Debug)]
+pub struct TunDevice {
+    first: Tun,
+    more: Vec<Tun>,
+}
+
+impl TunDevice {
+    /// Makes the device with up to `queues` queues: see [`Tun::create_queues`].
+    ///
+    /// # Errors
+    /// [`TunError`] if there is not even one queue.
+    pub fn create(name: &str, queues: usize) -> Result<TunDevice, TunError> {
+        let first = Tun::open_first(name, queues)?;
+        let more = first.open_more(queues);
+        Ok(TunDevice { first, more })
+    }
+
+    /// The name the kernel gave.
+    pub fn name(&self) -> &str {
+        &self.first.name
+    }
+
+    /// Sets the tunnel MTU in bytes; 1280 is what every peer assumes.
+    ///
+    /// # Errors
+    /// [`TunError`], with what to do about it.
+    pub fn set_mtu(&self, mtu: u16) -> Result<(), TunError> {
+        self.first.set_mtu(mtu)
+    }
+
+    /// The queue of this number; the first one for numbers that do not exist.
+    fn queue(&self, queue: usize) -> &Tun {
+        let more = queue.checked_sub(1).and_then(|i| self.more.get(i));
+        more.unwrap_or(&self.first)
+    }
+}
+
+impl Device for TunDevice {
+    fn queues(&self) -> usize {
+        1 + self.more.len()
+    }
+
+    fn offloads(&self) -> Offloads {
+        self.first.offloads
+    }
+
+    fn mtu(&self) -> io::Result<u32> {
+        self.first.mtu()
+    }
+
+    #[inline]
+    fn read_batch(
+        &self,
+        queue: usize,
+        buffer: &mut [u8],
+        mut each: impl FnMut(&[u8]) -> ControlFlow<()>,
+    ) -> io::Result<BatchEnd> {
+        let tun = self.queue(queue);
+        loop {
+            // One read gives one frame. It is worked on while it is in the cache.
+            match tun.read(buffer) {
+                Ok(len) => {
+                    if each(buffer.get(..len).unwrap_or_default()).is_break() {
+                        return Ok(BatchEnd::Stopped);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Ok(BatchEnd::Drained);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    #[inline]
+    fn write(&self, queue: usize, frame: &[u8]) -> io::Result<()> {
+        self.queue(queue).write(frame)
+    }
+
+    fn readable(&self, queue: usize) -> BorrowedFd<'_> {
+        self.queue(queue).as_fd()
     }
 }
 
