@@ -226,8 +226,6 @@ impl Opening {
     /// Decrypts datagrams behind each other in `buffer`, in place. What
     /// becomes of them is decided by [`Inbound::finish`], which must be given
     /// the same `received` and the same buffer.
-    // As `Inbound::datagrams`.
-    #[inline(never)]
     pub fn open(&mut self, received: &Received<'_>, buffer: &mut [u8]) {
         if self.taken == self.pieces.len() {
             self.pieces.clear();
@@ -310,8 +308,6 @@ impl Inbound {
     /// Takes what one receive call gave: datagrams from `from` behind each
     /// other in `buffer`, each of `segment_len` bytes but the last, which may
     /// be smaller. The buffer's content is worked on in place.
-    // Never inline: the caller is made for size, and would make all of this so.
-    #[inline(never)]
     pub fn datagrams(
         &mut self,
         view: &View,
@@ -352,8 +348,6 @@ impl Inbound {
     /// The other half of [`Opening::open`]: takes the `buffer` whose turn it
     /// is, of which `opening` knows what can be believed. `received` must be
     /// as it was there, with the very same view.
-    // As `datagrams`.
-    #[inline(never)]
     pub fn finish(
         &mut self,
         received: &Received<'_>,

@@ -122,7 +122,6 @@ impl Outbound {
     }
 
     /// Takes one read from the TUN device: virtio header and packet.
-    #[inline(never)] // Where it is called it would be compiled for size.
     pub fn packet(&mut self, view: &View, now: Instant, frame: &[u8], sink: &mut dyn OutSink) {
         self.taken += 1;
         if let Err(reason) = self.try_packet(view, now, frame, sink) {
@@ -269,7 +268,6 @@ impl Outbound {
     }
 
     /// Hands everything gathered to the sink.
-    #[inline(never)] // Where it is called it would be compiled for size.
     pub fn flush(&mut self, sink: &mut dyn OutSink) {
         self.taken = 0;
         let mut lanes = std::mem::take(&mut self.lanes);

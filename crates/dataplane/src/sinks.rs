@@ -3,7 +3,7 @@
 //! A sink is called while the data plane works; it must not block for long and
 //! must copy or send the bytes before it returns. Sinks are trait objects: a call
 //! per frame or batch is nothing beside the system call it ends in, and the data
-//! plane is compiled once, in this room, for speed.
+//! plane is compiled once, in this crate.
 
 use std::net::SocketAddr;
 use std::ops::Range;

@@ -160,25 +160,6 @@ impl Tun {
         more
     }
 
-    /// A device without an interface in the system, and its other end: a frame
-    /// that is written to one is read from the other. It has no offloads, and no
-    /// MTU that could be set. Both ends must live equally long, since an end
-    /// without the other reads empty frames.
-    ///
-    /// # Errors
-    /// When the system has no descriptors left.
-    pub fn pair() -> io::Result<(Tun, Tun)> {
-        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let (one, other) =
-            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-        let end = |fd| Tun {
-            fd,
-            name: String::new(),
-            offloads: Offloads::default(),
-        };
-        Ok((end(one), end(other)))
-    }
-
     /// Makes the device, attaches to it, or opens one more queue of it.
     fn open(name: &str, more_flags: libc::c_int) -> Result<Tun, TunError> {
         if !is_interface_name(name) {
@@ -234,12 +215,7 @@ impl Tun {
         })
     }
 
-    /// Whether the device has an interface in the system.
-    pub fn has_interface(&self) -> bool {
-        !self.name.is_empty()
-    }
-
-    /// The name the kernel gave; empty without an interface.
+    /// The name the kernel gave.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -584,20 +560,6 @@ mod tests {
             assert!(!is_interface_name(bad), "{bad}");
             assert!(matches!(Tun::create(bad), Err(TunError::BadName { .. })));
         }
-    }
-
-    #[test]
-    fn ends_of_a_pair_exchange_whole_frames() {
-        let (one, other) = Tun::pair().unwrap();
-        let frame = vec![7; MAX_FRAME_LEN];
-        one.write(&frame).unwrap();
-        one.write(&[1, 2]).unwrap();
-        let mut buffer = vec![0; MAX_FRAME_LEN];
-        assert_eq!(other.read(&mut buffer).unwrap(), MAX_FRAME_LEN);
-        assert_eq!(buffer, frame);
-        assert_eq!(other.read(&mut buffer).unwrap(), 2);
-        let empty = other.read(&mut buffer).unwrap_err();
-        assert_eq!(empty.kind(), io::ErrorKind::WouldBlock);
     }
 
     #[test]

@@ -37,6 +37,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("packet path", &["dataplane"]),
     ("assembly", &["node-core", "control-core"]),
     ("runtime", &["dial", "host", "local-api", "control-api"]),
+    ("packet threads", &["packet-threads"]),
     ("relay", &["relay"]),
     ("node", &["node"]),
     ("programs", &["cli", "control"]),

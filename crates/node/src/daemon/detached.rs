@@ -13,14 +13,15 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use warren_dial::{Dialer, SystemEntropy};
 use warren_dns::ResolverConfig;
+use warren_host::device::Offloads;
+use warren_host::device::memory::{self, MemoryOptions};
 use warren_host::link::LinkMonitor;
-use warren_host::tun::Tun;
 use warren_host::udp::{UdpOptions, bind_pair};
+use warren_node_core::TUNNEL_MTU;
 
 use super::handle::NodeHandle;
 use super::host_task::Host;
-use super::pump::Queues;
-use super::start::{DaemonError, Platform, system};
+use super::start::{DaemonError, Platform, TunnelDevice, system};
 use super::state::StateFolder;
 use super::{Inbox, Message, aead};
 
@@ -38,8 +39,14 @@ impl DetachedNode {
     pub async fn start(state_dir: &Path) -> Result<Self, DaemonError> {
         let state_file = state_dir.join("warren.state");
         let state = StateFolder::open(state_dir, &state_file, &mut SystemEntropy)?;
-        let (device, other_end) = Tun::pair().map_err(system("cannot make a device in memory"))?;
-        let tun = Queues::new(vec![device]).unwrap_or_else(|| unreachable!("there is a queue"));
+        // No program of this machine takes packets, so none wait for it.
+        let (device, _host) = memory::pair(MemoryOptions {
+            queues: 1,
+            capacity: 0,
+            offloads: Offloads::default(),
+            mtu: TUNNEL_MTU.into(),
+        })
+        .map_err(system("cannot make a device in memory"))?;
         let socket_options = UdpOptions::default();
         let links = LinkMonitor::start(&[])
             .await
@@ -49,7 +56,7 @@ impl DetachedNode {
         let (_, resolver_config) = watch::channel(ResolverConfig::default());
         let (done, results) = mpsc::unbounded_channel();
         let platform = Platform {
-            tun,
+            device: TunnelDevice::Memory(device),
             in_threads: 1,
             sockets: bind_pair(&[0], &socket_options)?,
             socket_options,
@@ -60,10 +67,7 @@ impl DetachedNode {
             aead: aead::choose()?,
         };
         let engine_task = platform.engine_task(state, inbox.clone())?;
-        let task = tokio::spawn(async move {
-            engine_task.run(messages, results).await;
-            drop(other_end);
-        });
+        let task = tokio::spawn(engine_task.run(messages, results));
         Ok(Self { inbox, task })
     }
 

@@ -31,6 +31,7 @@ use warren_host::link::LinkState;
 use warren_host::udp::UdpOptions;
 use warren_node_core::Node;
 use warren_node_core::node::{NodeInput, NodeOutput, NodeState, Notice, SessionId};
+use warren_packet_threads::{OutCommand, PacketThreads};
 
 use self::file_writer::FileWriter;
 use self::listeners::Listeners;
@@ -38,7 +39,7 @@ pub(super) use self::network::local_network;
 pub(super) use self::prefs::node_settings;
 use super::control_session::{SessionIo, session_span};
 use super::host_task::{ApplyResult, Host};
-use super::pump::{OutCommand, Pump, Shared};
+use super::magic_dns::DnsCounters;
 use super::relays::{Relays, relay_span};
 use super::state::StateFolder;
 use super::{Inbox, Message, NodeHandle, Outbox, status, wall_clock};
@@ -49,10 +50,12 @@ use crate::localapi::types::PingResult;
 
 /// What the task is given at the start.
 pub struct EngineTaskConfig {
-    /// Shared with the packet threads.
-    pub shared: Arc<Shared>,
     /// The packet threads.
-    pub pump: Pump,
+    pub packets: PacketThreads,
+    /// Counters of MagicDNS.
+    pub dns: Arc<DnsCounters>,
+    /// Whether the tunnel device is an interface of the operating system.
+    pub has_interface: bool,
     /// Relay connections.
     pub relays: Relays,
     /// The operating system.
@@ -73,8 +76,9 @@ pub struct EngineTaskConfig {
 
 /// The handles of everything that the node decides about.
 pub struct EngineTask {
-    shared: Arc<Shared>,
-    pump: Pump,
+    packets: PacketThreads,
+    dns: Arc<DnsCounters>,
+    has_interface: bool,
     relays: Relays,
     host: Host,
     node: Node,
@@ -100,8 +104,9 @@ impl EngineTask {
     /// The task, ready to [`run`](Self::run).
     pub fn new(config: EngineTaskConfig) -> Self {
         Self {
-            shared: config.shared,
-            pump: config.pump,
+            packets: config.packets,
+            dns: config.dns,
+            has_interface: config.has_interface,
             relays: config.relays,
             host: config.host,
             node: config.node,
@@ -197,18 +202,18 @@ impl EngineTask {
 
     fn carry_out_one(&mut self, output: NodeOutput) {
         match output {
-            NodeOutput::SendUdp { to, packet } => self.shared.send_udp(to, &packet),
+            NodeOutput::SendUdp { to, packet } => self.packets.send_udp(to, &packet),
             NodeOutput::SendRelay {
                 region,
                 link,
                 to,
                 packet,
             } => self.relays.send(region, link, &to, &packet),
-            NodeOutput::View(view) => self.shared.publish(view),
-            NodeOutput::Keepalive(peer) => self.pump.order(OutCommand::Keepalive(peer)),
-            NodeOutput::DropStaged(peer) => self.pump.order(OutCommand::DropStaged(peer)),
+            NodeOutput::View(view) => self.packets.publish(view),
+            NodeOutput::Keepalive(peer) => self.packets.order(OutCommand::Keepalive(peer)),
+            NodeOutput::DropStaged(peer) => self.packets.order(OutCommand::DropStaged(peer)),
             NodeOutput::Inject { peer, packet } => {
-                self.pump.order(OutCommand::Inject(peer, packet));
+                self.packets.order(OutCommand::Inject(peer, packet));
             }
             NodeOutput::Path { node, destination } => {
                 let peer = self.node.netmap().peers.get(&node);

@@ -22,9 +22,9 @@ use warren_dataplane::{TunWrite, VNET_HDR_LEN};
 use warren_dns::{
     ClientId, Decision, Forwarder, Output, Resolver, ResolverConfig, Transport, is_service,
 };
+use warren_packet_threads::FrameWriter;
 use warren_wire::ip::{IpPacket, tcp, udp};
 
-use super::pump::Shared;
 use super::wall_clock;
 use exchanges::Exchanges;
 use warren_dial::SystemEntropy;
@@ -48,7 +48,8 @@ pub struct DnsCounters {
 }
 
 struct Server {
-    shared: Arc<Shared>,
+    frames: FrameWriter,
+    counters: Arc<DnsCounters>,
     resolver: Resolver,
     forwarder: Forwarder,
     /// Clients that wait for an upstream: their address, and the one they asked.
@@ -60,12 +61,14 @@ struct Server {
 
 /// Serves until the daemon ends.
 pub async fn serve(
-    shared: Arc<Shared>,
+    frames: FrameWriter,
+    counters: Arc<DnsCounters>,
     mut packets: mpsc::Receiver<Vec<u8>>,
     mut config: watch::Receiver<ResolverConfig>,
 ) {
     let mut server = Server {
-        shared,
+        frames,
+        counters,
         resolver: Resolver::new(config.borrow_and_update().clone()),
         forwarder: Forwarder::new(Box::new(SystemEntropy)),
         clients: BTreeMap::new(),
@@ -149,7 +152,7 @@ impl Server {
     /// Writes a packet to the tunnel device, with an empty virtio header.
     fn write(&self, packet: &[u8]) {
         let frame = [&[0; VNET_HDR_LEN], packet].concat();
-        if self.shared.write_tun(&frame) != TunWrite::Taken {
+        if self.frames.write(&frame) != TunWrite::Taken {
             tracing::debug!("an answer was not delivered");
         }
     }
@@ -173,7 +176,7 @@ impl Server {
             }
         }
         let counted = self.forwarder.counters();
-        let counters = &self.shared.dns;
+        let counters = &self.counters;
         for (counter, value) in [
             (&counters.forwarded, counted.questions),
             (&counters.wrong_answers, counted.wrong_answers),

@@ -25,7 +25,7 @@ mod handle;
 mod host_task;
 mod hostinfo;
 mod magic_dns;
-mod pump;
+mod packets;
 mod relays;
 mod start;
 mod state;

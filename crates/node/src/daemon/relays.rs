@@ -10,65 +10,19 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
-use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tracing::{Instrument as _, Span};
 use warren_control_types::{DerpNode, DerpRegion, RegionId};
 use warren_derp::client::Event;
 use warren_dial::Dialer;
 use warren_dial::derp::{ConnectOptions, DerpReceiver, DerpSender, connect, https_latency};
-use warren_host::wake::Waker;
 use warren_keys::{NodePublic, NodeSecret};
 use warren_node_core::node::{LinkId, NodeInput};
+use warren_packet_threads::{RelayBatch, RelayFeed, RelayPorts};
 use warren_wire::relay_train;
 use warren_wire::wireguard::is_transport;
 
 use super::{Inbox, Message};
-
-/// Batches between a relay's task and the receiving threads.
-const INBOX_BATCHES: usize = 32;
-
-/// Tunnel data that came through a relay with one read.
-pub struct RelayBatch {
-    /// The relay.
-    pub region: RegionId,
-    /// The packets, one after the other.
-    pub bytes: Vec<u8>,
-    /// The sender and the length of each packet.
-    pub packets: Vec<Relayed>,
-}
-
-/// A packet of a [`RelayBatch`].
-#[derive(Clone, Copy)]
-pub struct Relayed {
-    /// The sender.
-    pub from: NodePublic,
-    /// Its length in bytes.
-    pub len: usize,
-    /// Length of each datagram in it but the last, which may be smaller.
-    pub segment_len: usize,
-}
-
-impl RelayBatch {
-    fn push(&mut self, from: NodePublic, datagrams: &[u8], segment_len: usize) {
-        self.bytes.extend_from_slice(datagrams);
-        self.packets.push(Relayed {
-            from,
-            len: datagrams.len(),
-            segment_len,
-        });
-    }
-}
-
-/// The open connections, shared with the sending threads.
-pub type RelayPorts = ArcSwap<BTreeMap<RegionId, DerpSender>>;
-
-/// The receiving end of what relays deliver.
-pub struct RelayInbox {
-    /// Filled by the relays' tasks.
-    pub batches: mpsc::Receiver<RelayBatch>,
-}
 
 struct Connection {
     link: LinkId,
@@ -89,23 +43,19 @@ pub struct Relays {
     connections: BTreeMap<RegionId, Connection>,
     ports: Arc<RelayPorts>,
     engine: Inbox,
-    inbox: mpsc::Sender<RelayBatch>,
-    waker: Arc<Waker>,
+    feed: RelayFeed,
 }
 
 impl Relays {
-    /// No connections yet. `waker` wakes the reader of the inbox.
-    pub fn new(dialer: Dialer, engine: Inbox, waker: Arc<Waker>) -> (Self, RelayInbox) {
-        let (inbox, batches) = mpsc::channel(INBOX_BATCHES);
-        let relays = Self {
+    /// No connections yet. The tunnel data that relays deliver goes into `feed`.
+    pub fn new(dialer: Dialer, engine: Inbox, feed: RelayFeed) -> Self {
+        Self {
             dialer,
             connections: BTreeMap::new(),
-            ports: Arc::new(ArcSwap::default()),
+            ports: Arc::default(),
             engine,
-            inbox,
-            waker,
-        };
-        (relays, RelayInbox { batches })
+            feed,
+        }
     }
 
     /// The open connections, for the sending threads.
@@ -126,8 +76,7 @@ impl Relays {
             region,
             link,
             engine: self.engine.clone(),
-            inbox: self.inbox.clone(),
-            waker: Arc::clone(&self.waker),
+            feed: self.feed.clone(),
         };
         let options = ConnectOptions {
             home: is_home,
@@ -229,8 +178,7 @@ struct Task {
     region: RegionId,
     link: LinkId,
     engine: Inbox,
-    inbox: mpsc::Sender<RelayBatch>,
-    waker: Arc<Waker>,
+    feed: RelayFeed,
 }
 
 impl Task {
@@ -261,11 +209,7 @@ impl Task {
     /// Hands on what comes until the connection ends; returns the reason.
     async fn receive(&self, mut receiver: DerpReceiver) -> String {
         loop {
-            let mut batch = RelayBatch {
-                region: self.region,
-                bytes: Vec::new(),
-                packets: Vec::new(),
-            };
+            let mut batch = RelayBatch::new(self.region);
             match receiver.recv().await {
                 Err(error) => return error.to_string(),
                 Ok(events) => {
@@ -274,14 +218,13 @@ impl Task {
                     }
                 }
             }
-            if batch.packets.is_empty() {
+            if batch.is_empty() {
                 continue;
             }
             // Waiting here is what slows the relay down when we are slower.
-            if self.inbox.send(batch).await.is_err() {
+            if !self.feed.send(batch).await {
                 return "the daemon stops".to_owned();
             }
-            self.waker.wake();
         }
     }
 

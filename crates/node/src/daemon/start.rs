@@ -10,21 +10,23 @@ use tokio::sync::{mpsc, watch};
 use warren_dial::Dialer;
 use warren_dns::ResolverConfig;
 use warren_host::BYPASS_MARK;
+use warren_host::device::memory::MemoryDevice;
 use warren_host::firewall::Firewall;
 use warren_host::link::{LinkMonitor, LinkState};
 use warren_host::resolver::{ResolverError, ResolverOptions, SystemDns};
 use warren_host::router::{Router, RouterError, RouterOptions};
-use warren_host::tun::{Tun, TunError};
+use warren_host::tun::{Tun, TunDevice, TunError};
 use warren_host::udp::{UdpError, UdpOptions, UdpPair, bind_pair};
 use warren_node_core::node::{NodeConfig, NodeOutput};
 use warren_node_core::{Node, TUNNEL_MTU};
+use warren_packet_threads::{BadThreads, Config, PacketThreads, ThreadCounts, relay_queue};
 use warren_tunnel::Aead;
 
 use super::aead::{self, BadAead};
 use super::engine_task::{EngineTask, EngineTaskConfig, local_network, node_settings};
 use super::handle::NodeHandle;
 use super::host_task::Host;
-use super::pump::{BadThreads, Pump, Queues, Shared, Threads};
+use super::packets::PacketReports;
 use super::relays::Relays;
 use super::state::{StateError, StateFolder};
 use super::{Inbox, Message, magic_dns};
@@ -52,10 +54,10 @@ pub enum DaemonError {
     /// The state folder.
     #[error(transparent)]
     State(#[from] StateError),
-    /// How many packet threads are asked for.
+    /// The number of packet threads that is asked for.
     #[error(transparent)]
     Threads(#[from] BadThreads),
-    /// Which cipher is asked for.
+    /// The cipher that is asked for.
     #[error(transparent)]
     Aead(#[from] BadAead),
     /// The tunnel device.
@@ -97,7 +99,7 @@ pub(super) fn system(what: &'static str) -> impl FnOnce(io::Error) -> DaemonErro
 /// # Errors
 /// [`DaemonError`]; nothing was changed in the operating system then.
 pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
-    let threads = Threads::choose()?;
+    let threads = ThreadCounts::choose()?;
     let aead = aead::choose()?;
     let state = StateFolder::open(&options.state_dir, &options.state_file, &mut SystemEntropy)?;
     let listener = server::bind(&options.socket).map_err(|source| DaemonError::Socket {
@@ -105,10 +107,9 @@ pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
         source,
     })?;
     let _socket_file = RemovedAtEnd(options.socket.clone());
-    let tun = Tun::create_queues(&options.tun, threads.out)?;
-    let tun = Queues::new(tun).unwrap_or_else(|| unreachable!("there is at least one queue"));
-    tun.get(0).set_mtu(TUNNEL_MTU)?;
-    let interface = tun.get(0).name().to_owned();
+    let tun = TunDevice::create(&options.tun, threads.out)?;
+    tun.set_mtu(TUNNEL_MTU)?;
+    let interface = tun.name().to_owned();
     let socket_options = UdpOptions {
         mark: Some(BYPASS_MARK),
         ..UdpOptions::default()
@@ -135,7 +136,7 @@ pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
         done,
     );
     let platform = Platform {
-        tun,
+        device: TunnelDevice::System(tun),
         in_threads: threads.inward,
         sockets,
         socket_options,
@@ -171,10 +172,18 @@ pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
     Ok(())
 }
 
+/// The device through which packets of the host enter and leave the tunnel.
+pub(super) enum TunnelDevice {
+    /// An interface of the operating system.
+    System(TunDevice),
+    /// A device in this process.
+    Memory(MemoryDevice),
+}
+
 /// The parts of a machine that a node works with, opened.
 pub(super) struct Platform {
     /// The tunnel device.
-    pub(super) tun: Queues,
+    pub(super) device: TunnelDevice,
     /// The number of threads that receive from the network.
     pub(super) in_threads: usize,
     /// The UDP sockets.
@@ -224,32 +233,38 @@ impl Platform {
         });
         let first_view = first_view.unwrap_or_else(|| unreachable!("a new node publishes a view"));
 
-        let shared = Shared::new(self.tun, self.sockets, first_view)
-            .map_err(system("cannot make a wake-up descriptor"))?;
-        let shared = Arc::new(shared);
-        let (relays, relay_inbox) = Relays::new(
-            self.dialer.clone(),
-            inbox.clone(),
-            Arc::clone(&shared.in_waker),
-        );
-        let (questions, dns_packets) = mpsc::channel(magic_dns::WAITING_QUESTIONS);
-        let pump = Pump::start(
-            Arc::clone(&shared),
-            self.in_threads,
-            inbox.clone(),
-            questions,
-            relays.ports(),
+        let (relay_feed, relay_inbox) =
+            relay_queue().map_err(system("cannot make a wake-up descriptor"))?;
+        let relays = Relays::new(self.dialer.clone(), inbox.clone(), relay_feed);
+        let (dns_queue, dns_packets) = mpsc::channel(magic_dns::WAITING_QUESTIONS);
+        let config = Config {
+            inward: self.in_threads,
+            sockets: self.sockets,
+            view: first_view,
+            engine: Arc::new(PacketReports {
+                engine: inbox.clone(),
+                dns: dns_queue,
+            }),
+            relay_ports: relays.ports(),
             relay_inbox,
-        )
-        .map_err(system("cannot start the packet threads"))?;
+        };
+        let has_interface = matches!(self.device, TunnelDevice::System(_));
+        let packets = match self.device {
+            TunnelDevice::System(tun) => PacketThreads::over_tun(tun, config),
+            TunnelDevice::Memory(device) => PacketThreads::over_memory(device, config),
+        };
+        let packets = packets.map_err(system("cannot start the packet threads"))?;
+        let dns = Arc::<magic_dns::DnsCounters>::default();
         tokio::spawn(magic_dns::serve(
-            Arc::clone(&shared),
+            packets.frame_writer(),
+            Arc::clone(&dns),
             dns_packets,
             self.resolver_config,
         ));
         Ok(EngineTask::new(EngineTaskConfig {
-            shared,
-            pump,
+            packets,
+            dns,
+            has_interface,
             relays,
             host: self.host,
             node,

@@ -1,7 +1,6 @@
 //! The metrics of a node. Names with `tailscaled_` are those of the official client.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use warren_control_types::Node;
@@ -79,7 +78,7 @@ impl EngineTask {
     pub(in crate::daemon) fn metrics(&self) -> Exposition {
         let mut text = Exposition::default();
         let engine = self.node.engine();
-        add_drops(&mut text, engine.filter(), &self.shared.drops);
+        add_drops(&mut text, engine.filter(), self.packets.drops());
 
         let offered = &engine.prefs().advertise_routes;
         let own = engine.netmap().self_node.as_ref();
@@ -94,7 +93,7 @@ impl EngineTask {
 
         for reason in PathDrop::ALL {
             let label = format!("{reason:?}").to_lowercase();
-            text.counter(&DROPS, [&label], self.shared.drops.get(reason));
+            text.counter(&DROPS, [&label], self.packets.drops().get(reason));
         }
         let (received, sent) = engine
             .peer_reports(Instant::now())
@@ -104,16 +103,16 @@ impl EngineTask {
             });
         text.counter(&INBOUND_BYTES, [], received);
         text.counter(&OUTBOUND_BYTES, [], sent);
-        let failures = self.shared.send_failures.load(Ordering::Relaxed);
+        let failures = self.packets.send_failures();
         text.counter(&SEND_FAILURES, [], failures);
-        let dns = &self.shared.dns;
-        for (family, value) in [
+        let dns = &self.dns;
+        for (family, counter) in [
             (&DNS_FORWARDED, &dns.forwarded),
             (&DNS_WRONG_ANSWERS, &dns.wrong_answers),
             (&DNS_EVICTED, &dns.evicted),
             (&DNS_REFUSED, &dns.refused),
         ] {
-            text.counter(family, [], value.load(Ordering::Relaxed));
+            text.counter(family, [], counter.load(Ordering::Relaxed));
         }
         text.gauge(&LIVE_RELAYS, [], self.node.open_relay_links());
         text

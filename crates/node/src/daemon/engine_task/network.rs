@@ -1,7 +1,6 @@
 //! The network around this machine: sockets, local addresses, measurements.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use warren_host::link::{Change, LinkChange, LinkState, MajorChange};
@@ -106,7 +105,7 @@ impl EngineTask {
     pub(in crate::daemon) fn rebind(&mut self) -> Reply<()> {
         self.bind_missing_family()
             .map_err(|error| ApiError::Failed(error.to_string()))?;
-        let network = Box::new(local_network(&self.shared.sockets.load(), &self.link));
+        let network = Box::new(local_network(&self.packets.sockets(), &self.link));
         self.give(NodeInput::Network(NetworkChange::Minor, network));
         self.give(NodeInput::FindPaths);
         Ok(())
@@ -134,16 +133,15 @@ impl EngineTask {
                 }
             }
         };
-        let network = Box::new(local_network(&self.shared.sockets.load(), &self.link));
+        let network = Box::new(local_network(&self.packets.sockets(), &self.link));
         self.give(NodeInput::Network(change, network));
     }
 
     /// A family that the machine lacked when the sockets were bound may be
     /// there now.
     fn bind_missing_family(&self) -> Result<(), warren_host::udp::UdpError> {
-        if let Some(complete) = self.shared.sockets.load().completed(&self.socket_options)? {
-            self.shared.sockets.store(Arc::new(complete));
-            self.shared.in_waker.wake();
+        if let Some(complete) = self.packets.sockets().completed(&self.socket_options)? {
+            self.packets.replace_sockets(complete);
         }
         Ok(())
     }

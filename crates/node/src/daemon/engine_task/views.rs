@@ -24,7 +24,7 @@ impl EngineTask {
             auth_url: self.node.auth_url(),
             have_node_key: self.node.account().is_some(),
             health: self.health(),
-            has_interface: self.shared.tun.get(0).has_interface(),
+            has_interface: self.has_interface,
             wall: wall_clock(),
         };
         status::status(engine, &context, &reports, peers)

@@ -1,10 +1,10 @@
-//! How many threads move packets.
+//! The number of threads that move packets.
 
 use std::num::NonZeroUsize;
 
 use super::queues::MAX_QUEUES;
 
-/// The variable that says how many, for those who want to try.
+/// The environment variable that sets the number, for experiments.
 const VARIABLE: &str = "WARREN_PACKET_THREADS";
 /// Most threads of one direction, unless the variable says otherwise: what
 /// must be done in order keeps no more of them busy.
@@ -12,28 +12,28 @@ const MOST: usize = 4;
 
 /// Threads of each direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Threads {
-    /// From the host to the network, each with a queue of the TUN device.
+pub struct ThreadCounts {
+    /// From the host to the network, each with a queue of the device.
     pub out: usize,
     /// From the network to the host.
     pub inward: usize,
 }
 
-/// The variable makes no sense.
+/// The environment variable has a value that is no number of threads.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
-    "{VARIABLE} is {value:?}: it says how many threads move packets in each direction, from 1 to \
-     {MAX_QUEUES}; remove it to have as many as fit this machine"
+    "{VARIABLE} is {value:?}, not a number of packet threads from 1 to {MAX_QUEUES}; remove it to \
+     have as many in each direction as fit this machine"
 )]
 pub struct BadThreads {
     value: String,
 }
 
-impl Threads {
-    /// What the variable says, or what fits the processors that we may use.
+impl ThreadCounts {
+    /// The value of the variable, or what fits the processors that we may use.
     ///
     /// # Errors
-    /// [`BadThreads`] when the variable makes no sense.
+    /// [`BadThreads`] when the value of the variable is no number of threads.
     pub fn choose() -> Result<Self, BadThreads> {
         match std::env::var_os(VARIABLE) {
             Some(value) if !value.is_empty() => Self::parse(&value.to_string_lossy()),
@@ -57,7 +57,7 @@ impl Threads {
     }
 
     /// One or two processors are busy with one thread each way; sharing would
-    /// only cost. A third one helps to decrypt, the dearest step.
+    /// only cost. A third one helps to decrypt, the most expensive step.
     fn for_cores(cores: usize) -> Self {
         let (out, inward) = match cores {
             0..=2 => (1, 1),
@@ -84,9 +84,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn as_many_as_fit() {
+    fn the_number_of_threads_fits_the_processors() {
         let threads = |cores| {
-            let threads = Threads::for_cores(cores);
+            let threads = ThreadCounts::for_cores(cores);
             (threads.out, threads.inward)
         };
         assert_eq!([0, 1, 2].map(threads), [(1, 1); 3]);
@@ -97,11 +97,11 @@ mod tests {
 
     #[test]
     fn the_variable_is_read_strictly() {
-        let both = |n| Ok(Threads { out: n, inward: n });
-        assert_eq!(Threads::parse("1"), both(1));
-        assert_eq!(Threads::parse(" 64\n"), both(64));
+        let both = |n| Ok(ThreadCounts { out: n, inward: n });
+        assert_eq!(ThreadCounts::parse("1"), both(1));
+        assert_eq!(ThreadCounts::parse(" 64\n"), both(64));
         for bad in ["0", "65", "-1", "two", "1.5", "99999999999999999999"] {
-            let error = Threads::parse(bad).unwrap_err().to_string();
+            let error = ThreadCounts::parse(bad).unwrap_err().to_string();
             assert!(error.contains(VARIABLE) && error.contains(bad), "{error}");
         }
     }
