@@ -110,11 +110,6 @@ impl<K: Ord + Clone, V: Clone> Table<K, V> {
     pub(crate) fn len(&self) -> usize {
         self.len
     }
-
-    /// Whether there is no entry.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.len == 0
-    }
 }
 
 #[cfg(test)]

@@ -200,10 +200,10 @@ async fn log_in<S: AsyncRead + AsyncWrite>(
         }
         buffer.filled(n);
     };
-    if let Some(admission) = shared.admission.as_ref().filter(|_| !proven.is_mesh_peer) {
-        if !admission.admit(Applicant::of(&proven, peer)).await {
-            return Err(ConnectionError::NotAdmitted(proven.key));
-        }
+    if let Some(admission) = shared.admission.as_ref().filter(|_| !proven.is_mesh_peer)
+        && !admission.admit(Applicant::of(&proven, peer)).await
+    {
+        return Err(ConnectionError::NotAdmitted(proven.key));
     }
     Ok(proven)
 }

@@ -132,11 +132,10 @@ where
         tune(&stream);
         let serving = serve(stream, peer);
         tokio::spawn(async move {
-            match serving.await {
-                // It was never a connection of the relay, so no line says more.
-                Err(ServeError::Full(error)) => tracing::debug!(%peer, %error, "refused"),
-                // Logged with the number of the connection, if it is one of the relay.
-                Ok(()) | Err(_) => {}
+            // It was never a connection of the relay, so no other line says why. All
+            // other errors are logged with the number of the connection.
+            if let Err(ServeError::Full(error)) = serving.await {
+                tracing::debug!(%peer, %error, "refused");
             }
         });
     }
