@@ -157,9 +157,12 @@ impl Shared {
     }
 }
 
+/// Writes one frame to the device, of whatever kind it is.
+type WriteFrame = dyn Fn(&[u8]) -> TunWrite + Send + Sync;
+
 /// Writes frames to the device of the packet threads, from any thread.
 #[derive(Clone)]
-pub struct FrameWriter(Arc<dyn Fn(&[u8]) -> TunWrite + Send + Sync>);
+pub struct FrameWriter(Arc<WriteFrame>);
 
 impl FrameWriter {
     fn new<D: Device>(queues: Arc<Queues<D>>, shared: Arc<Shared>) -> Self {
