@@ -1,6 +1,7 @@
 //! The metrics of a node. Names with `tailscaled_` are those of the official client.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use warren_control_types::Node;
