@@ -4,7 +4,14 @@ use std::fmt;
 
 use tokio::net::UnixStream;
 
-use crate::endpoint::Permission;
+/// The permission that an endpoint asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Permission {
+    /// To look at users, nodes, keys and policies.
+    Read,
+    /// To change them.
+    Write,
+}
 
 /// The person or program that made a request.
 #[derive(Debug, Clone, PartialEq, Eq)]

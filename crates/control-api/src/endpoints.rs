@@ -12,6 +12,10 @@ pub mod server;
 pub mod ssh_checks;
 pub mod users;
 
+use std::sync::Arc;
+
+use http::Method;
+
 pub use auth_keys::{AuthKeyInfo, CreateAuthKey, CreatedAuthKey, ExpireAuthKey, ListAuthKeys};
 pub use nodes::{
     ApproveNode, ApproveRoutes, DeleteNode, ExpireNode, GetNode, ListNodes, ListPendingNodes,
@@ -26,7 +30,45 @@ pub use server::{C2nResponse, GetHealth, HealthInfo, SendC2n};
 pub use ssh_checks::{ApproveSshCheck, DenySshCheck, ListSshChecks, SshCheckInfo};
 pub use users::{CreateUser, DeleteUser, ListUsers, RenameUser, SetUserRole, UserInfo};
 
-use crate::endpoint::endpoints;
+use crate::caller::Permission;
+use crate::endpoint::{Endpoint, Handler};
+use crate::router::Routes;
+
+/// Makes a table of endpoints: an [`Endpoint`] for each request type, a trait that
+/// asks for a handler of each row, and a function that makes routes of a service
+/// with that trait.
+macro_rules! endpoints {
+    (
+        $(#[$trait_doc:meta])* trait $api:ident;
+        $(#[$routes_doc:meta])* fn $routes:ident;
+        $( $request:ident: $method:ident $path:literal, $permission:ident => $answer:ty; )*
+    ) => {
+        $(
+            impl Endpoint for $request {
+                const METHOD: Method = Method::$method;
+                const PATH: &'static str = $path;
+                const PERMISSION: Permission = Permission::$permission;
+                type Answer = $answer;
+            }
+        )*
+
+        $(#[$trait_doc])*
+        pub trait $api: $(Handler<$request> +)* Send + Sync + 'static {}
+        impl<T: $(Handler<$request> +)* Send + Sync + 'static> $api for T {}
+
+        $(#[$routes_doc])*
+        pub fn $routes<T: $api>(service: Arc<T>) -> Routes<T> {
+            Routes::new(service)$(.on::<$request>())*
+        }
+
+        /// The request type, method, path and permission of every row.
+        #[cfg(test)]
+        pub(crate) const ROWS: &[(&str, Method, &str, Permission)] = &[
+            $((stringify!($request), Method::$method, $path,
+                Permission::$permission),)*
+        ];
+    };
+}
 
 endpoints! {
     /// The administration of a coordination server: a handler for each endpoint.
@@ -73,13 +115,12 @@ endpoints! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::endpoint::Permission;
 
     #[test]
     fn no_two_rows_share_a_method_and_a_path() {
         for (index, (name, method, path, permission)) in ROWS.iter().enumerate() {
             assert!(path.starts_with("/v1/"), "{name}");
-            let reads = *method == http::Method::GET;
+            let reads = *method == Method::GET;
             assert!(!reads || *permission == Permission::Read, "{name}");
             for (other, other_method, other_path, _) in &ROWS[index + 1..] {
                 let both = path == other_path && method == other_method;

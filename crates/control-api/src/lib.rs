@@ -13,9 +13,9 @@
 //! - [`endpoints`] is the table of all endpoints. A row names the request type, the
 //!   method, the path, the permission and the answer type. The router, the client
 //!   and the trait that a server implements all follow from it;
-//! - [`endpoint`] has the parts of a row: [`endpoint::Endpoint`], the permission, and
+//! - [`endpoint`] has the parts of a row: [`endpoint::Endpoint`] and
 //!   [`endpoint::Handler`];
-//! - [`error`] has the errors with their codes, [`caller`] the callers;
+//! - [`error`] has the errors with their codes, [`caller`] the callers and permissions;
 //! - [`router`] finds the row of a request, checks the permission and calls the handler;
 //! - [`socket`] listens and accepts connections, [`client`] is the other end.
 //!
@@ -41,7 +41,7 @@ pub mod error;
 pub mod router;
 pub mod socket;
 
-pub use caller::Caller;
+pub use caller::{Caller, Permission};
 pub use client::{Client, ClientError};
-pub use endpoint::{Endpoint, Handler, Permission};
+pub use endpoint::{Endpoint, Handler};
 pub use error::{ApiError, ErrorCode, Reply};

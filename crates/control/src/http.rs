@@ -1,6 +1,8 @@
 //! Requests and responses of all routers of the server.
 
 use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ::http::{HeaderValue, StatusCode, header};
@@ -15,9 +17,19 @@ use serde::de::DeserializeOwned;
 use tower::ServiceExt as _;
 use tower_http::trace::TraceLayer;
 use tracing::Span;
+use warren_dial::connections::Slot;
 
 /// How long a request body may take. The bodies fit into a few packets.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The connection of a request. Requests carry it as an extension.
+#[derive(Clone)]
+pub(crate) struct Connection {
+    /// The address of the client, as far as it is known.
+    pub(crate) source: Option<IpAddr>,
+    /// The entry in the table of connections.
+    pub(crate) slot: Arc<Slot>,
+}
 
 /// Answers a request through a router, in a span of its own, which also covers the
 /// body of the response.

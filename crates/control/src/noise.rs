@@ -34,9 +34,8 @@ use warren_keys::{ChallengeSecret, MachinePublic, MachineSecret};
 
 use crate::channel_idle::OpenRequests;
 use crate::coordinator::CoordinatorHandle;
-use crate::http::{answer, text};
+use crate::http::{Connection, answer, text};
 use crate::machine;
-use crate::public::Connection;
 
 /// The protocol to upgrade to.
 const PROTOCOL: &str = "tailscale-control-protocol";

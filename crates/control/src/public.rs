@@ -1,6 +1,5 @@
 //! The public endpoints and pages of the port: `/ts2021`, `/key`, `/health`, ...
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{Path, Query, Request, State};
@@ -10,26 +9,16 @@ use axum::{Extension, Router};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use warren_control_types::{CapabilityVersion, OverTlsPublicKeyResponse};
-use warren_dial::connections::Slot;
 use warren_keys::{MachinePublic, NodePublic};
 
 use crate::admin::waiting_ssh_checks;
 use crate::coordinator::CoordinatorHandle;
-use crate::http::{JsonBody, json, no_content, text, with_spans};
+use crate::http::{Connection, JsonBody, json, no_content, text, with_spans};
 use crate::noise::Upgrader;
 use crate::pages;
 
 /// The longest `/verify` request, in bytes; usual ones have 150.
 const MAX_VERIFY_BODY: usize = 4096;
-
-/// The connection of a request. Requests carry it as an extension.
-#[derive(Clone)]
-pub(crate) struct Connection {
-    /// The address of the client, as far as it is known.
-    pub(crate) source: Option<IpAddr>,
-    /// The entry in the table of connections.
-    pub(crate) slot: Arc<Slot>,
-}
 
 /// The state that the handlers share.
 struct Public {

@@ -23,9 +23,9 @@ use warren_dial::connections::{ConnectionTable, Slot};
 use warren_relay::{Prefixed, Relay, RequestHead};
 
 use crate::coordinator::CoordinatorHandle;
-use crate::http::answer;
+use crate::http::{Connection, answer};
 use crate::noise::Upgrader;
-use crate::public::{self, Connection};
+use crate::public;
 
 /// How long a client may take for the TLS handshake and the request head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);

@@ -53,13 +53,24 @@ async fn the_key_and_the_pages_are_served() {
             .await
             .contains("\"minimum_capability_version\":113")
     );
-    assert!(get(url, "/generate_204").await.starts_with("HTTP/1.1 204"));
+    let portal = get(url, "/generate_204").await;
+    assert!(portal.starts_with("HTTP/1.1 204"), "{portal}");
+    assert!(!portal.contains("content-length"), "{portal}");
     assert!(
         get(url, "/register/%3Cb%3E")
             .await
             .contains("No machine waits")
     );
     assert!(get(url, "/nowhere").await.starts_with("HTTP/1.1 404"));
+    let head = "HEAD /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let head = raw(url, head.as_bytes()).await;
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    assert!(head.ends_with("\r\n\r\n"), "a body after HEAD: {head}");
+    for path in ["/key", "/health", "/version", "/"] {
+        let post = format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n");
+        let refused = raw(url, post.as_bytes()).await;
+        assert!(refused.starts_with("HTTP/1.1 405"), "{path}: {refused}");
+    }
     server.stop().await.unwrap();
 }
 
