@@ -130,21 +130,29 @@ pub fn provider() -> Arc<CryptoProvider> {
     PROVIDER.get_or_init(provider).clone()
 }
 
-/// The roots of the system and, because it may have none (containers) or old
-/// ones, those of the Mozilla programme as of the build.
+/// The roots that servers are checked against, loaded once.
 fn roots() -> Arc<RootCertStore> {
     static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
     let load = || {
-        let mut store = RootCertStore::empty();
         let native = rustls_native_certs::load_native_certs();
         for error in &native.errors {
             tracing::debug!(%error, "a root certificate of the system cannot be loaded");
         }
-        store.add_parsable_certificates(native.certs);
-        store.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-        Arc::new(store)
+        Arc::new(roots_from(native.certs))
     };
     ROOTS.get_or_init(load).clone()
+}
+
+/// The roots of the system, so that one which the administrator removed does not
+/// count. A system without any (a container) gets those of the Mozilla programme
+/// as of the build.
+fn roots_from(system: Vec<CertificateDer<'static>>) -> RootCertStore {
+    let mut store = RootCertStore::empty();
+    store.add_parsable_certificates(system);
+    if store.is_empty() {
+        store.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    }
+    store
 }
 
 /// A client configuration with these rules and these application protocols
@@ -372,6 +380,16 @@ mod tests {
         verifier
             .verify_server_cert(leaf, others, &name, &[], UnixTime::now())
             .map(drop)
+    }
+
+    #[test]
+    fn roots_of_the_build_count_only_where_the_system_has_none() {
+        let all = webpki_roots::TLS_SERVER_ROOTS.len();
+        assert_eq!(roots_from(Vec::new()).len(), all);
+        let broken = CertificateDer::from(vec![0x30, 0]);
+        assert_eq!(roots_from(vec![broken]).len(), all);
+        let own = rcgen::generate_simple_self_signed(["root.example".to_owned()]).unwrap();
+        assert_eq!(roots_from(vec![own.cert.into()]).len(), 1);
     }
 
     #[test]
