@@ -1,4 +1,4 @@
-//! The early payload: what a server may say before HTTP/2 begins.
+//! The early payload, which a server may send before HTTP/2 begins.
 //!
 //! It is nine bytes of header and a little JSON, at the very start of the
 //! plaintext. A reader looks at nine bytes and either takes the payload or
@@ -10,23 +10,23 @@ use warren_wire::control::{EARLY_HEADER_LEN, emit_early_header, parse_early_head
 
 /// Longest JSON that every known client accepts.
 pub const MAX_SENT_LEN: usize = 1024;
-/// Longest JSON we accept; what is known today has about 100 bytes.
+/// Longest JSON that we accept; servers of today send about 100 bytes.
 pub const MAX_ACCEPTED_LEN: usize = 64 * 1024;
 
 /// An early payload is too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("an early payload of {length} bytes is too long, the limit is {limit}")]
 pub struct TooLong {
-    /// What it has.
+    /// Its length in bytes.
     pub length: usize,
-    /// What it may have.
+    /// The limit in bytes.
     pub limit: usize,
 }
 
-/// What the plaintext starts with.
+/// The start of the plaintext.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Peek {
-    /// Too few bytes to tell, or to have it all.
+    /// Too few bytes to decide, or the payload is not complete.
     Incomplete,
     /// HTTP/2; every byte belongs to it.
     Absent,
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_payload_is_found_at_every_cut_and_http2_is_left_alone() {
+    fn payload_is_found_at_every_cut_and_http2_is_left_alone() {
         let mut bytes = encode(b"{}").unwrap();
         bytes.extend_from_slice(b"http2");
         for cut in 0..11 {

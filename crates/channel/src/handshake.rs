@@ -50,9 +50,9 @@ impl From<DegenerateKey> for HandshakeError {
 /// Both directions of an established channel.
 #[derive(Debug)]
 pub struct Channel {
-    /// Encrypts what goes out.
+    /// Encrypts outgoing records.
     pub sealer: Sealer,
-    /// Decrypts what comes in.
+    /// Decrypts incoming records.
     pub opener: Opener,
     /// Transcript hash, different for every channel; for channel binding.
     pub handshake_hash: [u8; 32],
@@ -91,8 +91,8 @@ fn seal<const N: usize>(
 }
 
 impl ClientHandshake {
-    /// Makes the first message. `version` is what the client understands;
-    /// `server` is the key from `/key`.
+    /// Makes the first message. `version` is the capability version of the
+    /// client; `server` is the key from `/key`.
     ///
     /// # Errors
     /// [`HandshakeError::DegenerateKey`] when `server` is no usable key.
@@ -129,8 +129,8 @@ impl ClientHandshake {
         ))
     }
 
-    /// Reads the server's answer: one whole frame, header included. Its size
-    /// is told by [`response_frame_len`].
+    /// Reads the server's answer: one whole frame, header included. [`response_frame_len`]
+    /// returns its size.
     ///
     /// # Errors
     /// [`HandshakeError`].
@@ -141,7 +141,7 @@ impl ClientHandshake {
         }) = FrameHeader::parse(frame)?
         {
             let text = frame.get(HEADER_LEN..).unwrap_or_default();
-            // The text comes from an unauthenticated stranger and will be shown.
+            // The text is not authenticated and will be shown.
             let text: String = String::from_utf8_lossy(text)
                 .chars()
                 .filter(|c| !c.is_control())
@@ -173,7 +173,7 @@ impl std::fmt::Debug for ClientHandshake {
     }
 }
 
-/// Bytes of the frame that answers an initiation, told by its first three.
+/// The length of the frame that answers an initiation, from its first three bytes.
 ///
 /// # Errors
 /// The frame is neither a response nor a refusal.
@@ -185,16 +185,16 @@ pub fn response_frame_len(header: &[u8; HEADER_LEN]) -> Result<usize, HandshakeE
     }
 }
 
-/// What a server knows after a client's first message.
+/// The server's state after a client's first message.
 #[derive(Debug)]
 pub struct Accepted {
     /// The channel, ready for use.
     pub channel: Channel,
-    /// What to send in front of all records.
+    /// The message to send in front of all records.
     pub response: [u8; RESPONSE_LEN],
-    /// Who the client is, proven.
+    /// The proven machine key of the client.
     pub machine: MachinePublic,
-    /// What the client understands. Any version gets through the handshake;
+    /// The capability version of the client. Any version gets through the handshake;
     /// whether it is served is the caller's decision.
     pub version: u16,
 }

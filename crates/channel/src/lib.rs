@@ -3,10 +3,9 @@
 //!
 //! The client knows the server's Noise key in advance. It sends one message
 //! ([`ClientHandshake::start`]), the server answers with one ([`accept`]), and
-//! both hold a [`Channel`]: a [`Sealer`] for what goes out and an [`Opener`]
-//! for what comes in. From the first message the server has proof of the
-//! client's machine key, and that is who the client is for everything it says
-//! on the channel.
+//! both hold a [`Channel`]: a [`Sealer`] for outgoing records and an [`Opener`]
+//! for incoming ones. The first message proves the client's machine key, which
+//! identifies the client in all requests on the channel.
 //!
 //! The handshake is `Noise_IK_25519_ChaChaPoly_BLAKE2s` whose prologue names
 //! the client's capability version. Records are ChaCha20-Poly1305 with a

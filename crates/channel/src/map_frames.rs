@@ -24,14 +24,14 @@ const LENGTH_LEN: usize = 4;
 /// How the payloads of a stream are packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Packing {
-    /// Plain JSON.
+    /// The JSON as it is.
     Plain,
-    /// zstd.
+    /// The JSON in one or more zstd frames.
     Zstd,
 }
 
 impl Packing {
-    /// What a map request's `Compress` asks for.
+    /// The packing that the field `Compress` of a map request asks for.
     pub fn of_request(compress: &str) -> Self {
         if compress == "zstd" {
             Self::Zstd
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bomb_stops_at_the_limit() {
+    fn inflating_stops_at_the_limit() {
         let bomb = zstd::bulk::compress(&vec![b' '; 1_000_000], 1).unwrap();
         assert!(bomb.len() < 1000);
         let refused = inflate(&bomb, 10_000).unwrap_err();
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_may_be_several_zstd_frames() {
+    fn message_may_be_several_zstd_frames() {
         let parts = [&b"{\"Seq\""[..], b":7}"].map(|part| zstd::bulk::compress(part, 1).unwrap());
         let frame = encode(&parts.concat(), Packing::Plain).unwrap();
         let message = frames(Packing::Zstd, &frame)

@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_record_is_legal() {
+    fn empty_record_is_legal() {
         let mut cipher = Cipher::new(&[7; 32]);
         let nonce = cipher.next_nonce().unwrap();
         let tag = cipher

@@ -1,5 +1,5 @@
-//! The channel against a published vector and against another Noise library,
-//! and what it does with frames that are not as they should be.
+//! The channel against a published vector, against another Noise library, and with
+//! damaged frames.
 #![allow(clippy::unwrap_used)]
 
 use data_encoding::HEXLOWER;
@@ -10,16 +10,8 @@ use warren_channel::{
     Accepted, Channel, ChannelError, ClientHandshake, FrameError, HandshakeError, Opener, accept,
     response_frame_len,
 };
-use warren_keys::{Entropy, MachinePublic, MachineSecret};
-
-/// Gives the same byte over and over.
-struct Fixed(u8);
-
-impl Entropy for Fixed {
-    fn fill(&mut self, out: &mut [u8]) {
-        out.fill(self.0);
-    }
-}
+use warren_keys::{MachinePublic, MachineSecret};
+use warren_testkit::FixedEntropy;
 
 fn hex(text: &str) -> Vec<u8> {
     HEXLOWER.decode(text.as_bytes()).unwrap()
@@ -35,8 +27,9 @@ fn client() -> MachineSecret {
 
 fn pair() -> (Channel, Accepted) {
     let (waiting, initiation) =
-        ClientHandshake::start(145, &client(), &server().public(), &mut Fixed(0x33)).unwrap();
-    let accepted = accept(&initiation, &server(), &mut Fixed(0x44)).unwrap();
+        ClientHandshake::start(145, &client(), &server().public(), &mut FixedEntropy(0x33))
+            .unwrap();
+    let accepted = accept(&initiation, &server(), &mut FixedEntropy(0x44)).unwrap();
     (waiting.finish(&accepted.response).unwrap(), accepted)
 }
 
@@ -69,14 +62,15 @@ fn every_byte_of_the_vector() {
         hex("0faa684ed28867b97f4a6a2dee5df8ce974e76b7018e3f22a1c4cf2678570f20")
     );
     let (waiting, initiation) =
-        ClientHandshake::start(145, &client(), &server().public(), &mut Fixed(0x33)).unwrap();
+        ClientHandshake::start(145, &client(), &server().public(), &mut FixedEntropy(0x33))
+            .unwrap();
     assert_eq!(
         HEXLOWER.encode(&initiation),
         "00910100607b0d47d93427f8311160781c7c733fd89f88970aef490d8aa0ee19a4cb8a1b14b903b541e3810f9a9\
          f788541f1d8f2ec482568e39b9f0f56a9f4a7a56450f31a9dc60bcb4e75254359f9460a6bc3abd2a01b3a2deff6\
          62afe0b9497becb6a113"
     );
-    let mut accepted = accept(&initiation, &server(), &mut Fixed(0x44)).unwrap();
+    let mut accepted = accept(&initiation, &server(), &mut FixedEntropy(0x44)).unwrap();
     assert_eq!(
         HEXLOWER.encode(&accepted.response),
         "020030ff2ee45601ec1b67310c7790404585ae697331eee1c1f8cf2419731c1fff3e6bb724869747b9edde7346eb\
@@ -124,6 +118,9 @@ fn snow_builder(prologue: &[u8]) -> snow::Builder<'_> {
 /// The other library's own primitives, with our idea of randomness.
 struct Oracle(DefaultResolver);
 
+/// Gives the other library the same byte over and over.
+struct Fixed(u8);
+
 impl snow::types::Random for Fixed {
     fn try_fill_bytes(&mut self, out: &mut [u8]) -> Result<(), snow::Error> {
         out.fill(self.0);
@@ -163,7 +160,7 @@ fn another_library_as_the_client() {
     initiation.resize(101, 0);
     assert_eq!(oracle.write_message(&[], &mut initiation[5..]).unwrap(), 96);
 
-    let mut accepted = accept(&initiation, &server(), &mut Fixed(9)).unwrap();
+    let mut accepted = accept(&initiation, &server(), &mut FixedEntropy(9)).unwrap();
     assert_eq!(accepted.machine, client().public());
     let mut nothing = [0; 16];
     assert_eq!(
@@ -193,7 +190,7 @@ fn another_library_as_the_server() {
         .build_responder()
         .unwrap();
     let (waiting, initiation) =
-        ClientHandshake::start(119, &client(), &server().public(), &mut Fixed(5)).unwrap();
+        ClientHandshake::start(119, &client(), &server().public(), &mut FixedEntropy(5)).unwrap();
     oracle.read_message(&initiation[5..], &mut [0; 16]).unwrap();
     assert_eq!(
         oracle.get_remote_static().unwrap(),
@@ -207,32 +204,32 @@ fn another_library_as_the_server() {
 }
 
 #[test]
-fn a_wrong_server_key_is_told() {
+fn wrong_server_key_is_reported() {
     let other = MachineSecret::from_bytes(&[0x55; 32]);
     let (_, initiation) =
-        ClientHandshake::start(119, &client(), &other.public(), &mut Fixed(1)).unwrap();
-    let refused = accept(&initiation, &server(), &mut Fixed(2)).unwrap_err();
+        ClientHandshake::start(119, &client(), &other.public(), &mut FixedEntropy(1)).unwrap();
+    let refused = accept(&initiation, &server(), &mut FixedEntropy(2)).unwrap_err();
     assert_eq!(refused, HandshakeError::Authentication);
     // The version is part of the transcript.
     let (_, mut initiation) =
-        ClientHandshake::start(119, &client(), &server().public(), &mut Fixed(1)).unwrap();
+        ClientHandshake::start(119, &client(), &server().public(), &mut FixedEntropy(1)).unwrap();
     initiation[1] = 120;
-    let refused = accept(&initiation, &server(), &mut Fixed(2)).unwrap_err();
+    let refused = accept(&initiation, &server(), &mut FixedEntropy(2)).unwrap_err();
     assert_eq!(refused, HandshakeError::Authentication);
 }
 
 #[test]
 fn degenerate_keys_are_told() {
     let zero = MachinePublic::from_bytes([0; 32]);
-    let refused = ClientHandshake::start(119, &client(), &zero, &mut Fixed(1)).unwrap_err();
+    let refused = ClientHandshake::start(119, &client(), &zero, &mut FixedEntropy(1)).unwrap_err();
     assert_eq!(refused, HandshakeError::DegenerateKey);
     let (waiting, mut initiation) =
-        ClientHandshake::start(119, &client(), &server().public(), &mut Fixed(1)).unwrap();
-    let mut response = accept(&initiation, &server(), &mut Fixed(2))
+        ClientHandshake::start(119, &client(), &server().public(), &mut FixedEntropy(1)).unwrap();
+    let mut response = accept(&initiation, &server(), &mut FixedEntropy(2))
         .unwrap()
         .response;
     initiation[5..37].fill(0);
-    let refused = accept(&initiation, &server(), &mut Fixed(2)).unwrap_err();
+    let refused = accept(&initiation, &server(), &mut FixedEntropy(2)).unwrap_err();
     assert_eq!(refused, HandshakeError::DegenerateKey);
     response[3..35].fill(0);
     assert_eq!(
@@ -242,9 +239,9 @@ fn degenerate_keys_are_told() {
 }
 
 #[test]
-fn a_refusal_is_shown_without_control_characters() {
+fn refusal_is_shown_without_control_characters() {
     let start = || {
-        ClientHandshake::start(119, &client(), &server().public(), &mut Fixed(1))
+        ClientHandshake::start(119, &client(), &server().public(), &mut FixedEntropy(1))
             .unwrap()
             .0
     };
@@ -332,14 +329,14 @@ proptest! {
         let (_, mut accepted) = pair();
         let record = accepted.channel.opener.open(&mut bytes.clone());
         prop_assert!(!matches!(record, Ok(Some(_))));
-        prop_assert!(accept(&bytes, &server(), &mut Fixed(2)).is_err());
+        prop_assert!(accept(&bytes, &server(), &mut FixedEntropy(2)).is_err());
         let (waiting, _) =
-            ClientHandshake::start(1, &client(), &server().public(), &mut Fixed(1)).unwrap();
+            ClientHandshake::start(1, &client(), &server().public(), &mut FixedEntropy(1)).unwrap();
         prop_assert!(waiting.finish(&bytes).is_err());
     }
 
     #[test]
-    fn what_is_sealed_is_opened(plaintext in proptest::collection::vec(any::<u8>(), 0..9000)) {
+    fn sealed_bytes_are_opened(plaintext in proptest::collection::vec(any::<u8>(), 0..9000)) {
         let (mut client, mut accepted) = pair();
         let wire = sealed(&mut client, &plaintext);
         prop_assert_eq!(opened(&mut accepted.channel.opener, wire).unwrap(), plaintext);

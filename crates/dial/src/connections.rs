@@ -6,7 +6,7 @@
 //! that is open for all, that it owns its key) it becomes *identified*.
 //! Unidentified connections may use a part of all slots, and those of one source
 //! (an IPv4 address, or an IPv6 /64) a part of that. Where such a part is used up,
-//! the oldest connection in it is closed to make room for the new one. So
+//! the oldest connection in it is closed in favour of the new one. So
 //! connections that stay silent cannot keep out nodes: a node needs one or two
 //! round trips to identify itself, and is never closed afterwards.
 //!
@@ -145,7 +145,7 @@ impl Slots {
         largest.is_some_and(|source| self.close_oldest(source))
     }
 
-    /// Makes room for one more unidentified connection of the source.
+    /// Frees a slot for one more unidentified connection of the source.
     fn make_room(&mut self, limits: &ConnectionLimits, source: Source) {
         // All clients of a local proxy look alike before it names them.
         let share = match source {
@@ -273,7 +273,7 @@ impl Slot {
         slots.add(source, self.id);
     }
 
-    /// Completes when the connection has to end to make room for another one.
+    /// Completes when the connection has to end in favour of another one.
     pub fn must_close(&self) -> WaitForCancellationFuture<'_> {
         self.closing.cancelled()
     }

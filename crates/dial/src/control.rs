@@ -13,8 +13,8 @@
 //!   beside the open stream.
 //!
 //! Nothing here retries on its own or keeps state between requests besides the
-//! connection and the key: when to try again, and what an answer means, is the
-//! engine's decision. Dropping a future cancels its request.
+//! connection and the key: the caller decides when to try
+//! again and what an answer means. Dropping a future cancels its request.
 
 mod map_stream;
 mod racing;
@@ -71,7 +71,7 @@ pub enum ControlError {
     NoKey {
         /// The requested path or URL.
         url: String,
-        /// The status.
+        /// The HTTP status.
         status: StatusCode,
         /// Start of the body.
         body: String,
@@ -100,7 +100,7 @@ pub enum ControlError {
     Status {
         /// The requested path or URL.
         path: String,
-        /// The status.
+        /// The HTTP status.
         status: StatusCode,
         /// Start of the body, at most 200 bytes.
         body: String,
@@ -111,7 +111,7 @@ pub enum ControlError {
         /// The requested path or URL.
         path: String,
     },
-    /// The answer is not what was asked for.
+    /// The answer is not of the expected kind.
     #[error("the coordination server's answer to {path} cannot be read: {source}")]
     Json {
         /// The requested path or URL.
@@ -433,7 +433,8 @@ impl ControlClient {
             .map_err(ControlError::Broken)
     }
 
-    /// The open connection, or a new one. Others who need it wait meanwhile.
+    /// The open connection, or a new one. Other requests that need it wait
+    /// meanwhile.
     async fn sender(&self) -> Result<SendRequest<Full<Bytes>>, ControlError> {
         let mut connection = self.shared.connection.lock().await;
         if let Some(Connection { sender, .. }) = &mut *connection

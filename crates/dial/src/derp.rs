@@ -18,7 +18,8 @@
 //! - any number of [`DerpSender`]s put frames into one queue, without waiting
 //!   and from any thread;
 //! - one task writes that queue out, with one write and one flush for all that
-//!   has gathered (what gives way when the relay is slow: [`SendQueue`]);
+//!   has gathered ([`SendQueue`] decides which frames are dropped when the relay
+//!   is slow);
 //! - the one [`DerpReceiver`] hands out all that has come as a [`Batch`],
 //!   packets mutable where they lie; while much comes, it looks less often
 //!   ([`moderation`]).
@@ -75,7 +76,7 @@ pub enum RecvError {
     /// The relay closed it, or refused the login.
     #[error("the relay closed the connection")]
     Closed,
-    /// It broke.
+    /// The connection broke.
     #[error("the connection to the relay broke: {0}")]
     Broken(#[from] io::Error),
     /// The relay does not keep to the protocol.
@@ -88,7 +89,7 @@ pub enum RecvError {
 
 struct Outgoing {
     queue: SendQueue,
-    /// What the relay asked us to keep to.
+    /// The rate limit that the relay asked for.
     bucket: Option<TokenBucket>,
     closed: bool,
 }
@@ -213,7 +214,7 @@ impl DerpSender {
     }
 }
 
-/// Hands out what a relay sends. Dropping it closes the connection.
+/// Hands out the messages of a relay. Dropping it closes the connection.
 pub struct DerpReceiver {
     reading: ReadHalf<Box<dyn Stream>>,
     buffer: FrameBuffer,
@@ -272,7 +273,7 @@ impl DerpReceiver {
             self.buffer.filled(n);
             let mut taken = n;
             self.drained = false;
-            // What has come already is taken too.
+            // Frames that have arrived already are taken too.
             while taken < BATCH_BYTES {
                 let spare = self.buffer.spare();
                 // An error, or the end, will be there again.
@@ -335,7 +336,7 @@ impl Drop for DerpReceiver {
     }
 }
 
-/// What came with one read: an iterator over events.
+/// The events of one read, as an iterator.
 pub struct Batch<'a> {
     now: Instant,
     frames: Frames<'a>,

@@ -13,10 +13,10 @@ use tokio::time::{sleep, timeout};
 /// Firewall mark of the node's own traffic; policy routing keeps packets that
 /// carry it out of the tunnel.
 const OWN_TRAFFIC_MARK: u32 = 0x80000;
-/// How long an address may stay silent before the next one is tried beside it
+/// The time that an address may stay silent before the next one is tried beside it
 /// (RFC 8305 section 5, "Connection Attempt Delay").
 const NEXT_ADDRESS: Duration = Duration::from_millis(250);
-/// How long all addresses together may take.
+/// The time limit for all addresses together.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Silence after which the kernel asks whether the other side still lives.
 const KEEPALIVE: Duration = Duration::from_secs(60);
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_dead_address_does_not_hold_up_a_live_one() {
+    async fn dead_address_does_not_hold_up_a_live_one() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let live = listener.local_addr().unwrap();
         // Port 1 on loopback refuses at once.

@@ -1,6 +1,6 @@
 //! Small documents by HTTP/1.1: the server's key, answers to pings, probes.
 //!
-//! One request, one connection, a limit on what is read. Redirects are not
+//! One request, one connection, a limit on the answer's length. Redirects are not
 //! followed.
 
 use std::time::Duration;
@@ -19,10 +19,10 @@ use crate::{DialError, Dialer};
 pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
 
-/// A request.
+/// An HTTP request.
 #[derive(Clone, Debug)]
 pub struct Fetch<'a> {
-    /// The method.
+    /// The HTTP method.
     pub method: Method,
     /// The address; `http` or `https`.
     pub url: &'a Url,
@@ -51,7 +51,7 @@ impl<'a> Fetch<'a> {
 /// An answer, with any status.
 #[derive(Clone, Debug)]
 pub struct Fetched {
-    /// The status.
+    /// The HTTP status.
     pub status: StatusCode,
     /// The header fields.
     pub headers: HeaderMap,
@@ -59,16 +59,16 @@ pub struct Fetched {
     pub body: Bytes,
 }
 
-/// No answer.
+/// The request got no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// Not an address this program can fetch.
     #[error("\"{0}\" is not an http or https address with a host")]
     Url(String),
-    /// No connection.
+    /// The connection failed.
     #[error(transparent)]
     Dial(#[from] DialError),
-    /// No TLS.
+    /// The TLS handshake failed.
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// The exchange failed.
@@ -89,7 +89,7 @@ pub enum FetchError {
     },
 }
 
-/// The address without what may be secret in it.
+/// The address without the parts that may be secret.
 fn shown(url: &Url) -> String {
     format!("{}{}", url.origin().ascii_serialization(), url.path())
 }
@@ -171,7 +171,7 @@ async fn exchange(
         biased;
         result = &mut exchange => result,
         // The connection is done with the bytes, the exchange not yet with
-        // what it was handed.
+        // its part of them.
         _ = connection => exchange.await,
     }
 }

@@ -1,4 +1,4 @@
-//! Connections out of this machine, and what runs over them.
+//! Connections out of this machine, and the protocols over them.
 //!
 //! Everything that dials goes through a [`Dialer`]: it resolves, races IPv6 and
 //! IPv4, and marks its sockets so that the node's own traffic is not routed

@@ -2,8 +2,8 @@
 //!
 //! [`NoiseStream`] puts the records of [`warren_channel`] under `AsyncRead`
 //! and `AsyncWrite`, for either end, so that HTTP/2 can run on it. Records are
-//! opened where they were received. What is written gathers as records until
-//! it is flushed or there is enough for a good-sized write, so a record never
+//! opened where they were received. Written bytes gather as records until
+//! they are flushed or there are enough for a good-sized write, so a record never
 //! costs a system call of its own.
 //!
 //! A client looks for the server's early payload in the first bytes it reads
@@ -18,7 +18,7 @@ use warren_channel::early::{Peek, peek};
 use warren_channel::{Channel, ClientHandshake, HandshakeError, Opener, Sealer};
 use warren_wire::control::{HEADER_LEN, MAX_FRAME_LEN, MAX_PLAINTEXT_LEN};
 
-/// Room for received bytes: a few records.
+/// Space for received bytes: a few records.
 const RECEIVE_LEN: usize = 4 * MAX_FRAME_LEN;
 /// So much sealed data is written out without waiting for a flush.
 const SEND_LEN: usize = 32 * 1024;
@@ -34,10 +34,10 @@ pub enum ConnectError {
     Handshake(#[from] HandshakeError),
 }
 
-/// What a client still does about the early payload.
+/// A client's progress with the early payload.
 #[derive(Debug)]
 enum Early {
-    /// Not enough plaintext yet to tell; this is all there is.
+    /// Not enough plaintext yet to decide; all of it so far.
     Looking(Vec<u8>),
     /// Plaintext behind (or instead of) the payload, read from the index on.
     Behind(Vec<u8>, usize),
@@ -126,14 +126,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NoiseStream<S> {
     /// Receives more. Only called when all plaintext has been read.
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         self.plaintext = 0..0;
-        // A record is shorter than the buffer, so moving always makes room.
+        // A record is shorter than the buffer, so moving always frees space.
         if self.sealed.start > 0 {
             self.incoming.copy_within(self.sealed.clone(), 0);
             self.sealed = 0..self.sealed.len();
         }
-        let mut room = ReadBuf::new(&mut self.incoming[self.sealed.end..]);
-        ready!(Pin::new(&mut self.inner).poll_read(cx, &mut room))?;
-        let count = room.filled().len();
+        let mut space = ReadBuf::new(&mut self.incoming[self.sealed.end..]);
+        ready!(Pin::new(&mut self.inner).poll_read(cx, &mut space))?;
+        let count = space.filled().len();
         self.sealed.end += count;
         if count == 0 && !self.sealed.is_empty() {
             return Poll::Ready(Err(io::Error::new(
@@ -165,7 +165,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NoiseStream<S> {
         Ok(())
     }
 
-    /// Moves what has been opened into `out`.
+    /// Moves opened plaintext into `out`.
     fn deliver(&mut self, out: &mut ReadBuf<'_>) {
         if let Early::Behind(bytes, start) = &mut self.early {
             let rest = bytes.get(*start..).unwrap_or_default();
@@ -228,7 +228,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for NoiseStream<S> {
                 this.pass_early()?;
                 continue;
             }
-            // Hand over what there is before waiting for more.
+            // Hand over the plaintext before waiting for more.
             if out.filled().len() > before || ready!(this.poll_receive(cx))? == 0 {
                 return Poll::Ready(Ok(()));
             }
@@ -258,8 +258,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for NoiseStream<S> {
         // Small slices, such as the frame headers of HTTP/2, share a record.
         let mut gathered = Vec::new();
         for slice in slices {
-            let room = SEND_LEN.saturating_sub(accepted);
-            let slice = &slice[..slice.len().min(room)];
+            let left = SEND_LEN.saturating_sub(accepted);
+            let slice = &slice[..slice.len().min(left)];
             accepted += slice.len();
             if gathered.is_empty() && (slices.len() == 1 || slice.len() >= MAX_PLAINTEXT_LEN) {
                 this.sealer

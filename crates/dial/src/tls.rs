@@ -1,7 +1,6 @@
 //! Certificates: every rule by which this system trusts a TLS server.
 //!
-//! Most connections ask for what everyone asks for: a chain to a known root
-//! and the right name. Three do not, and this file is the only place where
+//! Most connections ask for a chain to a known root and the right name, as usual. Three do not, and this file is the only place where
 //! they are weakened:
 //!
 //! - A relay may be known by the digest of its certificate
@@ -35,10 +34,10 @@ use x509_parser::prelude::{ASN1Time, FromDer as _, X509Certificate};
 /// Common name with which a relay marks the extra certificate that names its
 /// key.
 pub const RELAY_KEY_PREFIX: &str = "derpkey";
-/// What `CertName` starts with when it holds a digest.
+/// The prefix of a `CertName` that holds a digest.
 const PIN_PREFIX: &str = "sha256-raw:";
 
-/// Whom to trust on a connection.
+/// The servers that are trusted on a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trust {
     /// A chain to a known root, and the name that was dialled.
@@ -47,9 +46,10 @@ pub enum Trust {
     RootsAs(ServerName<'static>),
     /// Exactly the certificate with this SHA-256 digest of its DER form.
     Pinned([u8; 32]),
-    /// Anyone; complaints go to the log. Only for what is authenticated inside.
+    /// Any server; problems go to the log. Only for protocols with their own
+    /// authentication.
     LogOnly,
-    /// Anyone. Only for tests.
+    /// Any server. Only for tests.
     Nothing,
 }
 
@@ -96,7 +96,7 @@ pub enum TlsError {
     /// The handshake failed; says whether it was the certificate.
     #[error("the TLS handshake with {host} failed: {source}")]
     Handshake {
-        /// Whom it was with.
+        /// The host at the other end.
         host: String,
         /// The system's or TLS error.
         source: io::Error,
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pin_wants_the_digest_the_name_and_nothing_else() {
+    fn pin_wants_the_digest_the_name_and_nothing_else() {
         let leaf = self_signed("relay.example");
         let pin = Trust::Pinned(Sha256::digest(&leaf).into());
         let chain = [leaf.clone()];
@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pinned_certificate_must_be_in_date() {
+    fn pinned_certificate_must_be_in_date() {
         let mut params = rcgen::CertificateParams::new(["relay.example".to_owned()]).unwrap();
         params.not_before = rcgen::date_time_ymd(2000, 1, 1);
         params.not_after = rcgen::date_time_ymd(2001, 1, 1);

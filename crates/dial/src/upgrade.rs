@@ -16,7 +16,7 @@ const MAX_HEADERS: usize = 64;
 /// How much of a refusal's body is kept for the error message.
 const SHOWN_LEN: usize = 200;
 
-/// What to ask for.
+/// A request to change the protocol.
 #[derive(Clone, Debug)]
 pub struct UpgradeRequest<'a> {
     /// `GET` or `POST`.
@@ -59,15 +59,15 @@ pub enum UpgradeError {
     Io {
         /// The wanted protocol.
         protocol: String,
-        /// Why.
+        /// The error of the connection.
         source: io::Error,
     },
-    /// The other side does not speak HTTP, or says too much.
+    /// The other side does not speak HTTP, or sends too much.
     #[error("the answer to the change to {protocol} is not HTTP: {problem}")]
     NotHttp {
         /// The wanted protocol.
         protocol: String,
-        /// What is wrong.
+        /// The fault in the answer.
         problem: String,
     },
     /// The server does not offer the protocol here.
@@ -78,7 +78,7 @@ pub enum UpgradeError {
     Refused {
         /// The wanted protocol.
         protocol: String,
-        /// Status code.
+        /// The HTTP status code.
         status: u16,
         /// Start of the body.
         body: String,
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_that_ends_early_is_told() {
+    async fn connection_that_ends_early_is_reported() {
         let mut cut: &[u8] = b"HTTP/1.1 101 Switching";
         let broke = read_response(&mut cut, "DERP").await;
         assert!(matches!(broke, Err(UpgradeError::Io { .. })));

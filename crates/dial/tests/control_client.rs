@@ -1,5 +1,5 @@
 //! The control client against a server in the same process: key over HTTP,
-//! upgrade, Noise, HTTP/2, and the answers a test tells it to give.
+//! upgrade, Noise, HTTP/2, and the answers that a test sets.
 #![allow(clippy::unwrap_used)]
 
 use std::convert::Infallible;
@@ -31,7 +31,7 @@ const LONG: Duration = Duration::from_secs(60);
 
 type Body = BoxBody<Bytes, std::io::Error>;
 
-/// A request inside the channel, and who sent it.
+/// A request inside the channel, and its sender.
 struct Inner {
     machine: MachinePublic,
     version: u16,
@@ -244,7 +244,7 @@ async fn the_map_streams_in_both_packings_however_it_is_cut() {
 }
 
 #[tokio::test]
-async fn a_stream_that_ends_inside_a_message_is_cut() {
+async fn stream_that_ends_inside_a_message_is_cut() {
     let (_server, client) = Server::start(|_| {
         let frame = encode(br#"{"Seq":1}"#, Packing::Plain).unwrap();
         pieces(vec![frame.clone(), frame[..frame.len() - 1].to_vec()], true)
@@ -256,7 +256,7 @@ async fn a_stream_that_ends_inside_a_message_is_cut() {
 }
 
 #[tokio::test]
-async fn a_truncated_zstd_frame_is_told() {
+async fn truncated_zstd_frame_is_reported() {
     let (_server, client) = Server::start(|_| {
         let frame = encode(&[b' '; 5000], Packing::Zstd).unwrap();
         let cut = encode(&frame[4..frame.len() - 2], Packing::Plain).unwrap();
@@ -272,7 +272,7 @@ async fn a_truncated_zstd_frame_is_told() {
 }
 
 #[tokio::test]
-async fn a_cut_connection_breaks_the_stream_and_the_next_request_opens_another() {
+async fn cut_connection_breaks_the_stream_and_the_next_request_opens_another() {
     let (server, client) = Server::start(|inner| match inner.request.uri().path() {
         "/machine/map" => pieces(
             vec![encode(br#"{"Seq":1}"#, Packing::Plain).unwrap()],
@@ -350,7 +350,7 @@ async fn refusals_are_typed() {
 }
 
 #[tokio::test]
-async fn an_answer_of_another_kind_or_without_end_is_told() {
+async fn answer_of_another_kind_or_without_end_is_reported() {
     let (_server, client) = Server::start(|inner| match inner.request.body().len() {
         0 => pieces(vec![vec![b' '; 300_000]; 4], false),
         _ => Response::new(full("<html>")),
@@ -426,7 +426,7 @@ async fn news_and_answers_go_beside_the_stream() {
 }
 
 #[tokio::test]
-async fn a_new_server_key_costs_one_failure() {
+async fn new_server_key_costs_one_failure() {
     let (server, client) = Server::start(echo_register).await;
     client.connect().await.unwrap();
     *server.key.lock().unwrap() = MachineSecret::generate(&mut SystemEntropy);
@@ -437,7 +437,7 @@ async fn a_new_server_key_costs_one_failure() {
 }
 
 #[tokio::test]
-async fn what_is_no_coordination_server_is_told() {
+async fn other_servers_are_reported() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let client = |address: std::net::SocketAddr| {
@@ -461,12 +461,12 @@ async fn what_is_no_coordination_server_is_told() {
             .contains("HTTP 404 Not Found: no such page"),
         "{refused}"
     );
-    let nobody = client("127.0.0.1:1".parse().unwrap())
+    let absent = client("127.0.0.1:1".parse().unwrap())
         .connect()
         .await
         .unwrap_err();
     assert!(
-        nobody.to_string().contains("cannot connect to 127.0.0.1:1"),
-        "{nobody}"
+        absent.to_string().contains("cannot connect to 127.0.0.1:1"),
+        "{absent}"
     );
 }

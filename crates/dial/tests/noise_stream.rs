@@ -109,7 +109,7 @@ async fn the_early_payload_is_taken_out_and_nothing_else_is() {
 }
 
 #[tokio::test]
-async fn what_came_with_the_upgrade_is_not_lost() {
+async fn bytes_behind_the_upgrade_are_not_lost() {
     for cut in [0, 2, 30, 51, 60, 89] {
         let (waiting, mut accepted) = start();
         let mut wire = accepted.response.to_vec();
@@ -131,7 +131,7 @@ async fn what_came_with_the_upgrade_is_not_lost() {
 }
 
 #[tokio::test]
-async fn a_cut_inside_a_record_is_not_an_end() {
+async fn cut_inside_a_record_is_not_an_end() {
     let (waiting, mut accepted) = start();
     let mut wire = accepted.response.to_vec();
     accepted
@@ -151,7 +151,7 @@ async fn a_cut_inside_a_record_is_not_an_end() {
 }
 
 #[tokio::test]
-async fn a_damaged_record_breaks_the_stream() {
+async fn damaged_record_breaks_the_stream() {
     let (waiting, mut accepted) = start();
     let mut wire = accepted.response.to_vec();
     accepted
@@ -170,7 +170,7 @@ async fn a_damaged_record_breaks_the_stream() {
 }
 
 #[tokio::test]
-async fn a_refusal_is_told_in_the_servers_words() {
+async fn refusal_is_reported_in_the_servers_words() {
     let (waiting, _) = start();
     let (ours, theirs) = duplex(64);
     drop(theirs);

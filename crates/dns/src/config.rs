@@ -18,7 +18,7 @@ const CAP_AAAA: &str = "magicdns-aaaa";
 /// Capability of a node: it answers for all names below its own.
 const CAP_SUBDOMAINS: &str = "dns-subdomain-resolve";
 
-/// What decides beside the netmap.
+/// The settings beside the netmap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
     /// The user wants the tailnet's DNS (preference `CorpDNS`).
@@ -36,7 +36,7 @@ pub struct ResolverConfig {
     pub names: BTreeMap<IpAddr, String>,
     /// Hosts that answer for all names below theirs.
     pub subdomain_hosts: BTreeSet<String>,
-    /// Domains for which nobody but us answers.
+    /// Domains for which only we answer.
     pub local_domains: BTreeSet<String>,
     /// Upstreams by suffix; `.` is for everything else.
     pub routes: BTreeMap<String, Vec<SocketAddr>>,
@@ -132,7 +132,7 @@ impl ResolverConfig {
             .map(|domain| domain.trim_end_matches('.').to_ascii_lowercase())
             .collect();
         if dns.proxied {
-            // The network's suffix is what follows our own first label.
+            // The network's suffix follows the first label of our own name.
             if let Some((_, suffix)) = self_node.name.split_once('.')
                 && !suffix.trim_end_matches('.').is_empty()
             {
@@ -265,14 +265,14 @@ impl ResolverConfig {
     }
 }
 
-/// Who answers for a name.
+/// The servers that answer for a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route<'a> {
-    /// We do; the zone it is in.
+    /// We answer; the zone that contains the name.
     Local(&'a str),
-    /// These do, in this order of preference.
+    /// These upstreams, in this order of preference.
     Upstreams(&'a [SocketAddr]),
-    /// Nobody we know.
+    /// No server is configured.
     None,
 }
 

@@ -288,7 +288,7 @@ impl Forwarder {
         self.deadlines.update(number, at);
     }
 
-    /// Does what is due for one question.
+    /// Carries out the steps of one question that are due.
     fn continue_question(&mut self, now: Instant, number: u64) {
         let Some(question) = self.questions.get(&number) else {
             return;

@@ -1,5 +1,5 @@
-//! Name resolution of the tailnet: what we answer, whom we ask, and what the
-//! operating system is told.
+//! Name resolution of the tailnet: our own answers, questions to upstreams, and
+//! the settings of the operating system's resolver.
 //!
 //! A question for `100.100.100.100` takes this way:
 //!
@@ -13,7 +13,7 @@
 //!   hosts, the domains that are ours, and upstreams by suffix;
 //! - [`resolver`]: decides about one question, without state;
 //! - [`forwarder`]: questions under way to upstreams: retries, timeouts, checks;
-//! - [`os`]: what to put into the operating system's resolver;
+//! - [`os`]: the settings of the operating system's resolver;
 //! - [`message`]: the few bytes of a DNS message that are read and changed in
 //!   place, because a forwarded question keeps every byte but its id.
 //!

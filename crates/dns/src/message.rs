@@ -31,13 +31,13 @@ pub const MIN_PAYLOAD: u16 = 512;
 /// The header of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
-    /// Chosen by whoever asks; the answer repeats it.
+    /// Chosen by the client; the answer repeats it.
     pub id: u16,
     /// An answer, not a question.
     pub response: bool,
     /// Kind of question; 0 is the only one in use here.
     pub opcode: u8,
-    /// The answer comes from whoever is responsible for the name.
+    /// The answer comes from a server that is responsible for the name.
     pub authoritative: bool,
     /// The answer was too long and is cut.
     pub truncated: bool,
@@ -122,7 +122,7 @@ pub fn question_end(message: &[u8]) -> Option<usize> {
     (end <= message.len()).then_some(end)
 }
 
-/// Where the payload size of the EDNS record stands (RFC 6891 section 6.1.2);
+/// The offset of the payload size in the EDNS record (RFC 6891 section 6.1.2);
 /// `None` if there is no such record or the message is broken before it.
 fn payload_at(message: &[u8]) -> Option<usize> {
     let records = Header::parse(message)?.records;
@@ -159,7 +159,8 @@ pub fn clamp_payload(message: &mut [u8]) {
 }
 
 /// Cuts an answer that is longer than `limit` to its header and question, and
-/// marks it as cut. What cannot be cut is left alone but marked.
+/// marks it as cut. A message that cannot be cut keeps its length,
+/// but is marked.
 pub fn fit(answer: &mut Vec<u8>, limit: usize) {
     if answer.len() <= limit {
         return;

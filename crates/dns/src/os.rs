@@ -1,4 +1,4 @@
-//! What the operating system's resolver is told.
+//! The settings of the operating system's resolver.
 //!
 //! In order, the first that fits:
 //! 1. there is nothing to resolve: the system is left alone;
@@ -16,16 +16,16 @@ use std::net::{IpAddr, SocketAddr};
 use crate::config::ResolverConfig;
 use crate::{SERVICE_V4, SERVICE_V6, is_service};
 
-/// What the system's resolver was set to without us.
+/// The settings of the system's resolver without us.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct BaseOs {
-    /// Its servers.
+    /// The name servers, best first.
     pub nameservers: Vec<IpAddr>,
-    /// Its search domains.
+    /// The search domains.
     pub search_domains: Vec<String>,
 }
 
-/// What to set.
+/// The settings to apply.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct OsDnsDecision {
     /// Servers to ask; empty: leave the system alone (and undo what was set).
@@ -43,7 +43,7 @@ impl OsDnsDecision {
     }
 }
 
-/// Decides what the system is told, and completes the configuration of our own
+/// Decides about the settings of the system, and completes the configuration of our own
 /// resolver where it takes over from the system's (case 5).
 pub fn compile(
     mut config: ResolverConfig,

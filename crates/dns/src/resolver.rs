@@ -3,8 +3,8 @@
 //! In order: names that must not leave the machine, names of the tailnet,
 //! domains that are ours (a name we do not know there does not exist), and
 //! last the upstreams. Local answers are authoritative and live five seconds;
-//! answers without content carry an SOA so that nobody remembers them longer
-//! than ten.
+//! answers without content carry an SOA so that they are not cached longer than
+//! ten.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -25,7 +25,7 @@ const NEGATIVE_TTL: u32 = 10;
 /// Payload size that our answers to EDNS questions announce.
 const OUR_PAYLOAD: u16 = 4095;
 
-/// How the question came.
+/// The transport of a question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Transport {
     /// In one datagram.
@@ -34,7 +34,7 @@ pub enum Transport {
     Tcp,
 }
 
-/// What to do with a question.
+/// The decision about a question.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
     /// Send this back.
@@ -43,9 +43,9 @@ pub enum Decision {
     /// message: the question as it came, only its payload size clamped. The
     /// id is still the client's.
     Forward {
-        /// Whom to ask.
+        /// The upstreams.
         upstreams: Vec<SocketAddr>,
-        /// What to ask.
+        /// The message to send.
         query: Vec<u8>,
     },
     /// It is no question; send nothing.
@@ -58,7 +58,7 @@ pub struct Resolver {
     config: ResolverConfig,
 }
 
-/// What we know about a name.
+/// Our knowledge about a name.
 enum Local<'a> {
     /// A record, and the zone it is in is of no interest.
     Record(RData),
@@ -520,7 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_may_answer_for_the_names_below() {
+    fn host_may_answer_for_the_names_below() {
         let mut config = example(|_, _| ());
         config
             .subdomain_hosts
@@ -554,7 +554,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused_or_dropped() {
+    fn malformed_questions_are_refused_or_dropped() {
         let resolver = Resolver::new(example(|_, _| ()));
         assert_eq!(
             resolver.handle_query(WALL, &[1, 2, 3], Transport::Udp),

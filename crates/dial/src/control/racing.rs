@@ -41,16 +41,16 @@ const HANDSHAKE_HEADER: &str = "X-Tailscale-Handshake";
 /// The reason that one way failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AttemptError {
-    /// No TCP connection.
+    /// The TCP connection failed.
     #[error(transparent)]
     Dial(#[from] DialError),
-    /// No TLS.
+    /// The TLS handshake failed.
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// The server, or something in front of it, does not know the protocol.
     #[error(transparent)]
     Upgrade(#[from] UpgradeError),
-    /// The other side is not who it should be, or speaks otherwise.
+    /// The other side has another key, or speaks another protocol.
     #[error(transparent)]
     Noise(#[from] ConnectError),
     /// No answer in time.

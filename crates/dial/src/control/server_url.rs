@@ -1,4 +1,4 @@
-//! The address of a coordination server, and what follows from it.
+//! The address of a coordination server, and the ports that follow from it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -40,7 +40,7 @@ impl ServerUrl {
         &self.host
     }
 
-    /// Host and, unless it is the usual one, port: what HTTP calls authority.
+    /// Host and, unless it is the usual one, port: the authority of HTTP.
     pub fn authority(&self) -> &str {
         &self.url[url::Position::BeforeHost..url::Position::AfterPort]
     }
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_for() {
+    fn host_and_ports_follow_from_the_url() {
         let url: ServerUrl = "https://[2001:db8::1]:8443/base/".parse().unwrap();
         let key = url.key_url(CapabilityVersion(119));
         assert_eq!(key.as_str(), "https://[2001:db8::1]:8443/base/key?v=119");

@@ -58,7 +58,7 @@ pub enum Family {
     V6,
 }
 
-/// How to connect, and as what.
+/// How to connect, and with which role.
 #[derive(Debug, Clone)]
 pub struct ConnectOptions {
     /// Whether this region is our home.
@@ -100,16 +100,16 @@ impl Default for ConnectOptions {
 /// One relay could not be reached.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
-    /// TCP.
+    /// The TCP connection failed.
     #[error(transparent)]
     Dial(#[from] DialError),
-    /// TLS.
+    /// The TLS handshake failed.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// HTTP.
+    /// The HTTP upgrade failed.
     #[error(transparent)]
     Upgrade(#[from] UpgradeError),
-    /// DERP.
+    /// The DERP login failed.
     #[error(transparent)]
     Login(#[from] RecvError),
     /// The entry allows no address.
@@ -142,7 +142,7 @@ pub enum ConnectError {
         failures.iter().map(|(name, error)| format!("{name}: {error}"))
             .collect::<Vec<_>>().join("; "))]
     AllFailed {
-        /// The region.
+        /// The region that was tried.
         region: RegionId,
         /// By name, in the order tried.
         failures: Vec<(String, NodeError)>,
@@ -157,7 +157,7 @@ pub fn is_plain_http(node: &DerpNode, options: &ConnectOptions) -> bool {
 /// Connects to the first relay of `region` that can be reached.
 ///
 /// # Errors
-/// [`ConnectError`] says what happened to each.
+/// [`ConnectError`], with the error of each relay.
 pub async fn connect(
     dialer: &Dialer,
     region: &DerpRegion,
@@ -300,7 +300,7 @@ pub async fn https_latency(
 /// A connection on which HTTP/1.1 may start.
 struct Opened {
     stream: Box<dyn Stream>,
-    /// Told by the TLS handshake.
+    /// The relay's key, if the TLS handshake named it.
     relay_key: Option<NodePublic>,
     /// Our and the relay's end.
     ends: (Option<SocketAddr>, Option<SocketAddr>),
@@ -379,7 +379,7 @@ fn tune(stream: &TcpStream) {
     }
 }
 
-/// Where the relay may be reached, the preferred family first.
+/// The addresses of the relay, the preferred family first.
 async fn addresses(node: &DerpNode, prefer: Family) -> Result<Vec<SocketAddr>, NodeError> {
     let port = node.derp_port();
     let mut found: Vec<IpAddr> = Vec::new();

@@ -6,8 +6,9 @@
 //! a thousand times per second, only to find one packet each time, and hands
 //! the host one packet each time, which answers one by one too. So while many
 //! small packets come, a receiver that has taken all there was leaves the connection
-//! alone for [`PAUSE`]; what arrives meanwhile comes together. A connection with
-//! less to say is never left alone.
+//! alone for [`PAUSE`]; packets that arrive meanwhile are
+//! read together. A connection with
+//! fewer packets is never left alone.
 
 use std::time::{Duration, Instant};
 
@@ -77,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn it_ends_with_the_stream() {
+    fn moderation_ends_with_the_stream() {
         let start = Instant::now();
         let mut moderation = Moderation::new(start);
         for i in 0..1000 {

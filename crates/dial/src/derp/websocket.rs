@@ -66,8 +66,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for ByteStream<S> {
                 Some(Ok(Message::Binary(payload))) => this.message = payload,
                 Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
                 Some(Ok(Message::Text(_))) => {
-                    let what = "text message on a WebSocket that carries bytes";
-                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, what)));
+                    let problem = "text message on a WebSocket that carries bytes";
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, problem)));
                 }
                 Some(Err(error)) => return Poll::Ready(Err(broken(error))),
             }

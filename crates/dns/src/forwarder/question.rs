@@ -187,7 +187,7 @@ impl Question {
             .collect()
     }
 
-    /// When something is due, and what.
+    /// The next deadline, and the reason for it.
     pub(super) fn deadline(&self) -> (Instant, &'static str) {
         let mut deadline = (
             self.started + GIVE_UP_AFTER,

@@ -82,7 +82,7 @@ fn named(name: &str, id: u16) -> Vec<u8> {
 }
 
 #[test]
-fn an_answer_comes_back_under_the_clients_id() {
+fn answer_comes_back_under_the_clients_id() {
     let now = Instant::now();
     let mut forwarder = forwarder();
     forwarder.start(now, 1, Transport::Udp, query(), upstreams(2));
@@ -397,7 +397,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What the caller knows about one exchange.
+/// The caller's knowledge about one exchange.
 struct Socket {
     exchange: ExchangeId,
     transport: Transport,
