@@ -1,4 +1,5 @@
-//! Questions to MagicDNS, from any program on the machine.
+//! Questions to MagicDNS, from any program on the machine, and the same bytes as an
+//! answer to a look-up of our own.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -6,6 +7,7 @@ use std::sync::LazyLock;
 use libfuzzer_sys::fuzz_target;
 use warren_control_types::Netmap;
 use warren_dns::message::{self, Header};
+use warren_dns::lookup::addresses;
 use warren_dns::{Decision, Options, Resolver, ResolverConfig, Transport};
 use warren_fuzz::{WALL, first_map};
 
@@ -27,6 +29,7 @@ static RESOLVER: LazyLock<Resolver> = LazyLock::new(|| {
 
 fuzz_target!(|query: &[u8]| {
     let asked = Header::parse(query);
+    let _ = addresses(query);
     for transport in [Transport::Udp, Transport::Tcp] {
         match RESOLVER.handle_query(WALL, query, transport) {
             Decision::Drop => assert!(asked.is_none_or(|header| header.response)),

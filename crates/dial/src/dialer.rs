@@ -2,13 +2,17 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{sleep, timeout};
+
+use crate::names::{ResolveNames, SystemResolver, no_address};
 
 /// Firewall mark of the node's own traffic; policy routing keeps packets that
 /// carry it out of the tunnel.
@@ -53,14 +57,16 @@ pub enum DialError {
 /// Opens TCP connections.
 #[derive(Clone, Debug)]
 pub struct Dialer {
-    mark: Option<u32>,
+    outside_tunnel: bool,
+    names: Arc<dyn ResolveNames>,
     timeout: Duration,
 }
 
 impl Default for Dialer {
     fn default() -> Self {
         Self {
-            mark: None,
+            outside_tunnel: false,
+            names: Arc::new(SystemResolver),
             timeout: TIMEOUT,
         }
     }
@@ -73,10 +79,12 @@ impl Dialer {
     }
 
     /// A dialer for a node: its sockets bypass the tunnel, if this process may
-    /// mark them. Where it may not, there is no policy routing to bypass.
-    pub fn outside_tunnel() -> Self {
+    /// mark them, and names are looked up by `names`. Where the process may not
+    /// mark sockets, there is no policy routing to bypass.
+    pub fn outside_tunnel(names: Arc<dyn ResolveNames>) -> Self {
         Self {
-            mark: Some(OWN_TRAFFIC_MARK),
+            outside_tunnel: true,
+            names,
             ..Self::default()
         }
     }
@@ -108,22 +116,28 @@ impl Dialer {
                 .connect_any(&target(), &[SocketAddr::new(address, port)])
                 .await;
         }
-        let failed = |source| DialError::Resolve {
-            host: host.to_owned(),
-            source,
-        };
-        let resolved = timeout(self.timeout, tokio::net::lookup_host((bare, port)))
-            .await
-            .map_err(|_| failed(io::ErrorKind::TimedOut.into()))?
-            .map_err(failed)?;
-        let addresses: Vec<_> = resolved.collect();
-        if addresses.is_empty() {
-            return Err(failed(io::Error::new(
-                io::ErrorKind::NotFound,
-                "the name has no address",
-            )));
-        }
+        let found = self.resolve(bare).await?;
+        let addresses: Vec<_> = found
+            .into_iter()
+            .map(|ip| SocketAddr::new(ip, port))
+            .collect();
         self.connect_any(&target(), &addresses).await
+    }
+
+    /// The addresses of a host name; at least one.
+    ///
+    /// # Errors
+    /// [`DialError::Resolve`].
+    pub async fn resolve(&self, host: &str) -> Result<Vec<IpAddr>, DialError> {
+        let found = timeout(self.timeout, self.names.resolve(host)).await;
+        let found = found.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        match found {
+            Ok(addresses) if !addresses.is_empty() => Ok(addresses),
+            empty_or_error => Err(DialError::Resolve {
+                host: host.to_owned(),
+                source: empty_or_error.err().unwrap_or_else(no_address),
+            }),
+        }
     }
 
     /// Connects to whichever of `addresses` answers first, starting with the
@@ -178,17 +192,22 @@ impl Dialer {
         socket.set_nonblocking(true)?;
         socket.set_tcp_nodelay(true)?;
         socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
-        #[cfg(target_os = "linux")]
-        if let Some(mark) = self.mark
-            && let Err(error) = socket.set_mark(mark)
-        {
-            // Needs CAP_NET_ADMIN. Without it there is no TUN device either, so
-            // no route that the connection could fall into.
-            tracing::trace!(%error, "the socket stays unmarked");
+        if self.outside_tunnel {
+            mark_own_traffic(&socket);
         }
         TcpSocket::from_std_stream(socket.into())
             .connect(address)
             .await
+    }
+}
+
+/// Marks a socket of the node itself, so that its packets bypass the tunnel.
+pub fn mark_own_traffic(socket: &impl AsFd) {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = SockRef::from(socket).set_mark(OWN_TRAFFIC_MARK) {
+        // Needs CAP_NET_ADMIN. Without it there is no TUN device either, so no
+        // route that the packets could take into it.
+        tracing::trace!(%error, "the socket stays unmarked");
     }
 }
 
@@ -236,7 +255,7 @@ mod tests {
         let live = listener.local_addr().unwrap();
         // Port 1 on loopback refuses at once.
         let dead = "127.0.0.1:1".parse().unwrap();
-        let stream = Dialer::outside_tunnel()
+        let stream = Dialer::outside_tunnel(Arc::new(SystemResolver))
             .connect_any("test", &[dead, live])
             .await
             .unwrap();
@@ -253,6 +272,29 @@ mod tests {
         );
         let nothing = Dialer::new().connect_any("test:1", &[]).await.unwrap_err();
         assert!(nothing.to_string().contains("no address"), "{nothing}");
+    }
+
+    #[derive(Debug)]
+    struct Table(&'static [(&'static str, &'static str)]);
+
+    impl ResolveNames for Table {
+        fn resolve<'a>(&'a self, host: &'a str) -> crate::names::Resolving<'a> {
+            let found = self.0.iter().filter(|(name, _)| *name == host);
+            let found = found.map(|(_, address)| address.parse().unwrap()).collect();
+            Box::pin(std::future::ready(Ok(found)))
+        }
+    }
+
+    #[tokio::test]
+    async fn names_are_resolved_by_the_given_resolver_only() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let live = listener.local_addr().unwrap();
+        let names = Table(&[("control.invalid", "127.0.0.1")]);
+        let dialer = Dialer::outside_tunnel(Arc::new(names));
+        let stream = dialer.connect("control.invalid", live.port()).await;
+        assert_eq!(stream.unwrap().peer_addr().unwrap(), live);
+        let missing = dialer.connect("localhost", live.port()).await.unwrap_err();
+        assert!(matches!(missing, DialError::Resolve { .. }), "{missing}");
     }
 
     #[tokio::test]

@@ -1,8 +1,8 @@
 //! Connections out of this machine, and the protocols over them.
 //!
-//! Everything that dials goes through a [`Dialer`]: it resolves, races IPv6 and
-//! IPv4, and marks its sockets so that the node's own traffic is not routed
-//! back into the tunnel. On top of it:
+//! Everything that dials goes through a [`Dialer`]: it resolves ([`names`]), races
+//! IPv6 and IPv4, and marks its sockets so that the node's own traffic is not
+//! routed back into the tunnel. On top of it:
 //!
 //! - [`tls`]: every certificate rule of this system, strict and weakened, in
 //!   one file;
@@ -22,9 +22,10 @@ pub mod control;
 pub mod derp;
 pub mod fetch;
 pub mod limits;
+pub mod names;
 pub mod noise_stream;
 pub mod tls;
 pub mod upgrade;
 
-pub use dialer::{DialError, Dialer};
+pub use dialer::{DialError, Dialer, mark_own_traffic};
 pub use entropy::SystemEntropy;

@@ -14,6 +14,7 @@
 //! - [`resolver`]: decides about one question, without state;
 //! - [`forwarder`]: questions under way to upstreams: retries, timeouts, checks;
 //! - [`os`]: the settings of the operating system's resolver;
+//! - [`lookup`]: the addresses of one name, for a program that asks by itself;
 //! - [`message`]: the few bytes of a DNS message that are read and changed in
 //!   place, because a forwarded question keeps every byte but its id.
 //!
@@ -24,6 +25,7 @@
 
 pub mod config;
 pub mod forwarder;
+pub mod lookup;
 pub mod message;
 pub mod os;
 pub mod resolver;

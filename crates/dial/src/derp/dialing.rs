@@ -311,7 +311,7 @@ async fn open(
     node: &DerpNode,
     options: &ConnectOptions,
 ) -> Result<Opened, NodeError> {
-    let addresses = addresses(node, options.prefer).await?;
+    let addresses = addresses(dialer, node, options.prefer).await?;
     let target = format!("relay {} port {}", node.host_name, node.derp_port());
     let quick = dialer.clone().with_timeout(TCP_TIMEOUT);
     let stream = quick.connect_any(&target, &addresses).await?;
@@ -380,7 +380,11 @@ fn tune(stream: &TcpStream) {
 }
 
 /// The addresses of the relay, the preferred family first.
-async fn addresses(node: &DerpNode, prefer: Family) -> Result<Vec<SocketAddr>, NodeError> {
+async fn addresses(
+    dialer: &Dialer,
+    node: &DerpNode,
+    prefer: Family,
+) -> Result<Vec<SocketAddr>, NodeError> {
     let port = node.derp_port();
     let mut found: Vec<IpAddr> = Vec::new();
     found.extend(node.ipv4.literal().map(IpAddr::V4));
@@ -393,25 +397,12 @@ async fn addresses(node: &DerpNode, prefer: Family) -> Result<Vec<SocketAddr>, N
         if let Ok(ip) = host.parse::<IpAddr>() {
             found.extend(Some(ip).filter(wanted));
         } else {
-            match timeout(TCP_TIMEOUT * 2, tokio::net::lookup_host((host, port))).await {
-                Ok(Ok(all)) => found.extend(all.map(|address| address.ip()).filter(wanted)),
+            let quick = dialer.clone().with_timeout(TCP_TIMEOUT * 2);
+            match quick.resolve(host).await {
+                Ok(all) => found.extend(all.into_iter().filter(wanted)),
                 // A literal address is enough.
-                Ok(Err(_)) | Err(_) if !found.is_empty() => {}
-                Ok(Err(source)) => {
-                    return Err(DialError::Resolve {
-                        host: host.to_owned(),
-                        source,
-                    }
-                    .into());
-                }
-                Err(_) => {
-                    let source = std::io::ErrorKind::TimedOut.into();
-                    return Err(DialError::Resolve {
-                        host: host.to_owned(),
-                        source,
-                    }
-                    .into());
-                }
+                Err(_) if !found.is_empty() => {}
+                Err(error) => return Err(error.into()),
             }
         }
     }
@@ -484,12 +475,13 @@ mod tests {
 
     #[tokio::test]
     async fn addresses_follow_the_entry() {
+        let dialer = Dialer::new();
         let both = DerpNode {
             ipv4: HostAddress::At([192, 0, 2, 1].into()),
             ipv6: HostAddress::At("2001:db8::1".parse().unwrap()),
             ..node("never-asked.invalid", 444)
         };
-        let first = addresses(&both, Family::V4).await.unwrap();
+        let first = addresses(&dialer, &both, Family::V4).await.unwrap();
         assert_eq!(
             first,
             [
@@ -497,16 +489,18 @@ mod tests {
                 "[2001:db8::1]:444".parse().unwrap()
             ]
         );
-        let first = addresses(&both, Family::V6).await.unwrap();
+        let first = addresses(&dialer, &both, Family::V6).await.unwrap();
         assert!(first[0].is_ipv6());
-        let literal = addresses(&node("192.0.2.9", 0), Family::V4).await.unwrap();
+        let literal = addresses(&dialer, &node("192.0.2.9", 0), Family::V4)
+            .await
+            .unwrap();
         assert_eq!(literal, ["192.0.2.9:443".parse().unwrap()]);
         let never = DerpNode {
             ipv4: HostAddress::Never,
             ..node("192.0.2.9", 0)
         };
         assert!(matches!(
-            addresses(&never, Family::V4).await,
+            addresses(&dialer, &never, Family::V4).await,
             Err(NodeError::NoAddress(_))
         ));
     }

@@ -291,14 +291,11 @@ impl EngineTask {
         }
     }
 
-    /// Looks up a host name of the relay map.
+    /// Looks up a host name of the relay map, outside the tunnel.
     fn resolve(&self, name: String) {
-        let inbox = self.inbox.clone();
+        let (dialer, inbox) = (self.dialer.clone(), self.inbox.clone());
         tokio::spawn(async move {
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await;
-            let addresses = found
-                .map(|addresses| addresses.map(|address| address.ip()).collect())
-                .unwrap_or_default();
+            let addresses = dialer.resolve(&name).await.unwrap_or_default();
             inbox.send(NodeInput::Resolved(name, addresses));
         });
     }

@@ -3,6 +3,7 @@
 //! engine task never waits for the kernel.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -11,6 +12,8 @@ use warren_host::firewall::{Firewall, FirewallConfig, FirewallError};
 use warren_host::resolver::{OsDnsConfig, ResolverOptions, SystemDns};
 use warren_host::router::{Router, RouterConfig};
 use warren_node_core::{HostConfig, TUNNEL_MTU};
+
+use super::outside_names::OutsideNames;
 
 /// What the operating system should look like.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -54,13 +57,15 @@ pub struct Host {
 
 impl Host {
     /// Starts the task. `done` gets the result of every attempt; `answers`
-    /// configures our own name server, completed with what the system had.
+    /// configures our own name server, completed with what the system had; `names`
+    /// learns the servers that the system had.
     pub fn start(
         router: Router,
         firewall: Result<Firewall, FirewallError>,
         interface: String,
         state_dir: std::path::PathBuf,
         answers: watch::Sender<ResolverConfig>,
+        names: Arc<OutsideNames>,
         done: mpsc::UnboundedSender<ApplyResult>,
     ) -> Self {
         let (wanted, changes) = watch::channel(HostState::default());
@@ -71,6 +76,7 @@ impl Host {
             interface,
             state_dir,
             answers,
+            names,
             done,
             dns: None,
         };
@@ -125,6 +131,7 @@ struct Worker {
     interface: String,
     state_dir: std::path::PathBuf,
     answers: watch::Sender<ResolverConfig>,
+    names: Arc<OutsideNames>,
     done: mpsc::UnboundedSender<ApplyResult>,
     dns: Option<SystemDns>,
 }
@@ -218,6 +225,7 @@ impl Worker {
 
     async fn apply_dns(&mut self, wanted: Option<&ResolverConfig>) -> Result<(), String> {
         let Some(wanted) = wanted else {
+            self.names.set_servers([]);
             if let Some(dns) = &mut self.dns {
                 dns.revert().await.map_err(|error| error.to_string())?;
             }
@@ -243,6 +251,11 @@ impl Worker {
         let (decision, answers) = compile(wanted.clone(), dns.supports_split_dns(), &base);
         // Our server first: the system asks it from the next moment on.
         self.answers.send_replace(answers);
+        if decision.nameservers.is_empty() {
+            self.names.set_servers([]);
+        } else {
+            self.names.set_servers(base.nameservers);
+        }
         let config = OsDnsConfig {
             nameservers: decision.nameservers,
             search_domains: decision.search_domains,

@@ -9,7 +9,7 @@
 //! does not is cut off with the TC bit set, as the upstream did. A connection
 //! attempt over TCP is refused, so that no program waits for it.
 
-mod exchanges;
+pub(super) mod exchanges;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -26,7 +26,7 @@ use warren_packet_threads::FrameWriter;
 use warren_wire::ip::{IpPacket, tcp, udp};
 
 use super::wall_clock;
-use exchanges::Exchanges;
+use exchanges::{Exchanges, Routing};
 use warren_dial::SystemEntropy;
 
 /// Questions that may wait; a program that asks faster is not answered.
@@ -73,11 +73,10 @@ pub async fn serve(
         forwarder: Forwarder::new(Box::new(SystemEntropy)),
         clients: BTreeMap::new(),
         next_client: 0,
-        exchanges: Exchanges::new(),
+        exchanges: Exchanges::new(Routing::System),
     };
     loop {
         server.act();
-        let deadline = server.forwarder.next_deadline().map(|(at, _)| at);
         tokio::select! {
             packet = packets.recv() => match packet {
                 Some(packet) => server.question(&packet),
@@ -89,21 +88,8 @@ pub async fn serve(
                 }
                 server.resolver.set_config(config.borrow_and_update().clone());
             }
-            (exchange, message) = server.exchanges.next() => match message {
-                Some(message) => {
-                    server.forwarder.handle_answer(Instant::now(), exchange, &message);
-                }
-                None => server.forwarder.handle_failure(Instant::now(), exchange),
-            },
-            () = sleep_until(deadline) => server.forwarder.handle_timeout(Instant::now()),
+            () = server.exchanges.drive(&mut server.forwarder) => {}
         }
-    }
-}
-
-async fn sleep_until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
-        None => std::future::pending().await,
     }
 }
 

@@ -25,6 +25,7 @@ mod handle;
 mod host_task;
 mod hostinfo;
 mod magic_dns;
+mod outside_names;
 mod packets;
 mod relays;
 mod start;

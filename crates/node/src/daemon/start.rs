@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use tokio::sync::{mpsc, watch};
 use warren_dial::Dialer;
+use warren_dial::names::ResolveNames;
 use warren_dns::ResolverConfig;
 use warren_host::BYPASS_MARK;
 use warren_host::device::memory::MemoryDevice;
@@ -26,6 +27,7 @@ use super::aead::{self, BadAead};
 use super::engine_task::{EngineTask, EngineTaskConfig, local_network, node_settings};
 use super::handle::NodeHandle;
 use super::host_task::Host;
+use super::outside_names::OutsideNames;
 use super::packets::PacketReports;
 use super::relays::Relays;
 use super::state::{StateError, StateFolder};
@@ -125,6 +127,8 @@ pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
         .map_err(system("cannot watch the network interfaces"))?;
 
     let (inbox, messages) = Inbox::new();
+    let names = Arc::new(OutsideNames::default());
+    let dialer = Dialer::outside_tunnel(Arc::clone(&names) as Arc<dyn ResolveNames>);
     let (answers, resolver_config) = watch::channel(ResolverConfig::default());
     let (done, results) = mpsc::unbounded_channel();
     let host = Host::start(
@@ -133,6 +137,7 @@ pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
         interface,
         options.state_dir.clone(),
         answers,
+        names,
         done,
     );
     let platform = Platform {
@@ -143,7 +148,7 @@ pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
         link: links.state().clone(),
         host,
         resolver_config,
-        dialer: Dialer::outside_tunnel(),
+        dialer,
         aead,
     };
     let task = platform.engine_task(state, inbox.clone())?;

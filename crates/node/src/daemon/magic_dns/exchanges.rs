@@ -1,5 +1,7 @@
 //! The sockets of exchanges with upstreams.
 //!
+//! MagicDNS and the node's own look-ups ask upstreams through these.
+//!
 //! Each exchange has a task with a connected socket of its own, and both end
 //! with the exchange. The system gives each socket a random port and drops the
 //! datagrams of all other senders.
@@ -7,14 +9,15 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::{TcpSocket, UdpSocket};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use warren_dial::mark_own_traffic;
 use warren_dns::message::MAX_PAYLOAD;
-use warren_dns::{ExchangeId, Transport};
+use warren_dns::{ExchangeId, Forwarder, Transport};
 
 /// The longest time that an upstream may take over TCP; the forwarder has
 /// given up by then.
@@ -29,10 +32,20 @@ const MAX_ANSWER: usize = MAX_PAYLOAD as usize + 1;
 const WAITING_REPORTS: usize = 64;
 
 /// A message that arrived on the socket of an exchange; `None` for an error.
-pub type Report = (ExchangeId, Option<Vec<u8>>);
+type Report = (ExchangeId, Option<Vec<u8>>);
+
+/// The routes that packets of exchanges take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Routing {
+    /// As the system routes them, into the tunnel as well.
+    System,
+    /// Never into the tunnel.
+    OutsideTunnel,
+}
 
 /// All exchanges under way.
 pub struct Exchanges {
+    routing: Routing,
     tasks: BTreeMap<ExchangeId, Task>,
     reports: mpsc::Sender<Report>,
     reported: mpsc::Receiver<Report>,
@@ -49,9 +62,10 @@ impl Drop for Task {
 
 impl Exchanges {
     /// No exchanges.
-    pub fn new() -> Self {
+    pub fn new(routing: Routing) -> Self {
         let (reports, reported) = mpsc::channel(WAITING_REPORTS);
         Self {
+            routing,
             tasks: BTreeMap::new(),
             reports,
             reported,
@@ -67,16 +81,20 @@ impl Exchanges {
         transport: Transport,
         query: Vec<u8>,
     ) {
-        let reports = self.reports.clone();
+        let (routing, reports) = (self.routing, self.reports.clone());
         let task = tokio::spawn(async move {
             match transport {
                 Transport::Udp => {
-                    if ask_over_udp(exchange, to, &query, &reports).await.is_err() {
+                    let asking = async {
+                        let socket = udp_socket(routing, to).await?;
+                        ask_over_udp(exchange, &socket, &query, &reports).await
+                    };
+                    if asking.await.is_err() {
                         drop(reports.send((exchange, None)).await);
                     }
                 }
                 Transport::Tcp => {
-                    let asking = ask_over_tcp(to, &query);
+                    let asking = ask_over_tcp(routing, to, &query);
                     let answer = tokio::time::timeout(TCP_TIMEOUT, asking).await;
                     let answer = answer.ok().and_then(Result::ok);
                     drop(reports.send((exchange, answer)).await);
@@ -91,8 +109,21 @@ impl Exchanges {
         self.tasks.remove(&exchange);
     }
 
+    /// Waits for the next message, error or deadline, and passes it to the
+    /// forwarder. Nothing is lost when the caller stops to wait.
+    pub async fn drive(&mut self, forwarder: &mut Forwarder) {
+        let deadline = forwarder.next_deadline().map(|(at, _)| at);
+        tokio::select! {
+            (exchange, message) = self.next() => match message {
+                Some(message) => forwarder.handle_answer(Instant::now(), exchange, &message),
+                None => forwarder.handle_failure(Instant::now(), exchange),
+            },
+            () = sleep_until(deadline) => forwarder.handle_timeout(Instant::now()),
+        }
+    }
+
     /// The next message or error.
-    pub async fn next(&mut self) -> Report {
+    async fn next(&mut self) -> Report {
         match self.reported.recv().await {
             Some(report) => report,
             None => unreachable!("a sender is held beside the receiver"),
@@ -100,23 +131,38 @@ impl Exchanges {
     }
 }
 
-/// Sends the query and reports each message that arrives. Returns when the
-/// socket has an error: an ICMP message of the upstream, for example.
-async fn ask_over_udp(
-    exchange: ExchangeId,
-    to: SocketAddr,
-    query: &[u8],
-    reports: &mpsc::Sender<Report>,
-) -> io::Result<()> {
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A new socket with a random port, connected to the upstream.
+async fn udp_socket(routing: Routing, to: SocketAddr) -> io::Result<UdpSocket> {
     let any = if to.is_ipv4() {
         SocketAddr::from(([0; 4], 0))
     } else {
         SocketAddr::from(([0; 16], 0))
     };
     let socket = UdpSocket::bind(any).await?;
+    if routing == Routing::OutsideTunnel {
+        mark_own_traffic(&socket);
+    }
     socket.connect(to).await?;
+    Ok(socket)
+}
+
+/// Sends the query and reports each message that arrives. Returns when the
+/// socket has an error: an ICMP message of the upstream, for example.
+async fn ask_over_udp(
+    exchange: ExchangeId,
+    socket: &UdpSocket,
+    query: &[u8],
+    reports: &mpsc::Sender<Report>,
+) -> io::Result<()> {
     let mut buffer = vec![0; MAX_ANSWER];
-    discard_received(&socket, &mut buffer);
+    discard_received(socket, &mut buffer);
     socket.send(query).await?;
     loop {
         let len = socket.recv(&mut buffer).await?;
@@ -134,9 +180,17 @@ fn discard_received(socket: &UdpSocket, buffer: &mut [u8]) {
 
 /// Sends the query over a connection of its own, and reads one message
 /// (RFC 7766).
-async fn ask_over_tcp(to: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
+async fn ask_over_tcp(routing: Routing, to: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
     let len = u16::try_from(query.len()).map_err(io::Error::other)?;
-    let mut stream = TcpStream::connect(to).await?;
+    let socket = if to.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    if routing == Routing::OutsideTunnel {
+        mark_own_traffic(&socket);
+    }
+    let mut stream = socket.connect(to).await?;
     stream
         .write_all(&[&len.to_be_bytes(), query].concat())
         .await?;

@@ -44,7 +44,7 @@ impl Stub {
     fn new() -> Self {
         Self {
             forwarder: Forwarder::new(Box::new(SystemEntropy)),
-            exchanges: Exchanges::new(),
+            exchanges: Exchanges::new(Routing::System),
             answers: Vec::new(),
         }
     }
@@ -181,7 +181,7 @@ async fn equal_questions_make_one_exchange() {
 #[tokio::test]
 async fn exchanges_under_way_have_different_ports() {
     let (upstream, _tcp, at) = upstream().await;
-    let mut exchanges = Exchanges::new();
+    let mut exchanges = Exchanges::new(Routing::System);
     let mut ports = BTreeSet::new();
     for n in 0..32 {
         exchanges.start(ExchangeId(n), at, Transport::Udp, question(0));
@@ -214,7 +214,7 @@ async fn closed_port_of_the_only_upstream_moves_on_to_tcp() {
 #[tokio::test]
 async fn socket_is_closed_with_its_exchange() {
     let (upstream, _tcp, at) = upstream().await;
-    let mut exchanges = Exchanges::new();
+    let mut exchanges = Exchanges::new(Routing::System);
     exchanges.start(ExchangeId(1), at, Transport::Udp, question(0));
     upstream.recv_from(&mut [0; 512]).await.unwrap();
     exchanges.end(ExchangeId(1));
