@@ -86,30 +86,30 @@ fuzz_target!(|bytes: &[u8]| {
                     expected.push(comparable(&step.bytes[..parsed.total_len]));
                 }
             }
-            // A train of such packets, some twice, one damaged, backwards or
+            // A batch of such packets, some twice, one damaged, backwards or
             // not; pieces of it come in one receive call.
             4 => {
                 let piece = usize::from(step.arg >> 4).max(1);
-                let mut train = Vec::new();
+                let mut batch = Vec::new();
                 for packet in step.bytes.chunks(piece).take(20) {
                     let mut datagram = vec![0; TRANSPORT_HEADER_LEN];
                     datagram.extend_from_slice(packet);
                     datagram.resize(piece + TRANSPORT_OVERHEAD, 0);
-                    counter += u64::from(train.len() as u16 % 3 != 1);
+                    counter += u64::from(batch.len() as u16 % 3 != 1);
                     near.seal_in_place(counter, &mut datagram)
                         .expect("there is room");
-                    train.push((packet, datagram));
+                    batch.push((packet, datagram));
                 }
                 if step.arg & 1 == 1 {
-                    train.reverse();
+                    batch.reverse();
                 }
                 if step.arg & 2 == 2
-                    && let Some((_, datagram)) = train.first_mut()
+                    && let Some((_, datagram)) = batch.first_mut()
                     && let Some(last) = datagram.last_mut()
                 {
                     *last ^= 1;
                 }
-                for (packet, datagram) in train {
+                for (packet, datagram) in batch {
                     let before = pair.drops[1].total();
                     let len = datagram.len();
                     pair.arrive(Source::Udp(udp_address(1)), datagram, len);

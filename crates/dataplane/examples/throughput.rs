@@ -17,7 +17,7 @@ use warren_tunnel::{PeerIndex, Source};
 
 struct Wire {
     bytes: Vec<u8>,
-    trains: Vec<(usize, usize, usize)>,
+    batches: Vec<(usize, usize, usize)>,
 }
 
 impl OutSink for Wire {
@@ -25,7 +25,7 @@ impl OutSink for Wire {
         for send in sends {
             let start = self.bytes.len();
             self.bytes.extend_from_slice(&buffer[send.range.clone()]);
-            self.trains
+            self.batches
                 .push((start, self.bytes.len(), send.segment_len));
         }
     }
@@ -61,7 +61,7 @@ fn measure(name: &str, frames: &[Vec<u8>], payload: usize) {
     let mut pair = Pair::new();
     let mut wire = Wire {
         bytes: Vec::with_capacity(1 << 20),
-        trains: Vec::new(),
+        batches: Vec::new(),
     };
     let mut host = Host::default();
     let (mut out_time, mut in_time) = (Duration::ZERO, Duration::ZERO);
@@ -75,12 +75,12 @@ fn measure(name: &str, frames: &[Vec<u8>], payload: usize) {
         }
         pair.outbound.flush(&mut wire);
         let middle = Instant::now();
-        for (from, to, segment) in wire.trains.drain(..) {
-            let train = &mut wire.bytes[from..to];
-            packets += train.len().div_ceil(segment) as u64;
+        for (from, to, segment) in wire.batches.drain(..) {
+            let batch = &mut wire.bytes[from..to];
+            packets += batch.len().div_ceil(segment) as u64;
             let source = Source::Udp(udp_address(1));
             pair.inbound
-                .datagrams(&pair.views[1], pair.now, source, train, segment, &mut host);
+                .datagrams(&pair.views[1], pair.now, source, batch, segment, &mut host);
         }
         pair.inbound.flush(&mut host);
         wire.bytes.clear();

@@ -168,7 +168,7 @@ impl Coalescer {
         match candidate {
             // A pushed segment is the last of what its sender had: the next
             // one could not follow it.
-            Some(c) if !c.ends_train() => {
+            Some(c) if !c.ends_superpacket() => {
                 let slot = mine.unwrap_or_else(|| self.vacancy());
                 if let Some(slot) = self.slots.get_mut(slot) {
                     slot.send(&mut self.joining, sink);
@@ -261,7 +261,7 @@ impl Candidate {
         })
     }
 
-    fn ends_train(&self) -> bool {
+    fn ends_superpacket(&self) -> bool {
         matches!(self.transport, Transport::Tcp { push: true, .. })
     }
 
@@ -382,7 +382,7 @@ impl Slot {
     fn is_complete(&self, last: &Candidate) -> bool {
         let Some(open) = &self.open else { return false };
         last.payload < open.size
-            || last.ends_train()
+            || last.ends_superpacket()
             || self.len + open.size > VNET_HDR_LEN + MAX_PACKET
             || (open.head.transport == Transport::Udp && open.count == MAX_DATAGRAMS)
     }

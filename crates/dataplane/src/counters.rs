@@ -147,7 +147,7 @@ pub enum DropReason {
     /// out: packets for a relay that is still being connected.
     Overrun,
     /// In: of a peer that took more than its share while there was too much for
-    /// all. Counted as the system does: by message, which may be a train, with
+    /// all. Counted as the system does: by message, which may be a batch, with
     /// what else did not fit meanwhile.
     OverShare,
 }

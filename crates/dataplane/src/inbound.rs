@@ -1,4 +1,4 @@
-//! From the network to the TUN device.
+//! From the network to the TUN device: the second half, behind decryption.
 
 use std::net::IpAddr;
 use std::ops::Range;
@@ -8,16 +8,17 @@ use std::time::{Duration, Instant};
 use rustc_hash::FxHashMap;
 use warren_filter::Pass;
 use warren_tunnel::{
-    MAX_TRAIN, OpenError, Opened, PeerIndex, REKEY_ON_RECEIVE_TIME, ReplayWindow, Role, Source,
+    OpenError, Opened, PeerIndex, REKEY_ON_RECEIVE_TIME, ReplayWindow, Role, Source,
 };
 use warren_wire::disco::looks_like_relayed_disco;
 use warren_wire::ip::{Fragment, IpPacket, Parsed, Protocol, TcpFlags, tsmp};
-use warren_wire::relay_train;
+use warren_wire::relay_batch;
 use warren_wire::stun::looks_like_stun;
-use warren_wire::wireguard::{Message, TRANSPORT_HEADER_LEN, is_transport};
+use warren_wire::wireguard::{Message, TRANSPORT_HEADER_LEN};
 
 use super::coalesce::Coalescer;
 use super::counters::coarse;
+use super::decrypt::{DecryptMemory, DecryptedBatch, MatchedSession, Run};
 use super::outbound::seconds;
 use super::sources::LostSessions;
 use super::{DropReason, Drops, InSink, PeerView, ServiceId, SessionView, VNET_HDR_LEN, View};
@@ -25,9 +26,9 @@ use super::{DropReason, Drops, InSink, PeerView, ServiceId, SessionView, VNET_HD
 /// How often the source of authenticated traffic is reported while it stays the
 /// same.
 const HEARD_INTERVAL: Duration = Duration::from_secs(1);
-/// Datagrams that come alone through a relay before the peer is told, for the
-/// first time, that they could come together.
-const TELL_AT: u64 = 32;
+/// Single datagrams through a relay before the peer is notified, for the first time,
+/// that it could batch them.
+const NOTIFY_AT: u64 = 32;
 /// How often at most a session is asked for, per peer.
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -48,59 +49,34 @@ pub struct InboundOffloads {
 /// The receiving side of one session.
 struct Receiving {
     window: ReplayWindow,
-    /// Tells this session from another one with the same index later.
+    /// Distinguishes this session from a later one with the same index.
     created: Instant,
-    /// Datagrams that came alone through a relay, and how many there will have
-    /// been when the peer is told that they could come together.
-    alone: u64,
-    tell_at: u64,
+    /// Single datagrams that came through a relay.
+    single: u64,
+    /// The number of them at which the peer is notified that it could batch them.
+    notify_at: u64,
 }
 
 /// The last authenticated traffic of a peer.
 struct Heard {
     from: Source,
-    told: Instant,
+    reported: Instant,
     asked: Option<Instant>,
 }
 
-/// A datagram with tunnel data, or several of the same session, and to whom
-/// they belong.
-struct Arrival<'v> {
-    index: u32,
-    slot: &'v SessionView,
-    peer: &'v PeerView,
-}
-
-impl<'v> Arrival<'v> {
-    /// Finds the session of the `datagram`, of which nothing is believed yet.
-    #[inline]
-    fn new(view: &'v View, now: Instant, datagram: &[u8]) -> Result<Self, DropReason> {
-        let index = datagram.get(4..).and_then(|rest| rest.first_chunk());
-        let index = u32::from_le_bytes(*index.ok_or(DropReason::Forged)?);
-        let slot = view
-            .sessions
-            .get(&index)
-            .ok_or(DropReason::UnknownSession)?;
-        let peer = view.peer(slot.peer).ok_or(DropReason::UnknownSession)?;
-        if slot.session.is_expired(now) {
-            return Err(DropReason::ExpiredSession);
-        }
-        Ok(Self { index, slot, peer })
-    }
-}
-
-/// What the packets of one train have in common, and is done once for them.
-struct Course {
+/// What is counted and judged once for the packets of one run.
+struct BatchStats {
     /// The moment, on the coarse clock.
     at: u64,
-    /// Whether it was noted where they come from.
+    /// Whether the source was noted.
     noted: bool,
     packets: u64,
     bytes: u64,
-    alike: Option<Alike>,
+    /// The verdict on the flow of the last packet.
+    flow: Option<FlowVerdict>,
 }
 
-impl Course {
+impl BatchStats {
     #[inline]
     fn new(received: &Received<'_>) -> Self {
         Self {
@@ -108,14 +84,14 @@ impl Course {
             noted: false,
             packets: 0,
             bytes: 0,
-            alike: None,
+            flow: None,
         }
     }
 
-    /// Another kind of packet begins.
+    /// Goes on with another flow.
     #[inline]
-    fn next(&mut self, view: &View, peer: &PeerView, alike: Option<Alike>) {
-        if let Some(before) = std::mem::replace(&mut self.alike, alike)
+    fn next_flow(&mut self, view: &View, peer: &PeerView, flow: Option<FlowVerdict>) {
+        if let Some(before) = std::mem::replace(&mut self.flow, flow)
             && before.packets > 0
         {
             let filter = view.filter_for(peer);
@@ -126,28 +102,28 @@ impl Course {
     /// Counts what passed.
     #[inline]
     fn end(mut self, received: &Received<'_>, peer: &PeerView) {
-        self.next(received.view, peer, None);
+        self.next_flow(received.view, peer, None);
         if self.packets > 0 {
             peer.counters.received(self.packets, self.bytes, self.at);
         }
     }
 }
 
-/// Packets of one flow, of which the first was judged for all.
-struct Alike {
+/// The verdict on the first packet of a flow, which holds for those behind it.
+struct FlowVerdict {
     ends: (IpAddr, IpAddr),
     ports: (u16, u16),
     protocol: Protocol,
     pass: Pass,
     /// The service of this process that takes them, instead of the host.
     service: Option<ServiceId>,
-    /// Those behind the first.
+    /// Packets behind the first, and their bytes.
     packets: u64,
     bytes: u64,
 }
 
-impl Alike {
-    /// `None` for packets that say nothing about the next one.
+impl FlowVerdict {
+    /// `None` for packets whose verdict holds for themselves only.
     #[inline]
     fn new(first: &Parsed, pass: Pass, service: Option<ServiceId>) -> Option<Self> {
         Self::fits(first).then_some(Self {
@@ -171,7 +147,7 @@ impl Alike {
 
     #[inline]
     fn fits(packet: &Parsed) -> bool {
-        // What opens or ends a connection is more than one packet of a flow.
+        // Packets that open or end a connection are judged one by one.
         let plain = match packet.protocol {
             Protocol::TCP => packet.tcp_flags.0 & !TcpFlags::PSH == TcpFlags::ACK,
             protocol => protocol == Protocol::UDP,
@@ -180,97 +156,21 @@ impl Alike {
     }
 }
 
-/// What one receive call gave, and what is needed to judge it.
+/// The origin of the datagrams of one receive call, and what is needed to judge them.
 #[derive(Clone, Copy)]
-pub struct Received<'a> {
-    /// The node as it is now.
-    pub view: &'a View,
-    /// When it was received.
-    pub now: Instant,
-    /// The sender.
-    pub from: Source,
+struct Received<'a> {
+    view: &'a View,
+    now: Instant,
+    from: Source,
     /// Length of each datagram but the last, which may be smaller.
-    pub segment_len: usize,
+    segment_len: usize,
 }
 
-/// What the first half of the work found out about one piece of a buffer.
-#[derive(Clone, Copy)]
-struct Piece {
-    /// Where it lies in memory, so that it is not taken for another one.
-    at: usize,
-    /// Its bytes.
-    len: usize,
-    /// `None`: this is no tunnel data.
-    opened: Option<Result<Opened, DropReason>>,
-}
-
-/// The half of the receiving path that many threads may do at the same time:
-/// decrypting. It remembers what it found until [`Inbound::finish`] takes it,
-/// in the same order.
-///
-/// One for each thread, used for one batch after the other, so that its memory
-/// is there already.
-#[derive(Default)]
-pub struct Opening {
-    pieces: Vec<Piece>,
-    /// How many were taken.
-    taken: usize,
-}
-
-impl Opening {
-    /// An empty one.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Decrypts datagrams behind each other in `buffer`, in place. What
-    /// becomes of them is decided by [`Inbound::finish`], which must be given
-    /// the same `received` and the same buffer.
-    pub fn open(&mut self, received: &Received<'_>, buffer: &mut [u8]) {
-        if self.taken == self.pieces.len() {
-            self.pieces.clear();
-            self.taken = 0;
-        }
-        let segment_len = received.segment_len.max(1);
-        let mut rest = buffer;
-        while !rest.is_empty() {
-            let (datagrams, piece) = next_piece(rest, segment_len);
-            let (piece, behind) = rest.split_at_mut(piece);
-            rest = behind;
-            let opened = (datagrams > 0).then(|| {
-                let arrival = Arrival::new(received.view, received.now, piece)?;
-                Ok(arrival.slot.session.open_train(piece, segment_len))
-            });
-            self.pieces.push(Piece {
-                at: piece.as_ptr().addr(),
-                len: piece.len(),
-                opened,
-            });
-        }
-    }
-
-    /// The result for the next piece.
-    #[inline]
-    fn take(&mut self) -> Option<Piece> {
-        let piece = self.pieces.get(self.taken).copied();
-        self.taken += usize::from(piece.is_some());
-        piece
-    }
-}
-
-impl std::fmt::Debug for Opening {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Opening")
-            .field("pieces", &(self.pieces.len() - self.taken))
-            .finish_non_exhaustive()
-    }
-}
-
-/// Turns received datagrams into packets for the host. The replay windows are
-/// in here: whoever has it, receives.
+/// Turns received datagrams into packets for the host. It owns the replay windows, so
+/// there is one for all threads that receive.
 ///
 /// One thread takes what arrives with [`datagrams`](Self::datagrams). Several
-/// share the work: each decrypts a batch of its own with an [`Opening`], and
+/// share the work: each decrypts a [`DecryptedBatch`] of its own, and
 /// then, one after the other in the order in which the batches were received,
 /// they give them to [`finish`](Self::finish). The result is the same.
 ///
@@ -326,59 +226,41 @@ impl Inbound {
         };
         let mut rest = buffer;
         while !rest.is_empty() {
-            let (datagrams, piece) = next_piece(rest, segment_len);
-            let (piece, behind) = rest.split_at_mut(piece);
-            rest = behind;
-            if datagrams == 0 {
-                self.no_data(from, piece, sink);
-                continue;
-            }
-            match Arrival::new(view, now, piece) {
-                Ok(arrival) => {
-                    // Opened and delivered piece by piece: what was decrypted
-                    // is still in the cache.
-                    let opened = arrival.slot.session.open_train(piece, segment_len);
-                    self.train(&received, &arrival, opened, piece, sink);
-                }
-                Err(reason) => self.refuse(&received, reason, piece, sink),
-            }
+            // Opened and delivered run by run: what was decrypted is still in the
+            // cache.
+            let (run, data) = Run::take(view, now, &mut rest, segment_len);
+            self.run(&received, &run, data, sink);
         }
     }
 
-    /// The other half of [`Opening::open`]: takes the `buffer` whose turn it
-    /// is, of which `opening` knows what can be believed. `received` must be
-    /// as it was there, with the very same view.
-    pub fn finish(
+    /// Takes a batch that was decrypted by the view in force, and gives its memory
+    /// back.
+    pub fn finish(&mut self, batch: DecryptedBatch<'_>, sink: &mut dyn InSink) -> DecryptMemory {
+        let mut batch = batch;
+        for decrypted in &mut batch.runs {
+            let received = Received {
+                view: batch.view,
+                now: batch.now,
+                from: decrypted.from,
+                segment_len: decrypted.segment_len,
+            };
+            self.run(&received, &decrypted.run, decrypted.data, sink);
+        }
+        batch.into_memory()
+    }
+
+    #[inline]
+    fn run(
         &mut self,
         received: &Received<'_>,
-        buffer: &mut [u8],
-        opening: &mut Opening,
+        run: &Run<'_>,
+        data: &mut [u8],
         sink: &mut dyn InSink,
     ) {
-        let mut rest = buffer;
-        while !rest.is_empty() {
-            // Datagrams that were not opened are not delivered.
-            let next = opening.take();
-            let same = next.filter(|next| next.at == rest.as_ptr().addr());
-            let Some((next, (piece, behind))) =
-                same.and_then(|next| Some((next, rest.split_at_mut_checked(next.len)?)))
-            else {
-                opening.taken = opening.pieces.len();
-                return;
-            };
-            rest = behind;
-            let Some(opened) = next.opened else {
-                self.no_data(received.from, piece, sink);
-                continue;
-            };
-            let arrival = opened.and_then(|opened| {
-                let arrival = Arrival::new(received.view, received.now, piece)?;
-                Ok((arrival, opened))
-            });
-            match arrival {
-                Ok((arrival, opened)) => self.train(received, &arrival, opened, piece, sink),
-                Err(reason) => self.refuse(received, reason, piece, sink),
-            }
+        match run {
+            Run::Other => self.no_data(received.from, data, sink),
+            Run::Refused(reason) => self.refuse(received, *reason, data, sink),
+            Run::Opened(matched, opened) => self.opened_run(received, matched, *opened, data, sink),
         }
     }
 
@@ -398,7 +280,7 @@ impl Inbound {
         }
     }
 
-    /// Drops all of a piece for the same reason.
+    /// Drops all datagrams of a run for the same reason.
     fn refuse(
         &mut self,
         received: &Received<'_>,
@@ -406,7 +288,7 @@ impl Inbound {
         datagrams: &[u8],
         sink: &mut dyn InSink,
     ) {
-        for _ in datagrams.chunks(received.segment_len.max(1)) {
+        for _ in datagrams.chunks(received.segment_len) {
             self.drops.count(reason);
         }
         if reason == DropReason::UnknownSession {
@@ -417,41 +299,41 @@ impl Inbound {
 
     /// Takes datagrams of one session after an attempt to open them.
     #[inline]
-    fn train(
+    fn opened_run(
         &mut self,
         received: &Received<'_>,
-        arrival: &Arrival<'_>,
+        matched: &MatchedSession<'_>,
         opened: Opened,
         datagrams: &mut [u8],
         sink: &mut dyn InSink,
     ) {
-        let segment_len = received.segment_len.max(1);
-        let mut course = Course::new(received);
+        let segment_len = received.segment_len;
+        let mut stats = BatchStats::new(received);
         for (i, datagram) in datagrams.chunks_mut(segment_len).enumerate() {
             let opened = opened.get(i, datagram);
-            if let Err(reason) = self.opened(received, arrival, opened, datagram, &mut course, sink)
-            {
+            let result = self.opened(received, matched, opened, datagram, &mut stats, sink);
+            if let Err(reason) = result {
                 self.drops.count(reason);
             }
         }
-        let alone = course.packets > 0 && datagrams.len() <= segment_len;
-        course.end(received, arrival.peer);
+        let alone = stats.packets > 0 && datagrams.len() <= segment_len;
+        stats.end(received, matched.peer);
         if alone && matches!(received.from, Source::Derp { .. }) {
-            self.came_alone(arrival, sink);
+            self.note_single(matched, sink);
         }
     }
 
-    /// Tells a peer that sends much through a relay that its datagrams could come
-    /// together. Notes get lost, and some peers do not understand them: told
-    /// again, but ever less often.
-    fn came_alone(&mut self, arrival: &Arrival<'_>, sink: &mut dyn InSink) {
-        let Some(receiving) = self.sessions.get_mut(&arrival.index) else {
+    /// Notifies a peer that sends single datagrams through a relay that it could batch
+    /// them. Notes get lost, and some peers do not understand them: they are repeated,
+    /// but ever less often.
+    fn note_single(&mut self, matched: &MatchedSession<'_>, sink: &mut dyn InSink) {
+        let Some(receiving) = self.sessions.get_mut(&matched.index) else {
             return;
         };
-        receiving.alone += 1;
-        if receiving.alone == receiving.tell_at {
-            receiving.tell_at = receiving.tell_at.saturating_mul(4);
-            sink.out(arrival.peer.index, &relay_train::NOTE);
+        receiving.single += 1;
+        if receiving.single == receiving.notify_at {
+            receiving.notify_at = receiving.notify_at.saturating_mul(4);
+            sink.out(matched.peer.index, &relay_batch::NOTE);
         }
     }
 
@@ -460,13 +342,13 @@ impl Inbound {
     fn opened(
         &mut self,
         received: &Received<'_>,
-        arrival: &Arrival<'_>,
+        matched: &MatchedSession<'_>,
         opened: Result<(u64, Range<usize>), OpenError>,
         datagram: &mut [u8],
-        course: &mut Course,
+        stats: &mut BatchStats,
         sink: &mut dyn InSink,
     ) -> Result<(), DropReason> {
-        let Arrival { index, slot, peer } = *arrival;
+        let MatchedSession { index, slot, peer } = *matched;
         let Received {
             view, now, from, ..
         } = *received;
@@ -474,30 +356,30 @@ impl Inbound {
             OpenError::Truncated | OpenError::Forged => DropReason::Forged,
         })?;
         self.accept(index, slot, counter, sink)?;
-        if !course.noted {
-            course.noted = true;
+        if !stats.noted {
+            stats.noted = true;
             self.note_source(now, slot, from, sink);
         }
         if content.is_empty() {
-            peer.counters.received_keepalive(course.at);
+            peer.counters.received_keepalive(stats.at);
             return Ok(());
         }
         let packet = datagram.get(content).unwrap_or_default();
         let packet = match IpPacket::parse(packet) {
             Ok(packet) => packet,
-            Err(_) if relay_train::is_note(packet) => {
-                slot.session.note_takes_trains();
+            Err(_) if relay_batch::is_note(packet) => {
+                slot.session.note_takes_batches();
                 return Ok(());
             }
             Err(_) => return Err(DropReason::MalformedInner),
         };
         let parsed = *packet.parsed();
-        course.packets += 1;
-        course.bytes += parsed.total_len as u64;
-        let service = if let Some(alike) = course.alike.as_mut().filter(|a| a.takes(&parsed)) {
-            alike.packets += 1;
-            alike.bytes += parsed.total_len as u64;
-            alike.service
+        stats.packets += 1;
+        stats.bytes += parsed.total_len as u64;
+        let service = if let Some(flow) = stats.flow.as_mut().filter(|f| f.takes(&parsed)) {
+            flow.packets += 1;
+            flow.bytes += parsed.total_len as u64;
+            flow.service
         } else {
             if !view.allows_source(peer, parsed.src) {
                 return Err(DropReason::WrongSource);
@@ -510,8 +392,8 @@ impl Inbound {
             let open_to_all = service.is_some_and(|service| service.open_to_all);
             let service = service.map(|service| service.id);
             let pass = judge(view, now, peer, &packet, open_to_all, sink)?;
-            let alike = pass.and_then(|pass| Alike::new(&parsed, pass, service));
-            course.next(view, peer, alike);
+            let flow = pass.and_then(|pass| FlowVerdict::new(&parsed, pass, service));
+            stats.next_flow(view, peer, flow);
             service
         };
         if let Some(service) = service {
@@ -522,7 +404,7 @@ impl Inbound {
         Ok(())
     }
 
-    /// Shows the counter of an authenticated packet to its replay window.
+    /// Checks the counter of an authenticated packet against its replay window.
     #[inline]
     fn accept(
         &mut self,
@@ -544,8 +426,8 @@ impl Inbound {
                 let receiving = Receiving {
                     window,
                     created,
-                    alone: 0,
-                    tell_at: TELL_AT,
+                    single: 0,
+                    notify_at: NOTIFY_AT,
                 };
                 self.sessions.insert(index, receiving);
                 sink.confirmed(index);
@@ -559,7 +441,7 @@ impl Inbound {
         }
     }
 
-    /// Tells where authenticated traffic comes from, and asks for a successor
+    /// Reports the source of authenticated traffic, and asks for a successor
     /// of a session that is about to end.
     #[inline]
     fn note_source(
@@ -574,13 +456,13 @@ impl Inbound {
             sink.heard(slot.peer, from);
             Heard {
                 from,
-                told: now,
+                reported: now,
                 asked: None,
             }
         });
-        if heard.from != from || since(heard.told) >= HEARD_INTERVAL {
+        if heard.from != from || since(heard.reported) >= HEARD_INTERVAL {
             heard.from = from;
-            heard.told = now;
+            heard.reported = now;
             sink.heard(slot.peer, from);
         }
         let ending = slot.session.role() == Role::Initiator
@@ -608,31 +490,6 @@ impl std::fmt::Debug for Inbound {
             .field("sessions", &self.sessions.len())
             .finish_non_exhaustive()
     }
-}
-
-/// What at the front of `buffer` is worked on in one go: how many datagrams
-/// with data of one session, as far as their headers say, and how many bytes.
-/// With 0 datagrams of that kind it is a single one without data.
-#[inline]
-fn next_piece(buffer: &[u8], segment_len: usize) -> (usize, usize) {
-    let datagrams = train_at_front(buffer, segment_len);
-    let len = datagrams.max(1).saturating_mul(segment_len);
-    (datagrams, len.min(buffer.len()))
-}
-
-/// How many datagrams at the front of `buffer` carry data of one session, as
-/// far as their headers say. No more than are opened in one go.
-#[inline]
-fn train_at_front(buffer: &[u8], segment_len: usize) -> usize {
-    // Type and receiver.
-    let Some(head) = buffer.first_chunk::<8>() else {
-        return 0;
-    };
-    buffer
-        .chunks(segment_len)
-        .take(MAX_TRAIN)
-        .take_while(|datagram| is_transport(datagram) && datagram.starts_with(head))
-        .count()
 }
 
 /// Consumes a message from node to node.
@@ -682,8 +539,8 @@ fn judge(
     }
 }
 
-/// Whether a datagram that is no tunnel data has the outside of a message that
-/// the engine understands.
+/// Whether a datagram without tunnel data looks like a message that the engine
+/// understands.
 fn concerns_engine(datagram: &[u8]) -> bool {
     looks_like_relayed_disco(datagram)
         || looks_like_stun(datagram)

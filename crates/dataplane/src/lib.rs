@@ -1,12 +1,12 @@
 //! The path of every packet between the TUN device and the network.
 //!
 //! Two plain structs do the work: [`Outbound`] takes what the host wants to send,
-//! [`Inbound`] what arrives. A thread of the shell owns one. Several threads can
+//! [`Inbound`] what arrives. A thread of the runtime owns one. Several threads can
 //! share the sending with an [`Outbound`] each, as long as a flow stays with one
-//! of them, and the receiving with an [`Opening`] each and the [`Inbound`] in
+//! of them, and the receiving with a [`DecryptedBatch`] each and the [`Inbound`] in
 //! turns. They own nothing but buffers. What they need to know, they read from a
-//! [`View`], an immutable picture of peers, routes, sessions and filter that
-//! the engine replaces as a whole; what they find out, they tell a sink
+//! [`View`], an immutable snapshot of peers, routes, sessions and filter that
+//! the engine replaces as a whole; what they find out, they report to a sink
 //! ([`OutSink`], [`InSink`]) or leave in atomic counters.
 //!
 //! ```text
@@ -19,8 +19,8 @@
 //! ```
 //!
 //! A packet costs no allocation, no lock and no hand-over to another thread.
-//! Both ends gather work until the shell calls `flush`: it does so when there
-//! is nothing left to read, so that a lone packet leaves at once and a busy
+//! Both ends gather work until the caller flushes them: it does so when there
+//! is nothing left to read, so that a single packet leaves at once and a busy
 //! moment is sent in a few system calls.
 //!
 //! Never here: sockets, files, the clock, choice of paths, handshakes.
@@ -30,12 +30,13 @@
 mod checksum;
 mod coalesce;
 mod counters;
+mod decrypt;
 mod fair_share;
 mod inbound;
 mod intercepts;
-mod lanes;
 mod offload;
 mod outbound;
+mod peer_batches;
 mod routes;
 mod segment;
 mod sinks;
@@ -44,8 +45,9 @@ mod staging;
 mod view;
 
 pub use counters::{DropReason, Drops, PeerCounters, Traffic};
+pub use decrypt::{DecryptMemory, DecryptedBatch};
 pub use fair_share::{FairShare, Limit};
-pub use inbound::{Inbound, InboundOffloads, Opening, Received};
+pub use inbound::{Inbound, InboundOffloads};
 pub use intercepts::{Clients, Intercepts, Match, ServiceId};
 pub use offload::{GsoType, VNET_HDR_LEN, VnetHdr};
 pub use outbound::Outbound;

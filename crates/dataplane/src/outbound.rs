@@ -9,11 +9,11 @@ use warren_node_types::{Destination, PathAddr};
 use warren_tunnel::{PeerIndex, SealError, Session};
 use warren_wire::geneve;
 use warren_wire::ip::{IpPacket, Protocol, icmp};
-use warren_wire::relay_train;
+use warren_wire::relay_batch;
 use warren_wire::wireguard::{TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD, padded};
 
 use super::counters::coarse;
-use super::lanes::{Lane, Lanes};
+use super::peer_batches::{PeerBatch, PeerBatches};
 use super::segment::Plan;
 use super::staging::Staging;
 use super::{
@@ -40,8 +40,8 @@ struct Run {
     peer: PeerIndex,
     key: NodePublic,
     destination: Destination,
-    /// Whether a relay may be given trains.
-    trains: bool,
+    /// Whether relays may be given batches of datagrams.
+    batches: bool,
     start: usize,
     len: usize,
     segment_len: usize,
@@ -52,7 +52,7 @@ struct Run {
 
 /// Datagrams of one size, but for a smaller last one, that were written and
 /// wait to be sealed together.
-struct Train {
+struct Batch {
     /// The counter of the first.
     first: u64,
     count: u64,
@@ -62,7 +62,7 @@ struct Train {
     content: usize,
 }
 
-impl Train {
+impl Batch {
     /// Whether a datagram of `total` bytes may come behind the others.
     #[inline]
     fn takes(&self, total: usize) -> bool {
@@ -88,8 +88,8 @@ pub struct Outbound {
     slab: Box<[u8]>,
     used: usize,
     runs: Vec<Run>,
-    /// Single packets, each lane's in a block of the slab.
-    lanes: Lanes,
+    /// Single packets, by peer, each batch in a block of the slab.
+    single: PeerBatches,
     /// Packets taken since the last flush, and bytes made of them.
     taken: usize,
     written: usize,
@@ -109,7 +109,7 @@ impl Outbound {
             slab: vec![0; SLAB].into(),
             used: 0,
             runs: Vec::with_capacity(64),
-            lanes: Lanes::new(),
+            single: PeerBatches::new(),
             taken: 0,
             written: 0,
             udp: Vec::with_capacity(64),
@@ -137,7 +137,7 @@ impl Outbound {
     }
 
     /// Sends a packet that the node itself made to `peer`: an IP packet with
-    /// finished checksums, or a [note](relay_train::NOTE). The filter does not
+    /// finished checksums, or a [note](relay_batch::NOTE). The filter does not
     /// apply.
     pub fn inject(
         &mut self,
@@ -149,7 +149,7 @@ impl Outbound {
     ) {
         let sent = || -> Result<(), DropReason> {
             let peer = view.peer(peer).ok_or(DropReason::NoRoute)?;
-            if relay_train::is_note(packet) {
+            if relay_batch::is_note(packet) {
                 self.send_sealed(view, now, peer, packet, sink);
                 return Ok(());
             }
@@ -270,11 +270,11 @@ impl Outbound {
     /// Hands everything gathered to the sink.
     pub fn flush(&mut self, sink: &mut dyn OutSink) {
         self.taken = 0;
-        let mut lanes = std::mem::take(&mut self.lanes);
-        for lane in lanes.drain() {
-            self.depart(lane);
+        let mut single = std::mem::take(&mut self.single);
+        for batch in single.drain() {
+            self.seal_peer_batch(batch);
         }
-        self.lanes = lanes;
+        self.single = single;
         self.written = 0;
         if self.runs.is_empty() {
             self.used = 0;
@@ -301,7 +301,7 @@ impl Outbound {
                         range,
                         segment_len,
                         skip: front_len(run.destination),
-                        trains: run.trains,
+                        batches: run.batches,
                     }),
                 }
             }
@@ -380,8 +380,8 @@ impl Outbound {
             }
             return true;
         }
-        if let Some(lane) = self.lanes.take(peer.index) {
-            self.depart(lane);
+        if let Some(batch) = self.single.take(peer.index) {
+            self.seal_peer_batch(batch);
         }
         let Some(first) = session.reserve(count as u64) else {
             return false;
@@ -389,7 +389,7 @@ impl Outbound {
         let mtu = usize::from(view.tunnel_mtu);
         let front = front_len(peer.destination);
         let mut bytes = 0;
-        let mut train = Train {
+        let mut batch = Batch {
             first,
             count: 0,
             len: 0,
@@ -401,24 +401,24 @@ impl Outbound {
             // Padding hides lengths a little, but never beyond the MTU.
             let content = padded(len).min(mtu.max(len));
             let total = front + content + TRANSPORT_OVERHEAD;
-            let room = self.used + train.len + total <= self.slab.len();
-            if !train.takes(total) || !room {
-                bytes += self.seal(session, peer, &mut train);
+            let room = self.used + batch.len + total <= self.slab.len();
+            if !batch.takes(total) || !room {
+                bytes += self.seal(session, peer, &mut batch);
                 self.make_room(total, sink);
             }
-            let start = self.used + train.len;
+            let start = self.used + batch.len;
             let Some(datagram) = self.slab.get_mut(start..start + total) else {
-                train.first += 1;
+                batch.first += 1;
                 continue;
             };
             let body = &mut datagram[front + TRANSPORT_HEADER_LEN..total - TAG_LEN];
             let (packet, padding) = body.split_at_mut(len);
             plan.write(i, packet);
             padding.fill(0);
-            train.add(total, len);
+            batch.add(total, len);
             self.written += total;
         }
-        bytes += self.seal(session, peer, &mut train);
+        bytes += self.seal(session, peer, &mut batch);
         peer.counters
             .sent(count as u64, bytes, coarse(view.origin, now));
         if session.wants_rekey(now) {
@@ -428,31 +428,31 @@ impl Outbound {
     }
 
     /// Seals what was written behind the end of the slab's used part, and
-    /// gives the bytes of its packets. The train is then empty.
+    /// gives the bytes of its packets. The batch is then empty.
     #[inline]
-    fn seal(&mut self, session: &Session, peer: &PeerView, train: &mut Train) -> u64 {
-        let written = self.slab.get_mut(self.used..self.used + train.len);
+    fn seal(&mut self, session: &Session, peer: &PeerView, batch: &mut Batch) -> u64 {
+        let written = self.slab.get_mut(self.used..self.used + batch.len);
         let written = written.unwrap_or_default();
         let sealed = seal_run(
             session,
-            train.first,
+            batch.first,
             written,
-            train.segment_len,
+            batch.segment_len,
             peer.destination,
         );
         let bytes = if sealed.is_ok() {
-            let mut left = train.len;
+            let mut left = batch.len;
             while left > 0 {
-                let total = left.min(train.segment_len);
+                let total = left.min(batch.segment_len);
                 self.append(peer, session, total);
                 left -= total;
             }
-            train.content as u64
+            batch.content as u64
         } else {
             0
         };
-        *train = Train {
-            first: train.first + train.count,
+        *batch = Batch {
+            first: batch.first + batch.count,
             count: 0,
             len: 0,
             segment_len: 0,
@@ -461,8 +461,8 @@ impl Outbound {
         bytes
     }
 
-    /// Puts a packet that stands alone behind others for the same peer, so
-    /// that they are sealed and sent together.
+    /// Puts a single packet behind others for the same peer, so that they are sealed
+    /// and sent together.
     #[inline]
     fn gather(
         &mut self,
@@ -479,17 +479,21 @@ impl Outbound {
         let total = front + content + TRANSPORT_OVERHEAD;
         self.written += total;
         let slab = self.slab.len();
-        let at = match self.lanes.place(peer, session, total, &mut self.used, slab) {
+        let at = match self
+            .single
+            .append(peer, session, total, &mut self.used, slab)
+        {
             Some(at) => at,
             None => {
-                if let Some(lane) = self.lanes.take(peer.index) {
-                    self.depart(lane);
+                if let Some(batch) = self.single.take(peer.index) {
+                    self.seal_peer_batch(batch);
                 }
                 self.make_room(total, sink);
-                self.lanes.open(peer, session, total, &mut self.used, slab)
+                self.single
+                    .begin(peer, session, total, &mut self.used, slab)
             }
         };
-        // Within the lane's block.
+        // Within the block of the batch.
         let Some(datagram) = self.slab.get_mut(at..at + total) else {
             return;
         };
@@ -500,36 +504,36 @@ impl Outbound {
         peer.counters.sent(1, len as u64, coarse(view.origin, now));
     }
 
-    /// Seals what a lane holds, and makes a run of it.
+    /// Seals the packets of a batch, and makes a run of it.
     #[inline]
-    fn depart(&mut self, lane: Lane) {
-        if lane.block_end() == self.used {
-            self.used = lane.start + lane.len;
+    fn seal_peer_batch(&mut self, batch: PeerBatch) {
+        if batch.block_end() == self.used {
+            self.used = batch.start + batch.len;
         }
-        let written = self.slab.get_mut(lane.start..lane.start + lane.len);
-        let sealed = lane
+        let written = self.slab.get_mut(batch.start..batch.start + batch.len);
+        let sealed = batch
             .session
-            .reserve(lane.count as u64)
+            .reserve(batch.count as u64)
             .is_some_and(|first| {
                 let written = written.unwrap_or_default();
-                let (segment_len, destination) = (lane.segment_len, lane.destination);
-                seal_run(&lane.session, first, written, segment_len, destination).is_ok()
+                let (segment_len, destination) = (batch.segment_len, batch.destination);
+                seal_run(&batch.session, first, written, segment_len, destination).is_ok()
             });
         if !sealed {
-            for _ in 0..lane.count {
+            for _ in 0..batch.count {
                 self.drops.count(DropReason::ExpiredSession);
             }
             return;
         }
         self.runs.push(Run {
-            peer: lane.peer,
-            key: lane.key,
-            destination: lane.destination,
-            trains: lane.session.takes_trains(),
-            start: lane.start,
-            len: lane.len,
-            segment_len: lane.segment_len,
-            count: lane.count,
+            peer: batch.peer,
+            key: batch.key,
+            destination: batch.destination,
+            batches: batch.session.takes_batches(),
+            start: batch.start,
+            len: batch.len,
+            segment_len: batch.segment_len,
+            count: batch.count,
             // Nothing comes behind it.
             ended: true,
         });
@@ -568,7 +572,7 @@ impl Outbound {
             peer: peer.index,
             key: peer.key,
             destination: peer.destination,
-            trains: session.takes_trains(),
+            batches: session.takes_batches(),
             start,
             len: total,
             segment_len: total,
@@ -662,7 +666,7 @@ fn seal_run(
     destination: Destination,
 ) -> Result<(), SealError> {
     match destination.vni() {
-        None => session.seal_train(first, datagrams, segment_len),
+        None => session.seal_batch(first, datagrams, segment_len),
         Some(vni) => {
             let payload = geneve::Payload::WireGuard;
             let header = geneve::Header { payload, vni }.to_bytes();

@@ -11,7 +11,7 @@ use std::ops::Range;
 use warren_control_types::RegionId;
 use warren_keys::{DiscoPublic, NodePublic};
 use warren_tunnel::{PeerIndex, Source};
-use warren_wire::relay_train;
+use warren_wire::relay_batch;
 
 use super::ServiceId;
 
@@ -54,45 +54,45 @@ pub struct RelaySend {
     /// DERP relay does not get; counted in `segment_len`.
     pub skip: usize,
     /// Whether the peer takes them together.
-    pub trains: bool,
+    pub batches: bool,
 }
 
 impl RelaySend {
     /// The packets for the relay: the datagrams one by one, or, if the peer takes
-    /// them, [trains](relay_train). These are put together in `trains`, whose
+    /// them, [batches](relay_batch). These are put together in `batches`, whose
     /// content does not matter.
     pub fn packets<'a>(
         &self,
         buffer: &'a [u8],
-        trains: &'a mut Vec<u8>,
+        batches: &'a mut Vec<u8>,
     ) -> impl Iterator<Item = &'a [u8]> {
-        trains.clear();
+        batches.clear();
         let run = buffer.get(self.range.clone()).unwrap_or_default();
         let segment_len = self.segment_len.max(1);
         let skip = self.skip;
         let alone_len = segment_len.saturating_sub(skip).max(1);
-        let count = (relay_train::MAX_BYTES / alone_len).max(1);
-        let header = relay_train::header(alone_len).filter(|_| self.trains && count > 1);
+        let count = (relay_batch::MAX_BYTES / alone_len).max(1);
+        let header = relay_batch::header(alone_len).filter(|_| self.batches && count > 1);
         let mut alone = run;
         if let Some(header) = header {
-            for train in run.chunks(count * segment_len) {
+            for batch in run.chunks(count * segment_len) {
                 // A last one that is alone stays so.
-                if train.len() > segment_len {
-                    trains.extend_from_slice(&header);
+                if batch.len() > segment_len {
+                    batches.extend_from_slice(&header);
                     if skip == 0 {
-                        trains.extend_from_slice(train);
+                        batches.extend_from_slice(batch);
                     } else {
-                        for datagram in train.chunks(segment_len) {
-                            trains.extend_from_slice(datagram.get(skip..).unwrap_or_default());
+                        for datagram in batch.chunks(segment_len) {
+                            batches.extend_from_slice(datagram.get(skip..).unwrap_or_default());
                         }
                     }
-                    alone = alone.get(train.len()..).unwrap_or_default();
+                    alone = alone.get(batch.len()..).unwrap_or_default();
                 }
             }
         }
-        let trains = trains.chunks(relay_train::HEADER_LEN + count * alone_len);
+        let batches = batches.chunks(relay_batch::HEADER_LEN + count * alone_len);
         let alone = alone.chunks(segment_len);
-        trains.chain(alone.map(move |datagram| datagram.get(skip..).unwrap_or_default()))
+        batches.chain(alone.map(move |datagram| datagram.get(skip..).unwrap_or_default()))
     }
 }
 

@@ -15,12 +15,12 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use support::{
-    HEADER, PEER, Pair, Recipe, Train, arrived, comparable, tcp, udp, udp_address, with_peer,
+    Batch, HEADER, PEER, Pair, Recipe, arrived, comparable, tcp, udp, udp_address, with_peer,
 };
 use traffic::{How, Item, by_flow, items, plain, raw};
 use warren_dataplane::{
-    DropReason, GsoType, Inbound, InboundOffloads, Joined, Opening, Received, SessionView, View,
-    VnetHdr,
+    DecryptMemory, DecryptedBatch, DropReason, GsoType, Inbound, InboundOffloads, Joined,
+    SessionView, View, VnetHdr,
 };
 use warren_keys::noise::MessageKey;
 use warren_node_types::Destination;
@@ -123,7 +123,7 @@ fn arrivals(datagrams: &[Vec<u8>], fates: &[Fate]) -> Vec<Arrival> {
 
 /// What one receive call gives: datagrams of one size and perhaps a smaller
 /// last one, as the kernel joins them. Where it does so is its own affair.
-fn next_train(arrivals: &[Arrival], most: usize) -> (Train, usize) {
+fn next_batch(arrivals: &[Arrival], most: usize) -> (Batch, usize) {
     let first = &arrivals[0].bytes;
     let (mut bytes, mut count) = (first.clone(), 1);
     for next in arrivals.iter().take(most).skip(1) {
@@ -163,14 +163,14 @@ proptest! {
 
     /// The model: cut each superpacket, seal each packet on its own, let the
     /// network do what it does, take each datagram on its own, and refuse what
-    /// is damaged or was there before. Batches, trains and joining change
+    /// is damaged or was there before. Batches, batches and joining change
     /// nothing but the number of system calls.
     #[test]
     fn batches_do_what_single_packets_would(
         raw in raw(),
         fates in prop::collection::vec(fate(), 1..200),
         events in prop::collection::vec(event(), 1..40),
-        trains in prop::collection::vec((1usize..70, 0u8..4, 1u8..4), 1..50),
+        batches in prop::collection::vec((1usize..70, 0u8..4, 1u8..4), 1..50),
         offloads in (any::<bool>(), any::<bool>()),
     ) {
         let items = items(raw);
@@ -228,11 +228,11 @@ proptest! {
             }
         }
         let mut rest = arrivals.as_slice();
-        for (most, flush, from) in trains.iter().cycle() {
+        for (most, flush, from) in batches.iter().cycle() {
             if rest.is_empty() {
                 break;
             }
-            let ((bytes, size), count) = next_train(rest, *most);
+            let ((bytes, size), count) = next_batch(rest, *most);
             rest = &rest[count..];
             pair.arrive(Source::Udp(udp_address(*from)), bytes, size);
             if *flush == 0 {
@@ -259,7 +259,7 @@ proptest! {
         raw in raw(),
         fates in prop::collection::vec(fate(), 1..200),
         rekey in any::<prop::sample::Index>(),
-        trains in prop::collection::vec((1usize..70, 1usize..5, 0u8..4, 1u8..4), 1..50),
+        batches in prop::collection::vec((1usize..70, 1usize..5, 0u8..4, 1u8..4), 1..50),
     ) {
         let items = items(raw);
         let mut whole = Pair::new();
@@ -289,8 +289,8 @@ proptest! {
         }
         let arrivals = arrivals(&datagrams, &fates);
         let mut rest = arrivals.as_slice();
-        let mut threads: Vec<_> = (0..4).map(|_| Opening::new()).collect();
-        let mut groups = trains.iter().cycle();
+        let mut threads: Vec<_> = (0..4).map(|_| DecryptMemory::new()).collect();
+        let mut groups = batches.iter().cycle();
         while !rest.is_empty() {
             let (most, threads_now, flush, from) = *groups.next().unwrap();
             let from = Source::Udp(udp_address(from));
@@ -299,36 +299,32 @@ proptest! {
                 if rest.is_empty() {
                     break;
                 }
-                // Two trains each, one behind the other.
-                let mut batch = Vec::new();
+                // Two buffers each, one behind the other.
+                let mut buffers = Vec::new();
                 for _ in 0..2 {
                     if let Some(first) = rest.first() {
-                        let (train, count) = next_train(rest, most.min(first.bytes.len()));
+                        let (buffer, count) = next_batch(rest, most.min(first.bytes.len()));
                         rest = &rest[count..];
-                        batch.push(train);
+                        buffers.push(buffer);
                     }
                 }
-                batches.push(batch);
+                batches.push(buffers);
             }
             for (bytes, size) in batches.iter().flatten() {
                 whole.arrive(from, bytes.clone(), *size);
             }
-            let received = |segment_len| Received {
-                view: &halves.views[1],
-                now: halves.now,
-                from,
-                segment_len,
-            };
             // The last one is the first to be ready.
-            for (batch, opening) in batches.iter_mut().zip(&mut threads).rev() {
-                for (bytes, size) in batch {
-                    opening.open(&received(*size), bytes);
+            let mut decrypted = Vec::new();
+            for (buffers, memory) in batches.iter_mut().zip(&mut threads).rev() {
+                let memory = std::mem::take(memory);
+                let mut batch = DecryptedBatch::new(memory, &halves.views[1], halves.now);
+                for (bytes, size) in buffers {
+                    batch.decrypt(from, bytes, *size);
                 }
+                decrypted.push(batch);
             }
-            for (batch, opening) in batches.iter_mut().zip(&mut threads) {
-                for (bytes, size) in batch {
-                    halves.inbound.finish(&received(*size), bytes, opening, &mut halves.host);
-                }
+            for (batch, memory) in decrypted.into_iter().rev().zip(&mut threads) {
+                *memory = halves.inbound.finish(batch, &mut halves.host);
             }
             if flush == 0 {
                 whole.inbound.flush(&mut whole.host);
@@ -374,10 +370,10 @@ proptest! {
         prop_assert!(got == expected);
     }
 
-    /// A train in which some datagrams are good, some damaged, some repeated,
+    /// A batch in which some datagrams are good, some damaged, some repeated,
     /// some of another kind: each is judged on its own.
     #[test]
-    fn one_train_of_everything(kinds in prop::collection::vec(0u8..7, 1..64)) {
+    fn one_batch_of_everything(kinds in prop::collection::vec(0u8..7, 1..64)) {
         let mut pair = Pair::new();
         for id in 0..kinds.len() {
             pair.send(&udp(id as u16, 300).plain_frame());
@@ -560,7 +556,7 @@ fn a_peer_that_goes_takes_only_its_own_packets_along() {
     let (_, (bytes, size)) = pair.net.udp.pop().unwrap();
     assert_eq!(bytes.len().div_ceil(size), 9);
 
-    // At the receiver it goes in the middle of a train that is being joined:
+    // At the receiver it goes in the middle of a batch that is being joined:
     // what was opened is delivered, the rest is nobody's.
     let (first, second) = bytes.split_at(4 * size);
     pair.arrive(Source::Udp(udp_address(1)), first.to_vec(), size);
@@ -709,30 +705,4 @@ fn a_device_that_is_down_refuses_everything_and_is_no_reason_either() {
     pair.host.is_down = false;
     ten(&mut pair);
     assert_eq!(pair.host.frames.len(), 1, "joined as ever");
-}
-
-#[test]
-fn datagrams_that_were_not_opened_are_not_delivered() {
-    let mut pair = Pair::new();
-    let mut other = Opening::new();
-    for id in 0..2 {
-        pair.send(&udp(id, 100).plain_frame());
-        pair.outbound.flush(&mut pair.net);
-    }
-    let (_, (mut first, size)) = pair.net.udp.remove(0);
-    let (_, (mut second, _)) = pair.net.udp.remove(0);
-    let received = Received {
-        view: &pair.views[1],
-        now: pair.now,
-        from: Source::Udp(udp_address(1)),
-        segment_len: size,
-    };
-    other.open(&received, &mut first);
-    // Another buffer, and none that is left.
-    for _ in 0..2 {
-        pair.inbound
-            .finish(&received, &mut second, &mut other, &mut pair.host);
-    }
-    pair.inbound.flush(&mut pair.host);
-    assert!(pair.host.frames.is_empty());
 }

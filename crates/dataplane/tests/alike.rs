@@ -33,7 +33,7 @@ fn rules() -> Vec<FilterRule> {
     }]
 }
 
-/// A packet of 180 bytes, so that a train is made of any of them.
+/// A packet of 180 bytes, so that a batch is made of any of them.
 #[derive(Debug, Clone)]
 struct Packet {
     tcp: Option<u8>,
@@ -155,7 +155,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
 
     #[test]
-    fn a_train_is_judged_like_its_packets(packets in packets()) {
+    fn a_batch_is_judged_like_its_packets(packets in packets()) {
         prop_assert_eq!(receive(&packets, true), receive(&packets, false));
     }
 }

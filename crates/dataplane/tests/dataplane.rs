@@ -24,7 +24,7 @@ use warren_node_types::{Destination, PathAddr};
 use warren_tunnel::{PeerIndex, Source};
 use warren_wire::ip::icmp::{self, Echo};
 use warren_wire::ip::{IpPacket, Parsed, Protocol, tsmp, udp};
-use warren_wire::{geneve, relay_train};
+use warren_wire::{geneve, relay_batch};
 
 fn datagram(payload: usize) -> Recipe {
     Recipe {
@@ -125,14 +125,14 @@ fn waiting_packets_do_not_go_to_whoever_has_the_index_now() {
 fn datagrams_for_a_peer_relay_carry_a_geneve_header_and_those_for_derp_do_not() {
     let vni = Vni::new(0x01_0203).unwrap();
     let server = udp_address(50);
-    for trains in [false, true] {
+    for batches in [false, true] {
         let mut pair = Pair::new();
         let path = PathAddr::PeerRelay { server, vni };
         let both = Destination::Both(path, RegionId(9));
         pair.views[0] = support::with_peer(&pair.views[0], |peer| peer.destination = both);
-        if trains {
+        if batches {
             let session = pair.views[0].peer(PEER).unwrap().session.clone();
-            session.unwrap().note_takes_trains();
+            session.unwrap().note_takes_batches();
         }
         // A superpacket, packets that are gathered, and a keepalive.
         let large = Recipe {
@@ -164,14 +164,14 @@ fn datagrams_for_a_peer_relay_carry_a_geneve_header_and_those_for_derp_do_not() 
         assert_eq!(inner.len(), 5 + 3 + 1);
         let mut relayed = Vec::new();
         for mut packet in std::mem::take(&mut pair.net.relayed) {
-            match relay_train::split(&mut packet) {
+            match relay_batch::split(&mut packet) {
                 Some((len, datagrams)) => {
                     relayed.extend(datagrams.chunks(len).map(<[u8]>::to_vec));
                 }
                 None => relayed.push(packet),
             }
         }
-        assert_eq!(relayed, inner, "in batches: {trains}");
+        assert_eq!(relayed, inner, "in batches: {batches}");
         for datagram in inner {
             let len = datagram.len();
             pair.arrive(Source::Udp(udp_address(1)), datagram, len);
@@ -260,7 +260,7 @@ fn control_datagrams_go_to_the_engine() {
 }
 
 #[test]
-fn bad_datagrams_in_a_train_do_not_stop_it() {
+fn bad_datagrams_in_a_batch_do_not_stop_it() {
     let mut pair = Pair::new();
     for i in 0..6 {
         pair.send(

@@ -219,8 +219,8 @@ impl World {
                         None => 0x8000_0000 | self.roll() as u32,
                     };
                     datagram[4..8].copy_from_slice(&index.to_le_bytes());
-                    let train = datagram.repeat(sender.datagrams);
-                    self.fair.count(&self.view, &train, sender.len);
+                    let batch = datagram.repeat(sender.datagrams);
+                    self.fair.count(&self.view, &batch, sender.len);
                 }
             }
             if self.fair.is_due(at)

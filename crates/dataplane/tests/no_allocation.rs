@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use support::{Pair, Recipe, Transport, udp_address};
 use warren_dataplane::{
-    FairShare, InSink, Joined, Opening, OutSink, Received, RelaySend, ServiceId, SessionView,
-    TunWrite, UdpSend,
+    DecryptMemory, DecryptedBatch, FairShare, InSink, Joined, OutSink, RelaySend, ServiceId,
+    SessionView, TunWrite, UdpSend,
 };
 use warren_keys::{DiscoPublic, NodePublic};
 use warren_node_types::{Destination, PathAddr};
@@ -46,7 +46,7 @@ static ALLOCATOR: Counting = Counting;
 /// The network: remembers the last flush in buffers of fixed size.
 struct Wire {
     bytes: Vec<u8>,
-    trains: Vec<(usize, usize, usize)>,
+    batches: Vec<(usize, usize, usize)>,
     relayed: usize,
     packed: Vec<u8>,
 }
@@ -56,7 +56,7 @@ impl OutSink for Wire {
         for send in sends {
             let start = self.bytes.len();
             self.bytes.extend_from_slice(&buffer[send.range.clone()]);
-            self.trains
+            self.batches
                 .push((start, self.bytes.len(), send.segment_len));
         }
     }
@@ -149,7 +149,7 @@ fn nor_does_sharing() {
 
 fn rounds(halves: bool) {
     let mut pair = Pair::new();
-    let mut opening = Opening::new();
+    let mut memory = DecryptMemory::new();
     let both = Destination::Both(
         PathAddr::Udp(udp_address(2)),
         warren_control_types::RegionId(1),
@@ -180,7 +180,7 @@ fn rounds(halves: bool) {
     }
     let mut wire = Wire {
         bytes: Vec::with_capacity(1 << 20),
-        trains: Vec::with_capacity(512),
+        batches: Vec::with_capacity(512),
         relayed: 0,
         packed: Vec::with_capacity(1 << 17),
     };
@@ -204,27 +204,21 @@ fn rounds(halves: bool) {
                 key: relay_key,
             }
         };
-        let received = |segment_len| Received {
-            view: &pair.views[1],
-            now: pair.now,
-            from,
-            segment_len,
-        };
-        for (start, end, segment) in &wire.trains {
-            let train = &mut wire.bytes[*start..*end];
+        let (view, now) = (&pair.views[1], pair.now);
+        let mut decrypted = DecryptedBatch::new(std::mem::take(&mut memory), view, now);
+        // The buffers lie behind each other.
+        let mut rest = wire.bytes.as_mut_slice();
+        for (start, end, segment) in wire.batches.drain(..) {
+            let (buffer, behind) = rest.split_at_mut(end - start);
+            rest = behind;
             if halves {
-                opening.open(&received(*segment), train);
+                decrypted.decrypt(from, buffer, segment);
             } else {
-                let (view, now) = (&pair.views[1], pair.now);
                 pair.inbound
-                    .datagrams(view, now, from, train, *segment, &mut host);
+                    .datagrams(view, now, from, buffer, segment, &mut host);
             }
         }
-        for (start, end, segment) in wire.trains.drain(..).filter(|_| halves) {
-            let train = &mut wire.bytes[start..end];
-            pair.inbound
-                .finish(&received(segment), train, &mut opening, &mut host);
-        }
+        memory = pair.inbound.finish(decrypted, &mut host);
         pair.inbound.flush(&mut host);
         wire.bytes.clear();
     }

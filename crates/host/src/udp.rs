@@ -3,24 +3,24 @@
 //! One socket per address family, bound to the same port where that is free
 //! ([`bind_pair`]). All traffic of a node that goes by UDP leaves and arrives
 //! here, so the work is done in batches: [`UdpSocket::recv_batch`] fills many
-//! preallocated buffers in one call, each of which may hold a train of
+//! preallocated buffers in one call, each of which may hold several
 //! datagrams that the kernel joined (GRO); [`UdpSocket::send_batch`] hands
-//! over trains for many peers in one call, each split by the kernel or the
+//! over joined datagrams for many peers in one call, split by the kernel or the
 //! network card (GSO).
 //!
 //! **GSO that is refused.** A route with a small MTU or a device without
-//! checksum offload refuses trains with EINVAL, EMSGSIZE or EIO. The train is
-//! then sent again as single datagrams at once, and its destination gets
+//! checksum offload refuses joined datagrams with EINVAL, EMSGSIZE or EIO. They are
+//! then sent again one by one at once, and its destination gets
 //! single datagrams for [`GSO_RETRY`]; other destinations are not affected.
-//! Only when the driver (EIO) refuses again and again with no train accepted
+//! Only when the driver (EIO) refuses again and again with nothing accepted
 //! in between is GSO off for the whole socket, and that, too, is tried again.
 //!
 //! **Fragmentation.** Datagrams leave without the don't-fragment bit: a path
 //! narrower than the tunnel then costs fragments, not connectivity.
 //!
-//! **Too much for all.** A receive buffer knows no senders. So that one of them does
-//! not take the place of all others, a socket can be told to let in only a part of
-//! what comes for some sessions ([`UdpSocket::limit_sessions`]): the kernel drops the
+//! **Limits.** A receive buffer does not distinguish senders. So that one sender does
+//! not displace all others, a socket can be limited to a part of the datagrams
+//! for some sessions ([`UdpSocket::limit_sessions`]): the kernel drops the
 //! rest before its buffer.
 //!
 //! **What it never does.** It allocates nothing per call, blocks nowhere, and
@@ -40,12 +40,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 pub use limits::MAX_LIMITED_SESSIONS;
-pub use receive::{MAX_MESSAGE_LEN, MAX_MESSAGES, RecvBatch, Train};
+pub use receive::{GroBuffer, MAX_MESSAGE_LEN, MAX_MESSAGES, RecvBatch};
 pub use send::{Datagrams, SendOutcome};
 
 use send::GsoMemory;
 
-/// Most datagrams in one train, by the kernel's limit.
+/// Most datagrams that can be sent joined, by the kernel's limit.
 pub const MAX_SEGMENTS: usize = 64;
 
 /// Longest payload of one IPv4 message: 65,535 less the IP and UDP headers.
@@ -54,7 +54,7 @@ pub const MAX_PAYLOAD_V4: usize = 65_507;
 /// Longest payload of one IPv6 message: 65,535 less the UDP header.
 pub const MAX_PAYLOAD_V6: usize = 65_527;
 
-/// How long a destination that refused a train gets single datagrams.
+/// How long a destination that refused joined datagrams gets single ones.
 pub const GSO_RETRY: Duration = Duration::from_secs(30);
 
 /// How a socket is made.
@@ -68,7 +68,7 @@ pub struct UdpOptions {
     pub buffer: usize,
     /// Whether the kernel may join incoming datagrams.
     pub gro: bool,
-    /// Whether we may hand over trains.
+    /// Whether outgoing datagrams may be handed over joined.
     pub gso: bool,
 }
 
@@ -227,12 +227,12 @@ impl UdpSocket {
     }
 
     /// Whether incoming datagrams may come joined.
-    pub fn receives_trains(&self) -> bool {
+    pub fn receives_gro(&self) -> bool {
         self.gro
     }
 
     /// Whether outgoing datagrams may at present be handed over joined.
-    pub fn sends_trains(&self) -> bool {
+    pub fn sends_gso(&self) -> bool {
         self.gso
             .as_ref()
             .is_some_and(|gso| gso.is_on(self.coarse_now()))

@@ -15,8 +15,8 @@ use std::sync::mpsc;
 use std::time::Instant;
 
 use warren_dataplane::{
-    DropReason, InSink, Inbound, InboundOffloads, Joined, Opening, Received, ServiceId, TunWrite,
-    View,
+    DecryptMemory, DecryptedBatch, DropReason, InSink, Inbound, InboundOffloads, Joined, ServiceId,
+    TunWrite, View,
 };
 use warren_host::device::{Device, Offloads};
 use warren_keys::DiscoPublic;
@@ -88,29 +88,16 @@ impl<D: Device> Inward<D> {
             answers: self.answers,
         };
         let mut batch = Batch::new();
-        let mut opening = Opening::new();
+        let mut memory = DecryptMemory::new();
         while let Some((position, view)) =
             receive(&self.shared, &self.pipeline, &mut batch, &mut sink)
         {
             // Another thread receives now.
-            let now = Instant::now();
-            let received = |from, segment_len| Received {
-                view: &view,
-                now,
-                from,
-                segment_len,
-            };
-            batch.for_each(|from, segment_len, data| {
-                opening.open(&received(from, segment_len), data);
-            });
+            let mut decrypted = DecryptedBatch::new(memory, &view, Instant::now());
+            batch.for_each(|from, segment_len, data| decrypted.decrypt(from, data, segment_len));
             let mut delivery = position.deliver_stage();
             delivery.adopt(&view);
-            batch.for_each(|from, segment_len, data| {
-                let received = received(from, segment_len);
-                delivery
-                    .inbound
-                    .finish(&received, data, &mut opening, &mut sink);
-            });
+            memory = delivery.inbound.finish(decrypted, &mut sink);
             delivery.inbound.flush(&mut sink);
             drop(delivery);
             batch.clear();

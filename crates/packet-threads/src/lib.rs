@@ -52,7 +52,7 @@ use warren_node_types::RegionId;
 use warren_tunnel::{PeerIndex, Source};
 
 pub use self::count::{BadThreads, ThreadCounts};
-pub use self::relayed::{RelayBatch, RelayFeed, RelayInbox, RelayPorts, relay_queue};
+pub use self::relayed::{RelayFeed, RelayInbox, RelayPorts, RelayedPackets, relay_queue};
 
 use self::inward::Inward;
 use self::outward::Outward;

@@ -85,7 +85,7 @@ impl<D: Device> OutSink for ToNetwork<'_, D> {
             let port = ports.get(&send.region);
             // What waits for a connection is counted by packets: small ones.
             let mut send = send.clone();
-            send.trains &= port.is_some();
+            send.batches &= port.is_some();
             let packets = send.packets(buffer, &mut self.relay_batches);
             if let Some(port) = port {
                 port.send_many(packets.map(|packet| (&send.to, packet)));

@@ -16,12 +16,12 @@ use warren_host::wake::Waker;
 use warren_tunnel::Source;
 
 use super::Shared;
-use super::relayed::{RelayBatch, RelayInbox};
+use super::relayed::{RelayInbox, RelayedPackets};
 
 /// Messages taken from a socket at once.
 const RECEIVE_BATCH: usize = 16;
-/// Relay batches taken before the sockets are looked at again.
-const RELAY_BATCHES_PER_ROUND: usize = 16;
+/// Reads of relay connections taken before the sockets are looked at again.
+const RELAY_READS_PER_ROUND: usize = 16;
 /// Batches taken where there was something before, without asking the system
 /// where else there is something: asking costs as much as receiving.
 const ROUNDS_PER_POLL: usize = 4;
@@ -50,7 +50,7 @@ pub(super) struct Receiver {
 pub(super) struct Batch {
     from: From,
     buffers: RecvBatch,
-    relayed: Vec<RelayBatch>,
+    relayed: Vec<RelayedPackets>,
     /// Bytes of all datagrams.
     pub(super) bytes: usize,
 }
@@ -116,7 +116,7 @@ impl Receiver {
                 std::thread::yield_now();
             }
             let woken = watches[0].is_ready();
-            // Looking for relays' batches is no system call.
+            // Looking for packets of relays is no system call.
             self.ready = [true, watches[1].is_ready(), watches[2].is_ready()];
             if woken {
                 waker.clear();
@@ -158,7 +158,7 @@ impl Receiver {
             let now = Instant::now();
             self.fair.received(now, number, full);
             if came && self.fair.is_watching() {
-                for buffer in batch.buffers.trains() {
+                for buffer in batch.buffers.buffers() {
                     self.fair.count(&self.view, buffer.data, buffer.segment_len);
                 }
             }
@@ -168,7 +168,11 @@ impl Receiver {
             return false;
         }
         batch.from = From::Socket;
-        batch.bytes = batch.buffers.trains().map(|buffer| buffer.data.len()).sum();
+        batch.bytes = batch
+            .buffers
+            .buffers()
+            .map(|buffer| buffer.data.len())
+            .sum();
         true
     }
 
@@ -205,7 +209,7 @@ impl Receiver {
 
     fn take_relayed(&mut self, batch: &mut Batch) -> bool {
         self.relays_left = true;
-        while batch.relayed.len() < RELAY_BATCHES_PER_ROUND {
+        while batch.relayed.len() < RELAY_READS_PER_ROUND {
             let Some(relayed) = self.relayed.try_receive() else {
                 self.relays_left = false;
                 break;
@@ -223,7 +227,7 @@ impl Batch {
         Self {
             from: From::Nowhere,
             buffers: RecvBatch::new(RECEIVE_BATCH),
-            relayed: Vec::with_capacity(RELAY_BATCHES_PER_ROUND),
+            relayed: Vec::with_capacity(RELAY_READS_PER_ROUND),
             bytes: 0,
         }
     }
@@ -236,11 +240,11 @@ impl Batch {
 
     /// Gives every buffer to `each`: its sender, the length of its datagrams, and
     /// the datagrams.
-    pub(super) fn for_each(&mut self, mut each: impl FnMut(Source, usize, &mut [u8])) {
+    pub(super) fn for_each<'b>(&'b mut self, mut each: impl FnMut(Source, usize, &'b mut [u8])) {
         match self.from {
             From::Nowhere => {}
             From::Socket => {
-                for buffer in self.buffers.trains() {
+                for buffer in self.buffers.buffers() {
                     each(Source::Udp(buffer.from), buffer.segment_len, buffer.data);
                 }
             }

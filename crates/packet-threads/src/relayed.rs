@@ -12,21 +12,21 @@ use warren_keys::NodePublic;
 use warren_node_types::RegionId;
 use warren_tunnel::Source;
 
-/// Batches that may wait between the relays' tasks and the threads.
-const INBOX_BATCHES: usize = 32;
+/// Reads of relay connections that may wait between the relays' tasks and the threads.
+const INBOX_READS: usize = 32;
 
 /// The open connections to relays, which the threads send to.
 pub type RelayPorts = ArcSwap<BTreeMap<RegionId, DerpSender>>;
 
 /// Tunnel data that came through a relay with one read.
-pub struct RelayBatch {
+pub struct RelayedPackets {
     region: RegionId,
     /// The packets, one after the other.
     bytes: Vec<u8>,
     packets: Vec<Relayed>,
 }
 
-/// A packet of a [`RelayBatch`].
+/// A packet of a [`RelayedPackets`].
 #[derive(Clone, Copy)]
 struct Relayed {
     from: NodePublic,
@@ -36,8 +36,8 @@ struct Relayed {
     segment_len: usize,
 }
 
-impl RelayBatch {
-    /// An empty batch of the relay in `region`.
+impl RelayedPackets {
+    /// No packets yet, of the relay in `region`.
     #[must_use]
     pub fn new(region: RegionId) -> Self {
         Self {
@@ -47,7 +47,7 @@ impl RelayBatch {
         }
     }
 
-    /// Whether it has no packets.
+    /// Whether there are no packets.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.packets.is_empty()
@@ -71,7 +71,7 @@ impl RelayBatch {
 
     /// Gives each packet to `each`: its sender, the length of its datagrams, and the
     /// datagrams.
-    pub(crate) fn for_each(&mut self, mut each: impl FnMut(Source, usize, &mut [u8])) {
+    pub(crate) fn for_each<'b>(&'b mut self, mut each: impl FnMut(Source, usize, &'b mut [u8])) {
         let region = self.region;
         let mut rest = self.bytes.as_mut_slice();
         for packet in &self.packets {
@@ -90,28 +90,28 @@ impl RelayBatch {
 /// # Errors
 /// When the system has no descriptors left.
 pub fn relay_queue() -> io::Result<(RelayFeed, RelayInbox)> {
-    let (batches, received) = mpsc::channel(INBOX_BATCHES);
+    let (packets, received) = mpsc::channel(INBOX_READS);
     let waker = Arc::new(Waker::new()?);
     let feed = RelayFeed {
-        batches,
+        packets,
         waker: Arc::clone(&waker),
     };
-    let batches = received;
-    Ok((feed, RelayInbox { batches, waker }))
+    let packets = received;
+    Ok((feed, RelayInbox { packets, waker }))
 }
 
 /// The end of the relays' tasks.
 #[derive(Clone)]
 pub struct RelayFeed {
-    batches: mpsc::Sender<RelayBatch>,
+    packets: mpsc::Sender<RelayedPackets>,
     waker: Arc<Waker>,
 }
 
 impl RelayFeed {
-    /// Queues a batch. While the queue is full it waits, which slows the relay down.
+    /// Queues packets. While the queue is full it waits, which slows the relay down.
     /// `false`: the threads have ended.
-    pub async fn send(&self, batch: RelayBatch) -> bool {
-        let queued = self.batches.send(batch).await.is_ok();
+    pub async fn send(&self, packets: RelayedPackets) -> bool {
+        let queued = self.packets.send(packets).await.is_ok();
         self.waker.wake();
         queued
     }
@@ -119,14 +119,14 @@ impl RelayFeed {
 
 /// The end of the threads.
 pub struct RelayInbox {
-    batches: mpsc::Receiver<RelayBatch>,
-    /// Wakes the thread that receives, for batches of relays and for all else.
+    packets: mpsc::Receiver<RelayedPackets>,
+    /// Wakes the thread that receives, for packets of relays and for all else.
     pub(crate) waker: Arc<Waker>,
 }
 
 impl RelayInbox {
-    /// The next batch, if there is one.
-    pub(crate) fn try_receive(&mut self) -> Option<RelayBatch> {
-        self.batches.try_recv().ok()
+    /// The packets of the next read, if there was one.
+    pub(crate) fn try_receive(&mut self) -> Option<RelayedPackets> {
+        self.packets.try_recv().ok()
     }
 }

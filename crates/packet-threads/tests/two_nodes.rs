@@ -23,7 +23,8 @@ use warren_keys::noise::MessageKey;
 use warren_keys::{DiscoPublic, NodePublic};
 use warren_node_types::{Destination, RegionId};
 use warren_packet_threads::{
-    Config, EngineSink, OutCommand, PacketThreads, RelayBatch, RelayFeed, RelayPorts, relay_queue,
+    Config, EngineSink, OutCommand, PacketThreads, RelayFeed, RelayPorts, RelayedPackets,
+    relay_queue,
 };
 use warren_testkit::FixedEntropy;
 use warren_tunnel::{PeerIndex, Role, Session, Source};
@@ -377,7 +378,7 @@ fn packets_pass_through_relays() {
         _ => None,
     });
     assert_eq!(to, key(1));
-    let mut batch = RelayBatch::new(region);
+    let mut batch = RelayedPackets::new(region);
     batch.push(key(0), &datagram, datagram.len());
     let runtime = tokio::runtime::Builder::new_multi_thread().build().unwrap();
     assert!(runtime.block_on(nodes[1].relays.send(batch)));

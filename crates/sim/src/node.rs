@@ -21,7 +21,7 @@ use warren_node_core::{HostConfig, Node as NodeCore, NodePrefs};
 use warren_node_types::Destination;
 use warren_paths::LocalAddresses;
 use warren_tunnel::Source;
-use warren_wire::relay_train;
+use warren_wire::relay_batch;
 use warren_wire::wireguard::is_transport;
 
 use crate::network::HostId;
@@ -299,7 +299,7 @@ impl Node {
                         self.packets.receive(at.now, source, &mut packet, len);
                         continue;
                     }
-                    if let Some((len, datagrams)) = relay_train::split(&mut packet) {
+                    if let Some((len, datagrams)) = relay_batch::split(&mut packet) {
                         self.packets.receive(at.now, source, datagrams, len);
                         continue;
                     }

@@ -1,4 +1,4 @@
-//! What sealing and opening costs, for trains of datagrams together and one by
+//! What sealing and opening costs, for batches of datagrams together and one by
 //! one with the library. Run by `bench/aead`.
 //!
 //! Both ways take turns in short rounds on the same bytes. A figure is the
@@ -19,7 +19,7 @@ use warren_tunnel::{Role, Session};
 
 /// Whole datagrams; the tunnel's own are 1,312 bytes long.
 const SIZES: [usize; 6] = [64, 256, 576, 1_312, 1_420, 8_960];
-const TRAINS: [usize; 6] = [1, 2, 4, 8, 16, 48];
+const BATCHES: [usize; 6] = [1, 2, 4, 8, 16, 48];
 const ROUNDS: usize = 60;
 /// Bytes of a round: some tens of microseconds.
 const ROUND: usize = 150_000;
@@ -40,7 +40,7 @@ fn main() {
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     println!("GB/s of whole datagrams, best of {rounds} rounds; load {load}");
     println!(
-        "| datagram | train | seal one by one | together | ratio | open one by one | together | ratio |"
+        "| datagram | batch | seal one by one | together | ratio | open one by one | together | ratio |"
     );
     println!("|---:|---:|---:|---:|---:|---:|---:|---:|");
     let key = |byte: u8| MessageKey::new([byte; 32]);
@@ -48,29 +48,29 @@ fn main() {
     let near = Session::new(Role::Initiator, 1, 2, &key(1), &key(2), now);
     let far = Session::new(Role::Responder, 2, 1, &key(2), &key(1), now);
     for size in SIZES {
-        for count in TRAINS {
+        for count in BATCHES {
             let mut sealed = vec![0x5a; size * count];
-            near.seal_train(0, &mut sealed, size).unwrap();
+            near.seal_batch(0, &mut sealed, size).unwrap();
             let seal = [
-                Way::new(|train| {
-                    for (datagram, counter) in train.chunks_mut(size).zip(0..) {
+                Way::new(|batch| {
+                    for (datagram, counter) in batch.chunks_mut(size).zip(0..) {
                         near.seal_in_place(counter, datagram).unwrap();
                     }
                 }),
-                Way::new(|train| near.seal_train(0, train, size).unwrap()),
+                Way::new(|batch| near.seal_batch(0, batch, size).unwrap()),
             ];
             // Opening destroys what it opens: both ways get a copy first.
             let open = [
-                Way::new(|train| {
-                    train.copy_from_slice(&sealed);
-                    for datagram in train.chunks_mut(size) {
+                Way::new(|batch| {
+                    batch.copy_from_slice(&sealed);
+                    for datagram in batch.chunks_mut(size) {
                         far.open_in_place(datagram).unwrap();
                     }
                 }),
-                Way::new(|train| {
-                    train.copy_from_slice(&sealed);
-                    let opened = far.open_train(train, size);
-                    for (i, datagram) in train.chunks(size).enumerate() {
+                Way::new(|batch| {
+                    batch.copy_from_slice(&sealed);
+                    let opened = far.open_batch(batch, size);
+                    for (i, datagram) in batch.chunks(size).enumerate() {
                         opened.get(i, datagram).unwrap();
                     }
                 }),
@@ -94,14 +94,14 @@ impl<'a> Way<'a> {
 /// GB/s of the first way and of the second, and how many times faster the
 /// second is.
 fn compare(mut ways: [Way<'_>; 2], len: usize, rounds: usize) -> [f64; 3] {
-    let mut train = vec![0x5a; len];
+    let mut batch = vec![0x5a; len];
     let times = (ROUND / len).max(1);
     for round in 0..rounds.max(1) {
         // Who goes first changes.
         for i in [round % 2, (round + 1) % 2] {
             let start = Instant::now();
             for _ in 0..times {
-                (ways[i].run)(&mut train);
+                (ways[i].run)(&mut batch);
             }
             ways[i].rounds.push(start.elapsed());
         }

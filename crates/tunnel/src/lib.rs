@@ -39,7 +39,7 @@ mod timestamp;
 
 use std::time::Duration;
 
-pub use cipher::{Aead, MAX_TRAIN, MIN_TRAIN};
+pub use cipher::{Aead, MAX_BATCH, MIN_BATCH};
 pub use handshakes::{Event, HandshakeCounters, Handshakes, Reason};
 pub use peer::Activity;
 pub use replay::ReplayWindow;

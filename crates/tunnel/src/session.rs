@@ -21,7 +21,7 @@ use warren_wire::wireguard::{
 };
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
-use crate::cipher::{Aead, Cipher, MAX_TRAIN};
+use crate::cipher::{Aead, Cipher, MAX_BATCH};
 use crate::{REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME};
 
 /// When the responder of a session asks for a new one. The initiator does so
@@ -64,7 +64,7 @@ pub struct Session {
     send: Cipher,
     receive: Cipher,
     next_counter: AtomicU64,
-    takes_trains: AtomicBool,
+    takes_batches: AtomicBool,
 }
 
 impl Session {
@@ -108,7 +108,7 @@ impl Session {
             send: Cipher::new(send, aead),
             receive: Cipher::new(receive, aead),
             next_counter: AtomicU64::new(0),
-            takes_trains: AtomicBool::new(false),
+            takes_batches: AtomicBool::new(false),
         }
     }
 
@@ -160,14 +160,14 @@ impl Session {
     }
 
     /// Notes that the peer accepts batched datagrams through relays on this session.
-    pub fn note_takes_trains(&self) {
-        self.takes_trains.store(true, Ordering::Relaxed);
+    pub fn note_takes_batches(&self) {
+        self.takes_batches.store(true, Ordering::Relaxed);
     }
 
     /// Whether the peer accepts batched datagrams through relays.
     #[inline]
-    pub fn takes_trains(&self) -> bool {
-        self.takes_trains.load(Ordering::Relaxed)
+    pub fn takes_batches(&self) -> bool {
+        self.takes_batches.load(Ordering::Relaxed)
     }
 
     /// Whether so many numbers are left that a batch need not ask for each.
@@ -218,7 +218,7 @@ impl Session {
     /// # Errors
     /// [`SealError`] when one of the buffers is shorter than header and tag;
     /// then none of them must be sent.
-    pub fn seal_train(
+    pub fn seal_batch(
         &self,
         first: u64,
         datagrams: &mut [u8],
@@ -232,14 +232,14 @@ impl Session {
         }
         let segment_len = segment_len.max(1);
         let mut counter = first;
-        for train in datagrams.chunks_mut(MAX_TRAIN.saturating_mul(segment_len)) {
-            for (datagram, i) in train.chunks_mut(segment_len).zip(0..) {
+        for batch in datagrams.chunks_mut(MAX_BATCH.saturating_mul(segment_len)) {
+            for (datagram, i) in batch.chunks_mut(segment_len).zip(0..) {
                 let header = datagram.first_chunk_mut().ok_or(SealError)?;
                 *header = self.header(counter.wrapping_add(i));
             }
-            let together = self.send.seal_together(train, segment_len);
+            let together = self.send.seal_together(batch, segment_len);
             counter = counter.wrapping_add(together as u64);
-            let rest = train.get_mut(together * segment_len..).unwrap_or_default();
+            let rest = batch.get_mut(together * segment_len..).unwrap_or_default();
             for datagram in rest.chunks_mut(segment_len) {
                 self.seal_in_place(counter, datagram)?;
                 counter = counter.wrapping_add(1);
@@ -288,20 +288,20 @@ impl Session {
     /// with any counters. Faster than one by one. One that does not
     /// authenticate takes nothing from the others.
     ///
-    /// Only the first [`MAX_TRAIN`] are looked at.
-    pub fn open_train(&self, datagrams: &mut [u8], segment_len: usize) -> Opened {
+    /// Only the first [`MAX_BATCH`] are looked at.
+    pub fn open_batch(&self, datagrams: &mut [u8], segment_len: usize) -> Opened {
         let segment_len = segment_len.max(1);
         let usual = |datagram: &[u8]| {
             is_transport(datagram)
                 && counter_of(datagram).is_some_and(|c| c < REJECT_AFTER_MESSAGES)
         };
-        let (together, authentic) = if datagrams.chunks(segment_len).take(MAX_TRAIN).all(usual) {
+        let (together, authentic) = if datagrams.chunks(segment_len).take(MAX_BATCH).all(usual) {
             self.receive.open_together(datagrams, segment_len)
         } else {
             (0, 0)
         };
         let mut opened = Opened(authentic);
-        let datagrams = datagrams.chunks_mut(segment_len).take(MAX_TRAIN);
+        let datagrams = datagrams.chunks_mut(segment_len).take(MAX_BATCH);
         for (i, datagram) in datagrams.enumerate().skip(together) {
             opened.0 |= u64::from(self.open_in_place(datagram).is_ok()) << i;
         }
@@ -309,12 +309,12 @@ impl Session {
     }
 }
 
-/// Which datagrams of a train authenticate.
+/// Which datagrams of a batch authenticate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Opened(u64);
 
 impl Opened {
-    /// Counter and content of datagram `i` of the train, which is given again.
+    /// Counter and content of datagram `i` of the batch, which is given again.
     /// The counter must then be shown to the session's
     /// [`ReplayWindow`](crate::ReplayWindow).
     ///
@@ -322,7 +322,7 @@ impl Opened {
     /// [`OpenError::Forged`]; the buffer's content is then worthless.
     #[inline]
     pub fn get(self, i: usize, datagram: &[u8]) -> Result<(u64, Range<usize>), OpenError> {
-        if i >= MAX_TRAIN || self.0 & (1 << i) == 0 {
+        if i >= MAX_BATCH || self.0 & (1 << i) == 0 {
             return Err(OpenError::Forged);
         }
         let counter = counter_of(datagram).ok_or(OpenError::Truncated)?;

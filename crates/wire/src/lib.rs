@@ -13,6 +13,6 @@ pub mod geneve;
 pub mod ip;
 pub mod nat_pmp;
 pub mod pcp;
-pub mod relay_train;
+pub mod relay_batch;
 pub mod stun;
 pub mod wireguard;

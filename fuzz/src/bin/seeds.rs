@@ -26,7 +26,7 @@ use warren_wire::disco::{
 use warren_wire::ip::IpPacket;
 use warren_wire::ip::icmp::{self, Echo};
 use warren_wire::ip::tsmp::{self, RejectReason};
-use warren_wire::relay_train;
+use warren_wire::relay_batch;
 use warren_wire::{nat_pmp, pcp};
 use warren_wire::stun::{Request, Response, TransactionId};
 
@@ -373,18 +373,18 @@ fn icmp_error(packet: &[u8]) -> Vec<u8> {
 }
 
 fn path_finding(seeds: &Path) -> io::Result<()> {
-    let trains = Seeds {
+    let batches = Seeds {
         directory: seeds,
-        target: "relay_train",
+        target: "relay_batch",
     };
-    let train = |segment_len: usize, bytes: usize| -> Vec<u8> {
-        let header = relay_train::header(segment_len).unwrap_or_default();
+    let batch = |segment_len: usize, bytes: usize| -> Vec<u8> {
+        let header = relay_batch::header(segment_len).unwrap_or_default();
         [&header[..], &vec![4; bytes]].concat()
     };
-    trains.put("two", &train(96, 192))?;
-    trains.put("short-last", &train(1312, 1312 + 96))?;
-    trains.put("one", &train(96, 96))?;
-    trains.put("too-small", &train(16, 96))?;
+    batches.put("two", &batch(96, 192))?;
+    batches.put("short-last", &batch(1312, 1312 + 96))?;
+    batches.put("one", &batch(96, 96))?;
+    batches.put("too-small", &batch(16, 96))?;
     port_mapping(seeds)?;
     let stun = Seeds {
         directory: seeds,
@@ -537,11 +537,11 @@ fn tunnel(seeds: &Path) -> io::Result<()> {
         ],
     )?;
 
-    let train = Seeds {
+    let batch = Seeds {
         directory: seeds,
-        target: "train",
+        target: "batch",
     };
-    train.story(
+    batch.story(
         "full",
         &[
             (47, 255, &[0, 5, 9, 1, 0x45]),
@@ -549,7 +549,7 @@ fn tunnel(seeds: &Path) -> io::Result<()> {
             (7, 17, &[0x10, 5, 0, 0, 1, 2, 3]),
         ],
     )?;
-    train.story("small", &[(63, 255, &[16, 0, 40, 0x80]), (69, 9, &[0; 4])])?;
+    batch.story("small", &[(63, 255, &[16, 0, 40, 0x80]), (69, 9, &[0; 4])])?;
 
     let handshakes = Seeds {
         directory: seeds,

@@ -14,7 +14,7 @@ pub const TAG_LEN: usize = 16;
 /// WireGuard pads content to that (whitepaper, section 5.4.6).
 pub const PADDING: usize = 16;
 /// Batches in one batch.
-const TRAINS: usize = 64;
+const BATCHES: usize = 64;
 /// Space for the largest superpacket and its headers and tags, on top of what is
 /// waiting.
 const ROOM: usize = 1 << 20;
@@ -23,7 +23,7 @@ const ONE_MORE: usize = 128 * 1024;
 const FULL: Duration = Duration::from_millis(20);
 
 #[derive(Clone, Copy, Default)]
-struct Train {
+struct Batch {
     start: usize,
     len: usize,
     segment_len: usize,
@@ -40,7 +40,7 @@ struct Train {
 pub struct Batches {
     buffer: Box<[u8]>,
     used: usize,
-    batches: [Train; TRAINS],
+    batches: [Batch; BATCHES],
     count: usize,
 }
 
@@ -50,7 +50,7 @@ impl Batches {
         Self {
             buffer: vec![0; ROOM].into_boxed_slice(),
             used: 0,
-            batches: [Train::default(); TRAINS],
+            batches: [Batch::default(); BATCHES],
             count: 0,
         }
     }
@@ -58,7 +58,7 @@ impl Batches {
     /// Whether it should be sent before more is read.
     pub fn is_full(&self) -> bool {
         // A superpacket needs up to two batches.
-        self.count + 2 > TRAINS || self.used + ONE_MORE > self.buffer.len()
+        self.count + 2 > BATCHES || self.used + ONE_MORE > self.buffer.len()
     }
 
     /// Adds one packet of `len` bytes, which `write` puts down, to be sealed
@@ -88,7 +88,7 @@ impl Batches {
                 let Some(batch) = self.batches.get_mut(self.count) else {
                     return;
                 };
-                *batch = Train {
+                *batch = Batch {
                     start: self.used,
                     len: total,
                     segment_len: total,
@@ -112,7 +112,7 @@ impl Batches {
             let bytes = &mut self.buffer[batch.start + batch.sealed..batch.start + batch.len];
             let counter = batch.first + (batch.sealed / batch.segment_len) as u64;
             // `push` reserved space for header and tag of every datagram.
-            let sealed = session.seal_train(counter, bytes, batch.segment_len);
+            let sealed = session.seal_batch(counter, bytes, batch.segment_len);
             debug_assert!(sealed.is_ok());
             batch.sealed = batch.len;
         }
@@ -134,7 +134,7 @@ impl Batches {
             payload: &[],
             segment_len: 0,
         };
-        let mut batch = [nothing; TRAINS];
+        let mut batch = [nothing; BATCHES];
         for (entry, batch) in batch.iter_mut().zip(&self.batches[..self.count]) {
             *entry = Datagrams {
                 to,

@@ -222,7 +222,7 @@ fn udp_sink() -> Result<(), LabError> {
         while wait(&mut [Watch::readable(&socket)], None).is_ok() {
             while socket.recv_batch(&mut batch).is_ok() {
                 let (mut datagrams, mut bytes, mut late) = (0, 0, 0);
-                for gro in batch.trains() {
+                for gro in batch.buffers() {
                     let number = gro.data.first_chunk().copied();
                     let number = number.map_or(0, u64::from_be_bytes);
                     late += u64::from(number < highest);
@@ -320,7 +320,7 @@ fn stamp_sink() -> Result<(), LabError> {
         while wait(&mut [Watch::readable(&socket)], None).is_ok() {
             while socket.recv_batch(&mut batch).is_ok() {
                 let mut arrivals = adding.lock().unwrap_or_else(PoisonError::into_inner);
-                for stamp in batch.trains().filter_map(|gro| Stamp::read(gro.data)) {
+                for stamp in batch.buffers().filter_map(|gro| Stamp::read(gro.data)) {
                     arrivals.add(stamp);
                 }
             }

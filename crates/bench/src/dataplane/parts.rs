@@ -63,7 +63,7 @@ fn udp_gso(ends: &Ends, spans: Spans) -> Result<Found, LabError> {
                 let watch = Watch::readable(&to);
                 drop(wait(&mut [watch], Some(Duration::from_millis(20))));
                 while to.recv_batch(&mut batch).is_ok() && !stop.load(Ordering::Relaxed) {
-                    let len: usize = batch.trains().map(|batch| batch.data.len()).sum();
+                    let len: usize = batch.buffers().map(|batch| batch.data.len()).sum();
                     bytes.fetch_add(len as u64, Ordering::Relaxed);
                 }
             }
@@ -108,11 +108,11 @@ fn aead(len: usize, span: Duration) -> (f64, f64) {
     let mut counter = 0;
     while sealing + opening < span {
         let start = Instant::now();
-        let sealed = sender.seal_train(counter, &mut buffer, len);
+        let sealed = sender.seal_batch(counter, &mut buffer, len);
         debug_assert!(sealed.is_ok());
         counter += (buffer.len() / len) as u64;
         let middle = Instant::now();
-        let opened = receiver.open_train(&mut buffer, len);
+        let opened = receiver.open_batch(&mut buffer, len);
         for (i, datagram) in buffer.chunks_exact(len).enumerate() {
             debug_assert!(opened.get(i, datagram).is_ok());
         }

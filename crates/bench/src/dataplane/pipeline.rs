@@ -214,8 +214,8 @@ fn in_(end: &End, stop: &AtomicBool) {
     let mut write = |frame: &[u8]| drop(end.tun.write(frame));
     while awake(Watch::readable(&end.socket), stop) {
         while end.socket.recv_batch(&mut batch).is_ok() {
-            for gro in batch.trains() {
-                let opened = end.session.open_train(gro.data, gro.segment_len);
+            for gro in batch.buffers() {
+                let opened = end.session.open_batch(gro.data, gro.segment_len);
                 let datagrams = gro.data.chunks(gro.segment_len.max(1));
                 for (i, datagram) in datagrams.enumerate() {
                     if let Ok((_, content)) = opened.get(i, datagram) {

@@ -218,7 +218,7 @@ impl Listener {
                 if line.socket.recv_batch(&mut batch).is_err() {
                     continue;
                 }
-                for mut batch in batch.trains() {
+                for mut batch in batch.buffers() {
                     let from = batch.from;
                     for datagram in batch.datagrams() {
                         peer.hear(now, from, datagram, line, &self.counts);

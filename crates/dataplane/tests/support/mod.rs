@@ -117,13 +117,13 @@ pub fn udp_address(i: u8) -> SocketAddr {
 }
 
 /// A run of datagrams, as one receive call with GRO gives it.
-pub type Train = (Vec<u8>, usize);
+pub type Batch = (Vec<u8>, usize);
 
 /// Keeps everything.
 #[derive(Default)]
 pub struct Net {
-    pub udp: Vec<(SocketAddr, Train)>,
-    pub relay: Vec<(RegionId, NodePublic, Train)>,
+    pub udp: Vec<(SocketAddr, Batch)>,
+    pub relay: Vec<(RegionId, NodePublic, Batch)>,
     /// What a relay is given.
     pub relayed: Vec<Vec<u8>>,
     pub wanted: Vec<PeerIndex>,
@@ -141,10 +141,10 @@ impl OutSink for Net {
         }
     }
     fn relay(&mut self, sends: &[RelaySend], buffer: &[u8]) {
-        let mut trains = Vec::new();
+        let mut batches = Vec::new();
         for send in sends {
             self.relayed
-                .extend(send.packets(buffer, &mut trains).map(<[u8]>::to_vec));
+                .extend(send.packets(buffer, &mut batches).map(<[u8]>::to_vec));
             let bytes = buffer[send.range.clone()].to_vec();
             self.relay
                 .push((send.region, send.to, (bytes, send.segment_len)));

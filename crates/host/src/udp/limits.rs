@@ -2,9 +2,9 @@
 //! what comes for some WireGuard sessions.
 //!
 //! The filter is a program for the kernel's packet filter machine (classic BPF,
-//! which needs no privilege). It sees the UDP header and what follows; of a train
-//! it sees the first datagram and decides for all. Whatever is no transport data,
-//! or for another session, gets in.
+//! which needs no privilege). It sees the UDP header and the payload; of joined
+//! datagrams it sees the first and decides for all. Everything that is no transport
+//! data, or for another session, gets in.
 
 use std::io;
 use std::mem::size_of;
@@ -171,8 +171,8 @@ mod tests {
             there.send_to(here.local_addr(), datagram).unwrap();
             // Over the loopback a datagram is there, or never will be.
             while here.recv_batch(&mut batch).is_ok() {
-                for mut train in batch.trains() {
-                    came.extend(train.datagrams().map(|datagram| datagram.to_vec()));
+                for mut buffer in batch.buffers() {
+                    came.extend(buffer.datagrams().map(|datagram| datagram.to_vec()));
                 }
             }
         }

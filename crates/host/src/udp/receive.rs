@@ -1,4 +1,5 @@
-//! Receiving: many messages in one call, each perhaps a train of datagrams.
+//! Receiving: many messages in one call, each of which may hold several datagrams
+//! that the kernel joined (GRO).
 
 use std::io;
 use std::mem::size_of;
@@ -23,7 +24,7 @@ const CONTROL_LEN: usize = 64;
 #[repr(C, align(8))]
 struct Control([u8; CONTROL_LEN]);
 
-/// What the kernel said of one message.
+/// The properties of one message, as the kernel reported them.
 #[derive(Clone, Copy)]
 struct Arrived {
     from: Option<SocketAddr>,
@@ -45,8 +46,8 @@ pub struct RecvBatch {
 
 /// One message: a single datagram, or several of equal length (but for the
 /// last, which may be shorter) from one sender, joined by the kernel.
-pub struct Train<'a> {
-    /// Who sent it.
+pub struct GroBuffer<'a> {
+    /// The sender.
     pub from: SocketAddr,
     /// Length of each datagram in bytes, but for the last. Not zero.
     pub segment_len: usize,
@@ -54,7 +55,7 @@ pub struct Train<'a> {
     pub data: &'a mut [u8],
 }
 
-impl<'a> Train<'a> {
+impl<'a> GroBuffer<'a> {
     /// The datagrams one by one.
     pub fn datagrams(&mut self) -> impl Iterator<Item = &mut [u8]> {
         self.data.chunks_mut(self.segment_len)
@@ -86,12 +87,12 @@ impl RecvBatch {
     }
 
     /// The messages of the last [`UdpSocket::recv_batch`].
-    pub fn trains(&mut self) -> impl Iterator<Item = Train<'_>> {
+    pub fn buffers(&mut self) -> impl Iterator<Item = GroBuffer<'_>> {
         self.buffers
             .chunks_exact_mut(MAX_MESSAGE_LEN)
             .zip(&self.arrived[..self.filled])
             .filter_map(|(buffer, arrived)| {
-                Some(Train {
+                Some(GroBuffer {
                     from: arrived.from?,
                     segment_len: arrived.segment_len,
                     data: &mut buffer[..arrived.len],

@@ -1,5 +1,5 @@
-//! Sending: trains for many peers in one call, and what to do when a route or
-//! a driver will not take trains.
+//! Sending: joined datagrams for many peers in one call (GSO), and single ones when a
+//! route or a driver refuses joined ones.
 
 use std::io;
 use std::mem::size_of;
@@ -17,7 +17,7 @@ const BATCH: usize = 32;
 const CONTROL_LEN: usize = 24;
 
 /// Datagrams for one destination: `payload` cut into pieces of `segment_len`
-/// bytes, the last perhaps shorter. May be longer than one train.
+/// bytes, the last perhaps shorter. May be more than the kernel takes joined.
 #[derive(Clone, Copy, Debug)]
 pub struct Datagrams<'a> {
     /// Where to.
@@ -168,7 +168,7 @@ impl UdpSocket {
     }
 }
 
-/// A batch on its way, and what is known of trains at this moment.
+/// A batch on its way, and the memory of refusals of GSO.
 struct Line<'a, 'b> {
     batch: &'a [Datagrams<'b>],
     gso: Option<&'a GsoMemory>,
@@ -197,8 +197,8 @@ impl Line<'_, '_> {
                     let Some(last) = taken.last() else {
                         break;
                     };
-                    let trains = taken.iter().any(|piece| piece.segments > 1);
-                    if let Some(gso) = self.gso.filter(|_| trains) {
+                    let joined = taken.iter().any(|piece| piece.segments > 1);
+                    if let Some(gso) = self.gso.filter(|_| joined) {
                         gso.accepted();
                     }
                     outcome.datagrams += taken.iter().map(|piece| piece.segments).sum::<usize>();
@@ -339,8 +339,8 @@ impl Control {
 /// one forget each other, which costs a repeated refusal and no more.
 const SLOTS: usize = 256;
 
-/// EIO refusals in a row, without an accepted train in between, after which
-/// the driver is believed.
+/// EIO refusals in a row, without accepted joined datagrams in between, after which
+/// GSO is off for the whole socket.
 const DRIVER_REFUSALS: u32 = 8;
 
 /// Which destinations get single datagrams for now, without locks.
@@ -450,8 +450,8 @@ mod tests {
         Takes(usize),
         /// It refuses the first.
         Refuses(libc::c_int),
-        /// It refuses trains, and takes what is none.
-        NoTrains(libc::c_int),
+        /// It refuses joined datagrams, and takes single ones.
+        NoGso(libc::c_int),
     }
 
     fn answer() -> impl Strategy<Value = Answer> {
@@ -467,11 +467,11 @@ mod tests {
             libc::ENETDOWN,
             libc::ENOMEM,
         ]);
-        let no_trains = prop::sample::select(vec![libc::EIO, libc::EINVAL, libc::EMSGSIZE]);
+        let no_gso = prop::sample::select(vec![libc::EIO, libc::EINVAL, libc::EMSGSIZE]);
         prop_oneof![
             3 => (1usize..40).prop_map(Answer::Takes),
             2 => trouble.prop_map(Answer::Refuses),
-            1 => no_trains.prop_map(Answer::NoTrains),
+            1 => no_gso.prop_map(Answer::NoGso),
         ]
     }
 
@@ -513,7 +513,7 @@ mod tests {
                             Some(Answer::Refuses(code)) => {
                                 return Err(io::Error::from_raw_os_error(*code));
                             }
-                            Some(Answer::NoTrains(code)) => {
+                            Some(Answer::NoGso(code)) => {
                                 let single = |piece: &&Piece| piece.segments == 1;
                                 match pieces.iter().take_while(single).count() {
                                     0 => return Err(io::Error::from_raw_os_error(*code)),
@@ -557,7 +557,7 @@ mod tests {
             }
             prop_assert!(sent.next().is_none(), "one entry after the other");
             prop_assert_eq!(datagrams, counted);
-            // A train that is refused is no loss, whatever the reason given.
+            // Refused joined datagrams are not lost, whatever the reason given.
             for (_, code) in failures {
                 prop_assert!(code != libc::EAGAIN && code != libc::EINTR);
             }

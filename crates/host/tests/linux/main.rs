@@ -9,10 +9,10 @@
 
 mod forwarding;
 mod full_disk;
+mod gso;
 mod link_changes;
 mod policy_routing;
 mod queues;
 mod resolv_conf;
 mod superpackets;
 mod support;
-mod trains;

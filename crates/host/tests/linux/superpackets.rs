@@ -74,7 +74,7 @@ fn a_tcp_stream_travels_in_superpackets_both_ways() {
 }
 
 #[test]
-fn a_udp_train_is_read_in_one_piece_where_the_kernel_can() {
+fn a_udp_superpacket_is_read_whole_where_the_kernel_can() {
     with_tun(|| {
         let tun = tunnel();
         if !tun.offloads().udp {

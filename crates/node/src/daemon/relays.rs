@@ -18,8 +18,8 @@ use warren_dial::Dialer;
 use warren_dial::derp::{ConnectOptions, DerpReceiver, DerpSender, connect, https_latency};
 use warren_keys::{NodePublic, NodeSecret};
 use warren_node_core::node::{LinkId, NodeInput};
-use warren_packet_threads::{RelayBatch, RelayFeed, RelayPorts};
-use warren_wire::relay_train;
+use warren_packet_threads::{RelayFeed, RelayPorts, RelayedPackets};
+use warren_wire::relay_batch;
 use warren_wire::wireguard::is_transport;
 
 use super::{Inbox, Message};
@@ -209,7 +209,7 @@ impl Task {
     /// Hands on what comes until the connection ends; returns the reason.
     async fn receive(&self, mut receiver: DerpReceiver) -> String {
         loop {
-            let mut batch = RelayBatch::new(self.region);
+            let mut batch = RelayedPackets::new(self.region);
             match receiver.recv().await {
                 Err(error) => return error.to_string(),
                 Ok(events) => {
@@ -228,7 +228,7 @@ impl Task {
         }
     }
 
-    fn sort(&self, event: Event<'_>, batch: &mut RelayBatch) {
+    fn sort(&self, event: Event<'_>, batch: &mut RelayedPackets) {
         let (region, link) = (self.region, self.link);
         let input = match event {
             Event::Packet { from, packet } if is_transport(packet) => {
@@ -236,7 +236,7 @@ impl Task {
                 return;
             }
             Event::Packet { from, packet } => {
-                if let Some((segment_len, datagrams)) = relay_train::split(packet) {
+                if let Some((segment_len, datagrams)) = relay_batch::split(packet) {
                     batch.push(from, datagrams, segment_len);
                     return;
                 }

@@ -1,6 +1,6 @@
-//! ChaCha20-Poly1305 under one key, for one packet and for a train of them.
+//! ChaCha20-Poly1305 under one key, for one packet and for a batch of them.
 //!
-//! One packet goes to the library. A train, that is datagrams of one length
+//! One packet goes to the library. A batch, that is datagrams of one length
 //! behind each other, pays the library's fixed costs once per packet: the
 //! start of a cipher for a one-time key, powers of that key, the end of the
 //! key stream that no packet needs. Where the processor has AVX2, [`avx2`]
@@ -21,10 +21,10 @@ use warren_keys::noise::MessageKey;
 use warren_wire::wireguard::{TAG_LEN, TRANSPORT_HEADER_LEN};
 
 /// Most datagrams that are sealed or opened in one go.
-pub const MAX_TRAIN: usize = 64;
+pub const MAX_BATCH: usize = 64;
 /// Fewer datagrams go to the library, one by one: filling and draining the
 /// pipeline would cost what it gains.
-pub const MIN_TRAIN: usize = 4;
+pub const MIN_BATCH: usize = 4;
 
 /// Which implementation of ChaCha20-Poly1305 sessions use. All give the same bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -83,36 +83,36 @@ impl Cipher {
         content.map(|content| content.len()).map_err(|_| Refused)
     }
 
-    /// Seals as many datagrams at the front of `train` as are faster together,
+    /// Seals as many datagrams at the front of `batch` as are faster together,
     /// and says how many. All have `segment_len` bytes and their headers.
     #[inline]
-    pub(crate) fn seal_together(&self, train: &mut [u8], segment_len: usize) -> usize {
-        let count = together(train.len(), segment_len);
+    pub(crate) fn seal_together(&self, batch: &mut [u8], segment_len: usize) -> usize {
+        let count = together(batch.len(), segment_len);
         #[cfg(target_arch = "x86_64")]
-        if let (Some(key), Some(train)) = (&self.avx2, train.get_mut(..count * segment_len)) {
-            return if key.seal(train, segment_len) {
+        if let (Some(key), Some(batch)) = (&self.avx2, batch.get_mut(..count * segment_len)) {
+            return if key.seal(batch, segment_len) {
                 count
             } else {
                 0
             };
         }
-        _ = (train, count);
+        _ = (batch, count);
         0
     }
 
-    /// Opens as many datagrams at the front of `train` as are faster together:
+    /// Opens as many datagrams at the front of `batch` as are faster together:
     /// how many, and a bit for each that authenticates. The content of the
     /// others is zeroed.
     #[inline]
-    pub(crate) fn open_together(&self, train: &mut [u8], segment_len: usize) -> (usize, u64) {
-        let count = together(train.len(), segment_len);
+    pub(crate) fn open_together(&self, batch: &mut [u8], segment_len: usize) -> (usize, u64) {
+        let count = together(batch.len(), segment_len);
         #[cfg(target_arch = "x86_64")]
-        if let (Some(key), Some(train)) = (&self.avx2, train.get_mut(..count * segment_len)) {
-            let Some(right) = key.open(train, segment_len) else {
+        if let (Some(key), Some(batch)) = (&self.avx2, batch.get_mut(..count * segment_len)) {
+            let Some(right) = key.open(batch, segment_len) else {
                 return (0, 0);
             };
             if right.count_ones() as usize != count {
-                for (i, datagram) in train.chunks_exact_mut(segment_len).enumerate() {
+                for (i, datagram) in batch.chunks_exact_mut(segment_len).enumerate() {
                     let forged = right & (1 << i) == 0;
                     let content = datagram.get_mut(TRANSPORT_HEADER_LEN..);
                     content.filter(|_| forged).unwrap_or_default().fill(0);
@@ -120,7 +120,7 @@ impl Cipher {
             }
             return (count, right);
         }
-        _ = (train, count);
+        _ = (batch, count);
         (0, 0)
     }
 }
@@ -128,8 +128,8 @@ impl Cipher {
 /// How many datagrams at the front of `len` bytes to work on in one go.
 #[inline]
 fn together(len: usize, segment_len: usize) -> usize {
-    let whole = len.checked_div(segment_len).unwrap_or(0).min(MAX_TRAIN);
-    if whole < MIN_TRAIN {
+    let whole = len.checked_div(segment_len).unwrap_or(0).min(MAX_BATCH);
+    if whole < MIN_BATCH {
         return 0;
     }
     whole & !1

@@ -94,7 +94,7 @@ impl Post {
             for (datagram, number) in batch.chunks_exact_mut(len).zip(sent..) {
                 self.write(datagram, 0, port, number, size);
             }
-            if session.seal_train(counter, &mut batch, len).is_ok()
+            if session.seal_batch(counter, &mut batch, len).is_ok()
                 && lines[0].socket.send_gso(to, &batch, len).is_ok()
             {
                 sent += TOGETHER as u64;

@@ -33,7 +33,7 @@ use warren_keys::noise::MessageKey;
 
 use chacha20::{Memory, Rows, bytes, double_round, mix, quarter_rounds};
 use poly1305::block;
-use schedule::{Schedule, Train, Unit};
+use schedule::{Batch, Schedule, Unit};
 use tags::Tags;
 
 /// What a packet gives to its chain between two double rounds: three blocks.
@@ -75,33 +75,33 @@ impl Key {
     /// Seals datagrams of `stride` bytes. `false`, and nothing done, when
     /// they are not a number that goes in pairs.
     pub(super) fn seal(&self, buffer: &mut [u8], stride: usize) -> bool {
-        let Some(mut train) = Train::new(buffer, stride) else {
+        let Some(mut batch) = Batch::new(buffer, stride) else {
             return false;
         };
         // SAFETY: there is a `Key` only where the features were found.
-        unsafe { work::<false>(self, &mut train) };
+        unsafe { work::<false>(self, &mut batch) };
         true
     }
 
     /// Opens datagrams of `stride` bytes: a bit for each that authenticates.
     /// The content of the others must not be used.
     pub(super) fn open(&self, buffer: &mut [u8], stride: usize) -> Option<u64> {
-        let mut train = Train::new(buffer, stride)?;
+        let mut batch = Batch::new(buffer, stride)?;
         // SAFETY: there is a `Key` only where the features were found.
-        Some(unsafe { work::<true>(self, &mut train) })
+        Some(unsafe { work::<true>(self, &mut batch) })
     }
 }
 
-/// Seals or opens all packets of the train. The counters stand in their
+/// Seals or opens all packets of the batch. The counters stand in their
 /// headers. Returns which tags were right, when opening.
 #[target_feature(enable = "avx2,bmi2")]
-fn work<const OPEN: bool>(key: &Key, train: &mut Train<'_>) -> u64 {
+fn work<const OPEN: bool>(key: &Key, batch: &mut Batch<'_>) -> u64 {
     let Key {
         words: key,
         nonce_prefix,
     } = key;
     let prefix = nonce_prefix.cast_signed();
-    let len = train.content_len();
+    let len = batch.content_len();
     let mut memory = Memory::NEW;
     let mut tags = Tags::<OPEN>::new();
     let mut schedule = Schedule {
@@ -111,12 +111,12 @@ fn work<const OPEN: bool>(key: &Key, train: &mut Train<'_>) -> u64 {
     loop {
         let mut units = [Unit::default(); UNITS];
         let mut count = 0;
-        let four = schedule.next_four(train);
+        let four = schedule.next_four(batch);
         let fourth = if let Some(unit) = four {
-            one_pair(train, unit, prefix)
+            one_pair(batch, unit, prefix)
         } else {
             while count < UNITS {
-                let Some(unit) = schedule.next(train) else {
+                let Some(unit) = schedule.next(batch) else {
                     break;
                 };
                 units[count] = unit;
@@ -125,10 +125,10 @@ fn work<const OPEN: bool>(key: &Key, train: &mut Train<'_>) -> u64 {
             if count == 0 {
                 break;
             }
-            any(train, &units, prefix)
+            any(batch, &units, prefix)
         };
         let mut rows = Rows::start(&mut memory, key, fourth);
-        rounds(&mut rows, &mut memory, &mut tags, train);
+        rounds(&mut rows, &mut memory, &mut tags, batch);
         let stream = rows.finish(&memory, key, fourth);
         let [first, second] = [&stream[..UNITS], &stream[UNITS..]];
 
@@ -136,11 +136,11 @@ fn work<const OPEN: bool>(key: &Key, train: &mut Train<'_>) -> u64 {
             let from = (unit.block as usize - 1) * BLOCK;
             let to = from + UNITS * BLOCK;
             if OPEN {
-                tags.read_before(train, unit.pair, to);
+                tags.read_before(batch, unit.pair, to);
             }
             for (side, stream) in [first, second].into_iter().enumerate() {
-                let start = train.start(unit.pair, side);
-                let text = train.buffer[start + from..start + to].as_chunks_mut().0;
+                let start = batch.start(unit.pair, side);
+                let text = batch.buffer[start + from..start + to].as_chunks_mut().0;
                 for (text, stream) in text.iter_mut().zip(stream) {
                     mix(text, *stream);
                 }
@@ -154,7 +154,7 @@ fn work<const OPEN: bool>(key: &Key, train: &mut Train<'_>) -> u64 {
         for (i, unit) in units.iter().enumerate().take(count) {
             let Some(before) = unit.block.checked_sub(1) else {
                 let free = |tags: &Tags<OPEN>| unit.pair < tags.pair + 2 * BATCH;
-                tags.catch_up(train, free);
+                tags.catch_up(batch, free);
                 tags.store[unit.pair % (2 * BATCH)] = [one_time(first[i]), one_time(second[i])];
                 tags.stored = unit.pair + 1;
                 continue;
@@ -162,11 +162,11 @@ fn work<const OPEN: bool>(key: &Key, train: &mut Train<'_>) -> u64 {
             let from = before as usize * BLOCK;
             let to = len.min(from + BLOCK);
             if OPEN {
-                tags.read_before(train, unit.pair, to);
+                tags.read_before(batch, unit.pair, to);
             }
             for (side, stream) in [first[i], second[i]].into_iter().enumerate() {
-                let start = train.start(unit.pair, side);
-                let text = &mut train.buffer[start + from..start + to];
+                let start = batch.start(unit.pair, side);
+                let text = &mut batch.buffer[start + from..start + to];
                 if let Ok(text) = text.try_into() {
                     mix(text, stream);
                 } else {
@@ -183,8 +183,8 @@ fn work<const OPEN: bool>(key: &Key, train: &mut Train<'_>) -> u64 {
             };
         }
     }
-    let pairs = train.pairs;
-    tags.catch_up(train, |tags| tags.pair == pairs);
+    let pairs = batch.pairs;
+    tags.catch_up(batch, |tags| tags.pair == pairs);
     tags.forget_keys();
     memory.multipliers.as_flattened_mut().zeroize();
     memory.third.as_flattened_mut().zeroize();
@@ -198,13 +198,13 @@ fn rounds<const OPEN: bool>(
     rows: &mut Rows,
     memory: &mut Memory,
     tags: &mut Tags<OPEN>,
-    train: &mut Train<'_>,
+    batch: &mut Batch<'_>,
 ) {
     let mut v = *rows;
     let mut left = STEPS_PER_PASS;
     while left > 0 {
         if tags.steps() == 0 {
-            tags.turn(train);
+            tags.turn(batch);
         }
         let steps = tags.steps().min(left);
         if steps == 0 {
@@ -215,7 +215,7 @@ fn rounds<const OPEN: bool>(
             }
             break;
         }
-        let [x, y] = tags.texts(train, steps);
+        let [x, y] = tags.texts(batch, steps);
         let [mut a, mut b] = tags.chains;
         memory.multipliers = [tags.keys[0].multiplier, tags.keys[1].multiplier];
         let m = &raw mut *memory;
@@ -248,8 +248,8 @@ fn rounds<const OPEN: bool>(
 /// belongs to the first of the pair.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn one_pair(train: &Train<'_>, first: Unit, prefix: i32) -> [__m256i; 4] {
-    let [a, b] = train.counters(first.pair);
+fn one_pair(batch: &Batch<'_>, first: Unit, prefix: i32) -> [__m256i; 4] {
+    let [a, b] = batch.counters(first.pair);
     let halves =
         |a: u64, b: u64| _mm256_set_m128i(_mm_set1_epi32(b as i32), _mm_set1_epi32(a as i32));
     let offsets = _mm256_setr_epi32(0, 1, 2, 3, 0, 1, 2, 3);
@@ -264,8 +264,8 @@ fn one_pair(train: &Train<'_>, first: Unit, prefix: i32) -> [__m256i; 4] {
 /// The fourth row for any four units.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn any(train: &Train<'_>, units: &[Unit; UNITS], prefix: i32) -> [__m256i; 4] {
-    let [n0, n1, n2, n3] = units.map(|unit| train.counters(unit.pair));
+fn any(batch: &Batch<'_>, units: &[Unit; UNITS], prefix: i32) -> [__m256i; 4] {
+    let [n0, n1, n2, n3] = units.map(|unit| batch.counters(unit.pair));
     let [b0, b1, b2, b3] = units.map(|unit| unit.block as i32);
     let row = |shift: u32| {
         let word = |counter: u64| (counter >> shift) as i32;

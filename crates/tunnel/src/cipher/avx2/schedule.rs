@@ -1,25 +1,25 @@
-//! Where the packets of a train lie, and in which order their key stream is
+//! Where the packets of a batch lie, and in which order their key stream is
 //! made.
 
 use warren_wire::wireguard::{TAG_LEN as TAG, TRANSPORT_HEADER_LEN as HEADER};
 
 use super::{BATCH, BLOCK, UNITS};
-use crate::cipher::MAX_TRAIN;
+use crate::cipher::MAX_BATCH;
 
 /// Packets of the same length behind each other.
-pub(super) struct Train<'a> {
+pub(super) struct Batch<'a> {
     pub(super) buffer: &'a mut [u8],
     pub(super) stride: usize,
     pub(super) pairs: usize,
 }
 
-impl<'a> Train<'a> {
-    /// A train of packets of `stride` bytes in all of `buffer`; `None` when
+impl<'a> Batch<'a> {
+    /// A batch of packets of `stride` bytes in all of `buffer`; `None` when
     /// they have no content, or are none, too many or an odd number.
     pub(super) fn new(buffer: &'a mut [u8], stride: usize) -> Option<Self> {
         let pairs = buffer.len().checked_div(stride)? / 2;
         let fits = stride > HEADER + TAG
-            && (1..=MAX_TRAIN / 2).contains(&pairs)
+            && (1..=MAX_BATCH / 2).contains(&pairs)
             && buffer.len() == 2 * pairs * stride;
         fits.then_some(Self {
             buffer,
@@ -67,9 +67,9 @@ pub(super) struct Schedule {
 
 impl Schedule {
     #[inline]
-    pub(super) fn next(&mut self, train: &Train<'_>) -> Option<Unit> {
+    pub(super) fn next(&mut self, batch: &Batch<'_>) -> Option<Unit> {
         let Unit { pair, block } = self.next;
-        let asked_for = (pair + 2).next_multiple_of(BATCH).min(train.pairs);
+        let asked_for = (pair + 2).next_multiple_of(BATCH).min(batch.pairs);
         if self.keys < asked_for {
             self.keys += 1;
             return Some(Unit {
@@ -77,10 +77,10 @@ impl Schedule {
                 block: 0,
             });
         }
-        if pair == train.pairs {
+        if pair == batch.pairs {
             return None;
         }
-        self.next = if block as usize * BLOCK < train.content_len() {
+        self.next = if block as usize * BLOCK < batch.content_len() {
             Unit {
                 pair,
                 block: block + 1,
@@ -97,15 +97,15 @@ impl Schedule {
     /// The next four units where they are whole blocks of one pair: the
     /// first of them.
     #[inline]
-    pub(super) fn next_four(&mut self, train: &Train<'_>) -> Option<Unit> {
+    pub(super) fn next_four(&mut self, batch: &Batch<'_>) -> Option<Unit> {
         let unit = self.next;
-        let whole = (unit.block as usize - 1 + UNITS) * BLOCK <= train.content_len();
-        let keyed = self.keys >= (unit.pair + 2).next_multiple_of(BATCH).min(train.pairs);
-        if unit.pair == train.pairs || !keyed || !whole {
+        let whole = (unit.block as usize - 1 + UNITS) * BLOCK <= batch.content_len();
+        let keyed = self.keys >= (unit.pair + 2).next_multiple_of(BATCH).min(batch.pairs);
+        if unit.pair == batch.pairs || !keyed || !whole {
             return None;
         }
         self.next.block += UNITS as u32;
-        if (self.next.block as usize - 1) * BLOCK >= train.content_len() {
+        if (self.next.block as usize - 1) * BLOCK >= batch.content_len() {
             self.next = Unit {
                 pair: unit.pair + 1,
                 block: 1,

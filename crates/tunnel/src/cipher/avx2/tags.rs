@@ -1,4 +1,4 @@
-//! The tags of a train, which follow behind its encryption or go ahead of its
+//! The tags of a batch, which follow behind its encryption or go ahead of its
 //! decryption.
 
 use subtle::ConstantTimeEq as _;
@@ -6,7 +6,7 @@ use warren_wire::wireguard::TAG_LEN as TAG;
 use zeroize::Zeroize as _;
 
 use super::poly1305::{Accumulator, OneTimeKey};
-use super::schedule::{Train, Unit};
+use super::schedule::{Batch, Unit};
 use super::{BATCH, BLOCK, STEP};
 
 /// The tags of one pair after the other.
@@ -55,10 +55,10 @@ impl<const OPEN: bool> Tags<OPEN> {
     /// more can be read.
     #[inline(never)]
     #[target_feature(enable = "avx2,bmi2")]
-    pub(super) fn turn(&mut self, train: &mut Train<'_>) {
-        let len = train.content_len();
+    pub(super) fn turn(&mut self, batch: &mut Batch<'_>) {
+        let len = batch.content_len();
         if self.loaded && self.ciphertext(len) == len && self.position + STEP > len {
-            self.finish(train);
+            self.finish(batch);
         }
         if !self.loaded && self.pair < self.stored {
             self.keys = self.store[self.pair % (2 * BATCH)].map(OneTimeKey::new);
@@ -82,13 +82,13 @@ impl<const OPEN: bool> Tags<OPEN> {
     }
 
     #[target_feature(enable = "avx2,bmi2")]
-    pub(super) fn finish(&mut self, train: &mut Train<'_>) {
-        let len = train.content_len();
+    pub(super) fn finish(&mut self, batch: &mut Batch<'_>) {
+        let len = batch.content_len();
         for side in 0..2 {
-            let start = train.start(self.pair, side);
-            let rest = &train.buffer[start + self.position..start + len];
+            let start = batch.start(self.pair, side);
+            let rest = &batch.buffer[start + self.position..start + len];
             let tag = self.chains[side].finish(&self.keys[side], rest, len);
-            let place = &mut train.buffer[start + len..start + len + TAG];
+            let place = &mut batch.buffer[start + len..start + len + TAG];
             if OPEN {
                 let right = u64::from(place.ct_eq(tag.as_slice()).unwrap_u8());
                 self.right |= right << (2 * self.pair + side);
@@ -103,14 +103,14 @@ impl<const OPEN: bool> Tags<OPEN> {
     /// Goes on until `done`, without a key stream beside it.
     #[inline]
     #[target_feature(enable = "avx2,bmi2")]
-    pub(super) fn catch_up(&mut self, train: &mut Train<'_>, done: impl Fn(&Self) -> bool) {
+    pub(super) fn catch_up(&mut self, batch: &mut Batch<'_>, done: impl Fn(&Self) -> bool) {
         while !done(self) {
             if self.steps() == 0 {
-                self.turn(train);
+                self.turn(batch);
                 continue;
             }
             let [mut a, mut b] = self.chains;
-            let [x, y] = self.texts(train, 1);
+            let [x, y] = self.texts(batch, 1);
             for (x, y) in x
                 .as_flattened()
                 .as_chunks()
@@ -128,10 +128,10 @@ impl<const OPEN: bool> Tags<OPEN> {
 
     /// What the next steps read.
     #[inline]
-    pub(super) fn texts<'t>(&self, train: &'t Train<'_>, steps: usize) -> [&'t [[u8; STEP]]; 2] {
+    pub(super) fn texts<'t>(&self, batch: &'t Batch<'_>, steps: usize) -> [&'t [[u8; STEP]]; 2] {
         [0, 1].map(|side| {
-            let start = train.start(self.pair, side) + self.position;
-            train.buffer[start..start + steps * STEP].as_chunks().0
+            let start = batch.start(self.pair, side) + self.position;
+            batch.buffer[start..start + steps * STEP].as_chunks().0
         })
     }
 
@@ -139,8 +139,8 @@ impl<const OPEN: bool> Tags<OPEN> {
     /// decrypted.
     #[inline]
     #[target_feature(enable = "avx2,bmi2")]
-    pub(super) fn read_before(&mut self, train: &mut Train<'_>, pair: usize, position: usize) {
-        self.catch_up(train, |tags| {
+    pub(super) fn read_before(&mut self, batch: &mut Batch<'_>, pair: usize, position: usize) {
+        self.catch_up(batch, |tags| {
             tags.pair > pair || tags.pair == pair && tags.loaded && tags.position >= position
         });
     }

@@ -8,7 +8,7 @@ use super::Key;
 use super::poly1305::{Accumulator, OneTimeKey};
 use crate::Aead;
 use crate::cipher::wycheproof::{Vector, vectors};
-use crate::cipher::{Cipher, MAX_TRAIN, MIN_TRAIN};
+use crate::cipher::{Cipher, MAX_BATCH, MIN_BATCH};
 
 /// The first 32 bytes of ChaCha20's block 0 (RFC 8439, section 2.6), by the plain
 /// rules of section 2.3.
@@ -99,7 +99,7 @@ fn kernel_passes_all_vectors_without_their_associated_data() {
             .unwrap();
         assert!(expected.starts_with(&vector.ciphertext), "vector {id}");
 
-        for count in [2, MIN_TRAIN, 10, MAX_TRAIN] {
+        for count in [2, MIN_BATCH, 10, MAX_BATCH] {
             let datagram = |content: &[u8]| [&[0; 8], counter, content].concat();
             let plain = datagram(&[&vector.message[..], &[0; TAG_LEN]].concat());
             let stride = plain.len();

@@ -13,7 +13,7 @@ use warren_dataplane::{DropReason, Drops, Outbound};
 use warren_keys::NodePublic;
 use warren_node_types::Destination;
 use warren_tunnel::Source;
-use warren_wire::relay_train::{self, NOTE};
+use warren_wire::relay_batch::{self, NOTE};
 use warren_wire::wireguard::is_transport;
 
 const REGION: RegionId = RegionId(7);
@@ -42,7 +42,7 @@ fn carry(pair: &mut Pair) -> Vec<usize> {
             let len = packet.len();
             pair.arrive(from, packet, len);
         } else {
-            let (len, datagrams) = relay_train::split(&mut packet).unwrap();
+            let (len, datagrams) = relay_batch::split(&mut packet).unwrap();
             pair.arrive(from, datagrams.to_vec(), len);
         }
     }
@@ -78,7 +78,7 @@ fn hear(pair: &mut Pair, note: &[u8]) {
 }
 
 #[test]
-fn trains_go_together_once_the_peer_has_said_so() {
+fn batches_go_together_once_the_peer_has_said_so() {
     let mut pair = pair();
     pair.send(&segments(0, 60_000).frame(Some(1_208)));
     let lengths = carry(&mut pair);
@@ -94,7 +94,7 @@ fn trains_go_together_once_the_peer_has_said_so() {
     assert!(
         lengths
             .iter()
-            .all(|len| *len <= relay_train::HEADER_LEN + relay_train::MAX_BYTES)
+            .all(|len| *len <= relay_batch::HEADER_LEN + relay_batch::MAX_BYTES)
     );
     let got: Vec<u8> = pair
         .host
@@ -125,11 +125,11 @@ fn one_alone_stays_alone() {
 /// The word is bound to the session, because the peer's next program may be
 /// another one.
 #[test]
-fn another_session_starts_without_trains() {
+fn another_session_starts_without_batches() {
     let mut pair = pair();
     hear(&mut pair, &NOTE);
     let session = |pair: &Pair| pair.views[0].peers[1].as_ref().unwrap().session.clone();
-    assert!(session(&pair).unwrap().takes_trains());
+    assert!(session(&pair).unwrap().takes_batches());
     let fresh = support::sessions(pair.now)[0].clone();
     pair.views[0] = support::with_peer(&pair.views[0], |peer| peer.session = Some(fresh));
     pair.send(&segments(0, 60_000).frame(Some(1_208)));

@@ -14,20 +14,20 @@
 //! them is authenticated one by one, as ever.
 //!
 //! **Who knows it.** A node that gets single packets through a relay says that it
-//! takes trains, with a [`NOTE`] inside the tunnel: content of a transport message
+//! takes batches, with a [`NOTE`] inside the tunnel: content of a transport message
 //! that is no IP packet, which WireGuard's receivers drop. The word counts for
 //! that session only, so that nobody is sent what its next program, or the same
 //! one in an older version, would not understand.
 
 use crate::wireguard::TRANSPORT_OVERHEAD;
 
-/// Content of a transport message: "I take trains through relays". The first
+/// Content of a transport message: "I take batches through relays". The first
 /// four bits, where IP has its version, are zero.
 pub const NOTE: [u8; 5] = [0x00, b'W', b'R', b'T', 0x01];
 
 /// Bytes in front of the datagrams.
 pub const HEADER_LEN: usize = 8;
-/// Most bytes of datagrams in one train: with all headers it fits into one
+/// Most bytes of datagrams in one batch: with all headers it fits into one
 /// record of TLS, and a relay that drops it does not drop much.
 pub const MAX_BYTES: usize = 16 * 1024 - 128;
 
@@ -50,7 +50,7 @@ pub fn header(segment_len: usize) -> Option<[u8; HEADER_LEN]> {
     Some([a, b, c, d, high, low, 0, 0])
 }
 
-/// The datagrams of a packet that is a train, and the length of each but the
+/// The datagrams of a packet that is a batch, and the length of each but the
 /// last, which may be smaller.
 #[must_use]
 #[inline]
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_train_of_one_or_of_nothing_is_none() {
+    fn a_batch_of_one_or_of_nothing_is_none() {
         for (segment_len, bytes) in [(100, 100), (100, 0), (31, 100), (0, 100)] {
             let mut packet = header(segment_len).unwrap().to_vec();
             packet.resize(HEADER_LEN + bytes, 0);

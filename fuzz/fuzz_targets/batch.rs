@@ -6,7 +6,7 @@ use std::time::Instant;
 use libfuzzer_sys::fuzz_target;
 use warren_fuzz::{damage, steps};
 use warren_keys::noise::MessageKey;
-use warren_tunnel::{MAX_TRAIN, Role, Session};
+use warren_tunnel::{MAX_BATCH, Role, Session};
 use warren_wire::wireguard::{TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD};
 
 fuzz_target!(|bytes: &[u8]| {
@@ -28,7 +28,7 @@ fuzz_target!(|bytes: &[u8]| {
         let [low, high, place, pattern] = *head;
         let len = usize::from(u16::from_le_bytes([low, high])) % 1_600;
         let segment_len = len + TRANSPORT_OVERHEAD;
-        let count = 1 + usize::from(step.kind) % (MAX_TRAIN + 6);
+        let count = 1 + usize::from(step.kind) % (MAX_BATCH + 6);
         let last = usize::from(step.arg) * len / 255;
         let total = (count - 1) * segment_len + last + TRANSPORT_OVERHEAD;
         let align = usize::from(step.arg % 64);
@@ -44,7 +44,7 @@ fuzz_target!(|bytes: &[u8]| {
             number = number.wrapping_add(1);
         }
         let mut together = plain.clone();
-        near.seal_train(counter, &mut together[align..], segment_len)
+        near.seal_batch(counter, &mut together[align..], segment_len)
             .expect("there is room");
         assert!(together == one_by_one, "sealed otherwise");
 
@@ -52,11 +52,11 @@ fuzz_target!(|bytes: &[u8]| {
         let end = together.len().min(hurt + segment_len);
         damage(&mut together[hurt..end], &[place, pattern]);
         damage(&mut one_by_one[hurt..end], &[place, pattern]);
-        let opened = far.open_train(&mut together[align..], segment_len);
+        let opened = far.open_batch(&mut together[align..], segment_len);
         let both = together[align..]
             .chunks(segment_len)
             .zip(one_by_one[align..].chunks_mut(segment_len));
-        for (i, (datagram, alone)) in both.enumerate().take(MAX_TRAIN) {
+        for (i, (datagram, alone)) in both.enumerate().take(MAX_BATCH) {
             let expected = far.open_in_place(alone);
             let got = opened.get(i, datagram);
             assert_eq!(got.is_ok(), expected.is_ok());

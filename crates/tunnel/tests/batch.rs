@@ -1,4 +1,4 @@
-//! A train gives what its datagrams give one by one, whatever their length,
+//! A batch gives what its datagrams give one by one, whatever their length,
 //! their place in memory and their number; and what is forged in it comes to
 //! nothing, alone.
 #![allow(clippy::unwrap_used)]
@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use proptest::prelude::*;
 use warren_keys::noise::MessageKey;
-use warren_tunnel::{Aead, MAX_TRAIN, OpenError, REJECT_AFTER_MESSAGES, Role, Session};
+use warren_tunnel::{Aead, MAX_BATCH, OpenError, REJECT_AFTER_MESSAGES, Role, Session};
 
 const HEADER: usize = 16;
 const TAG: usize = 16;
@@ -25,7 +25,7 @@ fn pair(aead: Aead) -> (Session, Session) {
 
 /// Datagrams with content, to be sealed: all of `len` bytes of content but
 /// the last.
-fn train(len: usize, count: usize, last: usize) -> Vec<u8> {
+fn batch(len: usize, count: usize, last: usize) -> Vec<u8> {
     let total = (len + HEADER + TAG) * (count - 1) + last + HEADER + TAG;
     // Bytes that tell their place.
     (0..total)
@@ -33,7 +33,7 @@ fn train(len: usize, count: usize, last: usize) -> Vec<u8> {
         .collect()
 }
 
-/// Seals and opens a train at an alignment, beside its datagrams one by one.
+/// Seals and opens a batch at an alignment, beside its datagrams one by one.
 fn same_as_one_by_one(len: usize, count: usize, last: usize, align: usize, first: u64) {
     for aead in ALL {
         same_with(aead, len, count, last, align, first);
@@ -43,7 +43,7 @@ fn same_as_one_by_one(len: usize, count: usize, last: usize, align: usize, first
 fn same_with(aead: Aead, len: usize, count: usize, last: usize, align: usize, first: u64) {
     let (near, far) = pair(aead);
     let segment_len = len + HEADER + TAG;
-    let plain = train(len, count, last);
+    let plain = batch(len, count, last);
     let mut expected = plain.clone();
     for (datagram, counter) in expected.chunks_mut(segment_len).zip(first..) {
         near.seal_in_place(counter, datagram).unwrap();
@@ -53,16 +53,16 @@ fn same_with(aead: Aead, len: usize, count: usize, last: usize, align: usize, fi
     let start = room.as_ptr().align_offset(64) + align;
     let together = &mut room[start..start + plain.len()];
     together.copy_from_slice(&plain);
-    near.seal_train(first, together, segment_len).unwrap();
+    near.seal_batch(first, together, segment_len).unwrap();
     let context = format!("{aead:?}, {count} of {len}, last {last}, at {align}");
     assert!(together == expected, "sealed otherwise: {context}");
 
-    let opened = far.open_train(together, segment_len);
+    let opened = far.open_batch(together, segment_len);
     let all = together
         .chunks(segment_len)
         .zip(plain.chunks(segment_len))
         .zip(first..);
-    for (i, ((datagram, plain), counter)) in all.enumerate().take(MAX_TRAIN) {
+    for (i, ((datagram, plain), counter)) in all.enumerate().take(MAX_BATCH) {
         let (number, content) = opened.get(i, datagram).unwrap();
         assert_eq!(number, counter, "{context}");
         let plain = &plain[HEADER..plain.len() - TAG];
@@ -105,13 +105,13 @@ fn short_buffers_are_refused() {
 
 fn short_buffers_are_refused_by(aead: Aead) {
     let (near, far) = pair(aead);
-    assert!(near.seal_train(0, &mut [0; 4 * 31], 31).is_err());
-    assert!(near.seal_train(0, &mut [0; 8 * 64 + 31], 64).is_err());
-    assert!(near.seal_train(0, &mut [0; 64], 0).is_err());
-    assert!(near.seal_train(0, &mut [], 64).is_ok());
+    assert!(near.seal_batch(0, &mut [0; 4 * 31], 31).is_err());
+    assert!(near.seal_batch(0, &mut [0; 8 * 64 + 31], 64).is_err());
+    assert!(near.seal_batch(0, &mut [0; 64], 0).is_err());
+    assert!(near.seal_batch(0, &mut [], 64).is_ok());
     for segment_len in [0, 1, 31, 32, 33, 64, usize::MAX] {
         let mut stranger = [4, 0, 0, 0].repeat(200);
-        let opened = far.open_train(&mut stranger, segment_len);
+        let opened = far.open_batch(&mut stranger, segment_len);
         assert_eq!(opened.get(0, &stranger), Err(OpenError::Forged));
     }
 }
@@ -124,10 +124,10 @@ fn numbers_beyond_the_limit_do_not_open() {
 
 fn numbers_beyond_the_limit_do_not_open_with(aead: Aead) {
     let (near, far) = pair(aead);
-    let mut datagrams = train(64, 8, 64);
-    near.seal_train(REJECT_AFTER_MESSAGES - 4, &mut datagrams, 96)
+    let mut datagrams = batch(64, 8, 64);
+    near.seal_batch(REJECT_AFTER_MESSAGES - 4, &mut datagrams, 96)
         .unwrap();
-    let opened = far.open_train(&mut datagrams, 96);
+    let opened = far.open_batch(&mut datagrams, 96);
     for (i, datagram) in datagrams.chunks(96).enumerate() {
         assert_eq!(opened.get(i, datagram).is_ok(), i < 4);
     }
@@ -137,7 +137,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn any_train(
+    fn any_batch(
         len in 0_usize..3_000, count in 1_usize..70, last in any::<prop::sample::Index>(),
         align in 0_usize..64, first in 0_u64..1 << 60,
     ) {
@@ -152,9 +152,9 @@ proptest! {
     ) {
         let (near, far) = pair(aead);
         let segment_len = len + HEADER + TAG;
-        let plain = train(len, count, len);
+        let plain = batch(len, count, len);
         let mut datagrams = plain.clone();
-        near.seal_train(100, &mut datagrams, segment_len).unwrap();
+        near.seal_batch(100, &mut datagrams, segment_len).unwrap();
         let sealed = datagrams.clone();
         for (place, bit) in flips {
             let place = place.index(datagrams.len());
@@ -164,7 +164,7 @@ proptest! {
             }
         }
         let damaged = datagrams.clone();
-        let opened = far.open_train(&mut datagrams, segment_len);
+        let opened = far.open_batch(&mut datagrams, segment_len);
         for i in 0..count {
             let at = i * segment_len..(i + 1) * segment_len;
             let result = opened.get(i, &datagrams[at.clone()]);
@@ -190,12 +190,12 @@ proptest! {
     ) {
         let (near, far) = pair(aead);
         let segment_len = len + HEADER + TAG;
-        let plain = train(len, counters.len(), len);
+        let plain = batch(len, counters.len(), len);
         let mut datagrams = plain.clone();
         for (datagram, counter) in datagrams.chunks_mut(segment_len).zip(&counters) {
             near.seal_in_place(*counter, datagram).unwrap();
         }
-        let opened = far.open_train(&mut datagrams, segment_len);
+        let opened = far.open_batch(&mut datagrams, segment_len);
         for (i, datagram) in datagrams.chunks(segment_len).enumerate() {
             let (counter, content) = opened.get(i, datagram).unwrap();
             prop_assert_eq!(counter, counters[i]);

@@ -1,4 +1,4 @@
-//! Trains of datagrams over the loopback: GSO out, GRO in.
+//! Joined datagrams over the loopback: GSO out, GRO in.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -18,9 +18,9 @@ fn receive(socket: &UdpSocket, count: usize) -> (Vec<(SocketAddr, Vec<u8>)>, usi
     while datagrams.len() < count {
         wait(&mut [Watch::readable(socket)], None).unwrap();
         messages += socket.recv_batch(&mut batch).unwrap();
-        for mut train in batch.trains() {
-            let from = train.from;
-            datagrams.extend(train.datagrams().map(|datagram| (from, datagram.to_vec())));
+        for mut buffer in batch.buffers() {
+            let from = buffer.from;
+            datagrams.extend(buffer.datagrams().map(|datagram| (from, datagram.to_vec())));
         }
     }
     assert_eq!(batch.cut_off(), 0);
@@ -40,14 +40,14 @@ fn expect(from: SocketAddr, payload: &[u8], segment_len: usize) -> Vec<(SocketAd
 }
 
 #[test]
-fn a_train_arrives_as_it_was_sent_in_fewer_messages() {
+fn joined_datagrams_arrive_as_sent_in_fewer_messages() {
     in_network_namespace(|| {
         for ip in [
             IpAddr::V4(Ipv4Addr::LOCALHOST),
             IpAddr::V6(Ipv6Addr::LOCALHOST),
         ] {
             let (one, two) = (socket(ip), socket(ip));
-            assert!(one.sends_trains() && two.receives_trains() && one.is_marked());
+            assert!(one.sends_gso() && two.receives_gro() && one.is_marked());
             // 40 datagrams and a shorter last one.
             let payload = payload(40 * 1200 + 77);
             let taken = one.send_gso(two.local_addr(), &payload, 1200).unwrap();
@@ -60,7 +60,7 @@ fn a_train_arrives_as_it_was_sent_in_fewer_messages() {
 }
 
 #[test]
-fn a_batch_goes_to_many_peers_and_longer_than_one_train() {
+fn a_batch_goes_to_many_peers_beyond_the_limit_of_joined_datagrams() {
     in_network_namespace(|| {
         let sender = socket(Ipv4Addr::LOCALHOST);
         let peers: Vec<UdpSocket> = (0..50).map(|_| socket(Ipv4Addr::LOCALHOST)).collect();
@@ -84,7 +84,7 @@ fn a_batch_goes_to_many_peers_and_longer_than_one_train() {
 }
 
 #[test]
-fn a_route_too_narrow_for_trains_gets_fragments() {
+fn a_route_too_narrow_for_gso_gets_fragments() {
     in_network_namespace(|| {
         ip("link set lo mtu 1000");
         let (one, two) = (socket(Ipv4Addr::LOCALHOST), socket(Ipv4Addr::LOCALHOST));
@@ -96,7 +96,7 @@ fn a_route_too_narrow_for_trains_gets_fragments() {
             assert_eq!(datagrams, expect(one.local_addr(), &payload, 1200));
         }
         // The refusal was this destination's, not the socket's.
-        assert!(one.sends_trains());
+        assert!(one.sends_gso());
     });
 }
 
@@ -106,7 +106,7 @@ fn one_bad_destination_does_not_stop_the_others() {
         let (one, two) = (socket(Ipv4Addr::UNSPECIFIED), socket(Ipv4Addr::LOCALHOST));
         let nowhere = SocketAddr::from(([203, 0, 113, 1], 9));
         let to = two.local_addr();
-        let train = payload(3000);
+        let payload = payload(3000);
         let batch = [
             (to, 1000),
             (nowhere, 1000),
@@ -116,7 +116,7 @@ fn one_bad_destination_does_not_stop_the_others() {
         ]
         .map(|(to, segment_len)| Datagrams {
             to,
-            payload: &train,
+            payload: &payload,
             segment_len,
         });
         let mut failures = Vec::new();
@@ -183,7 +183,7 @@ fn a_route_that_changes_under_a_running_sender_costs_nothing() {
                 assert_eq!(datagrams, expect(six.local_addr(), &payload, 1200), "{mtu}");
             }
         }
-        assert!(one.sends_trains() && six.sends_trains());
+        assert!(one.sends_gso() && six.sends_gso());
     });
 }
 
@@ -201,11 +201,11 @@ fn a_firewall_in_the_middle_of_a_batch_costs_its_own_entries() {
             eprintln!("SKIPPED: the `nft` program is not installed");
             return;
         }
-        let train = payload(70 * 1000);
+        let payload = payload(70 * 1000);
         let batch: Vec<Datagrams<'_>> = (0..40)
             .map(|entry| Datagrams {
                 to: if entry % 3 == 1 { &walled } else { &two }.local_addr(),
-                payload: &train[..1000 + 700 * (entry % 7)],
+                payload: &payload[..1000 + 700 * (entry % 7)],
                 segment_len: 1000,
             })
             .collect();
@@ -223,6 +223,6 @@ fn a_firewall_in_the_middle_of_a_batch_costs_its_own_entries() {
             .collect();
         let (datagrams, _) = receive(&two, expected.len());
         assert!(datagrams == expected);
-        assert!(one.sends_trains());
+        assert!(one.sends_gso());
     });
 }

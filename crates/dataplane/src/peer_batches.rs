@@ -2,14 +2,14 @@
 //!
 //! A host that sends small packets hands them over one by one, and those for
 //! several peers come mixed. Sealed one by one, and sent in the order in which
-//! they came, each would cost as much as a train. So between two flushes they
-//! are sorted: each peer has a *lane*, a block of the send buffer in which its
-//! packets lie behind each other, ready to be sealed as one train and sent with
-//! segmentation offload. Within a lane packets keep their order; a packet that
-//! does not fit behind the others ends the lane.
+//! they came, each would cost as much as a batch. So between two flushes they
+//! are sorted: each peer has a [`PeerBatch`], a block of the send buffer in which its
+//! packets lie behind each other, ready to be sealed together and sent with
+//! segmentation offload. Within a batch packets keep their order; a packet that
+//! does not fit behind the others ends the batch.
 //!
-//! Where a lane's block is the last in the buffer it grows with the lane. Else
-//! the lane ends when the block is full, and the peer gets another one.
+//! Where a batch's block is the last in the buffer it grows with the batch. Otherwise
+//! the batch ends when the block is full, and the peer gets another one.
 
 use std::sync::Arc;
 
@@ -20,20 +20,21 @@ use warren_tunnel::{PeerIndex, Session};
 use super::PeerView;
 use super::outbound::{MAX_RUN, MAX_RUN_BYTES};
 
-/// Datagrams for which a new lane has room, whoever comes behind it, and bytes: as
-/// much as lets the packets for thirty peers wait side by side.
-const ROOM: usize = 16;
-const ROOM_BYTES: usize = 8 * 1024;
+/// Datagrams that fit into the block of a new batch, and most bytes of it: so small
+/// that the packets for thirty peers can wait side by side.
+const BLOCK_DATAGRAMS: usize = 16;
+const BLOCK_BYTES: usize = 8 * 1024;
 
 /// Packets of one peer that wait to be sealed together.
-pub(super) struct Lane {
+pub(super) struct PeerBatch {
     pub(super) peer: PeerIndex,
     pub(super) key: NodePublic,
     pub(super) destination: Destination,
     pub(super) session: Arc<Session>,
     /// Where its block of the send buffer begins.
     pub(super) start: usize,
-    room: usize,
+    /// Bytes of the block.
+    block_len: usize,
     /// Bytes written.
     pub(super) len: usize,
     /// Length of every datagram but the last, which may be smaller.
@@ -42,10 +43,10 @@ pub(super) struct Lane {
     pub(super) count: usize,
 }
 
-impl Lane {
+impl PeerBatch {
     /// Where its block ends.
     pub(super) fn block_end(&self) -> usize {
-        self.start + self.room
+        self.start + self.block_len
     }
 
     /// Whether a datagram of `total` bytes may come behind the others.
@@ -67,11 +68,11 @@ impl Lane {
     }
 }
 
-/// The lanes between two flushes, the oldest first; at most one per peer.
+/// The batches between two flushes, the oldest first; at most one per peer.
 #[derive(Default)]
-pub(super) struct Lanes(Vec<Lane>);
+pub(super) struct PeerBatches(Vec<PeerBatch>);
 
-impl Lanes {
+impl PeerBatches {
     pub(super) fn new() -> Self {
         Self(Vec::with_capacity(MAX_RUN))
     }
@@ -80,7 +81,7 @@ impl Lanes {
     /// datagram of `total` bytes for `peer` is to be written, if that is behind
     /// others.
     #[inline]
-    pub(super) fn place(
+    pub(super) fn append(
         &mut self,
         peer: &PeerView,
         session: &Arc<Session>,
@@ -88,25 +89,29 @@ impl Lanes {
         used: &mut usize,
         size: usize,
     ) -> Option<usize> {
-        let lane = self.0.iter_mut().rev().find(|l| l.peer == peer.index)?;
-        if !lane.takes(peer, session, total) {
+        let batch = self
+            .0
+            .iter_mut()
+            .rev()
+            .find(|batch| batch.peer == peer.index)?;
+        if !batch.takes(peer, session, total) {
             return None;
         }
-        let missing = (lane.len + total).saturating_sub(lane.room);
+        let missing = (batch.len + total).saturating_sub(batch.block_len);
         if missing > 0 {
-            if lane.block_end() != *used || *used + missing > size {
+            if batch.block_end() != *used || *used + missing > size {
                 return None;
             }
-            lane.room += missing;
+            batch.block_len += missing;
             *used += missing;
         }
-        Some(lane.add(total))
+        Some(batch.add(total))
     }
 
-    /// Begins a lane with a datagram of `total` bytes, for which there is room,
-    /// and tells where it is to be written.
+    /// Begins a batch with a datagram of `total` bytes, which must fit into the buffer,
+    /// and returns where it is to be written.
     #[inline]
-    pub(super) fn open(
+    pub(super) fn begin(
         &mut self,
         peer: &PeerView,
         session: &Arc<Session>,
@@ -114,34 +119,37 @@ impl Lanes {
         used: &mut usize,
         size: usize,
     ) -> usize {
-        let room = (total * ROOM).min(ROOM_BYTES).max(total).min(size - *used);
-        let mut lane = Lane {
+        let block_len = (total * BLOCK_DATAGRAMS)
+            .min(BLOCK_BYTES)
+            .max(total)
+            .min(size - *used);
+        let mut batch = PeerBatch {
             peer: peer.index,
             key: peer.key,
             destination: peer.destination,
             session: Arc::clone(session),
             start: *used,
-            room,
+            block_len,
             len: 0,
             segment_len: total,
             count: 0,
         };
-        let at = lane.add(total);
-        *used += room;
-        self.0.push(lane);
+        let at = batch.add(total);
+        *used += block_len;
+        self.0.push(batch);
         at
     }
 
-    /// Takes out the lane of `peer`.
+    /// Takes out the batch of `peer`.
     #[inline]
-    pub(super) fn take(&mut self, peer: PeerIndex) -> Option<Lane> {
-        let at = self.0.iter().rposition(|lane| lane.peer == peer)?;
+    pub(super) fn take(&mut self, peer: PeerIndex) -> Option<PeerBatch> {
+        let at = self.0.iter().rposition(|batch| batch.peer == peer)?;
         Some(self.0.remove(at))
     }
 
     /// Takes out all, the oldest first.
     #[inline]
-    pub(super) fn drain(&mut self) -> std::vec::Drain<'_, Lane> {
+    pub(super) fn drain(&mut self) -> std::vec::Drain<'_, PeerBatch> {
         self.0.drain(..)
     }
 }

@@ -1,9 +1,9 @@
-//! Packets of relays that may be trains.
+//! Packets of relays that may be batches.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use warren_wire::disco::looks_like_relayed_disco;
-use warren_wire::relay_train::{HEADER_LEN, header, split};
+use warren_wire::relay_batch::{HEADER_LEN, header, split};
 use warren_wire::wireguard::is_transport;
 
 fuzz_target!(|bytes: &[u8]| {
