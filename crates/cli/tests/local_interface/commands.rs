@@ -1,13 +1,11 @@
 //! The command line, as users type it.
 
 use warren_control_api::endpoints::{ApproveRoutes, DeleteNode};
-use warren_local_api::endpoints::Ping;
-use warren_local_api::types::PingType;
 use warren_node::daemon::DetachedNode;
 use warren_node_types::Prefs;
 
 use crate::network::Network;
-use crate::served::{Served, block_on, served};
+use crate::served::{Served, served};
 
 /// `up` with a new key for the network.
 fn up(network: &Network) -> String {
@@ -196,23 +194,9 @@ fn ping_shows_the_path_or_why_there_is_no_answer() {
     let _db = network.node("db", Prefs::default());
     let gone = network.node("gone", Prefs::default());
     let served = joined(&network);
-    // The first packets are lost while the relay is dialled.
-    block_on(async {
-        let kinds = [PingType::Tsmp, PingType::Disco];
-        for (ip, kind) in ["100.64.0.1", "100.64.0.2"]
-            .iter()
-            .flat_map(|ip| kinds.map(|kind| (ip, kind)))
-        {
-            let ip = ip.parse().unwrap();
-            let ping = || Ping { ip, kind, size: 0 };
-            while !served
-                .client()
-                .call(ping())
-                .await
-                .is_ok_and(|pong| pong.err.is_empty())
-            {}
-        }
-    });
+    for address in ["100.64.0.1", "100.64.0.2"] {
+        served.until_reachable(address);
+    }
     network.block_on(gone.stop());
 
     let (_, out, err) = served.warren("ping -c 1 --until-direct=false db");

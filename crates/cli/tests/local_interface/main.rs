@@ -8,4 +8,5 @@
 mod commands;
 mod interface;
 mod network;
+mod readme;
 mod served;

@@ -12,10 +12,11 @@ use tokio::runtime::Runtime;
 use warren_cli::Io;
 use warren_local_api::client::Client;
 use warren_local_api::endpoint::{Endpoint, Handler, OutgoingRequest, Permission};
-use warren_local_api::endpoints::{GetPrefs, WatchBus};
+use warren_local_api::endpoints::{GetPrefs, Ping, WatchBus};
 use warren_local_api::error::Reply;
 use warren_local_api::notify::{Notify, NotifyMask, State};
 use warren_local_api::server;
+use warren_local_api::types::{PingResult, PingType};
 use warren_node::daemon::{DetachedNode, NodeHandle};
 use warren_node_types::Prefs;
 
@@ -108,6 +109,19 @@ impl Served {
                 health.to_string().contains(words)
             };
             while !has_problem(events.next().await.unwrap().unwrap()) {}
+        });
+    }
+
+    /// Waits until the node with this address answers pings of both kinds. The first
+    /// ones are lost while the relay is dialled.
+    pub fn until_reachable(&self, address: &str) {
+        let ip = address.parse().unwrap();
+        block_on(async {
+            for kind in [PingType::Tsmp, PingType::Disco] {
+                let ping = || Ping { ip, kind, size: 0 };
+                let answered = |pong: PingResult| pong.err.is_empty();
+                while !self.client().call(ping()).await.is_ok_and(answered) {}
+            }
         });
     }
 
