@@ -1,0 +1,25 @@
+//! What `warren-control` prints where no server runs: help, usage errors, and policies
+//! read from files. After an intended change,
+//! `TRYCMD=overwrite cargo test -p warren-control --test transcripts` writes the files
+//! again.
+
+#[test]
+fn output_without_a_server_is_as_recorded() {
+    trycmd::TestCases::new()
+        .env("WARREN_CONTROL_STATE_DIR", "state")
+        .case("tests/transcripts/*.trycmd");
+}
+
+/// README shows the answer to a policy with an error. It is the recorded one.
+#[test]
+fn check_of_a_policy_in_the_readme_is_the_recorded_one() {
+    let readme = include_str!("../../../README.md");
+    let recorded = include_str!("transcripts/policy.trycmd");
+    let command = "$ warren-control policy check acl.hujson\n";
+    let (_, shown) = readme.split_once(&format!("    {command}")).expect("in README");
+    let (_, printed) = recorded.split_once(command).expect("recorded");
+    let shown = shown.lines().map_while(|line| line.strip_prefix("    "));
+    let printed = printed.lines().filter(|line| !line.starts_with("? "));
+    let printed = printed.take_while(|line| !line.is_empty());
+    assert!(shown.eq(printed), "README and transcripts/policy.trycmd differ");
+}
