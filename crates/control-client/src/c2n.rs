@@ -1,4 +1,4 @@
-//! Requests of the server to the node, and which answer belongs to which.
+//! Requests of the server to the node, matched with their answers.
 
 use std::collections::BTreeMap;
 

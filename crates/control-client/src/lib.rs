@@ -15,7 +15,7 @@
 //!    └──────────────────────────────────────┘
 //! ```
 //!
-//! Whatever breaks is tried again, with growing delays, until the session is
+//! Failed requests are repeated, with growing delays, until the session is
 //! dropped or [over](ControlSession::is_over). A session is over in three cases:
 //! the server refuses its auth key (the same key would get the same answer), its
 //! key has expired and a fresh key did not help, or the server's address cannot

@@ -20,7 +20,7 @@ pub const STREAM_WATCHDOG: Duration = Duration::from_secs(120);
 const FAILURE_DELAY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(30));
 /// Delay after the first refusal, and the longest one.
 const REFUSAL_DELAY: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
-/// Delay before the next question to a server that does not know the node.
+/// Delay before the next request to a server that does not know the node.
 const UNKNOWN_DELAY: Duration = Duration::from_secs(30);
 /// Answers "unknown node" in a row before they are believed: a single one may
 /// come from a server that is just starting.
@@ -28,7 +28,7 @@ const UNKNOWN_BELIEVED: u32 = 2;
 /// Delay before the next follow-up when the server answered the last one at once
 /// instead of waiting for the person.
 const FOLLOWUP_DELAY: Duration = Duration::from_secs(2);
-/// Delay when the server asks to slow down and does not say for how long.
+/// Delay when the server asks to slow down and gives no time.
 const RATE_LIMIT_DELAY: Duration = Duration::from_secs(7);
 /// A stream that ended sooner was no success: another program with our keys may
 /// be taking it away each time, or the server may be refusing.
@@ -126,7 +126,7 @@ pub enum Request {
     AnswerC2n(Box<PingRequest>, Vec<u8>),
 }
 
-/// News from the server.
+/// An event from the server.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// A person must open this address to let the node in.
@@ -148,7 +148,7 @@ pub enum Event {
         /// Whether the session is over, because the auth key was refused.
         over: bool,
     },
-    /// The server does not know the node. The session keeps asking.
+    /// The server does not know the node. The session repeats the request.
     Unknown(String),
     /// The server cannot be reached, or its answers make no sense. The session
     /// tries again.
