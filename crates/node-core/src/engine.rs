@@ -2,13 +2,13 @@
 //!
 //! Inputs are methods that take the time; what follows from them is collected
 //! and read with [`Engine::poll_output`] until it returns `None`. The three
-//! machines inside never see each other: path finding ([`Paths`]), WireGuard
-//! handshakes ([`Handshakes`]) and the netmap ([`Netmap`]). The engine carries
-//! what one of them says to the others, and keeps the picture that the data
-//! plane reads ([`View`]) in step.
+//! parts do not know each other: path finding ([`Paths`]), WireGuard handshakes
+//! ([`Handshakes`]) and the netmap ([`Netmap`]). The engine routes the events of
+//! each to the others, and keeps the snapshot that the data plane reads
+//! ([`View`]) up to date.
 
-mod following;
-mod machines;
+mod apply_netmap;
+mod route_events;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -43,7 +43,8 @@ use warren_dataplane::{
     Clients, Intercepts, Match, PeerView, RouteTable, ServiceId, SessionView, Sources, View,
 };
 
-/// How often at most an initiation is sent again to a peer that was heard.
+/// Shortest time between two repetitions of an initiation to a peer from which
+/// something was received.
 const NUDGE_GAP: Duration = Duration::from_millis(250);
 
 /// The name server inside the tunnel, the first service of this process.
@@ -58,7 +59,7 @@ fn intercepts(ranges: &TailnetRanges) -> Intercepts {
     intercepts
 }
 
-/// What an engine is made with.
+/// The configuration of an engine.
 pub struct EngineConfig {
     /// The node's identity to peers and relays.
     pub node_key: NodeSecret,
@@ -73,21 +74,21 @@ pub struct EngineConfig {
     pub ranges: TailnetRanges,
 }
 
-/// Something for the shell to do.
+/// An action for the owner of the engine.
 #[derive(Debug)]
 pub enum Output {
     /// Send a datagram from the node's UDP socket.
     SendUdp {
-        /// Where to.
+        /// The receiver.
         to: SocketAddr,
         /// The datagram.
         packet: Vec<u8>,
     },
     /// Send a packet through a relay; connect to it first if need be.
     SendRelay {
-        /// Through which.
+        /// The relay.
         region: RegionId,
-        /// To whom.
+        /// The receiver.
         to: NodePublic,
         /// The packet.
         packet: Vec<u8>,
@@ -97,9 +98,9 @@ pub enum Output {
     ConnectRelay(RegionId),
     /// Nothing needs this relay any more: close the connection.
     CloseRelay(RegionId),
-    /// This relay is now home: stay connected, and tell all relays.
+    /// This relay is now home: stay connected, and notify all relays.
     HomeRelay(RegionId),
-    /// Measure the way to a relay over HTTPS, because UDP does not get there;
+    /// Measure the latency of a relay over HTTPS, because UDP does not get there;
     /// answer with [`Engine::relay_https_latency`].
     ProbeRelayHttps(RegionId),
     /// Find the addresses of a relay's host name, around the tunnel; answer
@@ -113,12 +114,12 @@ pub enum Output {
         /// The local port; `None`: no mapping is needed.
         port: Option<u16>,
     },
-    /// Packets for this peer take another way from now on. Nothing to do: the
-    /// view says so too.
+    /// Packets for this peer take another path from now on. Nothing to do: the
+    /// view has it too.
     Path {
         /// The peer.
         node: NodeId,
-        /// The way.
+        /// The path.
         destination: Destination,
     },
     /// The data plane should go on with this view.
@@ -129,7 +130,7 @@ pub enum Output {
     DropStaged(PeerIndex),
     /// Send an IP packet of the node's own to the peer through its session.
     Inject {
-        /// To whom.
+        /// The receiver.
         peer: PeerIndex,
         /// The packet.
         packet: Vec<u8>,
@@ -138,16 +139,16 @@ pub enum Output {
     Host(HostConfig),
     /// The netmap is different in these parts.
     Netmap(Box<Changes>),
-    /// The coordination server should hear this.
+    /// The coordination server should receive this report.
     Control(ControlReport),
-    /// A ping was answered, or will not be.
+    /// A ping has a reply, or failed.
     Pong(PingAnswer),
 }
 
-/// What the engine counts; reading is free.
+/// The counters of the engine.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct EngineCounters {
-    /// Datagrams that no room wanted.
+    /// Datagrams that neither path finding nor the handshakes accepted.
     pub unclaimed: u64,
     /// Packet filter rules that could not be read.
     pub bad_rules: u64,
@@ -177,7 +178,7 @@ pub struct Engine {
     report: ControlReport,
     report_changed: bool,
     view_changed: bool,
-    /// Peers whose key ended by the clock, before the server said so.
+    /// Peers whose key expired by the clock, before a message of the server.
     expired_here: BTreeSet<NodeId>,
     next_expiry: Option<Instant>,
     counters: EngineCounters,
@@ -185,7 +186,7 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// A node that knows nobody yet.
+    /// A node without peers.
     pub fn new(config: EngineConfig, now: Instant, entropy: Box<dyn Entropy>) -> Self {
         let mut entropy = SharedEntropy::new(entropy);
         let node_key = config.node_key.public();
@@ -233,7 +234,7 @@ impl Engine {
         }
     }
 
-    // ---- what others may look at ----
+    // ---- views ----
 
     /// The node's identity to peers.
     pub fn node_key(&self) -> NodePublic {
@@ -255,7 +256,7 @@ impl Engine {
         self.disco_key
     }
 
-    /// The netmap as it stands.
+    /// The netmap as it is now.
     pub fn netmap(&self) -> &Netmap {
         &self.netmap
     }
@@ -281,17 +282,17 @@ impl Engine {
         self.handshakes.last_timestamp()
     }
 
-    /// What went nowhere.
+    /// The counters of dropped messages and rules.
     pub fn counters(&self) -> EngineCounters {
         self.counters
     }
 
-    /// What the coordination server should know now.
+    /// The report that the coordination server should have now.
     pub fn control_report(&self) -> &ControlReport {
         &self.report
     }
 
-    /// How every peer is doing.
+    /// The state of every peer.
     pub fn peer_reports(&self, now: Instant) -> Vec<PeerReport> {
         let age = |at: Option<Instant>| at.map(|at| now.saturating_duration_since(at));
         self.peers
@@ -332,13 +333,13 @@ impl Engine {
 
     // ---- inputs ----
 
-    /// Goes on with timestamps above `floor`, whatever the clock shows: peers
-    /// refuse what is not above the last one they took from an earlier run.
+    /// Continues with timestamps above `floor`, even if the clock is behind: peers
+    /// refuse timestamps that are not above the last one of an earlier run.
     pub fn resume_timestamps(&mut self, floor: Duration) {
         self.handshakes.resume_timestamps(floor);
     }
 
-    /// Changes what the user wants.
+    /// Changes the preferences.
     pub fn set_prefs(&mut self, now: Instant, prefs: NodePrefs) {
         if self.prefs == prefs {
             return;
@@ -355,7 +356,7 @@ impl Engine {
 
     /// Starts from a netmap that was kept on disk, until the server sends one.
     pub fn restore_netmap(&mut self, now: Instant, wall: Duration, netmap: Netmap) {
-        // Whatever the server sends first replaces this as a whole.
+        // The first message of the server replaces this as a whole.
         let changes = Changes::between(&self.netmap, &netmap);
         self.netmap = netmap;
         self.follow(now, changes);
@@ -396,7 +397,7 @@ impl Engine {
         self.drain();
     }
 
-    /// The networks that this machine stands in, with its addresses in them:
+    /// The networks that this machine is in, with its addresses in them:
     /// as an exit node it does not open them.
     pub fn set_host_networks(&mut self, networks: Vec<IpNet>) {
         self.packet_filter.set_networks(networks);
@@ -436,7 +437,7 @@ impl Engine {
         self.drain();
     }
 
-    /// A relay connection stands.
+    /// A relay connection is up.
     pub fn relay_connected(&mut self, now: Instant, region: RegionId) {
         self.paths.relay_connected(now, region);
         self.drain();
@@ -448,7 +449,7 @@ impl Engine {
         self.drain();
     }
 
-    /// A relay says that a peer is not connected to it.
+    /// A relay reports that a peer is not connected to it.
     pub fn relay_peer_gone(&mut self, now: Instant, region: RegionId, peer: NodePublic) {
         self.paths.relay_peer_gone(now, region, peer);
         self.drain();
@@ -492,8 +493,8 @@ impl Engine {
         self.drain();
     }
 
-    /// A peer told its disco key inside the tunnel, where only it can: it is
-    /// fresher than the netmap's.
+    /// A peer sent its disco key inside the tunnel, where only the peer can: it is
+    /// newer than that of the netmap.
     pub fn disco_advertised(&mut self, now: Instant, peer: PeerIndex, key: DiscoPublic) {
         let Some(node) = self.peers.get(peer).map(|peer| peer.node) else {
             return;
@@ -539,7 +540,7 @@ impl Engine {
     /// Sends a disco ping; the answer comes as [`Output::Pong`].
     ///
     /// # Errors
-    /// When there is nobody to ping.
+    /// When no peer has the address.
     pub fn ping(
         &mut self,
         now: Instant,
@@ -563,11 +564,11 @@ impl Engine {
         Ok(node)
     }
 
-    /// Sends a TSMP ping through the tunnel; the answer reaches the data
-    /// plane, which tells its `data`: `token` in network order.
+    /// Sends a TSMP ping through the tunnel; the data plane receives the reply and
+    /// reports its `data`: `token` in network order.
     ///
     /// # Errors
-    /// When there is nobody to ping.
+    /// When no peer has the address.
     pub fn ping_through_tunnel(&mut self, address: IpAddr, token: u64) -> Result<(), PingError> {
         let peer = self.routes.lookup(address).ok_or(PingError::NoSuchPeer)?;
         let own = self
@@ -588,7 +589,7 @@ impl Engine {
         Ok(())
     }
 
-    /// What the policy grants `node` towards us.
+    /// The capabilities that the policy grants `node` towards us.
     pub fn caps_from(&self, node: &Node) -> CapMap {
         let own = self
             .netmap
@@ -623,13 +624,13 @@ impl Engine {
         self.drain();
     }
 
-    /// While paused nothing is sent to anybody and no path is kept.
+    /// While paused nothing is sent and no path is kept.
     pub fn set_paused(&mut self, now: Instant, paused: bool) {
         self.paths.set_paused(now, paused);
         self.drain();
     }
 
-    /// Looks at the network around us again.
+    /// Measures the network around us again.
     pub fn restun(&mut self, now: Instant) {
         self.paths.remeasure(now);
         self.drain();

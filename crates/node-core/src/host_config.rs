@@ -1,4 +1,4 @@
-//! What the operating system must be told so that packets find the tunnel.
+//! The settings of the operating system that lead packets into the tunnel.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -26,7 +26,7 @@ pub struct HostConfig {
 }
 
 impl HostConfig {
-    /// Follows from the netmap and what the user wants.
+    /// The settings that follow from the netmap and the preferences.
     pub(crate) fn compute(netmap: &Netmap, prefs: &NodePrefs, ranges: &TailnetRanges) -> Self {
         let Some(own) = netmap.self_node.as_ref() else {
             return Self {

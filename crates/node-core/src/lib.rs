@@ -1,4 +1,4 @@
-//! A whole node as one state: what it hears goes in, what it decides comes out.
+//! A whole node as one state: events go in, decisions come out.
 //!
 //! [`Engine`] knows the netmap, the preferences, every peer's keys and paths,
 //! and every timer. One task owns it. It never does IO; the simulator runs the
@@ -9,10 +9,10 @@
 //! A netmap arrives by [`Engine::apply_map`]; what follows from it leaves as
 //! [`Output`]s: a new view, a new [`HostConfig`], messages to peers. A datagram
 //! that is no payload arrives by [`Engine::handle_udp`] or
-//! [`Engine::handle_relay`] and finds its room: path finding, or handshakes.
+//! [`Engine::handle_relay`] and goes to path finding or to the handshakes.
 //!
-//! What the engine never does: read a clock, draw randomness of its own, touch
-//! the operating system, or wait.
+//! The engine never reads a clock, draws randomness of its own, touches the
+//! operating system, or waits.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 

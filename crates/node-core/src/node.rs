@@ -9,7 +9,7 @@
 //! The parts inside do not know each other: the [`Engine`] (netmap, paths,
 //! handshakes), the logins (the session with the server, and a new login beside
 //! it), the connections to relays, the pings of the user, and what is on disk.
-//! `Node` carries what one of them says to the others, and derives the
+//! `Node` routes the outputs of each to the others, and derives the
 //! [`NodeState`] from all of them.
 
 mod io;
@@ -160,12 +160,12 @@ impl Node {
         self.logins.account()
     }
 
-    /// What [`NodeOutput::SaveLogin`] writes.
+    /// The logins that [`NodeOutput::SaveLogin`] writes.
     pub fn stored_login(&self) -> StoredLogin {
         self.logins.stored()
     }
 
-    /// What the node is doing; `None` before the start.
+    /// The state of the node; `None` before the start.
     pub fn state(&self) -> Option<NodeState> {
         self.state
     }
@@ -192,14 +192,14 @@ impl Node {
         is_wanted.then(|| self.engine.host_config())
     }
 
-    /// What is wrong with the login, the server and the operating system.
+    /// The problems of the login, the server and the operating system.
     pub fn login_problems(&self) -> Vec<String> {
         let mut problems = self.logins.problems(self.settings.want_running);
         problems.extend(self.host_problems.iter().cloned());
         problems
     }
 
-    /// What is wrong with the netmap, in the server's opinion and ours.
+    /// The problems of the netmap, found by the server or here.
     pub fn netmap_problems(&self) -> Vec<String> {
         let mut problems: Vec<String> = self.filter_problem().into_iter().collect();
         let netmap = self.netmap();
@@ -233,7 +233,7 @@ impl Node {
     /// Takes what happened. Read [`poll_output`](Self::poll_output) afterwards.
     pub fn handle(&mut self, now: Instant, wall: Duration, input: NodeInput) {
         match input {
-            // A node that is down answers nobody.
+            // A node that is down does not reply.
             NodeInput::Udp { .. } | NodeInput::Relay { .. } if !self.is_engaged() => {}
             NodeInput::Udp { from, packet } => self.engine.handle_udp(now, wall, from, &packet),
             NodeInput::Relay {
@@ -545,7 +545,7 @@ impl Node {
         }
     }
 
-    // ---- what the parts say to each other ----
+    // ---- outputs of the parts ----
 
     /// Carries outputs between the parts until none has any, and works out the
     /// state.

@@ -1,4 +1,4 @@
-//! The filter in force, and what it was made from.
+//! The filter in force, and its inputs.
 //!
 //! Messages come far more often than rules change. A filter is compiled only
 //! when its rules, the addresses of this node, the routes it serves, the user's
@@ -18,7 +18,7 @@ use warren_node_types::TailnetRanges;
 use crate::NodePrefs;
 use crate::host_config::single_addresses;
 
-/// What a filter is made from.
+/// The inputs of a filter.
 #[derive(Debug, Default, PartialEq)]
 struct Inputs {
     rules: Vec<FilterRule>,
@@ -32,7 +32,7 @@ struct Inputs {
 pub(crate) struct PacketFilter {
     ranges: TailnetRanges,
     inputs: Inputs,
-    /// Networks that this machine stands in, with its addresses there.
+    /// The networks that this machine is in, with its addresses there.
     networks: Vec<IpNet>,
     /// The capabilities that rules name as sources.
     capabilities: Vec<String>,
@@ -56,17 +56,17 @@ impl PacketFilter {
         }
     }
 
-    /// For ordinary peers.
+    /// The filter for ordinary peers.
     pub(crate) fn filter(&self) -> &Arc<Filter> {
         &self.filter
     }
 
-    /// For peers that may only answer.
+    /// The filter for peers that may only reply.
     pub(crate) fn jailed(&self) -> &Arc<Filter> {
         &self.jailed
     }
 
-    /// Networks that this machine stands in: as an exit node it does not open
+    /// Sets the networks that this machine is in: as an exit node it does not open
     /// them. Counts from the next [`refresh`](Self::refresh).
     pub(crate) fn set_networks(&mut self, networks: Vec<IpNet>) {
         self.networks = networks;
@@ -147,7 +147,7 @@ fn local(
     })
 }
 
-/// Whose addresses `cap:` sources stand for.
+/// The peers whose addresses `cap:` sources mean.
 fn holders(netmap: &Netmap, capabilities: &[String]) -> CapabilityHolders {
     let mut holders = CapabilityHolders::new();
     for capability in capabilities {
@@ -170,7 +170,7 @@ mod tests {
     use warren_wire::ip::Protocol;
 
     /// A netmap from messages of the map stream.
-    fn tell(netmap: &mut Netmap, message: serde_json::Value) {
+    fn apply(netmap: &mut Netmap, message: serde_json::Value) {
         let message = serde_json::from_value(message).unwrap();
         netmap.apply(message, Duration::ZERO).unwrap();
     }
@@ -178,7 +178,7 @@ mod tests {
     fn start() -> Netmap {
         let mut netmap = Netmap::default();
         netmap.begin_stream();
-        tell(
+        apply(
             &mut netmap,
             json!({
                 "Node": {"ID": 1, "Addresses": ["100.64.0.1/32"], "AllowedIPs": ["100.64.0.1/32"]},
@@ -196,7 +196,7 @@ mod tests {
         let mut netmap = Netmap::default();
         netmap.begin_stream();
         let everything = json!({"SrcIPs": ["*"], "DstPorts": [{"IP": "*", "Ports": {"First": 0, "Last": 65535}}]});
-        tell(
+        apply(
             &mut netmap,
             json!({
                 "Node": {"ID": 1, "Addresses": ["100.64.0.1/32"], "AllowedIPs": ["100.64.0.1/32", "0.0.0.0/0"]},
@@ -246,32 +246,32 @@ mod tests {
         };
         assert_eq!(follow(&netmap), (true, [false; 3]), "our address came");
         assert_eq!(follow(&netmap), (false, [false; 3]));
-        tell(
+        apply(
             &mut netmap,
             json!({"PacketFilters": {"base": [rule("*", 22)], "more": [rule("*", 80)]}}),
         );
         assert_eq!(follow(&netmap), (true, [true, true, false]));
-        tell(
+        apply(
             &mut netmap,
             json!({"PacketFilters": {"more": [rule("*", 443)]}}),
         );
         assert_eq!(follow(&netmap), (true, [true, false, true]));
         assert_eq!(follow(&netmap), (false, [true, false, true]));
-        tell(&mut netmap, json!({"PacketFilters": {"base": null}}));
+        apply(&mut netmap, json!({"PacketFilters": {"base": null}}));
         assert_eq!(follow(&netmap), (true, [false, false, true]));
-        tell(
+        apply(
             &mut netmap,
             json!({"PacketFilters": {"*": null, "new": [rule("*", 80)]}}),
         );
         assert_eq!(follow(&netmap), (true, [false, true, false]));
-        tell(&mut netmap, json!({"PacketFilter": [rule("*", 22)]}));
+        apply(&mut netmap, json!({"PacketFilter": [rule("*", 22)]}));
         assert_eq!(follow(&netmap), (true, [true, true, false]));
     }
 
     #[test]
     fn peers_that_gain_or_lose_a_capability_count_at_once() {
         let (mut netmap, prefs) = (start(), NodePrefs::default());
-        tell(
+        apply(
             &mut netmap,
             json!({"PacketFilter": [rule("cap:example.com/x", 22)]}),
         );
@@ -279,7 +279,7 @@ mod tests {
         assert!(filter.refresh(&netmap, &prefs, true));
         assert_eq!([2, 3].map(|peer| allows(&filter, peer, 22)), [true, false]);
         assert!(!filter.refresh(&netmap, &prefs, false));
-        tell(
+        apply(
             &mut netmap,
             json!({"PeersChanged": [
                 {"ID": 3, "Addresses": ["100.64.0.3/32"], "CapMap": {"example.com/x": null}},
@@ -287,24 +287,24 @@ mod tests {
         );
         assert!(filter.refresh(&netmap, &prefs, false));
         assert_eq!([2, 3].map(|peer| allows(&filter, peer, 22)), [true, true]);
-        tell(&mut netmap, json!({"PeersRemoved": [2]}));
+        apply(&mut netmap, json!({"PeersRemoved": [2]}));
         assert!(filter.refresh(&netmap, &prefs, false));
         assert_eq!([2, 3].map(|peer| allows(&filter, peer, 22)), [false, true]);
     }
 
     #[test]
-    fn what_cannot_be_read_is_told_and_costs_only_itself() {
+    fn unreadable_rules_are_reported_and_the_others_work() {
         let mut netmap = start();
         let mut filter = PacketFilter::new(TailnetRanges::DEFAULT);
-        tell(
+        apply(
             &mut netmap,
             json!({"PacketFilter": [rule("nonsense", 22), rule("100.64.0.2", 22)]}),
         );
         assert!(filter.refresh(&netmap, &NodePrefs::default(), true));
         assert!(allows(&filter, 2, 22));
-        let told: Vec<String> = filter.problems().iter().map(ToString::to_string).collect();
+        let reported: Vec<String> = filter.problems().iter().map(ToString::to_string).collect();
         assert_eq!(
-            told,
+            reported,
             ["rule 0: SrcIPs entry \"nonsense\" is no address, prefix, range or *"]
         );
         let shields = NodePrefs {

@@ -19,21 +19,21 @@ const KEPT_FREE: usize = 256;
 pub(crate) struct Peer {
     pub(crate) node: NodeId,
     pub(crate) key: NodePublic,
-    /// Where the netmap says it is, as far as the data plane was told.
+    /// Its endpoints in the netmap, as the data plane knows them.
     pub(crate) endpoints: Vec<SocketAddr>,
-    /// Whether the data plane was told nothing of that yet.
+    /// Whether the data plane does not know its endpoints yet.
     pub(crate) is_new_here: bool,
-    /// What the data plane sees; replaced, never changed.
+    /// The view of the data plane; replaced, never changed.
     pub(crate) view: Arc<PeerView>,
-    /// When traffic was last reported to the path engine.
+    /// The traffic counters that were last reported to the path engine.
     pub(crate) seen: Seen,
-    /// The initiation that nobody has answered yet.
+    /// The initiation that has no response yet.
     pub(crate) unanswered: Option<Unanswered>,
 }
 
-/// An initiation under way. It may have been sent into the void, as when the
-/// peer was not yet at its relay, so the same message goes out again as soon
-/// as there is a better chance; who has it already takes it for a replay.
+/// An initiation under way. It may have been lost, as when the peer was not yet
+/// connected to its relay, so the same message is sent again as soon as there is
+/// a better chance; a peer that has it already takes it for a replay.
 pub(crate) struct Unanswered {
     pub(crate) datagram: Vec<u8>,
     /// When it was last sent again because of a sign of life.
@@ -82,7 +82,7 @@ impl PeerTable {
             .filter_map(|(slot, peer)| Some((PeerIndex(u32::try_from(slot).ok()?), peer.as_ref()?)))
     }
 
-    /// What the data plane gets.
+    /// The views of all peers for the data plane, by index.
     pub(crate) fn views(&self) -> Vec<Option<Arc<PeerView>>> {
         self.slots
             .iter()

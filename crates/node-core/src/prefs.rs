@@ -1,9 +1,9 @@
-//! What the user wants, as far as packets are concerned.
+//! The preferences of the user that concern packets.
 
 use ipnet::IpNet;
 use warren_control_types::StableNodeId;
 
-/// The preferences that the engine acts on. The shell keeps many more.
+/// The preferences that the engine acts on. The runtime keeps many more.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NodePrefs {
     /// Take subnet routes that peers offer.

@@ -1,5 +1,4 @@
-//! What the engine tells others about itself: the coordination server, and
-//! whoever asks for a status.
+//! Reports of the engine: for the coordination server, and for the status.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -10,39 +9,39 @@ use warren_node_types::{Destination, PathAddr};
 
 use warren_dataplane::Traffic;
 
-/// What the coordination server must know so that peers can find us.
+/// The facts with which the coordination server lets peers find us.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ControlReport {
-    /// Where we may be reached, best first.
+    /// The addresses at which we may be reached, best first.
     pub endpoints: Vec<(SocketAddr, EndpointType)>,
-    /// The network around us; `None` until it was looked at.
+    /// The network around us; `None` until it was measured.
     pub net_info: Option<NetInfo>,
-    /// Where our path-finding messages come from.
+    /// The sender of our path-finding messages.
     pub disco_key: DiscoPublic,
 }
 
-/// How one peer is doing.
+/// The state of one peer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PeerReport {
-    /// Who.
+    /// The node id of the peer.
     pub node: NodeId,
     /// Its key.
     pub key: NodePublic,
-    /// Which way packets take.
+    /// The path that packets take.
     pub destination: Destination,
     /// Whether a session may be used now.
     pub has_session: bool,
-    /// How long ago the last handshake ended.
+    /// The time since the last handshake ended.
     pub last_handshake: Option<Duration>,
-    /// How long ago something was last sent.
+    /// The time since something was last sent.
     pub last_sent: Option<Duration>,
-    /// How long ago something last arrived.
+    /// The time since something was last received.
     pub last_received: Option<Duration>,
-    /// Packets and bytes.
+    /// The packets and bytes so far.
     pub traffic: Traffic,
 }
 
-/// What became of a ping.
+/// The result of a ping.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PingAnswer {
     /// The number given with the request.
@@ -54,24 +53,24 @@ pub struct PingAnswer {
 /// A ping was answered.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Pong {
-    /// Who answered.
+    /// The peer that replied.
     pub node: NodeId,
-    /// Over which path.
+    /// The path of the reply.
     pub via: PathAddr,
-    /// There and back.
+    /// The round-trip time.
     pub latency: Duration,
 }
 
-/// Why a ping has no answer.
+/// The reason why a ping has no reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PingError {
-    /// Nobody in the tailnet has this address.
+    /// No node of the tailnet has this address.
     #[error("no node of this tailnet has that address")]
     NoSuchPeer,
-    /// It is our own.
+    /// The address is our own.
     #[error("that is this machine's own address")]
     OwnAddress,
-    /// The path engine could not, or nobody answered.
+    /// The path engine could not send it, or no reply came.
     #[error(transparent)]
     Path(#[from] warren_paths::PingError),
 }

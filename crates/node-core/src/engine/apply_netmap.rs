@@ -1,11 +1,11 @@
-//! What follows from a netmap: peers, routes, the filter, and the picture that
+//! Applies a netmap: to the peers, the routes, the filter, and the snapshot that
 //! the data plane reads.
 
 use super::*;
 
 impl Engine {
-    /// Peers with a session whose disco key is another: their process is a new
-    /// one, which knows nothing of that session.
+    /// Peers with a session whose disco key changed: their process is a new one,
+    /// which does not know that session.
     pub(super) fn restarted_peers(&self, changes: &Changes) -> Vec<PeerIndex> {
         let restarted = |(id, delta): (&NodeId, &PeerDelta)| {
             let PeerDelta::Changed(before) = delta else {
@@ -49,8 +49,8 @@ impl Engine {
         self.drain();
     }
 
-    /// Ends peers whose key has ended, and takes back those whose key was
-    /// renewed; keys end by the clock, also while the server is away.
+    /// Removes peers whose key has expired, and adds those whose key was renewed;
+    /// keys expire by the clock, also while the server is down.
     pub(super) fn expire_peers(&mut self, now: Instant, wall: Duration) {
         let mut next: Option<Duration> = None;
         let mut changed = Vec::new();

@@ -1,10 +1,10 @@
-//! What path finding and the handshakes say, carried to each other, to the data
-//! plane and to the shell.
+//! Routes the events of path finding and the handshakes: to each other, to the
+//! data plane and to the owner of the engine.
 
 use super::*;
 
 impl Engine {
-    /// Carries events between the machines until none has anything to say.
+    /// Routes events until neither path finding nor the handshakes have any.
     pub(super) fn drain(&mut self) {
         loop {
             if let Some(event) = self.handshakes.poll_event() {
@@ -126,7 +126,7 @@ impl Engine {
         }
     }
 
-    /// Tells the peer our disco key inside the tunnel, at the start of every
+    /// Sends the peer our disco key inside the tunnel, at the start of every
     /// session: while the server is away it is the only way to learn it after
     /// a restart.
     pub(super) fn advertise_disco(&mut self, index: PeerIndex) {
@@ -201,8 +201,8 @@ impl Engine {
         }
     }
 
-    /// The peer was heard through a relay: an initiation that went through it
-    /// before the peer was there is sent again.
+    /// A packet of the peer came through a relay: an initiation that was sent
+    /// through it before the peer was connected is sent again.
     pub(super) fn nudge(&mut self, now: Instant, key: NodePublic) {
         let index = self.peers.index_of_key(&key);
         let Some(peer) = index.and_then(|index| self.peers.get_mut(index)) else {

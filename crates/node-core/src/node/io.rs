@@ -1,4 +1,4 @@
-//! What goes into a [`Node`](super::Node) and what comes out of it.
+//! The inputs and outputs of a [`Node`](super::Node).
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -40,7 +40,7 @@ pub struct StoredLogin {
     pub candidate: Option<NodeSecret>,
 }
 
-/// What the user wants, as far as the node decides by it.
+/// The settings of the user that the node acts on.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct NodeSettings {
     /// Take part in the network.
@@ -49,7 +49,7 @@ pub struct NodeSettings {
     pub server: String,
     /// The preferences that concern packets.
     pub packets: NodePrefs,
-    /// This machine, without what the node finds out about the network.
+    /// This machine, without the measured network.
     pub hostinfo: Hostinfo,
 }
 
@@ -63,7 +63,7 @@ pub struct LocalNetwork {
     pub networks: Vec<IpNet>,
 }
 
-/// What a change of the network means.
+/// The kind of a change of the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NetworkChange {
     /// Some address came or went.
@@ -245,7 +245,7 @@ pub enum NodeOutput {
     },
 
     /// Packets for this peer take another path from now on. Nothing to do: the
-    /// view says so too.
+    /// view has it too.
     Path {
         /// The peer.
         node: NodeId,
@@ -261,7 +261,7 @@ pub enum NodeOutput {
         region: RegionId,
         /// The number of the new connection.
         link: LinkId,
-        /// Where the relay is.
+        /// The hosts of the relay.
         definition: Box<DerpRegion>,
         /// Whether it is the home relay.
         is_home: bool,
@@ -332,7 +332,7 @@ pub enum NodeOutput {
     Notice(Notice),
 }
 
-/// What happened, for programs that listen.
+/// An event for programs that listen.
 pub enum Notice {
     /// The state is another one.
     State(NodeState),
@@ -348,7 +348,7 @@ pub enum Notice {
     Netmap(Box<Changes>),
 }
 
-/// What the node is doing, in one word.
+/// The state of a node, in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NodeState {
     /// A login is needed.
@@ -401,13 +401,13 @@ pub enum PingFailure {
     Failed(String),
 }
 
-/// What a node is made with.
+/// The configuration of a node.
 pub struct NodeConfig {
     /// The logins on disk.
     pub stored: StoredLogin,
     /// The floor of handshake timestamps on disk: time since the UNIX epoch.
     pub clock_floor: Duration,
-    /// What the user wants.
+    /// The settings of the user.
     pub settings: NodeSettings,
     /// The network around.
     pub network: LocalNetwork,

@@ -23,7 +23,7 @@ const BIG_WRITE_GAP: Duration = Duration::from_secs(5);
 /// The number of peers from which on a netmap is big.
 const BIG: usize = 200;
 
-/// What is on disk, and what should be.
+/// The state of the files, and whether they should be written.
 #[derive(Debug)]
 pub(super) struct Persistence {
     netmap_changed: bool,

@@ -10,7 +10,7 @@ use super::io::{PingFailure, PingReply, PingReport};
 
 /// The longest time that a ping waits for its answer. Path finding gives up on
 /// its own pings sooner.
-const PATIENCE: Duration = Duration::from_secs(10);
+const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 struct Waiting {
@@ -43,7 +43,7 @@ impl Pings {
             since: now,
         };
         self.waiting.insert(id, waiting);
-        self.deadlines.set(id, now + PATIENCE);
+        self.deadlines.set(id, now + REPLY_TIMEOUT);
     }
 
     /// The ping was answered. The latency is measured here when `reply` has none.
@@ -108,9 +108,9 @@ mod tests {
         let report = pings.answered(later, 1, None).unwrap();
         assert_eq!(report.outcome.unwrap().latency, Duration::from_millis(5));
         assert_eq!(pings.answered(later, 1, None), None);
-        assert_eq!(pings.next_deadline(), Some(now + PATIENCE));
+        assert_eq!(pings.next_deadline(), Some(now + REPLY_TIMEOUT));
         assert!(pings.take_late(later).is_none());
-        let (id, report) = pings.take_late(now + PATIENCE).unwrap();
+        let (id, report) = pings.take_late(now + REPLY_TIMEOUT).unwrap();
         let no_answer = PingFailure::Failed("no answer".to_owned());
         assert_eq!((id, report.outcome), (2, Err(no_answer)));
         assert_eq!(pings.next_deadline(), None);

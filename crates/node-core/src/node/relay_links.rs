@@ -1,8 +1,7 @@
 //! The connections to relays: which exist, and what waits for them.
 //!
-//! Path finding says which relays it wants, and when to try again. Here is
-//! decided whether that means a new connection; packets wait while it is being
-//! made. A connection has a number, so that the last reports of an old one are
+//! Path finding requests relays, and repeats requests. This module decides whether
+//! that means a new connection; packets wait while it is being made. A connection has a number, so that the last reports of an old one are
 //! not taken for those of its successor.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -13,8 +12,8 @@ use warren_keys::NodePublic;
 
 use super::io::{LinkId, NodeOutput};
 
-/// Packets that wait for a connection that is being made. The oldest ones make
-/// room for new ones.
+/// Packets that wait for a connection that is being made. The oldest ones are
+/// dropped for new ones.
 const MAX_WAITING: usize = 256;
 
 #[derive(Debug)]
@@ -286,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn reports_of_an_old_connection_are_not_those_of_the_new_one() {
+    fn reports_of_an_old_connection_are_ignored() {
         let mut links = links();
         assert!(links.connect(AMS));
         links.close(AMS);

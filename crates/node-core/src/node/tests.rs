@@ -11,7 +11,7 @@ use warren_testkit::CountingEntropy;
 
 use super::*;
 
-/// What the server does with a new node key.
+/// The treatment of a new node key by the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Policy {
     /// The auth key is refused.
@@ -77,7 +77,7 @@ struct World {
     now: Instant,
     wall: Duration,
     node: Node,
-    /// What is on disk.
+    /// The logins on disk.
     disk: StoredLogin,
     server: Server,
     /// Results on their way to the node.
@@ -579,7 +579,7 @@ fn the_official_command_line_sends_the_key_before_the_wish_to_log_in() {
 }
 
 #[test]
-fn a_change_of_the_network_renews_only_what_it_broke() {
+fn a_change_of_the_network_renews_only_broken_sessions() {
     let network = |address: &str| {
         let mut network = LocalNetwork::default();
         network.addresses.interfaces = vec![address.parse().expect("an address")];
