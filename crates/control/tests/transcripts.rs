@@ -16,10 +16,15 @@ fn check_of_a_policy_in_the_readme_is_the_recorded_one() {
     let readme = include_str!("../../../README.md");
     let recorded = include_str!("transcripts/policy.trycmd");
     let command = "$ warren-control policy check acl.hujson\n";
-    let (_, shown) = readme.split_once(&format!("    {command}")).expect("in README");
+    let (_, shown) = readme
+        .split_once(&format!("    {command}"))
+        .expect("in README");
     let (_, printed) = recorded.split_once(command).expect("recorded");
     let shown = shown.lines().map_while(|line| line.strip_prefix("    "));
     let printed = printed.lines().filter(|line| !line.starts_with("? "));
     let printed = printed.take_while(|line| !line.is_empty());
-    assert!(shown.eq(printed), "README and transcripts/policy.trycmd differ");
+    assert!(
+        shown.eq(printed),
+        "README and transcripts/policy.trycmd differ"
+    );
 }

@@ -58,10 +58,7 @@ fn commands_print_what_the_readme_shows() {
     assert_eq!((code, err.as_str()), (0, ""));
     let up = "warren up --login-server http://192.0.2.1:8080 --auth-key wk-1-...";
     assert_eq!(shapes(&out), shown(up));
-    assert_eq!(
-        shapes(&served.warren("status").1),
-        shown("warren status")
-    );
+    assert_eq!(shapes(&served.warren("status").1), shown("warren status"));
     let _bob = network.node("bob", Prefs::default());
     served.until_reachable("100.64.0.2");
     let (_, out, err) = served.warren("ping -c 1 --until-direct=false bob");
