@@ -95,8 +95,7 @@ fuzz_target!(|bytes: &[u8]| {
         config,
         Snapshot::default(),
         Box::new(Counting(1)),
-    )
-    .expect("an empty state is good");
+    );
     coordinator
         .create_user(clock.wall, "alice")
         .expect("a good name");

@@ -26,6 +26,9 @@ pub(crate) use sections::without_ipv4;
 pub struct Access {
     /// `None`: no policy, or one without rules, which is the same.
     policy: Option<InForce>,
+    /// The reason why the stored policy cannot be read, if that is so. Nothing is
+    /// allowed then.
+    fault: Option<String>,
 }
 
 /// The parts of maps that a change of nodes, users or of the policy alters.
@@ -78,6 +81,21 @@ impl Access {
         read("policy", text, &Context::default()).map(Self::of)
     }
 
+    /// A stored policy that cannot be read, for the reason given: nothing is
+    /// allowed until another one is set.
+    pub(crate) fn unreadable(why: String) -> Self {
+        let none = Self::parse(r#"{"acls": []}"#);
+        Self {
+            fault: Some(why),
+            ..none.unwrap_or_else(|why| unreachable!("a list without rules: {why}"))
+        }
+    }
+
+    /// The reason why the stored policy cannot be read, if that is so.
+    pub(crate) fn fault(&self) -> Option<&str> {
+        self.fault.as_deref()
+    }
+
     /// A policy that was read.
     pub(crate) fn of(policy: Policy) -> Self {
         let compiled = policy.compile(&[], &[]);
@@ -89,6 +107,7 @@ impl Access {
                 ssh,
                 users: Vec::new(),
             }),
+            fault: None,
         }
     }
 

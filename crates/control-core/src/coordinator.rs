@@ -61,21 +61,20 @@ impl Coordinator {
     /// Starts from the records of a store.
     ///
     /// No node is online yet; ephemeral nodes get their full time to return.
-    ///
-    /// # Errors
-    /// The stored policy cannot be parsed: its diagnostics.
+    /// If the stored policy cannot be read, nothing is allowed until another one
+    /// is set: [`View::policy_fault`].
     pub fn new(
         now: Instant,
         wall: Duration,
         config: Config,
         data: Snapshot,
         entropy: Box<dyn Entropy>,
-    ) -> Result<Self, String> {
+    ) -> Self {
         let clock = Clock::new(now, wall);
         let time = clock.time();
         let mut access = match &data.policy {
             None => Access::allow_all(),
-            Some(text) => Access::parse(text)?,
+            Some(text) => Access::parse(text).unwrap_or_else(Access::unreadable),
         };
         let directory = Directory::load(&data, time);
         access.recompute(&directory);
@@ -103,7 +102,10 @@ impl Coordinator {
         if data.policy.is_some() {
             this.warn_of_open_policy();
         }
-        Ok(this)
+        if let Some(why) = this.view.policy_fault().map(str::to_owned) {
+            this.notice(Notice::PolicyUnreadable(why));
+        }
+        this
     }
 
     /// The state of this moment. It does not change any more.

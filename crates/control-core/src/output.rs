@@ -23,6 +23,8 @@ pub enum Notice {
     /// The policy that is in force lets every node reach every node, for this
     /// reason.
     PolicyAllowsEverything(String),
+    /// The stored policy cannot be read, for this reason, so nothing is allowed.
+    PolicyUnreadable(String),
     /// A session over SSH waits for a check.
     SshCheck {
         /// The id to approve.

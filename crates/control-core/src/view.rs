@@ -107,6 +107,12 @@ impl View {
         self.access.allows_everything()
     }
 
+    /// The reason why the stored policy cannot be read, if that is so; nothing is
+    /// allowed then.
+    pub fn policy_fault(&self) -> Option<&str> {
+        self.access.fault()
+    }
+
     /// Whether peers are informed that the node is online.
     pub fn is_online(&self, id: NodeId) -> bool {
         let entry = self.directory.entry(id);

@@ -467,6 +467,10 @@ fn describe(coordinator: &View, notice: Notice) -> Option<String> {
         Notice::PolicyAllowsEverything(why) => {
             Some(format!("every node may reach every node: {why}"))
         }
+        Notice::PolicyUnreadable(why) => Some(format!(
+            "the stored policy is not valid, so nothing is allowed; set another one with \
+             warren-control policy set FILE:\n{why}"
+        )),
         Notice::SshCheck {
             id,
             source,

@@ -146,8 +146,7 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
         config,
         opened.snapshot,
         Box::new(SystemEntropy),
-    )
-    .map_err(|why| Failure::Failed(format!("the stored policy no longer reads:\n{why}")))?;
+    );
     let (sender, lines) = mpsc::unbounded_channel();
     let hints = Hints::new(state_dir);
     let coordinator = CoordinatorHandle::new(coordinator, opened.store, sender, hints.clone());

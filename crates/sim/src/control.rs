@@ -55,8 +55,7 @@ impl Control {
         let mut config = Config::new(SERVER, DerpMap::default());
         config.key_lifetime = key_lifetime;
         let snapshot = Snapshot::default();
-        let mut coordinator = Coordinator::new(now, wall, config, snapshot, rng.boxed())
-            .expect("an empty snapshot has no policy to complain about");
+        let mut coordinator = Coordinator::new(now, wall, config, snapshot, rng.boxed());
         coordinator.create_user(wall, USER).expect("the first user");
         if policy.is_some() {
             coordinator

@@ -37,7 +37,8 @@ pub struct HealthInfo {
     pub allow_all_reason: Option<String>,
     /// The file that is in charge of the policy, if one is.
     pub policy_file: Option<String>,
-    /// The reason why the content of that file is not in force.
+    /// The reason why the content of that file is not in force, or why the stored
+    /// policy cannot be read; then nothing is allowed.
     pub policy_problem: Option<String>,
     /// The number of users.
     pub users: usize,

@@ -188,6 +188,26 @@ fn policy_that_allows_everything_is_reported_whenever_it_comes_into_force() {
 }
 
 #[test]
+fn stored_policy_that_cannot_be_read_allows_nothing_until_another_is_set() {
+    for stored in ["", "{", "{\"acls\": 7}"] {
+        let mut w = World::with(Snapshot {
+            policy: Some(stored.to_owned()),
+            ..Snapshot::default()
+        });
+        assert!(w.c.view().policy_fault().is_some(), "{stored:?}");
+        assert_eq!(w.c.view().allows_everything(), None);
+        let outputs: Vec<Output> = std::iter::from_fn(|| w.c.poll_output()).collect();
+        let is_reported =
+            |output: &Output| matches!(output, Output::Notice(Notice::PolicyUnreadable(_)));
+        assert!(outputs.iter().any(is_reported));
+        // The text is kept for the administrator who mends it.
+        assert_eq!(w.c.snapshot().policy.as_deref(), Some(stored));
+        w.c.set_policy(Some("{\"acls\": []}".to_owned())).unwrap();
+        assert_eq!(w.c.view().policy_fault(), None);
+    }
+}
+
+#[test]
 fn empty_policy_is_refused_and_the_last_one_stays() {
     let mut w = World::new();
     w.c.put_file_in_charge("/etc/acl.hujson");

@@ -676,8 +676,9 @@ proptest! {
         let addresses: BTreeSet<_> = w.stored.nodes.values().map(|n| n.address).collect();
         prop_assert_eq!(names.len(), w.stored.nodes.len());
         prop_assert_eq!(addresses.len(), w.stored.nodes.len());
-        prop_assert!(Coordinator::new(
+        let again = Coordinator::new(
             w.now, w.wall, w.c.config().clone(), w.stored.clone(), Box::new(super::world::Counting(0))
-        ).is_ok());
+        );
+        prop_assert_eq!(&w.stored, &again.snapshot());
     }
 }

@@ -22,7 +22,8 @@ impl Handler<GetHealth> for Administration {
             policy_problem: c
                 .policy_file()
                 .and_then(|file| file.problem.as_ref())
-                .map(|(since, why)| format!("since {since:.0}: {why}")),
+                .map(|(since, why)| format!("since {since:.0}: {why}"))
+                .or_else(|| c.policy_fault().map(str::to_owned)),
             users: c.users().count(),
             nodes: c.node_count(),
             online: c.nodes().filter(|node| c.is_online(node.id)).count(),

@@ -40,6 +40,11 @@ fn show_health(health: &HealthInfo) -> String {
             format!("the last good one; {file} IS NOT VALID {problem}")
         }
         (Some(file), None) => format!("from {file}"),
+        (None, Some(problem)) => format!(
+            "NOTHING IS ALLOWED, the stored policy is not valid; set another one with \
+             warren-control policy set FILE: {}",
+            problem.trim_end()
+        ),
         (None, _) if health.allow_all => "allow-all".to_owned(),
         (None, _) => "set".to_owned(),
     };

@@ -34,7 +34,7 @@ fn handle() -> (Arc<CoordinatorHandle>, Disk) {
     let (store, disk) = MemoryStore::new();
     let queue = WriteQueue::start(store).unwrap();
     let (lines, _) = mpsc::unbounded_channel();
-    let handle = CoordinatorHandle::new(coordinator.unwrap(), queue, lines, Hints::default());
+    let handle = CoordinatorHandle::new(coordinator, queue, lines, Hints::default());
     (handle, disk)
 }
 
