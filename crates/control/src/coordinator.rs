@@ -28,7 +28,7 @@ use warren_control_types::{MapRequest, PingRequest, RegisterRequest, RegisterRes
 use warren_keys::{MachinePublic, NodePublic};
 
 use crate::c2n::{self, C2nError, C2nRequests};
-use crate::clock::wall_clock;
+use crate::clock::{now, wall_clock};
 use crate::store::{Saved, StoreError, WriteQueue};
 use crate::terminal::{Hints, printable};
 
@@ -139,7 +139,7 @@ impl CoordinatorHandle {
         change: impl FnOnce(&mut Coordinator, Instant, Duration) -> R,
     ) -> (R, Saved) {
         let mut inner = self.lock();
-        let result = change(&mut inner.coordinator, Instant::now(), wall_clock());
+        let result = change(&mut inner.coordinator, now(), wall_clock());
         let saved = self.carry_out(&mut inner);
         (result, saved)
     }
@@ -170,13 +170,10 @@ impl CoordinatorHandle {
         loop {
             let (outcome, parked, saved) = {
                 let mut inner = self.lock();
-                let outcome = inner.coordinator.register_from(
-                    Instant::now(),
-                    wall_clock(),
-                    machine,
-                    source,
-                    request,
-                );
+                let outcome =
+                    inner
+                        .coordinator
+                        .register_from(now(), wall_clock(), machine, source, request);
                 // Under the same lock, or a decision in between would be missed.
                 let parked = match &outcome {
                     RegisterOutcome::Answer(_) | RegisterOutcome::Busy => None,
@@ -422,9 +419,7 @@ impl Drop for Session {
     fn drop(&mut self) {
         let mut inner = self.coordinator.lock();
         inner.sessions.remove(&self.id);
-        inner
-            .coordinator
-            .close_stream(Instant::now(), wall_clock(), self.id);
+        inner.coordinator.close_stream(now(), wall_clock(), self.id);
         let _ = self.coordinator.carry_out(&mut inner);
     }
 }

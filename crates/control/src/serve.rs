@@ -4,7 +4,7 @@ use std::io::{IsTerminal as _, Read as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::mpsc;
@@ -24,7 +24,7 @@ use warren_relay::{Applicant, Relay};
 use crate::admin;
 use crate::banner::{BannerFacts, banner};
 use crate::cli::args::{DEFAULT_MAX_CONNECTIONS, Serve, StunListen};
-use crate::clock::wall_clock;
+use crate::clock::{now, wall_clock};
 use crate::coordinator::CoordinatorHandle;
 use crate::failure::{Failure, print};
 use crate::invite::invite;
@@ -141,7 +141,7 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
     config.ephemeral_timeout = serve.ephemeral_timeout;
     config.key_lifetime = Some(serve.key_expiry).filter(|life| !life.is_zero());
     let coordinator = Coordinator::new(
-        Instant::now(),
+        now(),
         wall_clock(),
         config,
         opened.snapshot,

@@ -1,13 +1,10 @@
 //! Questions about SSH sessions, held open until the administrator decides.
-
-use std::time::Instant;
-
 use warren_control_core::{SshOutcome, SshQuestion, SshRefusal};
 use warren_control_types::SshAction;
 use warren_keys::MachinePublic;
 
 use super::CoordinatorHandle;
-use crate::clock::wall_clock;
+use crate::clock::{now, wall_clock};
 
 impl CoordinatorHandle {
     /// The action of a node for a session, as soon as it is known.
@@ -22,10 +19,9 @@ impl CoordinatorHandle {
         loop {
             let (parked, saved) = {
                 let mut inner = self.lock();
-                let now = Instant::now();
                 let outcome = inner
                     .coordinator
-                    .ssh_action(now, wall_clock(), machine, question);
+                    .ssh_action(now(), wall_clock(), machine, question);
                 // Under the same lock, or a decision in between would be missed.
                 let parked = match outcome {
                     Ok(SshOutcome::Park(id)) => Ok(self.park(&mut inner, id)),

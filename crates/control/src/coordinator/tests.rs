@@ -5,7 +5,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Instant;
 
 use futures_util::FutureExt as _;
 use tokio::sync::mpsc;
@@ -19,13 +18,13 @@ use warren_dial::SystemEntropy;
 use warren_keys::{MachinePublic, NodePublic};
 
 use super::{CoordinatorHandle, Registration};
-use crate::clock::wall_clock;
+use crate::clock::{now, wall_clock};
 use crate::store::{Disk, MemoryStore, WriteQueue};
 use crate::terminal::Hints;
 
 fn handle() -> (Arc<CoordinatorHandle>, Disk) {
     let coordinator = Coordinator::new(
-        Instant::now(),
+        now(),
         wall_clock(),
         Config::new("http://192.0.2.1:8080", DerpMap::default()),
         Snapshot::default(),
