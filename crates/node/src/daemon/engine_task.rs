@@ -264,7 +264,9 @@ impl EngineTask {
             } => {
                 let inbox = self.inbox.clone();
                 let handle = Arc::new(NodeHandle::new(inbox.clone()));
-                let span = tracing::info_span!(parent: session_span(session), "c2n", id);
+                // The macro takes the id of the parent only, so the parent has to live on.
+                let parent = session_span(session);
+                let span = tracing::info_span!(parent: &parent, "c2n", id);
                 let answering = async move {
                     let response = c2n::respond(handle, &request).await;
                     let answer = ControlInput::C2nAnswer { id, response };
