@@ -1,0 +1,424 @@
+//! Each listener of our programs under attack by senders that prove nothing: idle
+//! in each phase, slow in each phase, too many, from one source and from many.
+//! The programs stay within the files and the memory that they promise, an honest
+//! node gets in meanwhile, and everything is given back afterwards.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use support::{Tailnet, address, installed, lab, skip, traffic_flows};
+use warren_lab::{Control, Host, Kind, Lab, Node, PATIENCE, Place, Program, RelayKind, until};
+
+/// Unidentified connections that one source may have: `dial/src/connections.rs`.
+const PER_SOURCE: usize = 256;
+/// Connections that a LocalAPI serves, and refusals under way beside them.
+const LOCAL_API: usize = 256 + 32;
+/// Files that a program opens for other reasons while a test runs.
+const OTHER_FILES: usize = 64;
+/// Connections of an attack from one source.
+const FROM_ONE: usize = 1500;
+/// Addresses of an attack from many sources, and connections of each.
+const SOURCES: u8 = 48;
+const FROM_EACH: usize = 120;
+/// Memory that an unidentified connection may cost a server.
+const PER_CONNECTION: u64 = 48 << 10;
+/// Memory that a program may gain for other reasons: new nodes, caches, the
+/// allocator's own.
+const OTHER_MEMORY: u64 = 24 << 20;
+
+/// The tests hold thousands of sockets themselves.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    setrlimit(Resource::Nofile, raised).unwrap();
+}
+
+/// The files that a program has open.
+fn files(program: &Program) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", program.pid()))
+        .unwrap()
+        .count()
+}
+
+/// Files and memory of a program before an attack.
+struct Baseline {
+    files: usize,
+    memory: u64,
+}
+
+impl Baseline {
+    fn of(program: &Program) -> Self {
+        Self {
+            files: files(program),
+            memory: program.resident_bytes().unwrap(),
+        }
+    }
+
+    /// The program is alive and holds no more than `connections` cost. Those that
+    /// have to make room may take a moment to end.
+    fn holds(&self, program: &mut Program, connections: usize) {
+        program.check_alive().unwrap();
+        self.until_files(program, connections + OTHER_FILES);
+        let grown = program
+            .resident_bytes()
+            .unwrap()
+            .saturating_sub(self.memory);
+        let allowed = OTHER_MEMORY + connections as u64 * PER_CONNECTION;
+        assert!(grown <= allowed, "{grown} bytes more than before");
+    }
+
+    /// All files of the attack are closed.
+    fn returns(&self, program: &Program) {
+        self.until_files(program, OTHER_FILES);
+    }
+
+    fn until_files(&self, program: &Program, more: usize) {
+        until("the program to close connections", PATIENCE, || {
+            let files = files(program);
+            if files <= self.files + more {
+                Ok(())
+            } else {
+                Err(format!("{files} files, {} before", self.files))
+            }
+        })
+        .unwrap();
+    }
+}
+
+/// The beginnings of a conversation, one for each phase in which a sender may stop.
+fn phases() -> Vec<Vec<u8>> {
+    let mut hello = vec![22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3];
+    hello.extend([7; 200]);
+    [
+        // Nothing, a part of a head, a part of a TLS record.
+        b"".to_vec(),
+        b"GET /key?v=119 HTTP/1.1\r\nHost: x\r\nX-Half: ".to_vec(),
+        hello,
+        // A part of a body.
+        b"POST /verify HTTP/1.1\r\nHost: x\r\nContent-Length: 4000\r\n\r\n{".to_vec(),
+        // A kept connection after an answer.
+        b"GET /key?v=119 HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(),
+        // An upgrade whose handshake does not follow.
+        b"GET /derp HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: DERP\r\n\r\n".to_vec(),
+    ]
+    .into()
+}
+
+/// Opens `count` connections from `source`, spread over the phases. A connection
+/// that the server refuses or closes is one attack less.
+fn connections(from: &Host, source: IpAddr, to: SocketAddr, count: usize) -> Vec<TcpStream> {
+    from.inside(move || {
+        let phases = phases();
+        (0..count)
+            .filter_map(|n| {
+                // Programs that the lab starts must not inherit thousands of files.
+                let socket = rustix::net::socket_with(
+                    rustix::net::AddressFamily::INET,
+                    rustix::net::SocketType::STREAM,
+                    rustix::net::SocketFlags::CLOEXEC,
+                    None,
+                )
+                .unwrap();
+                rustix::net::bind(&socket, &SocketAddr::new(source, 0)).unwrap();
+                rustix::net::connect(&socket, &to).ok()?;
+                let mut stream = TcpStream::from(socket);
+                stream.write_all(&phases[n % phases.len()]).ok()?;
+                Some(stream)
+            })
+            .collect()
+    })
+}
+
+/// Sends one byte after the other on each connection until it is dropped.
+struct Drip {
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<Vec<TcpStream>>>,
+}
+
+impl Drip {
+    fn start(mut streams: Vec<TcpStream>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                // A connection that the server closed is given up.
+                streams.retain_mut(|stream| stream.write_all(b"a").is_ok());
+                std::thread::park_timeout(Duration::from_millis(200));
+            }
+            streams
+        });
+        Self {
+            stop,
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Drip {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            drop(thread.join());
+        }
+    }
+}
+
+/// A host of the attacker with [`SOURCES`] addresses more.
+fn attacker(lab: &mut Lab) -> (Host, Vec<IpAddr>) {
+    let host = lab.host("attacker", Place::Open).unwrap();
+    let sources: Vec<IpAddr> = (0..SOURCES)
+        .map(|n| IpAddr::from(Ipv4Addr::new(203, 0, 113, 128 + n)))
+        .collect();
+    for source in &sources {
+        let address = format!("{source}/24");
+        host.run("ip", &["address", "add", &address, "dev", "eth0"])
+            .unwrap();
+    }
+    (host, sources)
+}
+
+/// Attacks a TCP listener from one source and from many; `honest` is called while
+/// each attack lasts.
+fn attack(
+    lab: &mut Lab,
+    to: SocketAddr,
+    mut program: impl FnMut(&mut dyn FnMut(&mut Program)),
+    mut honest: impl FnMut(&mut Lab, &str),
+) {
+    raise_file_limit();
+    let (host, sources) = attacker(lab);
+    let mut before = None;
+    program(&mut |program| before = Some(Baseline::of(program)));
+    let before = before.unwrap();
+
+    let one = connections(&host, host.address(), to, FROM_ONE);
+    assert!(one.len() > PER_SOURCE, "the attack is too small");
+    program(&mut |program| before.holds(program, PER_SOURCE));
+    let drip = Drip::start(one);
+    honest(lab, "first");
+    program(&mut |program| before.holds(program, PER_SOURCE));
+    drop(drip);
+    program(&mut |program| before.returns(program));
+
+    let all = sources.len() * FROM_EACH;
+    let many: Vec<TcpStream> = sources
+        .iter()
+        .flat_map(|source| connections(&host, *source, to, FROM_EACH))
+        .collect();
+    program(&mut |program| before.holds(program, all));
+    let drip = Drip::start(many);
+    honest(lab, "second");
+    program(&mut |program| before.holds(program, all));
+    drop(drip);
+    program(&mut |program| before.returns(program));
+}
+
+#[test]
+fn nodes_join_while_unauthenticated_senders_hold_connections_of_the_server() {
+    let Some(mut lab) = lab() else { return };
+    if installed(Kind::Warren).is_none() {
+        return;
+    }
+    let host = lab.host("control", Place::Open).unwrap();
+    let control = std::cell::RefCell::new(Control::start(&host, None).unwrap());
+    let key = control.borrow().auth_key("ann").unwrap();
+    let url = control.borrow().url().to_owned();
+    let join = |lab: &mut Lab, name: &str| {
+        let node = Node::start(&lab.host(name, Place::Open).unwrap(), Kind::Warren).unwrap();
+        node.up(&url, &key, &[]).unwrap();
+        node
+    };
+    let early = join(&mut lab, "early");
+    let mut late = Vec::new();
+    attack(
+        &mut lab,
+        SocketAddr::new(host.address(), 8080),
+        |act| act(control.borrow_mut().program()),
+        |lab, name| {
+            // The node that was there before gets the new peer: its stream lives.
+            let node = join(lab, name);
+            traffic_flows(&early, &node);
+            late.push(node);
+        },
+    );
+}
+
+#[test]
+fn nodes_use_a_relay_while_unauthenticated_senders_hold_its_connections() {
+    let Some(mut lab) = lab() else { return };
+    if installed(Kind::Warren).is_none() {
+        return;
+    }
+    let Some(tailnet) = Tailnet::new(&mut lab, RelayKind::Warren) else {
+        return;
+    };
+    // Without UDP, all packets of this node go through a relay.
+    let early = tailnet.join(&lab.host("early", Place::NoUdp).unwrap(), Kind::Warren);
+    let relay = tailnet.relays[0].host().address();
+    let (control, key) = (tailnet.control.url().to_owned(), tailnet.key.clone());
+    let relays = std::cell::RefCell::new(tailnet.relays);
+    let mut late = Vec::new();
+    attack(
+        &mut lab,
+        SocketAddr::new(relay, 443),
+        |act| act(relays.borrow_mut()[0].program()),
+        |lab, name| {
+            let node = Node::start(&lab.host(name, Place::NoUdp).unwrap(), Kind::Warren).unwrap();
+            node.up(&control, &key, &[]).unwrap();
+            traffic_flows(&early, &node);
+            late.push(node);
+        },
+    );
+}
+
+/// Opens connections to the socket as a user without rights, and sends a part of a
+/// request on each.
+fn local_connections(socket: &std::path::Path, count: usize) -> Vec<UnixStream> {
+    let socket = socket.to_owned();
+    std::thread::spawn(move || {
+        // Only this thread becomes another user.
+        rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(65534)).unwrap();
+        (0..count)
+            .filter_map(|n| {
+                let mut stream = UnixStream::connect(&socket).ok()?;
+                let part: &[u8] = match n % 3 {
+                    0 => b"",
+                    1 => b"GET /localapi/v0/status HTTP/1.1\r\nHost: x",
+                    _ => b"POST /localapi/v0/start HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\n{",
+                };
+                stream.write_all(part).ok()?;
+                Some(stream)
+            })
+            .collect()
+    })
+    .join()
+    .unwrap()
+}
+
+#[test]
+fn the_administrator_is_served_while_users_hold_connections_of_the_local_api() {
+    let Some(mut lab) = lab() else { return };
+    if installed(Kind::Warren).is_none() {
+        return;
+    }
+    if !rustix::process::geteuid().is_root() {
+        skip::<()>("only root can act as another user");
+        return;
+    }
+    raise_file_limit();
+    let Some(tailnet) = Tailnet::new(&mut lab, RelayKind::Warren) else {
+        return;
+    };
+    let mut alice = tailnet.join(&lab.host("alice", Place::Open).unwrap(), Kind::Warren);
+    let bob = tailnet.join(&lab.host("bob", Place::Open).unwrap(), Kind::Warren);
+    // The other user may reach the socket.
+    let folder = alice.host().folder().to_owned();
+    for open in [lab.folder(), &folder, &folder.join("node")] {
+        std::fs::set_permissions(open, std::fs::Permissions::from_mode(0o711)).unwrap();
+    }
+    let before = Baseline::of(alice.daemon());
+    let held = local_connections(&folder.join("node/s.sock"), 1000);
+    assert!(held.len() > LOCAL_API, "the attack is too small");
+    before.holds(alice.daemon(), LOCAL_API);
+    for _ in 0..20 {
+        alice.status_json().unwrap();
+    }
+    traffic_flows(&alice, &bob);
+    before.holds(alice.daemon(), LOCAL_API);
+    drop(held);
+    before.returns(alice.daemon());
+    alice.status_json().unwrap();
+}
+
+/// A question for the A records of a name.
+fn question(id: u16, name: &str) -> Vec<u8> {
+    let mut message = id.to_be_bytes().to_vec();
+    message.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+    for label in name.split('.') {
+        message.push(u8::try_from(label.len()).unwrap());
+        message.extend(label.as_bytes());
+    }
+    message.extend([0, 0, 1, 0, 1]);
+    message
+}
+
+#[test]
+fn names_of_nodes_resolve_while_the_upstream_is_silent_under_a_flood_of_questions() {
+    const MAGIC_DNS: (Ipv4Addr, u16) = (Ipv4Addr::new(100, 100, 100, 100), 53);
+    /// Questions in flight to upstreams, at most.
+    const EXCHANGES: usize = 512;
+    let Some(mut lab) = lab() else { return };
+    if installed(Kind::Warren).is_none() {
+        return;
+    }
+    let Some(tailnet) = Tailnet::new(&mut lab, RelayKind::Warren) else {
+        return;
+    };
+    // A resolver that takes questions and never answers.
+    let silent = lab.host("silent", Place::Open).unwrap();
+    let resolver = silent.inside(|| UdpSocket::bind("0.0.0.0:53").unwrap());
+    let host = lab.host("alice", Place::Open).unwrap();
+    let line = format!("echo nameserver {} > /etc/resolv.conf", silent.address());
+    host.run("sh", &["-c", &line]).unwrap();
+    let mut alice = tailnet.join(&host, Kind::Warren);
+    let bob = tailnet.join(&lab.host("bob", Place::Open).unwrap(), Kind::Warren);
+    traffic_flows(&alice, &bob);
+    let name = alice.peer("bob").unwrap()["DNSName"]
+        .as_str()
+        .unwrap()
+        .trim_end_matches('.')
+        .to_owned();
+    let IpAddr::V4(bob_address) = address(&bob, false) else {
+        unreachable!("the first family is IPv4")
+    };
+
+    let before = Baseline::of(alice.daemon());
+    let flood = move || {
+        let sockets: Vec<UdpSocket> = (0..16)
+            .map(|_| UdpSocket::bind("0.0.0.0:0").unwrap())
+            .collect();
+        for n in 0..20_000_u16 {
+            let outside = format!("n{n}.example.org");
+            // The daemon may drop what comes too fast.
+            let _sent = sockets[usize::from(n % 16)].send_to(&question(n, &outside), MAGIC_DNS);
+        }
+    };
+    let ask = move || -> Result<Vec<u8>, std::io::Error> {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+        socket.send_to(&question(7, &name), MAGIC_DNS)?;
+        let mut answer = vec![0; 1500];
+        let len = socket.recv(&mut answer)?;
+        answer.truncate(len);
+        Ok(answer)
+    };
+    for _ in 0..3 {
+        host.inside(flood);
+        let ask = ask.clone();
+        let answer = until("an own name to resolve", PATIENCE, || {
+            host.inside(ask.clone())
+        })
+        .unwrap();
+        assert!(answer.ends_with(&bob_address.octets()), "{answer:?}");
+        before.holds(alice.daemon(), EXCHANGES);
+    }
+    // The attack reached the upstream: the flood was not simply lost.
+    let mut one = [0; 1500];
+    resolver.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert!(resolver.recv(&mut one).unwrap() > 12);
+    traffic_flows(&alice, &bob);
+    before.returns(alice.daemon());
+}
