@@ -5,7 +5,7 @@
 //! distinguishes the relay's requests from the control server's; the relay takes the
 //! connection over with its bytes, because its protocol may begin without an
 //! HTTP response. All other connections go to hyper, with the bytes that were read,
-//! and to the router of [`public`](crate::public).
+//! and to the router of [`public`].
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
