@@ -28,7 +28,7 @@ impl Paths {
         self.settle_shared(now);
     }
 
-    /// The connection is gone, or the attempt for [`Event::ConnectRelay`]
+    /// The connection is gone, or the attempt for [`Event::ConnectRelay`](crate::Event::ConnectRelay)
     /// failed.
     pub fn relay_disconnected(&mut self, now: Instant, region: RegionId) {
         let was_connected = self.core.relays.is_connected(region);

@@ -28,7 +28,7 @@ impl Paths {
     }
 
     /// Our home relay region. Control and peers learn it from
-    /// [`Event::NetInfo`], once its relay is reached.
+    /// [`Event::NetInfo`](crate::Event::NetInfo), once its relay is reached.
     pub fn home(&self) -> Option<RegionId> {
         self.core.netcheck.home()
     }
