@@ -35,14 +35,24 @@ const PER_CONNECTION: u64 = 48 << 10;
 /// allocator's own.
 const OTHER_MEMORY: u64 = 24 << 20;
 
-/// The tests hold thousands of sockets themselves.
-fn raise_file_limit() {
+/// The files that a test needs itself: it holds thousands of sockets.
+const OWN_FILES: u64 = 8192;
+
+/// Raises the limit of open files to the hard limit; `None`, with the reason printed,
+/// where that is too low.
+fn raise_file_limit() -> Option<()> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
         maximum: limit.maximum,
     };
     setrlimit(Resource::Nofile, raised).unwrap();
+    match limit.maximum {
+        Some(files) if files < OWN_FILES => skip(&format!(
+            "the system allows {files} open files, the test needs {OWN_FILES} (ulimit -Hn)"
+        )),
+        _ => Some(()),
+    }
 }
 
 /// The files that a program has open.
@@ -198,7 +208,6 @@ fn attack(
     mut program: impl FnMut(&mut dyn FnMut(&mut Program)),
     mut honest: impl FnMut(&mut Lab, &str),
 ) {
-    raise_file_limit();
     let (host, sources) = attacker(lab);
     let mut before = None;
     program(&mut |program| before = Some(Baseline::of(program)));
@@ -229,7 +238,10 @@ fn attack(
 #[test]
 fn nodes_join_while_unauthenticated_senders_hold_connections_of_the_server() {
     let Some(mut lab) = lab() else { return };
-    if installed(Kind::Warren).is_none() {
+    if installed(Kind::Warren)
+        .and_then(|()| raise_file_limit())
+        .is_none()
+    {
         return;
     }
     let host = lab.host("control", Place::Open).unwrap();
@@ -259,7 +271,10 @@ fn nodes_join_while_unauthenticated_senders_hold_connections_of_the_server() {
 #[test]
 fn nodes_use_a_relay_while_unauthenticated_senders_hold_its_connections() {
     let Some(mut lab) = lab() else { return };
-    if installed(Kind::Warren).is_none() {
+    if installed(Kind::Warren)
+        .and_then(|()| raise_file_limit())
+        .is_none()
+    {
         return;
     }
     let Some(tailnet) = Tailnet::new(&mut lab, RelayKind::Warren) else {
@@ -286,23 +301,28 @@ fn nodes_use_a_relay_while_unauthenticated_senders_hold_its_connections() {
 
 /// Opens connections to the socket as a user without rights, and sends a part of a
 /// request on each.
-fn local_connections(socket: &std::path::Path, count: usize) -> Vec<UnixStream> {
+///
+/// # Errors
+/// This process cannot act as another user.
+fn local_connections(
+    socket: &std::path::Path,
+    count: usize,
+) -> rustix::io::Result<Vec<UnixStream>> {
     let socket = socket.to_owned();
     std::thread::spawn(move || {
         // Only this thread becomes another user.
-        rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(65534)).unwrap();
-        (0..count)
-            .filter_map(|n| {
-                let mut stream = UnixStream::connect(&socket).ok()?;
-                let part: &[u8] = match n % 3 {
-                    0 => b"",
-                    1 => b"GET /localapi/v0/status HTTP/1.1\r\nHost: x",
-                    _ => b"POST /localapi/v0/start HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\n{",
-                };
-                stream.write_all(part).ok()?;
-                Some(stream)
-            })
-            .collect()
+        rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(65534))?;
+        let opened = (0..count).filter_map(|n| {
+            let mut stream = UnixStream::connect(&socket).ok()?;
+            let part: &[u8] = match n % 3 {
+                0 => b"",
+                1 => b"GET /localapi/v0/status HTTP/1.1\r\nHost: x",
+                _ => b"POST /localapi/v0/start HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\n{",
+            };
+            stream.write_all(part).ok()?;
+            Some(stream)
+        });
+        Ok(opened.collect())
     })
     .join()
     .unwrap()
@@ -311,14 +331,12 @@ fn local_connections(socket: &std::path::Path, count: usize) -> Vec<UnixStream> 
 #[test]
 fn the_administrator_is_served_while_users_hold_connections_of_the_local_api() {
     let Some(mut lab) = lab() else { return };
-    if installed(Kind::Warren).is_none() {
+    if installed(Kind::Warren)
+        .and_then(|()| raise_file_limit())
+        .is_none()
+    {
         return;
     }
-    if !rustix::process::geteuid().is_root() {
-        skip::<()>("only root can act as another user");
-        return;
-    }
-    raise_file_limit();
     let Some(tailnet) = Tailnet::new(&mut lab, RelayKind::Warren) else {
         return;
     };
@@ -330,7 +348,13 @@ fn the_administrator_is_served_while_users_hold_connections_of_the_local_api() {
         std::fs::set_permissions(open, std::fs::Permissions::from_mode(0o711)).unwrap();
     }
     let before = Baseline::of(alice.daemon());
-    let held = local_connections(&folder.join("node/s.sock"), 1000);
+    let held = match local_connections(&folder.join("node/s.sock"), 1000) {
+        Ok(held) => held,
+        Err(error) => {
+            skip::<()>(&format!("cannot act as another user: {error}"));
+            return;
+        }
+    };
     assert!(held.len() > LOCAL_API, "the attack is too small");
     before.holds(alice.daemon(), LOCAL_API);
     for _ in 0..20 {
@@ -361,7 +385,10 @@ fn names_of_nodes_resolve_while_the_upstream_is_silent_under_a_flood_of_question
     /// Questions in flight to upstreams, at most.
     const EXCHANGES: usize = 512;
     let Some(mut lab) = lab() else { return };
-    if installed(Kind::Warren).is_none() {
+    if installed(Kind::Warren)
+        .and_then(|()| raise_file_limit())
+        .is_none()
+    {
         return;
     }
     let Some(tailnet) = Tailnet::new(&mut lab, RelayKind::Warren) else {
