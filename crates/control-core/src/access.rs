@@ -22,7 +22,7 @@ use crate::tailnet::NO_POLICY;
 pub(crate) use sections::without_ipv4;
 
 /// The policy in force.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Access {
     /// `None`: no policy, or one without rules, which is the same.
     policy: Option<InForce>,
@@ -70,7 +70,10 @@ struct InForce {
 impl Access {
     /// No policy: every node may reach every node.
     pub fn allow_all() -> Self {
-        Self::default()
+        Self {
+            policy: None,
+            fault: None,
+        }
     }
 
     /// A policy from its text.
@@ -145,7 +148,7 @@ impl Access {
     #[cfg(test)]
     pub(crate) fn recompiled(&self, data: &Directory) -> Self {
         let policy = self.policy.as_ref().map(|own| own.policy.clone());
-        let mut out = policy.map(Self::of).unwrap_or_default();
+        let mut out = policy.map_or_else(Self::allow_all, Self::of);
         out.recompute(data);
         out
     }

@@ -33,7 +33,7 @@ pub(crate) struct Clock {
     now: Instant,
     /// The time since the UNIX epoch that is believed at `now`.
     believed: Duration,
-    /// What the wall clock said at `now`.
+    /// The reading of the wall clock at `now`.
     latest: Duration,
     jump: Option<Jump>,
 }
@@ -151,8 +151,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the wall clock reads for less than the settling time, the
-        /// believed time goes on as the monotonic clock does.
+        /// The believed time follows the monotonic clock while the wall clock reads
+        /// anything for less than the settling time.
         #[test]
         fn short_disturbance_moves_nothing(
             readings in proptest::collection::vec((0_u64..20, 0_u64..4_000_000_000), 1..14),

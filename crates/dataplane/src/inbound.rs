@@ -64,7 +64,7 @@ struct Heard {
     asked: Option<Instant>,
 }
 
-/// What is counted and judged once for the packets of one run.
+/// The counters and the verdict that the packets of one run share.
 struct BatchStats {
     /// The moment, on the coarse clock.
     at: u64,

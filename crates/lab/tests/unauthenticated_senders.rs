@@ -55,6 +55,14 @@ fn raise_file_limit() -> Option<()> {
     }
 }
 
+/// A lab, where our programs are built and a test may hold thousands of sockets.
+fn lab_for_attacks() -> Option<Lab> {
+    let lab = lab()?;
+    installed(Kind::Warren)?;
+    raise_file_limit()?;
+    Some(lab)
+}
+
 /// The files that a program has open.
 fn files(program: &Program) -> usize {
     std::fs::read_dir(format!("/proc/{}/fd", program.pid()))
@@ -237,13 +245,9 @@ fn attack(
 
 #[test]
 fn nodes_join_while_unauthenticated_senders_hold_connections_of_the_server() {
-    let Some(mut lab) = lab() else { return };
-    if installed(Kind::Warren)
-        .and_then(|()| raise_file_limit())
-        .is_none()
-    {
+    let Some(mut lab) = lab_for_attacks() else {
         return;
-    }
+    };
     let host = lab.host("control", Place::Open).unwrap();
     let control = std::cell::RefCell::new(Control::start(&host, None).unwrap());
     let key = control.borrow().auth_key("ann").unwrap();
@@ -270,13 +274,9 @@ fn nodes_join_while_unauthenticated_senders_hold_connections_of_the_server() {
 
 #[test]
 fn nodes_use_a_relay_while_unauthenticated_senders_hold_its_connections() {
-    let Some(mut lab) = lab() else { return };
-    if installed(Kind::Warren)
-        .and_then(|()| raise_file_limit())
-        .is_none()
-    {
+    let Some(mut lab) = lab_for_attacks() else {
         return;
-    }
+    };
     let Some(tailnet) = Tailnet::new(&mut lab, RelayKind::Warren) else {
         return;
     };
@@ -330,13 +330,9 @@ fn local_connections(
 
 #[test]
 fn the_administrator_is_served_while_users_hold_connections_of_the_local_api() {
-    let Some(mut lab) = lab() else { return };
-    if installed(Kind::Warren)
-        .and_then(|()| raise_file_limit())
-        .is_none()
-    {
+    let Some(mut lab) = lab_for_attacks() else {
         return;
-    }
+    };
     let Some(tailnet) = Tailnet::new(&mut lab, RelayKind::Warren) else {
         return;
     };
@@ -384,13 +380,9 @@ fn names_of_nodes_resolve_while_the_upstream_is_silent_under_a_flood_of_question
     const MAGIC_DNS: (Ipv4Addr, u16) = (Ipv4Addr::new(100, 100, 100, 100), 53);
     /// Questions in flight to upstreams, at most.
     const EXCHANGES: usize = 512;
-    let Some(mut lab) = lab() else { return };
-    if installed(Kind::Warren)
-        .and_then(|()| raise_file_limit())
-        .is_none()
-    {
+    let Some(mut lab) = lab_for_attacks() else {
         return;
-    }
+    };
     let Some(tailnet) = Tailnet::new(&mut lab, RelayKind::Warren) else {
         return;
     };

@@ -35,7 +35,7 @@ const WORTH_SHARING: usize = 32 * 1024;
 /// Orders the threads: one receives, and one at a time delivers.
 pub(super) type InPipeline = OrderedPipeline<Receiver, Delivery>;
 
-/// What the thread that delivers owns.
+/// The state of the thread that delivers.
 pub(super) struct Delivery {
     inbound: Inbound,
     /// The view that the last batch was judged by.

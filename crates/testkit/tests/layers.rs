@@ -305,3 +305,34 @@ fn every_crate_is_described() {
         );
     }
 }
+
+/// The macros of tracing take the id of a parent and drop a value that is given to
+/// them: a child of a span that nothing else holds ends the program.
+#[test]
+fn parents_of_spans_are_borrowed() {
+    let mut folders = vec![workspace().join("crates")];
+    let mut seen = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|kind| kind == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                for (parent, _) in text.match_indices("!(parent: ") {
+                    seen += 1;
+                    let given = &text[parent + "!(parent: ".len()..];
+                    assert!(
+                        given.starts_with('&')
+                            || given.starts_with("None,")
+                            || given.starts_with('"'),
+                        "{}: borrow the parent of the span: parent: &{}",
+                        path.display(),
+                        given.lines().next().unwrap()
+                    );
+                }
+            }
+        }
+    }
+    assert!(seen > 0, "there are spans with parents");
+}

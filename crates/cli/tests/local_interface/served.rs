@@ -155,7 +155,7 @@ impl Served {
     }
 }
 
-/// What a command printed so far.
+/// The output of a command so far.
 #[derive(Clone, Default)]
 pub struct Page(Arc<(Mutex<Vec<u8>>, Condvar)>);
 

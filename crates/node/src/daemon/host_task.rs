@@ -15,7 +15,7 @@ use warren_node_core::{HostConfig, TUNNEL_MTU};
 
 use super::outside_names::OutsideNames;
 
-/// What the operating system should look like.
+/// The settings that the operating system should have.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct HostState {
     /// Addresses and routes.

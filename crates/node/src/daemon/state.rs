@@ -1,4 +1,5 @@
-//! What a node keeps on disk: its keys, its preferences, its login, the last netmap, and how far its handshakes' clock has come.
+//! The files of a node: keys, preferences, login, the last netmap, and the time up to
+//! which handshakes were sent.
 //!
 //! The state file has the form of the official client, so that a machine can change
 //! programs without a new login: one JSON object from key to base64 value,

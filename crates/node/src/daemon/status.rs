@@ -17,9 +17,9 @@ use crate::localapi::types::{ExitNodeStatus, PeerStatus, Status, TailnetStatus};
 /// Time without traffic after which a peer is not active any more.
 const ACTIVE: Duration = Duration::from_secs(120);
 
-/// What a status shows besides the engine.
+/// The facts of a status that do not come from the engine.
 pub struct StatusContext<'a> {
-    /// What the daemon is doing.
+    /// The state of the daemon.
     pub state: State,
     /// The address at which a person logs in.
     pub auth_url: &'a str,

@@ -1,4 +1,4 @@
-//! What the operating system should look like, from the node and preferences.
+//! The settings that the operating system should have, from the node and preferences.
 
 use std::collections::BTreeSet;
 

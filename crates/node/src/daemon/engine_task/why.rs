@@ -59,7 +59,7 @@ fn why(engine: &Engine, question: WhyQuestion) -> WhyAnswer {
             answer.carried_by = "self".to_owned();
             answer.say(format!(
                 "{dst} is this machine; its packets stay here and no filter is asked. \
-                 Who may come in from outside: add --from PEER."
+                 To see which packets of a peer come in, add --from PEER."
             ));
         }
         None => outbound(engine, question, &mut answer),
