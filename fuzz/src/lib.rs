@@ -11,6 +11,7 @@ use json::Message as _;
 use warren_control_types::MapResponse;
 
 use warren_keys::{DiscoSecret, Entropy, MachineSecret, NodeSecret};
+use warren_lock::{Authority, Checkpoint, DisablementValue, LockSecret, Meta, StateId, TrustedKey};
 
 /// Randomness that is different at every draw and the same in every run.
 #[derive(Debug, Clone, Default)]
@@ -40,6 +41,23 @@ pub fn disco(n: u8) -> DiscoSecret {
 /// The machine key pair number `n`.
 pub fn machine(n: u8) -> MachineSecret {
     MachineSecret::from_bytes(&[n ^ 0x20; 32])
+}
+
+/// The lock key pair number `n`.
+pub fn lock_secret(n: u8) -> LockSecret {
+    LockSecret::from_seed(&[n ^ 0x60; 32])
+}
+
+/// A tailnet lock that trusts the lock keys 0, with two votes, and 1.
+pub fn locked() -> Authority {
+    let key = |n, votes| {
+        TrustedKey::new(lock_secret(n).public(), votes, Meta::default()).expect("in range")
+    };
+    let values = vec![DisablementValue::from_bytes([1; 32])];
+    let checkpoint = Checkpoint::new(vec![key(0, 2), key(1, 1)], values, StateId(1, 2));
+    Authority::create(checkpoint.expect("in range"), &lock_secret(0), 0)
+        .expect("the signer is trusted")
+        .0
 }
 
 /// The wall clock of all targets at their start.

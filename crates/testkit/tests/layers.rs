@@ -32,6 +32,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "filter",
             "dns",
             "policy",
+            "lock",
         ],
     ),
     ("packet path", &["dataplane"]),
@@ -54,10 +55,13 @@ const LAST_LAYER_WITHOUT_IO: &str = "assembly";
 const PURE: &[&str] = &[
     // Renders errors to a string.
     "annotate-snippets",
+    "argon2",
     "aws-lc-rs",
     "blake2",
     "crc32fast",
     "data-encoding",
+    "ed25519-dalek",
+    "ed25519-zebra",
     "hickory-proto",
     "hmac",
     "ipnet",

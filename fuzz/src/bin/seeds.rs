@@ -15,8 +15,11 @@ use std::{fs, io};
 use serde_json::{Value, json};
 use support::{Recipe, Transport};
 use warren_channel::{ClientHandshake, accept, early};
-use warren_fuzz::{Counting, address, disco, first_map_json, machine, node, put_step};
 use warren_dataplane::VnetHdr;
+use warren_fuzz::{
+    Counting, address, disco, first_map_json, lock_secret, locked, machine, node, put_step,
+};
+use warren_lock::{Aum, Change, Meta, NodeKeySignature, TrustedKey, WrappedAuthKey};
 use warren_tunnel::{Event, Handshakes, PeerIndex, Source};
 use warren_wire::derp::Frame;
 use warren_wire::disco::{
@@ -27,8 +30,8 @@ use warren_wire::ip::IpPacket;
 use warren_wire::ip::icmp::{self, Echo};
 use warren_wire::ip::tsmp::{self, RejectReason};
 use warren_wire::relay_batch;
-use warren_wire::{nat_pmp, pcp};
 use warren_wire::stun::{Request, Response, TransactionId};
+use warren_wire::{nat_pmp, pcp};
 
 /// The seeds of one target.
 struct Seeds<'a> {
@@ -943,6 +946,60 @@ fn names(seeds: &Path) -> io::Result<()> {
     policy.put("errors", br#"{"acls": [{"action": "deny", "src": ["group:none", 5], "dst": ["x:0-99999"]}], "aclz": []}"#)
 }
 
+fn tailnet_lock(seeds: &Path) -> io::Result<()> {
+    let messages = Seeds {
+        directory: seeds,
+        target: "lock_messages",
+    };
+    let authority = locked();
+    let genesis = authority.log().next().expect("a genesis message");
+    messages.put("genesis", genesis.as_bytes())?;
+    let meta = Meta::new([("purpose", "pre-auth key"), ("a", "b")]).expect("in range");
+    let key = TrustedKey::new(lock_secret(2).public(), 3, meta).expect("in range");
+    let add = Aum::unsigned(Some(genesis.hash()), Change::AddKey(key)).signed_by(&lock_secret(0));
+    messages.put("add-key", add.as_bytes())?;
+    let public = Some(lock_secret(3).public());
+    let direct = NodeKeySignature::direct(node(1).public(), public, &lock_secret(0));
+    let rotation = direct.rotated(node(2).public(), &lock_secret(3));
+    messages.put("rotation", &rotation.encode())?;
+    let wrapped = WrappedAuthKey {
+        auth_key: "tskey-auth-a".to_owned(),
+        credential: NodeKeySignature::credential(lock_secret(4).public(), &lock_secret(0)),
+        delegate: lock_secret(4),
+    };
+    messages.put("auth-key", wrapped.to_text().as_bytes())?;
+
+    let chain = Seeds {
+        directory: seeds,
+        target: "lock_chain",
+    };
+    // The last bit of the argument chooses the node, the others key and votes.
+    chain.story(
+        "fork",
+        &[
+            (1, 24, &[0]),
+            (0, 0, &[1]),
+            (2, 3, &[0]),
+            (3, 1, &[0]),
+            (7, 0, &[1]),
+        ],
+    )?;
+    chain.story(
+        "revoked",
+        &[(1, 2, &[0]), (0, 2, &[0]), (6, 0, &[1]), (5, 1, &[0, 1])],
+    )?;
+
+    let signatures = Seeds {
+        directory: seeds,
+        target: "lock_signatures",
+    };
+    signatures.story(
+        "rotations",
+        &[(0, 1, &[0, 3]), (2, 2, &[3]), (3, 0, &[9, 1]), (2, 3, &[3])],
+    )?;
+    signatures.story("credential", &[(1, 1, &[1, 4]), (2, 2, &[4]), (2, 3, &[5])])
+}
+
 fn main() -> io::Result<()> {
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
     packets(&seeds)?;
@@ -950,5 +1007,6 @@ fn main() -> io::Result<()> {
     tunnel(&seeds)?;
     relay(&seeds)?;
     control(&seeds)?;
-    names(&seeds)
+    names(&seeds)?;
+    tailnet_lock(&seeds)
 }
