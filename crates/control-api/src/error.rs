@@ -95,7 +95,6 @@ impl From<AdminError> for ApiError {
             AdminError::UserExists(_)
             | AdminError::UserHasNodes { .. }
             | AdminError::NameTaken(_)
-            | AdminError::NotAdvertised { .. }
             | AdminError::NoAddresses
             | AdminError::PolicyFileInCharge(_)
             | AdminError::PolicyChanged => ErrorCode::Conflict,
@@ -103,6 +102,9 @@ impl From<AdminError> for ApiError {
             AdminError::Name(_)
             | AdminError::KeyWithoutOwner
             | AdminError::Tag(_)
+            | AdminError::UndefinedTag(_)
+            | AdminError::NoTags(_)
+            | AdminError::JoinedWithoutUser(_)
             | AdminError::Question(_)
             | AdminError::Time => ErrorCode::InvalidRequest,
             AdminError::Policy(_) => ErrorCode::InvalidPolicy,

@@ -283,6 +283,13 @@ impl Access {
             .is_some_and(|in_force| in_force.policy.may_use_tag(&in_force.users, user, tag))
     }
 
+    /// Whether the policy defines the tag. Without a policy, no tag needs a
+    /// definition.
+    pub(crate) fn defines_tag(&self, tag: &str) -> bool {
+        let in_force = self.policy.as_ref();
+        in_force.is_none_or(|in_force| in_force.policy.knows_tag(tag))
+    }
+
     pub(crate) fn approves_route(&self, node: &NodeRecord, route: &IpNet) -> bool {
         self.policy.as_ref().is_some_and(|in_force| {
             in_force

@@ -8,6 +8,7 @@
 mod admin;
 mod commit;
 mod deadlines;
+mod owners;
 mod policies;
 mod register;
 mod ssh_checks;

@@ -39,6 +39,11 @@ impl Standing {
         self >= Self::Offline
     }
 
+    /// Whether the node is known and its key has expired.
+    pub fn is_expired(self) -> bool {
+        self == Self::Expired
+    }
+
     /// Whether the node may serve others, for instance as a subnet router.
     pub fn may_serve(self) -> bool {
         self == Self::Online

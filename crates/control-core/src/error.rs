@@ -81,6 +81,21 @@ pub enum AdminError {
     /// Not `tag:` and a name.
     #[error("\"{0}\" is not a tag; tags are \"tag:\", a letter, then letters, digits and \"-\"")]
     Tag(String),
+    /// The policy does not define the tag.
+    #[error(
+        "the policy does not define \"{0}\"; add it to tagOwners first, with \"{0}\": [] if only administrators may use it"
+    )]
+    UndefinedTag(String),
+    /// Nodes are given back by another command.
+    #[error(
+        "no tags given for node \"{0}\"; to give it to a user instead, run `warren-control nodes assign {0} --user NAME`"
+    )]
+    NoTags(String),
+    /// The node has no user to whom it could be given back.
+    #[error(
+        "node \"{0}\" joined without a user; name one with `warren-control nodes assign {0} --user NAME`"
+    )]
+    JoinedWithoutUser(String),
     /// No machine waits under this id.
     #[error(
         "no machine waits for approval as \"{0}\"; requests are kept for 15 minutes, let it log in again"
@@ -94,16 +109,6 @@ pub enum AdminError {
     /// More than 4 million nodes.
     #[error("all addresses of 100.64.0.0/10 are in use")]
     NoAddresses,
-    /// A route the node does not offer.
-    #[error("node \"{node}\" does not advertise {route}; it advertises: {advertised}")]
-    NotAdvertised {
-        /// The name of the node.
-        node: String,
-        /// The route that was to be approved.
-        route: String,
-        /// The routes that could be.
-        advertised: String,
-    },
     /// The policy does not hold together.
     #[error("{0}")]
     Policy(String),

@@ -87,6 +87,10 @@ pub struct NodeRecord {
     pub user: Option<UserId>,
     /// Not empty: the node belongs to these tags, not to the user.
     pub tags: BTreeSet<String>,
+    /// Whether an administrator set the owner after the node had joined. A login
+    /// with the pre-auth key that the node has used before does not change it then.
+    #[serde(default)]
+    pub owner_set: bool,
     /// Its addresses in both families.
     pub address: AddressIndex,
     /// The DNS label, unique here.

@@ -33,6 +33,8 @@ const PENDING_TTL: Duration = Duration::from_secs(15 * 60);
 #[derive(Debug, Clone)]
 pub(crate) struct JoinRequest {
     pub(crate) node_key: NodePublic,
+    /// The key of the node that the login renews, as the machine says.
+    pub(crate) replaces: Option<NodePublic>,
     pub(crate) key_signature: Vec<u8>,
     pub(crate) capability: u32,
     pub(crate) expiry: Option<Timestamp>,
@@ -63,6 +65,7 @@ impl JoinRequest {
         }
         Ok(Self {
             node_key: request.node_key,
+            replaces: request.old_node_key,
             key_signature: signature.clone(),
             capability: request.version.0,
             expiry: request.expiry,

@@ -8,12 +8,19 @@
 //! exit node carries them, and each client picks.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use warren_control_types::NodeId;
 
 use crate::directory::Standing;
 use crate::records::NodeRecord;
+
+/// The routes of an exit node, one for each address family.
+pub(crate) const EXIT_ROUTES: [IpNet; 2] = [
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0)),
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0)),
+];
 
 /// Whether the prefix is a whole address family, that is, an exit route.
 pub(crate) fn is_exit(route: &IpNet) -> bool {

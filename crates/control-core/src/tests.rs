@@ -5,6 +5,7 @@
 
 mod commit;
 mod deltas;
+mod owners;
 mod policies;
 mod policy;
 mod references;

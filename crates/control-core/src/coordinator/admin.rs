@@ -19,7 +19,7 @@ use crate::names::{check_node_name, check_user_name};
 use crate::parked::PendingId;
 use crate::records::{AuthKeyId, AuthKeyRecord, Change, UserRecord};
 use crate::references::{NodeRef, UserRef};
-use crate::routes::{advertised, is_exit};
+use crate::routes::{EXIT_ROUTES, is_exit};
 
 /// The properties of a new pre-auth key.
 #[derive(Debug, Clone, Default)]
@@ -139,7 +139,8 @@ impl Coordinator {
     /// Creates a pre-auth key. This is the only time that its text is known.
     ///
     /// # Errors
-    /// No owner, no such user, or a tag that is not valid.
+    /// No owner, no such user, or a tag that is not valid or that the policy does
+    /// not define.
     pub fn create_auth_key(
         &mut self,
         wall: Duration,
@@ -157,9 +158,7 @@ impl Coordinator {
             None if new.tags.is_empty() => return Err(AdminError::KeyWithoutOwner),
             None => None,
         };
-        for tag in &new.tags {
-            check_tag(tag)?;
-        }
+        self.check_tags(&new.tags)?;
         let created = timestamp(wall);
         let expiry = match new.lifetime {
             None => None,
@@ -245,6 +244,25 @@ impl Coordinator {
         Ok(id)
     }
 
+    /// Sets when a node's key stops working. A moment in the past: now, and the node
+    /// has to log in again. `None`: never.
+    ///
+    /// # Errors
+    /// No such node.
+    pub fn set_expiry(
+        &mut self,
+        wall: Duration,
+        node: impl Into<NodeRef>,
+        end: Option<Timestamp>,
+    ) -> Result<NodeId, AdminError> {
+        let id = self.find_node(node)?.id;
+        let past = self.past(wall);
+        // Not the distant past: peers would see it.
+        let end = end.map(|end| if end <= timestamp(wall) { past } else { end });
+        self.revise(id, true, |node| node.key_expiry = end);
+        Ok(id)
+    }
+
     /// Makes a node's key stop working now: it has to log in again.
     ///
     /// # Errors
@@ -254,10 +272,7 @@ impl Coordinator {
         wall: Duration,
         node: impl Into<NodeRef>,
     ) -> Result<NodeId, AdminError> {
-        let id = self.find_node(node)?.id;
-        let time = self.past(wall);
-        self.revise(id, true, |node| node.key_expiry = Some(time));
-        Ok(id)
+        self.set_expiry(wall, node, Some(timestamp(wall)))
     }
 
     /// A moment that has passed, also by the time that is believed.
@@ -293,65 +308,21 @@ impl Coordinator {
         }
     }
 
-    /// Gives a node to these tags; without any it returns to its user.
+    /// Sets the routes of a node that are approved. A route that the node does not
+    /// advertise yet counts from when it does. Exit routes come in pairs: one
+    /// family approves both.
     ///
     /// # Errors
-    /// No such node, a tag that is not valid, or the node would have no owner.
-    pub fn tag_node(
-        &mut self,
-        node: impl Into<NodeRef>,
-        tags: BTreeSet<String>,
-    ) -> Result<NodeId, AdminError> {
-        let found = self.find_node(node)?;
-        let id = found.id;
-        for tag in &tags {
-            check_tag(tag)?;
-        }
-        if tags.is_empty() && found.user.is_none() {
-            return Err(AdminError::KeyWithoutOwner);
-        }
-        let changed = found.tags != tags;
-        let time = self.clock.time();
-        self.revise(id, true, |node| {
-            node.tags = tags;
-            // A key that belongs to a service does not ask a person to renew it.
-            if node.is_tagged() && !node.is_expired(time) {
-                node.key_expiry = None;
-            }
-        });
-        if changed {
-            self.approve_anew(id);
-        }
-        Ok(id)
-    }
-
-    /// Sets the advertised routes of a node that are approved. Exit routes come
-    /// in pairs: one family named approves both that are advertised.
-    ///
-    /// # Errors
-    /// No such node, or a route it does not advertise.
+    /// No such node.
     pub fn approve_routes(
         &mut self,
         node: impl Into<NodeRef>,
         routes: &[IpNet],
     ) -> Result<NodeId, AdminError> {
-        let found = self.find_node(node)?;
-        let (id, offered) = (found.id, advertised(found));
+        let id = self.find_node(node)?.id;
         let mut approved: BTreeSet<IpNet> = routes.iter().map(IpNet::trunc).collect();
         if approved.iter().any(is_exit) {
-            approved.extend(offered.iter().filter(|route| is_exit(route)));
-        }
-        if let Some(route) = approved.difference(&offered).next() {
-            let listed: Vec<_> = offered.iter().map(ToString::to_string).collect();
-            return Err(AdminError::NotAdvertised {
-                node: found.name.clone(),
-                route: route.to_string(),
-                advertised: if listed.is_empty() {
-                    "nothing".into()
-                } else {
-                    listed.join(", ")
-                },
-            });
+            approved.extend(EXIT_ROUTES);
         }
         self.revise(id, true, |node| node.approved_routes = approved);
         Ok(id)
@@ -388,19 +359,5 @@ impl Coordinator {
             }
         });
         views.collect()
-    }
-}
-
-/// Checks a tag: `tag:`, a letter, then letters, digits and `-`, as the client
-/// does.
-fn check_tag(tag: &str) -> Result<(), AdminError> {
-    let name = tag.strip_prefix("tag:").unwrap_or_default();
-    let good = name.starts_with(|c: char| c.is_ascii_alphabetic())
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
-        && name.len() <= 63;
-    if good {
-        Ok(())
-    } else {
-        Err(AdminError::Tag(tag.to_owned()))
     }
 }

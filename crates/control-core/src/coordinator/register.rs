@@ -3,6 +3,7 @@
 //! The machine key at the other end of the channel is proven; everything in the
 //! request is only claimed. So a node key that is known belongs to its machine,
 //! and a pending request is bound to the machine and the node key it came with.
+//! Which owner a node gets, and which node a login renews: [`owners`](super::owners).
 //!
 //! An interactive login is parked: the node is sent an address, asks again with
 //! `Followup`, and that request is held open until the administrator decides
@@ -13,20 +14,19 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use jiff::{SignedDuration, Timestamp};
-use warren_control_types::{
-    Login, LoginId, NodeId, RegisterRequest, RegisterResponse, User, UserId,
-};
+use jiff::Timestamp;
+use warren_control_types::{Login, LoginId, NodeId, RegisterRequest, RegisterResponse, User};
 use warren_keys::MachinePublic;
 
 use super::Coordinator;
+use super::owners::{Admission, Owner, POLICY_REFUSES, refused_tags};
 use super::update::{Report, home_relay};
 use crate::addresses;
 use crate::error::AdminError;
 use crate::names::sanitize_hostname;
 use crate::output::Notice;
 use crate::parked::PendingId;
-use crate::records::{AuthKeyId, AuthKeyRecord, Change, JoinMethod, NodeRecord, TAGGED_DEVICES};
+use crate::records::{AuthKeyRecord, Change, JoinMethod, NodeRecord, TAGGED_DEVICES};
 use crate::references::UserRef;
 use crate::registrations::{JoinRequest, LoginStep, PendingLogin};
 
@@ -57,15 +57,6 @@ impl RegisterOutcome {
             ..Default::default()
         }))
     }
-}
-
-/// The future owner of a node, and the reason why it may join.
-struct Admission {
-    user: Option<UserId>,
-    tags: BTreeSet<String>,
-    ephemeral: bool,
-    method: JoinMethod,
-    auth_key: Option<AuthKeyId>,
 }
 
 impl Coordinator {
@@ -192,22 +183,10 @@ impl Coordinator {
             return RegisterOutcome::error(why);
         }
         let wanted = request.hostinfo().request_tags;
-        let access = &self.view.access;
-        let permitted = |tag: &String| {
-            key.tags.contains(tag) || key.user.is_some_and(|user| access.may_tag(user, tag))
-        };
-        if let Some(tag) = wanted.iter().find(|tag| !permitted(tag)) {
-            return RegisterOutcome::error(refused_tag(tag));
+        if let Err(why) = self.check_requested_tags(&key, &wanted) {
+            return RegisterOutcome::error(why);
         }
-        let mut tags = key.tags.clone();
-        tags.extend(wanted.iter().cloned());
-        let admission = Admission {
-            user: key.user,
-            tags,
-            ephemeral: key.ephemeral || request.ephemeral,
-            method: JoinMethod::AuthKey,
-            auth_key: Some(key.id),
-        };
+        let admission = self.admission_by_key(machine, request, &key, wanted);
         match self.admit(machine, request, admission) {
             Ok(id) => {
                 key.uses += 1;
@@ -269,7 +248,8 @@ impl Coordinator {
     /// Admits a waiting machine, as a node of `user` (or of `tags`).
     ///
     /// # Errors
-    /// No machine waits under this id, no such user, or no address is left.
+    /// No machine waits under this id, no such user, a tag that the policy does
+    /// not define or that the user may not use, or no address is left.
     pub fn approve(
         &mut self,
         now: Instant,
@@ -280,6 +260,7 @@ impl Coordinator {
     ) -> Result<NodeId, AdminError> {
         self.advance(now, wall);
         let user = self.find_user(user)?.id;
+        self.check_tags(&tags)?;
         let login = self.registrations.get(id).cloned();
         let login = login.ok_or_else(|| AdminError::NoPending(id.0.clone()))?;
         let mut all_tags = tags;
@@ -287,13 +268,16 @@ impl Coordinator {
             // The administrator may give any tag, yet a machine must not get a
             // tag that no person looked at.
             if !self.view.access.may_tag(user, &tag) && !all_tags.contains(&tag) {
-                return Err(AdminError::Policy(refused_tag(&tag)));
+                return Err(AdminError::Policy(refused_tags(&[tag], POLICY_REFUSES)));
             }
             all_tags.insert(tag);
         }
         let admission = Admission {
-            user: Some(user),
-            tags: all_tags,
+            owner: Owner {
+                user: Some(user),
+                tags: all_tags,
+                set: false,
+            },
             ephemeral: login.request.ephemeral,
             method: JoinMethod::Approval,
             auth_key: None,
@@ -301,40 +285,20 @@ impl Coordinator {
         self.admit(login.machine, &login.request, admission)
     }
 
-    /// Creates the node, or gives the node that this machine and owner already
-    /// have the new key.
+    /// Creates the node, or gives the node that the login renews the new key.
     fn admit(
         &mut self,
         machine: MachinePublic,
         request: &JoinRequest,
         admission: Admission,
     ) -> Result<NodeId, AdminError> {
-        // What is granted counts from what the wall clock says now: a machine must
-        // not get a key that ends when a clock that was corrected is believed.
-        let time = self.clock.latest();
-        let tagged = !admission.tags.is_empty();
-        let lifetime = self
-            .config()
-            .key_lifetime
-            .filter(|_| !tagged && !admission.ephemeral);
-        let granted = lifetime
-            .and_then(|life| SignedDuration::try_from(life).ok())
-            .and_then(|life| time.checked_add(life).ok());
-        let expiry = match (granted, request.expiry) {
-            (Some(granted), Some(wish)) => Some(granted.min(wish)),
-            (granted, wish) => granted.or(wish),
-        };
-        let known = self
-            .view
-            .directory
-            .nodes_of_machine(machine)
-            .find(|node| node.is_tagged() == tagged && (tagged || node.user == admission.user));
-        let id = match known.map(|node| node.id) {
+        let end = self.end_of_key(&admission.owner, admission.ephemeral, request.expiry);
+        let id = match self.renewed_by(machine, request, &admission) {
             Some(known) => {
-                self.renew(known, request, admission, expiry);
+                self.renew(known, request, admission, end);
                 known
             }
-            None => self.join(time, machine, request, admission, expiry)?,
+            None => self.join(machine, request, admission, end)?,
         };
         let ended = self.registrations.joined(machine, request.node_key);
         self.decided(ended);
@@ -344,17 +308,15 @@ impl Coordinator {
     /// Creates a node.
     fn join(
         &mut self,
-        time: Timestamp,
         machine: MachinePublic,
         request: &JoinRequest,
         admission: Admission,
         expiry: Option<Timestamp>,
     ) -> Result<NodeId, AdminError> {
+        let time = self.clock.latest();
+        let owner = admission.owner;
         let directory = &self.view.directory;
-        let pools = self
-            .view
-            .access
-            .address_pools(admission.user, &admission.tags);
+        let pools = self.view.access.address_pools(owner.user, &owner.tags);
         let mut counters = directory.counters();
         let used = |index| directory.has_address(index);
         let address = addresses::allocate_in(&pools, used, counters.address)
@@ -369,8 +331,9 @@ impl Coordinator {
             id,
             machine,
             key: request.node_key,
-            user: admission.user,
-            tags: admission.tags,
+            user: owner.user,
+            tags: owner.tags,
+            owner_set: owner.set,
             address,
             name: self
                 .view
@@ -408,17 +371,20 @@ impl Coordinator {
             return;
         };
         let mut node = old.clone();
-        let owner_changed = node.tags != admission.tags || node.user != admission.user;
+        let owner_changed = Owner::of(old).differs(&admission.owner);
         let routes_before = node.hostinfo.routable_ips.clone();
         node.key = request.node_key;
-        node.tags = admission.tags;
-        node.user = admission.user;
+        admission.owner.give(&mut node);
         node.key_expiry = expiry;
         node.ephemeral = admission.ephemeral;
         node.join_method = admission.method;
         node.auth_key = admission.auth_key.or(node.auth_key);
         node.key_signature.clone_from(&request.key_signature);
-        self.take_registration(&mut node, request);
+        if admission.method != JoinMethod::Approval {
+            // Of a request that waited, only a part was kept. The rest comes when
+            // the machine repeats it; until then the node is as it was.
+            self.take_registration(&mut node, request);
+        }
         let routes_differ = routes_before != node.hostinfo.routable_ips;
         self.revise(id, true, |record| *record = node);
         self.notice(Notice::KeyRenewed(id));
@@ -477,10 +443,4 @@ pub(super) fn usable(key: &AuthKeyRecord, time: Timestamp) -> Result<(), String>
         return Err("authkey already used: it worked once; make a new one, or a --reusable one, with `warren-control preauthkeys create`".to_owned());
     }
     Ok(())
-}
-
-fn refused_tag(tag: &str) -> String {
-    format!(
-        "requested tag {tag} is not permitted: the policy's tagOwners must name the user, or the pre-auth key must carry the tag"
-    )
 }

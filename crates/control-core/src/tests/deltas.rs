@@ -222,10 +222,6 @@ fn one_router_per_subnet_and_another_when_it_goes() {
     }
     w.join(3, &auth);
     let (a, _b, viewer) = (w.open(1).unwrap(), w.open(2).unwrap(), w.open(3).unwrap());
-    assert!(
-        w.c.approve_routes("host1", &["10.9.0.0/16".parse().unwrap()])
-            .is_err()
-    );
     w.c.approve_routes("host1", &[route, "0.0.0.0/0".parse().unwrap()])
         .unwrap();
     w.c.approve_routes("host2", &[route]).unwrap();
@@ -463,8 +459,11 @@ fn apply(w: &mut World, step: Step, auth: &[String; 2]) {
             let _ = w.c.delete_node(name_of(w, n));
         }
         Step::Tag(n, on) => {
-            let tags = on.then(|| "tag:db".to_owned()).into_iter().collect();
-            let _ = w.c.tag_node(name_of(w, n), tags);
+            let _ = if on {
+                w.c.tag_node(name_of(w, n), ["tag:db".to_owned()].into())
+            } else {
+                w.c.assign_node(name_of(w, n), None)
+            };
         }
         Step::Routes(n, on) => {
             let routes = if on {

@@ -545,7 +545,7 @@ fn tags_come_from_the_key_and_not_from_the_machine() {
     assert!(
         w.answer(2, &claim)
             .error
-            .contains("tag:db is not permitted")
+            .starts_with("requested tags [tag:db] are invalid or not permitted: ")
     );
     assert_eq!(w.c.snapshot().nodes.len(), 1);
 }
