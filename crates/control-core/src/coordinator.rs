@@ -2,7 +2,7 @@
 //!
 //! The parts ([`Directory`] in the [`View`],
 //! [`Presence`], [`MapSessions`], [`Registrations`], [`SshChecks`],
-//! [`Primaries`]) do not know each other. All that is remembered changes in one
+//! [`Primaries`], [`Probes`]) do not know each other. All that is remembered changes in one
 //! place, [`commit`], which also derives what the other parts have to do.
 
 mod admin;
@@ -11,6 +11,7 @@ mod deadlines;
 mod owners;
 mod policies;
 mod register;
+mod routers;
 mod ssh_checks;
 mod update;
 
@@ -23,11 +24,12 @@ use warren_keys::{Entropy, MachinePublic, NodePublic};
 
 pub use admin::{NewAuthKey, PendingView};
 pub use register::RegisterOutcome;
+pub use routers::channel_url;
 
 use crate::access::Access;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::directory::Directory;
+use crate::directory::{Directory, NodeState};
 use crate::error::{AdminError, MapError};
 use crate::map_sessions::{MapSessions, SessionId};
 use crate::message::Message;
@@ -35,19 +37,28 @@ use crate::output::{Notice, Output};
 use crate::parked::PendingId;
 use crate::policies::Policies;
 use crate::presence::Presence;
+use crate::probes::Probes;
 use crate::records::{NodeRecord, Snapshot, UserRecord};
 use crate::references::{NodeRef, UserRef};
 use crate::registrations::Registrations;
 use crate::render::{MessageDraft, Rendered};
-use crate::routes::{Primaries, effective};
+use crate::routes::{Primaries, RouterState, effective};
 use crate::ssh_checks::SshChecks;
 use crate::view::View;
+
+/// After a start, subnets are served by routers that were there before it for this
+/// long, although they are not connected yet: nodes come back one after the other,
+/// and the connections through a router go on meanwhile.
+const START_GRACE: Duration = Duration::from_secs(60);
 
 /// The coordinator. See the crate's documentation for the life of a change.
 pub struct Coordinator {
     view: Arc<View>,
     presence: Presence,
     primaries: Primaries,
+    probes: Probes,
+    /// Until then, nodes that were there before the start are expected back.
+    expecting: Option<Instant>,
     sessions: MapSessions,
     registrations: Registrations,
     ssh_checks: SshChecks,
@@ -82,6 +93,8 @@ impl Coordinator {
         let mut this = Self {
             presence: Presence::new(config.offline_grace, config.ephemeral_timeout),
             primaries: Primaries::default(),
+            probes: Probes::default(),
+            expecting: Some(now + START_GRACE),
             sessions: MapSessions::default(),
             registrations: Registrations::default(),
             ssh_checks: SshChecks::default(),
@@ -98,6 +111,8 @@ impl Coordinator {
         };
         for node in data.nodes.values() {
             this.presence.kind_is(now, node.id, node.ephemeral);
+            let expected = |state: &mut NodeState| state.router = RouterState::Expected;
+            this.view_mut().directory.set_state(node.id, expected);
             this.routes_changed(node.id, effective(node));
         }
         if data.policy.is_some() {
@@ -208,8 +223,10 @@ impl Coordinator {
         let (session, replaced) = self.sessions.open(id);
         self.outputs.extend(replaced.map(Output::End));
         self.presence.connected(id);
+        self.probes.forget(id);
         self.apply_stream_request(id, request);
         self.online_changed(id, true);
+        self.refresh_routers([id]);
         Ok(session)
     }
 
@@ -222,6 +239,7 @@ impl Coordinator {
         };
         let ephemeral = self.node(id).is_some_and(|node| node.ephemeral);
         self.presence.disconnected(now, id, ephemeral);
+        self.refresh_routers([id]);
         self.revise(id, false, |node| node.last_seen = Some(time));
     }
 

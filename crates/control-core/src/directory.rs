@@ -17,6 +17,7 @@ use crate::addresses::AddressIndex;
 use crate::records::{
     AuthKeyId, AuthKeyRecord, Counters, NodeRecord, PolicyVersion, Snapshot, UserRecord,
 };
+use crate::routes::RouterState;
 use crate::table::Table;
 
 /// Whether a node takes part in the network, from "not at all" upwards.
@@ -61,6 +62,8 @@ pub(crate) struct NodeState {
     pub(crate) expired: bool,
     /// Subnets for which it is the active router.
     pub(crate) primary_routes: Vec<IpNet>,
+    /// As a router: whether it is there.
+    pub(crate) router: RouterState,
 }
 
 /// A node as its peers see it at one moment. It is replaced as a whole, and its
@@ -191,6 +194,12 @@ impl Directory {
             Some(entry) if entry.state.online => Standing::Online,
             Some(_) => Standing::Offline,
         }
+    }
+
+    /// Whether the node can serve as a router.
+    pub(crate) fn router_state(&self, id: NodeId) -> RouterState {
+        let entry = self.entry(id).filter(|entry| !entry.state.expired);
+        entry.map_or(RouterState::Absent, |entry| entry.state.router)
     }
 
     pub(crate) fn node_by_key(&self, key: &NodePublic) -> Option<&NodeRecord> {

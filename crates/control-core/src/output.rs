@@ -5,6 +5,7 @@ use warren_control_types::NodeId;
 use crate::map_sessions::SessionId;
 use crate::parked::PendingId;
 use crate::records::Change;
+use crate::routes::RouteMove;
 
 /// An event for the administrator's terminal.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub enum Notice {
         /// The user as which it would run.
         local_user: String,
     },
+    /// Another router serves a subnet than before.
+    RouteMoved(RouteMove),
     /// Peers are informed that the node is online.
     Online(NodeId),
     /// Peers are informed that the node is offline.
@@ -67,6 +70,11 @@ pub enum Output {
 pub enum Reason {
     /// A node has been without a stream for the grace time.
     Offline(NodeId),
+    /// A node has been without a stream long enough for another router to serve its
+    /// subnets.
+    RouterMissed(NodeId),
+    /// Routers are to be asked whether they answer, or judged by their answers.
+    ProbeRouters,
     /// An ephemeral node has been away too long.
     DeleteEphemeral(NodeId),
     /// A machine has waited too long for approval.

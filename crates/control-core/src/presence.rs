@@ -12,11 +12,18 @@ use std::time::{Duration, Instant};
 use warren_control_types::NodeId;
 use warren_timers::DeadlineQueue;
 
+/// A router without a stream may come back within this time before another one
+/// serves its subnets: a client makes a new stream after some changes, and
+/// connections through a router break when another one takes over.
+pub(crate) const MISSED_AFTER: Duration = Duration::from_secs(1);
+
 /// A deadline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum PresenceTimer {
     /// The grace time of a node without a stream is over.
     Offline(NodeId),
+    /// A node without a stream is not back after a moment: other routers serve.
+    Missed(NodeId),
     /// An ephemeral node has been away too long.
     Delete(NodeId),
 }
@@ -44,6 +51,7 @@ impl Presence {
     pub(crate) fn connected(&mut self, id: NodeId) {
         self.connected.insert(id);
         self.deadlines.remove(&PresenceTimer::Offline(id));
+        self.deadlines.remove(&PresenceTimer::Missed(id));
         self.deadlines.remove(&PresenceTimer::Delete(id));
     }
 
@@ -52,6 +60,8 @@ impl Presence {
         self.connected.remove(&id);
         self.deadlines
             .set(PresenceTimer::Offline(id), now + self.grace);
+        self.deadlines
+            .set(PresenceTimer::Missed(id), now + MISSED_AFTER);
         self.kind_is(now, id, ephemeral);
     }
 
@@ -69,12 +79,18 @@ impl Presence {
     pub(crate) fn forget(&mut self, id: NodeId) {
         self.connected.remove(&id);
         self.deadlines.remove(&PresenceTimer::Offline(id));
+        self.deadlines.remove(&PresenceTimer::Missed(id));
         self.deadlines.remove(&PresenceTimer::Delete(id));
     }
 
     /// Whether the node has a map stream now.
     pub(crate) fn is_connected(&self, id: NodeId) -> bool {
         self.connected.contains(&id)
+    }
+
+    /// Whether the node lost its stream a moment ago and may be back at once.
+    pub(crate) fn may_be_back(&self, id: NodeId) -> bool {
+        self.deadlines.get(&PresenceTimer::Missed(id)).is_some()
     }
 
     pub(crate) fn next_deadline(&self) -> Option<(Instant, PresenceTimer)> {
@@ -105,6 +121,12 @@ mod tests {
         presence.connected(ID);
         assert!(presence.is_connected(ID));
         presence.disconnected(now, ID, true);
+        assert!(presence.may_be_back(ID));
+        assert_eq!(
+            due(&mut presence, now + MISSED_AFTER),
+            [PresenceTimer::Missed(ID)]
+        );
+        assert!(!presence.may_be_back(ID));
         assert_eq!(
             due(&mut presence, now + GRACE),
             [PresenceTimer::Offline(ID)]

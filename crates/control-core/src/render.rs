@@ -25,7 +25,7 @@ use crate::impact::peer_hostinfo;
 use crate::map_sessions::{Begun, LastSent, SessionId};
 use crate::message::Message;
 use crate::records::NodeRecord;
-use crate::routes::{effective, is_exit};
+use crate::routes::{RouterState, effective, is_exit};
 use crate::view::View;
 
 /// The name of the one filter that is sent.
@@ -203,10 +203,7 @@ impl View {
         if peer.record.approved_routes.is_empty() {
             return Vec::new();
         }
-        let may_serve = |id: NodeId| {
-            let entry = self.directory.entry(id);
-            entry.is_some_and(|entry| entry.state.online && !entry.state.expired)
-        };
+        let may_serve = |id| self.directory.router_state(id) == RouterState::Answering;
         let primary = peer.state.primary_routes.clone();
         self.access
             .routes_for(viewer, &peer.record, primary, &may_serve)

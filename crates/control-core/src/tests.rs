@@ -11,6 +11,7 @@ mod policy;
 mod references;
 mod registration;
 mod roles;
+mod routers;
 mod sections;
 mod ssh_checks;
 mod world;

@@ -24,7 +24,7 @@ use crate::records::{
     AuthKeyRecord, NodeRecord, PolicyVersion, Snapshot, TAGGED_DEVICES, UserRecord,
 };
 use crate::references::{NodeRef, NodeTarget, UserRef, UserTarget};
-use crate::routes::advertised;
+use crate::routes::{RouterState, advertised, effective, is_exit};
 use crate::tailnet::{GivenPolicy, Tailnet};
 
 /// See the module.
@@ -123,6 +123,24 @@ impl View {
     /// admission, SSH checks and registrations all go by it.
     pub fn standing(&self, id: NodeId) -> Standing {
         self.directory.standing(id)
+    }
+
+    /// Whether a node can serve as a router at this moment.
+    pub fn router_state(&self, id: NodeId) -> RouterState {
+        self.directory.router_state(id)
+    }
+
+    /// The routes that the node serves at this moment: the subnets for which it is
+    /// the active router, and its approved exit routes while it is there.
+    pub fn serving_routes(&self, id: NodeId) -> Vec<IpNet> {
+        let Some(entry) = self.directory.entry(id) else {
+            return Vec::new();
+        };
+        let mut routes = entry.state.primary_routes.clone();
+        if self.router_state(id) > RouterState::Absent {
+            routes.extend(effective(&entry.record).into_iter().filter(is_exit));
+        }
+        routes
     }
 
     /// Whether a relay may serve the holder of this key: a node of this network

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use data_encoding::HEXLOWER;
 use http::Method;
 use tokio::sync::oneshot;
-use warren_control_core::AdminError;
+use warren_control_core::{AdminError, channel_url};
 use warren_keys::{Entropy as _, MachinePublic};
 
 use warren_dial::SystemEntropy;
@@ -21,8 +21,6 @@ use warren_dial::SystemEntropy;
 /// How long a response may take: a node may work on a request for a minute, and
 /// needs a moment to send the response.
 pub const RESPONSE_TIMEOUT: Duration = Duration::from_secs(70);
-/// The prefix of return addresses.
-const PREFIX: &str = "/c2n/";
 /// The longest path, in bytes; those that clients know are shorter.
 const MAX_PATH: usize = 1024;
 /// More headers than any client sends.
@@ -165,14 +163,9 @@ impl C2nRequests {
 }
 
 impl Waiting<'_> {
-    /// The return address. Its host is the server's, with `https`, as in the other
-    /// requests of the official client: for any other host it opens a second
-    /// channel, and that on port 443 only.
+    /// The return address.
     pub fn url(&self, server_url: &str) -> String {
-        let host = server_url
-            .split_once("://")
-            .map_or(server_url, |(_, host)| host);
-        format!("https://{host}{PREFIX}{}", self.token)
+        channel_url(server_url, &self.token)
     }
 
     /// Sets the machine that may respond.

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, oneshot};
 use warren_control_core::{
     AdminError, Coordinator, MapError, Message, Notice, Output, PendingId, RegisterOutcome,
-    SessionId, View,
+    RouteMove, SessionId, View,
 };
 use warren_control_types::{MapRequest, PingRequest, RegisterRequest, RegisterResponse};
 use warren_keys::{MachinePublic, NodePublic};
@@ -308,6 +308,15 @@ impl CoordinatorHandle {
         response: bytes::Bytes,
     ) -> bool {
         self.c2n.take_response(token, machine, response)
+            || self.router_answered(token, Some(machine))
+    }
+
+    /// Takes a router's answer to the question with this token: through the channel of
+    /// `machine`, or over a connection of its own. Whether it was asked.
+    pub fn router_answered(&self, token: &str, machine: Option<MachinePublic>) -> bool {
+        let (asked, _rows) =
+            self.change(|coordinator, _, _| coordinator.router_answered(token, machine));
+        asked
     }
 
     /// Waits until everything is on disk.
@@ -477,6 +486,16 @@ fn describe(coordinator: &View, notice: Notice) -> Option<String> {
                 "{} wants to log in to {} as {local_user} and waits for a check: warren-control ssh-checks approve {id}",
                 source.name, destination.name
             ))
+        }
+        Notice::RouteMoved(RouteMove { route, from, to }) => {
+            let name = |id| coordinator.node(id).map(|node| node.name.as_str());
+            let from = name(from).unwrap_or("a node that was deleted");
+            Some(match to.and_then(name) {
+                Some(to) => format!("{route} is served by {to}, before by {from}"),
+                None => format!(
+                    "no router serves {route}: {from} is away; `warren-control nodes routes` shows all routers"
+                ),
+            })
         }
         Notice::Online(_) | Notice::Offline(_) => None,
     }

@@ -46,6 +46,7 @@ pub(crate) fn router(coordinator: Arc<CoordinatorHandle>, upgrader: Arc<Upgrader
         .route("/", get(front))
         .route("/register/{id}", get(approval))
         .route("/ssh-check/{id}", get(ssh_check))
+        .route("/ping/{token}", get(router_answered))
         .route("/machine/{*path}", any(inside_the_channel))
         .fallback(async || text(StatusCode::NOT_FOUND, "not found"))
         .method_not_allowed_fallback(async || {
@@ -61,6 +62,19 @@ async fn upgrade(
     request: Request,
 ) -> Response {
     public.upgrader.upgrade(connection, request)
+}
+
+/// A router was asked to make this request over a new connection. The address cannot
+/// be guessed and works once.
+async fn router_answered(
+    State(public): State<Arc<Public>>,
+    Path(token): Path<String>,
+) -> StatusCode {
+    if public.coordinator.router_answered(&token, None) {
+        StatusCode::NO_CONTENT
+    } else {
+        StatusCode::NOT_FOUND
+    }
 }
 
 async fn inside_the_channel() -> Response {

@@ -9,7 +9,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ipnet::IpNet;
 use jiff::Timestamp;
 use warren_control_types::{NodeId, UserId};
 use warren_policy::{Context, NodeSet, Policy};
@@ -94,7 +93,7 @@ impl Coordinator {
     }
 
     /// The state, to be changed. Readers keep the one that they have.
-    fn view_mut(&mut self) -> &mut View {
+    pub(super) fn view_mut(&mut self) -> &mut View {
         Arc::make_mut(&mut self.view)
     }
 
@@ -118,6 +117,7 @@ impl Coordinator {
             if let Some(session) = self.sessions.end_of(id) {
                 self.outputs.push_back(Output::End(session));
                 self.presence.disconnected(self.clock.now(), id, ephemeral);
+                self.refresh_routers([id]);
             }
         }
         self.presence.kind_is(self.clock.now(), id, ephemeral);
@@ -173,6 +173,7 @@ impl Coordinator {
         self.outputs
             .extend(self.sessions.end_of(id).map(Output::End));
         self.presence.forget(id);
+        self.probes.forget(id);
         self.notice(Notice::Left(id, old.record.name.clone()));
         self.policy_of_node_changed(id, before, false);
         self.routes_changed(id, BTreeSet::new());
@@ -224,7 +225,7 @@ impl Coordinator {
         }
         let impact = self.view.access.presence_changed(id);
         self.invalidate(&impact);
-        self.standing_changed(id);
+        self.refresh_routers([id]);
     }
 
     /// Takes over readings of the clocks, and returns the time that is believed.
@@ -256,34 +257,8 @@ impl Coordinator {
         self.standing_changed(id);
     }
 
-    fn standing_changed(&mut self, id: NodeId) {
-        let directory = &self.view.directory;
-        let standing = |id| directory.standing(id);
-        let changed = self.primaries.standing_changed(id, standing);
-        self.routers_changed(changed);
-    }
-
-    pub(super) fn routes_changed(&mut self, id: NodeId, routes: BTreeSet<IpNet>) {
-        let directory = &self.view.directory;
-        let standing = |id| directory.standing(id);
-        let changed = self.primaries.set_routes(id, routes, standing);
-        self.routers_changed(changed);
-    }
-
-    fn routers_changed(&mut self, routers: BTreeSet<NodeId>) {
-        for id in routers {
-            let primary = self.primaries.of(id);
-            let directory = &mut self.view_mut().directory;
-            if directory.set_state(id, |state| state.primary_routes = primary) {
-                self.announce(id, PeerUpdate::Whole);
-                self.sessions
-                    .invalidate(id, |pending| pending.own_node = true);
-            }
-        }
-    }
-
     /// Invalidates the node in the maps of its peers.
-    fn announce(&mut self, id: NodeId, update: PeerUpdate) {
+    pub(super) fn announce(&mut self, id: NodeId, update: PeerUpdate) {
         let viewers = self.view.viewers_of(id);
         self.sessions.invalidate_peer(viewers.as_ref(), id, update);
     }
@@ -338,7 +313,7 @@ impl Coordinator {
 
     /// Invalidates what a change of nodes, users or of the policy may have
     /// altered.
-    fn invalidate(&mut self, impact: &MapImpact) {
+    pub(super) fn invalidate(&mut self, impact: &MapImpact) {
         match &impact.access {
             None => self.sessions.invalidate_all(|pending| {
                 pending.view = true;

@@ -15,6 +15,7 @@ impl Coordinator {
         let presence = self.presence.next_deadline().map(|(at, timer)| {
             let reason = match timer {
                 PresenceTimer::Offline(id) => Reason::Offline(id),
+                PresenceTimer::Missed(id) => Reason::RouterMissed(id),
                 PresenceTimer::Delete(id) => Reason::DeleteEphemeral(id),
             };
             (at, reason)
@@ -26,6 +27,10 @@ impl Coordinator {
             registrations.map(|at| (at, Reason::ForgetPending)),
             ssh_checks.map(|at| (at, Reason::SshCheck)),
             Some((self.wall_deadline(), Reason::KeyExpiry)),
+            self.probes
+                .next_deadline()
+                .map(|at| (at, Reason::ProbeRouters)),
+            self.expecting.map(|at| (at, Reason::ProbeRouters)),
         ]
         .into_iter()
         .flatten()
@@ -51,6 +56,7 @@ impl Coordinator {
                         self.online_changed(id, false);
                     }
                 }
+                PresenceTimer::Missed(id) => self.refresh_routers([id]),
                 PresenceTimer::Delete(id) => {
                     let ephemeral = self.node(id).is_some_and(|node| node.ephemeral);
                     if ephemeral && !self.presence.is_connected(id) {
@@ -59,6 +65,7 @@ impl Coordinator {
                 }
             }
         }
+        self.probe_routers(now);
         while let Some(id) = self.registrations.pop_due(now) {
             // A parked request asks again and gets a new address.
             self.decided([id]);

@@ -127,6 +127,7 @@ fn routes_are_told_to_those_who_may_use_them() {
     w.c.approve_routes("host1", &routes).unwrap();
     w.join(2, &alice);
     w.join(3, &bob);
+    w.open(1).unwrap();
     let (a, b) = (w.open(2).unwrap(), w.open(3).unwrap());
     w.read_all();
     let told = |w: &World, session| {

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use warren_control_types::{
-    CapabilityVersion, DerpMap, Hostinfo, MapRequest, MapResponse, Netmap, NodeId, RegisterAuth,
-    RegisterRequest, RegisterResponse,
+    CapabilityVersion, DerpMap, Hostinfo, MapRequest, MapResponse, Netmap, NodeId, PingRequest,
+    RegisterAuth, RegisterRequest, RegisterResponse,
 };
 use warren_keys::{Entropy, MachinePublic, NodePublic};
 
@@ -46,6 +46,16 @@ pub(super) struct World {
     pub(super) ended: BTreeSet<SessionId>,
     pub(super) decided: Vec<PendingId>,
     pub(super) clients: BTreeMap<SessionId, Netmap>,
+    /// How the clients answer the questions of the server to routers.
+    pub(super) answers: BTreeMap<NodeId, Answers>,
+}
+
+/// How a client answers the questions of the server; without an entry, all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Answers {
+    Nothing,
+    /// It opens no new connection.
+    InsideOnly,
 }
 
 impl World {
@@ -68,6 +78,7 @@ impl World {
             ended: BTreeSet::new(),
             decided: Vec::new(),
             clients: BTreeMap::new(),
+            answers: BTreeMap::new(),
         }
     }
 
@@ -164,9 +175,28 @@ impl World {
             let response: MapResponse = serde_json::from_slice(&json).unwrap();
             let client = self.clients.get_mut(&session).unwrap();
             client.apply(response.clone(), self.wall).unwrap();
+            if let Some(ping) = &response.ping_request {
+                let node = client.self_node.as_ref().unwrap().id;
+                self.answer_ping(node, ping);
+            }
             got.push(response);
         }
         got
+    }
+
+    /// Answers a question of the server as the official client does.
+    fn answer_ping(&mut self, id: NodeId, ping: &PingRequest) {
+        let token = ping.url.rsplit('/').next().unwrap();
+        let machine = self.c.node(id).map(|node| node.machine);
+        match self.answers.get(&id) {
+            Some(Answers::Nothing) => {}
+            Some(Answers::InsideOnly) if ping.types.is_empty() => {}
+            Some(Answers::InsideOnly) | None => {
+                let machine = machine.filter(|_| ping.types == "c2n");
+                self.c.router_answered(token, machine);
+            }
+        }
+        self.settle();
     }
 
     /// Lets every client that was woken read.
