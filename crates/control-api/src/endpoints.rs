@@ -18,8 +18,8 @@ use http::Method;
 
 pub use auth_keys::{AuthKeyInfo, CreateAuthKey, CreatedAuthKey, ExpireAuthKey, ListAuthKeys};
 pub use nodes::{
-    ApproveNode, ApproveRoutes, DeleteNode, ExpireNode, GetNode, ListNodes, ListPendingNodes,
-    ListRoutes, NodeInfo, PendingNodeInfo, RenameNode, TagNode,
+    ApproveNode, ApproveRoutes, AssignNode, DeleteNode, ExpireNode, GetNode, ListNodes,
+    ListPendingNodes, ListRoutes, NewExpiry, NodeInfo, PendingNodeInfo, RenameNode, TagNode,
 };
 pub use policies::{
     ComparePolicies, ExplainPolicy, GetPolicy, ListPolicyVersions, PolicyProblem, PolicyReport,
@@ -88,6 +88,7 @@ endpoints! {
     ExpireNode: POST "/v1/nodes/expire", Write => NodeInfo;
     DeleteNode: POST "/v1/nodes/delete", Write => NodeInfo;
     TagNode: POST "/v1/nodes/tag", Write => NodeInfo;
+    AssignNode: POST "/v1/nodes/assign", Write => NodeInfo;
     ListRoutes: GET "/v1/nodes/routes", Read => Vec<NodeInfo>;
     ApproveRoutes: POST "/v1/nodes/routes", Write => NodeInfo;
     ListPendingNodes: GET "/v1/nodes/pending", Read => Vec<PendingNodeInfo>;

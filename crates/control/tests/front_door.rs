@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use warren_control::failure::Failure;
 use warren_control::serve::start;
-use warren_control_api::endpoints::ExpireNode;
+use warren_control_api::endpoints::{ExpireNode, NewExpiry};
 
 /// Sends bytes, reads until the server closes.
 async fn raw(server: &str, bytes: &[u8]) -> String {
@@ -95,6 +95,7 @@ async fn verify_knows_the_nodes_of_this_network() {
     assert!(ask().await.ends_with("{\"Allow\":true}"));
     let expire = ExpireNode {
         node: "laptop".into(),
+        expiry: NewExpiry::Now,
     };
     admin(dir.path(), expire).await.unwrap();
     assert!(ask().await.ends_with("{\"Allow\":false}"), "expired");

@@ -8,7 +8,7 @@ use http::{Method, StatusCode};
 use support::{Node, admin, key, reusable, serve};
 use warren_control_api::endpoints::{
     ApproveNode, DeleteNode, ExpireAuthKey, ExpireNode, ListAuthKeys, ListNodes, ListPendingNodes,
-    RenameNode, SendC2n,
+    NewExpiry, RenameNode, SendC2n,
 };
 use warren_control_types::{CapabilityVersion, MapRequest, RegisterRequest};
 use warren_dial::SystemEntropy;
@@ -82,9 +82,15 @@ async fn rename_expire_and_delete_reach_the_other_side() {
     bob.until(|map| map.self_node.as_ref().unwrap().base_name() == "db")
         .await;
 
-    admin(dir.path(), ExpireNode { node: "db".into() })
-        .await
-        .unwrap();
+    admin(
+        dir.path(),
+        ExpireNode {
+            node: "db".into(),
+            expiry: NewExpiry::Now,
+        },
+    )
+    .await
+    .unwrap();
     alice
         .until(|map| map.peers.values().all(|p| p.expired))
         .await;

@@ -83,6 +83,7 @@ impl Site {
                 "endpoints",
                 "home_relay",
                 "disco_key",
+                "router_state",
             ];
             node.as_object_mut()
                 .unwrap()

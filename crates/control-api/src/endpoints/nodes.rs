@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use warren_control_core::JoinMethod;
+use warren_control_core::{JoinMethod, RouterState};
 
 /// Lists nodes, by their ids.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -33,12 +33,28 @@ pub struct RenameNode {
     pub new_name: String,
 }
 
-/// Expires the key of a node, so that it has to log in again.
+/// Sets when the key of a node expires; then it has to log in again.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExpireNode {
     /// The name, number, address, `id:NUMBER` or `name:NAME` of the node.
     pub node: String,
+    /// The moment; now if left out.
+    #[serde(default)]
+    pub expiry: NewExpiry,
+}
+
+/// When the key of a node expires: `"now"`, `"never"` or `{"at": TIME}`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NewExpiry {
+    /// At once.
+    #[default]
+    Now,
+    /// It does not. An expiry before is taken back.
+    Never,
+    /// At this time.
+    At(Timestamp),
 }
 
 /// Deletes a node. The answer is the node as it was.
@@ -49,7 +65,7 @@ pub struct DeleteNode {
     pub node: String,
 }
 
-/// Sets the tags that own a node; without tags, it belongs to its user again.
+/// Sets the tags that own a node; at least one, and the policy must define them.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TagNode {
@@ -59,11 +75,21 @@ pub struct TagNode {
     pub tags: BTreeSet<String>,
 }
 
-/// Lists nodes with the routes that they offer.
+/// Gives a node to a user, and takes its tags away.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AssignNode {
+    /// The name, number, address, `id:NUMBER` or `name:NAME` of the node.
+    pub node: String,
+    /// The user; the one that registered the node if left out.
+    pub user: Option<String>,
+}
+
+/// Lists nodes with the routes that they offer, that are approved, and that they serve.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListRoutes {
-    /// Only this node; all nodes that offer routes if left out.
+    /// Only this node; all nodes with routes if left out.
     pub node: Option<String>,
 }
 
@@ -73,7 +99,8 @@ pub struct ListRoutes {
 pub struct ApproveRoutes {
     /// The name, number, address, `id:NUMBER` or `name:NAME` of the node.
     pub node: String,
-    /// The routes to approve. The node must offer them.
+    /// The routes to approve. One that the node does not offer yet counts from
+    /// when it does.
     pub routes: Vec<IpNet>,
 }
 
@@ -144,8 +171,14 @@ pub struct NodeInfo {
     pub capability_version: u32,
     /// The routes that the node offers.
     pub available_routes: Vec<String>,
-    /// The routes that are approved.
+    /// The routes that are approved, also those that the node does not offer yet.
     pub approved_routes: Vec<String>,
+    /// The routes that the node serves now. Of the routers of a subnet one serves;
+    /// exit routes are served by every exit node that is there.
+    pub serving_routes: Vec<String>,
+    /// Whether the node can serve as a router: `absent`, `expected` (after a start of
+    /// the server), `lost`, `returning`, `impaired` or `answering`.
+    pub router_state: RouterState,
 }
 
 /// A machine that waits for approval.

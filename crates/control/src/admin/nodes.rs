@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use warren_control_api::endpoints::{
-    ApproveNode, ApproveRoutes, DeleteNode, ExpireNode, GetNode, ListNodes, ListPendingNodes,
-    ListRoutes, NodeInfo, PendingNodeInfo, RenameNode, TagNode,
+    ApproveNode, ApproveRoutes, AssignNode, DeleteNode, ExpireNode, GetNode, ListNodes,
+    ListPendingNodes, ListRoutes, NewExpiry, NodeInfo, PendingNodeInfo, RenameNode, TagNode,
 };
 use warren_control_api::{Caller, Handler, Reply};
-use warren_control_core::{AdminError, Coordinator, NodeRecord, PendingId, PendingView, View};
+use warren_control_core::{
+    AdminError, Coordinator, NodeRecord, PendingId, PendingView, UserRef, View,
+};
 use warren_control_types::NodeId;
 
 use super::{Administration, moment};
@@ -45,6 +47,8 @@ fn node_info(state: &View, node: &NodeRecord, wall: Duration) -> NodeInfo {
             .iter()
             .map(ToString::to_string)
             .collect(),
+        serving_routes: texts(&state.serving_routes(node.id)),
+        router_state: state.router_state(node.id),
     }
 }
 
@@ -118,8 +122,12 @@ impl Handler<RenameNode> for Administration {
 
 impl Handler<ExpireNode> for Administration {
     async fn handle(&self, _: &Caller, request: ExpireNode) -> Reply<NodeInfo> {
-        self.change_node(|c, wall| c.expire_node(wall, &request.node))
-            .await
+        self.change_node(|c, wall| match request.expiry {
+            NewExpiry::Now => c.expire_node(wall, &request.node),
+            NewExpiry::Never => c.set_expiry(wall, &request.node, None),
+            NewExpiry::At(end) => c.set_expiry(wall, &request.node, Some(end)),
+        })
+        .await
     }
 }
 
@@ -142,6 +150,14 @@ impl Handler<TagNode> for Administration {
     }
 }
 
+impl Handler<AssignNode> for Administration {
+    async fn handle(&self, _: &Caller, request: AssignNode) -> Reply<NodeInfo> {
+        let user = request.user.map(UserRef::from);
+        self.change_node(|c, _| c.assign_node(&request.node, user))
+            .await
+    }
+}
+
 impl Handler<ListRoutes> for Administration {
     async fn handle(&self, _: &Caller, request: ListRoutes) -> Reply<Vec<NodeInfo>> {
         let state = self.coordinator.view();
@@ -150,7 +166,9 @@ impl Handler<ListRoutes> for Administration {
                 let node = state.find_node(node)?;
                 Ok(vec![node_info(&state, node, wall_clock())])
             }
-            None => Ok(self.select_nodes(&state, |node| !node.hostinfo.routable_ips.is_empty())),
+            None => Ok(self.select_nodes(&state, |node| {
+                !node.hostinfo.routable_ips.is_empty() || !node.approved_routes.is_empty()
+            })),
         }
     }
 }

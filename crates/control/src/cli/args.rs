@@ -178,11 +178,18 @@ pub enum Nodes {
         /// New name.
         name: String,
     },
-    /// Make a node log in again.
+    /// Set when the key of a node expires; now, unless a flag says otherwise. Then the
+    /// node has to log in again.
     #[command(visible_alias = "logout")]
     Expire {
         /// Name, number, address, id:NUMBER or name:NAME.
         node: String,
+        /// The key does not expire. An expiry before is taken back.
+        #[arg(long, conflicts_with = "after")]
+        never: bool,
+        /// The key expires after this time, as 24h or 30d.
+        #[arg(long = "in", value_name = "TIME", value_parser = parse_duration)]
+        after: Option<Duration>,
     },
     /// Delete a node.
     #[command(visible_alias = "rm")]
@@ -213,13 +220,14 @@ pub enum Nodes {
         )]
         tags: Vec<String>,
     },
-    /// Show the routes that nodes offer, and which are approved.
+    /// Show the routes that nodes offer, which are approved, and which router serves.
     #[command(visible_alias = "list-routes")]
     Routes {
         /// Name, number, address, id:NUMBER or name:NAME; all nodes with routes if left out.
         node: Option<String>,
     },
-    /// Set the approved routes of a node; without routes, approve none.
+    /// Set the approved routes of a node; without routes, approve none. A route that
+    /// the node does not offer yet is served from when it does.
     ApproveRoutes {
         /// Name, number, address, id:NUMBER or name:NAME.
         node: String,
@@ -235,7 +243,7 @@ pub enum Nodes {
         #[arg(value_name = "ROUTE", value_delimiter = ',')]
         more: Vec<String>,
     },
-    /// Set the tags that own a node; without tags, it belongs to its user again.
+    /// Set the tags that own a node. The policy must define them.
     Tag {
         /// Name, number, address, id:NUMBER or name:NAME.
         node: String,
@@ -250,6 +258,15 @@ pub enum Nodes {
         /// The same, without the flag.
         #[arg(value_name = "tag:NAME", value_delimiter = ',')]
         more: Vec<String>,
+    },
+    /// Give a node to a user, and take its tags away.
+    #[command(visible_alias = "untag")]
+    Assign {
+        /// Name, number, address, id:NUMBER or name:NAME.
+        node: String,
+        /// The user. [default: the one that registered the node]
+        #[arg(long)]
+        user: Option<String>,
     },
 }
 
@@ -513,6 +530,10 @@ mod tests {
             "warren-control nodes list --json",
             "warren-control nodes approve abc --user NAME",
             "warren-control nodes register --key abc --user NAME",
+            "warren-control nodes expire db --never",
+            "warren-control nodes expire db --in 30d",
+            "warren-control nodes assign db --user NAME",
+            "warren-control nodes untag db",
             "warren-control nodes approve-routes db --routes 10.0.0.0/8,::/0",
             "warren-control policy set --allow-all",
             "warren-control policy set F --dry-run",
@@ -530,6 +551,7 @@ mod tests {
         for line in [
             "warren-control",
             "warren-control nodes",
+            "warren-control nodes expire db --never --in 30d",
             "warren-control serve --tls-cert F",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");

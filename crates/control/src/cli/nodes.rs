@@ -1,11 +1,15 @@
 //! `warren-control nodes`.
 
+use std::time::Duration;
+
 use ipnet::IpNet;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use warren_control_api::endpoints::{
-    ApproveNode, ApproveRoutes, DeleteNode, ExpireNode, GetNode, ListNodes, ListPendingNodes,
-    ListRoutes, NodeInfo, PendingNodeInfo, RenameNode, TagNode,
+    ApproveNode, ApproveRoutes, AssignNode, DeleteNode, ExpireNode, GetNode, ListNodes,
+    ListPendingNodes, ListRoutes, NewExpiry, NodeInfo, PendingNodeInfo, RenameNode, TagNode,
 };
+
+use warren_control_core::RouterState;
 
 use super::args::{self, Nodes};
 use super::id_in;
@@ -31,9 +35,13 @@ pub(super) async fn run(session: &Session, command: Nodes) -> Result<(), Failure
             let text = |node: &NodeInfo, _| format!("the node is now {}\n", node.given_name);
             session.ask(&request, text).await?;
         }
-        Nodes::Expire { node } => {
-            let text = |node: &NodeInfo, _| format!("{} has to log in again\n", node.given_name);
-            session.ask(&ExpireNode { node }, text).await?;
+        Nodes::Expire { node, never, after } => {
+            let expiry = match after {
+                _ if never => NewExpiry::Never,
+                Some(after) => NewExpiry::At(from_now(after)?),
+                None => NewExpiry::Now,
+            };
+            session.ask(&ExpireNode { node, expiry }, expires).await?;
         }
         Nodes::Delete { node } => {
             let text = |node: &NodeInfo, _| format!("{} deleted\n", node.given_name);
@@ -81,7 +89,12 @@ pub(super) async fn run(session: &Session, command: Nodes) -> Result<(), Failure
                 node,
                 tags: args::set(tags, more),
             };
-            session.ask(&request, |node, _| tagged(node)).await?;
+            session.ask(&request, |node, _| owned(node)).await?;
+        }
+        Nodes::Assign { node, user } => {
+            session
+                .ask(&AssignNode { node, user }, |node, _| owned(node))
+                .await?;
         }
     }
     Ok(())
@@ -93,6 +106,24 @@ fn route(text: &str) -> Result<IpNet, Failure> {
             "\"{text}\" is not a valid route; write it as 10.1.0.0/16"
         ))
     })
+}
+
+fn from_now(after: Duration) -> Result<Timestamp, Failure> {
+    let after = SignedDuration::try_from(after).ok();
+    let end = after.and_then(|after| Timestamp::now().checked_add(after).ok());
+    end.ok_or_else(|| Failure::Failed("the time given is out of range".to_owned()))
+}
+
+fn expires(node: &NodeInfo, now: Timestamp) -> String {
+    match node.expiry {
+        None => format!("the key of {} does not expire\n", node.given_name),
+        Some(_) if node.expired => format!("{} has to log in again\n", node.given_name),
+        Some(end) => format!(
+            "the key of {} expires {}\n",
+            node.given_name,
+            relative(end, now)
+        ),
+    }
 }
 
 fn owner(node: &NodeInfo) -> String {
@@ -158,7 +189,7 @@ fn details(node: &NodeInfo, now: Timestamp) -> String {
     };
     format!(
         "{} (id {})\n  name        {}\n  host name   {}\n  owner       {}\n  addresses   {}\n  state       {}\n  \
-         joined      {}{}\n  key expires {}\n  system      {} {}\n  endpoints   {}\n  home relay  {}\n  routes      {}\n  \
+         joined      {}{}\n  key expires {}\n  system      {} {}\n  endpoints   {}\n  home relay  {}\n  routes      {}\n  serving     {}\n  \
          node key    {}\n  machine key {}\n",
         node.given_name,
         node.id,
@@ -176,6 +207,7 @@ fn details(node: &NodeInfo, now: Timestamp) -> String {
         node.home_relay
             .map_or_else(|| "-".to_owned(), |region| region.to_string()),
         list(&node.approved_routes),
+        list(&node.serving_routes),
         node.node_key,
         node.machine_key,
     )
@@ -207,23 +239,51 @@ fn joined(node: &NodeInfo) -> String {
 }
 
 fn routes(nodes: &[NodeInfo]) -> String {
-    let rows: Vec<_> = nodes
-        .iter()
-        .flat_map(|node| {
-            node.available_routes.iter().map(|route| {
-                let approved = node.approved_routes.contains(route);
-                let state = if approved { "approved" } else { "not approved" };
-                vec![node.given_name.clone(), route.clone(), state.to_owned()]
-            })
-        })
-        .collect();
+    let mut rows = Vec::new();
+    for node in nodes {
+        let mut routes: Vec<_> = node.available_routes.iter().collect();
+        let approved = node.approved_routes.iter();
+        routes.extend(approved.filter(|route| !node.available_routes.contains(route)));
+        for route in routes {
+            let state = route_state(node, route).to_owned();
+            rows.push(vec![node.given_name.clone(), route.clone(), state]);
+        }
+    }
     if rows.is_empty() {
         return "no node offers routes\n".to_owned();
     }
     table(&["NODE", "ROUTE", "STATE"], &rows)
 }
 
-fn tagged(node: &NodeInfo) -> String {
+/// Whether a node serves a route; why not otherwise.
+fn route_state(node: &NodeInfo, route: &String) -> &'static str {
+    if !node.approved_routes.contains(route) {
+        "not approved"
+    } else if !node.available_routes.contains(route) {
+        "approved, not announced"
+    } else if node.serving_routes.contains(route) {
+        match node.router_state {
+            RouterState::Expected | RouterState::Lost | RouterState::Returning => {
+                "serving, not connected now"
+            }
+            RouterState::Impaired => "serving, but opens no new connection to the server",
+            RouterState::Absent | RouterState::Answering => "serving",
+        }
+    } else {
+        match node.router_state {
+            RouterState::Absent if node.expired => "key expired",
+            RouterState::Absent if node.online => "router does not answer",
+            RouterState::Absent => "router offline",
+            RouterState::Expected | RouterState::Lost | RouterState::Returning => {
+                "standby, not connected now"
+            }
+            RouterState::Impaired => "standby, opens no new connection to the server",
+            RouterState::Answering => "standby",
+        }
+    }
+}
+
+fn owned(node: &NodeInfo) -> String {
     if node.tags.is_empty() {
         let user = node.user.as_deref().unwrap_or_default();
         format!("{} belongs to user {user}\n", node.given_name)
