@@ -176,9 +176,9 @@ pub struct NodeInfo {
     /// The routes that the node serves now. Of the routers of a subnet one serves;
     /// exit routes are served by every exit node that is there.
     pub serving_routes: Vec<String>,
-    /// Whether the node can serve as a router: `absent`, `expected` (after a start of
-    /// the server), `lost`, `returning`, `impaired` or `answering`.
-    pub router_state: RouterState,
+    /// Whether a node with approved routes can serve as a router: `absent`, `expected`
+    /// (after a start of the server), `lost`, `returning`, `impaired` or `answering`.
+    pub router_state: Option<RouterState>,
 }
 
 /// A machine that waits for approval.

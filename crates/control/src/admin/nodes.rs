@@ -48,7 +48,7 @@ fn node_info(state: &View, node: &NodeRecord, wall: Duration) -> NodeInfo {
             .map(ToString::to_string)
             .collect(),
         serving_routes: texts(&state.serving_routes(node.id)),
-        router_state: state.router_state(node.id),
+        router_state: (!node.approved_routes.is_empty()).then(|| state.router_state(node.id)),
     }
 }
 

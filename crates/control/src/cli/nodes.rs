@@ -257,12 +257,13 @@ fn routes(nodes: &[NodeInfo]) -> String {
 
 /// Whether a node serves a route; why not otherwise.
 fn route_state(node: &NodeInfo, route: &String) -> &'static str {
+    let router = node.router_state.unwrap_or_default();
     if !node.approved_routes.contains(route) {
         "not approved"
     } else if !node.available_routes.contains(route) {
         "approved, not announced"
     } else if node.serving_routes.contains(route) {
-        match node.router_state {
+        match router {
             RouterState::Expected | RouterState::Lost | RouterState::Returning => {
                 "serving, not connected now"
             }
@@ -270,7 +271,7 @@ fn route_state(node: &NodeInfo, route: &String) -> &'static str {
             RouterState::Absent | RouterState::Answering => "serving",
         }
     } else {
-        match node.router_state {
+        match router {
             RouterState::Absent if node.expired => "key expired",
             RouterState::Absent if node.online => "router does not answer",
             RouterState::Absent => "router offline",
