@@ -48,28 +48,30 @@ pub fn is_label(text: &str) -> Result<String, LabelError> {
     }
 }
 
-/// The label that a host's own name gives: suffixes of home networks dropped,
-/// everything that is not a letter or digit turned into single `-`, cut to 63.
-/// A name of digits alone would read as the number of a node, so it gets a word
-/// in front.
+/// Characters between the words of host names; they become `-`.
+const SEPARATORS: &str = " ._@";
+
+/// The label that a host's own name gives, as the official service makes it. A valid
+/// label stays as it is, in lower case; else suffixes of home networks are dropped,
+/// [`SEPARATORS`] become `-`, all else that a label cannot have is left out, and the
+/// rest is cut to 63. A name of digits alone would read as the number of a node, so it
+/// gets a word in front.
 pub fn sanitize_hostname(hostname: &str) -> String {
     let lower = hostname.trim().to_lowercase();
     let stem = [".localdomain", ".local", ".lan"]
         .iter()
         .find_map(|suffix| lower.strip_suffix(suffix))
         .unwrap_or(&lower);
-    let mut label = String::new();
-    for c in stem.chars() {
-        if c.is_ascii_alphanumeric() {
-            label.push(c);
-        } else if !label.is_empty() && !label.ends_with('-') && c != '\'' {
-            label.push('-');
-        }
-        if label.len() == MAX_LABEL {
-            break;
-        }
-    }
-    let label = label.trim_matches('-');
+    let usable = stem.chars().filter_map(|c| match c {
+        c if c.is_ascii_alphanumeric() || c == '-' => Some(c),
+        c if SEPARATORS.contains(c) => Some('-'),
+        _ => None,
+    });
+    let label: String = usable
+        .skip_while(|c| *c == '-')
+        .take(MAX_LABEL)
+        .collect();
+    let label = label.trim_end_matches('-');
     if label.is_empty() {
         FALLBACK.to_owned()
     } else if is_number(label) {
@@ -139,7 +141,13 @@ mod tests {
             ("Alice's MacBook Pro", "alices-macbook-pro"),
             ("DB_1.local", "db-1"),
             ("--x--", "x"),
-            ("büro", "b-ro"),
+            ("büro", "bro"),
+            ("server-北京-01", "server--01"),
+            ("web--1", "web--1"),
+            ("xn--fiq228c", "xn--fiq228c"),
+            ("_dmz_", "dmz"),
+            ("mail.", "mail"),
+            ("a  b", "a--b"),
             ("", "node"),
             ("日本", "node"),
             ("a.b.c", "a-b-c"),
@@ -167,6 +175,13 @@ mod tests {
     }
 
     proptest! {
+        /// Names that need no change are not changed, so that a network that moves
+        /// here keeps them.
+        #[test]
+        fn valid_label_stays(label in "[a-z]([a-z0-9-]{0,61}[a-z0-9])?") {
+            prop_assert_eq!(sanitize_hostname(&label), label);
+        }
+
         #[test]
         fn a_sanitized_name_is_a_label_and_stays_one_when_made_unique(raw in ".*", clashes in 0_u64..120) {
             let label = sanitize_hostname(&raw);
