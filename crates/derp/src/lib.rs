@@ -22,8 +22,8 @@
 //! |---|---|
 //! | [`FrameBuffer`], [`server::Connection`] | the task that reads a connection |
 //! | [`server::Keepalive`] | the task that writes it |
-//! | [`SendQueue`] | shared by everyone who sends to that connection; short critical sections |
-//! | [`Registry`] | the relay, behind a read-write lock; readers may cache a route while [`Registry::generation`] does not change |
+//! | [`SendQueue`] | shared by everyone who sends to that connection; short critical sections. |
+//! | [`Registry`] | the relay, behind a read-write lock; readers may cache a route while [`Registry::generation`] and the [`Turns`] of its key do not change |
 //!
 //! Nothing here reads a clock, draws randomness or touches a socket: the
 //! simulator runs the same code.
@@ -42,4 +42,4 @@ pub use bucket::TokenBucket;
 pub use buffer::{FrameBuffer, FrameTooLong, Frames, OverLong, RawFrame};
 pub use login::{ClientInfo, Identity, LoginError, ServerInfo};
 pub use queue::{Drops, Limits, QueueFull, SendQueue};
-pub use registry::{Census, ConnId, LinkId, News, Notice, Presence, Registry, Route};
+pub use registry::{Census, ConnId, LinkId, News, Notice, Presence, Registry, Route, Turns};

@@ -11,14 +11,18 @@
 //!   notified when it leaves the region.
 //!
 //! Changes return [`Notice`]s (a message and its connection); the caller
-//! delivers them. [`Registry::generation`] changes whenever a route may have
-//! changed, so that a reader may cache a route until then.
+//! delivers them. A reader may cache a route as long as neither
+//! [`Registry::generation`] nor the [`Turns`] of the key have changed. The first moves
+//! when connections and links come and go; the second when several connections of the
+//! key speak in turns, which concerns no other route.
 //!
 //! `H` is the caller's handle of a connection, `M` of a mesh link. A local
 //! connection always goes before the mesh.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use warren_keys::NodePublic;
 use warren_wire::derp::{Frame, PeerFlags, PeerGoneReason};
@@ -90,6 +94,8 @@ pub enum Route<'a, H, M> {
         id: ConnId,
         /// The handle that its owner registered.
         handle: &'a H,
+        /// Those of the key.
+        turns: &'a Turns,
     },
     /// To another relay.
     Mesh {
@@ -100,6 +106,31 @@ pub enum Route<'a, H, M> {
     },
     /// The key is not connected here or in the mesh.
     Unknown,
+}
+
+/// Counts how often another one of several connections of a key became the active
+/// one. It can be read without the registry.
+#[derive(Debug, Clone, Default)]
+pub struct Turns(Arc<AtomicU64>);
+
+impl PartialEq for Turns {
+    /// Whether both count for the same stay of a key.
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Turns {}
+
+impl Turns {
+    /// The number of turns so far.
+    pub fn count(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    fn next(&self) {
+        self.0.fetch_add(1, Ordering::Release);
+    }
 }
 
 #[derive(Debug)]
@@ -120,6 +151,7 @@ struct Client {
     /// In the order of their last frame, latest last; only those that spoke
     /// while there were several.
     spoke: Vec<ConnId>,
+    turns: Turns,
 }
 
 #[derive(Debug)]
@@ -170,7 +202,7 @@ impl<H: Clone, M: Clone> Registry<H, M> {
         }
     }
 
-    /// Changes whenever a route may have changed.
+    /// Changes whenever a route may have changed, other than by [`Turns`].
     pub fn generation(&self) -> u64 {
         self.generation
     }
@@ -201,6 +233,7 @@ impl<H: Clone, M: Clone> Registry<H, M> {
                 active: id,
                 conns: vec![id],
                 spoke: Vec::new(),
+                turns: Turns::default(),
             });
         self.tell_watchers(News::Present { key, presence })
     }
@@ -258,12 +291,20 @@ impl<H: Clone, M: Clone> Registry<H, M> {
         client.spoke.retain(|conn| *conn != id);
         client.spoke.push(id);
         client.active = id;
-        self.generation += 1;
+        client.turns.next();
         true
     }
 
+    /// The turns of the key of this connection.
+    pub fn turns(&self, id: ConnId) -> Option<Turns> {
+        let conn = self.conns.get(&id)?;
+        let client = self.clients.get(&conn.key)?;
+        Some(client.turns.clone())
+    }
+
     /// Whether frames of this connection need no
-    /// [`note_spoke`](Self::note_spoke) while the generation does not change.
+    /// [`note_spoke`](Self::note_spoke) while neither the generation nor the turns of
+    /// its key change.
     pub fn is_settled(&self, id: ConnId) -> bool {
         let client = self
             .conns
@@ -288,11 +329,12 @@ impl<H: Clone, M: Clone> Registry<H, M> {
 
     /// The route of a mesh peer's packet for `to`: never on to the mesh.
     pub fn route_local(&self, to: &NodePublic) -> Route<'_, H, M> {
-        let active = self.clients.get(to).map(|client| client.active);
-        match active.and_then(|id| Some((id, self.conns.get(&id)?))) {
-            Some((id, conn)) => Route::Local {
-                id,
+        let client = self.clients.get(to);
+        match client.and_then(|client| Some((client, self.conns.get(&client.active)?))) {
+            Some((client, conn)) => Route::Local {
+                id: client.active,
                 handle: &conn.handle,
+                turns: &client.turns,
             },
             None => Route::Unknown,
         }
@@ -500,6 +542,22 @@ mod tests {
     }
 
     #[test]
+    fn connections_that_speak_in_turns_disturb_no_other_route() {
+        let mut registry = registry();
+        for (id, who) in [(1, 7), (2, 7), (3, 8)] {
+            connect(&mut registry, id, who);
+        }
+        let (own, other) = (registry.turns(ConnId(1)), registry.turns(ConnId(3)));
+        let (own, other) = (own.unwrap(), other.unwrap());
+        let before = (registry.generation(), own.count(), other.count());
+        for n in 1..=10 {
+            assert!(registry.note_spoke(ConnId(1 + n % 2)));
+            assert_eq!(own.count(), before.1 + n);
+        }
+        assert_eq!((registry.generation(), other.count()), (before.0, before.2));
+    }
+
+    #[test]
     fn receivers_are_notified_when_the_last_connection_of_a_key_closes() {
         let mut registry = registry();
         connect(&mut registry, 1, 7);
@@ -580,6 +638,8 @@ mod tests {
             let mut registry = registry();
             let mut conns: BTreeMap<u64, u8> = BTreeMap::new();
             let mut links: BTreeSet<(u64, u8)> = BTreeSet::new();
+            // What a reader of the relay keeps of each route.
+            let mut cached: BTreeMap<u8, (u64, Option<(Turns, u64, u64)>)> = BTreeMap::new();
             for (n, (what, who, id)) in steps.into_iter().enumerate() {
                 let fresh = n as u64 + 100;
                 let some = conns.keys().copied().nth(id as usize);
@@ -593,6 +653,20 @@ mod tests {
                     (_, None) => { registry.remove_link(LinkId(id)); links.retain(|(link, _)| *link != id); }
                 }
                 for who in 0..4 {
+                    let fresh = match registry.route(&key(who)) {
+                        Route::Local { handle, turns, .. } => {
+                            Some((turns.clone(), turns.count(), *handle))
+                        }
+                        Route::Mesh { .. } | Route::Unknown => None,
+                    };
+                    let found = fresh.as_ref().map(|(_, _, handle)| *handle);
+                    if let Some((generation, local)) = cached.get(&who)
+                        && *generation == registry.generation()
+                        && local.as_ref().is_none_or(|(turns, count, _)| turns.count() == *count)
+                    {
+                        prop_assert_eq!(local.as_ref().map(|(_, _, handle)| *handle), found);
+                    }
+                    cached.insert(who, (registry.generation(), fresh));
                     let here: Vec<u64> = conns.iter().filter(|(_, k)| **k == who).map(|(c, _)| *c).collect();
                     match registry.route(&key(who)) {
                         Route::Local { handle, .. } => prop_assert!(here.contains(handle)),

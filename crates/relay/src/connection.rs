@@ -19,6 +19,7 @@ use warren_derp::server::{
 };
 use warren_derp::{
     ConnId, FrameBuffer, FrameTooLong, Limits, LoginError, OverLong, Presence, Route, ServerInfo,
+    Turns,
 };
 use warren_dial::SystemEntropy;
 use warren_dial::derp::{DerpSender, flush_unless_stalled, write_all_unless_stalled};
@@ -119,6 +120,7 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         connection,
         outbox: &outbox,
         route: None,
+        turns: shared.read().turns(id).unwrap_or_default(),
         settled: None,
         heard: HashSet::new(),
         departures: shared.departures(),
@@ -214,9 +216,24 @@ enum Target {
         id: ConnId,
         outbox: Arc<Outbox>,
         heard: bool,
+        /// The turns of the key, and their number at the look-up.
+        turns: (Turns, u64),
     },
     Mesh(DerpSender),
     Nowhere,
+}
+
+impl Target {
+    /// Whether the key still has this target in the same generation.
+    fn is_current(&self) -> bool {
+        match self {
+            Self::Local {
+                turns: (turns, count),
+                ..
+            } => turns.count() == *count,
+            Self::Mesh(_) | Self::Nowhere => true,
+        }
+    }
 }
 
 struct Reader<'a> {
@@ -227,8 +244,10 @@ struct Reader<'a> {
     /// The last looked-up route, and the generation it is of. Packets come in
     /// runs for one destination.
     route: Option<(u64, NodePublic, bool, Target)>,
-    /// The generation at which this was the active connection of its key.
-    settled: Option<u64>,
+    /// The turns of our own key.
+    turns: Turns,
+    /// The generation and the turns at which this was the active connection of its key.
+    settled: Option<(u64, u64)>,
     /// The pairs of source and receiver that the registry has noted.
     heard: HashSet<(NodePublic, ConnId)>,
     departures: u64,
@@ -280,8 +299,8 @@ impl Reader<'_> {
     /// Of several connections of our key, the one that spoke last is active:
     /// makes sure that this one is.
     fn settle(&mut self) {
-        let generation = self.shared.generation();
-        if self.settled == Some(generation) {
+        let at = (self.shared.generation(), self.turns.count());
+        if self.settled == Some(at) {
             return;
         }
         let settled = self.shared.read().is_settled(self.id);
@@ -291,7 +310,7 @@ impl Reader<'_> {
                 Vec::new()
             });
         }
-        self.settled = settled.then_some(generation);
+        self.settled = settled.then_some(at);
     }
 
     fn handle(&mut self, now: Instant, request: Request<'_>) {
@@ -348,7 +367,9 @@ impl Reader<'_> {
             return;
         };
         match target {
-            Target::Local { id, outbox, heard } => {
+            Target::Local {
+                id, outbox, heard, ..
+            } => {
                 // A mesh peer carries for many sources: each is its own pair.
                 if hop || !*heard {
                     let departures = self.shared.departures();
@@ -394,8 +415,9 @@ impl Reader<'_> {
     /// Puts the route to `to` into `self.route`.
     fn find(&mut self, to: NodePublic, hop: bool) {
         let generation = self.shared.generation();
-        if let Some((at, key, was_hop, _)) = &self.route
+        if let Some((at, key, was_hop, target)) = &self.route
             && (*at, *key, *was_hop) == (generation, to, hop)
+            && target.is_current()
         {
             return;
         }
@@ -407,10 +429,11 @@ impl Reader<'_> {
             registry.route(&to)
         };
         let target = match route {
-            Route::Local { id, handle } => Target::Local {
+            Route::Local { id, handle, turns } => Target::Local {
                 id,
                 outbox: Arc::clone(handle),
                 heard: false,
+                turns: (turns.clone(), turns.count()),
             },
             Route::Mesh { handle, .. } => Target::Mesh(handle.clone()),
             Route::Unknown => Target::Nowhere,

@@ -224,7 +224,7 @@ impl Relay {
                     | Request::Unknown => continue,
                 };
                 let from = connection.key();
-                let Route::Local { id, handle } = self.registry.route(&to) else {
+                let Route::Local { id, handle, .. } = self.registry.route(&to) else {
                     if looks_like_disco(packet) && connection.may_say_not_here(now) {
                         let reason = PeerGoneReason::NotHere;
                         let _ = client
