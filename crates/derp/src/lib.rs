@@ -22,7 +22,7 @@
 //! |---|---|
 //! | [`FrameBuffer`], [`server::Connection`] | the task that reads a connection |
 //! | [`server::Keepalive`] | the task that writes it |
-//! | [`SendQueue`] | shared by everyone who sends to that connection; short critical sections. |
+//! | [`SendQueue`] | shared by everyone who sends to that connection; short critical sections. All together hold what the [`QueueBudget`] allows |
 //! | [`Registry`] | the relay, behind a read-write lock; readers may cache a route while [`Registry::generation`] and the [`Turns`] of its key do not change |
 //!
 //! Nothing here reads a clock, draws randomness or touches a socket: the
@@ -31,6 +31,7 @@
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
 mod bucket;
+mod budget;
 mod buffer;
 pub mod client;
 pub mod login;
@@ -39,6 +40,7 @@ mod registry;
 pub mod server;
 
 pub use bucket::TokenBucket;
+pub use budget::QueueBudget;
 pub use buffer::{FrameBuffer, FrameTooLong, Frames, OverLong, RawFrame};
 pub use login::{ClientInfo, Identity, LoginError, ServerInfo};
 pub use queue::{Drops, Limits, QueueFull, SendQueue};

@@ -19,11 +19,17 @@
 //! Frames are packed into chunks of up to 64 KiB, so a busy connection is
 //! written with few large writes and no allocation per packet. Chunks are also
 //! the grain of dropping.
+//!
+//! Queues that share a [`QueueBudget`] count in it all that waits, and the last bytes
+//! that were taken, until the next are.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use warren_wire::derp::{Frame, looks_like_disco};
+
+use crate::budget::QueueBudget;
 
 /// Bytes of a chunk: four TLS records.
 const CHUNK: usize = 64 * 1024;
@@ -76,7 +82,7 @@ pub struct QueueFull;
 pub struct Drops {
     /// Disco, because too many bytes of it waited.
     pub disco_full: u64,
-    /// Data, because too many bytes of it waited.
+    /// Data, because too many bytes of it waited, here or in all queues.
     pub data_full: u64,
     /// Data, because it had waited too long.
     pub data_old: u64,
@@ -164,6 +170,19 @@ pub struct SendQueue {
     data: Lane,
     spare: Option<Vec<u8>>,
     drops: Drops,
+    /// Bytes that were taken and are being written.
+    taken: usize,
+    budget: Option<Arc<QueueBudget>>,
+    /// The bytes of this queue in the budget.
+    counted: usize,
+}
+
+impl Drop for SendQueue {
+    fn drop(&mut self) {
+        if let Some(budget) = &self.budget {
+            budget.changed(self.counted, 0);
+        }
+    }
 }
 
 impl SendQueue {
@@ -177,6 +196,25 @@ impl SendQueue {
             data: Lane::default(),
             spare: None,
             drops: Drops::default(),
+            taken: 0,
+            budget: None,
+            counted: 0,
+        }
+    }
+
+    /// An empty queue that shares a budget with others.
+    pub fn with_budget(limits: Limits, budget: Arc<QueueBudget>) -> Self {
+        let mut queue = Self::new(limits);
+        queue.budget = Some(budget);
+        queue
+    }
+
+    /// Brings the count in the budget up to date.
+    fn count(&mut self) {
+        if let Some(budget) = &self.budget {
+            let held = self.control.len() + self.disco.bytes + self.data.bytes + self.taken;
+            budget.changed(self.counted, held);
+            self.counted = held;
         }
     }
 
@@ -208,16 +246,28 @@ impl SendQueue {
             | Frame::Restarting { .. }
             | Frame::Unknown { .. } => &[],
         };
-        if looks_like_disco(packet) {
+        let is_disco = looks_like_disco(packet);
+        let budget = self.budget.as_deref();
+        if budget.is_some_and(|budget| budget.free() < frame.frame_len()) {
+            if is_disco {
+                self.drops.disco_full += 1;
+            } else {
+                self.drops.data_full += 1;
+            }
+            return;
+        }
+        let share = budget.map_or(usize::MAX, QueueBudget::share);
+        if is_disco {
             let limit = self.limits.disco_bytes;
             // Small chunks: dropping one must not lose all pings of a flow.
             self.drops.disco_full += self.disco.push(now, frame, limit, 1024, &mut None);
         } else {
             // Here too: the writer may be held up by a receiver that reads slowly.
             self.drop_old_data(now);
-            let limit = self.limits.data_bytes;
+            let limit = self.limits.data_bytes.min(share);
             self.drops.data_full += self.data.push(now, frame, limit, CHUNK, &mut self.spare);
         }
+        self.count();
     }
 
     /// Queues a control frame.
@@ -229,6 +279,7 @@ impl SendQueue {
             return Err(QueueFull);
         }
         frame.emit(&mut self.control);
+        self.count();
         Ok(())
     }
 
@@ -241,6 +292,7 @@ impl SendQueue {
             return Err(QueueFull);
         }
         self.control.extend_from_slice(frames);
+        self.count();
         Ok(())
     }
 
@@ -285,6 +337,8 @@ impl SendQueue {
                 keep(&mut self.spare, chunk.bytes);
             }
         }
+        self.taken = out.len();
+        self.count();
         !out.is_empty()
     }
 
@@ -447,7 +501,60 @@ mod tests {
         assert_eq!(queue.push_control(&frame), Err(QueueFull));
     }
 
+    #[test]
+    fn receivers_that_do_not_read_leave_room_to_others() {
+        let now = Instant::now();
+        let budget = Arc::new(QueueBudget::new(1_000_000));
+        let queue = || SendQueue::with_budget(Limits::NODE, budget.clone());
+        let mut stuck: Vec<SendQueue> = (0..200).map(|_| queue()).collect();
+        for _ in 0..100 {
+            for queue in &mut stuck {
+                push(queue, now, &data(1, 1400));
+            }
+        }
+        assert!(budget.used() <= 1_000_000);
+        let mut reads = queue();
+        for n in 0..50 {
+            push(&mut reads, now, &data(n, 1400));
+            assert_eq!(drain(&mut reads, now), [n]);
+        }
+        drop((stuck, reads));
+        assert_eq!(budget.used(), 0);
+    }
+
     proptest! {
+        /// The budget counts what the queues hold, and is kept.
+        #[test]
+        fn budget_is_the_sum_of_all_queues(
+            steps in proptest::collection::vec((0u8..5, 0usize..4, 0usize..5000), 0..300),
+        ) {
+            const LIMIT: usize = 60_000;
+            let now = Instant::now();
+            let budget = Arc::new(QueueBudget::new(LIMIT));
+            let queue = || SendQueue::with_budget(Limits::NODE, budget.clone());
+            let mut queues: Vec<SendQueue> = (0..4).map(|_| queue()).collect();
+            let mut control = 0;
+            for (what, n, len) in steps {
+                let mut out = Vec::new();
+                match what {
+                    0 => drop(queues[n].take(now, &mut out)),
+                    1 => push(&mut queues[n], now, &disco(1)),
+                    2 if queues[n].push_control(&Frame::KeepAlive).is_ok() => {
+                        control += Frame::KeepAlive.frame_len();
+                    }
+                    3 => queues[n] = queue(),
+                    _ => push(&mut queues[n], now, &data(1, len)),
+                }
+                let held: usize = queues
+                    .iter()
+                    .map(|q| q.control.len() + q.disco.bytes + q.data.bytes + q.taken)
+                    .sum();
+                prop_assert_eq!(budget.used(), held);
+                // Control frames are bounded in each queue and are not refused here.
+                prop_assert!(held <= LIMIT + control);
+            }
+        }
+
         /// Per class the order is kept, nothing is taken twice, and what is
         /// neither taken nor counted as dropped does not exist.
         #[test]

@@ -89,7 +89,7 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         (Limits::NODE, WRITE_TIMEOUT)
     };
     let close = shared.closing.child_token();
-    let outbox = Arc::new(Outbox::new(limits, close.clone()));
+    let outbox = Arc::new(Outbox::new(limits, shared.queues.clone(), close.clone()));
     let answer = proven.accept(&ServerInfo::default(), &mut SystemEntropy);
     // A fresh queue takes one small frame.
     let _ = outbox.queue().push_control_bytes(&answer);
