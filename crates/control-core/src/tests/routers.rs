@@ -268,7 +268,7 @@ fn step() -> impl Strategy<Value = Step> {
         (1_u8..4).prop_map(Step::Down),
         (1_u8..4).prop_map(Step::Cut),
         (1_u8..4).prop_map(Step::Impair),
-        (1_u64..60).prop_map(|quarters| Step::Pass(quarters)),
+        (1_u64..60).prop_map(Step::Pass),
     ]
 }
 
