@@ -67,10 +67,7 @@ pub fn sanitize_hostname(hostname: &str) -> String {
         c if SEPARATORS.contains(c) => Some('-'),
         _ => None,
     });
-    let label: String = usable
-        .skip_while(|c| *c == '-')
-        .take(MAX_LABEL)
-        .collect();
+    let label: String = usable.skip_while(|c| *c == '-').take(MAX_LABEL).collect();
     let label = label.trim_end_matches('-');
     if label.is_empty() {
         FALLBACK.to_owned()

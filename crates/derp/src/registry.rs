@@ -509,6 +509,10 @@ mod tests {
         }
     }
 
+    /// What a reader of the relay keeps of a local route: the turns of the key, their
+    /// number, and the handle.
+    type CachedRoute = (Turns, u64, u64);
+
     fn gone(who: u8, to: u64) -> Notice<u64> {
         let reason = PeerGoneReason::Disconnected;
         Notice {
@@ -638,8 +642,7 @@ mod tests {
             let mut registry = registry();
             let mut conns: BTreeMap<u64, u8> = BTreeMap::new();
             let mut links: BTreeSet<(u64, u8)> = BTreeSet::new();
-            // What a reader of the relay keeps of each route.
-            let mut cached: BTreeMap<u8, (u64, Option<(Turns, u64, u64)>)> = BTreeMap::new();
+            let mut cached: BTreeMap<u8, (u64, Option<CachedRoute>)> = BTreeMap::new();
             for (n, (what, who, id)) in steps.into_iter().enumerate() {
                 let fresh = n as u64 + 100;
                 let some = conns.keys().copied().nth(id as usize);

@@ -37,14 +37,18 @@ impl Site {
             let router = Node::start(&host, kind).unwrap();
             let mut flags = vec!["--advertise-routes=10.9.0.0/16"];
             flags.extend(more(kind));
-            router.up(tailnet.control.url(), &tailnet.key, &flags).unwrap();
+            router
+                .up(tailnet.control.url(), &tailnet.key, &flags)
+                .unwrap();
             router
         });
         let host = lab.host("viewer", Place::Open).unwrap();
         let viewer = Node::start(&host, kind).unwrap();
         let mut flags = vec!["--accept-routes"];
         flags.extend(more(kind));
-        viewer.up(tailnet.control.url(), &tailnet.key, &flags).unwrap();
+        viewer
+            .up(tailnet.control.url(), &tailnet.key, &flags)
+            .unwrap();
         Some(Self {
             tailnet,
             routers: routers.into(),
@@ -199,7 +203,11 @@ fn router_that_opens_no_new_connection(kind: Kind) {
     cut(site.routers[0].host(), true);
     site.wait_until_serving(Some("r2"), BEFORE_END_OF_STREAM);
     assert!(site.state_is("r1", "impaired").unwrap());
-    let shown = site.tailnet.control.cli(&["nodes", "routes", "r1"]).unwrap();
+    let shown = site
+        .tailnet
+        .control
+        .cli(&["nodes", "routes", "r1"])
+        .unwrap();
     assert!(shown.contains("opens no new connection"), "{shown}");
     mend(site.routers[0].host());
     site.serves_until(Some("r2"), || site.state_is("r1", "answering"));
