@@ -98,6 +98,29 @@ pub(crate) fn guess_url(local: SocketAddr, tls: bool) -> Result<Url, Failure> {
     ))?)
 }
 
+/// Checks that the server and the relays are not named in the zone of the nodes: nodes
+/// are the authority for that zone and hold such a name for one that does not exist.
+pub(crate) fn check_outside_zone(zone: &str, url: &Url, map: &DerpMap) -> Result<(), Failure> {
+    let server = match url.host() {
+        Some(Host::Domain(name)) => Some(("the server", name)),
+        Some(Host::Ipv4(_) | Host::Ipv6(_)) | None => None,
+    };
+    let nodes = map.regions.values().flat_map(|region| &region.nodes);
+    let relays = nodes.map(|node| ("a relay", node.host_name.as_str()));
+    for (what, name) in server.into_iter().chain(relays) {
+        let name = name.trim_end_matches('.').to_ascii_lowercase();
+        let inside = name.strip_suffix(zone);
+        if inside.is_some_and(|rest| rest.is_empty() || rest.ends_with('.')) {
+            return Err(Failure::Failed(format!(
+                "{what} is named {name}, which lies in the zone {zone} of the nodes' names, so \
+                 nodes could not resolve it; choose another zone with --base-domain, for \
+                 example net.{zone}"
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// The map with the embedded relay alone.
 pub(crate) fn own_map(
     url: &Url,
@@ -138,5 +161,46 @@ pub(crate) fn own_map(
         regions: [(OWN_REGION, region)].into(),
         omit_default_regions: true,
         ..DerpMap::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn zone_that_contains_the_server_or_a_relay_is_refused() {
+        let with_relay = |name: &str| {
+            let url = Url::parse(&format!("https://{name}")).unwrap();
+            own_map(&url, 443, None, None)
+        };
+        let elsewhere = with_relay("relay.example.org");
+        for (zone, url, map, refused) in [
+            ("ok.test", "http://ctl.ok.test:8080", &elsewhere, true),
+            ("ok.test", "http://OK.test", &elsewhere, true),
+            ("ok.test", "http://ctl.ok.test.", &elsewhere, true),
+            ("net.ok.test", "http://ctl.ok.test", &elsewhere, false),
+            ("k.test", "http://ctl.ok.test", &elsewhere, false),
+            ("ok.test", "http://192.0.2.1", &elsewhere, false),
+            ("example.org", "http://192.0.2.1", &elsewhere, true),
+            (
+                "relay.example.org",
+                "http://[2001:db8::1]",
+                &elsewhere,
+                true,
+            ),
+            (
+                "net.example.org",
+                "http://ctl.example.org",
+                &elsewhere,
+                false,
+            ),
+        ] {
+            let url = Url::parse(url).unwrap();
+            let checked = check_outside_zone(zone, &url, map);
+            assert_eq!(checked.is_err(), refused, "{zone} {url}");
+        }
     }
 }

@@ -27,10 +27,10 @@ use crate::cli::args::{DEFAULT_MAX_CONNECTIONS, Serve, StunListen};
 use crate::clock::{now, wall_clock};
 use crate::coordinator::CoordinatorHandle;
 use crate::failure::{Failure, print};
-use crate::invite::invite;
+use crate::invite::{Invitation, invite};
 use crate::noise::Upgrader;
 use crate::policy_file;
-use crate::self_map::{bind, guess_url, own_map, parse_url, taken};
+use crate::self_map::{bind, check_outside_zone, guess_url, own_map, parse_url, taken};
 use crate::server::{Server, Tls};
 use crate::state_dir::StateDir;
 use crate::store::{self, WriteQueue};
@@ -47,6 +47,8 @@ pub struct Running {
     pub server_url: String,
     /// The text that it prints at start.
     pub banner: String,
+    /// Whether that shows a pre-auth key.
+    pub shows_key: bool,
     /// Lines about nodes that join and leave.
     pub lines: mpsc::UnboundedReceiver<String>,
     /// The server's tasks; they end when this is dropped.
@@ -108,6 +110,13 @@ pub(crate) async fn run(state_dir: &Path, serve: Serve) -> Result<(), Failure> {
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let mut running = start(state_dir, serve).await?;
     print(std::mem::take(&mut running.banner));
+    if running.shows_key && !std::io::stdout().is_terminal() {
+        print(
+            "This output is not a terminal. If it goes into a log, readers of the log can use \
+             the key above until a machine has joined with it or its time is over.\n\n"
+                .to_owned(),
+        );
+    }
     loop {
         tokio::select! {
             line = running.lines.recv() => {
@@ -136,7 +145,9 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
         None => None,
     };
 
-    let mut config = Config::new(port.server_url.clone(), port.derp_map(&inputs, stun_port));
+    let derp_map = port.derp_map(&inputs, stun_port);
+    check_outside_zone(&serve.base_domain, &port.url, &derp_map)?;
+    let mut config = Config::new(port.server_url.clone(), derp_map);
     config.base_domain = serve.base_domain;
     config.ephemeral_timeout = serve.ephemeral_timeout;
     config.key_lifetime = Some(serve.key_expiry).filter(|life| !life.is_zero());
@@ -207,6 +218,7 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
         coordinator,
         server_url: port.server_url,
         banner,
+        shows_key: matches!(invitation, Invitation::Key(..)),
         lines,
         tasks,
         connections,

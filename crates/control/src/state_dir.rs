@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,12 @@ pub enum StateDirError {
         /// The error of the system.
         source: io::Error,
     },
+    /// The folder is open to other users, and was not made for a server.
+    #[error(
+        "the folder {} is open to other users and holds other files, so it is not closed to them; choose an empty folder with --state-dir, or close it with chmod 700",
+        .0.display()
+    )]
+    Foreign(PathBuf),
     /// Another server holds the lock.
     #[error(
         "another warren-control already serves the state in {}; stop it, or give this one its own with --state-dir",
@@ -71,16 +77,18 @@ pub struct StateDir {
 }
 
 impl StateDir {
-    /// Makes the folder if it is not there (mode 0700) and takes its lock.
+    /// Makes the folder if it is not there, closes it to other users (mode 0700) and
+    /// takes its lock.
     ///
     /// # Errors
-    /// It cannot be made or written to, or another server uses it.
+    /// It cannot be made, closed or written to, or another server uses it.
     pub fn open(path: &Path) -> Result<Self, StateDirError> {
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
         builder
             .create(path)
             .map_err(io_error("cannot create the state folder", path))?;
+        close_to_others(path)?;
         let lock_path = path.join("lock");
         let lock = OpenOptions::new()
             .create(true)
@@ -188,6 +196,26 @@ impl StateDir {
     }
 }
 
+/// Closes a folder to other users, if it is one of ours or empty. Others are left as
+/// they are: they may be a home or a system folder.
+fn close_to_others(path: &Path) -> Result<(), StateDirError> {
+    let found = fs::metadata(path).map_err(io_error("cannot look at", path))?;
+    if found.permissions().mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    let foreign = |entry: &fs::DirEntry| {
+        let name = entry.file_name();
+        name != "lost+found"
+    };
+    let mut entries = fs::read_dir(path).map_err(io_error("cannot read", path))?;
+    let is_ours = StateDir::was_used(path) || path.join("noise.key").exists();
+    if !is_ours && entries.any(|entry| entry.as_ref().is_ok_and(foreign)) {
+        return Err(StateDirError::Foreign(path.to_owned()));
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+        .map_err(io_error("cannot close to other users the folder", path))
+}
+
 /// Writes a file that only its owner may read, so that after a crash either the
 /// old or the new content is there.
 ///
@@ -214,13 +242,37 @@ pub fn write_private(path: &Path, content: &[u8]) -> Result<(), StateDirError> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use std::os::unix::fs::PermissionsExt as _;
 
     struct Fixed;
     impl Entropy for Fixed {
         fn fill(&mut self, out: &mut [u8]) {
             out.fill(7);
         }
+    }
+
+    #[test]
+    fn folder_that_is_ours_or_empty_is_closed_to_others() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("state");
+        let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        let open_up = || fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::create_dir(&path).unwrap();
+        fs::create_dir(path.join("lost+found")).unwrap();
+        open_up();
+        let first = StateDir::open(&path).unwrap();
+        assert_eq!(mode(), 0o700, "empty");
+        first.noise_key(&mut Fixed).unwrap();
+        drop(first);
+        open_up();
+        drop(StateDir::open(&path).unwrap());
+        assert_eq!(mode(), 0o700, "ours");
+        fs::remove_file(path.join("noise.key")).unwrap();
+        open_up();
+        assert!(matches!(
+            StateDir::open(&path),
+            Err(StateDirError::Foreign(_))
+        ));
+        assert_eq!(mode(), 0o755, "left as it is");
     }
 
     #[test]
