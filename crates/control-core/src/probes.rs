@@ -8,8 +8,8 @@
 //! through the channel that it has. The verdicts of a round come together, or a
 //! subnet could move to a router that is about to be found silent too.
 //!
-//! This module says whom to ask and when, and judges the answers. Sending the
-//! questions is the coordinator's part.
+//! This module decides which routers are asked, and when, and judges the answers.
+//! Sending the questions is the coordinator's part.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};

@@ -269,12 +269,12 @@ mod tests {
             assert_eq!(serving, active, "{id} {new:?}");
         }
         let moves = primaries.take_moves();
-        let nobody = RouteMove {
+        let withdrawn = RouteMove {
             route,
             from: B,
             to: None,
         };
-        assert_eq!((moves.len(), moves.contains(&nobody)), (5, true));
+        assert_eq!((moves.len(), moves.contains(&withdrawn)), (5, true));
         primaries.set_routes(B, BTreeSet::new(), |id| state[&id]);
         primaries.set_routes(A, BTreeSet::new(), |id| state[&id]);
         assert!(primaries.active.is_empty() && primaries.routers.is_empty());

@@ -1,4 +1,4 @@
-//! One node whoever owns it, and what follows from the owner.
+//! A node stays one node under each owner; the properties that follow from the owner.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -307,7 +307,7 @@ fn expiry_can_be_taken_back_or_set() {
     assert_eq!(end, Some(crate::clock::timestamp(w.wall)), "not 1970");
 }
 
-/// Changes of the owner of one node, by everyone who can make them.
+/// Changes of the owner of one node, by all who can make them.
 #[derive(Debug, Clone, Copy)]
 enum Step {
     /// A login with the key of ann, of `tag:a`, of `tag:b` without a user, or with
@@ -392,7 +392,8 @@ fn take(w: &mut World, model: &mut Model, keys: &[String; 4], step: Step) {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
-    /// Whatever way the owner went, all that follows from it is that of this owner.
+    /// The properties that follow from the owner are those of the present one after
+    /// each sequence of owners.
     #[test]
     fn what_follows_from_the_owner_follows_it_both_ways(
         steps in prop::collection::vec(step(), 1..25),

@@ -152,7 +152,7 @@ fn router_that_opens_no_new_connection_hands_over_and_does_not_take_back() {
     assert_eq!(r.serving(), Some(2));
 }
 
-/// Someone who fills the front door must not take the subnets away.
+/// An unauthenticated sender that fills the front door must not take the subnets away.
 #[test]
 fn subnet_stays_while_no_router_can_open_a_new_connection() {
     let mut r = Routers::new(2);
@@ -165,7 +165,7 @@ fn subnet_stays_while_no_router_can_open_a_new_connection() {
 
 /// S12.
 #[test]
-fn nobody_serves_while_all_routers_are_down() {
+fn no_router_serves_while_all_are_down() {
     let mut r = Routers::new(2);
     r.down(1);
     r.pass(2 * SECOND);
