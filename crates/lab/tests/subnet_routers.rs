@@ -224,7 +224,7 @@ fn s11_and_so_does_our_router() {
 }
 
 #[test]
-fn s12_nobody_serves_while_both_routers_are_down() {
+fn s12_no_router_serves_while_both_are_down() {
     let Some(mut lab) = lab() else { return };
     let Some(mut site) = Site::approved(&mut lab, Kind::Tailscale) else {
         return;
