@@ -31,6 +31,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::directory::{Directory, NodeState};
 use crate::error::{AdminError, MapError};
+use crate::holders::{Holders, SharedKey};
 use crate::map_sessions::{MapSessions, SessionId};
 use crate::message::Message;
 use crate::output::{Notice, Output};
@@ -60,6 +61,7 @@ pub struct Coordinator {
     /// Until then, nodes that were there before the start are expected back.
     expecting: Option<Instant>,
     sessions: MapSessions,
+    holders: Holders,
     registrations: Registrations,
     ssh_checks: SshChecks,
     entropy: Box<dyn Entropy>,
@@ -96,6 +98,7 @@ impl Coordinator {
             probes: Probes::default(),
             expecting: Some(now + START_GRACE),
             sessions: MapSessions::default(),
+            holders: Holders::new(now),
             registrations: Registrations::default(),
             ssh_checks: SshChecks::default(),
             view: Arc::new(View {
@@ -221,7 +224,10 @@ impl Coordinator {
     ) -> Result<SessionId, MapError> {
         let id = self.view.authorize(machine, request)?;
         let (session, replaced) = self.sessions.open(id);
-        self.outputs.extend(replaced.map(Output::End));
+        if let Some(replaced) = replaced {
+            self.outputs.push_back(Output::End(replaced));
+            self.holders.stream_replaced(id);
+        }
         self.presence.connected(id);
         self.probes.forget(id);
         self.apply_stream_request(id, request);
@@ -241,6 +247,11 @@ impl Coordinator {
         self.presence.disconnected(now, id, ephemeral);
         self.refresh_routers([id]);
         self.revise(id, false, |node| node.last_seen = Some(time));
+    }
+
+    /// Keys that several machines held at the same time, in the last minutes.
+    pub fn shared_keys(&self) -> impl Iterator<Item = &SharedKey> {
+        self.holders.found()
     }
 
     /// Checks that a one-shot map request is allowed.

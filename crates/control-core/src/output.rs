@@ -2,6 +2,7 @@
 
 use warren_control_types::NodeId;
 
+use crate::holders::SharedKey;
 use crate::map_sessions::SessionId;
 use crate::parked::PendingId;
 use crate::records::Change;
@@ -37,6 +38,8 @@ pub enum Notice {
         /// The user as which it would run.
         local_user: String,
     },
+    /// Two machines hold a key at the same time.
+    SharedKey(SharedKey),
     /// Another router serves a subnet than before.
     RouteMoved(RouteMove),
     /// Peers are informed that the node is online.

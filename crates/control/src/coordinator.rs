@@ -11,7 +11,7 @@
 
 mod ssh_checks;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -22,14 +22,15 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, oneshot};
 use warren_control_core::{
     AdminError, Coordinator, MapError, Message, Notice, Output, PendingId, RegisterOutcome,
-    RouteMove, SessionId, View,
+    RouteMove, SessionId, SharedKey, View,
 };
-use warren_control_types::{MapRequest, PingRequest, RegisterRequest, RegisterResponse};
+use warren_control_types::{MapRequest, NodeId, PingRequest, RegisterRequest, RegisterResponse};
 use warren_keys::{MachinePublic, NodePublic};
 
 use crate::c2n::{self, C2nError, C2nRequests};
 use crate::clock::{now, wall_clock};
 use crate::store::{Saved, StoreError, WriteQueue};
+use crate::swallowed_upgrades::SwallowedUpgrades;
 use crate::terminal::{Hints, printable};
 
 /// The signals of the coordinator to a session.
@@ -53,6 +54,7 @@ pub struct CoordinatorHandle {
     lines: mpsc::UnboundedSender<String>,
     hints: Hints,
     c2n: C2nRequests,
+    upgrades: SwallowedUpgrades,
 }
 
 /// The result of a registration.
@@ -107,6 +109,7 @@ impl CoordinatorHandle {
             lines,
             hints,
             c2n: C2nRequests::default(),
+            upgrades: SwallowedUpgrades::default(),
         })
     }
 
@@ -328,6 +331,11 @@ impl CoordinatorHandle {
         self.store.saved().wait().await
     }
 
+    /// The requests whose upgrade a proxy swallowed.
+    pub fn swallowed_upgrades(&self) -> &SwallowedUpgrades {
+        &self.upgrades
+    }
+
     /// Whether rows reach the disk.
     pub fn is_healthy(&self) -> bool {
         self.store.is_healthy()
@@ -433,6 +441,25 @@ impl Drop for Session {
     }
 }
 
+/// What several machines hold at the same time, and what to do about it.
+pub(crate) fn held_twice(state: &View, shared: &SharedKey) -> String {
+    let name = |id: &NodeId| state.node(*id).map_or("a deleted node", |node| &node.name);
+    let cure = "remove the state folder on the copy and let it log in anew";
+    match shared {
+        SharedKey::Node(id) => format!(
+            "two machines use the node key of {}, so each interrupts the other; {cure}",
+            name(id)
+        ),
+        SharedKey::Machine(ids) => {
+            let names: Vec<&str> = ids.iter().map(name).collect();
+            format!(
+                "{} are connected with one machine key, so one has a copy of the other's state; {cure}",
+                names.join(" and ")
+            )
+        }
+    }
+}
+
 /// A line for the terminal; nothing for what would only be noise.
 fn describe(coordinator: &View, notice: Notice) -> Option<String> {
     let node_line = |id, what: &str| {
@@ -487,6 +514,7 @@ fn describe(coordinator: &View, notice: Notice) -> Option<String> {
                 source.name, destination.name
             ))
         }
+        Notice::SharedKey(shared) => Some(held_twice(coordinator, &shared)),
         Notice::RouteMoved(RouteMove { route, from, to }) => {
             let name = |id| coordinator.node(id).map(|node| node.name.as_str());
             let from = name(from).unwrap_or("a node that was deleted");

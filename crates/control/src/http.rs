@@ -19,8 +19,10 @@ use tower_http::trace::TraceLayer;
 use tracing::Span;
 use warren_dial::connections::Slot;
 
+use crate::body_budget::ReservedBytes;
+
 /// How long a request body may take. The bodies fit into a few packets.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The connection of a request. Requests carry it as an extension.
 #[derive(Clone)]
@@ -151,6 +153,8 @@ impl<S: Sync, T: DeserializeOwned, const LIMIT: usize> FromRequest<S> for JsonBo
     type Rejection = Response;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Response> {
+        // Held until the body is parsed and gone.
+        let _reserved = request.extensions().get::<ReservedBytes>().cloned();
         let body = read_body(request.into_body(), LIMIT).await?;
         serde_json::from_slice(&body).map(Self).map_err(|error| {
             text(

@@ -10,7 +10,9 @@
 //! * [`connections`](warren_dial::connections) bounds how many there are, in all and from one source;
 //! * [`noise`] takes the upgraded connection, makes the Noise handshake and
 //!   serves HTTP/2 inside it;
+//! * [`swallowed_upgrades`] recognises proxies that keep clients from upgrading;
 //! * [`channel_idle`] ends control channels that are not used;
+//! * [`body_budget`] bounds what machines without a node may send at a time;
 //! * [`machine`] serves the requests inside it: registration and the map stream;
 //! * [`ssh_action`] serves those about SSH sessions that need a check;
 //! * [`c2n`] sends requests to nodes, over their map streams;
@@ -26,6 +28,7 @@
 
 pub mod admin;
 mod banner;
+pub mod body_budget;
 pub mod c2n;
 pub mod channel_idle;
 pub mod cli;
@@ -45,4 +48,5 @@ pub mod server;
 pub mod ssh_action;
 pub mod state_dir;
 pub mod store;
+pub mod swallowed_upgrades;
 pub mod terminal;

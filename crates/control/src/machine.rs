@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Request, State};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{any, get, post};
 use axum::{Extension, Router};
@@ -25,8 +26,9 @@ use warren_control_core::MapError;
 use warren_control_types::{MapRequest, RegisterRequest};
 use warren_keys::MachinePublic;
 
+use crate::body_budget::ChannelBudget;
 use crate::coordinator::{CoordinatorHandle, Registration, Session};
-use crate::http::{JsonBody, WholeBody, json, no_content, text, with_spans};
+use crate::http::{BODY_TIMEOUT, JsonBody, WholeBody, json, no_content, text, with_spans};
 use crate::ssh_action;
 
 /// The longest request body, in bytes; the official servers take as much.
@@ -53,7 +55,8 @@ pub(crate) struct Peer {
     pub(crate) source: Option<IpAddr>,
 }
 
-/// The router of the requests inside the channel. Requests must carry their [`Peer`].
+/// The router of the requests inside the channel. Requests must carry their [`Peer`]
+/// and the [`ChannelBudget`] of their channel.
 pub(crate) fn router(coordinator: Arc<CoordinatorHandle>) -> Router {
     let routes = Router::new()
         .route("/machine/register", post(register))
@@ -67,8 +70,48 @@ pub(crate) fn router(coordinator: Arc<CoordinatorHandle>) -> Router {
         .method_not_allowed_fallback(async || {
             text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed")
         })
+        .layer(from_fn_with_state(coordinator.clone(), limit_strangers))
         .with_state(coordinator);
     with_spans(routes)
+}
+
+/// Machines that own no node may register, within the budget of their channel; no body
+/// of another request of theirs is read.
+async fn limit_strangers(
+    State(coordinator): State<Arc<CoordinatorHandle>>,
+    Extension(peer): Extension<Peer>,
+    Extension(budget): Extension<ChannelBudget>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    if coordinator.view().owns_node(peer.machine) {
+        return next.run(request).await;
+    }
+    let path = request.uri().path();
+    if path == "/machine/map" || path.starts_with("/c2n/") {
+        return text(StatusCode::NOT_FOUND, MapError::NotFound.to_string());
+    }
+    if path == "/machine/register" {
+        let length = request.headers().get(header::CONTENT_LENGTH);
+        let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+        let bytes = length.unwrap_or(MAX_REGISTRATION).min(MAX_REGISTRATION);
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let reserved = tokio::time::timeout(BODY_TIMEOUT, budget.reserve(bytes)).await;
+        let Ok(Some(reserved)) = reserved else {
+            return too_many("too many machines register at the moment; try again later");
+        };
+        request.extensions_mut().insert(reserved);
+    }
+    next.run(request).await
+}
+
+/// The refusal of a request that the client should repeat later.
+fn too_many(why: &'static str) -> Response {
+    let mut response = text(StatusCode::TOO_MANY_REQUESTS, why);
+    response
+        .headers_mut()
+        .insert(header::RETRY_AFTER, HeaderValue::from_static(BUSY_RETRY));
+    response
 }
 
 async fn whoami(Extension(peer): Extension<Peer>) -> Response {
@@ -128,16 +171,7 @@ async fn register(
     let registered = coordinator.register(peer.machine, peer.source, &request);
     match registered.await {
         Ok(Registration::Answer(response)) => json(StatusCode::OK, &response),
-        Ok(Registration::Busy) => {
-            let mut response = text(
-                StatusCode::TOO_MANY_REQUESTS,
-                "too many machines wait for approval; try again later",
-            );
-            response
-                .headers_mut()
-                .insert(header::RETRY_AFTER, HeaderValue::from_static(BUSY_RETRY));
-            response
-        }
+        Ok(Registration::Busy) => too_many("too many machines wait for approval; try again later"),
         // Not an `Error` text: the client should simply try again.
         Err(error) => {
             tracing::error!("a registration could not be saved: {error}");
@@ -240,7 +274,52 @@ fn jitter() -> Duration {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use tower::ServiceExt as _;
+
     use super::*;
+    use crate::body_budget::BodyBudget;
+
+    /// A request of an unknown machine whose body does not come.
+    async fn ask(path: &str, budget: &ChannelBudget) -> Response {
+        let (coordinator, _disk) = crate::coordinator::tests::handle();
+        let pending = stream::pending::<Result<Bytes, Infallible>>();
+        let mut request = Request::post(path)
+            .header(header::CONTENT_LENGTH, 60_000)
+            .body(Body::from_stream(pending))
+            .unwrap();
+        request.extensions_mut().insert(Peer {
+            machine: MachinePublic::from_bytes([1; 32]),
+            source: None,
+        });
+        request.extensions_mut().insert(budget.clone());
+        router(coordinator).oneshot(request).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn map_request_of_a_machine_without_a_node_is_refused_by_its_headers() {
+        tokio::time::pause();
+        let start = Instant::now();
+        let budget = BodyBudget::default().channel();
+        for path in ["/machine/map", "/c2n/0123"] {
+            assert_eq!(ask(path, &budget).await.status(), StatusCode::NOT_FOUND);
+        }
+        assert_eq!(start.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn bodies_of_a_machine_without_a_node_are_read_two_at_a_time() {
+        tokio::time::pause();
+        let budget = BodyBudget::default().channel();
+        let path = "/machine/register";
+        let all = futures_util::future::join_all((0..6).map(|_| ask(path, &budget)));
+        let mut refused: Vec<StatusCode> = all.await.iter().map(Response::status).collect();
+        refused.sort();
+        // Two wait for their bodies; the others for room, and as long.
+        let [slow, busy] = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS];
+        assert!(refused.iter().filter(|status| **status == slow).count() >= 2);
+        assert!(refused.iter().all(|status| [slow, busy].contains(status)));
+        assert!(refused.contains(&busy), "{refused:?}");
+    }
 
     #[test]
     fn frames_carry_their_length_and_open_again() {

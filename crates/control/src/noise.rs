@@ -32,10 +32,14 @@ use warren_dial::SystemEntropy;
 use warren_dial::noise_stream::NoiseStream;
 use warren_keys::{ChallengeSecret, MachinePublic, MachineSecret};
 
+use crate::admin::moment;
+use crate::body_budget::BodyBudget;
 use crate::channel_idle::OpenRequests;
+use crate::clock::wall_clock;
 use crate::coordinator::CoordinatorHandle;
 use crate::http::{Connection, answer, text};
 use crate::machine;
+use crate::swallowed_upgrades::is_swallowed;
 
 /// The protocol to upgrade to.
 const PROTOCOL: &str = "tailscale-control-protocol";
@@ -60,6 +64,7 @@ pub struct Upgrader {
     /// The server's Noise key.
     pub(crate) key: MachineSecret,
     router: Router,
+    bodies: BodyBudget,
 }
 
 impl Upgrader {
@@ -69,11 +74,13 @@ impl Upgrader {
             router: machine::router(coordinator.clone()),
             coordinator,
             key,
+            bodies: BodyBudget::default(),
         }
     }
 
     /// Answers a request for `/ts2021`. The rest happens in a task of its own.
     pub(crate) fn upgrade(self: &Arc<Self>, connection: Connection, request: Request) -> Response {
+        self.recognise_proxy(&request);
         match *request.method() {
             Method::POST => self.upgrade_native(connection, request),
             Method::GET => self.upgrade_websocket(connection, request),
@@ -81,6 +88,25 @@ impl Upgrader {
                 StatusCode::METHOD_NOT_ALLOWED,
                 "use POST, or GET with a WebSocket",
             ),
+        }
+    }
+
+    /// Counts the request if it has a handshake message and lost its upgrade.
+    fn recognise_proxy(&self, request: &Request) {
+        let (method, version, headers) = (request.method(), request.version(), request.headers());
+        let handshake = headers.contains_key(HANDSHAKE)
+            || request.uri().query().is_some_and(|query| {
+                let mut pairs = query.split('&');
+                pairs.any(|pair| {
+                    pair.split('=')
+                        .next()
+                        .unwrap_or_default()
+                        .eq_ignore_ascii_case(HANDSHAKE)
+                })
+            });
+        if handshake && is_swallowed(method, version, headers, PROTOCOL) {
+            let now = moment(wall_clock());
+            self.coordinator.swallowed_upgrades().note(now);
         }
     }
 
@@ -216,11 +242,13 @@ impl Upgrader {
             slot.identify();
         }
         let requests = OpenRequests::default();
+        let budget = self.bodies.channel();
         let peer = machine::Peer { machine, source };
         let service = hyper::service::service_fn(|mut request: http::Request<Incoming>| {
             let open = requests.begin();
             let (this, slot) = (self.clone(), slot.clone());
             request.extensions_mut().insert(peer);
+            request.extensions_mut().insert(budget.clone());
             async move {
                 let response = answer(this.router.clone(), request).await?;
                 if !slot.is_identified() && this.owns_node(&machine) {

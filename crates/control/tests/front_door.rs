@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use warren_control::failure::Failure;
 use warren_control::serve::start;
-use warren_control_api::endpoints::{ExpireNode, NewExpiry};
+use warren_control_api::endpoints::{ExpireNode, GetHealth, NewExpiry};
 
 /// Sends bytes, reads until the server closes.
 async fn raw(server: &str, bytes: &[u8]) -> String {
@@ -144,6 +144,37 @@ async fn broken_upgrades_are_answered_and_the_server_goes_on() {
     server.stop().await.unwrap();
 }
 
+/// As nginx passes an upgrade on with its defaults, and with those for WebSockets.
+#[tokio::test]
+async fn proxy_that_swallows_the_upgrade_is_shown_in_health() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path()).await;
+    let health = || admin(dir.path(), GetHealth {});
+    let url = server.server_url.as_str();
+    raw(
+        url,
+        b"POST /ts2021 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    )
+    .await;
+    let before = health().await.unwrap();
+    assert_eq!(
+        (before.swallowed_upgrades, before.last_swallowed_upgrade),
+        (0, None)
+    );
+    for head in [
+        "POST /ts2021 HTTP/1.0\r\nHost: x\r\nConnection: close\r\n",
+        "POST /ts2021 HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: WebSocket\r\n",
+    ] {
+        let request = format!("{head}X-Tailscale-Handshake: AAAA\r\n\r\n");
+        let answer = raw(url, request.as_bytes()).await;
+        assert!(answer.contains("400"), "{answer}");
+    }
+    let after = health().await.unwrap();
+    assert_eq!(after.swallowed_upgrades, 2);
+    assert!(after.last_swallowed_upgrade.is_some());
+    server.stop().await.unwrap();
+}
+
 fn reason(failure: Failure) -> String {
     match failure {
         Failure::Failed(why) | Failure::Usage(why) => why,
@@ -164,6 +195,15 @@ async fn a_failed_start_says_what_to_do() {
         .await
         .unwrap_err();
     assert!(reason(second).contains("another warren-control already serves"));
+    let why = refused(dir.path(), |serve| {
+        serve.server_url = Some("http://ctl.ok.test:8080".to_owned());
+        serve.base_domain = "ok.test".to_owned();
+    })
+    .await;
+    assert!(
+        why.contains("choose another zone with --base-domain"),
+        "{why}"
+    );
     let port = server
         .server_url
         .rsplit(':')

@@ -1,5 +1,6 @@
 //! The health of the server, and requests to connected nodes.
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// Reports the health of the server.
@@ -48,6 +49,14 @@ pub struct HealthInfo {
     pub online: usize,
     /// The number of machines that wait for approval.
     pub waiting: usize,
+    /// The number of requests whose upgrade a proxy in front of the server swallowed,
+    /// since its start.
+    pub swallowed_upgrades: u64,
+    /// When the last of them came.
+    pub last_swallowed_upgrade: Option<Timestamp>,
+    /// Keys that several machines held at the same time in the last minutes, and what
+    /// to do about each.
+    pub shared_keys: Vec<String>,
     /// The version of the server.
     pub version: String,
 }

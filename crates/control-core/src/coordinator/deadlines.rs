@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Coordinator;
-use crate::output::Reason;
+use crate::output::{Notice, Reason};
 use crate::presence::PresenceTimer;
 
 /// A wall clock may be set: it is compared with the monotonic clock this often.
@@ -66,6 +66,14 @@ impl Coordinator {
             }
         }
         self.probe_routers(now);
+        let (view, presence) = (&self.view, &self.presence);
+        let connected = || {
+            let nodes = view.nodes().filter(|node| presence.is_connected(node.id));
+            nodes.map(|node| (node.machine, node.id))
+        };
+        for shared in self.holders.check(now, connected) {
+            self.notice(Notice::SharedKey(shared));
+        }
         while let Some(id) = self.registrations.pop_due(now) {
             // A parked request asks again and gets a new address.
             self.decided([id]);

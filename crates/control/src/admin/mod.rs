@@ -69,7 +69,7 @@ impl From<C2nError> for ApiError {
 
 /// The moment `wall` after the UNIX epoch, to the nanosecond: a key that is shown as
 /// expired must be refused too.
-fn moment(wall: Duration) -> Timestamp {
+pub(crate) fn moment(wall: Duration) -> Timestamp {
     i128::try_from(wall.as_nanos())
         .ok()
         .and_then(|nanoseconds| Timestamp::from_nanosecond(nanoseconds).ok())

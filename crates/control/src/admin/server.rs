@@ -3,14 +3,20 @@
 use http::Method;
 use warren_control_api::endpoints::{C2nResponse, GetHealth, HealthInfo, SendC2n};
 use warren_control_api::{Caller, Handler, Reply};
+use warren_control_core::SharedKey;
 
 use super::Administration;
 use crate::c2n;
+use crate::coordinator::held_twice;
 
 impl Handler<GetHealth> for Administration {
     async fn handle(&self, _: &Caller, _: GetHealth) -> Reply<HealthInfo> {
         let database = self.coordinator.is_healthy();
-        let waiting = self.coordinator.inspect(|c| c.pending().len());
+        let (waiting, shared) = self.coordinator.inspect(|c| {
+            let shared: Vec<SharedKey> = c.shared_keys().cloned().collect();
+            (c.pending().len(), shared)
+        });
+        let upgrades = self.coordinator.swallowed_upgrades().count();
         Ok(self.coordinator.read(|c| HealthInfo {
             status: if database { "pass" } else { "fail" }.to_owned(),
             database,
@@ -28,6 +34,9 @@ impl Handler<GetHealth> for Administration {
             nodes: c.node_count(),
             online: c.nodes().filter(|node| c.is_online(node.id)).count(),
             waiting,
+            swallowed_upgrades: upgrades.requests,
+            last_swallowed_upgrade: upgrades.last,
+            shared_keys: shared.iter().map(|key| held_twice(c, key)).collect(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }))
     }

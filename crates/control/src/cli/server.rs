@@ -1,15 +1,17 @@
 //! `warren-control health` and `warren-control debug`.
 
+use jiff::Timestamp;
 use warren_control_api::endpoints::{C2nResponse, GetHealth, HealthInfo, SendC2n};
 
 use super::args::Debugging;
 use super::session::Session;
 use crate::failure::Failure;
-use crate::terminal::printable;
+use crate::swallowed_upgrades::HINT;
+use crate::terminal::{printable, relative};
 
 /// Runs `health`. An unhealthy server is a failure.
 pub(super) async fn health(session: &Session) -> Result<(), Failure> {
-    let answer = session.ask(&GetHealth {}, |health, _| show_health(health));
+    let answer = session.ask(&GetHealth {}, show_health);
     if answer.await?.passes() {
         Ok(())
     } else {
@@ -28,7 +30,7 @@ pub(super) async fn debug(session: &Session, command: Debugging) -> Result<(), F
     Ok(())
 }
 
-fn show_health(health: &HealthInfo) -> String {
+fn show_health(health: &HealthInfo, now: Timestamp) -> String {
     let database = if health.database {
         "ok"
     } else {
@@ -52,9 +54,18 @@ fn show_health(health: &HealthInfo) -> String {
         Some(why) => format!("{policy}; EVERY NODE MAY REACH EVERY NODE: {why}"),
         None => policy,
     };
+    let mut problems = String::new();
+    if let Some(last) = health.last_swallowed_upgrade {
+        let (count, last) = (health.swallowed_upgrades, relative(last, now));
+        problems +=
+            &format!("proxy     {count} CLIENT(S) COULD NOT CONNECT, last {last}: {HINT}\n");
+    }
+    for shared in &health.shared_keys {
+        problems += &format!("keys      {}\n", printable(shared));
+    }
     format!(
         "status    {}\nurl       {}\nzone      {}\ndatabase  {database}\npolicy    {policy}\n\
-         users     {}\nnodes     {} ({} online, {} waiting for approval)\n",
+         users     {}\nnodes     {} ({} online, {} waiting for approval)\n{problems}",
         health.status,
         health.server_url,
         health.base_domain,

@@ -22,7 +22,7 @@ use crate::clock::{now, wall_clock};
 use crate::store::{Disk, MemoryStore, WriteQueue};
 use crate::terminal::Hints;
 
-fn handle() -> (Arc<CoordinatorHandle>, Disk) {
+pub(crate) fn handle() -> (Arc<CoordinatorHandle>, Disk) {
     let coordinator = Coordinator::new(
         now(),
         wall_clock(),
