@@ -6,7 +6,7 @@ use axum::extract::{Path, Query, Request, State};
 use axum::response::Response;
 use axum::routing::{any, get, post};
 use axum::{Extension, Router};
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use warren_control_types::{CapabilityVersion, OverTlsPublicKeyResponse};
 use warren_keys::{MachinePublic, NodePublic};
@@ -65,16 +65,18 @@ async fn upgrade(
 }
 
 /// A router was asked to make this request over a new connection. The address cannot
-/// be guessed and works once.
+/// be guessed and works once. Without the header, the official client would keep the
+/// connection for the next request.
 async fn router_answered(
     State(public): State<Arc<Public>>,
     Path(token): Path<String>,
-) -> StatusCode {
-    if public.coordinator.router_answered(&token, None) {
+) -> (StatusCode, [(HeaderName, &'static str); 1]) {
+    let status = if public.coordinator.router_answered(&token, None) {
         StatusCode::NO_CONTENT
     } else {
         StatusCode::NOT_FOUND
-    }
+    };
+    (status, [(header::CONNECTION, "close")])
 }
 
 async fn inside_the_channel() -> Response {
