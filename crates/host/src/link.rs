@@ -12,7 +12,9 @@
 //!   what is known of paths is void.
 //!
 //! If events are lost (the socket's buffer was full, the connection broke) the
-//! monitor starts again and compares, so nothing is missed for good.
+//! monitor starts again and compares, so nothing is missed for good. Where the kernel
+//! gives no events at all, the network is read every 15 seconds, and
+//! [`LinkMonitor::problem`] says so.
 
 mod clocks;
 mod snapshot;
@@ -38,6 +40,9 @@ const LATEST: Duration = Duration::from_secs(1);
 
 /// How often the clocks are compared.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(15);
+
+/// The time until the network is read again after an attempt that failed.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// One network interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,6 +150,8 @@ pub struct LinkChange {
     pub change: Change,
     /// The network after it.
     pub state: LinkState,
+    /// As [`LinkMonitor::problem`].
+    pub problem: Option<String>,
 }
 
 /// Compares two states; `None`: they are the same.
@@ -181,7 +188,11 @@ pub fn compare(old: &LinkState, new: &LinkState) -> Option<Change> {
 pub struct LinkMonitor {
     ignored: Vec<String>,
     state: LinkState,
+    open_events: fn() -> io::Result<Events>,
     events: Option<Events>,
+    /// What is missing, and what was last reported of it.
+    problem: Option<String>,
+    reported_problem: Option<String>,
     clocks: Clocks,
     clocks_due: Instant,
     /// When the first and the last event came that were not looked at yet.
@@ -191,22 +202,60 @@ pub struct LinkMonitor {
 
 impl LinkMonitor {
     /// Takes the first snapshot and starts to watch. Interfaces named in
-    /// `ignored` (our own tunnel) do not exist for it. Must be called inside a
-    /// tokio runtime.
-    pub async fn start(ignored: &[&str]) -> io::Result<LinkMonitor> {
-        // First the events, then the snapshot: a change in between is seen.
-        let events = Events::open()?;
-        let ignored: Vec<String> = ignored.iter().map(|name| (*name).to_owned()).collect();
-        let state = snapshot::take(&ignored).await?;
-        Ok(LinkMonitor {
-            ignored,
-            state,
-            events: Some(events),
+    /// `ignored` (our own tunnel) do not exist for it. What the kernel refuses is
+    /// tried again later. Must be called inside a tokio runtime.
+    pub async fn start(ignored: &[&str]) -> LinkMonitor {
+        Self::start_with(ignored, Events::open).await
+    }
+
+    async fn start_with(ignored: &[&str], open_events: fn() -> io::Result<Events>) -> LinkMonitor {
+        let now = Instant::now();
+        let mut monitor = LinkMonitor {
+            ignored: ignored.iter().map(|name| (*name).to_owned()).collect(),
+            state: LinkState::default(),
+            open_events,
+            events: None,
+            problem: None,
+            reported_problem: None,
             clocks: Clocks::now(),
-            clocks_due: Instant::now() + CLOCK_INTERVAL,
+            clocks_due: now + CLOCK_INTERVAL,
             pending: None,
             slept: false,
-        })
+        };
+        // First the events, then the snapshot: a change in between is seen.
+        monitor.watch();
+        let _first = monitor.look(now).await;
+        monitor.reported_problem = monitor.problem.clone();
+        monitor
+    }
+
+    /// The network as last seen, as a change of everything.
+    pub fn current(&self) -> LinkChange {
+        LinkChange {
+            change: Change::Minor,
+            state: self.state.clone(),
+            problem: self.problem.clone(),
+        }
+    }
+
+    /// What is missing, for the user.
+    pub fn problem(&self) -> Option<&str> {
+        self.problem.as_deref()
+    }
+
+    fn watch(&mut self) {
+        match (self.open_events)() {
+            Ok(events) => {
+                self.events = Some(events);
+                self.problem = None;
+            }
+            Err(error) => {
+                self.problem = Some(format!(
+                    "changes of the network are noticed late, because the system reports none \
+                     ({error}); allow the daemon netlink sockets"
+                ));
+            }
+        }
     }
 
     /// The network as last seen.
@@ -267,7 +316,7 @@ impl LinkMonitor {
         }
         self.clocks = clocks;
         if self.events.is_none() {
-            self.events = Events::open().ok();
+            self.watch();
         }
         // Look every time: it costs little and heals a lost event.
         self.pending.get_or_insert((now - LATEST, now - QUIET));
@@ -278,20 +327,32 @@ impl LinkMonitor {
             Ok(state) => state,
             Err(error) => {
                 tracing::debug!(%error, "cannot read the network's state; trying again");
-                self.pending = Some((now, now));
+                self.pending = Some((now + RETRY, now + RETRY));
+                self.problem = Some(format!(
+                    "the network interfaces cannot be read ({error}), so no direct paths are \
+                     offered; allow the daemon netlink sockets"
+                ));
                 return None;
             }
         };
         self.pending = None;
-        let change = if std::mem::take(&mut self.slept) {
+        if self.events.is_some() {
+            self.problem = None;
+        }
+        let mut change = if std::mem::take(&mut self.slept) {
             Some(Change::Major(MajorChange::Slept))
         } else {
             compare(&self.state, &state)
         };
+        if self.problem != self.reported_problem {
+            self.reported_problem.clone_from(&self.problem);
+            change = change.or(Some(Change::Minor));
+        }
         self.state = state.clone();
         Some(LinkChange {
             change: change?,
             state,
+            problem: self.problem.clone(),
         })
     }
 }
@@ -358,6 +419,26 @@ mod tests {
             default_route_v4: Some("eth0".to_owned()),
             default_route_v6: None,
         }
+    }
+
+    #[test]
+    fn network_is_read_where_the_system_reports_no_changes() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let refused = || Err(io::ErrorKind::PermissionDenied.into());
+            let mut monitor = LinkMonitor::start_with(&[], refused).await;
+            assert!(monitor.problem().unwrap().contains("noticed late"));
+            assert!(monitor.state().interface("lo").is_some());
+            // It is tried again, and the end of the problem is reported.
+            monitor.open_events = Events::open;
+            let change = monitor.next().await;
+            assert_eq!(change.problem, None);
+            assert!(change.state.interface("lo").is_some());
+        });
     }
 
     #[test]

@@ -8,7 +8,8 @@
 //! - **direct**: `/etc/resolv.conf` is ours while we run. The original is kept
 //!   beside it and put back at the end; after a crash at the next start. If
 //!   another program writes the file meanwhile, what it wrote becomes the new
-//!   original and ours is written again, but not endlessly.
+//!   original and ours is written again, but not endlessly. Where `/etc` takes no
+//!   files and `resolv.conf` is a link, the target of the link is written.
 //!
 //! **What it never does.** It answers no query, and it does not forward:
 //! [`SystemDns::base_config`] tells the forwarder which servers the machine
@@ -59,7 +60,8 @@ pub struct ResolverOptions {
     pub resolved_uplinks: PathBuf,
     /// Folder for the copy of the original where `resolv_conf` is mounted by
     /// itself (containers, `ip netns exec`), so that its neighbours belong to
-    /// somebody else. `None`: beside it all the same.
+    /// another system, and where the target of a link is written. `None`: beside
+    /// the written file all the same.
     pub state_dir: Option<PathBuf>,
     /// Whether systemd-resolved may be used.
     pub allow_resolved: bool,
@@ -142,16 +144,18 @@ pub struct SystemDns {
 
 impl SystemDns {
     /// Looks at the machine, restores what a killed predecessor left, and
-    /// chooses the way. Changes nothing else. Must be called inside a tokio
-    /// runtime.
-    pub async fn open(options: ResolverOptions) -> Result<SystemDns, ResolverError> {
+    /// chooses the way. Changes nothing else. A file that cannot be restored counts
+    /// as taken. Must be called inside a tokio runtime.
+    pub async fn open(options: ResolverOptions) -> SystemDns {
         // Before looking who owns the file: ours would hide its owner.
-        direct::recover(&options)?;
+        if let Err(error) = recover(&options) {
+            tracing::warn!(%error, "resolv.conf of an earlier run is not restored");
+        }
         let backend = match Self::try_resolved(&options).await {
             Some(resolved) => Backend::Resolved(resolved),
             None => Backend::Direct(Direct::new(&options)),
         };
-        Ok(SystemDns { backend, options })
+        SystemDns { backend, options }
     }
 
     async fn try_resolved(options: &ResolverOptions) -> Option<Resolved> {
@@ -225,6 +229,14 @@ impl SystemDns {
             Backend::Direct(direct) => direct.is_overwritten(),
         }
     }
+}
+
+/// Restores what a killed predecessor left. Does nothing where it left nothing.
+///
+/// # Errors
+/// [`ResolverError::File`] when the file is ours and cannot be given back.
+pub fn recover(options: &ResolverOptions) -> Result<(), ResolverError> {
+    direct::recover(options)
 }
 
 impl std::fmt::Debug for SystemDns {

@@ -84,14 +84,32 @@ pub struct RouterConfig {
 }
 
 /// What [`Router::apply`] did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Applied {
     /// Addresses, routes and rules added.
     pub added: usize,
     /// Addresses, routes and rules removed.
     pub removed: usize,
-    /// What the user should hear of.
+    /// Limits of what was set.
     pub warnings: Vec<RouterWarning>,
+    /// What could not be set; the rest is. At most one for each kind of setting
+    /// and address family.
+    pub failures: Vec<RouterError>,
+}
+
+impl Applied {
+    /// Keeps the first of the failures of one kind, and their number.
+    fn note_failures(&mut self, failures: Vec<RouterError>) {
+        let more = failures.len().saturating_sub(1);
+        self.failures
+            .extend(failures.into_iter().next().map(|first| match more {
+                0 => first,
+                more => RouterError::Several {
+                    first: Box::new(first),
+                    more,
+                },
+            }));
+    }
 }
 
 /// A thing that works less well than it could.
@@ -148,6 +166,14 @@ pub enum RouterError {
         /// The step that failed.
         action: String,
     },
+    /// A failure, and others like it.
+    #[error("{first} (and {more} more like this)")]
+    Several {
+        /// The first.
+        first: Box<RouterError>,
+        /// The number of the others.
+        more: usize,
+    },
     /// Anything else.
     #[error("cannot {action}: {source}")]
     Io {
@@ -202,15 +228,36 @@ impl Router {
             index,
             src_valid_mark: None,
         };
-        router.remove_all().await?;
+        if let Err(error) = router.remove_all().await {
+            // `apply` begins with the same steps and reports them.
+            tracing::warn!(%error, "routes or rules of an earlier run may be left");
+        }
         Ok(router)
     }
 
-    /// Makes addresses, routes and rules as `config` says.
+    /// Removes what a killed router left, where its interface is gone too. Does
+    /// nothing where nothing is left. Must be called inside a tokio runtime.
     ///
     /// # Errors
-    /// The first step that failed; what was done before stays, and the next
-    /// call goes on from there.
+    /// [`RouterError`], when something is left and cannot be removed.
+    pub async fn remove_leftovers(options: RouterOptions) -> Result<(), RouterError> {
+        let router = Router {
+            netlink: Netlink::open().map_err(fail("open a netlink socket"))?,
+            options,
+            name: String::new(),
+            // No interface has this number.
+            index: 0,
+            src_valid_mark: None,
+        };
+        router.remove_all().await
+    }
+
+    /// Makes addresses, routes and rules as `config` says. What the kernel refuses
+    /// is left out and reported in [`Applied::failures`]; the rest is set.
+    ///
+    /// # Errors
+    /// Nothing can be set: another program has the table, the interface is gone, or
+    /// the kernel does not answer.
     pub async fn apply(&mut self, config: &RouterConfig) -> Result<Applied, RouterError> {
         let mut applied = Applied::default();
         let ipv6 = self.has_ipv6();
@@ -242,11 +289,9 @@ impl Router {
         let present = self.our_routes().await?;
         self.set_link(config.mtu).await?;
         self.apply_addresses(&addresses, &mut applied).await?;
-        self.apply_routes(&routes, &present, &mut applied).await?;
+        self.apply_routes(&routes, &present, &mut applied).await;
         let rules = rules::wanted(self.options, ipv6);
-        let (added, removed) = rules::apply(&self.netlink, self.options, &rules).await?;
-        applied.added += added;
-        applied.removed += removed;
+        rules::apply(&self.netlink, self.options, &rules, &mut applied).await;
         self.care_for_reverse_path(&routes, &mut applied);
         Ok(applied)
     }
@@ -261,16 +306,19 @@ impl Router {
             }
         }
         self.remove_all().await?;
-        self.apply_addresses(&BTreeSet::new(), &mut Applied::default())
-            .await
+        let mut applied = Applied::default();
+        self.apply_addresses(&BTreeSet::new(), &mut applied).await?;
+        applied.failures.into_iter().next().map_or(Ok(()), Err)
     }
 
     async fn remove_all(&self) -> Result<(), RouterError> {
         // Rules first: while routes go one by one, nothing looks at them.
         let present = self.our_routes().await?;
-        rules::apply(&self.netlink, self.options, &[]).await?;
-        self.apply_routes(&BTreeMap::new(), &present, &mut Applied::default())
-            .await
+        let mut applied = Applied::default();
+        rules::apply(&self.netlink, self.options, &[], &mut applied).await;
+        self.apply_routes(&BTreeMap::new(), &present, &mut applied)
+            .await;
+        applied.failures.into_iter().next().map_or(Ok(()), Err)
     }
 
     fn has_ipv6(&self) -> bool {
@@ -305,6 +353,7 @@ impl Router {
         let dumped = self.netlink.addresses().await;
         let dumped = dumped.map_err(fail("list addresses"))?;
         let mut missing = wanted.clone();
+        let mut failures = Vec::new();
         for message in dumped {
             if message.header.index != self.index || message.header.scope != AddressScope::Universe
             {
@@ -320,7 +369,7 @@ impl Router {
             let deleted = self.netlink.handle.address().del(message).execute().await;
             match deleted.map_err(io_error) {
                 Err(error) if error.raw_os_error() != Some(libc::EADDRNOTAVAIL) => {
-                    return Err(fail(format!("remove the address {address}"))(error));
+                    failures.push(fail(format!("remove the address {address}"))(error));
                 }
                 _ => applied.removed += 1,
             }
@@ -328,13 +377,15 @@ impl Router {
         for address in missing {
             let full = if address.is_ipv4() { 32 } else { 128 };
             let request = self.netlink.handle.address().add(self.index, address, full);
-            request
-                .execute()
-                .await
-                .map_err(io_error)
-                .map_err(fail(format!("add the address {address} to {}", self.name)))?;
-            applied.added += 1;
+            match request.execute().await.map_err(io_error) {
+                Ok(()) => applied.added += 1,
+                Err(error) => {
+                    let action = format!("add the address {address} to {}", self.name);
+                    failures.push(fail(action)(error));
+                }
+            }
         }
+        applied.note_failures(failures);
         Ok(())
     }
 
@@ -385,9 +436,14 @@ impl Router {
         wanted: &BTreeMap<IpNet, Kind>,
         present: &[(IpNet, Kind, RouteMessage)],
         applied: &mut Applied,
-    ) -> Result<(), RouterError> {
+    ) {
         let routes = self.netlink.handle.route();
         let mut missing = wanted.clone();
+        let [mut failures_v4, mut failures_v6] = [Vec::new(), Vec::new()];
+        let mut note = |destination: &IpNet, error| match destination {
+            IpNet::V4(_) => failures_v4.push(error),
+            IpNet::V6(_) => failures_v6.push(error),
+        };
         for (destination, kind, message) in present {
             if missing.get(destination) == Some(kind) {
                 missing.remove(destination);
@@ -397,21 +453,24 @@ impl Router {
             match deleted.map_err(io_error) {
                 // It went by itself, for example with the link.
                 Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
-                    return Err(fail(format!("remove the route to {destination}"))(error));
+                    let action = format!("remove the route to {destination}");
+                    note(destination, fail(action)(error));
                 }
                 _ => applied.removed += 1,
             }
         }
         for (destination, kind) in missing {
-            routes
-                .add(self.route(destination, kind))
-                .execute()
-                .await
-                .map_err(io_error)
-                .map_err(fail(format!("add the route to {destination}")))?;
-            applied.added += 1;
+            let request = routes.add(self.route(destination, kind));
+            match request.execute().await.map_err(io_error) {
+                Ok(()) => applied.added += 1,
+                Err(error) => {
+                    let action = format!("add the route to {destination}");
+                    note(&destination, fail(action)(error));
+                }
+            }
         }
-        Ok(())
+        applied.note_failures(failures_v4);
+        applied.note_failures(failures_v6);
     }
 
     fn route(&self, destination: IpNet, kind: Kind) -> RouteMessage {

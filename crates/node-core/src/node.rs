@@ -30,9 +30,9 @@ use warren_control_types::{MapResponse, Netmap};
 use warren_keys::{DiscoSecret, Entropy, NodeSecret};
 
 pub use self::io::{
-    Account, LinkId, LocalNetwork, NetworkChange, NodeConfig, NodeInput, NodeOutput, NodeSettings,
-    NodeState, Notice, PingFailure, PingKind, PingReply, PingReport, SaveId, SessionId,
-    StoredLogin,
+    Account, HostReport, LinkId, LocalNetwork, NetworkChange, NodeConfig, NodeInput, NodeOutput,
+    NodeSettings, NodeState, Notice, PingFailure, PingKind, PingReply, PingReport, SaveId,
+    SessionId, StoredLogin,
 };
 use self::logins::{Effect, Logins};
 use self::persistence::Persistence;
@@ -282,12 +282,7 @@ impl Node {
             NodeInput::Control(session, input) => self.logins.handle_control(now, session, input),
             NodeInput::LoginSaved(id, result) => self.logins.saved(now, id, result),
             NodeInput::Network(change, network) => self.network_changed(now, change, *network),
-            NodeInput::HostApplied(problems) => {
-                self.host_problems = problems;
-                // Addresses count once they were asked for and set.
-                let config = self.host_config();
-                self.host_ready = config.is_some_and(|config| !config.addresses.is_empty());
-            }
+            NodeInput::HostApplied(report) => self.host_applied(report),
             NodeInput::Settings(settings) => self.settings_changed(now, *settings),
             NodeInput::Start {
                 settings,
@@ -341,6 +336,20 @@ impl Node {
     /// The next thing to do, if there is one.
     pub fn poll_output(&mut self) -> Option<NodeOutput> {
         self.outputs.pop_front()
+    }
+
+    /// The settings of the operating system were made as far as they can be.
+    fn host_applied(&mut self, report: HostReport) {
+        // A report of earlier settings says nothing about those that count.
+        let config = self.host_config();
+        self.host_ready = config.is_some_and(|config| {
+            !config.addresses.is_empty() && config.addresses == report.addresses
+        });
+        if self.host_problems != report.problems {
+            self.host_problems = report.problems;
+            let notice = Notice::Health;
+            self.outputs.push_back(NodeOutput::Notice(notice));
+        }
     }
 
     // ---- settings and logins ----

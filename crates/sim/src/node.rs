@@ -14,8 +14,8 @@ use warren_control_types::{Hostinfo, RegionId};
 use warren_dataplane::{VNET_HDR_LEN, View};
 use warren_keys::{MachineSecret, NodePublic};
 use warren_node_core::node::{
-    LinkId, LocalNetwork, NetworkChange, NodeConfig, NodeInput, NodeOutput, NodeSettings,
-    SessionId, StoredLogin,
+    HostReport, LinkId, LocalNetwork, NetworkChange, NodeConfig, NodeInput, NodeOutput,
+    NodeSettings, SessionId, StoredLogin,
 };
 use warren_node_core::{HostConfig, Node as NodeCore, NodePrefs};
 use warren_node_types::Destination;
@@ -576,7 +576,11 @@ impl Node {
         let config = self.core.host_config();
         if self.host_config.as_ref() != config {
             self.host_config = config.cloned();
-            self.give(at, NodeInput::HostApplied(Vec::new()));
+            let report = HostReport {
+                addresses: config.map_or_else(Vec::new, |config| config.addresses.clone()),
+                problems: Vec::new(),
+            };
+            self.give(at, NodeInput::HostApplied(report));
         }
     }
 

@@ -44,7 +44,6 @@ pub(super) struct Hook {
 pub(super) enum Verdict {
     Drop = 0,
     Accept = 1,
-    Return = -5,
 }
 
 /// The table goes when the socket is closed that made it, and nobody else

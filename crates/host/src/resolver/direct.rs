@@ -2,7 +2,11 @@
 //!
 //! The original is copied to [`BACKUP_NAME`] *before* the file is replaced in
 //! one step, so at every moment either the original is in place or the copy
-//! is complete. A symbolic link is kept as a link.
+//! is complete. A symbolic link is replaced, and the copy is a link too.
+//!
+//! Appliances mount `/etc` read-only and let resolv.conf be a link into a folder
+//! that is writable. There the target of the link is written, and the copy is in
+//! the state folder.
 
 #![allow(unsafe_code)] // tokio asks for a promise that a descriptor stays the same
 
@@ -16,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use inotify::{Inotify, WatchMask};
-use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
+use rustix::fs::{Access, AtFlags, CWD, StatxAttributes, StatxFlags};
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
 
@@ -67,10 +71,59 @@ impl Files {
         .is_ok_and(|stat| stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
     }
 
-    fn backup(&self) -> PathBuf {
+    /// The file that is written: resolv.conf, or the target of the link at that
+    /// path where its own folder takes no files.
+    fn target(&self) -> PathBuf {
+        if self.is_mounted() || takes_files(folder_of(&self.resolv_conf)) {
+            return self.resolv_conf.clone();
+        }
+        self.link_target()
+            .unwrap_or_else(|| self.resolv_conf.clone())
+    }
+
+    /// The end of the link at the path of resolv.conf, where there is one. It may be
+    /// missing.
+    fn link_target(&self) -> Option<PathBuf> {
+        let next = std::fs::read_link(&self.resolv_conf).ok()?;
+        let whole = std::fs::canonicalize(&self.resolv_conf);
+        Some(whole.unwrap_or_else(|_| folder_of(&self.resolv_conf).join(next)))
+    }
+
+    /// Where the copy is kept while `target` is ours.
+    fn backup(&self, target: &Path) -> PathBuf {
         match &self.state_dir {
-            Some(folder) if self.is_mounted() => folder.join(BACKUP_NAME),
-            _ => self.resolv_conf.with_file_name(BACKUP_NAME),
+            Some(folder) if self.is_mounted() || target != self.resolv_conf => {
+                folder.join(BACKUP_NAME)
+            }
+            _ => target.with_file_name(BACKUP_NAME),
+        }
+    }
+
+    /// The copy that a take-over left, wherever it was kept: the folder may have been
+    /// writable then and not be now, or the reverse.
+    fn kept(&self) -> Result<Option<PathBuf>, ResolverError> {
+        let mut places = vec![self.backup(&self.target())];
+        // The folder around a mounted file is not part of the same story.
+        if !self.is_mounted() {
+            places.push(self.resolv_conf.with_file_name(BACKUP_NAME));
+            places.extend(self.link_target().map(|it| it.with_file_name(BACKUP_NAME)));
+            places.extend(self.state_dir.as_ref().map(|it| it.join(BACKUP_NAME)));
+        }
+        for place in places {
+            match std::fs::symlink_metadata(&place) {
+                Ok(_) => return Ok(Some(place)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(file_error("read", &place)(error)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// What the machine had, by the copy if the file is ours.
+    fn original(&self) -> String {
+        match (self.present(), self.kept()) {
+            (Ok(Present::Ours(_)), Ok(Some(kept))) => super::read_or_empty(&kept),
+            _ => super::read_or_empty(&self.resolv_conf),
         }
     }
 
@@ -91,71 +144,94 @@ impl Files {
 
     /// Keeps a copy of the file that is not ours.
     fn keep_original(&self) -> Result<(), ResolverError> {
-        let backup = self.backup();
-        copy(&self.resolv_conf, &backup, self.is_mounted())
-            .map_err(file_error("keep a copy of the original as", &backup))
+        let target = self.target();
+        let backup = self.backup(&target);
+        let by_content = self.is_mounted() || target != self.resolv_conf;
+        match copy(&self.resolv_conf, &backup, by_content) {
+            // A link that points nowhere has no content: without a copy the file
+            // is removed at the end.
+            Err(error) if by_content && error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(file_error("keep a copy of the original as", &backup)),
+        }
     }
 
     fn put(&self, content: &[u8], mode: u32) -> Result<(), ResolverError> {
+        let target = self.target();
+        self.write(&target, content, mode)
+            .map_err(file_error("write", &target))
+    }
+
+    /// Replaces the content of `target` in one step where that is possible.
+    fn write(&self, target: &Path, content: &[u8], mode: u32) -> io::Result<()> {
         let replaced = if self.is_mounted() {
             Err(io::ErrorKind::ResourceBusy.into())
         } else {
-            write_atomic(&self.resolv_conf, content, mode)
+            write_atomic(target, content, mode)
         };
         match replaced {
             // The folder may be read-only while the file is not; a full disk
             // on the other hand must not cost the old content.
             Err(error) if error.kind() != io::ErrorKind::StorageFull => {
-                write_in_place(&self.resolv_conf, content)
+                write_in_place(target, content)
             }
             other => other,
         }
-        .map_err(file_error("write", &self.resolv_conf))
     }
 
     /// Gives the file back if it is ours, and forgets the copy.
     fn restore(&self) -> Result<(), ResolverError> {
-        let backup = self.backup();
         if let Present::Ours(_) = self.present()? {
-            match std::fs::symlink_metadata(&backup) {
-                Ok(_) if !self.is_mounted() => {
-                    let renamed = std::fs::rename(&backup, &self.resolv_conf);
-                    if renamed.is_ok() {
-                        // Best effort: the name is right, only its way to the
-                        // disk is not proved.
-                        let _ = sync_folder(&self.resolv_conf);
-                        return Ok(());
-                    }
-                    self.restore_content(&backup)?;
-                }
-                Ok(_) => self.restore_content(&backup)?,
+            // A link with our text behind it was there before: its target was written.
+            let target = self.link_target();
+            let target = target.unwrap_or_else(|| self.resolv_conf.clone());
+            match self.kept()? {
+                Some(kept) => self.put_back(&target, &kept)?,
                 // There was none when we came.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => self.remove()?,
-                Err(error) => return Err(file_error("read", &backup)(error)),
+                None => std::fs::remove_file(&target)
+                    .or_else(|_| write_in_place(&target, b""))
+                    .map_err(file_error("remove", &target))?,
             }
         }
-        match std::fs::remove_file(&backup) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(file_error("remove", &backup)(error))
-            }
-            _ => Ok(()),
+        self.forget_copy();
+        Ok(())
+    }
+
+    fn put_back(&self, target: &Path, kept: &Path) -> Result<(), ResolverError> {
+        let beside = kept.parent() == target.parent();
+        if beside && !self.is_mounted() && std::fs::rename(kept, target).is_ok() {
+            // Best effort: the name is right, only its way to the disk is not proved.
+            let _ = sync_folder(target);
+            return Ok(());
         }
+        let content = std::fs::read(kept).map_err(file_error("read", kept))?;
+        let mode = std::fs::metadata(kept).map_or(0o644, |meta| meta.permissions().mode());
+        self.write(target, &content, mode & 0o777)
+            .map_err(file_error("write", target))
     }
 
-    fn restore_content(&self, backup: &Path) -> Result<(), ResolverError> {
-        let content = std::fs::read(backup).map_err(file_error("read", backup))?;
-        write_in_place(&self.resolv_conf, &content).map_err(file_error("write", &self.resolv_conf))
-    }
-
-    fn remove(&self) -> Result<(), ResolverError> {
-        std::fs::remove_file(&self.resolv_conf)
-            .or_else(|_| write_in_place(&self.resolv_conf, b""))
-            .map_err(file_error("remove", &self.resolv_conf))
+    /// Removes a copy that is not needed any more. One that stays does no harm: the
+    /// next take-over writes it anew.
+    fn forget_copy(&self) {
+        if let Ok(Some(kept)) = self.kept()
+            && let Err(error) = std::fs::remove_file(&kept)
+        {
+            tracing::debug!(path = %kept.display(), %error, "an old copy of resolv.conf stays");
+        }
     }
 }
 
-/// Restores what a killed predecessor left, or forgets a copy that nobody
-/// needs because somebody else wrote the file since.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("/"))
+}
+
+/// Whether files can be made in `folder`: not on a read-only mount, nor where the
+/// folder is immutable.
+fn takes_files(folder: &Path) -> bool {
+    rustix::fs::access(folder, Access::WRITE_OK).is_ok()
+}
+
+/// Restores what a killed predecessor left, or forgets a copy that is not needed
+/// because another program wrote the file since.
 pub(super) fn recover(options: &ResolverOptions) -> Result<(), ResolverError> {
     let files = Files::new(options);
     if let Present::Ours(_) = files.present()? {
@@ -227,12 +303,16 @@ impl Shared {
                 if !state.may_fight(now) {
                     return Ok(());
                 }
+                let content = super::read_or_empty(&self.files.resolv_conf);
                 self.files.keep_original()?;
-                let content = std::fs::read(self.files.backup()).unwrap_or_default();
-                state.base = BaseConfig::parse(&String::from_utf8_lossy(&content));
+                state.base = BaseConfig::parse(&content);
             }
         }
-        self.files.put(&wanted, 0o644)
+        let done = self.files.put(&wanted, 0o644);
+        if done.is_err() && !matches!(self.files.present(), Ok(Present::Ours(_))) {
+            self.files.forget_copy();
+        }
+        done
     }
 }
 
@@ -262,10 +342,11 @@ pub(super) struct Direct {
 
 impl Direct {
     pub(super) fn new(options: &ResolverOptions) -> Direct {
-        let base = BaseConfig::parse(&super::read_or_empty(&options.resolv_conf));
+        let files = Files::new(options);
+        let base = BaseConfig::parse(&files.original());
         Direct {
             shared: Arc::new(Shared {
-                files: Files::new(options),
+                files,
                 state: Mutex::new(State {
                     base,
                     ..State::default()
@@ -278,7 +359,7 @@ impl Direct {
     pub(super) fn base_config(&self) -> BaseConfig {
         let state = self.shared.lock();
         if state.wanted.is_none() {
-            return BaseConfig::parse(&super::read_or_empty(&self.shared.files.resolv_conf));
+            return BaseConfig::parse(&self.shared.files.original());
         }
         state.base.clone()
     }
@@ -327,20 +408,22 @@ impl Drop for Direct {
 /// Starts the task that looks at the file whenever something happens to it.
 fn watch(shared: &Arc<Shared>) -> io::Result<JoinHandle<()>> {
     let path = shared.files.resolv_conf.clone();
+    let target = shared.files.target();
     let mut inotify = Inotify::init()?;
-    // The folder, because editors and other managers replace the file.
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    inotify.watches().add(
-        folder,
-        WatchMask::CREATE | WatchMask::MOVED_TO | WatchMask::DELETE | WatchMask::CLOSE_WRITE,
-    )?;
+    // The folders, because editors and other managers replace the file.
+    for folder in [folder_of(&path), folder_of(&target)] {
+        inotify.watches().add(
+            folder,
+            WatchMask::CREATE | WatchMask::MOVED_TO | WatchMask::DELETE | WatchMask::CLOSE_WRITE,
+        )?;
+    }
     watch_file(&mut inotify, &path);
     // SAFETY: an `Inotify` owns its descriptor and keeps the same one open for
     // as long as it lives, which is as long as the `AsyncFd` around it.
     let mut inotify = unsafe { AsyncFd::register(inotify) }?;
     let shared = Arc::clone(shared);
     Ok(tokio::spawn(async move {
-        let name = path.file_name().map(OsStr::to_owned);
+        let names = [&path, &target].map(|path| path.file_name().map(OsStr::to_owned));
         loop {
             let concerns_us = tokio::select! {
                 readable = inotify.readable_mut() => match readable {
@@ -349,7 +432,10 @@ fn watch(shared: &Arc<Shared>) -> io::Result<JoinHandle<()>> {
                         let events = guard.try_io(|inner| {
                             let mut events = inner.get_mut().read_events(&mut buffer)?;
                             // An event without a name is of the file itself.
-                            Ok(events.any(|event| event.name.is_none() || event.name == name.as_deref()))
+                            Ok(events.any(|event| {
+                                event.name.is_none()
+                                    || names.iter().any(|name| event.name == name.as_deref())
+                            }))
                         });
                         events.is_ok_and(|events| events.unwrap_or(true))
                     }

@@ -11,7 +11,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::MulticastGroup;
 use tokio::task::JoinHandle;
 
-use super::{PROTOCOL, RouterError, RouterOptions, fail};
+use super::{Applied, PROTOCOL, RouterError, RouterOptions, fail};
 use crate::netlink::{FAMILIES, Netlink, io_error, is_missing_family};
 use crate::{BYPASS_MARK, MARK_MASK};
 
@@ -53,56 +53,71 @@ pub(super) fn wanted(options: RouterOptions, ipv6: bool) -> Vec<Rule> {
 }
 
 /// Adds what is missing of `wanted` and removes what else has our protocol id
-/// and a priority in our range; gives how many of each.
+/// and a priority in our range. A family that fails does not stop the other one.
 pub(super) async fn apply(
     netlink: &Netlink,
     options: RouterOptions,
     wanted: &[Rule],
-) -> Result<(usize, usize), RouterError> {
-    let mut missing = wanted.to_vec();
-    let mut removed = 0;
+    applied: &mut Applied,
+) {
     for family in FAMILIES {
-        let dumped = netlink.rules(family).await;
-        for message in dumped.map_err(fail("list policy rules"))? {
-            if !is_ours(&message, options) {
-                continue;
-            }
-            let present = Rule::parse(&message);
-            if let Some(at) = missing.iter().position(|rule| Some(*rule) == present) {
-                missing.swap_remove(at);
-                continue;
-            }
-            let deleted = netlink.handle.rule().del(message).execute().await;
-            match deleted.map_err(io_error) {
-                Err(error) if error.raw_os_error() != Some(libc::ENOENT) => {
-                    return Err(fail("remove a policy rule")(error));
-                }
-                _ => removed += 1,
-            }
+        let wanted = wanted.iter().filter(|rule| rule.family == family);
+        let wanted = wanted.copied().collect();
+        if let Err(error) = apply_family(netlink, options, family, wanted, applied).await {
+            applied.failures.push(error);
         }
     }
-    let mut added = 0;
+}
+
+async fn apply_family(
+    netlink: &Netlink,
+    options: RouterOptions,
+    family: AddressFamily,
+    mut missing: Vec<Rule>,
+    applied: &mut Applied,
+) -> Result<(), RouterError> {
+    let dumped = netlink.rules(family).await;
+    for message in dumped.map_err(fail("list policy rules"))? {
+        if !is_ours(&message, options) {
+            continue;
+        }
+        let present = Rule::parse(&message);
+        if let Some(at) = missing.iter().position(|rule| Some(*rule) == present) {
+            missing.swap_remove(at);
+            continue;
+        }
+        let deleted = netlink.handle.rule().del(message).execute().await;
+        match deleted.map_err(io_error) {
+            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => {
+                return Err(fail("remove a policy rule")(error));
+            }
+            _ => applied.removed += 1,
+        }
+    }
     // In the order of the table: the mark must be exempt before all packets
-    // are sent to the tunnel's routes.
+    // are sent to the tunnel's routes. So the first failure ends the family.
     missing.sort_by_key(|rule| rule.priority);
     for rule in missing {
         let mut request = netlink.handle.rule().add();
         *request.message_mut() = rule.message();
         match request.execute().await.map_err(io_error) {
-            Ok(()) => added += 1,
+            Ok(()) => applied.added += 1,
             // The same rule of another owner does the same; it stays theirs.
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
-            Err(error) if rule.family == AddressFamily::Inet6 && is_missing_family(&error) => {
+            Err(error) if family == AddressFamily::Inet6 && is_missing_family(&error) => {
                 tracing::debug!(%error, "no policy rules for IPv6");
             }
             Err(error) => {
-                return Err(fail(format!("add the policy rule {}", rule.priority))(
-                    error,
-                ));
+                let family = match family {
+                    AddressFamily::Inet6 => "IPv6",
+                    _ => "IPv4",
+                };
+                let action = format!("add the {family} policy rule {}", rule.priority);
+                return Err(fail(action)(error));
             }
         }
     }
-    Ok((added, removed))
+    Ok(())
 }
 
 impl Rule {

@@ -173,6 +173,60 @@ fn without_ipv6_the_rest_works() {
 }
 
 #[test]
+fn what_the_kernel_refuses_does_not_stop_the_rest() {
+    with_tun(|| {
+        run(async {
+            let tun = Tun::create("wtest0").unwrap();
+            let mut router = open(&tun).await;
+            let config = RouterConfig {
+                // A group address belongs to no interface.
+                addresses: ["100.64.0.2", "ff02::1"]
+                    .map(|it| it.parse().unwrap())
+                    .into(),
+                routes: ["100.64.0.3/32", "ff00::/8", "fd7a::/48"]
+                    .map(|it| it.parse().unwrap())
+                    .into(),
+                mtu: 1280,
+                ..RouterConfig::default()
+            };
+            let applied = router.apply(&config).await.unwrap();
+            let failures: Vec<String> = applied.failures.iter().map(ToString::to_string).collect();
+            assert_eq!(failures.len(), 1, "{failures:?}");
+            assert!(failures[0].contains("ff02::1"), "{failures:?}");
+            assert!(ip("-4 addr show dev wtest0").contains("100.64.0.2/32"));
+            assert!(ip("-4 route show table 52").contains("100.64.0.3 dev wtest0"));
+            for family in ["-4", "-6"] {
+                assert!(ip(&format!("{family} rule")).contains("lookup 52"));
+            }
+            router.cleanup().await.unwrap();
+        });
+    });
+}
+
+#[test]
+fn leftovers_are_removed_without_the_interface_of_the_killed_router() {
+    with_tun(|| {
+        run(async {
+            let before = routing();
+            Router::remove_leftovers(RouterOptions::default())
+                .await
+                .unwrap();
+            let tun = Tun::create("wtest0").unwrap();
+            let mut router = open(&tun).await;
+            router.apply(&config(&["100.64.0.2/32"])).await.unwrap();
+            drop((router, tun));
+            assert_ne!(routing(), before);
+            for _ in 0..2 {
+                Router::remove_leftovers(RouterOptions::default())
+                    .await
+                    .unwrap();
+                assert_eq!(routing(), before);
+            }
+        });
+    });
+}
+
+#[test]
 fn a_missing_interface_is_named() {
     in_network_namespace(|| {
         let error = run(Router::open("absent0", RouterOptions::default())).unwrap_err();

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::support::{in_mount_namespace, mount, run, until};
-use warren_host::resolver::{Mode, OsDnsConfig, ResolverOptions, SystemDns};
+use warren_host::resolver::{Mode, OsDnsConfig, ResolverOptions, SystemDns, recover};
 
 const ORIGINAL: &str = "# by hand\nnameserver 192.0.2.1\nsearch corp.example\n";
 const BACKUP: &str = "resolv.pre-warren-backup.conf";
@@ -52,7 +52,7 @@ fn taken_and_given_back() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("resolv.conf");
         std::fs::write(&path, ORIGINAL).unwrap();
-        let mut dns = SystemDns::open(options(folder.path())).await.unwrap();
+        let mut dns = SystemDns::open(options(folder.path())).await;
         assert_eq!(dns.mode(), Mode::Direct);
         assert!(!dns.supports_split_dns());
         assert_eq!(text(&path), ORIGINAL);
@@ -86,7 +86,7 @@ fn a_link_stays_a_link_and_nothing_stays_nothing() {
         let path = folder.path().join("resolv.conf");
         std::fs::write(folder.path().join("target"), ORIGINAL).unwrap();
         std::os::unix::fs::symlink("target", &path).unwrap();
-        let mut dns = SystemDns::open(options(folder.path())).await.unwrap();
+        let mut dns = SystemDns::open(options(folder.path())).await;
         dns.apply(&config()).await.unwrap();
         assert!(is_taken(&path));
         assert_eq!(text(&folder.path().join("target")), ORIGINAL);
@@ -107,12 +107,12 @@ fn after_a_crash_the_next_start_gives_it_back() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("resolv.conf");
         std::fs::write(&path, ORIGINAL).unwrap();
-        let mut dns = SystemDns::open(options(folder.path())).await.unwrap();
+        let mut dns = SystemDns::open(options(folder.path())).await;
         dns.apply(&config()).await.unwrap();
         std::mem::forget(dns);
         assert!(is_taken(&path));
         assert_holds(folder.path(), &["resolv.conf", BACKUP]);
-        SystemDns::open(options(folder.path())).await.unwrap();
+        SystemDns::open(options(folder.path())).await;
         assert_eq!(text(&path), ORIGINAL);
         assert_holds(folder.path(), &["resolv.conf"]);
     });
@@ -125,7 +125,7 @@ fn a_file_written_since_the_crash_is_kept() {
         let path = folder.path().join("resolv.conf");
         std::fs::write(&path, "nameserver 192.0.2.77\n").unwrap();
         std::fs::write(folder.path().join(BACKUP), ORIGINAL).unwrap();
-        SystemDns::open(options(folder.path())).await.unwrap();
+        SystemDns::open(options(folder.path())).await;
         assert_eq!(text(&path), "nameserver 192.0.2.77\n");
         assert_holds(folder.path(), &["resolv.conf"]);
     });
@@ -137,7 +137,7 @@ fn another_programs_file_becomes_the_original() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("resolv.conf");
         std::fs::write(&path, ORIGINAL).unwrap();
-        let mut dns = SystemDns::open(options(folder.path())).await.unwrap();
+        let mut dns = SystemDns::open(options(folder.path())).await;
         dns.apply(&config()).await.unwrap();
 
         // In place, as simple scripts do, and by renaming, as good ones do.
@@ -163,7 +163,7 @@ fn an_endless_fight_is_given_up_and_said() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("resolv.conf");
         std::fs::write(&path, ORIGINAL).unwrap();
-        let mut dns = SystemDns::open(options(folder.path())).await.unwrap();
+        let mut dns = SystemDns::open(options(folder.path())).await;
         dns.apply(&config()).await.unwrap();
         until("given up", || {
             std::fs::write(&path, "nameserver 192.0.2.66\n").unwrap();
@@ -194,7 +194,7 @@ fn a_file_mounted_by_itself_is_written_in_place() {
                 ..options(etc.path())
             };
 
-            let mut dns = SystemDns::open(options.clone()).await.unwrap();
+            let mut dns = SystemDns::open(options.clone()).await;
             dns.apply(&config()).await.unwrap();
             assert!(is_taken(&path) && is_taken(&source));
             assert_holds(etc.path(), &["resolv.conf"]);
@@ -203,9 +203,123 @@ fn a_file_mounted_by_itself_is_written_in_place() {
             until("ours again", || is_taken(&path)).await;
             std::mem::forget(dns);
 
-            SystemDns::open(options).await.unwrap();
+            SystemDns::open(options).await;
             assert_eq!(text(&source), "nameserver 192.0.2.2\n");
             assert_holds(state.path(), &[]);
+        });
+    });
+}
+
+/// Mounts a read-only folder with a resolv.conf, made by `make`, over `etc`.
+fn read_only(etc: &Path, make: impl FnOnce(&Path)) {
+    let at = etc.to_str().unwrap();
+    mount("none", at, "tmpfs", 0, "").unwrap();
+    make(&etc.join("resolv.conf"));
+    let flags = libc::MS_REMOUNT | libc::MS_RDONLY;
+    mount("none", at, "tmpfs", flags, "").unwrap();
+}
+
+#[test]
+fn read_only_etc_with_a_link_has_its_target_written() {
+    in_mount_namespace(|| {
+        run(async {
+            let etc = tempfile::tempdir().unwrap();
+            let other = tempfile::tempdir().unwrap();
+            let state = tempfile::tempdir().unwrap();
+            let target = other.path().join("resolv.dnsmasq");
+            std::fs::write(&target, ORIGINAL).unwrap();
+            read_only(etc.path(), |path| {
+                std::os::unix::fs::symlink(&target, path).unwrap();
+            });
+            let path = etc.path().join("resolv.conf");
+            let options = ResolverOptions {
+                state_dir: Some(state.path().to_owned()),
+                ..options(etc.path())
+            };
+
+            let mut dns = SystemDns::open(options.clone()).await;
+            dns.apply(&config()).await.unwrap();
+            assert!(is_taken(&path) && is_taken(&target));
+            assert_holds(state.path(), &[BACKUP]);
+            let server = "192.0.2.1".parse::<std::net::IpAddr>().unwrap();
+            assert_eq!(dns.base_config().nameservers, [server]);
+            std::fs::write(&target, "nameserver 192.0.2.2\n").unwrap();
+            until("ours again", || is_taken(&path)).await;
+            std::mem::forget(dns);
+
+            // After a crash, and at an orderly end.
+            let mut dns = SystemDns::open(options.clone()).await;
+            assert_eq!(text(&target), "nameserver 192.0.2.2\n");
+            assert_holds(state.path(), &[]);
+            dns.apply(&config()).await.unwrap();
+            dns.revert().await.unwrap();
+            assert_eq!(text(&target), "nameserver 192.0.2.2\n");
+            assert_holds(other.path(), &["resolv.dnsmasq"]);
+
+            // A target that is not there yet is made, and goes again.
+            std::fs::remove_file(&target).unwrap();
+            dns.apply(&config()).await.unwrap();
+            assert!(is_taken(&target));
+            dns.revert().await.unwrap();
+            assert_holds(other.path(), &[]);
+        });
+    });
+}
+
+#[test]
+fn file_that_cannot_be_written_is_reported_and_left_alone() {
+    in_mount_namespace(|| {
+        run(async {
+            let etc = tempfile::tempdir().unwrap();
+            let state = tempfile::tempdir().unwrap();
+            read_only(etc.path(), |path| std::fs::write(path, ORIGINAL).unwrap());
+            let options = ResolverOptions {
+                state_dir: Some(state.path().to_owned()),
+                ..options(etc.path())
+            };
+            // Nothing to restore is no failure.
+            recover(&options).unwrap();
+            let mut dns = SystemDns::open(options.clone()).await;
+            let error = dns.apply(&config()).await.unwrap_err().to_string();
+            assert!(
+                error.contains("resolv.conf") && error.contains("Read-only"),
+                "{error}"
+            );
+            dns.revert().await.unwrap();
+            recover(&options).unwrap();
+            assert_eq!(text(&etc.path().join("resolv.conf")), ORIGINAL);
+            assert_holds(state.path(), &[]);
+        });
+    });
+}
+
+#[test]
+fn file_of_a_killed_run_that_cannot_be_restored_counts_as_taken() {
+    in_mount_namespace(|| {
+        run(async {
+            let etc = tempfile::tempdir().unwrap();
+            let state = tempfile::tempdir().unwrap();
+            let folder = tempfile::tempdir().unwrap();
+            let ours = {
+                let path = folder.path().join("resolv.conf");
+                std::fs::write(&path, ORIGINAL).unwrap();
+                let mut dns = SystemDns::open(options(folder.path())).await;
+                dns.apply(&config()).await.unwrap();
+                text(&path)
+            };
+            read_only(etc.path(), |path| {
+                std::fs::write(path, &ours).unwrap();
+                std::fs::write(path.with_file_name(BACKUP), ORIGINAL).unwrap();
+            });
+            let options = ResolverOptions {
+                state_dir: Some(state.path().to_owned()),
+                ..options(etc.path())
+            };
+            let error = recover(&options).unwrap_err().to_string();
+            assert!(error.contains("resolv.conf"), "{error}");
+            let dns = SystemDns::open(options).await;
+            let server = "192.0.2.1".parse::<std::net::IpAddr>().unwrap();
+            assert_eq!(dns.base_config().nameservers, [server]);
         });
     });
 }

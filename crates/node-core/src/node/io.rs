@@ -63,6 +63,15 @@ pub struct LocalNetwork {
     pub networks: Vec<IpNet>,
 }
 
+/// What became of the settings of the operating system.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostReport {
+    /// The addresses of the settings that this is the report of.
+    pub addresses: Vec<IpAddr>,
+    /// What could not be set, or the user should know.
+    pub problems: Vec<String>,
+}
+
 /// The kind of a change of the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NetworkChange {
@@ -172,8 +181,8 @@ pub enum NodeInput {
     // ---- this machine and its user ----
     /// The network around changed.
     Network(NetworkChange, Box<LocalNetwork>),
-    /// The operating system was set up, with these problems.
-    HostApplied(Vec<String>),
+    /// The operating system was set up after [`NodeOutput::Host`].
+    HostApplied(HostReport),
     /// The user changed settings.
     Settings(Box<NodeSettings>),
     /// The user wants the node to run with these settings.

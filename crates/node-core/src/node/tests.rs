@@ -200,9 +200,13 @@ impl World {
         let config = self.node.host_config();
         if self.host.as_ref() != config {
             self.host = config.cloned();
-            let addresses = config.map(|config| !config.addresses.is_empty());
-            self.host_settings.push(addresses.unwrap_or(false));
-            self.inputs.push_back(NodeInput::HostApplied(Vec::new()));
+            let addresses = config.map_or_else(Vec::new, |config| config.addresses.clone());
+            self.host_settings.push(!addresses.is_empty());
+            let report = HostReport {
+                addresses,
+                problems: Vec::new(),
+            };
+            self.inputs.push_back(NodeInput::HostApplied(report));
         }
     }
 

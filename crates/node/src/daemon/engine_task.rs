@@ -27,10 +27,10 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{Instrument as _, Span};
 use warren_control_client::Input as ControlInput;
 use warren_dial::Dialer;
-use warren_host::link::LinkState;
+use warren_host::link::{LinkChange, LinkState};
 use warren_host::udp::UdpOptions;
 use warren_node_core::Node;
-use warren_node_core::node::{NodeInput, NodeOutput, NodeState, Notice, SessionId};
+use warren_node_core::node::{HostReport, NodeInput, NodeOutput, NodeState, Notice, SessionId};
 use warren_packet_threads::{OutCommand, PacketThreads};
 
 use self::file_writer::FileWriter;
@@ -38,7 +38,7 @@ use self::listeners::Listeners;
 pub(super) use self::network::local_network;
 pub(super) use self::prefs::node_settings;
 use super::control_session::{SessionIo, session_span};
-use super::host_task::{ApplyResult, Host};
+use super::host_task::Host;
 use super::magic_dns::DnsCounters;
 use super::relays::{Relays, relay_span};
 use super::state::StateFolder;
@@ -69,7 +69,7 @@ pub struct EngineTaskConfig {
     /// The task's own inbox, for the tasks that it starts.
     pub inbox: Inbox,
     /// The network around.
-    pub link: LinkState,
+    pub link: LinkChange,
     /// How sockets are made.
     pub socket_options: UdpOptions,
 }
@@ -86,6 +86,8 @@ pub struct EngineTask {
     dialer: Dialer,
     inbox: Inbox,
     link: LinkState,
+    /// What is missing to follow the network around.
+    link_problem: Option<String>,
     socket_options: UdpOptions,
     sessions: BTreeMap<SessionId, SessionIo>,
     listeners: Listeners,
@@ -113,7 +115,8 @@ impl EngineTask {
             state: config.state,
             dialer: config.dialer,
             inbox: config.inbox,
-            link: config.link,
+            link: config.link.state,
+            link_problem: config.link.problem,
             socket_options: config.socket_options,
             sessions: BTreeMap::new(),
             listeners: Listeners::default(),
@@ -130,7 +133,7 @@ impl EngineTask {
     pub async fn run(
         mut self,
         mut messages: Outbox,
-        mut results: mpsc::UnboundedReceiver<ApplyResult>,
+        mut results: mpsc::UnboundedReceiver<HostReport>,
     ) {
         let netmap = self.state.load_netmap();
         self.node.start(Instant::now(), wall_clock(), netmap);
@@ -151,7 +154,7 @@ impl EngineTask {
                 },
                 Some(result) = results.recv() => {
                     let _cause = tracing::info_span!("host").entered();
-                    self.host_applied(result);
+                    self.give(NodeInput::HostApplied(result));
                 }
                 () = tokio::time::sleep_until(deadline.into()) => {
                     self.node.handle_timeout(Instant::now(), wall_clock());
@@ -369,7 +372,11 @@ impl EngineTask {
             }
             Notice::Health => {
                 let problems = self.health();
-                tracing::warn!(?problems, "health");
+                if problems.is_empty() {
+                    tracing::info!("no problems any more");
+                } else {
+                    tracing::warn!(?problems, "health");
+                }
                 let health = serde_json::json!({ "Warnings": problems });
                 self.listeners.notify(|notify| notify.health = Some(health));
             }

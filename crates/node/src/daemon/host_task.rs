@@ -1,19 +1,24 @@
 //! The settings of the operating system: addresses, routes, forwarding, and name
 //! resolution. One task, so that changes are applied one after the other and the
 //! engine task never waits for the kernel.
+//!
+//! A node can live without each of these settings. One that cannot be made is
+//! reported, the others are made all the same, and the task tries again later.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 use tokio::sync::{mpsc, oneshot, watch};
-use warren_dns::{BaseOs, ResolverConfig, compile};
-use warren_host::firewall::{Firewall, FirewallConfig, FirewallError};
-use warren_host::resolver::{OsDnsConfig, ResolverOptions, SystemDns};
-use warren_host::router::{Router, RouterConfig};
+use tokio::time::Instant;
+use warren_dns::ResolverConfig;
+use warren_host::firewall::FirewallConfig;
+use warren_host::router::RouterConfig;
+use warren_node_core::node::HostReport;
 use warren_node_core::{HostConfig, TUNNEL_MTU};
 
-use super::outside_names::OutsideNames;
+/// The time until a setting that could not be made is tried again.
+const RETRY: Duration = Duration::from_secs(30);
 
 /// The settings that the operating system should have.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -41,11 +46,38 @@ pub struct Forwarding {
     pub offered: bool,
 }
 
-/// The result of an attempt to make it so.
+/// The parts of the operating system, as the task needs them. An error is a text
+/// for the user.
+pub trait System: Send + 'static {
+    /// The name of the tunnel's interface.
+    fn interface(&self) -> &str;
+
+    /// Sets addresses, routes and policy rules.
+    fn set_routes(&mut self, config: &RouterConfig) -> impl Future<Output = Outcome> + Send;
+
+    /// Sets the packet filter; `None`: removes our rules.
+    fn set_packet_filter(&mut self, config: Option<&FirewallConfig>) -> Result<(), String>;
+
+    /// The rules of other programs that drop forwarded packets, one line for each.
+    fn foreign_filters(&self) -> Vec<String>;
+
+    /// Sets name resolution; `None`: as without us.
+    fn set_resolver(
+        &mut self,
+        config: Option<&ResolverConfig>,
+    ) -> impl Future<Output = Result<(), String>> + Send;
+
+    /// Takes everything back. Errors are logged.
+    fn restore(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+/// The result of a setting that can be made in part.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ApplyResult {
-    /// What did not work, or the user should know.
-    pub problems: Vec<String>,
+pub struct Outcome {
+    /// What could not be set.
+    pub failures: Vec<String>,
+    /// What was set, with limits that the user should know.
+    pub warnings: Vec<String>,
 }
 
 /// A handle on the task.
@@ -56,29 +88,15 @@ pub struct Host {
 }
 
 impl Host {
-    /// Starts the task. `done` gets the result of every attempt; `answers`
-    /// configures our own name server, completed with what the system had; `names`
-    /// learns the servers that the system had.
-    pub fn start(
-        router: Router,
-        firewall: Result<Firewall, FirewallError>,
-        interface: String,
-        state_dir: std::path::PathBuf,
-        answers: watch::Sender<ResolverConfig>,
-        names: Arc<OutsideNames>,
-        done: mpsc::UnboundedSender<ApplyResult>,
-    ) -> Self {
+    /// Starts the task. `done` gets the result of every attempt that differs from the
+    /// one before.
+    pub fn start(system: impl System, done: mpsc::UnboundedSender<HostReport>) -> Self {
         let (wanted, changes) = watch::channel(HostState::default());
         let (stop, stopped) = oneshot::channel();
         let worker = Worker {
-            router,
-            firewall,
-            interface,
-            state_dir,
-            answers,
-            names,
+            system,
             done,
-            dns: None,
+            reported: None,
         };
         let task = tokio::spawn(worker.run(changes, stopped));
         Self {
@@ -90,11 +108,15 @@ impl Host {
 
     /// Starts a task that leaves the system as it is: every state counts as
     /// applied. `done` gets a result without problems for each.
-    pub fn untouched(done: mpsc::UnboundedSender<ApplyResult>) -> Self {
+    pub fn untouched(done: mpsc::UnboundedSender<HostReport>) -> Self {
         let (wanted, mut changes) = watch::channel(HostState::default());
         let task = tokio::spawn(async move {
             while changes.changed().await.is_ok() {
-                drop(done.send(ApplyResult::default()));
+                let addresses = changes.borrow_and_update().host.addresses.clone();
+                drop(done.send(HostReport {
+                    addresses,
+                    problems: Vec::new(),
+                }));
             }
         });
         Self {
@@ -125,142 +147,103 @@ impl Host {
     }
 }
 
-struct Worker {
-    router: Router,
-    firewall: Result<Firewall, FirewallError>,
-    interface: String,
-    state_dir: std::path::PathBuf,
-    answers: watch::Sender<ResolverConfig>,
-    names: Arc<OutsideNames>,
-    done: mpsc::UnboundedSender<ApplyResult>,
-    dns: Option<SystemDns>,
+struct Worker<S> {
+    system: S,
+    done: mpsc::UnboundedSender<HostReport>,
+    /// The last result that was sent.
+    reported: Option<HostReport>,
 }
 
-impl Worker {
+impl<S: System> Worker<S> {
     async fn run(
         mut self,
         mut changes: watch::Receiver<HostState>,
         mut stop: oneshot::Receiver<()>,
     ) {
+        let mut retry_at = None;
         loop {
-            tokio::select! {
-                _ = &mut stop => break,
-                changed = changes.changed() => {
-                    if changed.is_err() {
-                        break;
-                    }
-                    let wanted = changes.borrow_and_update().clone();
-                    let result = self.apply(&wanted).await;
-                    drop(self.done.send(result));
+            let retry = async {
+                match retry_at {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
                 }
+            };
+            let is_new = tokio::select! {
+                _ = &mut stop => break,
+                changed = changes.changed() => match changed {
+                    Ok(()) => true,
+                    Err(_) => break,
+                },
+                () = retry => false,
+            };
+            let wanted = changes.borrow_and_update().clone();
+            let (report, is_complete) = self.apply(&wanted).await;
+            retry_at = (!is_complete).then(|| Instant::now() + RETRY);
+            // The engine task waits for the result of every change.
+            if is_new || self.reported.as_ref() != Some(&report) {
+                self.reported = Some(report.clone());
+                drop(self.done.send(report));
             }
         }
-        if let Some(dns) = &mut self.dns
-            && let Err(error) = dns.revert().await
-        {
-            tracing::error!(%error, "the resolver settings are not restored");
-        }
-        if let Err(error) = self.router.cleanup().await {
-            tracing::error!(%error, "routes or rules are left behind");
-        }
-        if let Ok(firewall) = &mut self.firewall
-            && let Err(error) = firewall.cleanup()
-        {
-            tracing::error!(%error, "rules of the packet filter are left behind");
-        }
+        self.system.restore().await;
     }
 
-    async fn apply(&mut self, wanted: &HostState) -> ApplyResult {
-        let mut result = ApplyResult::default();
+    /// Makes every setting that can be made; returns the report, and whether nothing
+    /// has to be tried again.
+    async fn apply(&mut self, wanted: &HostState) -> (HostReport, bool) {
         let config = RouterConfig {
             addresses: wanted.host.addresses.iter().copied().collect(),
             routes: wanted.host.routes.clone(),
             throw_routes: wanted.bypass_networks.clone(),
             mtu: TUNNEL_MTU.into(),
         };
-        match self.router.apply(&config).await {
-            Ok(applied) => {
-                result
-                    .problems
-                    .extend(applied.warnings.iter().map(ToString::to_string));
-            }
-            Err(error) => result.problems.push(error.to_string()),
+        let Outcome {
+            mut failures,
+            mut warnings,
+        } = self.system.set_routes(&config).await;
+        let ranges = wanted.host.ranges.v4;
+        failures.extend(self.apply_packet_filter(wanted.forwarding, ranges));
+        if wanted.forwarding.is_some_and(|wanted| wanted.offered) {
+            warnings.extend(self.system.foreign_filters());
         }
-        result
-            .problems
-            .extend(self.apply_forwarding(wanted.forwarding, wanted.host.ranges.v4));
-        if let Ok(firewall) = &self.firewall
-            && wanted.forwarding.is_some_and(|wanted| wanted.offered)
-        {
-            let lines = firewall.in_the_way(&self.interface);
-            result.problems.extend(lines);
+        if let Err(error) = self.system.set_resolver(wanted.dns.as_ref()).await {
+            failures.push(format!(
+                "names of the tailnet do not resolve on this machine: {error}; make that \
+                 possible, or accept it with `warren set --accept-dns=false`"
+            ));
         }
-        if let Err(error) = self.apply_dns(wanted.dns.as_ref()).await {
-            result.problems.push(error);
-        }
-        result
+        let is_complete = failures.is_empty();
+        let report = HostReport {
+            addresses: wanted.host.addresses.clone(),
+            problems: failures.into_iter().chain(warnings).collect(),
+        };
+        (report, is_complete)
     }
 
-    /// Returns a problem for the user. A node that offers no routes lacks nothing on
-    /// a machine whose packet filter cannot be set up.
-    fn apply_forwarding(&mut self, wanted: Option<Forwarding>, tailnet: Ipv4Net) -> Option<String> {
+    fn apply_packet_filter(
+        &mut self,
+        wanted: Option<Forwarding>,
+        tailnet: Ipv4Net,
+    ) -> Option<String> {
         let config = wanted.map(|wanted| FirewallConfig {
-            interface: self.interface.clone(),
+            interface: self.system.interface().to_owned(),
             tailnet,
             // Without offered routes nothing is forwarded, and rewriting addresses
             // makes the kernel follow every connection, those of the tunnel too.
             snat: wanted.snat && wanted.offered,
             stateful: wanted.stateful,
         });
-        let problem = match &mut self.firewall {
-            Ok(firewall) => firewall.apply(config.as_ref()).err()?.to_string(),
-            Err(error) => error.to_string(),
+        let problem = self.system.set_packet_filter(config.as_ref()).err()?;
+        let consequence = match wanted {
+            None => "rules of the packet filter stay",
+            Some(Forwarding { offered: true, .. }) => "offered routes may lead nowhere",
+            Some(_) => "machines near this one can send with addresses of the tailnet",
         };
-        if wanted.is_some_and(|wanted| wanted.offered) {
-            return Some(problem);
-        }
-        tracing::debug!(problem, "no rules in the packet filter");
-        None
-    }
-
-    async fn apply_dns(&mut self, wanted: Option<&ResolverConfig>) -> Result<(), String> {
-        let Some(wanted) = wanted else {
-            self.names.set_servers([]);
-            if let Some(dns) = &mut self.dns {
-                dns.revert().await.map_err(|error| error.to_string())?;
-            }
-            return Ok(());
-        };
-        if self.dns.is_none() {
-            let mut options = ResolverOptions::new(&self.interface);
-            options.state_dir = Some(self.state_dir.clone());
-            let opened = SystemDns::open(options)
-                .await
-                .map_err(|error| error.to_string())?;
-            tracing::debug!(mode = %opened.mode(), "resolver settings");
-            self.dns = Some(opened);
-        }
-        let Some(dns) = &mut self.dns else {
-            return Ok(());
-        };
-        let base = dns.base_config();
-        let base = BaseOs {
-            nameservers: base.nameservers,
-            search_domains: base.search_domains,
-        };
-        let (decision, answers) = compile(wanted.clone(), dns.supports_split_dns(), &base);
-        // Our server first: the system asks it from the next moment on.
-        self.answers.send_replace(answers);
-        if decision.nameservers.is_empty() {
-            self.names.set_servers([]);
-        } else {
-            self.names.set_servers(base.nameservers);
-        }
-        let config = OsDnsConfig {
-            nameservers: decision.nameservers,
-            search_domains: decision.search_domains,
-            match_domains: decision.match_domains,
-        };
-        dns.apply(&config).await.map_err(|error| error.to_string())
+        Some(format!(
+            "{consequence}: {problem}; or accept it with `warren set --netfilter-mode=off`"
+        ))
     }
 }
+
+#[cfg(test)]
+mod tests;

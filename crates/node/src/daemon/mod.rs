@@ -13,8 +13,9 @@
 //! One task owns all state and never blocks; everything else sends it
 //! [`Message`]s. It decides nothing itself: the decisions are made in
 //! [`Node`](warren_node_core::Node), without IO. Start-up fails early and says
-//! why: first the state folder, then the tunnel device, the sockets, and the
-//! local interface. What was changed in the operating system is taken back at the
+//! why: first the state folder, then the local interface, the tunnel device and the
+//! sockets. Everything else is optional: a part that fails is reported in the status
+//! and tried again. What was changed in the operating system is taken back at the
 //! end, and what a killed daemon left is removed at the start.
 
 mod aead;
@@ -31,6 +32,7 @@ mod relays;
 mod start;
 mod state;
 mod status;
+mod system;
 
 use std::time::Duration;
 

@@ -1,11 +1,12 @@
-//! Starting the daemon: everything that can fail, in an order in which a
-//! failure leaves nothing behind.
+//! Starting the daemon: everything that it cannot do without, in an order in which a
+//! failure leaves nothing behind, and then everything that it can.
 
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 use warren_dial::Dialer;
 use warren_dial::names::ResolveNames;
@@ -13,8 +14,8 @@ use warren_dns::ResolverConfig;
 use warren_host::BYPASS_MARK;
 use warren_host::device::memory::MemoryDevice;
 use warren_host::firewall::Firewall;
-use warren_host::link::{LinkMonitor, LinkState};
-use warren_host::resolver::{ResolverError, ResolverOptions, SystemDns};
+use warren_host::link::{LinkChange, LinkMonitor};
+use warren_host::resolver::{self, ResolverError};
 use warren_host::router::{Router, RouterError, RouterOptions};
 use warren_host::tun::{Tun, TunDevice, TunError};
 use warren_host::udp::{UdpError, UdpOptions, UdpPair, bind_pair};
@@ -31,9 +32,13 @@ use super::outside_names::OutsideNames;
 use super::packets::PacketReports;
 use super::relays::Relays;
 use super::state::{StateError, StateFolder};
+use super::system::{Machine, resolver_options};
 use super::{Inbox, Message, magic_dns};
 use crate::localapi::server;
 use warren_dial::SystemEntropy;
+
+/// The time until a local socket that could not be opened is tried again.
+const SOCKET_RETRY: Duration = Duration::from_secs(10);
 
 /// How a daemon runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,48 +109,48 @@ pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
     let threads = ThreadCounts::choose()?;
     let aead = aead::choose()?;
     let state = StateFolder::open(&options.state_dir, &options.state_file, &mut SystemEntropy)?;
-    let listener = server::bind(&options.socket).map_err(|source| DaemonError::Socket {
-        path: options.socket.clone(),
-        source,
-    })?;
-    let _socket_file = RemovedAtEnd(options.socket.clone());
+    let socket = match LocalSocket::bind(options.socket.clone()) {
+        Ok(socket) => Some(socket),
+        // A machine that is administered over the tunnel needs the network most.
+        Err(error) if is_on_its_own(&state) && error.kind() != io::ErrorKind::AddrInUse => {
+            tracing::error!(
+                path = %options.socket.display(), %error,
+                "no commands are possible until the local socket can be opened; choose another \
+                 with --socket"
+            );
+            None
+        }
+        Err(source) => {
+            let path = options.socket;
+            return Err(DaemonError::Socket { path, source });
+        }
+    };
     let tun = TunDevice::create(&options.tun, threads.out)?;
-    tun.set_mtu(TUNNEL_MTU)?;
+    if let Err(error) = tun.set_mtu(TUNNEL_MTU) {
+        // It is set with the addresses too.
+        tracing::warn!(%error, "the MTU is not set yet");
+    }
     let interface = tun.name().to_owned();
     let socket_options = UdpOptions {
         mark: Some(BYPASS_MARK),
         ..UdpOptions::default()
     };
     let sockets = bind_sockets(options.port, &socket_options)?;
-    // All also remove what a killed predecessor left behind. Without a packet
-    // filter only forwarding is missing.
-    let router = Router::open(&interface, RouterOptions::default()).await?;
-    let firewall = Firewall::open();
-    drop(SystemDns::open(resolver_options(&interface, &options.state_dir)).await?);
-    let mut links = LinkMonitor::start(&[&interface])
-        .await
-        .map_err(system("cannot watch the network interfaces"))?;
+    let mut links = LinkMonitor::start(&[&interface]).await;
 
     let (inbox, messages) = Inbox::new();
     let names = Arc::new(OutsideNames::default());
     let dialer = Dialer::outside_tunnel(Arc::clone(&names) as Arc<dyn ResolveNames>);
     let (answers, resolver_config) = watch::channel(ResolverConfig::default());
     let (done, results) = mpsc::unbounded_channel();
-    let host = Host::start(
-        router,
-        firewall,
-        interface,
-        options.state_dir.clone(),
-        answers,
-        names,
-        done,
-    );
+    let machine = Machine::open(interface, &options.state_dir, answers, names).await;
+    let host = Host::start(machine, done);
     let platform = Platform {
         device: TunnelDevice::System(tun),
         in_threads: threads.inward,
         sockets,
         socket_options,
-        link: links.state().clone(),
+        link: links.current(),
         host,
         resolver_config,
         dialer,
@@ -170,11 +175,54 @@ pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
     });
 
     let handle = Arc::new(NodeHandle::new(inbox.clone()));
-    let local = tokio::spawn(server::serve(listener, handle));
+    let local = tokio::spawn(serve_local_programs(socket, options.socket.clone(), handle));
     tracing::info!(socket = %options.socket.display(), "ready");
     task.run(messages, results).await;
     local.abort();
+    // The file of the socket goes with the task.
+    let _cancelled = local.await;
     Ok(())
+}
+
+/// Whether the node goes to the network without a command.
+fn is_on_its_own(state: &StateFolder) -> bool {
+    state.login.account.is_some() && state.prefs.want_running
+}
+
+/// Serves the local interface, as soon as its socket can be opened.
+async fn serve_local_programs(
+    mut socket: Option<LocalSocket>,
+    path: PathBuf,
+    handle: Arc<NodeHandle>,
+) {
+    let socket = loop {
+        if let Some(socket) = socket {
+            break socket;
+        }
+        tokio::time::sleep(SOCKET_RETRY).await;
+        socket = LocalSocket::bind(path.clone())
+            .inspect_err(|error| tracing::debug!(%error, "the local socket cannot be opened yet"))
+            .ok();
+    };
+    let LocalSocket {
+        listener,
+        file: _file,
+    } = socket;
+    server::serve(listener, handle).await;
+}
+
+/// The socket of the local interface, and its file.
+struct LocalSocket {
+    listener: UnixListener,
+    file: RemovedAtEnd,
+}
+
+impl LocalSocket {
+    fn bind(path: PathBuf) -> io::Result<Self> {
+        let listener = server::bind(&path)?;
+        let file = RemovedAtEnd(path);
+        Ok(Self { listener, file })
+    }
 }
 
 /// The device through which packets of the host enter and leave the tunnel.
@@ -196,7 +244,7 @@ pub(super) struct Platform {
     /// The options that the sockets were made with.
     pub(super) socket_options: UdpOptions,
     /// The network around.
-    pub(super) link: LinkState,
+    pub(super) link: LinkChange,
     /// The task that sets the operating system up.
     pub(super) host: Host,
     /// The settings of MagicDNS, as that task compiles them.
@@ -225,7 +273,7 @@ impl Platform {
             stored: state.login.clone(),
             clock_floor: state.clock_floor,
             settings: node_settings(&state.prefs),
-            network: local_network(&self.sockets, &self.link),
+            network: local_network(&self.sockets, &self.link.state),
             flow_slots: None,
             aead: self.aead,
             ranges: warren_node_types::TailnetRanges::DEFAULT,
@@ -311,13 +359,6 @@ fn bind_sockets(port: u16, options: &UdpOptions) -> Result<UdpPair, UdpError> {
     Ok(sockets)
 }
 
-fn resolver_options(interface: &str, state_dir: &std::path::Path) -> ResolverOptions {
-    ResolverOptions {
-        state_dir: Some(state_dir.to_owned()),
-        ..ResolverOptions::new(interface)
-    }
-}
-
 /// Waits for the signal to stop.
 async fn stop_signal() {
     use tokio::signal::unix::{SignalKind, signal};
@@ -333,17 +374,31 @@ async fn stop_signal() {
     }
 }
 
-/// Removes what an earlier daemon left in the operating system.
+/// Removes what an earlier daemon left in the operating system. Each part is tried,
+/// whatever happens to the others; where nothing is left, nothing fails.
 ///
 /// # Errors
-/// [`DaemonError`] when it cannot.
+/// The first [`DaemonError`] of what is left and cannot be removed, or of a daemon that
+/// still runs. The others are logged.
 pub async fn clean_up(options: &DaemonOptions) -> Result<(), DaemonError> {
-    drop(SystemDns::open(resolver_options(&options.tun, &options.state_dir)).await?);
-    let tun = Tun::create(&options.tun)?;
-    let mut router = Router::open(tun.name(), RouterOptions::default()).await?;
-    router.cleanup().await?;
+    // Only a daemon that runs keeps the interface busy. Without TUN devices there is
+    // no interface of ours.
+    if let Err(error @ TunError::NameTaken { .. }) = Tun::create(&options.tun) {
+        return Err(error.into());
+    }
+    let resolver = resolver::recover(&resolver_options(&options.tun, &options.state_dir));
+    let router = Router::remove_leftovers(RouterOptions::default()).await;
     if let Err(error) = Firewall::open() {
         tracing::warn!(%error, "rules of the packet filter may be left");
     }
-    Ok(())
+    let results = [
+        resolver.map_err(DaemonError::from),
+        router.map_err(DaemonError::from),
+    ];
+    let mut errors = results.into_iter().filter_map(Result::err);
+    let first = errors.next();
+    for error in errors {
+        tracing::error!("{error}");
+    }
+    first.map_or(Ok(()), Err)
 }

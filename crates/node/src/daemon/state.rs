@@ -252,14 +252,26 @@ impl StateFolder {
         })
     }
 
-    /// The netmap of the last run, if it can still be read.
+    /// The netmap of the last run. One that cannot be read is removed: the server
+    /// sends it again, and nothing is lost but the head start.
     pub fn load_netmap(&self) -> Option<Netmap> {
-        let text = std::fs::read(self.folder.join(NETMAP_FILE)).ok()?;
-        match serde_json::from_slice(&text) {
+        let path = self.netmap_path();
+        let read = match std::fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            Err(error) => Err(error.to_string()),
+            Ok(text) => serde_json::from_slice(&text).map_err(|error| error.to_string()),
+        };
+        match read {
             Ok(netmap) => Some(netmap),
             Err(error) => {
-                // The server sends it again; nothing is lost but the head start.
-                tracing::warn!(%error, "the kept netmap is damaged and is ignored");
+                tracing::warn!(
+                    error,
+                    "the kept netmap cannot be read and is dropped; the node waits for the one \
+                     of the coordination server"
+                );
+                if let Err(error) = std::fs::remove_file(&path) {
+                    tracing::warn!(%error, "the kept netmap cannot be removed");
+                }
                 None
             }
         }
@@ -348,7 +360,15 @@ fn make_private_folder(folder: &Path) -> io::Result<()> {
         .recursive(true)
         .mode(0o700)
         .create(folder)?;
-    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))
+    let private = std::fs::Permissions::from_mode(0o700);
+    match std::fs::set_permissions(folder, private) {
+        // The files in it are private by themselves.
+        Err(error) if std::fs::metadata(folder)?.permissions().mode() & 0o077 != 0 => {
+            tracing::warn!(%error, "the state folder cannot be closed to other users");
+            Ok(())
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -455,6 +475,26 @@ mod tests {
         }
         std::fs::write(&path, [0xff, 0xfe]).unwrap();
         assert_eq!(floor(), Duration::ZERO);
+    }
+
+    #[test]
+    fn netmap_that_cannot_be_read_is_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = open(folder.path(), 0).unwrap();
+        assert!(state.load_netmap().is_none());
+        let path = state.netmap_path();
+        for damage in ["", "{", "{\"self_node\": 5}", "\u{0}\u{0}\u{0}"] {
+            std::fs::write(&path, damage).unwrap();
+            assert!(state.load_netmap().is_none(), "{damage}");
+            assert!(!path.exists(), "{damage}");
+        }
+        let netmap = serde_json::to_vec(&Netmap::default()).unwrap();
+        std::fs::write(&path, netmap).unwrap();
+        assert!(state.load_netmap().is_some());
+        // Another kind of file is in the way.
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        assert!(state.load_netmap().is_none());
     }
 
     #[test]

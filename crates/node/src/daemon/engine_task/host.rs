@@ -4,10 +4,9 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 use warren_dns::{Options as DnsOptions, ResolverConfig};
-use warren_node_core::node::NodeInput;
 
 use super::EngineTask;
-use crate::daemon::host_task::{ApplyResult, Forwarding, HostState};
+use crate::daemon::host_task::{Forwarding, HostState};
 use crate::localapi::prefs::NetfilterMode;
 
 impl EngineTask {
@@ -66,12 +65,5 @@ impl EngineTask {
             peers,
             options,
         ))
-    }
-
-    pub(super) fn host_applied(&mut self, result: ApplyResult) {
-        for problem in &result.problems {
-            tracing::warn!("{problem}");
-        }
-        self.give(NodeInput::HostApplied(result.problems));
     }
 }

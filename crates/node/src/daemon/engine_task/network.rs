@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use warren_host::link::{Change, LinkChange, LinkState, MajorChange};
 use warren_host::udp::{UdpPair, UdpSocket};
-use warren_node_core::node::{LocalNetwork, NetworkChange, NodeInput};
+use warren_node_core::node::{LocalNetwork, NetworkChange, NodeInput, Notice};
 use warren_paths::LocalAddresses;
 
 use super::EngineTask;
@@ -118,6 +118,10 @@ impl EngineTask {
     /// mapping in every router, and all that peers know of us, would be lost.
     pub(super) fn link_changed(&mut self, change: LinkChange) {
         self.link = change.state;
+        if self.link_problem != change.problem {
+            self.link_problem = change.problem;
+            self.on_notice(Notice::Health);
+        }
         let change = match change.change {
             Change::Minor => NetworkChange::Minor,
             Change::Major(why) => {

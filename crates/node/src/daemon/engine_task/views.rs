@@ -33,6 +33,7 @@ impl EngineTask {
     /// The list of problems, for the user.
     pub(super) fn health(&self) -> Vec<String> {
         let mut health = self.node.login_problems();
+        health.extend(self.link_problem.clone());
         if self.state.prefs.want_running {
             let offered = &self.state.prefs.advertise_routes;
             health.extend(warren_host::firewall::not_forwarding(offered));

@@ -1,0 +1,182 @@
+//! The operating system of the daemon, as its host task sets it up.
+//!
+//! Each part is opened when it is first needed, and again after an attempt that
+//! failed: a kernel module may be loaded later, and a folder may become writable.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use warren_dns::{BaseOs, ResolverConfig, compile};
+use warren_host::firewall::{Firewall, FirewallConfig};
+use warren_host::resolver::{self, OsDnsConfig, ResolverOptions, SystemDns};
+use warren_host::router::{Router, RouterConfig, RouterOptions};
+
+use super::host_task::{Outcome, System};
+use super::outside_names::OutsideNames;
+
+/// The parts that are open.
+pub struct Machine {
+    interface: String,
+    options: ResolverOptions,
+    router: Option<Router>,
+    firewall: Option<Firewall>,
+    dns: Option<SystemDns>,
+    /// Configures our own name server, completed with what the system had.
+    answers: watch::Sender<ResolverConfig>,
+    /// Learns the servers that the system had.
+    names: Arc<OutsideNames>,
+}
+
+impl Machine {
+    /// Opens what can be opened, which also removes what a killed daemon left. What
+    /// cannot is logged here, and reported when it is needed.
+    pub async fn open(
+        interface: String,
+        state_dir: &Path,
+        answers: watch::Sender<ResolverConfig>,
+        names: Arc<OutsideNames>,
+    ) -> Self {
+        let options = resolver_options(&interface, state_dir);
+        if let Err(error) = resolver::recover(&options) {
+            tracing::warn!(%error, "resolv.conf of an earlier run is not restored");
+        }
+        let router = Router::open(&interface, RouterOptions::default()).await;
+        let router = router
+            .inspect_err(|error| tracing::warn!(%error, "routes cannot be set"))
+            .ok();
+        let firewall = Firewall::open()
+            .inspect_err(|error| tracing::warn!(%error, "the packet filter cannot be set up"))
+            .ok();
+        Self {
+            interface,
+            options,
+            router,
+            firewall,
+            dns: None,
+            answers,
+            names,
+        }
+    }
+
+    async fn router(&mut self) -> Result<&mut Router, String> {
+        let router = match self.router.take() {
+            Some(router) => router,
+            None => Router::open(&self.interface, RouterOptions::default())
+                .await
+                .map_err(|error| error.to_string())?,
+        };
+        Ok(self.router.insert(router))
+    }
+}
+
+impl System for Machine {
+    fn interface(&self) -> &str {
+        &self.interface
+    }
+
+    async fn set_routes(&mut self, config: &RouterConfig) -> Outcome {
+        let consequence = "packets do not find the tunnel";
+        let failed = |error: String| Outcome {
+            failures: vec![format!("{consequence}: {error}")],
+            warnings: Vec::new(),
+        };
+        let router = match self.router().await {
+            Ok(router) => router,
+            Err(error) => return failed(error),
+        };
+        match router.apply(config).await {
+            Ok(applied) => Outcome {
+                failures: applied
+                    .failures
+                    .iter()
+                    .map(|error| format!("some {consequence}: {error}"))
+                    .collect(),
+                warnings: applied.warnings.iter().map(ToString::to_string).collect(),
+            },
+            Err(error) => failed(error.to_string()),
+        }
+    }
+
+    fn set_packet_filter(&mut self, config: Option<&FirewallConfig>) -> Result<(), String> {
+        let firewall = match (self.firewall.take(), config) {
+            (Some(firewall), _) => firewall,
+            (None, None) => return Ok(()),
+            (None, Some(_)) => Firewall::open().map_err(|error| error.to_string())?,
+        };
+        let firewall = self.firewall.insert(firewall);
+        firewall
+            .apply(config)
+            .map(drop)
+            .map_err(|error| error.to_string())
+    }
+
+    fn foreign_filters(&self) -> Vec<String> {
+        let firewall = self.firewall.as_ref();
+        firewall.map_or_else(Vec::new, |firewall| firewall.in_the_way(&self.interface))
+    }
+
+    async fn set_resolver(&mut self, wanted: Option<&ResolverConfig>) -> Result<(), String> {
+        let Some(wanted) = wanted else {
+            self.names.set_servers([]);
+            if let Some(dns) = &mut self.dns {
+                dns.revert().await.map_err(|error| error.to_string())?;
+            }
+            return Ok(());
+        };
+        let dns = match self.dns.take() {
+            Some(dns) => dns,
+            None => {
+                let opened = SystemDns::open(self.options.clone()).await;
+                tracing::debug!(mode = %opened.mode(), "resolver settings");
+                opened
+            }
+        };
+        let dns = self.dns.insert(dns);
+        let base = dns.base_config();
+        let base = BaseOs {
+            nameservers: base.nameservers,
+            search_domains: base.search_domains,
+        };
+        let (decision, answers) = compile(wanted.clone(), dns.supports_split_dns(), &base);
+        // Our server first: the system asks it from the next moment on.
+        self.answers.send_replace(answers);
+        if decision.nameservers.is_empty() {
+            self.names.set_servers([]);
+        } else {
+            self.names.set_servers(base.nameservers);
+        }
+        let config = OsDnsConfig {
+            nameservers: decision.nameservers,
+            search_domains: decision.search_domains,
+            match_domains: decision.match_domains,
+        };
+        dns.apply(&config).await.map_err(|error| error.to_string())
+    }
+
+    async fn restore(&mut self) {
+        if let Some(dns) = &mut self.dns
+            && let Err(error) = dns.revert().await
+        {
+            tracing::error!(%error, "the resolver settings are not restored");
+        }
+        if let Some(router) = &mut self.router
+            && let Err(error) = router.cleanup().await
+        {
+            tracing::error!(%error, "routes or rules are left behind");
+        }
+        if let Some(firewall) = &mut self.firewall
+            && let Err(error) = firewall.cleanup()
+        {
+            tracing::error!(%error, "rules of the packet filter are left behind");
+        }
+    }
+}
+
+/// Where the resolver settings of this machine are.
+pub fn resolver_options(interface: &str, state_dir: &Path) -> ResolverOptions {
+    ResolverOptions {
+        state_dir: Some(state_dir.to_owned()),
+        ..ResolverOptions::new(interface)
+    }
+}
