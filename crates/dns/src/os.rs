@@ -8,7 +8,8 @@
 //! 4. some domains only, and the system can split: it asks us (or, if there is
 //!    one plain set of resolvers for all of them, those) about these domains;
 //! 5. some domains only, and the system cannot split: it asks us about
-//!    everything, and we pass the rest to the resolvers it had before.
+//!    everything, and we pass the rest to the resolvers it had before. When it had
+//!    none, it is left alone.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -20,7 +21,7 @@ use crate::{SERVICE_V4, SERVICE_V6, is_service};
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct BaseOs {
     /// The name servers, best first.
-    pub nameservers: Vec<IpAddr>,
+    pub nameservers: Vec<SocketAddr>,
     /// The search domains.
     pub search_domains: Vec<String>,
 }
@@ -34,6 +35,9 @@ pub struct OsDnsDecision {
     pub search_domains: Vec<String>,
     /// The domains for which `nameservers` are asked; empty: all.
     pub match_domains: Vec<String>,
+    /// The system is left alone because all its names would come to us, and there is
+    /// no resolver to pass the others to.
+    pub lacks_upstreams: bool,
 }
 
 impl OsDnsDecision {
@@ -77,7 +81,7 @@ pub fn compile(
             OsDnsDecision {
                 nameservers,
                 search_domains,
-                match_domains: Vec::new(),
+                ..OsDnsDecision::default()
             },
             config,
         );
@@ -88,7 +92,7 @@ pub fn compile(
             OsDnsDecision {
                 nameservers: vec![ours],
                 search_domains,
-                match_domains: Vec::new(),
+                ..OsDnsDecision::default()
             },
             config,
         );
@@ -101,6 +105,7 @@ pub fn compile(
                 nameservers,
                 search_domains,
                 match_domains,
+                ..OsDnsDecision::default()
             },
             config,
         );
@@ -109,12 +114,17 @@ pub fn compile(
     let upstreams: Vec<SocketAddr> = base
         .nameservers
         .iter()
-        .filter(|ip| !is_service(**ip))
-        .map(|ip| SocketAddr::new(*ip, 53))
+        .copied()
+        .filter(|to| !is_service(to.ip()))
         .collect();
-    if !upstreams.is_empty() {
-        config.routes.insert(".".to_owned(), upstreams);
+    if upstreams.is_empty() {
+        let decision = OsDnsDecision {
+            lacks_upstreams: true,
+            ..OsDnsDecision::default()
+        };
+        return (decision, config);
     }
+    config.routes.insert(".".to_owned(), upstreams);
     let mut search_domains = search_domains;
     for domain in &base.search_domains {
         if !search_domains.contains(domain) {
@@ -125,7 +135,7 @@ pub fn compile(
         OsDnsDecision {
             nameservers: vec![ours],
             search_domains,
-            match_domains: Vec::new(),
+            ..OsDnsDecision::default()
         },
         config,
     )
@@ -194,7 +204,9 @@ mod tests {
     #[test]
     fn the_first_case_that_fits_decides() {
         let base = BaseOs {
-            nameservers: vec!["192.168.1.1".parse().unwrap(), SERVICE_V4.into()],
+            nameservers: ["192.168.1.1:53", "100.100.100.100:53"]
+                .map(|to| to.parse().unwrap())
+                .into(),
             search_domains: vec!["lan".into(), "net.example".into()],
         };
         type Case<'a> = (ResolverConfig, bool, &'a [&'a str], &'a [&'a str]);
@@ -256,6 +268,24 @@ mod tests {
             "never back to ourselves"
         );
         assert_eq!(decision.search_domains, ["net.example", "lan"]);
+    }
+
+    #[test]
+    fn system_is_not_taken_over_without_a_resolver_for_the_other_names() {
+        for servers in [vec![], vec!["100.100.100.100:53".parse().unwrap()]] {
+            let base = BaseOs {
+                nameservers: servers,
+                ..BaseOs::default()
+            };
+            let (decision, _) = compile(config(&["net.example."], &[]), false, &base);
+            assert!(decision.lacks_upstreams && decision.is_nothing());
+            // Where the system splits, or the tailnet has resolvers, none are needed.
+            let (decision, _) = compile(config(&["net.example."], &[]), true, &base);
+            assert!(!decision.lacks_upstreams && !decision.is_nothing());
+            let default = [(".", &["9.9.9.9:53"][..])];
+            let (decision, _) = compile(config(&["net.example."], &default), false, &base);
+            assert!(!decision.lacks_upstreams && !decision.is_nothing());
+        }
     }
 
     #[test]

@@ -201,6 +201,15 @@ impl SystemDns {
         }
     }
 
+    /// Waits until [`SystemDns::base_config`] is something else than it was, because
+    /// another program wrote resolv.conf. Can be dropped and called again.
+    pub async fn base_changed(&self) {
+        match &self.backend {
+            Backend::Resolved(_) => std::future::pending().await,
+            Backend::Direct(direct) => direct.base_changed().await,
+        }
+    }
+
     /// Makes the machine use `config`, and keeps it so until the next call,
     /// [`SystemDns::revert`] or drop.
     pub async fn apply(&mut self, config: &OsDnsConfig) -> Result<(), ResolverError> {

@@ -57,7 +57,7 @@ const CASES: [(&str, &str, Break); 8] = [
             .unwrap();
         None
     }),
-    ("backup", "names of the tailnet do not resolve", |host| {
+    ("backup", "before an earlier run is not restored", |host| {
         // Left by a run that was killed, with a copy that cannot be read.
         host.inside(|| std::fs::write("/etc/resolv.conf", OURS))
             .unwrap();

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use inotify::{Inotify, WatchMask};
 use rustix::fs::{Access, AtFlags, CWD, StatxAttributes, StatxFlags};
 use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::resolv_conf::{BaseConfig, is_ours, render};
@@ -271,12 +272,14 @@ fn file_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Re
 struct Shared {
     files: Files,
     state: Mutex<State>,
+    /// Another program wrote a file with other settings.
+    base_changed: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// Ours, while it is taken.
-    wanted: Option<Vec<u8>>,
+    /// What is in our file, while it is taken.
+    wanted: Option<OsDnsConfig>,
     /// What the machine had, as far as the file tells.
     base: BaseConfig,
     /// When ours was last written over another program's file.
@@ -297,7 +300,9 @@ impl Shared {
             return Ok(());
         };
         match self.files.present()? {
-            Present::Ours(content) if content == wanted => return Ok(()),
+            Present::Ours(content) if content == render(&wanted, &state.base).as_bytes() => {
+                return Ok(());
+            }
             Present::Ours(_) | Present::Nothing => {}
             Present::Foreign => {
                 if !state.may_fight(now) {
@@ -305,10 +310,15 @@ impl Shared {
                 }
                 let content = super::read_or_empty(&self.files.resolv_conf);
                 self.files.keep_original()?;
-                state.base = BaseConfig::parse(&content);
+                let base = BaseConfig::parse_whole(&content);
+                if state.base != base {
+                    state.base = base;
+                    self.base_changed.notify_one();
+                }
             }
         }
-        let done = self.files.put(&wanted, 0o644);
+        let text = render(&wanted, &state.base);
+        let done = self.files.put(text.as_bytes(), 0o644);
         if done.is_err() && !matches!(self.files.present(), Ok(Present::Ours(_))) {
             self.files.forget_copy();
         }
@@ -343,7 +353,7 @@ pub(super) struct Direct {
 impl Direct {
     pub(super) fn new(options: &ResolverOptions) -> Direct {
         let files = Files::new(options);
-        let base = BaseConfig::parse(&files.original());
+        let base = BaseConfig::parse_whole(&files.original());
         Direct {
             shared: Arc::new(Shared {
                 files,
@@ -351,6 +361,7 @@ impl Direct {
                     base,
                     ..State::default()
                 }),
+                base_changed: Notify::new(),
             }),
             watch: None,
         }
@@ -359,9 +370,14 @@ impl Direct {
     pub(super) fn base_config(&self) -> BaseConfig {
         let state = self.shared.lock();
         if state.wanted.is_none() {
-            return BaseConfig::parse(&self.shared.files.original());
+            return BaseConfig::parse_whole(&self.shared.files.original());
         }
         state.base.clone()
+    }
+
+    /// Waits until what the machine had is something else than before.
+    pub(super) async fn base_changed(&self) {
+        self.shared.base_changed.notified().await;
     }
 
     pub(super) fn is_overwritten(&self) -> bool {
@@ -378,7 +394,7 @@ impl Direct {
             }
         }
         let mut state = self.shared.lock();
-        state.wanted = Some(render(config).into_bytes());
+        state.wanted = Some(config.clone());
         // What we are asked to do is no fight.
         state.fights.clear();
         self.shared.assert(&mut state, Instant::now())

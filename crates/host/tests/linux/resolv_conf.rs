@@ -62,7 +62,7 @@ fn taken_and_given_back() {
             let base = dns.base_config();
             assert_eq!(
                 base.nameservers,
-                ["192.0.2.1".parse::<std::net::IpAddr>().unwrap()]
+                ["192.0.2.1:53".parse::<std::net::SocketAddr>().unwrap()]
             );
             assert_eq!(base.search_domains, ["corp.example"]);
             dns.revert().await.unwrap();
@@ -141,8 +141,10 @@ fn another_programs_file_becomes_the_original() {
         dns.apply(&config()).await.unwrap();
 
         // In place, as simple scripts do, and by renaming, as good ones do.
-        std::fs::write(&path, "nameserver 192.0.2.2\n").unwrap();
+        std::fs::write(&path, "nameserver 192.0.2.2\noptions ndots:5\n").unwrap();
         until("ours again after a write", || is_taken(&path)).await;
+        assert!(text(&path).ends_with("options ndots:5\n"));
+        dns.base_changed().await;
         let fresh = folder.path().join("fresh");
         std::fs::write(&fresh, "nameserver 192.0.2.3\n").unwrap();
         std::fs::rename(&fresh, &path).unwrap();
@@ -150,7 +152,7 @@ fn another_programs_file_becomes_the_original() {
         std::fs::remove_file(&path).unwrap();
         until("ours again after a removal", || is_taken(&path)).await;
 
-        let server = "192.0.2.3".parse::<std::net::IpAddr>().unwrap();
+        let server = "192.0.2.3:53".parse::<std::net::SocketAddr>().unwrap();
         assert_eq!(dns.base_config().nameservers, [server]);
         dns.revert().await.unwrap();
         assert_eq!(text(&path), "nameserver 192.0.2.3\n");
@@ -241,7 +243,7 @@ fn read_only_etc_with_a_link_has_its_target_written() {
             dns.apply(&config()).await.unwrap();
             assert!(is_taken(&path) && is_taken(&target));
             assert_holds(state.path(), &[BACKUP]);
-            let server = "192.0.2.1".parse::<std::net::IpAddr>().unwrap();
+            let server = "192.0.2.1:53".parse::<std::net::SocketAddr>().unwrap();
             assert_eq!(dns.base_config().nameservers, [server]);
             std::fs::write(&target, "nameserver 192.0.2.2\n").unwrap();
             until("ours again", || is_taken(&path)).await;
@@ -318,7 +320,7 @@ fn file_of_a_killed_run_that_cannot_be_restored_counts_as_taken() {
             let error = recover(&options).unwrap_err().to_string();
             assert!(error.contains("resolv.conf"), "{error}");
             let dns = SystemDns::open(options).await;
-            let server = "192.0.2.1".parse::<std::net::IpAddr>().unwrap();
+            let server = "192.0.2.1:53".parse::<std::net::SocketAddr>().unwrap();
             assert_eq!(dns.base_config().nameservers, [server]);
         });
     });

@@ -67,6 +67,10 @@ pub trait System: Send + 'static {
         config: Option<&ResolverConfig>,
     ) -> impl Future<Output = Result<(), String>> + Send;
 
+    /// Waits until the resolver has to be set again, because the settings that it had
+    /// without us changed. Can be dropped and called again.
+    fn resolver_changed(&self) -> impl Future<Output = ()> + Send;
+
     /// Takes everything back. Errors are logged.
     fn restore(&mut self) -> impl Future<Output = ()> + Send;
 }
@@ -175,6 +179,7 @@ impl<S: System> Worker<S> {
                     Err(_) => break,
                 },
                 () = retry => false,
+                () = self.system.resolver_changed() => false,
             };
             let wanted = changes.borrow_and_update().clone();
             let (report, is_complete) = self.apply(&wanted).await;
@@ -207,10 +212,7 @@ impl<S: System> Worker<S> {
             warnings.extend(self.system.foreign_filters());
         }
         if let Err(error) = self.system.set_resolver(wanted.dns.as_ref()).await {
-            failures.push(format!(
-                "names of the tailnet do not resolve on this machine: {error}; make that \
-                 possible, or accept it with `warren set --accept-dns=false`"
-            ));
+            failures.push(error);
         }
         let is_complete = failures.is_empty();
         let report = HostReport {

@@ -5,9 +5,11 @@
 //! nothing can be in the way and nothing is reachable from outside. Questions for
 //! upstreams are forwarded through ordinary sockets ([`exchanges`]).
 //!
-//! UDP only so far: answers of our own always fit, and a forwarded answer that
-//! does not is cut off with the TC bit set, as the upstream did. A connection
-//! attempt over TCP is refused, so that no program waits for it.
+//! UDP only so far, so answers are never cut: a client that is sent to TCP by the TC
+//! bit would find no server there. The way to the client is the memory of this machine,
+//! which takes datagrams of any length, and C libraries read them whole (glibc asks for
+//! the length first). An upstream that cuts its answer is asked over TCP. A connection
+//! attempt to us over TCP is refused, so that no program waits for it.
 
 pub(super) mod exchanges;
 
@@ -33,6 +35,8 @@ use warren_dial::SystemEntropy;
 pub const WAITING_QUESTIONS: usize = 512;
 /// The port of DNS.
 const PORT: u16 = 53;
+/// Clients take answers of any length, as over TCP.
+const ANSWERS: Transport = Transport::Tcp;
 
 /// Counters of the forwarded questions, for the metrics.
 #[derive(Debug, Default)]
@@ -110,18 +114,14 @@ impl Server {
         }
         let client = SocketAddr::new(packet.src, packet.src_port);
         let asked = SocketAddr::new(packet.dst, packet.dst_port);
-        match self
-            .resolver
-            .handle_query(wall_clock(), query, Transport::Udp)
-        {
+        match self.resolver.handle_query(wall_clock(), query, ANSWERS) {
             Decision::Answer(answer) => self.answer(client, asked, &answer),
             Decision::Forward { upstreams, query } => {
                 self.next_client += 1;
                 let id: ClientId = self.next_client;
                 self.clients.insert(id, (client, asked));
                 let now = Instant::now();
-                self.forwarder
-                    .start(now, id, Transport::Udp, query, upstreams);
+                self.forwarder.start(now, id, ANSWERS, query, upstreams);
             }
             Decision::Drop => {}
         }

@@ -21,7 +21,6 @@ use warren_dns::{ClientId, Forwarder, Output, Transport};
 use super::magic_dns::exchanges::{Exchanges, Routing};
 
 const HOSTS: &str = "/etc/hosts";
-const DNS_PORT: u16 = 53;
 
 /// After this the answers that are there must do, or the system is asked.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -38,9 +37,8 @@ pub struct OutsideNames {
 
 impl OutsideNames {
     /// Asks these servers from now on; none: asks the system.
-    pub fn set_servers(&self, servers: impl IntoIterator<Item = IpAddr>) {
-        let servers = servers.into_iter();
-        let servers = servers.map(|ip| SocketAddr::new(ip, DNS_PORT)).collect();
+    pub fn set_servers(&self, servers: impl IntoIterator<Item = SocketAddr>) {
+        let servers = servers.into_iter().collect();
         *self.servers.write().unwrap_or_else(PoisonError::into_inner) = servers;
     }
 
@@ -185,7 +183,7 @@ mod tests {
         let names = OutsideNames::default();
         let found = names.resolve("localhost").await.unwrap();
         assert!(found.iter().all(IpAddr::is_loopback));
-        names.set_servers(["192.0.2.53".parse().unwrap()]);
+        names.set_servers(["192.0.2.53:53".parse().unwrap()]);
         assert_eq!(names.servers(), ["192.0.2.53:53".parse().unwrap()]);
         names.set_servers([]);
         assert!(names.servers().is_empty());

@@ -22,6 +22,8 @@ pub struct Machine {
     router: Option<Router>,
     firewall: Option<Firewall>,
     dns: Option<SystemDns>,
+    /// The reason why the resolv.conf of an earlier run is still there.
+    leftover: Option<String>,
     /// Configures our own name server, completed with what the system had.
     answers: watch::Sender<ResolverConfig>,
     /// Learns the servers that the system had.
@@ -38,9 +40,9 @@ impl Machine {
         names: Arc<OutsideNames>,
     ) -> Self {
         let options = resolver_options(&interface, state_dir);
-        if let Err(error) = resolver::recover(&options) {
-            tracing::warn!(%error, "resolv.conf of an earlier run is not restored");
-        }
+        let leftover = resolver::recover(&options)
+            .inspect_err(|error| tracing::warn!(%error, "an earlier run is not cleaned up"))
+            .err();
         let router = Router::open(&interface, RouterOptions::default()).await;
         let router = router
             .inspect_err(|error| tracing::warn!(%error, "routes cannot be set"))
@@ -54,6 +56,7 @@ impl Machine {
             router,
             firewall,
             dns: None,
+            leftover: leftover.map(|error| error.to_string()),
             answers,
             names,
         }
@@ -133,12 +136,13 @@ impl System for Machine {
             }
         };
         let dns = self.dns.insert(dns);
-        let base = dns.base_config();
+        let found = dns.base_config();
         let base = BaseOs {
-            nameservers: base.nameservers,
-            search_domains: base.search_domains,
+            nameservers: found.nameservers,
+            search_domains: found.search_domains,
         };
         let (decision, answers) = compile(wanted.clone(), dns.supports_split_dns(), &base);
+        let unusable = found.unusable.join(", ");
         // Our server first: the system asks it from the next moment on.
         self.answers.send_replace(answers);
         if decision.nameservers.is_empty() {
@@ -151,7 +155,32 @@ impl System for Machine {
             search_domains: decision.search_domains,
             match_domains: decision.match_domains,
         };
-        dns.apply(&config).await.map_err(|error| error.to_string())
+        let applied = dns.apply(&config).await;
+        let consequence = "names of the tailnet do not resolve on this machine";
+        let remedy = "or accept it with `warren set --accept-dns=false`";
+        if decision.lacks_upstreams {
+            return Err(format!(
+                "{consequence}: the nameserver lines of its resolv.conf name no server that can \
+                 be asked for other names ({unusable:?}); correct them, {remedy}"
+            ));
+        }
+        if let Err(error) = applied {
+            return Err(format!("{consequence}: {error}; make it possible, {remedy}"));
+        }
+        if let Some(error) = &self.leftover {
+            return Err(format!(
+                "the resolv.conf from before an earlier run is not restored, so other names may \
+                 not resolve on this machine: {error}"
+            ));
+        }
+        Ok(())
+    }
+
+    async fn resolver_changed(&self) {
+        match &self.dns {
+            Some(dns) => dns.base_changed().await,
+            None => std::future::pending().await,
+        }
     }
 
     async fn restore(&mut self) {

@@ -66,6 +66,10 @@ impl System for Fake {
         self.set(Part::Resolver)
     }
 
+    async fn resolver_changed(&self) {
+        std::future::pending().await
+    }
+
     async fn restore(&mut self) {
         self.0.lock().unwrap().is_restored = true;
     }
