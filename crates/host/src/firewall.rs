@@ -5,11 +5,14 @@
 //!
 //! | chain | what it does |
 //! |---|---|
-//! | `input` | drops IPv4 that claims a tailnet address (usually of 100.64.0.0/10) but came in elsewhere; 100.115.92.0/23 is ChromeOS's |
-//! | `forward` | marks what comes from the tunnel with [`FORWARD_MARK`] and lets it through; drops tailnet addresses that would go into it; with stateful filtering also what belongs to no connection from there |
+//! | `input` | drops IPv4 that claims the address of a node but did not come from the tunnel |
+//! | `forward` | marks what comes from the tunnel with [`FORWARD_MARK`] and lets it through; drops what claims the address of a node and would go into it; with stateful filtering also what belongs to no connection from there |
 //! | `postrouting` | gives what is marked the address of this machine (unless that is switched off), so that the LAN needs no route back |
 //!
-//! Marks and rules do what the reference's do.
+//! Marks do what the reference's do. **Addresses of nodes** are those of the tailnet's
+//! range (usually 100.64.0.0/10) that this machine routes into the tunnel, which the
+//! rules ask the routing tables (nft's `fib`). The rest of the range belongs to others:
+//! carriers, clouds and LANs use it for name servers, mirrors and machines.
 //!
 //! **Life.** [`Firewall::open`] removes the table of a predecessor.
 //! [`Firewall::apply`] replaces the table as a whole, in one step. The table is
@@ -43,7 +46,8 @@ const LOOPBACK: &str = "lo";
 pub struct FirewallConfig {
     /// The tunnel's interface.
     pub interface: String,
-    /// The IPv4 addresses of the tailnet: they come from the tunnel only.
+    /// The range of the tailnet's IPv4 addresses. Those of them that are routed into
+    /// the tunnel come from there only.
     pub tailnet: Ipv4Net,
     /// Gives packets from the tunnel our address when they leave to a LAN.
     pub snat: bool,
@@ -55,6 +59,9 @@ pub struct FirewallConfig {
 /// Why packets are not forwarded as wanted.
 #[derive(Debug, thiserror::Error)]
 pub enum FirewallError {
+    /// The rules are set, without those that need the routing tables.
+    #[error("this kernel cannot ask the routing tables in the packet filter (module nft_fib_inet)")]
+    NoRouteLookup,
     /// The kernel was built without it, or the module is not there.
     #[error(
         "this kernel has no nftables (module nf_tables), which is needed to {action}: {source}"
@@ -90,6 +97,8 @@ pub enum FirewallError {
 pub struct Firewall {
     connection: Connection,
     installed: Option<FirewallConfig>,
+    /// Whether the kernel looks up routes in rules, as far as is known.
+    has_route_lookup: bool,
 }
 
 impl Firewall {
@@ -107,6 +116,7 @@ impl Firewall {
             _ => Ok(Firewall {
                 connection,
                 installed: None,
+                has_route_lookup: true,
             }),
         }
     }
@@ -115,32 +125,50 @@ impl Firewall {
     /// anything changed.
     ///
     /// # Errors
-    /// [`FirewallError`]; all is as before then.
+    /// [`FirewallError::NoRouteLookup`]: all is as wanted but for the rules against
+    /// forged addresses. Others: all is as before.
     pub fn apply(&mut self, config: Option<&FirewallConfig>) -> Result<bool, FirewallError> {
-        if self.installed.as_ref() == config {
-            return Ok(false);
+        let has_changed = self.installed.as_ref() != config;
+        if has_changed {
+            self.replace(config)?;
+            self.installed = config.cloned();
         }
-        let commit = |owned: bool| {
+        match config {
+            Some(_) if !self.has_route_lookup => Err(FirewallError::NoRouteLookup),
+            _ => Ok(has_changed),
+        }
+    }
+
+    fn replace(&mut self, config: Option<&FirewallConfig>) -> Result<(), FirewallError> {
+        let refused = |error: &io::Error| {
+            let code = error.raw_os_error();
+            // An expression whose module is missing is "not found".
+            matches!(code, Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ENOENT))
+        };
+        // Older kernels bind no table to a process (the next start removes what is
+        // left), and small ones do not look up routes.
+        let mut last = Ok(());
+        for (owned, has_route_lookup) in
+            [(true, true), (false, true), (true, false), (false, false)]
+        {
             let mut batch = Batch::new();
             if self.installed.is_some() {
                 batch.delete_table(TABLE);
             }
             if let Some(config) = config {
-                write(&mut batch, config, owned);
+                write(&mut batch, config, owned, has_route_lookup);
             }
-            self.connection.commit(batch)
-        };
-        let refused = |error: &io::Error| {
-            matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL))
-        };
-        let done = match commit(true) {
-            // An older kernel: the next start removes what is left.
-            Err(error) if refused(&error) => commit(false),
-            done => done,
-        };
-        done.map_err(fail("set up forwarding in the packet filter"))?;
-        self.installed = config.cloned();
-        Ok(true)
+            last = self.connection.commit(batch);
+            match &last {
+                Err(error) if refused(error) => {}
+                Err(_) => break,
+                Ok(()) => {
+                    self.has_route_lookup = has_route_lookup;
+                    break;
+                }
+            }
+        }
+        last.map_err(fail("set up forwarding in the packet filter"))
     }
 
     /// What to say of other people's rules that drop forwarded packets by
@@ -170,7 +198,7 @@ impl Firewall {
 }
 
 /// The whole table.
-fn write(batch: &mut Batch, config: &FirewallConfig, owned: bool) {
+fn write(batch: &mut Batch, config: &FirewallConfig, owned: bool, has_route_lookup: bool) {
     let tunnel = config.interface.as_str();
     let hook = |number, priority, kind| Hook {
         number,
@@ -178,16 +206,16 @@ fn write(batch: &mut Batch, config: &FirewallConfig, owned: bool) {
         kind,
     };
     let tailnet = config.tailnet;
-    let chrome_os = Ipv4Net::new_assert([100, 115, 92, 0].into(), 23);
     batch.new_table(TABLE, if owned { TABLE_OWNED } else { 0 });
 
-    batch.new_chain(TABLE, "input", hook(1, 0, "filter"));
-    for (net, verdict) in [(chrome_os, Verdict::Return), (tailnet, Verdict::Drop)] {
+    if has_route_lookup {
+        batch.new_chain(TABLE, "input", hook(1, 0, "filter"));
         batch.new_rule(TABLE, "input", |rule| {
             rule.input(false, tunnel)
                 .input(false, LOOPBACK)
-                .source_in(net)
-                .verdict(verdict);
+                .source_in(tailnet)
+                .source_routed_to(tunnel)
+                .verdict(Verdict::Drop);
         });
     }
 
@@ -199,11 +227,14 @@ fn write(batch: &mut Batch, config: &FirewallConfig, owned: bool) {
         rule.marked(FORWARD_MARK, MARK_MASK)
             .verdict(Verdict::Accept);
     });
-    batch.new_rule(TABLE, "forward", |rule| {
-        rule.output(tunnel)
-            .source_in(tailnet)
-            .verdict(Verdict::Drop);
-    });
+    if has_route_lookup {
+        batch.new_rule(TABLE, "forward", |rule| {
+            rule.output(tunnel)
+                .source_in(tailnet)
+                .source_routed_to(tunnel)
+                .verdict(Verdict::Drop);
+        });
+    }
     if config.stateful {
         batch.new_rule(TABLE, "forward", |rule| {
             rule.output(tunnel)

@@ -417,3 +417,117 @@ fn a_real_client_uses_our_exit_node() {
 fn ours_uses_a_real_exit_node() {
     internet_is_reached(Kind::Tailscale, Kind::Warren);
 }
+
+/// Clouds have name servers and mirrors in 100.64.0.0/10, and carriers have whole
+/// networks there.
+#[test]
+fn others_in_the_range_of_the_tailnet_stay_reachable() {
+    let Some(mut lab) = lab() else { return };
+    let Some(()) = installed(Kind::Warren) else {
+        return;
+    };
+    let Some(tailnet) = Tailnet::new(&mut lab, RelayKind::Warren) else {
+        return;
+    };
+    let [alice, bob, cloud] =
+        ["alice", "bob", "cloud"].map(|name| lab.host(name, Place::Open).unwrap());
+    let neighbour = lab.lan_host("neighbour", &alice).unwrap();
+    let ip = |host: &Host, words: &str| {
+        host.run("ip", &words.split(' ').collect::<Vec<_>>())
+            .unwrap()
+    };
+    let links = ip(&alice, "-o link show");
+    let lan = links
+        .split_whitespace()
+        .find_map(|word| {
+            Some(
+                word.strip_prefix("lan")?
+                    .split(['@', ':'])
+                    .next()?
+                    .to_owned(),
+            )
+        })
+        .unwrap();
+    ip(&alice, &format!("addr add 100.100.16.1/24 dev lan{lan}"));
+    ip(&neighbour, "addr add 100.100.16.5/24 dev eth0");
+    ip(&cloud, "addr add 100.100.2.136/32 dev eth0");
+    // The way out, for this test.
+    ip(
+        &alice,
+        &format!("route add 100.100.0.0/16 via {}", cloud.address()),
+    );
+    let targets: [(&Host, IpAddr); 2] = [
+        (&neighbour, [100, 100, 16, 5].into()),
+        (&cloud, [100, 100, 2, 136].into()),
+    ];
+    let servers = targets.map(|(host, to)| (server(host), to));
+    for (server, to) in &servers {
+        ask(&alice, *to, server);
+    }
+    let node = tailnet.join(&alice, Kind::Warren);
+    let bob = tailnet.join(&bob, Kind::Warren);
+    for (server, to) in &servers {
+        ask(&alice, *to, server);
+    }
+    // The neighbour reaches this machine too, and the tailnet works.
+    let own = server(&alice);
+    ask(&neighbour, [100, 100, 16, 1].into(), &own);
+    drop(own);
+    support::traffic_flows(&node, &bob);
+    let status = node.status_json().unwrap();
+    assert!(
+        status["Health"].as_array().is_none_or(Vec::is_empty),
+        "{status}"
+    );
+}
+
+/// A machine that accepts a route to the network that it is in goes on reaching its
+/// neighbours directly, and says so.
+#[test]
+fn network_of_this_machine_is_not_given_away_to_an_accepted_route() {
+    let Some(mut lab) = lab() else { return };
+    let Some(site) = Site::new(&mut lab, Kind::Warren, Kind::Warren) else {
+        return;
+    };
+    let (v4, _) = lan_addresses(&site.lan);
+    let IpAddr::V4(octets) = v4 else {
+        unreachable!("an IPv4 address")
+    };
+    let [a, b, c, _] = octets.octets();
+    // Another network with the same addresses, on the side of alice.
+    let near = lab.lan_host("near", site.alice.host()).unwrap();
+    let ip = |host: &Host, words: String| {
+        host.run("ip", &words.split(' ').collect::<Vec<_>>())
+            .unwrap()
+    };
+    let links = ip(site.alice.host(), "-o link show".to_owned());
+    let lan = links
+        .split_whitespace()
+        .find_map(|word| {
+            Some(
+                word.strip_prefix("lan")?
+                    .split(['@', ':'])
+                    .next()?
+                    .to_owned(),
+            )
+        })
+        .unwrap();
+    ip(
+        site.alice.host(),
+        format!("addr add {a}.{b}.{c}.77/24 dev lan{lan}"),
+    );
+    ip(&near, format!("addr add {a}.{b}.{c}.78/24 dev eth0"));
+    let neighbour = server(&near);
+    let from = ask(site.alice.host(), [a, b, c, 78].into(), &neighbour);
+    assert_eq!(from, IpAddr::from([a, b, c, 77]));
+    until("the overlap in the status", PATIENCE, || {
+        let status = site.alice.status_json()?;
+        let text = status["Health"].to_string();
+        if text.contains("is reached directly") {
+            Ok(())
+        } else {
+            Err(warren_lab::LabError::new(text))
+        }
+    })
+    .unwrap();
+}

@@ -64,24 +64,20 @@ const CASES: [(&str, &str, Break); 8] = [
         std::fs::create_dir_all(host.folder().join("node").join(BACKUP)).unwrap();
         None
     }),
-    (
-        "nftables",
-        "can send with addresses of the tailnet",
-        |host| {
-            let firewall = host.inside(|| {
-                let mut firewall = Firewall::open().unwrap();
-                let config = FirewallConfig {
-                    interface: "other0".to_owned(),
-                    tailnet: "100.64.0.0/10".parse().unwrap(),
-                    snat: false,
-                    stateful: false,
-                };
-                firewall.apply(Some(&config)).unwrap();
-                firewall
-            });
-            Some(firewall)
-        },
-    ),
+    ("nftables", "can send with addresses of nodes", |host| {
+        let firewall = host.inside(|| {
+            let mut firewall = Firewall::open().unwrap();
+            let config = FirewallConfig {
+                interface: "other0".to_owned(),
+                tailnet: "100.64.0.0/10".parse().unwrap(),
+                snat: false,
+                stateful: false,
+            };
+            firewall.apply(Some(&config)).unwrap();
+            firewall
+        });
+        Some(firewall)
+    }),
     ("ipv4only", "IPv6 is switched off", |host| {
         host.run("sysctl", &["-w", "net.ipv6.conf.default.disable_ipv6=1"])
             .unwrap();

@@ -141,11 +141,7 @@ impl Expressions<'_> {
     }
 
     fn interface(&mut self, key: Meta, equal: bool, name: &str) -> &mut Self {
-        let mut padded = [0; NAME_LEN];
-        for (to, from) in padded.iter_mut().zip(name.bytes()) {
-            *to = from;
-        }
-        self.load_meta(key).compare(equal, &padded)
+        self.load_meta(key).compare(equal, &padded(name))
     }
 
     /// Came in through `name`, or not.
@@ -172,6 +168,18 @@ impl Expressions<'_> {
             })
             .mask(&net.netmask().octets(), &[0; 4])
             .compare(true, &net.network().octets())
+    }
+
+    /// The route to the source goes out through `name`.
+    pub(super) fn source_routed_to(&mut self, name: &str) -> &mut Self {
+        const OUT_NAME: u32 = 2;
+        const OF_SOURCE: u32 = 1;
+        self.add("fib", |it| {
+            it.number(1, REGISTER);
+            it.number(2, OUT_NAME);
+            it.number(3, OF_SOURCE);
+        })
+        .compare(true, &padded(name))
     }
 
     /// Sets our bits of the mark.
@@ -217,6 +225,15 @@ impl Expressions<'_> {
             });
         });
     }
+}
+
+/// The name of an interface, as registers hold it.
+fn padded(name: &str) -> [u8; NAME_LEN] {
+    let mut padded = [0; NAME_LEN];
+    for (to, from) in padded.iter_mut().zip(name.bytes()) {
+        *to = from;
+    }
+    padded
 }
 
 /// Messages that take effect together or not at all.

@@ -107,7 +107,9 @@ fn inet_aton(text: &str) -> Option<Ipv4Addr> {
         };
         // `from_str_radix` takes a sign as well.
         let is_number = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
-        u32::from_str_radix(digits, radix).ok().filter(|_| is_number)
+        u32::from_str_radix(digits, radix)
+            .ok()
+            .filter(|_| is_number)
     };
     let parts: Vec<u32> = text.split('.').map(part).collect::<Option<_>>()?;
     let (last, front) = parts.split_last()?;
@@ -261,7 +263,10 @@ mod tests {
     #[test]
     fn without_a_name_server_the_machine_itself_is_asked() {
         let local = ["127.0.0.1:53".parse().unwrap()];
-        assert_eq!(BaseConfig::parse_whole("search a.example\n").nameservers, local);
+        assert_eq!(
+            BaseConfig::parse_whole("search a.example\n").nameservers,
+            local
+        );
         // A line that is not understood is not the same as none.
         let base = BaseConfig::parse_whole("nameserver dns.example\n");
         assert!(base.nameservers.is_empty() && base.unusable == ["dns.example"]);
@@ -292,7 +297,10 @@ mod tests {
         let text = render(&config, &BaseConfig::default());
         assert!(is_ours(text.as_bytes()));
         let read = BaseConfig::parse(&text);
-        let servers = config.nameservers.iter().map(|ip| SocketAddr::new(*ip, PORT));
+        let servers = config
+            .nameservers
+            .iter()
+            .map(|ip| SocketAddr::new(*ip, PORT));
         assert_eq!(read.nameservers, servers.collect::<Vec<_>>());
         assert_eq!(read.search_domains, ["tail.example"]);
     }

@@ -1,10 +1,15 @@
 //! Our table in the packet filter: as `nft` reads it, beside other people's,
 //! and gone afterwards.
 
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::process::Command;
+use std::time::Duration;
 
-use crate::support::in_network_namespace;
+use crate::support::{in_network_namespace, ip, run, with_tun};
 use warren_host::firewall::{Firewall, FirewallConfig, not_forwarding};
+use warren_host::router::{Router, RouterConfig, RouterOptions};
+use warren_host::tun::{Tun, VNET_HEADER_LEN};
 
 /// The rules of the namespace as `nft` shows them; `None` without `nft`.
 fn ruleset() -> Option<String> {
@@ -49,12 +54,12 @@ fn nft_reads_what_was_written_and_nothing_stays() {
         let rules = ruleset().unwrap();
         for line in [
             "type filter hook input priority filter; policy accept;",
-            "iifname != \"warren0\" iifname != \"lo\" ip saddr 100.115.92.0/23 return",
-            "iifname != \"warren0\" iifname != \"lo\" ip saddr 100.64.0.0/10 drop",
+            "iifname != \"warren0\" iifname != \"lo\" ip saddr 100.64.0.0/10 \
+             fib saddr oifname \"warren0\" drop",
             "type filter hook forward priority filter; policy accept;",
             "iifname \"warren0\" meta mark set meta mark & 0xff04ffff | 0x00040000",
             "meta mark & 0x00ff0000 == 0x00040000 accept",
-            "oifname \"warren0\" ip saddr 100.64.0.0/10 drop",
+            "oifname \"warren0\" ip saddr 100.64.0.0/10 fib saddr oifname \"warren0\" drop",
             "oifname \"warren0\" ct state ! established,related drop",
             "type nat hook postrouting priority srcnat; policy accept;",
             "meta mark & 0x00ff0000 == 0x00040000 masquerade",
@@ -157,5 +162,89 @@ fn a_machine_that_does_not_forward_is_told_so() {
         assert!(not_forwarding([]).is_empty());
         set("ipv4/ip_forward", "1").unwrap();
         assert_eq!(not_forwarding(&routes).len(), 1);
+    });
+}
+
+/// An IPv4 packet with a UDP datagram from and to port 4000, without its checksum.
+fn datagram(source: Ipv4Addr, destination: Ipv4Addr, content: &[u8]) -> Vec<u8> {
+    let len = u8::try_from(28 + content.len()).unwrap();
+    let mut header = [
+        0x45, 0, 0, len, 0, 0, 0, 0, 64, 17, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    ];
+    header[12..16].copy_from_slice(&source.octets());
+    header[16..20].copy_from_slice(&destination.octets());
+    let words = header
+        .chunks(2)
+        .map(|word| u16::from_be_bytes([word[0], word[1]]));
+    let mut sum: u32 = words.map(u32::from).sum();
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    header[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    let [high, low] = 4000_u16.to_be_bytes();
+    let udp = [high, low, high, low, 0, len - 20, 0, 0];
+    [&header[..], &udp, content].concat()
+}
+
+/// Only addresses that are routed into the tunnel are ours: other machines live in the
+/// same range, in the LAN and behind the way out.
+#[test]
+fn forged_addresses_of_nodes_are_dropped_and_neighbours_in_the_range_are_not() {
+    with_tun(|| {
+        let tun = Tun::create("warren0").unwrap();
+        // One TUN device stands for the LAN, where packets of any source come from.
+        let lan = Tun::create("card0").unwrap();
+        for words in [
+            "addr add 100.100.16.1/24 dev card0",
+            "addr add 192.0.2.1/24 dev card0",
+            "link set card0 up",
+            "route add default via 192.0.2.254 dev card0",
+        ] {
+            ip(words);
+        }
+        std::fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", "0").unwrap();
+        std::fs::write("/proc/sys/net/ipv4/conf/card0/rp_filter", "0").unwrap();
+        run(async {
+            let mut router = Router::open(tun.name(), RouterOptions::default())
+                .await
+                .unwrap();
+            let config = RouterConfig {
+                addresses: ["100.64.0.1".parse().unwrap()].into(),
+                routes: ["100.64.0.2/32", "10.9.0.0/16"]
+                    .map(|it| it.parse().unwrap())
+                    .into(),
+                mtu: 1280,
+                ..RouterConfig::default()
+            };
+            router.apply(&config).await.unwrap();
+        });
+        let mut firewall = Firewall::open().unwrap();
+        firewall.apply(Some(&config(false, false))).unwrap();
+
+        let server = UdpSocket::bind("192.0.2.1:4000").unwrap();
+        server
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .unwrap();
+        let send = |source: &str, content: &[u8]| {
+            let source: Ipv4Addr = source.parse().unwrap();
+            let packet = datagram(source, [192, 0, 2, 1].into(), content);
+            let frame = [&[0; VNET_HEADER_LEN][..], &packet].concat();
+            lan.write(&frame).unwrap();
+        };
+        // The LAN, the machine behind the way out, the node, and a last one: packets
+        // are taken in order.
+        for source in ["100.100.16.5", "100.100.2.136", "100.64.0.2", "192.0.2.9"] {
+            send(source, source.as_bytes());
+        }
+        let mut arrived = Vec::new();
+        while arrived.last() != Some(&"192.0.2.9".parse::<IpAddr>().unwrap()) {
+            let mut buffer = [0; 64];
+            match server.recv_from(&mut buffer) {
+                Ok((_, from)) => arrived.push(from.ip()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => panic!("{error}, after {arrived:?}"),
+            }
+        }
+        let expected = ["100.100.16.5", "100.100.2.136", "192.0.2.9"];
+        assert_eq!(arrived, expected.map(|it| it.parse::<IpAddr>().unwrap()));
     });
 }

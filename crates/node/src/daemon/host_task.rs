@@ -239,7 +239,7 @@ impl<S: System> Worker<S> {
         let consequence = match wanted {
             None => "rules of the packet filter stay",
             Some(Forwarding { offered: true, .. }) => "offered routes may lead nowhere",
-            Some(_) => "machines near this one can send with addresses of the tailnet",
+            Some(_) => "machines near this one can send with addresses of nodes",
         };
         Some(format!(
             "{consequence}: {problem}; or accept it with `warren set --netfilter-mode=off`"

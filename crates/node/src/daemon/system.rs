@@ -165,7 +165,9 @@ impl System for Machine {
             ));
         }
         if let Err(error) = applied {
-            return Err(format!("{consequence}: {error}; make it possible, {remedy}"));
+            return Err(format!(
+                "{consequence}: {error}; make it possible, {remedy}"
+            ));
         }
         if let Some(error) = &self.leftover {
             return Err(format!(

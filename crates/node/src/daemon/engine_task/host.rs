@@ -4,10 +4,38 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 use warren_dns::{Options as DnsOptions, ResolverConfig};
+use warren_host::link::LinkState;
+use warren_node_core::HostConfig;
 
 use super::EngineTask;
 use crate::daemon::host_task::{Forwarding, HostState};
 use crate::localapi::prefs::NetfilterMode;
+
+/// The number of overlaps that are shown.
+const MAX_OVERLAPS: usize = 4;
+
+/// The networks of the interfaces that are up, with the names of the interfaces.
+fn attached_networks(link: &LinkState) -> impl Iterator<Item = (IpNet, &str)> {
+    let interfaces = link.interfaces.iter();
+    let interfaces = interfaces.filter(|interface| interface.up && !interface.loopback);
+    interfaces.flat_map(|interface| {
+        let addresses = interface.addrs.iter();
+        addresses.map(|address| (address.trunc(), interface.name.as_str()))
+    })
+}
+
+/// The narrowest route into the tunnel that covers the network. The default route of an
+/// exit node is meant to cover networks, and the route to a node is that node.
+fn covering_route<'a>(config: &'a HostConfig, network: &IpNet) -> Option<&'a IpNet> {
+    let routes = config.routes.iter();
+    routes
+        .filter(|route| route.prefix_len() > 0 && !is_single(route) && route.contains(network))
+        .max_by_key(|route| route.prefix_len())
+}
+
+fn is_single(net: &IpNet) -> bool {
+    net.prefix_len() == net.max_prefix_len()
+}
 
 impl EngineTask {
     /// Sends the host task what follows from netmap and preferences.
@@ -16,7 +44,7 @@ impl EngineTask {
             None => HostState::default(),
             Some(config) => HostState {
                 host: config.clone(),
-                bypass_networks: self.bypass_networks(),
+                bypass_networks: self.bypass_networks(config),
                 forwarding: self.forwarding(),
                 dns: self.resolver_config(),
             },
@@ -24,19 +52,49 @@ impl EngineTask {
         self.host.apply(state);
     }
 
-    /// The networks that this machine is connected to, when an exit node is not
-    /// to take them too.
-    fn bypass_networks(&self) -> BTreeSet<IpNet> {
+    /// The networks that this machine is connected to and that the tunnel does not
+    /// take: those inside an accepted route, and with the user's consent those that an
+    /// exit node would take.
+    fn bypass_networks(&self, config: &HostConfig) -> BTreeSet<IpNet> {
         let prefs = &self.state.prefs;
-        if prefs.exit_node_id.is_empty() || !prefs.exit_node_allow_lan_access {
-            return BTreeSet::new();
-        }
-        let interfaces = self.link.interfaces.iter();
-        interfaces
-            .filter(|interface| interface.up && !interface.loopback)
-            .flat_map(|interface| &interface.addrs)
-            .map(IpNet::trunc)
+        let all = !prefs.exit_node_id.is_empty() && prefs.exit_node_allow_lan_access;
+        let networks = attached_networks(&self.link);
+        networks
+            .filter(|(network, _)| all || covering_route(config, network).is_some())
+            .map(|(network, _)| network)
             .collect()
+    }
+
+    /// Where the tailnet and the networks around this machine have the same addresses.
+    pub(super) fn overlaps(&self) -> Vec<String> {
+        let Some(config) = self.node.host_config() else {
+            return Vec::new();
+        };
+        let networks = attached_networks(&self.link);
+        let lines = networks.flat_map(|(network, interface)| {
+            let covering = covering_route(config, &network).map(|route| {
+                format!(
+                    "the accepted route {route} covers the network {network} of the interface \
+                     {interface}, which is reached directly, not through the tunnel; give one \
+                     of them other addresses to reach both"
+                )
+            });
+            let mut inside = config.routes.iter().filter(|route| {
+                is_single(route) && network.prefix_len() > 0 && network.contains(*route)
+            });
+            let first = inside.next().filter(|_| !is_single(&network));
+            let captured = first.map(|route| {
+                format!(
+                    "{} addresses of the network {network} of the interface {interface} belong \
+                     to nodes of the tailnet, for example {}: packets to them take the tunnel; \
+                     give one of them other addresses",
+                    inside.count() + 1,
+                    route.addr()
+                )
+            });
+            covering.into_iter().chain(captured)
+        });
+        lines.take(MAX_OVERLAPS).collect()
     }
 
     fn forwarding(&self) -> Option<Forwarding> {
@@ -65,5 +123,42 @@ impl EngineTask {
             peers,
             options,
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn networks_of_this_machine_count_against_routes_but_not_against_nodes() {
+        let config = HostConfig {
+            routes: [
+                "0.0.0.0/0",
+                "10.0.0.0/8",
+                "10.1.0.0/16",
+                "100.64.0.2/32",
+                "192.168.1.128/25",
+            ]
+            .map(|route| route.parse().unwrap())
+            .into(),
+            ..HostConfig::default()
+        };
+        for (network, route) in [
+            ("10.1.2.0/24", Some("10.1.0.0/16")),
+            ("10.1.0.0/16", Some("10.1.0.0/16")),
+            ("10.2.3.4/32", Some("10.0.0.0/8")),
+            // The route is for a part of the network only.
+            ("192.168.1.0/24", None),
+            ("203.0.113.0/24", None),
+            ("100.64.0.2/32", None),
+            ("100.64.0.0/24", None),
+            ("fd00::/64", None),
+        ] {
+            let found = covering_route(&config, &network.parse().unwrap());
+            let expected = route.map(|route| route.parse().unwrap());
+            assert_eq!(found.copied(), expected, "{network}");
+        }
     }
 }

@@ -139,6 +139,8 @@ impl EngineTask {
         };
         let network = Box::new(local_network(&self.packets.sockets(), &self.link));
         self.give(NodeInput::Network(change, network));
+        // Networks that this machine is attached to do not go into the tunnel.
+        self.refresh_host();
     }
 
     /// A family that the machine lacked when the sockets were bound may be

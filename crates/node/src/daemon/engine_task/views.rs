@@ -34,6 +34,7 @@ impl EngineTask {
     pub(super) fn health(&self) -> Vec<String> {
         let mut health = self.node.login_problems();
         health.extend(self.link_problem.clone());
+        health.extend(self.overlaps());
         if self.state.prefs.want_running {
             let offered = &self.state.prefs.advertise_routes;
             health.extend(warren_host::firewall::not_forwarding(offered));
