@@ -7,6 +7,7 @@ use warren_wire::ip::Protocol;
 use super::args::Given;
 use super::ping::resolve;
 use super::{Failure, Io};
+use warren_local_api::address::CanonicalIp;
 use warren_local_api::client::Client;
 use warren_local_api::endpoints::{GetFilter, GetStatus, Why};
 use warren_local_api::filter::{
@@ -45,12 +46,12 @@ async fn why(given: &Given<'_>, client: &Client, io: &mut Io) -> Result<(), Fail
     let dst = resolve(host, &status).await?;
     let from = match given.text("from") {
         None => None,
-        Some(from) => Some(of_family(from, dst.is_ipv4(), &status).await?),
+        Some(from) => Some(of_family(from, dst.get().is_ipv4(), &status).await?),
     };
     let question = WhyQuestion {
         dst,
         port,
-        protocol: protocol_for(protocol, dst.is_ipv4()),
+        protocol: protocol_for(protocol, dst.get().is_ipv4()),
         from,
     };
     let answer = client.call(Why { question }).await?;
@@ -67,17 +68,17 @@ async fn why(given: &Given<'_>, client: &Client, io: &mut Io) -> Result<(), Fail
 }
 
 /// The address of a peer in the same family as the destination.
-async fn of_family(name: &str, v4: bool, status: &Status) -> Result<std::net::IpAddr, Failure> {
+async fn of_family(name: &str, v4: bool, status: &Status) -> Result<CanonicalIp, Failure> {
     let found = resolve(name, status).await?;
-    if found.is_ipv4() == v4 {
+    if found.get().is_ipv4() == v4 {
         return Ok(found);
     }
     let peers = status.peer.values().chain(status.self_status.iter());
     let same = peers
-        .filter(|peer| peer.tailscale_ips.contains(&found))
+        .filter(|peer| peer.tailscale_ips.contains(&found.get()))
         .flat_map(|peer| &peer.tailscale_ips)
         .find(|ip| ip.is_ipv4() == v4);
-    same.copied().ok_or_else(|| {
+    same.map(|ip| CanonicalIp::from(*ip)).ok_or_else(|| {
         Failure::failed(format_args!(
             "{name} ({found}) and the destination are of different address families"
         ))

@@ -10,6 +10,7 @@ use super::args::Given;
 use super::ping::{is_called, resolve};
 use super::{Failure, Io};
 use warren_local_api::VERSION;
+use warren_local_api::address::CanonicalIp;
 use warren_local_api::client::Client;
 use warren_local_api::endpoints::{GetStatus, WhoIs};
 use warren_local_api::types::{Status, WhoIsResponse};
@@ -22,10 +23,10 @@ pub(super) async fn ip(given: &Given<'_>, client: &Client, io: &mut Io) -> Resul
     }
     let status = client.call(GetStatus { peers: true }).await?;
     if let Some(text) = given.text("assert") {
-        let wanted: IpAddr = text.parse().map_err(|_| {
+        let wanted: CanonicalIp = text.parse().map_err(|_| {
             Failure::usage(format_args!("--assert: {text:?} is not a valid IP address"))
         })?;
-        if status.tailscale_ips.contains(&wanted) {
+        if status.tailscale_ips.contains(&wanted.get()) {
             return Ok(());
         }
         return Err(Failure::failed(format_args!(
@@ -66,7 +67,7 @@ async fn peer_addresses(name: &str, status: &Status) -> Result<Vec<IpAddr>, Fail
         return Ok(peer.tailscale_ips.clone());
     }
     let ip = resolve(name, status).await?;
-    match all.find(|peer| peer.tailscale_ips.contains(&ip)) {
+    match all.find(|peer| peer.tailscale_ips.contains(&ip.get())) {
         Some(peer) => Ok(peer.tailscale_ips.clone()),
         None => Err(Failure::failed(format_args!("no peer found with IP {ip}"))),
     }

@@ -1,10 +1,10 @@
 //! `warren ping`: shows the path that packets to a node take, and the time.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use super::args::Given;
 use super::{Failure, Io, duration, not_running};
+use warren_local_api::address::CanonicalIp;
 use warren_local_api::client::Client;
 use warren_local_api::endpoints::{GetStatus, Ping};
 use warren_local_api::types::{PeerStatus, PingResult, PingType, Status};
@@ -26,7 +26,7 @@ pub(super) async fn run(given: &Given<'_>, client: &Client, io: &mut Io) -> Resu
         return Err(Failure::failed(text));
     }
     let ip = resolve(host, &status).await?;
-    if status.tailscale_ips.contains(&ip) {
+    if status.tailscale_ips.contains(&ip.get()) {
         return io.say(format_args!("{ip} is local Tailscale IP"));
     }
     if given.is("verbose") && ip.to_string() != host {
@@ -119,7 +119,7 @@ fn line(result: &PingResult, kind: PingType) -> String {
 
 /// The address for a name: the name itself if it is an address, a peer's address, or
 /// the answer of the system's resolver.
-pub(super) async fn resolve(host: &str, status: &Status) -> Result<IpAddr, Failure> {
+pub(super) async fn resolve(host: &str, status: &Status) -> Result<CanonicalIp, Failure> {
     if let Ok(ip) = host.parse() {
         return Ok(ip);
     }
@@ -133,13 +133,13 @@ pub(super) async fn resolve(host: &str, status: &Status) -> Result<IpAddr, Failu
         return peer
             .tailscale_ips
             .first()
-            .copied()
+            .map(|ip| CanonicalIp::from(*ip))
             .ok_or_else(|| Failure::failed(format_args!("{host} has no address in the network")));
     }
     match tokio::net::lookup_host((host, 0)).await {
         Ok(mut found) => found
             .next()
-            .map(|address| address.ip())
+            .map(|address| address.ip().into())
             .ok_or_else(|| Failure::failed(format_args!("no IPs found for {host:?}"))),
         Err(error) => Err(Failure::failed(format_args!(
             "node {host:?} not found in this network; the nodes that exist: warren status (a lookup in DNS failed too: {error})"

@@ -4,13 +4,12 @@
 //! `up` and `set` share them. `up` describes all preferences (those that are not
 //! mentioned have their defaults), `set` only the mentioned ones.
 
-use std::net::IpAddr;
-
 use clap::Arg;
 use ipnet::IpNet;
 
 use super::Failure;
 use super::args::{Given, switch, value};
+use warren_local_api::address::{CanonicalIp, canonical_net};
 use warren_local_api::types::Status;
 use warren_node_types::{
     AppConnector, MaskedPrefs, NetfilterMode, Prefs, check_hostname, exit_routes,
@@ -211,6 +210,7 @@ fn route(text: &str) -> Result<IpNet, Failure> {
             "{text:?} is not a valid route; write it as 192.168.0.0/24"
         ))
     })?;
+    let net = canonical_net(net);
     if net.trunc() != net {
         return Err(wrong(format!(
             "{text} has non-address bits set; expected {}",
@@ -266,7 +266,8 @@ fn set_exit_node(change: &mut MaskedPrefs, node: &str, status: &Status) -> Resul
         change.auto_exit_node = Some("any".to_owned());
         return Ok(());
     }
-    if let Ok(ip) = node.parse::<IpAddr>() {
+    if let Ok(ip) = node.parse::<CanonicalIp>() {
+        let ip = ip.get();
         if status.tailscale_ips.contains(&ip) {
             return Err(Failure::failed(format_args!(
                 "cannot use {node} as an exit node as it is a local IP address to this machine"

@@ -94,13 +94,25 @@ pub enum TlsError {
     #[error("TLS cannot be set up: {0}")]
     Setup(String),
     /// The handshake failed; says whether it was the certificate.
-    #[error("the TLS handshake with {host} failed: {source}")]
+    #[error("the TLS handshake with {host} failed: {source}{}", clock_hint(source))]
     Handshake {
         /// The host at the other end.
         host: String,
         /// The system's or TLS error.
         source: io::Error,
     },
+}
+
+/// What to look at when a certificate is refused for the time.
+fn clock_hint(error: &io::Error) -> &'static str {
+    use rustls::CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
+    let error = error.get_ref().and_then(|error| error.downcast_ref());
+    match error {
+        Some(rustls::Error::InvalidCertificate(
+            Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. },
+        )) => "; is the clock of this machine right?",
+        _ => "",
+    }
 }
 
 /// A certificate is not the one that was pinned.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
+use crate::address::CanonicalIp;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use warren_control_types::{FilterRule, NetPortRange, PortRange};
@@ -58,13 +59,13 @@ pub struct RuleReport {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WhyQuestion {
     /// The destination.
-    pub dst: IpAddr,
+    pub dst: CanonicalIp,
     /// The port; 0 for protocols without.
     pub port: u16,
     /// The IP protocol.
     pub protocol: u8,
     /// The source; this machine if missing.
-    pub from: Option<IpAddr>,
+    pub from: Option<CanonicalIp>,
 }
 
 /// The verdict, as far as this node knows.

@@ -16,6 +16,8 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
+use crate::address::CanonicalIp;
+
 /// The text form of the zero time.
 const ZERO_TIME: &str = "0001-01-01T00:00:00Z";
 
@@ -98,7 +100,7 @@ impl<'de> Deserialize<'de> for MaybeIp {
             None | Some("") => Ok(Self(None)),
             Some(text) => text
                 .parse()
-                .map(|ip| Self(Some(ip)))
+                .map(|ip: CanonicalIp| Self(Some(ip.get())))
                 .map_err(|_| D::Error::custom(format!("{text:?} is not a valid IP address"))),
         }
     }

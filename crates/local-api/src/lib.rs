@@ -28,6 +28,7 @@
 //! Nothing here decides anything about the network, and nothing here ever
 //! writes a private key: [`prefs::Persist`] has no field for one.
 
+pub mod address;
 pub mod c2n;
 pub mod caller;
 pub mod client;

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use ipnet::IpNet;
@@ -15,6 +15,7 @@ use serde_json::Value;
 use warren_control_types::{ClientVersion, DnsRecord, Node, UserId, UserProfile};
 use warren_keys::NodePublic;
 
+use crate::address::{CanonicalIp, CanonicalSocket};
 use crate::go_json::{GoTime, is_default, is_false, nullable};
 
 /// Everything there is to see about a node and its peers.
@@ -300,9 +301,9 @@ pub struct PingResult {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WhoIsTarget {
     /// The node with this address, or with a route to it.
-    Ip(IpAddr),
+    Ip(CanonicalIp),
     /// The node at the other end of a connection from here.
-    Socket(SocketAddr),
+    Socket(CanonicalSocket),
     /// The node with this node key.
     Key(NodePublic),
 }

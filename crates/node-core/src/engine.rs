@@ -10,6 +10,9 @@
 mod apply_netmap;
 mod route_events;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -39,6 +42,7 @@ use crate::packet_filter::PacketFilter;
 use crate::peers::{PeerTable, Unanswered};
 use crate::prefs::NodePrefs;
 use crate::report::{ControlReport, PeerReport, PingAnswer, PingError, Pong};
+use crate::server_clock::{ClockPair, ServerClock};
 use warren_dataplane::{
     Clients, Intercepts, Match, PeerView, RouteTable, ServiceId, SessionView, Sources, View,
 };
@@ -181,6 +185,7 @@ pub struct Engine {
     /// Peers whose key expired by the clock, before a message of the server.
     expired_here: BTreeSet<NodeId>,
     next_expiry: Option<Instant>,
+    server_clock: ServerClock,
     counters: EngineCounters,
     outputs: VecDeque<Output>,
 }
@@ -229,6 +234,7 @@ impl Engine {
             view_changed: true,
             expired_here: BTreeSet::new(),
             next_expiry: None,
+            server_clock: ServerClock::default(),
             counters: EngineCounters::default(),
             outputs: VecDeque::new(),
         }
@@ -354,8 +360,33 @@ impl Engine {
         self.refresh_host();
     }
 
-    /// Starts from a netmap that was kept on disk, until the server sends one.
-    pub fn restore_netmap(&mut self, now: Instant, wall: Duration, netmap: Netmap) {
+    /// The time at the coordination server, since the UNIX epoch.
+    pub fn server_time(&self, now: Instant, wall: Duration) -> Duration {
+        self.server_clock.now(now, wall)
+    }
+
+    /// The clocks of the server and of this machine, once the former is known.
+    pub fn clock_pair(&self, now: Instant, wall: Duration) -> Option<ClockPair> {
+        self.server_clock.pair(now, wall)
+    }
+
+    /// What to say of a clock of this machine that is wrong.
+    pub fn clock_problem(&self, now: Instant, wall: Duration) -> Option<String> {
+        self.server_clock.problem(now, wall)
+    }
+
+    /// Starts from a netmap that was kept on disk, until the server sends one, and
+    /// from the clocks that were kept with it.
+    pub fn restore_netmap(
+        &mut self,
+        now: Instant,
+        wall: Duration,
+        netmap: Netmap,
+        clock: Option<ClockPair>,
+    ) {
+        if let Some(clock) = clock {
+            self.server_clock.resume(now, wall, clock);
+        }
         // The first message of the server replaces this as a whole.
         let changes = Changes::between(&self.netmap, &netmap);
         self.netmap = netmap;
@@ -379,6 +410,12 @@ impl Engine {
         message: MapResponse,
     ) -> Result<Notices, ApplyError> {
         let applied = self.netmap.apply(message, wall)?;
+        let server = applied.notices.control_time;
+        let server = server.and_then(|time| Duration::try_from(time.as_duration()).ok());
+        // A server without a clock sends the zero time of its language.
+        if let Some(server) = server.filter(|time| !time.is_zero()) {
+            self.server_clock.learn(now, server);
+        }
         if !applied.changes.is_empty() {
             let restarted = self.restarted_peers(&applied.changes);
             self.follow(now, applied.changes);

@@ -24,9 +24,11 @@ mod packet_filter;
 mod peers;
 mod prefs;
 mod report;
+mod server_clock;
 
 pub use engine::{Engine, EngineConfig, EngineCounters, MAGIC_DNS, Output};
 pub use host_config::{HostConfig, TUNNEL_MTU};
 pub use node::Node;
 pub use prefs::NodePrefs;
 pub use report::{ControlReport, PeerReport, PingAnswer, PingError, Pong};
+pub use server_clock::ClockPair;

@@ -21,6 +21,7 @@ mod relay_links;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -30,9 +31,9 @@ use warren_control_types::{MapResponse, Netmap};
 use warren_keys::{DiscoSecret, Entropy, NodeSecret};
 
 pub use self::io::{
-    Account, HostReport, LinkId, LocalNetwork, NetworkChange, NodeConfig, NodeInput, NodeOutput,
-    NodeSettings, NodeState, Notice, PingFailure, PingKind, PingReply, PingReport, SaveId,
-    SessionId, StoredLogin,
+    Account, HostReport, KeptNetmap, LinkId, LocalNetwork, NetworkChange, NodeConfig, NodeInput,
+    NodeOutput, NodeSettings, NodeState, Notice, PingFailure, PingKind, PingReply, PingReport,
+    SaveId, SessionId, StoredLogin,
 };
 use self::logins::{Effect, Logins};
 use self::persistence::Persistence;
@@ -44,6 +45,9 @@ use crate::{Engine, EngineConfig, HostConfig, Output, PingAnswer};
 /// Time between two looks at the traffic counters while packets flow, and
 /// otherwise.
 const SAMPLE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(1));
+
+const KEY_ENDED: &str =
+    "the key of this node has ended; log in again with `warren up --force-reauth`";
 
 /// A node without its operating system.
 pub struct Node {
@@ -121,10 +125,11 @@ impl Node {
 
     /// Begins where the last run ended: with its netmap, and with its login if
     /// the user wants the node to run.
-    pub fn start(&mut self, now: Instant, wall: Duration, netmap: Option<Netmap>) {
-        if let Some(netmap) = netmap.filter(|_| self.logins.account().is_some()) {
+    pub fn start(&mut self, now: Instant, wall: Duration, kept: Option<KeptNetmap<'_>>) {
+        if let Some(kept) = kept.filter(|_| self.logins.account().is_some()) {
             self.netmap_is_cached = true;
-            self.engine.restore_netmap(now, wall, netmap);
+            let netmap = kept.netmap.into_owned();
+            self.engine.restore_netmap(now, wall, netmap, kept.clock);
         }
         self.describe(now);
         if self.settings.want_running {
@@ -143,6 +148,14 @@ impl Node {
     /// The netmap as it is now.
     pub fn netmap(&self) -> &Netmap {
         self.engine.netmap()
+    }
+
+    /// What [`NodeOutput::SaveNetmap`] writes.
+    pub fn kept_netmap(&self, now: Instant, wall: Duration) -> KeptNetmap<'_> {
+        KeptNetmap {
+            clock: self.engine.clock_pair(now, wall),
+            netmap: Cow::Borrowed(self.engine.netmap()),
+        }
     }
 
     /// Whether the netmap comes from the disk, and not from the server.
@@ -199,6 +212,15 @@ impl Node {
         problems
     }
 
+    /// The problems with time: the node's key has ended, or the clock of this machine is
+    /// wrong.
+    pub fn time_problems(&self, now: Instant, wall: Duration) -> Vec<String> {
+        let ended = self.settings.want_running && self.key_has_ended(now, wall);
+        let ended = ended.then(|| KEY_ENDED.to_owned());
+        let clock = self.engine.clock_problem(now, wall);
+        ended.into_iter().chain(clock).collect()
+    }
+
     /// The problems of the netmap, found by the server or here.
     pub fn netmap_problems(&self) -> Vec<String> {
         let mut problems: Vec<String> = self.filter_problem().into_iter().collect();
@@ -222,6 +244,14 @@ impl Node {
             "the coordination server sent packet filter rules that cannot be used in full; \
              {count} left out, the first: {first} (see: warren debug filter)"
         ))
+    }
+
+    /// Whether the node's own key has ended, by the server's clock.
+    fn key_has_ended(&self, now: Instant, wall: Duration) -> bool {
+        let own = self.netmap().self_node.as_ref();
+        let end = own.and_then(|own| own.key_expiry);
+        let time = self.engine.server_time(now, wall).as_secs();
+        end.is_some_and(|end| u64::try_from(end.as_duration().as_secs()).unwrap_or(0) <= time)
     }
 
     fn is_engaged(&self) -> bool {
@@ -679,9 +709,7 @@ impl Node {
     /// Works out the state from all parts; returns whether it changed.
     fn work_out_state(&mut self, now: Instant, wall: Duration) -> bool {
         let own = self.netmap().self_node.as_ref();
-        let end = own.and_then(|own| own.key_expiry);
-        let seconds = end.map(|end| end.as_duration().as_secs());
-        let expired = seconds.is_some_and(|end| u64::try_from(end).unwrap_or(0) <= wall.as_secs());
+        let expired = self.key_has_ended(now, wall);
         let state = if self.logins.needs_login() || expired {
             NodeState::NeedsLogin
         } else if !self.settings.want_running {

@@ -554,7 +554,8 @@ impl Node {
                 self.give(at, NodeInput::LoginSaved(id, Ok(())));
             }
             NodeOutput::SaveNetmap => {
-                self.disk.netmap = serde_json::to_vec(self.core.netmap()).ok();
+                let kept = self.core.kept_netmap(at.now, at.wall);
+                self.disk.netmap = serde_json::to_vec(&kept).ok();
             }
             NodeOutput::ForgetNetmap => self.disk.netmap = None,
             NodeOutput::SaveClock(floor) => self.disk.clock_floor = floor,

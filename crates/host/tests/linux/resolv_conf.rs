@@ -283,10 +283,7 @@ fn file_that_cannot_be_written_is_reported_and_left_alone() {
             recover(&options).unwrap();
             let mut dns = SystemDns::open(options.clone()).await;
             let error = dns.apply(&config()).await.unwrap_err().to_string();
-            assert!(
-                error.contains("resolv.conf") && error.contains("Read-only"),
-                "{error}"
-            );
+            assert!(error.contains("Read-only"), "{error}");
             dns.revert().await.unwrap();
             recover(&options).unwrap();
             assert_eq!(text(&etc.path().join("resolv.conf")), ORIGINAL);

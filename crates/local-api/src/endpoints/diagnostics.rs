@@ -1,9 +1,9 @@
 //! Requests that measure the network, and that look inside the node.
 
-use std::net::IpAddr;
 use std::str::FromStr;
 
 use super::without_content;
+use crate::address::CanonicalIp;
 use crate::endpoint::{IncomingRequest, OutgoingRequest, RequestForm};
 use crate::error::{ApiError, Reply};
 use crate::filter::WhyQuestion;
@@ -14,7 +14,7 @@ use crate::types::PingType;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ping {
     /// An address of the other node, or one that it routes to.
-    pub ip: IpAddr,
+    pub ip: CanonicalIp,
     /// The way to ping.
     pub kind: PingType,
     /// The size of the packet in bytes; 0 for the smallest.

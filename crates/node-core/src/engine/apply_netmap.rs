@@ -50,15 +50,16 @@ impl Engine {
     }
 
     /// Removes peers whose key has expired, and adds those whose key was renewed;
-    /// keys expire by the clock, also while the server is down.
+    /// keys expire by the server's clock, also while the server is down.
     pub(super) fn expire_peers(&mut self, now: Instant, wall: Duration) {
+        let time = self.server_time(now, wall);
         let mut next: Option<Duration> = None;
         let mut changed = Vec::new();
         for (id, peer) in &mut self.netmap.peers {
             let end = peer
                 .key_expiry
                 .and_then(|end| Duration::try_from(end.as_duration()).ok());
-            let ended = end.is_some_and(|end| end <= wall);
+            let ended = end.is_some_and(|end| end <= time);
             if ended && !peer.expired {
                 peer.expired = true;
                 self.expired_here.insert(*id);
@@ -71,9 +72,10 @@ impl Engine {
                 next = Some(next.map_or(end, |next| next.min(end)));
             }
         }
-        // A day at most, so that a clock that jumps is noticed.
+        // A day at most, so that a clock that jumps is noticed before the server is
+        // known.
         const LONGEST: Duration = Duration::from_secs(86_400);
-        self.next_expiry = next.map(|end| now + end.saturating_sub(wall).min(LONGEST));
+        self.next_expiry = next.map(|end| now + end.saturating_sub(time).min(LONGEST));
         if changed.is_empty() {
             return;
         }

@@ -1,13 +1,16 @@
 //! The inputs and outputs of a [`Node`](super::Node).
 
+use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 use warren_control_client::{Input as ControlInput, Request as ControlRequest};
 use warren_control_types::{
-    Changes, DerpRegion, Hostinfo, NodeId, RegionId, RegisterRequest, StableNodeId, UserProfile,
+    Changes, DerpRegion, Hostinfo, Netmap, NodeId, RegionId, RegisterRequest, StableNodeId,
+    UserProfile,
 };
 use warren_dataplane::View;
 use warren_keys::{DiscoPublic, NodePublic, NodeSecret};
@@ -15,7 +18,7 @@ use warren_node_types::{Destination, Family, PathAddr, TailnetRanges};
 use warren_paths::{LocalAddresses, PortMapReport};
 use warren_tunnel::{Aead, PeerIndex, Source};
 
-use crate::NodePrefs;
+use crate::{ClockPair, NodePrefs};
 
 /// The login of a node, as it is kept on disk.
 #[derive(Clone)]
@@ -38,6 +41,15 @@ pub struct StoredLogin {
     /// The key of a new login that the server has not answered yet. The server
     /// may have accepted it although its answer was lost.
     pub candidate: Option<NodeSecret>,
+}
+
+/// The last netmap, as it is kept on disk.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct KeptNetmap<'a> {
+    /// The clocks at that time, where the server's is known.
+    pub clock: Option<ClockPair>,
+    /// The netmap.
+    pub netmap: Cow<'a, Netmap>,
 }
 
 /// The settings of the user that the node acts on.

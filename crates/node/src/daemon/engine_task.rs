@@ -329,7 +329,8 @@ impl EngineTask {
 
     fn save_netmap(&self) {
         const CONSEQUENCE: &str = "cannot write the netmap to disk; a restart needs the server";
-        match serde_json::to_vec(self.node.netmap()) {
+        let kept = self.node.kept_netmap(Instant::now(), wall_clock());
+        match serde_json::to_vec(&kept) {
             Ok(text) => self
                 .files
                 .write(self.state.netmap_path(), text, CONSEQUENCE),

@@ -195,7 +195,7 @@ impl Handler<ResetLogin> for NodeHandle {
 impl Handler<Ping> for NodeHandle {
     async fn handle(&self, request: Ping) -> Reply<PingResult> {
         let Ping { ip, kind, size } = request;
-        self.later(move |task, reply| task.ping(ip, kind, size, reply))
+        self.later(move |task, reply| task.ping(ip.get(), kind, size, reply))
             .await
     }
 }

@@ -17,11 +17,11 @@ use std::time::Duration;
 
 use data_encoding::BASE64;
 use serde_json::{Value, json};
-use warren_control_types::{Netmap, StableNodeId};
+use warren_control_types::StableNodeId;
 use warren_host::atomic_file::write_atomic;
 use warren_host::lock::{LockError, LockFile};
 use warren_keys::{Entropy, MachineSecret, NodeSecret};
-use warren_node_core::node::{Account, StoredLogin};
+use warren_node_core::node::{Account, KeptNetmap, StoredLogin};
 use zeroize::Zeroizing;
 
 use crate::localapi::prefs::{Persist, Prefs, ShownPrefs};
@@ -254,7 +254,7 @@ impl StateFolder {
 
     /// The netmap of the last run. One that cannot be read is removed: the server
     /// sends it again, and nothing is lost but the head start.
-    pub fn load_netmap(&self) -> Option<Netmap> {
+    pub fn load_netmap(&self) -> Option<KeptNetmap<'static>> {
         let path = self.netmap_path();
         let read = match std::fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
@@ -262,7 +262,7 @@ impl StateFolder {
             Ok(text) => serde_json::from_slice(&text).map_err(|error| error.to_string()),
         };
         match read {
-            Ok(netmap) => Some(netmap),
+            Ok(kept) => Some(kept),
             Err(error) => {
                 tracing::warn!(
                     error,
@@ -483,13 +483,18 @@ mod tests {
         let state = open(folder.path(), 0).unwrap();
         assert!(state.load_netmap().is_none());
         let path = state.netmap_path();
-        for damage in ["", "{", "{\"self_node\": 5}", "\u{0}\u{0}\u{0}"] {
+        for damage in [
+            "",
+            "{",
+            "{}",
+            "{\"netmap\": {\"self_node\": 5}}",
+            "\u{0}\u{0}",
+        ] {
             std::fs::write(&path, damage).unwrap();
             assert!(state.load_netmap().is_none(), "{damage}");
             assert!(!path.exists(), "{damage}");
         }
-        let netmap = serde_json::to_vec(&Netmap::default()).unwrap();
-        std::fs::write(&path, netmap).unwrap();
+        std::fs::write(&path, "{\"netmap\": {}, \"clock\": null}").unwrap();
         assert!(state.load_netmap().is_some());
         // Another kind of file is in the way.
         std::fs::remove_file(&path).unwrap();

@@ -33,6 +33,7 @@ impl EngineTask {
     /// The list of problems, for the user.
     pub(super) fn health(&self) -> Vec<String> {
         let mut health = self.node.login_problems();
+        health.extend(self.node.time_problems(Instant::now(), wall_clock()));
         health.extend(self.link_problem.clone());
         health.extend(self.overlaps());
         if self.state.prefs.want_running {
@@ -70,8 +71,8 @@ impl EngineTask {
         let everyone = || netmap.self_node.iter().chain(netmap.peers.values());
         let node = match target {
             WhoIsTarget::Key(key) => everyone().find(|node| node.key == key),
-            WhoIsTarget::Ip(ip) => self.node_at(ip),
-            WhoIsTarget::Socket(address) => self.node_at(address.ip()),
+            WhoIsTarget::Ip(ip) => self.node_at(ip.get()),
+            WhoIsTarget::Socket(address) => self.node_at(address.ip.get()),
         };
         let node = node.ok_or_else(|| ApiError::NotFound("no match for IP:port".to_owned()))?;
         let profile = netmap

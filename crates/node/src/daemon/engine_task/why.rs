@@ -12,6 +12,7 @@ use warren_wire::ip::Protocol;
 use super::EngineTask;
 use super::filter::rules;
 use crate::daemon::status::region_code;
+use crate::localapi::address::CanonicalIp;
 use crate::localapi::filter::{WhyAnswer, WhyQuestion, WhyVerdict, rule_line};
 
 #[cfg(test)]
@@ -26,14 +27,14 @@ impl EngineTask {
 
 fn why(engine: &Engine, question: WhyQuestion) -> WhyAnswer {
     let mut answer = WhyAnswer {
-        destination: Some(question.dst),
+        destination: Some(question.dst.get()),
         port: question.port,
         protocol: question.protocol,
-        from: question.from,
+        from: question.from.map(CanonicalIp::get),
         carried_by: "none".to_owned(),
         ..WhyAnswer::default()
     };
-    let dst = question.dst;
+    let dst = question.dst.get();
     let own = engine.netmap().self_node.as_ref();
     let is_own =
         |ip: IpAddr| own.is_some_and(|own| own.addresses.iter().any(|prefix| prefix.addr() == ip));
@@ -49,7 +50,11 @@ fn why(engine: &Engine, question: WhyQuestion) -> WhyAnswer {
         ));
         return answer;
     }
-    match question.from.filter(|from| !is_own(*from)) {
+    match question
+        .from
+        .map(CanonicalIp::get)
+        .filter(|from| !is_own(*from))
+    {
         Some(from) if engine.filter().local().contains(dst) => {
             inbound(engine, question, from, is_own(dst), &mut answer);
         }
@@ -69,7 +74,7 @@ fn why(engine: &Engine, question: WhyQuestion) -> WhyAnswer {
 
 /// From here to somewhere.
 fn outbound(engine: &Engine, question: WhyQuestion, answer: &mut WhyAnswer) {
-    let dst = question.dst;
+    let dst = question.dst.get();
     if engine.ranges().is_service(dst) {
         answer.verdict = WhyVerdict::Allowed;
         answer.carried_by = "self".to_owned();
@@ -147,7 +152,7 @@ fn inbound(
     own: bool,
     answer: &mut WhyAnswer,
 ) {
-    let (dst, filter) = (question.dst, engine.filter());
+    let (dst, filter) = (question.dst.get(), engine.filter());
     answer.carried_by = "self".to_owned();
     if own {
         answer.say(format!("{dst} is this machine."));
@@ -236,7 +241,7 @@ fn inbound(
 
 /// Neither end is here.
 fn not_ours(engine: &Engine, question: WhyQuestion, from: IpAddr, answer: &mut WhyAnswer) {
-    let dst = question.dst;
+    let dst = question.dst.get();
     answer.verdict = WhyVerdict::Unknown;
     answer.say(format!(
         "{dst} is neither this machine nor behind a route that it serves; what {from} sends there \
