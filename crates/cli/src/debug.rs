@@ -6,7 +6,7 @@ use warren_wire::ip::Protocol;
 
 use super::args::Given;
 use super::ping::resolve;
-use super::{Failure, Io};
+use super::{Failure, Io, shown};
 use warren_local_api::address::CanonicalIp;
 use warren_local_api::client::Client;
 use warren_local_api::endpoints::{GetFilter, GetStatus, Why};
@@ -33,9 +33,9 @@ pub(super) async fn run(given: &Given<'_>, client: &Client, io: &mut Io) -> Resu
 async fn filter(given: &Given<'_>, client: &Client, io: &mut Io) -> Result<(), Failure> {
     let report = client.call(GetFilter).await?;
     if given.is("json") {
-        return io.say(serde_json::to_string_pretty(&report).map_err(Failure::failed)?);
+        return io.say_json(&report);
     }
-    io.say(filter_text(&report).trim_end())
+    io.say(filter_text(&shown(&report)?).trim_end())
 }
 
 async fn why(given: &Given<'_>, client: &Client, io: &mut Io) -> Result<(), Failure> {
@@ -56,9 +56,9 @@ async fn why(given: &Given<'_>, client: &Client, io: &mut Io) -> Result<(), Fail
     };
     let answer = client.call(Why { question }).await?;
     if given.is("json") {
-        io.say(serde_json::to_string_pretty(&answer).map_err(Failure::failed)?)?;
+        io.say_json(&answer)?;
     } else {
-        io.say(why_text(&answer).trim_end())?;
+        io.say(why_text(&shown(&answer)?).trim_end())?;
     }
     if answer.verdict == WhyVerdict::Blocked {
         // The answer has been given; scripts look at the code.
@@ -136,7 +136,7 @@ fn split(text: &str, protocol: Protocol) -> Result<(&str, u16), Failure> {
     Ok((host, port))
 }
 
-fn why_text(answer: &WhyAnswer) -> String {
+pub(super) fn why_text(answer: &WhyAnswer) -> String {
     let mut text = match answer.verdict {
         WhyVerdict::Allowed => "Allowed.\n",
         WhyVerdict::NothingHere => "Nothing on this machine blocks it.\n",
@@ -157,7 +157,7 @@ fn why_text(answer: &WhyAnswer) -> String {
     text
 }
 
-fn filter_text(report: &FilterReport) -> String {
+pub(super) fn filter_text(report: &FilterReport) -> String {
     let mut text = String::new();
     if report.shields_up {
         text.push_str("Shields are up: the rules below do not apply, only answers come in.\n");

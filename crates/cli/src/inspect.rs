@@ -8,7 +8,7 @@ use warren_control_types::CapabilityVersion;
 
 use super::args::Given;
 use super::ping::{is_called, resolve};
-use super::{Failure, Io};
+use super::{Failure, Io, shown};
 use warren_local_api::VERSION;
 use warren_local_api::address::CanonicalIp;
 use warren_local_api::client::Client;
@@ -79,12 +79,12 @@ pub(super) async fn whois(given: &Given<'_>, client: &Client, io: &mut Io) -> Re
     let target = target.parse().map_err(Failure::Failed)?;
     let found = client.call(WhoIs { target }).await?;
     if given.is("json") {
-        return io.say(serde_json::to_string_pretty(&found).map_err(Failure::failed)?);
+        return io.say_json(&found);
     }
-    io.say(whois_text(&found).trim_end())
+    io.say(whois_text(&shown(&found)?).trim_end())
 }
 
-fn whois_text(found: &WhoIsResponse) -> String {
+pub(super) fn whois_text(found: &WhoIsResponse) -> String {
     let node = &found.node;
     let mut text = String::from("Machine:\n");
     // Writing into a String cannot fail.
@@ -152,7 +152,7 @@ pub(super) async fn version(
         if let Some(daemon) = daemon {
             out.insert("daemonLong".into(), daemon.into());
         }
-        return io.say(serde_json::to_string_pretty(&Value::Object(out)).map_err(Failure::failed)?);
+        return io.say_json(&Value::Object(out));
     }
     match daemon {
         None => io.say(VERSION),

@@ -24,6 +24,10 @@ mod status;
 mod up;
 mod wait;
 
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod hostile_texts;
+
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -31,6 +35,7 @@ use std::process::ExitCode;
 
 use args::Given;
 use warren_local_api::client::{Client, ClientError};
+use warren_terminal::SafeWriter;
 
 pub use daemon::{DaemonArgs, DaemonMain};
 
@@ -46,9 +51,14 @@ impl Io {
     /// The terminal (or pipe) that the program was started in.
     pub fn standard() -> Self {
         Self {
-            out: Box::new(io::stdout()),
-            err: Box::new(io::stderr()),
+            out: Box::new(SafeWriter(io::stdout())),
+            err: Box::new(SafeWriter(io::stderr())),
         }
+    }
+
+    /// Prints an answer as JSON.
+    fn say_json(&mut self, value: &impl serde::Serialize) -> Result<(), Failure> {
+        self.say(warren_terminal::json(value).map_err(Failure::failed)?)
     }
 
     fn say(&mut self, text: impl std::fmt::Display) -> Result<(), Failure> {
@@ -61,6 +71,11 @@ impl Io {
     fn note(&mut self, text: impl std::fmt::Display) {
         let _ = writeln!(self.err, "{text}").and_then(|()| self.err.flush());
     }
+}
+
+/// An answer as it is shown in text: without characters that act on a terminal.
+fn shown<T: serde::Serialize + serde::de::DeserializeOwned>(answer: &T) -> Result<T, Failure> {
+    warren_terminal::shown(answer).map_err(Failure::failed)
 }
 
 /// The reason why a command failed.

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use warren_control_types::{DerpMap, DerpRegion, RegionId};
 
 use super::args::Given;
-use super::{Failure, Io, duration};
+use super::{Failure, Io, duration, shown};
 use warren_local_api::client::Client;
 use warren_local_api::endpoints::{GetDerpMap, GetNetcheck};
 use warren_local_api::types::NetcheckReport;
@@ -19,17 +19,17 @@ pub(super) async fn run(given: &Given<'_>, client: &Client, io: &mut Io) -> Resu
     }
     let report = client.call(GetNetcheck).await?;
     match format {
-        "json" => io.say(serde_json::to_string_pretty(&report).map_err(Failure::failed)?),
-        "json-line" => io.say(serde_json::to_string(&report).map_err(Failure::failed)?),
+        "json" => io.say_json(&report),
+        "json-line" => io.say(warren_terminal::json_line(&report).map_err(Failure::failed)?),
         _ => {
             // Region names make the list readable; without them it has numbers.
             let map = client.call(GetDerpMap).await.unwrap_or_default();
-            io.say(text(&report, &map).trim_end())
+            io.say(text(&shown(&report)?, &shown(&map)?).trim_end())
         }
     }
 }
 
-fn text(report: &NetcheckReport, derp_map: &DerpMap) -> String {
+pub(super) fn text(report: &NetcheckReport, derp_map: &DerpMap) -> String {
     let region = |id: u16, name: fn(&DerpRegion) -> &String| {
         let region = derp_map.regions.get(&RegionId(id));
         region.map_or_else(|| id.to_string(), |region| name(region).clone())

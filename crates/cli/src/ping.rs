@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::args::Given;
-use super::{Failure, Io, duration, not_running};
+use super::{Failure, Io, duration, not_running, shown};
 use warren_local_api::address::CanonicalIp;
 use warren_local_api::client::Client;
 use warren_local_api::endpoints::{GetStatus, Ping};
@@ -45,10 +45,10 @@ pub(super) async fn run(given: &Given<'_>, client: &Client, io: &mut Io) -> Resu
                     return io.say(format_args!("{ip} is local Tailscale IP"));
                 }
                 if !result.err.is_empty() {
-                    return Err(Failure::failed(result.err));
+                    return Err(Failure::failed(warren_terminal::printable(&result.err)));
                 }
                 answered = true;
-                io.say(line(&result, kind))?;
+                io.say(line(&shown(&result)?, kind))?;
                 if kind != PingType::Disco || (until_direct && !result.endpoint.is_empty()) {
                     return Ok(());
                 }
@@ -89,7 +89,7 @@ fn kind(given: &Given<'_>) -> Result<PingType, Failure> {
 }
 
 /// One reply, in the words of the official client, which scripts match.
-fn line(result: &PingResult, kind: PingType) -> String {
+pub(super) fn line(result: &PingResult, kind: PingType) -> String {
     let took = Duration::try_from_secs_f64(result.latency_seconds).unwrap_or_default();
     let took = duration::millis(took);
     if kind == PingType::PeerApi {

@@ -12,7 +12,7 @@ use unicode_width::UnicodeWidthStr as _;
 use warren_control_types::{UserId, UserProfile};
 
 use super::args::Given;
-use super::{Failure, Io, not_running};
+use super::{Failure, Io, not_running, shown};
 use warren_local_api::VERSION;
 use warren_local_api::client::Client;
 use warren_local_api::types::{PeerStatus, Status};
@@ -29,7 +29,7 @@ pub(super) async fn run(given: &Given<'_>, client: &Client, io: &mut Io) -> Resu
     }
     if given.is("json") {
         trim(&mut raw, show_self, active_only);
-        let text = serde_json::to_string_pretty(&raw).map_err(Failure::failed)?;
+        let text = warren_terminal::json(&raw).map_err(Failure::failed)?;
         return io
             .out
             .write_all(text.as_bytes())
@@ -37,6 +37,7 @@ pub(super) async fn run(given: &Given<'_>, client: &Client, io: &mut Io) -> Resu
             .map_err(Failure::output);
     }
     let status: Status = serde_json::from_value(raw).map_err(Failure::failed)?;
+    let status = shown(&status)?;
     if let Some(text) = not_running(&status) {
         io.say(text)?;
         if status.backend_state == "NeedsLogin" && !status.health.is_empty() {
@@ -67,15 +68,16 @@ fn trim(raw: &mut Value, show_self: bool, active_only: bool) {
     }
 }
 
-struct Table {
-    header: bool,
-    show_self: bool,
-    active_only: bool,
-    now: Timestamp,
+/// The table of the text form.
+pub(super) struct Table {
+    pub(super) header: bool,
+    pub(super) show_self: bool,
+    pub(super) active_only: bool,
+    pub(super) now: Timestamp,
 }
 
 impl Table {
-    fn render(&self, status: &Status) -> String {
+    pub(super) fn render(&self, status: &Status) -> String {
         let mut rows: Vec<[String; 5]> = Vec::new();
         if self.header {
             rows.push(["IP", "Hostname", "Owner", "OS", "Status"].map(str::to_owned));
@@ -189,19 +191,13 @@ fn by_name(a: &PeerStatus, b: &PeerStatus) -> Ordering {
 fn name(peer: &PeerStatus, suffix: &str) -> String {
     let full = peer.dns_name.trim_end_matches('.');
     if full.is_empty() {
-        return format!("({:?})", printable(&peer.host_name));
+        return format!("({:?})", peer.host_name);
     }
     full.strip_suffix(suffix.trim_matches('.'))
         .and_then(|short| short.strip_suffix('.'))
         .filter(|short| !suffix.is_empty() && !short.is_empty())
         .unwrap_or(full)
         .to_owned()
-}
-
-/// The name without control characters: names come from other machines and must not
-/// control the terminal.
-fn printable(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).collect()
 }
 
 /// The owner's login up to and with the `@`.
@@ -342,11 +338,11 @@ mod tests {
             ..Status::default()
         };
         assert_eq!(
-            table().render(&status),
+            table().render(&shown(&status).unwrap()),
             "100.64.0.1  laptop      ann@  linux  -\n\
              100.64.0.2  db          ann@  linux  active; direct 198.51.100.7:41641\n\
              100.64.0.3  nas         ann@  linux  active; relay \"ams\", tx 2 rx 1\n\
-             100.64.0.5  (\"odd[2J\")  -     linux  -\n\
+             100.64.0.5  (\"odd\u{fffd}[2J\")  -     linux  -\n\
              100.64.0.4  phone       ann@  linux  offline, last seen 12m ago\n\
              \n\
              # Health check:\n\

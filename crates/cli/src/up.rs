@@ -16,7 +16,7 @@ use serde::Serialize;
 use warren_keys::NodePublic;
 
 use super::args::Given;
-use super::{Failure, Io, duration, pref_flags};
+use super::{Failure, Io, duration, pref_flags, shown};
 use warren_local_api::client::{Client, ClientError};
 use warren_local_api::endpoint::EventStream;
 use warren_local_api::endpoints::{
@@ -26,6 +26,7 @@ use warren_local_api::notify::{Notify, NotifyMask, State};
 use warren_local_api::prefs::Options;
 use warren_local_api::types::Status;
 use warren_node_types::{MaskedPrefs, Prefs};
+use warren_terminal::printable;
 
 /// The two commands that this file implements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,7 +153,7 @@ async fn timeout_text(client: &Client, timeout: Duration) -> String {
     {
         let _ = write!(text, " (state {})", status.backend_state);
         for problem in &status.health {
-            let _ = write!(text, "\n  - {problem}");
+            let _ = write!(text, "\n  - {}", printable(problem));
         }
     }
     text.push_str("\ncheck with: warren status");
@@ -374,7 +375,8 @@ impl Session<'_> {
                 &mut bytes, format,
             ))
             .map_err(Failure::failed)?;
-        self.io.say(String::from_utf8_lossy(&bytes))
+        let text = String::from_utf8_lossy(&bytes);
+        self.io.say(warren_terminal::escaped_json(&text))
     }
 
     async fn log_in(&mut self) -> Result<(), ClientError> {
@@ -412,7 +414,10 @@ impl Session<'_> {
                         ..Progress::default()
                     })?;
                 }
-                return Err(Failure::failed(format_args!("backend error: {text}")));
+                return Err(Failure::failed(format_args!(
+                    "backend error: {}",
+                    printable(&text)
+                )));
             }
             if let Some(url) = browse_to_url.filter(|url| !url.is_empty() && *url != shown) {
                 self.show_url(&url)?;
@@ -475,8 +480,10 @@ impl Session<'_> {
                 ..Progress::default()
             });
         }
-        self.io
-            .note(format_args!("\nTo authenticate, visit:\n\n\t{url}\n"));
+        self.io.note(format_args!(
+            "\nTo authenticate, visit:\n\n\t{}\n",
+            printable(url)
+        ));
         Ok(())
     }
 
@@ -488,6 +495,7 @@ impl Session<'_> {
                 ..Progress::default()
             });
         }
+        let status = &shown(status)?;
         if self.printed {
             self.io.note("Success.");
         }

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser as _};
 
-use crate::failure::Failure;
+use crate::failure::{Failure, print_error};
 use crate::serve;
 use args::{Cli, Top};
 use session::Session;
@@ -42,14 +42,14 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Failed(why)) => failed(&why),
         Err(Failure::Usage(why)) => {
-            eprintln!("warren-control: {why}");
+            print_error(&why);
             ExitCode::from(2)
         }
     }
 }
 
 fn failed(why: &str) -> ExitCode {
-    eprintln!("warren-control: {why}");
+    print_error(why);
     ExitCode::FAILURE
 }
 

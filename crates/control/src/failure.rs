@@ -2,6 +2,8 @@
 
 use std::io::Write as _;
 
+use warren_terminal::SafeWriter;
+
 /// Why the program ends with an error.
 #[derive(Debug)]
 pub enum Failure {
@@ -17,7 +19,12 @@ impl<E: std::error::Error> From<E> for Failure {
     }
 }
 
-/// Prints; a reader that went away (`| head`) is no error.
+/// Prints, without characters that act on a terminal; a reader that went away (`| head`) is no error.
 pub(crate) fn print(text: String) {
-    let _ = std::io::stdout().write_all(text.as_bytes());
+    let _ = SafeWriter(std::io::stdout()).write_all(text.as_bytes());
+}
+
+/// Prints a line for the user beside the output.
+pub(crate) fn print_error(text: &str) {
+    let _ = writeln!(SafeWriter(std::io::stderr()), "warren-control: {text}");
 }

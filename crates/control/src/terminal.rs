@@ -5,6 +5,7 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use unicode_width::UnicodeWidthStr as _;
+pub use warren_terminal::printable;
 
 /// The default of `--state-dir`.
 pub const DEFAULT_STATE_DIR: &str = "./warren-control";
@@ -20,13 +21,6 @@ const AREAS: [&str; 7] = [
     "health",
     "debug ",
 ];
-
-/// Text from a machine, made safe for a terminal: without control characters, which
-/// could move the cursor or rewrite lines.
-pub fn printable(text: &str) -> String {
-    let shown = |c: char| if c.is_control() { '\u{fffd}' } else { c };
-    text.chars().map(shown).collect()
-}
 
 /// How commands are written in messages: for a state folder that is not the
 /// default one, with its `--state-dir`, or they would speak to another server.

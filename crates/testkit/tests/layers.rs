@@ -17,7 +17,14 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("keys", &["keys"]),
     (
         "vocabulary",
-        &["wire", "control-types", "timers", "metrics", "testkit"],
+        &[
+            "wire",
+            "control-types",
+            "timers",
+            "metrics",
+            "terminal",
+            "testkit",
+        ],
     ),
     ("node types", &["node-types"]),
     (

@@ -14,7 +14,7 @@ use warren_control_core::{GivenPolicy, diff_of_files};
 
 use super::args::Policy;
 use super::session::Session;
-use crate::failure::{Failure, print};
+use crate::failure::{Failure, print, print_error};
 use crate::terminal::{relative, table};
 
 /// Runs a `policy` command.
@@ -169,7 +169,9 @@ fn check(session: &Session, file: &Path) -> Result<(), Failure> {
     let tests = policy.count_tests();
     let open = policy.allows_everything().map(|why| why.to_string());
     if let Some(why) = &open {
-        eprintln!("warren-control: with this policy every node may reach every node: {why}");
+        print_error(&format!(
+            "with this policy every node may reach every node: {why}"
+        ));
     }
     let text = match tests {
         0 => "the policy is good\n".to_owned(),
@@ -205,7 +207,7 @@ async fn get(session: &Session, version: Option<i64>) -> Result<(), Failure> {
     if answer.policy.is_some()
         && let Some(why) = &answer.allow_all_reason
     {
-        eprintln!("warren-control: every node may reach every node: {why}");
+        print_error(&format!("every node may reach every node: {why}"));
     }
     match answer.policy {
         // A policy is shown as it is.
@@ -218,10 +220,10 @@ async fn get(session: &Session, version: Option<i64>) -> Result<(), Failure> {
         && let Some(problem) = answer.problem
     {
         // Not among the text, which may go into a file.
-        eprintln!(
-            "warren-control: this is the last good policy; since {} its file is not valid:\n{}",
+        print_error(&format!(
+            "this is the last good policy; since {} its file is not valid:\n{}",
             problem.since, problem.text
-        );
+        ));
     }
     Ok(())
 }

@@ -23,7 +23,7 @@ pub(super) async fn health(session: &Session) -> Result<(), Failure> {
 pub(super) async fn debug(session: &Session, command: Debugging) -> Result<(), Failure> {
     let Debugging::C2n { node, path, data } = command;
     let request = SendC2n { node, path, data };
-    let response = session.ask(&request, |response, _| show_response(response));
+    let response = session.ask_lines(&request, show_response);
     if response.await?.status >= 400 {
         return Err(Failure::Failed("the node refused the request".to_owned()));
     }

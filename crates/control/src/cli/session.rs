@@ -39,7 +39,7 @@ impl Session {
     /// Prints an answer as JSON or as text.
     pub(super) fn show(&self, json: &Value, text: &str) {
         if self.as_json {
-            print(format!("{json:#}\n"));
+            print(warren_terminal::escaped_json(&format!("{json:#}\n")));
         } else {
             print(self.complete(text));
         }
@@ -52,7 +52,8 @@ impl Session {
     }
 
     /// Calls an endpoint and prints the answer, as JSON or as the text that `render`
-    /// makes of it at the present moment.
+    /// makes of it at the present moment. `render` gets each text in one line, without
+    /// characters that act on a terminal.
     pub(super) async fn ask<E: Endpoint>(
         &self,
         request: &E,
@@ -60,7 +61,20 @@ impl Session {
     ) -> Result<E::Answer, Failure> {
         let answer = self.call(request).await?;
         let json = serde_json::to_value(&answer)?;
-        self.show(&json, &render(&answer, Timestamp::now()));
+        let shown = warren_terminal::shown(&answer)?;
+        self.show(&json, &render(&shown, Timestamp::now()));
+        Ok(answer)
+    }
+
+    /// As [`ask`](Self::ask), where the answer contains texts of several lines.
+    pub(super) async fn ask_lines<E: Endpoint>(
+        &self,
+        request: &E,
+        render: impl FnOnce(&E::Answer) -> String,
+    ) -> Result<E::Answer, Failure> {
+        let answer = self.call(request).await?;
+        let json = serde_json::to_value(&answer)?;
+        self.show(&json, &render(&answer));
         Ok(answer)
     }
 }
