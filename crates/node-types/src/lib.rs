@@ -13,6 +13,8 @@
 //! - [`Destination`]: the paths that packets for a peer take now.
 //! - [`Source`]: the path that a datagram arrived on, with the sender's key
 //!   where a relay states it.
+//! - [`SearchSocket`] and [`SocketOrder`]: the sockets of a search for a path through a
+//!   NAT that maps to random ports.
 //! - [`PortMapReport`]: the port mappings that a router holds for the node.
 //! - [`TailnetRanges`]: the address ranges that belong to the tailnet.
 //!
@@ -26,6 +28,7 @@ mod peer;
 mod port_map;
 mod prefs;
 mod ranges;
+mod search_sockets;
 
 pub use family::Family;
 pub use path::{Destination, PathAddr, Source};
@@ -35,5 +38,6 @@ pub use prefs::{
     AppConnector, AutoUpdate, MaskedPrefs, NetfilterMode, Prefs, check_hostname, exit_routes,
 };
 pub use ranges::TailnetRanges;
+pub use search_sockets::{SearchSocket, SocketOrder};
 pub use warren_control_types::RegionId;
 pub use warren_wire::geneve::Vni;

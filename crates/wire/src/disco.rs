@@ -35,6 +35,9 @@ pub const ENDPOINT_LEN: usize = 18;
 /// Behind magic and key: what the demultiplexer of a UDP socket asks for
 /// before it takes a datagram for disco.
 const MIN_UDP_LEN: usize = 38;
+/// The type of [`Message::PortSearch`]. The official client ignores types that it does
+/// not know; its own ones are counted up from 1.
+const PORT_SEARCH: u8 = 0xf0;
 /// Bytes of [`RelayEndpoint`] before its addresses.
 const RELAY_ENDPOINT_LEN: usize = 124;
 
@@ -146,6 +149,9 @@ pub enum Message {
     AllocateRelayEndpointRequest(AllocateRelayEndpointRequest),
     /// 0x09, over DERP only. "It is allocated."
     AllocateRelayEndpointResponse(AllocateRelayEndpointResponse),
+    /// 0xf0, over DERP only and only between Warren nodes: one step of the agreement
+    /// on a port search.
+    PortSearch(PortSearch),
 }
 
 /// Body of a ping.
@@ -226,6 +232,80 @@ pub struct AllocateRelayEndpointResponse {
     pub endpoint: RelayEndpoint,
 }
 
+/// Body of 0xf0, 24 bytes: the id (4), the step (1), a code (1), an address (18).
+///
+/// A node behind a NAT that maps each destination to another, random port offers the
+/// search; a peer whose own port is the same for all destinations accepts it or refuses.
+/// Then the node behind the NAT sends from many sockets to the address of the peer, and
+/// the peer sends to random ports of the NAT, until one datagram arrives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortSearch {
+    /// Chosen with the offer, returned in the answer.
+    pub id: u32,
+    /// The step.
+    pub step: PortSearchStep,
+}
+
+/// A step of the agreement on a port search.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PortSearchStep {
+    /// Step 0. The sender is behind a NAT that maps to random ports.
+    Offer {
+        /// The outside address of that NAT. The port in the message is 0.
+        outside: IpAddr,
+        /// Whether the sender itself has packets for the receiver. The code in the
+        /// message is 1 if so, else 0.
+        needed: bool,
+    },
+    /// Step 1. The search begins; the sender can be reached there by the peers that it
+    /// has sent to.
+    Accept {
+        /// The outside address and port of the sender.
+        target: SocketAddr,
+    },
+    /// Step 2. There will be no search; the code in the message is the reason.
+    Refuse(PortSearchRefusal),
+}
+
+/// The reason why a node takes no part in a port search.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PortSearchRefusal {
+    /// Code 0, and every code that is not known: no reason is given.
+    Unspecified,
+    /// Code 1. Its user switched port searches off.
+    SwitchedOff,
+    /// Code 2. Its own NAT maps each destination to another port.
+    PortVaries,
+    /// Code 3. It is busy with another search, or had one with this peer just now.
+    Busy,
+    /// Code 4. Neither side has packets for the other.
+    NotNeeded,
+    /// Code 5. It does not know its own outside address.
+    NoAddress,
+}
+
+impl PortSearchRefusal {
+    /// All reasons, by their codes.
+    const ALL: [Self; 6] = [
+        Self::Unspecified,
+        Self::SwitchedOff,
+        Self::PortVaries,
+        Self::Busy,
+        Self::NotNeeded,
+        Self::NoAddress,
+    ];
+
+    fn from_code(code: u8) -> Self {
+        let known = Self::ALL.get(usize::from(code));
+        known.copied().unwrap_or(Self::Unspecified)
+    }
+
+    fn code(self) -> u8 {
+        let at = Self::ALL.iter().position(|reason| *reason == self);
+        at.and_then(|at| u8::try_from(at).ok()).unwrap_or(0)
+    }
+}
+
 impl Message {
     /// The type byte.
     pub const fn kind(&self) -> u8 {
@@ -239,6 +319,7 @@ impl Message {
             Self::CallMeMaybeVia(_) => 0x07,
             Self::AllocateRelayEndpointRequest(_) => 0x08,
             Self::AllocateRelayEndpointResponse(_) => 0x09,
+            Self::PortSearch(_) => PORT_SEARCH,
         }
     }
 
@@ -280,6 +361,7 @@ impl Message {
                 out.extend_from_slice(&response.generation.to_be_bytes());
                 response.endpoint.emit(&mut out);
             }
+            Self::PortSearch(search) => search.emit(&mut out),
         }
         out
     }
@@ -325,7 +407,9 @@ impl Message {
             0x04 => Ok(Self::BindRelayEndpoint(body.bind()?)),
             0x05 => Ok(Self::BindRelayEndpointChallenge(body.bind()?)),
             0x06 => Ok(Self::BindRelayEndpointAnswer(body.bind()?)),
-            0x07..=0x09 if version != 0 => Err(ParseError::UnknownVersion { kind, version }),
+            0x07..=0x09 | PORT_SEARCH if version != 0 => {
+                Err(ParseError::UnknownVersion { kind, version })
+            }
             0x07 => Ok(Self::CallMeMaybeVia(body.relay_endpoint()?)),
             0x08 => Ok(Self::AllocateRelayEndpointRequest(
                 AllocateRelayEndpointRequest {
@@ -339,8 +423,25 @@ impl Message {
                     endpoint: body.relay_endpoint()?,
                 },
             )),
+            PORT_SEARCH => Ok(Self::PortSearch(body.port_search(version)?)),
             _ => Err(ParseError::UnknownType { kind }),
         }
+    }
+}
+
+impl PortSearch {
+    fn emit(&self, out: &mut Vec<u8>) {
+        let nowhere = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0);
+        let (step, code, address) = match self.step {
+            PortSearchStep::Offer { outside, needed } => {
+                (0, u8::from(needed), SocketAddr::new(outside, 0))
+            }
+            PortSearchStep::Accept { target } => (1, 0, target),
+            PortSearchStep::Refuse(reason) => (2, reason.code(), nowhere),
+        };
+        out.extend_from_slice(&self.id.to_be_bytes());
+        out.extend_from_slice(&[step, code]);
+        put_endpoint(out, address);
     }
 }
 
@@ -409,6 +510,26 @@ impl Reader<'_> {
         Ok(out)
     }
 
+    fn port_search(&mut self, version: u8) -> Result<PortSearch, ParseError> {
+        let id = self.u32()?;
+        let [step, code] = self.take()?;
+        let address = self.endpoint()?;
+        let step = match step {
+            0 => PortSearchStep::Offer {
+                outside: address.ip(),
+                needed: code == 1,
+            },
+            1 => PortSearchStep::Accept { target: address },
+            2 => PortSearchStep::Refuse(PortSearchRefusal::from_code(code)),
+            // A step of the future is as good as a version of the future.
+            _ => {
+                let kind = self.kind;
+                return Err(ParseError::UnknownVersion { kind, version });
+            }
+        };
+        Ok(PortSearch { id, step })
+    }
+
     fn bind(&mut self) -> Result<BindRelayEndpoint, ParseError> {
         Ok(BindRelayEndpoint {
             vni: self.u32()?,
@@ -471,6 +592,17 @@ mod tests {
         }
     }
 
+    fn port_search_step() -> impl Strategy<Value = PortSearchStep> {
+        prop_oneof![
+            (address(), any::<bool>()).prop_map(|(outside, needed)| PortSearchStep::Offer {
+                outside: outside.ip(),
+                needed,
+            }),
+            address().prop_map(|target| PortSearchStep::Accept { target }),
+            (0u8..9).prop_map(|code| PortSearchStep::Refuse(PortSearchRefusal::from_code(code))),
+        ]
+    }
+
     fn message() -> impl Strategy<Value = Message> {
         let ping =
             (any::<[u8; 12]>(), any::<Option<([u8; 32], u16)>>()).prop_map(|(tx, sender)| {
@@ -503,6 +635,8 @@ mod tests {
                     generation,
                 })
             }),
+            (any::<u32>(), port_search_step())
+                .prop_map(|(id, step)| Message::PortSearch(PortSearch { id, step })),
             (any::<u32>(), relay_endpoint()).prop_map(|(generation, endpoint)| {
                 Message::AllocateRelayEndpointResponse(AllocateRelayEndpointResponse {
                     generation,
@@ -525,7 +659,9 @@ mod tests {
         }
 
         #[test]
-        fn any_body_of_any_type_is_survived(kind in 0u8..12, version in 0u8..2, body: Vec<u8>) {
+        fn any_body_of_any_type_is_survived(
+            kind in prop_oneof![0u8..12, Just(PORT_SEARCH)], version in 0u8..2, body: Vec<u8>,
+        ) {
             let mut bytes = vec![kind, version];
             bytes.extend_from_slice(&body);
             let _ = Message::parse(&bytes);
