@@ -10,7 +10,7 @@ use warren_fuzz::{Clock, Counting, address, disco, first_map, node, steps};
 use warren_keys::sealed_box::{NONCE_LEN, SharedKey};
 use warren_paths::{
     Event, Family, LocalAddresses, MappingProtocols, PathAddr, Paths, PathsConfig, PeerIndex,
-    PeerInfo, PortMapReport,
+    PeerInfo, PortMapReport, SearchSocket, SocketOrder,
 };
 use warren_wire::disco::{Envelope, MAGIC, Message, Pong};
 use warren_wire::stun::{self, Request, Response};
@@ -22,6 +22,8 @@ struct World {
     sent: Vec<(std::net::SocketAddr, Vec<u8>)>,
     pinged: BTreeSet<std::net::SocketAddr>,
     relays_wanted: BTreeSet<RegionId>,
+    /// The port search with open sockets.
+    search: Option<u32>,
 }
 
 fn shared(n: u8) -> SharedKey {
@@ -62,6 +64,7 @@ impl World {
             sent: Vec::new(),
             pinged: BTreeSet::new(),
             relays_wanted: BTreeSet::new(),
+            search: None,
         }
     }
 
@@ -103,6 +106,7 @@ impl World {
                 | Event::ProbeRelayHttps { .. }
                 | Event::WantPortMapping { .. }
                 | Event::ResolveHost { .. } => {}
+                Event::Sockets(order) => self.order_sockets(order),
             }
         }
         let excess = self.sent.len().saturating_sub(64);
@@ -112,6 +116,24 @@ impl World {
                 at > self.clock.now,
                 "{reason:?} stays due: the shell would spin"
             );
+        }
+    }
+
+    /// Keeps the books of the sockets of port searches, as a shell does.
+    fn order_sockets(&mut self, order: SocketOrder) {
+        match order {
+            SocketOrder::Open { search, count } => {
+                assert!(count <= 256);
+                self.search = Some(search);
+            }
+            SocketOrder::Send { socket, .. } | SocketOrder::Keep { socket, .. } => {
+                assert_eq!(Some(socket.search), self.search);
+                assert!(socket.number < 256);
+            }
+            SocketOrder::Close { search } => {
+                assert_eq!(self.search.take(), Some(search));
+            }
+            SocketOrder::Release { .. } | SocketOrder::CloseAll => {}
         }
     }
 
@@ -200,6 +222,12 @@ fuzz_target!(|bytes: &[u8]| {
             0 => {
                 let ours = paths.handle_udp(now, from, step.bytes);
                 assert!(!ours || step.bytes.len() >= 20);
+            }
+            1 if step.arg == 255 => {
+                if let Some(search) = world.search {
+                    let socket = SearchSocket { search, number: 3 };
+                    paths.handle_search_udp(now, socket, from, &seal(n, step.bytes));
+                }
             }
             1 => assert!(paths.handle_udp(now, from, &seal(n, step.bytes))),
             2 => drop(paths.handle_relay(now, region, node(n).public(), step.bytes)),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use warren_control_types::{EndpointType, NetInfo, RegionId};
 use warren_keys::{DiscoPublic, NodePublic};
-use warren_node_types::{Destination, Family, PathAddr, PeerIndex, TailnetRanges};
+use warren_node_types::{Destination, Family, PathAddr, PeerIndex, SocketOrder, TailnetRanges};
 
 /// The configuration of the path engine, for its whole life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -84,6 +84,9 @@ pub enum Event {
         /// The bytes.
         packet: Vec<u8>,
     },
+    /// Do this with the sockets of a port search. Datagrams that arrive at them are given
+    /// to `handle_search_udp`.
+    Sockets(SocketOrder),
     /// Send a packet through the relay of a region that is connected.
     SendRelay {
         /// The region.
@@ -173,6 +176,8 @@ pub enum Reason {
     Peer,
     /// Unanswered pings are forgotten.
     PingExpiry,
+    /// The next probes of a port search, or its end.
+    PortSearch,
 }
 
 /// Numbers of dropped inputs, by reason, and a few totals. All only grow.
@@ -205,4 +210,9 @@ pub struct Counters {
     pub pongs_sent: u64,
     pub call_me_maybes_sent: u64,
     pub stun_sent: u64,
+    pub searches_started: u64,
+    pub searches_won: u64,
+    pub search_probes_sent: u64,
+    pub search_messages_refused: u64,
+    pub search_datagrams_refused: u64,
 }

@@ -2,11 +2,12 @@
 //! addresses, and the queue of events.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use warren_control_types::RegionId;
 use warren_keys::{DiscoPublic, Entropy, NodePublic};
-use warren_node_types::{PathAddr, PeerIndex};
+use warren_node_types::{PathAddr, PeerIndex, SearchSocket, SocketOrder};
 use warren_wire::disco::{Message, Ping, PingSender, TxId};
 use warren_wire::geneve;
 
@@ -15,6 +16,7 @@ use crate::disco_keys::DiscoKeys;
 use crate::endpoints::OwnEndpoints;
 use crate::netcheck::Netcheck;
 use crate::pings::{Pings, Waiting};
+use crate::port_search::PortSearches;
 use crate::relays::Relays;
 
 pub(crate) struct Core {
@@ -25,6 +27,7 @@ pub(crate) struct Core {
     pub(crate) relays: Relays,
     pub(crate) netcheck: Netcheck,
     pub(crate) own: OwnEndpoints,
+    pub(crate) searches: PortSearches,
     pub(crate) events: VecDeque<Event>,
     pub(crate) counters: Counters,
 }
@@ -47,6 +50,34 @@ pub(crate) struct PingOptions {
 impl Core {
     /// Sends a ping and waits for its pong.
     pub(crate) fn send_ping(&mut self, now: Instant, to: To, via: PathAddr, options: PingOptions) {
+        let (tx, message) = self.new_ping(options);
+        if self.send(now, to, via, &message) {
+            self.expect_pong(now, to, tx, via, options.token);
+        }
+    }
+
+    /// Sends a ping from a socket of a port search and waits for its pong.
+    pub(crate) fn ping_from(
+        &mut self,
+        now: Instant,
+        to: To,
+        socket: SearchSocket,
+        address: SocketAddr,
+    ) {
+        let (tx, message) = self.new_ping(PingOptions::default());
+        let Some(packet) = self.seal(to, &message) else {
+            return;
+        };
+        let send = SocketOrder::Send {
+            socket,
+            to: address,
+            packet,
+        };
+        self.events.push_back(Event::Sockets(send));
+        self.expect_pong(now, to, tx, PathAddr::Udp(address), None);
+    }
+
+    fn new_ping(&mut self, options: PingOptions) -> (TxId, Message) {
         let mut id = [0; 12];
         self.entropy.fill(&mut id);
         let tx = TxId(id);
@@ -58,17 +89,19 @@ impl Core {
             tx,
             sender: Some(sender),
         });
-        if self.send(now, to, via, &message) {
-            self.counters.pings_sent += 1;
-            let waiting = Waiting {
-                peer: to.peer,
-                via,
-                sent: now,
-                token: options.token,
-            };
-            if self.pings.insert(tx, waiting) {
-                self.counters.pings_evicted += 1;
-            }
+        (tx, message)
+    }
+
+    fn expect_pong(&mut self, now: Instant, to: To, tx: TxId, via: PathAddr, token: Option<u64>) {
+        self.counters.pings_sent += 1;
+        let waiting = Waiting {
+            peer: to.peer,
+            via,
+            sent: now,
+            token,
+        };
+        if self.pings.insert(tx, waiting) {
+            self.counters.pings_evicted += 1;
         }
     }
 
@@ -92,8 +125,7 @@ impl Core {
 
     /// Returns whether the message could be sealed.
     pub(crate) fn send(&mut self, now: Instant, to: To, via: PathAddr, message: &Message) -> bool {
-        let Some(packet) = self.keys.seal(self.entropy.as_mut(), &to.disco, message) else {
-            self.counters.degenerate_disco_key += 1;
+        let Some(packet) = self.seal(to, message) else {
             return false;
         };
         self.events.push_back(match via {
@@ -113,6 +145,14 @@ impl Core {
             }
         });
         true
+    }
+
+    fn seal(&mut self, to: To, message: &Message) -> Option<Vec<u8>> {
+        let sealed = self.keys.seal(self.entropy.as_mut(), &to.disco, message);
+        if sealed.is_none() {
+            self.counters.degenerate_disco_key += 1;
+        }
+        sealed
     }
 
     pub(crate) fn want_relay(&mut self, now: Instant, region: RegionId) {

@@ -181,6 +181,13 @@ impl Netcheck {
         (report.varies() == Some(true)).then_some(global.ip())
     }
 
+    /// Whether our NAT maps each destination to another port, over IPv4; `None` before
+    /// two servers have answered in one run.
+    pub(crate) fn varies(&self) -> Option<bool> {
+        let running = self.run.as_ref().and_then(|run| run.report.varies());
+        running.or_else(|| self.last.as_ref()?.varies())
+    }
+
     fn newest(&self) -> Option<&Report> {
         let running = self
             .run

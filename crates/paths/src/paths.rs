@@ -3,6 +3,7 @@
 mod netmap;
 mod network;
 mod port_mapping;
+mod port_search;
 mod receive;
 mod relay_events;
 mod user_pings;
@@ -26,6 +27,7 @@ use crate::endpoints::OwnEndpoints;
 use crate::netcheck::Netcheck;
 use crate::peer::Peer;
 use crate::pings::Pings;
+use crate::port_search::PortSearches;
 use crate::pre_netmap::PreNetmap;
 use crate::relays::Relays;
 
@@ -84,6 +86,7 @@ impl Paths {
                 relays: Relays::default(),
                 netcheck: Netcheck::new(u64::from_be_bytes(draw)),
                 own: OwnEndpoints::default(),
+                searches: PortSearches::default(),
                 events: VecDeque::new(),
                 counters: Counters::default(),
             },
@@ -180,6 +183,10 @@ impl Paths {
                 .deadline()
                 .map(|at| (at, Reason::PingExpiry)),
             asked.map(|at| (at, Reason::PingExpiry)),
+            self.core
+                .searches
+                .deadline()
+                .map(|at| (at, Reason::PortSearch)),
         ];
         all.into_iter().flatten().min()
     }
@@ -222,6 +229,7 @@ impl Paths {
         }
         let deadline = peer.deadline(&self.core, now);
         self.timers.update(handle, deadline);
+        self.release_sockets(now, handle);
     }
 
     fn settle_all_peers(&mut self, now: Instant) {
@@ -252,6 +260,7 @@ impl Paths {
         );
         self.apply(now, progress);
         self.core.relays.handle_timeout(now, &mut self.core.events);
+        self.drive_port_search(now);
         self.core.pings.expire(now);
         self.expire_port_mappings(now);
         self.end_late_pings(now);

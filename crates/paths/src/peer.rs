@@ -13,13 +13,14 @@ use std::time::{Duration, Instant};
 
 use warren_control_types::RegionId;
 use warren_node_types::{Destination, Family, PathAddr, PeerIndex, TailnetRanges};
-use warren_wire::disco::{Message, Ping, Pong, TxId};
+use warren_wire::disco::{Message, Ping, Pong, PortSearch, PortSearchStep, TxId};
 
 use crate::api::PeerInfo;
 use crate::candidates::{Added, Candidates};
 use crate::choice;
 use crate::core::{Core, PingOptions, To};
 use crate::direct::{ACTIVE, Cause, Direct};
+use crate::port_search::Attempts;
 use crate::probe_schedule::{MAX_FAST_CANDIDATES, ProbeSchedule};
 
 /// How long a peer counts as recently learned.
@@ -70,6 +71,7 @@ pub(crate) struct Peer {
     /// When the last CallMeMaybe of the peer came.
     call_me_maybe_received: Option<Instant>,
     answered: VecDeque<TxId>,
+    pub(crate) attempts: Attempts,
     /// The destination that was reported last.
     pub(crate) destination: Destination,
 }
@@ -91,6 +93,7 @@ impl Peer {
             call_me_maybe_sent: None,
             call_me_maybe_received: None,
             answered: VecDeque::new(),
+            attempts: Attempts::default(),
             destination: Destination::None,
         }
     }
@@ -158,6 +161,9 @@ impl Peer {
         let keep = self.in_use();
         let added = self.candidates.set_netmap(now, &self.info.endpoints, keep);
         let new = self.count(core, added);
+        if !new.is_empty() {
+            self.attempts.something_changed();
+        }
         if self.wants_path(now) {
             for address in new {
                 self.ping(core, now, address, MIN_PROBE_GAP);
@@ -168,6 +174,7 @@ impl Peer {
     /// The peer's process is a new one: its sockets may be too.
     pub(crate) fn restarted(&mut self, now: Instant) {
         self.answered.clear();
+        self.attempts.something_changed();
         self.call_me_maybe_sent = None;
         self.schedule = None;
         if let Some(direct) = &mut self.direct {
@@ -199,6 +206,9 @@ impl Peer {
     pub(crate) fn note_sent(&mut self, core: &mut Core, now: Instant) {
         if !self.wants_path(now) {
             self.schedule = None;
+        }
+        if !self.is_active(now) {
+            self.attempts.needed_again();
         }
         self.last_sent = Some(now);
         if let Some(region) = self.destination(core, now).derp_region() {
@@ -245,6 +255,7 @@ impl Peer {
         }
         self.schedule = None;
         self.call_me_maybe_sent = None;
+        self.attempts.something_changed();
         self.candidates.forget_measurements();
     }
 
@@ -304,6 +315,10 @@ impl Peer {
     /// A pong of this peer for a ping to `address` came after `latency`.
     pub(crate) fn handle_pong(&mut self, now: Instant, address: SocketAddr, latency: Duration) {
         let old_round_trip = self.round_trip();
+        if self.candidates.get(address).is_none() {
+            // A guess of a port search, or a candidate that had to go for another.
+            self.candidates.received(now, address, self.in_use());
+        }
         let Some(candidate) = self.candidates.get_mut(address) else {
             return;
         };
@@ -333,7 +348,9 @@ impl Peer {
     ) {
         let keep = self.in_use();
         let added = self.candidates.set_call_me_maybe(now, listed, keep);
-        self.count(core, added);
+        if !self.count(core, added).is_empty() {
+            self.attempts.something_changed();
+        }
         if self
             .call_me_maybe_received
             .is_some_and(|at| now < at + CALL_ME_MAYBE_PING_GAP)
@@ -423,6 +440,7 @@ impl Peer {
         self.check_direct(core, now);
         self.drive_schedule(core, now);
         self.drive_call_me_maybe(core, now);
+        self.drive_port_search(core, now);
     }
 
     /// When `drive` has something to do, or the destination changes.
@@ -438,10 +456,18 @@ impl Peer {
                 .is_some_and(|region| core.relays.is_connected(region))
         });
         let upgrade = self.upgrade_at();
-        [check, change, schedule, call_me_maybe, upgrade]
-            .into_iter()
-            .flatten()
-            .min()
+        let offer = self.offer_at(core, now);
+        let trial = core.searches.trial_ends(now, self.handle);
+        let all = [
+            check,
+            change,
+            schedule,
+            call_me_maybe,
+            upgrade,
+            offer,
+            trial,
+        ];
+        all.into_iter().flatten().min()
     }
 
     fn check_direct(&mut self, core: &mut Core, now: Instant) {
@@ -521,6 +547,49 @@ impl Peer {
         }
     }
 
+    /// Offers the peer a port search, when nothing else has helped.
+    fn drive_port_search(&mut self, core: &mut Core, now: Instant) {
+        if self.schedule.is_some() && self.direct.is_none() {
+            self.attempts.wanted_since.get_or_insert(now);
+        } else {
+            self.attempts.wanted_since = None;
+        }
+        if self.offer_at(core, now).is_none_or(|at| now < at) {
+            return;
+        }
+        let outside = core.netcheck.global(Family::V4);
+        let (Some(to), Some(outside), Some(region)) =
+            (self.to(), outside, self.call_me_maybe_relay(core))
+        else {
+            return;
+        };
+        let mut random = [0; 4];
+        core.entropy.fill(&mut random);
+        let random = u32::from_be_bytes(random);
+        let step = PortSearchStep::Offer {
+            outside: outside.ip(),
+            needed: self.is_active(now),
+        };
+        let id = core.searches.offer(now, self.handle, random);
+        let offer = Message::PortSearch(PortSearch { id, step });
+        core.send(now, to, PathAddr::Derp(region), &offer);
+    }
+
+    /// When to offer the peer a port search: our NAT maps to other ports for other
+    /// destinations, packets flow in one direction or the other, and pings alone found
+    /// no path.
+    fn offer_at(&self, core: &Core, now: Instant) -> Option<Instant> {
+        let at = self.attempts.next_at()?;
+        let called = self.call_me_maybe_until.is_some_and(|until| now < until);
+        let is_needed = self.is_active(now) || called;
+        let region = self.call_me_maybe_relay(core)?;
+        let possible = core.searches.may_offer()
+            && core.netcheck.varies() == Some(true)
+            && core.netcheck.global(Family::V4).is_some()
+            && core.relays.is_connected(region);
+        Some(at).filter(|_| is_needed && possible)
+    }
+
     /// When to compare the path in use with the other candidates.
     fn upgrade_at(&self) -> Option<Instant> {
         self.round_trip()
@@ -529,7 +598,7 @@ impl Peer {
         Some(at).filter(|at| self.last_sent.is_some_and(|sent| *at < sent + ACTIVE))
     }
 
-    fn to(&self) -> Option<To> {
+    pub(crate) fn to(&self) -> Option<To> {
         let disco = self.info.disco_key?;
         Some(To {
             peer: self.handle,
@@ -538,7 +607,7 @@ impl Peer {
         })
     }
 
-    fn in_use(&self) -> Option<SocketAddr> {
+    pub(crate) fn in_use(&self) -> Option<SocketAddr> {
         self.direct.as_ref().map(|direct| direct.address)
     }
 

@@ -96,6 +96,7 @@ impl Paths {
         self.forget_disco(handle, peer.info.disco_key);
         self.timers.remove(&handle);
         self.end_pings_of(handle);
+        self.release_sockets(now, handle);
         self.settle_shared(now);
     }
 

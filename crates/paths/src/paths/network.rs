@@ -12,6 +12,7 @@ use super::netmap::SMALL_TAILNET;
 use crate::api::{Event, LocalAddresses};
 use crate::endpoints::FIRST_ANSWER;
 use crate::netcheck::Progress;
+use crate::port_search::PortSearchOutcome;
 
 /// Periodic measurements are this far apart, at random, so that nodes that
 /// started together do not measure together.
@@ -68,6 +69,7 @@ impl Paths {
         self.core.own.forget_measurement(now);
         self.give_up_port_mappings(now);
         self.core.relays.retry_now(now);
+        self.end_port_search(now, PortSearchOutcome::Ended);
         let small = self.peers.len() <= SMALL_TAILNET;
         for peer in self.peers.values_mut() {
             peer.mark_paths_suspect(now);
@@ -79,13 +81,14 @@ impl Paths {
         self.settle_all_peers(now);
     }
 
-    /// While paused (no network at all) nothing is sent, no port mapping is
-    /// kept and no deadline exists. Resuming is a link change.
+    /// While paused (no network at all) nothing is sent, no port mapping and no socket
+    /// of a port search is kept, and no deadline exists. Resuming is a link change.
     pub fn set_paused(&mut self, now: Instant, paused: bool) {
         let resumed = self.paused && !paused;
         self.paused = paused;
         if paused {
             self.give_up_port_mappings(now);
+            self.close_search_sockets(now);
         }
         if resumed {
             self.link_changed(now);

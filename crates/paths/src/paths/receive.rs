@@ -93,7 +93,7 @@ impl Paths {
     }
 
     /// Opens a packet of a peer; drops and counts all others.
-    fn open(&mut self, packet: &[u8]) -> Option<(DiscoPublic, Message)> {
+    pub(super) fn open(&mut self, packet: &[u8]) -> Option<(DiscoPublic, Message)> {
         let counters = &mut self.core.counters;
         let Ok(envelope) = Envelope::parse(packet) else {
             counters.disco_malformed += 1;
@@ -124,7 +124,7 @@ impl Paths {
         }
     }
 
-    fn handle_udp_message(
+    pub(super) fn handle_udp_message(
         &mut self,
         now: Instant,
         from: SocketAddr,
@@ -142,7 +142,8 @@ impl Paths {
             Message::CallMeMaybe(_)
             | Message::CallMeMaybeVia(_)
             | Message::AllocateRelayEndpointRequest(_)
-            | Message::AllocateRelayEndpointResponse(_) => {
+            | Message::AllocateRelayEndpointResponse(_)
+            | Message::PortSearch(_) => {
                 self.core.counters.disco_wrong_transport += 1;
             }
             Message::BindRelayEndpoint(_)
@@ -180,6 +181,7 @@ impl Paths {
             Message::CallMeMaybe(endpoints) => {
                 peer.handle_call_me_maybe(&mut self.core, now, &endpoints);
             }
+            Message::PortSearch(step) => self.handle_port_search(now, region, handle, step),
             Message::CallMeMaybeVia(_)
             | Message::AllocateRelayEndpointRequest(_)
             | Message::AllocateRelayEndpointResponse(_) => {

@@ -1,6 +1,7 @@
 //! Views of the state.
 
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use warren_control_types::{EndpointType, NetInfo, RegionId};
 use warren_keys::DiscoPublic;
@@ -8,6 +9,7 @@ use warren_node_types::PeerIndex;
 
 use super::Paths;
 use crate::api::{Counters, PeerPath};
+use crate::port_search::PortSearchOutcome;
 
 impl Paths {
     /// The path to `peer` now, for a status display.
@@ -20,6 +22,11 @@ impl Paths {
             round_trip: direct.and_then(|(_, round_trip)| round_trip),
             relay: state.relay(&self.core),
         })
+    }
+
+    /// When the last port search with `peer` ended, and how.
+    pub fn port_search(&self, peer: PeerIndex) -> Option<(Instant, PortSearchOutcome)> {
+        self.peers.get(&peer)?.attempts.last
     }
 
     /// Our own addresses, the newest ones.

@@ -15,13 +15,13 @@ use warren_testkit::SeededEntropy;
 
 use crate::world::{World, ms};
 
-const PEER: PeerIndex = PeerIndex(1);
+pub const PEER: PeerIndex = PeerIndex(1);
 
-fn node(byte: u8) -> NodePublic {
+pub fn node(byte: u8) -> NodePublic {
     NodeSecret::from_bytes(&[byte; 32]).public()
 }
 
-fn disco(byte: u8) -> DiscoSecret {
+pub fn disco(byte: u8) -> DiscoSecret {
     DiscoSecret::from_bytes(&[byte; 32])
 }
 
@@ -30,7 +30,7 @@ fn somewhere(last: u8) -> SocketAddr {
 }
 
 /// An engine (node 1, disco 1) that knows one peer (node 2, disco 2).
-fn engine(now: Instant) -> Paths {
+pub fn engine(now: Instant) -> Paths {
     let config = PathsConfig::default();
     let mut paths = Paths::new(config, node(1), disco(1), Box::new(SeededEntropy(1)));
     let interfaces = vec![std::net::IpAddr::from([10, 0, 0, 1])];
@@ -52,12 +52,12 @@ fn engine(now: Instant) -> Paths {
 }
 
 /// A packet sealed by `from` for the engine.
-fn sealed(from: &DiscoSecret, nonce: u8, message: &Message) -> Vec<u8> {
+pub fn sealed(from: &DiscoSecret, nonce: u8, message: &Message) -> Vec<u8> {
     let key = from.shared_with(disco(1).public().as_bytes()).unwrap();
     Envelope::seal(&from.public(), &key, &[nonce; 24], message)
 }
 
-fn ping(tx: u8, from: NodePublic) -> Message {
+pub fn ping(tx: u8, from: NodePublic) -> Message {
     let sender = Some(PingSender {
         node: from,
         padding: 0,
@@ -68,12 +68,12 @@ fn ping(tx: u8, from: NodePublic) -> Message {
     })
 }
 
-fn events(paths: &mut Paths) -> Vec<Event> {
+pub fn events(paths: &mut Paths) -> Vec<Event> {
     std::iter::from_fn(|| paths.poll_event()).collect()
 }
 
 /// The transaction ids of the pings in `events`, as their receiver reads them.
-fn pings(events: &[Event]) -> Vec<(SocketAddr, TxId)> {
+pub fn pings(events: &[Event]) -> Vec<(SocketAddr, TxId)> {
     let key = disco(2).shared_with(disco(1).public().as_bytes()).unwrap();
     let read = |event: &Event| {
         let Event::SendUdp { to, packet } = event else {

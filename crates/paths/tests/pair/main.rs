@@ -9,5 +9,6 @@ mod in_use;
 mod mapping;
 mod measure;
 mod nat;
+mod port_search;
 mod reference;
 mod world;

@@ -706,7 +706,9 @@ impl World {
                         self.deliver(MAPPING, Delivery::PortMap { node, report });
                     }
                 }
-                Event::HomeRelay(_)
+                // The hosts give no more sockets: port searches find nothing here.
+                Event::Sockets(_)
+                | Event::HomeRelay(_)
                 | Event::Pong { .. }
                 | Event::PingFailed { .. }
                 | Event::ProbeRelayHttps { .. }

@@ -1,0 +1,258 @@
+//! Port searches: the agreement with the peer, the probes, and their end.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Instant;
+
+use warren_control_types::RegionId;
+use warren_node_types::{Family, PathAddr, PeerIndex, SearchSocket, SocketOrder};
+use warren_wire::disco::{self, Message, PortSearch, PortSearchRefusal, PortSearchStep};
+use warren_wire::stun;
+
+use super::Paths;
+use crate::api::Event;
+use crate::core::PingOptions;
+use crate::port_search::{PortSearchOutcome, Probe, Role, SOCKETS};
+
+impl Paths {
+    /// Whether this node takes part in port searches; it does from the start.
+    pub fn set_port_search(&mut self, now: Instant, on: bool) {
+        if self.core.searches.is_switched_off() != on {
+            return;
+        }
+        self.core.searches.set_switched_off(!on);
+        if on {
+            for peer in self.peers.values_mut() {
+                peer.attempts.something_changed();
+            }
+        } else {
+            self.end_port_search(now, PortSearchOutcome::Ended);
+        }
+        self.settle_all_peers(now);
+    }
+
+    /// Takes a datagram from a socket of a port search. Returns whether it was meant for
+    /// this crate; all others are WireGuard's.
+    ///
+    /// The first one that the peer of the search sealed wins: its socket is kept.
+    pub fn handle_search_udp(
+        &mut self,
+        now: Instant,
+        socket: SearchSocket,
+        from: SocketAddr,
+        packet: &[u8],
+    ) -> bool {
+        let from = stun::unmap(from);
+        let Some((handle, target)) = self.core.searches.target_of(socket) else {
+            if self.core.searches.is_kept(socket, from) {
+                return self.handle_udp(now, from, packet);
+            }
+            self.core.counters.search_datagrams_refused += 1;
+            return true;
+        };
+        let opened = disco::looks_like_disco(packet)
+            .then(|| self.open(packet))
+            .flatten()
+            .filter(|_| from == target);
+        let disco_key = self.peers.get(&handle).and_then(|peer| peer.info.disco_key);
+        match opened {
+            Some((sender, message @ (Message::Ping(_) | Message::Pong(_))))
+                if Some(sender) == disco_key =>
+            {
+                self.core.searches.keep(now, handle, socket, from);
+                let keep = SocketOrder::Keep {
+                    socket,
+                    remote: from,
+                };
+                self.core.events.push_back(Event::Sockets(keep));
+                self.end_port_search(now, PortSearchOutcome::Found);
+                self.handle_udp_message(now, from, sender, message);
+                self.settle_shared(now);
+            }
+            _ => self.core.counters.search_datagrams_refused += 1,
+        }
+        true
+    }
+
+    /// A step of the agreement came from `handle` through the relay of `region`.
+    pub(super) fn handle_port_search(
+        &mut self,
+        now: Instant,
+        region: RegionId,
+        handle: PeerIndex,
+        message: PortSearch,
+    ) {
+        let PortSearch { id, step } = message;
+        match step {
+            PortSearchStep::Offer { outside, needed } => {
+                let answer = match self.accept_port_search(now, handle, id, outside, needed) {
+                    Ok(target) => PortSearchStep::Accept { target },
+                    Err(reason) => PortSearchStep::Refuse(reason),
+                };
+                if let Some(to) = self.peers.get(&handle).and_then(|peer| peer.to()) {
+                    let answer = Message::PortSearch(PortSearch { id, step: answer });
+                    self.core.send(now, to, PathAddr::Derp(region), &answer);
+                }
+            }
+            PortSearchStep::Accept { target } => {
+                let usable = is_outside_v4(target.ip()) && target.port() != 0;
+                if !usable || !self.core.searches.accepted(now, handle, id, target) {
+                    self.core.counters.search_messages_refused += 1;
+                    return;
+                }
+                self.core.counters.searches_started += 1;
+                let open = SocketOrder::Open {
+                    search: id,
+                    count: SOCKETS,
+                };
+                self.core.events.push_back(Event::Sockets(open));
+            }
+            PortSearchStep::Refuse(reason) => {
+                let ours = self.core.searches.running().is_some_and(|running| {
+                    running.id == id && running.peer == handle && running.role == Role::Offering
+                });
+                if ours {
+                    self.end_port_search(now, PortSearchOutcome::Refused(reason));
+                } else {
+                    self.core.counters.search_messages_refused += 1;
+                }
+            }
+        }
+    }
+
+    /// Takes part in the search that a peer offers, with the address that it should send to.
+    fn accept_port_search(
+        &mut self,
+        now: Instant,
+        handle: PeerIndex,
+        id: u32,
+        outside: IpAddr,
+        needed: bool,
+    ) -> Result<SocketAddr, PortSearchRefusal> {
+        if self.core.searches.is_switched_off() {
+            return Err(PortSearchRefusal::SwitchedOff);
+        }
+        if self.core.netcheck.varies() == Some(true) {
+            return Err(PortSearchRefusal::PortVaries);
+        }
+        let target = self.core.netcheck.global(Family::V4);
+        let target = target.ok_or(PortSearchRefusal::NoAddress)?;
+        let own = self.core.own.local().interfaces.contains(&outside);
+        if !is_outside_v4(outside) || own {
+            self.core.counters.search_messages_refused += 1;
+            return Err(PortSearchRefusal::Unspecified);
+        }
+        // The answer was lost, and the offer came again.
+        let running = self.core.searches.running();
+        if running.is_some_and(|running| running.id == id && running.peer == handle) {
+            return Ok(target);
+        }
+        let peer = self.peers.get_mut(&handle);
+        let peer = peer.ok_or(PortSearchRefusal::Unspecified)?;
+        if running.is_some() || !peer.attempts.allows(now) {
+            return Err(PortSearchRefusal::Busy);
+        }
+        if !(needed || peer.is_active(now)) || peer.has_good_path(now) {
+            return Err(PortSearchRefusal::NotNeeded);
+        }
+        let mut random = [0; 2];
+        self.core.entropy.fill(&mut random);
+        let random = u16::from_be_bytes(random);
+        self.core.searches.accept(now, handle, id, outside, random);
+        self.core.counters.searches_started += 1;
+        Ok(target)
+    }
+
+    /// Sends the probes that are due, and ends the search when it is over.
+    pub(super) fn drive_port_search(&mut self, now: Instant) {
+        let Some(running) = self.core.searches.running().copied() else {
+            return;
+        };
+        let peer = self.peers.get(&running.peer);
+        let Some(to) = peer.and_then(|peer| peer.to()) else {
+            self.end_port_search(now, PortSearchOutcome::Ended);
+            return;
+        };
+        if peer.is_some_and(|peer| peer.has_good_path(now)) {
+            let outcome = match running.role {
+                Role::Easy { .. } => PortSearchOutcome::Found,
+                Role::Offering | Role::Hard { .. } => PortSearchOutcome::Ended,
+            };
+            self.end_port_search(now, outcome);
+            return;
+        }
+        let mut group = 0;
+        while let Some(probe) = self.core.searches.next_probe(now, group) {
+            group += 1;
+            self.core.counters.search_probes_sent += 1;
+            match probe {
+                Probe::From(socket, target) => self.core.ping_from(now, to, socket, target),
+                Probe::To(address) => {
+                    let via = PathAddr::Udp(address);
+                    self.core.send_ping(now, to, via, PingOptions::default());
+                }
+            }
+        }
+        if self.core.searches.is_over(now) {
+            let outcome = match running.role {
+                Role::Offering => PortSearchOutcome::Unanswered,
+                Role::Hard { .. } | Role::Easy { .. } => PortSearchOutcome::NotFound,
+            };
+            self.end_port_search(now, outcome);
+        }
+    }
+
+    /// Ends the running search, if there is one. Others may begin.
+    pub(super) fn end_port_search(&mut self, now: Instant, outcome: PortSearchOutcome) {
+        let Some(running) = self.core.searches.end() else {
+            return;
+        };
+        if let Role::Hard { .. } = running.role {
+            let close = SocketOrder::Close { search: running.id };
+            self.core.events.push_back(Event::Sockets(close));
+        }
+        if outcome == PortSearchOutcome::Found {
+            self.core.counters.searches_won += 1;
+        }
+        if let Some(peer) = self.peers.get_mut(&running.peer) {
+            peer.attempts.ended(now, running.since, outcome);
+        }
+        let waiting = self.peers.iter().filter(|(_, peer)| peer.is_searching());
+        for handle in waiting.map(|(handle, _)| *handle).collect::<Vec<_>>() {
+            self.settle(now, handle);
+        }
+    }
+
+    /// Ends the running search and closes all sockets of searches.
+    pub(super) fn close_search_sockets(&mut self, now: Instant) {
+        self.end_port_search(now, PortSearchOutcome::Ended);
+        if self.core.searches.forget_kept() {
+            let close = Event::Sockets(SocketOrder::CloseAll);
+            self.core.events.push_back(close);
+        }
+    }
+
+    /// Closes the kept sockets of a peer that are not in use.
+    pub(super) fn release_sockets(&mut self, now: Instant, handle: PeerIndex) {
+        let in_use = self.peers.get(&handle).and_then(|peer| peer.in_use());
+        let unused = match self.peers.contains_key(&handle) {
+            true => self.core.searches.release(now, handle, in_use),
+            false => self.core.searches.release_all(handle),
+        };
+        for remote in unused {
+            let release = SocketOrder::Release { remote };
+            self.core.events.push_back(Event::Sockets(release));
+        }
+    }
+}
+
+/// Whether a NAT may have this address, or a node of which no other network knows.
+fn is_outside_v4(ip: IpAddr) -> bool {
+    let IpAddr::V4(ip) = ip else { return false };
+    let this_network = ip.octets()[0] == 0;
+    !(this_network
+        || ip.is_loopback()
+        || ip.is_link_local()
+        || ip.is_multicast()
+        || ip == Ipv4Addr::BROADCAST
+        || ip.octets()[0] >= 240)
+}
