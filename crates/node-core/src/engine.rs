@@ -26,7 +26,7 @@ use warren_control_types::{
 };
 use warren_filter::{Filter, FlowTable, RuleProblem};
 use warren_keys::{DiscoPublic, DiscoSecret, Entropy, NodePublic, NodeSecret};
-use warren_node_types::{PathAddr, TailnetRanges};
+use warren_node_types::{PathAddr, SearchSocket, SocketOrder, TailnetRanges};
 use warren_paths::{
     Destination, Event as PathEvent, Family, LocalAddresses, Paths, PathsConfig, PeerInfo,
     PortMapReport, Reason as PathReason,
@@ -88,6 +88,9 @@ pub enum Output {
         /// The datagram.
         packet: Vec<u8>,
     },
+    /// Do this with the sockets of a port search; give the engine what arrives at them with
+    /// [`Engine::handle_search_udp`].
+    Sockets(SocketOrder),
     /// Send a packet through a relay; connect to it first if need be.
     SendRelay {
         /// The relay.
@@ -350,6 +353,7 @@ impl Engine {
         if self.prefs == prefs {
             return;
         }
+        self.paths.set_port_search(now, !prefs.no_port_search);
         self.prefs = prefs;
         let ids: Vec<NodeId> = self.netmap.peers.keys().copied().collect();
         for id in ids {
@@ -358,6 +362,7 @@ impl Engine {
         self.rebuild_routes();
         self.refresh_filter(false);
         self.refresh_host();
+        self.drain();
     }
 
     /// The time at the coordination server, since the UNIX epoch.
@@ -444,6 +449,22 @@ impl Engine {
     /// The network around us is another one: paths must be found again.
     pub fn link_changed(&mut self, now: Instant) {
         self.paths.link_changed(now);
+        self.drain();
+    }
+
+    /// A datagram arrived at a socket of a port search.
+    pub fn handle_search_udp(
+        &mut self,
+        now: Instant,
+        wall: Duration,
+        socket: SearchSocket,
+        from: SocketAddr,
+        packet: &[u8],
+    ) {
+        if !self.paths.handle_search_udp(now, socket, from, packet) {
+            self.handshakes
+                .handle_datagram(now, wall, Source::Udp(from), packet);
+        }
         self.drain();
     }
 
@@ -726,5 +747,6 @@ fn path_reason(reason: PathReason) -> &'static str {
         PathReason::PortMapping => "end of a port mapping",
         PathReason::Peer => "path of a peer",
         PathReason::PingExpiry => "unanswered pings",
+        PathReason::PortSearch => "search for a path through a NAT",
     }
 }

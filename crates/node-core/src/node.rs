@@ -264,8 +264,16 @@ impl Node {
     pub fn handle(&mut self, now: Instant, wall: Duration, input: NodeInput) {
         match input {
             // A node that is down does not reply.
-            NodeInput::Udp { .. } | NodeInput::Relay { .. } if !self.is_engaged() => {}
+            NodeInput::Udp { .. } | NodeInput::SearchUdp { .. } | NodeInput::Relay { .. }
+                if !self.is_engaged() => {}
             NodeInput::Udp { from, packet } => self.engine.handle_udp(now, wall, from, &packet),
+            NodeInput::SearchUdp {
+                socket,
+                from,
+                packet,
+            } => self
+                .engine
+                .handle_search_udp(now, wall, socket, from, &packet),
             NodeInput::Relay {
                 region,
                 from,
@@ -668,6 +676,7 @@ impl Node {
     fn on_engine_output(&mut self, now: Instant, output: Output) {
         let output = match output {
             Output::SendUdp { to, packet } => NodeOutput::SendUdp { to, packet },
+            Output::Sockets(order) => NodeOutput::Sockets(order),
             Output::SendRelay { region, to, packet } => {
                 return self.links.send(region, to, packet);
             }

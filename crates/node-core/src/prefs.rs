@@ -12,6 +12,8 @@ pub struct NodePrefs {
     pub shields_up: bool,
     /// Prefixes we offer to route, as far as the server approves them.
     pub advertise_routes: Vec<IpNet>,
+    /// Take no part in searches for a path through a NAT with random ports.
+    pub no_port_search: bool,
     /// The peer through which everything else goes.
     pub exit_node: Option<StableNodeId>,
 }

@@ -31,6 +31,7 @@ mod pipeline;
 mod queues;
 mod receiver;
 mod relayed;
+mod search_sockets;
 mod sync;
 
 use std::io;
@@ -48,7 +49,7 @@ use warren_host::tun::TunDevice;
 use warren_host::udp::UdpPair;
 use warren_host::wake::Waker;
 use warren_keys::{DiscoPublic, NodePublic};
-use warren_node_types::RegionId;
+use warren_node_types::{RegionId, SearchSocket};
 use warren_tunnel::{PeerIndex, Source};
 
 pub use self::count::{BadThreads, ThreadCounts};
@@ -57,6 +58,7 @@ pub use self::relayed::{RelayFeed, RelayInbox, RelayPorts, RelayedPackets, relay
 use self::inward::Inward;
 use self::outward::Outward;
 use self::queues::Queues;
+use self::search_sockets::{KeptSockets, Search};
 
 /// Answers of our own (errors, pongs) that may wait for the out thread. Peers
 /// decide how many there are: more are dropped.
@@ -71,6 +73,9 @@ pub trait EngineSink: Send + Sync {
     /// A datagram without tunnel data: STUN, disco or a handshake. Returns whether it
     /// was taken; unauthenticated senders control the rate.
     fn control(&self, from: Source, datagram: &[u8]) -> bool;
+
+    /// A datagram at a socket of a port search. Unauthenticated senders control the rate.
+    fn search_datagram(&self, socket: SearchSocket, from: SocketAddr, datagram: &[u8]);
 
     /// The first packet authenticated on the session with this local index.
     fn session_confirmed(&self, local_index: u32);
@@ -125,6 +130,8 @@ pub struct Config {
 struct Shared {
     /// Replaced when sockets are bound again.
     sockets: ArcSwap<UdpPair>,
+    /// The sockets for paths that a port search found.
+    kept: ArcSwap<KeptSockets>,
     /// The view that the engine published last.
     view: ArcSwap<View>,
     drops: Arc<Drops>,
@@ -182,6 +189,8 @@ pub struct PacketThreads {
     /// To each out thread.
     commands: Vec<mpsc::Sender<OutCommand>>,
     threads: Vec<JoinHandle<()>>,
+    /// The port search that runs.
+    search: Option<Search>,
 }
 
 impl PacketThreads {
@@ -205,6 +214,7 @@ impl PacketThreads {
         let out_wakers: io::Result<_> = (0..device.queues()).map(|_| Waker::new()).collect();
         let shared = Arc::new(Shared {
             sockets: ArcSwap::from_pointee(config.sockets),
+            kept: ArcSwap::default(),
             view: ArcSwap::new(config.view),
             drops: Arc::new(Drops::new()),
             send_failures: AtomicU64::new(0),
@@ -228,6 +238,7 @@ impl PacketThreads {
             shared: Arc::clone(&shared),
             commands: Vec::new(),
             threads: Vec::new(),
+            search: None,
         };
         let (answers, to_answer) = mpsc::sync_channel(WAITING_ANSWERS);
         let mut to_answer = Some(to_answer);
@@ -299,7 +310,9 @@ impl PacketThreads {
     /// it is lost as on any network.
     pub fn send_udp(&self, to: SocketAddr, datagram: &[u8]) {
         let sockets = self.shared.sockets.load();
-        let Some(socket) = sockets.for_destination(to) else {
+        let kept = self.shared.kept.load();
+        let kept = kept.get(to).map(|socket| &**socket);
+        let Some(socket) = kept.or_else(|| sockets.for_destination(to)) else {
             return;
         };
         if let Err(error) = socket.send_to(to, datagram) {

@@ -51,31 +51,18 @@ struct ToNetwork<'a, D> {
 impl<D: Device> OutSink for ToNetwork<'_, D> {
     fn udp(&mut self, sends: &[UdpSend], buffer: &[u8]) {
         let sockets = self.shared.sockets.load();
-        // Runs of one family keep their order; the two have different sockets.
+        let kept = self.shared.kept.load();
+        // Runs through one socket keep their order.
         for v4 in [true, false] {
             let Some(socket) = (if v4 { &sockets.v4 } else { &sockets.v6 }) else {
                 continue;
             };
-            let mut batch = [Datagrams {
-                to: ANYWHERE,
-                payload: &[],
-                segment_len: 0,
-            }; 64];
-            let mut filled = 0;
-            for send in sends.iter().filter(|send| send.to.is_ipv4() == v4) {
-                let payload = buffer.get(send.range.clone()).unwrap_or_default();
-                batch[filled] = Datagrams {
-                    to: send.to,
-                    payload,
-                    segment_len: send.segment_len,
-                };
-                filled += 1;
-                if filled == batch.len() {
-                    self.send(socket, &batch);
-                    filled = 0;
-                }
-            }
-            self.send(socket, &batch[..filled]);
+            let ours = |send: &&UdpSend| send.to.is_ipv4() == v4 && kept.get(send.to).is_none();
+            self.send_runs(socket, sends.iter().filter(ours), buffer);
+        }
+        for (remote, socket) in kept.sockets() {
+            let ours = |send: &&UdpSend| send.to == *remote;
+            self.send_runs(socket, sends.iter().filter(ours), buffer);
         }
     }
 
@@ -122,6 +109,35 @@ const ANYWHERE: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);
 
 impl<D: Device> ToNetwork<'_, D> {
+    /// Sends runs of datagrams, in batches.
+    fn send_runs<'s>(
+        &self,
+        socket: &UdpSocket,
+        sends: impl Iterator<Item = &'s UdpSend>,
+        buffer: &[u8],
+    ) {
+        let mut batch = [Datagrams {
+            to: ANYWHERE,
+            payload: &[],
+            segment_len: 0,
+        }; 64];
+        let mut filled = 0;
+        for send in sends {
+            let payload = buffer.get(send.range.clone()).unwrap_or_default();
+            batch[filled] = Datagrams {
+                to: send.to,
+                payload,
+                segment_len: send.segment_len,
+            };
+            filled += 1;
+            if filled == batch.len() {
+                self.send(socket, &batch);
+                filled = 0;
+            }
+        }
+        self.send(socket, &batch[..filled]);
+    }
+
     /// Sends a batch; a full socket is waited for, shortly, then what is left
     /// is dropped: queueing it would only make it late.
     fn send(&self, socket: &UdpSocket, batch: &[Datagrams<'_>]) {

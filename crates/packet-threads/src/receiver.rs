@@ -17,6 +17,7 @@ use warren_tunnel::Source;
 
 use super::Shared;
 use super::relayed::{RelayInbox, RelayedPackets};
+use super::search_sockets::KeptSockets;
 
 /// Messages taken from a socket at once.
 const RECEIVE_BATCH: usize = 16;
@@ -26,6 +27,9 @@ const RELAY_READS_PER_ROUND: usize = 16;
 /// where else there is something: asking costs as much as receiving.
 const ROUNDS_PER_POLL: usize = 4;
 
+/// The sources before the kept sockets: relays, IPv4, IPv6.
+const FIRST_KEPT: usize = 3;
+
 /// What the thread that receives owns.
 pub(super) struct Receiver {
     sockets: Arc<UdpPair>,
@@ -34,8 +38,10 @@ pub(super) struct Receiver {
     relayed: RelayInbox,
     /// Whether there may be more from relays, although the waker was cleared.
     relays_left: bool,
-    /// The sources that may have something: relays, IPv4, IPv6.
-    ready: [bool; 3],
+    /// The sockets for paths that a port search found.
+    kept: Arc<KeptSockets>,
+    /// The sources that may have something: relays, IPv4, IPv6, the kept sockets.
+    ready: Vec<bool>,
     /// The source to ask first the next time.
     next: usize,
     /// Batches since the system was asked.
@@ -70,7 +76,8 @@ impl Receiver {
             view: shared.view.load_full(),
             relayed,
             relays_left: false,
-            ready: [false; 3],
+            kept: shared.kept.load_full(),
+            ready: vec![false; FIRST_KEPT],
             next: 0,
             unasked: 0,
             fair: FairShare::new(Arc::clone(&shared.drops)),
@@ -100,11 +107,14 @@ impl Receiver {
             }
             self.unasked = 0;
             let waker: &Waker = &shared.in_waker;
-            let mut watches = [
+            let first = [
                 Watch::readable(waker),
                 watch_socket(self.sockets.v4.as_ref(), waker),
                 watch_socket(self.sockets.v6.as_ref(), waker),
             ];
+            let kept = self.kept.sockets().iter();
+            let kept = kept.map(|(_, socket)| Watch::readable(&**socket));
+            let mut watches: Vec<Watch<'_>> = first.into_iter().chain(kept).collect();
             let left = self.relays_left || self.ready.contains(&true);
             let timeout = if left {
                 Some(Duration::ZERO)
@@ -117,7 +127,10 @@ impl Receiver {
             }
             let woken = watches[0].is_ready();
             // Looking for packets of relays is no system call.
-            self.ready = [true, watches[1].is_ready(), watches[2].is_ready()];
+            for (ready, watch) in self.ready.iter_mut().zip(&watches) {
+                *ready = watch.is_ready();
+            }
+            self.ready[0] = true;
             if woken {
                 waker.clear();
                 self.take_sockets(shared);
@@ -132,7 +145,8 @@ impl Receiver {
             }
             if self.fair.is_watching() {
                 let now = Instant::now();
-                for (number, ready) in self.ready.iter().skip(1).enumerate() {
+                let shared_sockets = self.ready[1..FIRST_KEPT].iter();
+                for (number, ready) in shared_sockets.enumerate() {
                     if !ready {
                         self.fair.received(now, number, false);
                     }
@@ -147,14 +161,20 @@ impl Receiver {
         let socket = match source {
             0 => return self.take_relayed(batch),
             1 => self.sockets.v4.as_ref(),
-            _ => self.sockets.v6.as_ref(),
+            2 => self.sockets.v6.as_ref(),
+            _ => {
+                let kept = self.kept.sockets().get(source - FIRST_KEPT);
+                kept.map(|(_, socket)| &**socket)
+            }
         };
         // An error belongs to an earlier datagram of ours (ICMP); the next
         // call gives what has arrived.
         let came = socket.is_some_and(|socket| socket.recv_batch(&mut batch.buffers).is_ok());
         let full = came && batch.buffers.is_full();
         let number = source - 1;
-        if !self.fair_fails && self.fair.minds(number, full) {
+        // One peer at most sends to a kept socket, which has a buffer of its own.
+        let is_shared = source < FIRST_KEPT;
+        if is_shared && !self.fair_fails && self.fair.minds(number, full) {
             let now = Instant::now();
             self.fair.received(now, number, full);
             if came && self.fair.is_watching() {
@@ -178,6 +198,15 @@ impl Receiver {
 
     /// Goes on with the present sockets.
     fn take_sockets(&mut self, shared: &Shared) {
+        let kept = shared.kept.load_full();
+        if !Arc::ptr_eq(&kept, &self.kept) {
+            self.kept = kept;
+            // What is there already is looked for at once.
+            self.ready.clear();
+            self.ready
+                .resize(FIRST_KEPT + self.kept.sockets().len(), true);
+            self.next = 0;
+        }
         let sockets = shared.sockets.load_full();
         if !Arc::ptr_eq(&sockets, &self.sockets) {
             self.sockets = sockets;

@@ -21,7 +21,7 @@ use warren_host::udp::{UdpOptions, bind_pair};
 use warren_host::wake::Waker;
 use warren_keys::noise::MessageKey;
 use warren_keys::{DiscoPublic, NodePublic};
-use warren_node_types::{Destination, RegionId};
+use warren_node_types::{Destination, RegionId, SearchSocket, SocketOrder};
 use warren_packet_threads::{
     Config, EngineSink, OutCommand, PacketThreads, RelayFeed, RelayPorts, RelayedPackets,
     relay_queue,
@@ -50,6 +50,7 @@ fn key(i: usize) -> NodePublic {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Report {
     Control(Source, Vec<u8>),
+    Search(SearchSocket, SocketAddr, Vec<u8>),
     Confirmed(u32),
     ReceivedFrom(Source),
     NeedSession(PeerIndex),
@@ -94,6 +95,9 @@ impl Reports {
 impl EngineSink for Reports {
     fn control(&self, from: Source, datagram: &[u8]) -> bool {
         self.push(Report::Control(from, datagram.to_vec()))
+    }
+    fn search_datagram(&self, socket: SearchSocket, from: SocketAddr, datagram: &[u8]) {
+        self.push(Report::Search(socket, from, datagram.to_vec()));
     }
     fn session_confirmed(&self, local_index: u32) {
         self.push(Report::Confirmed(local_index));
@@ -449,4 +453,81 @@ fn packets_of_the_node_itself_and_answers_are_written_to_the_device() {
     assert_eq!(nodes[1].receive(1), [own]);
     assert_eq!(writer.write(&[0; 3]), TunWrite::Refused);
     assert_eq!(nodes[1].threads.send_failures(), 1);
+}
+
+/// Node 1 searches: node 0 answers one of its sockets, which then carries the packets of
+/// both directions; the others are closed.
+#[test]
+fn the_socket_that_won_a_port_search_carries_the_packets() {
+    let mut nodes = two_nodes(2);
+    let address = nodes[0].threads.sockets().v4.as_ref().unwrap().local_addr();
+    let remote = SocketAddr::from(([127, 0, 0, 1], address.port()));
+    let options = UdpOptions::default();
+    let order = |node: &mut Node, order| node.threads.order_sockets(order, &options);
+    order(
+        &mut nodes[1],
+        SocketOrder::Open {
+            search: 5,
+            count: 8,
+        },
+    );
+    let socket = SearchSocket {
+        search: 5,
+        number: 3,
+    };
+    let request = |number: u8| {
+        let transaction = warren_wire::stun::TransactionId([number; 12]);
+        let request = warren_wire::stun::Request { transaction };
+        request.emit().to_vec()
+    };
+    let probe = SocketOrder::Send {
+        socket,
+        to: remote,
+        packet: request(1),
+    };
+    order(&mut nodes[1], probe);
+    let from = nodes[0].reports.expect(|report| match report {
+        Report::Control(Source::Udp(from), datagram) if *datagram == request(1) => Some(*from),
+        _ => None,
+    });
+    nodes[0].threads.send_udp(from, &request(2));
+    let won = nodes[1].reports.expect(|report| match report {
+        Report::Search(won, from, datagram) if *datagram == request(2) => Some((*won, *from)),
+        _ => None,
+    });
+    assert_eq!(won, (socket, remote));
+
+    order(&mut nodes[1], SocketOrder::Keep { socket, remote });
+    order(&mut nodes[1], SocketOrder::Close { search: 5 });
+    assert_eq!(nodes[1].threads.kept_sockets(), 1);
+    let view = with_peer(nodes[0].view.clone(), |peer| {
+        peer.destination = Destination::udp(from);
+    });
+    nodes[0].threads.publish(Arc::new(view));
+    for (sender, receiver) in [(0, 1), (1, 0), (0, 1)] {
+        for number in 0..50 {
+            let frame = frame(&packet(sender, 0, number, 900));
+            assert!(nodes[sender].host.send(0, &frame));
+        }
+        let mut numbers = Vec::new();
+        while numbers.len() < 50 {
+            let arrived = nodes[receiver].receive(1);
+            numbers.extend(arrived.iter().map(|packet| flow_and_number(packet).1));
+        }
+        assert!(numbers.is_sorted());
+    }
+    // Its packets left from there, not from its first socket.
+    let source = Source::Udp(from);
+    let reports = &nodes[0].reports;
+    reports.expect(|report| (*report == Report::ReceivedFrom(source)).then_some(()));
+
+    order(&mut nodes[1], SocketOrder::Release { remote });
+    assert_eq!(nodes[1].threads.kept_sockets(), 0);
+    nodes[1].threads.send_udp(remote, &request(3));
+    let first = nodes[0].reports.expect(|report| match report {
+        Report::Control(Source::Udp(from), datagram) if *datagram == request(3) => Some(*from),
+        _ => None,
+    });
+    let own = nodes[1].threads.sockets().v4.as_ref().unwrap().local_addr();
+    assert_eq!(first.port(), own.port());
 }

@@ -22,6 +22,7 @@ impl Engine {
             PathEvent::SendUdp { to, packet } => {
                 self.outputs.push_back(Output::SendUdp { to, packet });
             }
+            PathEvent::Sockets(order) => self.outputs.push_back(Output::Sockets(order)),
             PathEvent::SendRelay { region, to, packet } => {
                 self.outputs
                     .push_back(Output::SendRelay { region, to, packet });

@@ -14,7 +14,7 @@ use warren_control_types::{
 };
 use warren_dataplane::View;
 use warren_keys::{DiscoPublic, NodePublic, NodeSecret};
-use warren_node_types::{Destination, Family, PathAddr, TailnetRanges};
+use warren_node_types::{Destination, Family, PathAddr, SearchSocket, SocketOrder, TailnetRanges};
 use warren_paths::{LocalAddresses, PortMapReport};
 use warren_tunnel::{Aead, PeerIndex, Source};
 
@@ -121,6 +121,15 @@ pub enum NodeInput {
     // ---- from the network and the data plane ----
     /// A datagram that is no payload.
     Udp {
+        /// The sender.
+        from: SocketAddr,
+        /// The datagram.
+        packet: Vec<u8>,
+    },
+    /// A datagram at a socket of a port search.
+    SearchUdp {
+        /// The socket.
+        socket: SearchSocket,
         /// The sender.
         from: SocketAddr,
         /// The datagram.
@@ -240,6 +249,9 @@ pub enum NodeOutput {
         /// The datagram.
         packet: Vec<u8>,
     },
+    /// Do this with the sockets of a port search; report what arrives at them, but for those
+    /// that are kept, with [`NodeInput::SearchUdp`].
+    Sockets(SocketOrder),
     /// Send a packet through this connection, which is open.
     SendRelay {
         /// The relay.

@@ -206,6 +206,9 @@ impl EngineTask {
     fn carry_out_one(&mut self, output: NodeOutput) {
         match output {
             NodeOutput::SendUdp { to, packet } => self.packets.send_udp(to, &packet),
+            NodeOutput::Sockets(order) => {
+                self.packets.order_sockets(order, &self.socket_options);
+            }
             NodeOutput::SendRelay {
                 region,
                 link,

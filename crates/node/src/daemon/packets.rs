@@ -1,11 +1,13 @@
 //! The way from the packet threads to the engine task and the name server.
 
+use std::net::SocketAddr;
+
 use tokio::sync::mpsc;
 use warren_dataplane::ServiceId;
 use warren_keys::{DiscoPublic, NodePublic};
 use warren_node_core::MAGIC_DNS;
 use warren_node_core::node::NodeInput;
-use warren_node_types::RegionId;
+use warren_node_types::{RegionId, SearchSocket};
 use warren_packet_threads::EngineSink;
 use warren_tunnel::{PeerIndex, Source};
 
@@ -32,6 +34,15 @@ impl EngineSink for PacketReports {
                 packet,
             },
         })
+    }
+
+    fn search_datagram(&self, socket: SearchSocket, from: SocketAddr, datagram: &[u8]) {
+        // One too many is lost, as on any network.
+        let _ = self.engine.try_send(NodeInput::SearchUdp {
+            socket,
+            from,
+            packet: datagram.to_vec(),
+        });
     }
 
     fn session_confirmed(&self, local_index: u32) {
