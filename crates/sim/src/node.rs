@@ -18,7 +18,7 @@ use warren_node_core::node::{
     NodeSettings, SessionId, StoredLogin,
 };
 use warren_node_core::{HostConfig, Node as NodeCore, NodePrefs};
-use warren_node_types::Destination;
+use warren_node_types::{Destination, SearchSocket, SocketOrder};
 use warren_paths::LocalAddresses;
 use warren_tunnel::Source;
 use warren_wire::relay_batch;
@@ -34,12 +34,15 @@ use crate::time::SimTime;
 
 /// The UDP port of every node.
 pub(crate) const PORT: u16 = 41_641;
+/// The first port of the sockets of port searches.
+const FIRST_SEARCH_PORT: u16 = 49_152;
 /// The number of flows that a node remembers.
 const FLOW_SLOTS: usize = 1024;
 
 /// Something for the network to do.
 pub(crate) enum Action {
-    Udp(SocketAddr, Vec<u8>),
+    /// From this port.
+    Udp(u16, SocketAddr, Vec<u8>),
     DialRelay(RegionId, LinkId),
     DialControl(SessionId),
     Send(StreamId, Vec<u8>),
@@ -89,7 +92,31 @@ pub(crate) struct Node {
     host_config: Option<HostConfig>,
     sessions: BTreeMap<SessionId, SessionIo>,
     relays: BTreeMap<RegionId, RelayIo>,
+    sockets: SearchSockets,
     rng: SimRng,
+}
+
+/// The sockets of port searches.
+#[derive(Default)]
+struct SearchSockets {
+    last: u16,
+    /// By their ports.
+    open: BTreeMap<u16, SearchSocket>,
+    /// The ports from which the node sends to these addresses.
+    kept: BTreeMap<SocketAddr, u16>,
+}
+
+impl SearchSockets {
+    fn port_of(&self, socket: SearchSocket) -> Option<u16> {
+        let mut open = self.open.iter();
+        open.find(|(_, open)| **open == socket)
+            .map(|(port, _)| *port)
+    }
+
+    /// The port from which the node sends to this address.
+    fn port_to(&self, to: SocketAddr) -> u16 {
+        self.kept.get(&to).copied().unwrap_or(PORT)
+    }
 }
 
 impl Node {
@@ -114,6 +141,7 @@ impl Node {
             host_config: None,
             sessions: BTreeMap::new(),
             relays: BTreeMap::new(),
+            sockets: SearchSockets::default(),
             rng,
         };
         node.begin(at);
@@ -143,6 +171,7 @@ impl Node {
     /// The process is killed; returns the streams it had.
     pub(crate) fn stop(&mut self) -> Vec<StreamId> {
         self.is_running = false;
+        self.sockets = SearchSockets::default();
         self.actions.clear();
         let relays = std::mem::take(&mut self.relays).into_values();
         let sessions = std::mem::take(&mut self.sessions).into_values();
@@ -201,10 +230,64 @@ impl Node {
 
     // ---- the network ----
 
-    pub(crate) fn datagram(&mut self, at: NodeTime, from: SocketAddr, bytes: &mut [u8]) {
-        let len = bytes.len();
-        self.packets.receive(at.now, Source::Udp(from), bytes, len);
+    /// A datagram arrives at `port`.
+    pub(crate) fn datagram(&mut self, at: NodeTime, port: u16, from: SocketAddr, bytes: &mut [u8]) {
+        let is_kept = self.sockets.kept.values().any(|kept| *kept == port);
+        if port == PORT || is_kept {
+            let len = bytes.len();
+            self.packets.receive(at.now, Source::Udp(from), bytes, len);
+        } else if let Some(socket) = self.sockets.open.get(&port).copied() {
+            let packet = bytes.to_vec();
+            let input = NodeInput::SearchUdp {
+                socket,
+                from,
+                packet,
+            };
+            self.give(at, input);
+        }
         self.settle(at);
+    }
+
+    fn send_udp(&mut self, to: SocketAddr, bytes: Vec<u8>) {
+        let port = self.sockets.port_to(to);
+        self.actions.push(Action::Udp(port, to, bytes));
+    }
+
+    fn order_sockets(&mut self, order: SocketOrder) {
+        let sockets = &mut self.sockets;
+        match order {
+            SocketOrder::Open { search, count } => {
+                sockets.open.clear();
+                for number in 0..count {
+                    sockets.last = (sockets.last + 1) % (u16::MAX - FIRST_SEARCH_PORT);
+                    let socket = SearchSocket { search, number };
+                    sockets
+                        .open
+                        .insert(FIRST_SEARCH_PORT + sockets.last, socket);
+                }
+            }
+            SocketOrder::Send { socket, to, packet } => {
+                if let Some(port) = sockets.port_of(socket) {
+                    self.actions.push(Action::Udp(port, to, packet));
+                }
+            }
+            SocketOrder::Keep { socket, remote } => {
+                if let Some(port) = sockets.port_of(socket) {
+                    sockets.open.remove(&port);
+                    sockets.kept.insert(remote, port);
+                }
+            }
+            SocketOrder::Close { search } => {
+                sockets.open.retain(|_, socket| socket.search != search);
+            }
+            SocketOrder::Release { remote } => drop(sockets.kept.remove(&remote)),
+            SocketOrder::CloseAll => *sockets = SearchSockets::default(),
+        }
+    }
+
+    /// The number of sockets of port searches: open for a search, and kept.
+    pub(crate) fn search_sockets(&self) -> (usize, usize) {
+        (self.sockets.open.len(), self.sockets.kept.len())
     }
 
     pub(crate) fn https_answered(&mut self, at: NodeTime, region: RegionId, latency: Duration) {
@@ -457,7 +540,7 @@ impl Node {
 
     fn on_packet_event(&mut self, at: NodeTime, event: PacketEvent) {
         let input = match event {
-            PacketEvent::SendUdp(to, bytes) => return self.actions.push(Action::Udp(to, bytes)),
+            PacketEvent::SendUdp(to, bytes) => return self.send_udp(to, bytes),
             PacketEvent::SendRelay(region, to, packet) => {
                 let relay = self.relays.get_mut(&region);
                 match relay.filter(|relay| relay.is_open()) {
@@ -491,7 +574,8 @@ impl Node {
 
     fn carry_out(&mut self, at: NodeTime, output: NodeOutput) {
         match output {
-            NodeOutput::SendUdp { to, packet } => self.actions.push(Action::Udp(to, packet)),
+            NodeOutput::SendUdp { to, packet } => self.send_udp(to, packet),
+            NodeOutput::Sockets(order) => self.order_sockets(order),
             NodeOutput::SendRelay {
                 region,
                 link,

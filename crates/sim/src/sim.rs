@@ -21,7 +21,7 @@ use warren_wire::ip::IpPacket;
 use crate::control::Control;
 use crate::flow::{self, Flow, FlowDatagram, FlowReport, FlowSpec};
 use crate::network::{Datagram, HostId, Link, Loss, Network, Uplink};
-use crate::node::{Action, Identity, Node, NodeTime, PORT};
+use crate::node::{Action, Identity, Node, NodeTime};
 use crate::random::SimRng;
 use crate::relay::{HALF_OPEN, Relay};
 use crate::stream::{Purpose, Side, StreamActions, StreamId, Streams};

@@ -66,9 +66,10 @@ impl Sim {
                 }
             }
             Role::Node(node) => {
-                if to.port() == PORT && self.nodes[node].is_running {
+                if self.nodes[node].is_running {
                     let at = self.node_time(node);
-                    self.nodes[node].datagram(at, from, &mut datagram.bytes);
+                    let port = to.port();
+                    self.nodes[node].datagram(at, port, from, &mut datagram.bytes);
                     self.after(node);
                 }
             }
@@ -141,7 +142,7 @@ impl Sim {
         for action in std::mem::take(&mut self.nodes[node].actions) {
             let host = self.nodes[node].host;
             match action {
-                Action::Udp(to, bytes) => self.send_udp(host, PORT, to, bytes),
+                Action::Udp(port, to, bytes) => self.send_udp(host, port, to, bytes),
                 Action::DialRelay(region, link) => {
                     let relay = self.relays.iter().find(|relay| relay.region == region);
                     let relay = relay.filter(|_| self.nodes[node].wants_relay(region, link));

@@ -50,6 +50,11 @@ impl Sim {
             .collect()
     }
 
+    /// A node's sockets of port searches: open for a search, and kept for a path.
+    pub fn search_sockets(&self, node: NodeIndex) -> (usize, usize) {
+        self.nodes[node.0].search_sockets()
+    }
+
     /// Datagrams that the network did not deliver, by reason.
     pub fn losses(&self) -> &BTreeMap<Loss, u64> {
         self.network.losses()
