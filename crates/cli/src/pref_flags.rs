@@ -68,6 +68,10 @@ pub(super) fn args(whose: For) -> Vec<Arg> {
         switch("report-posture", "report device posture"),
         switch("advertise-connector", "offer to be an app connector"),
     ];
+    if whose == For::Set {
+        let help = "search for paths through NATs with random ports: on (default) or off";
+        args.push(value("hard-nat", "MODE", help).value_parser(["on", "off"]));
+    }
     if whose == For::Up {
         args.push(value("login-server", "URL", "the coordination server"));
         args.push(value(
@@ -149,6 +153,7 @@ pub(super) fn change(
             .switch("advertise-connector")
             .map(|advertise| AppConnector { advertise }),
         profile_name: given.text("nickname").map(str::to_owned),
+        no_port_search: given.text("hard-nat").map(|mode| mode == "off"),
         ..MaskedPrefs::default()
     };
     if let Some(name) = change.hostname.as_deref().filter(|name| !name.is_empty()) {

@@ -319,6 +319,7 @@ json_names! {
     drive_shares = "DriveShares", "DriveSharesSet";
     relay_server_port = "RelayServerPort", "RelayServerPortSet", omitted if is_default;
     relay_server_static_endpoints = "RelayServerStaticEndpoints", "RelayServerStaticEndpointsSet", omitted if is_default;
+    no_port_search = "NoPortSearch", "NoPortSearchSet", omitted if is_default;
 }
 
 fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, String> {
@@ -511,10 +512,11 @@ mod tests {
             "ProfileName",
             "RelayServerPort",
             "RelayServerStaticEndpoints",
+            "NoPortSearch",
         ] {
             assert!(!keys.contains_key(omitted), "{omitted}");
         }
-        assert_eq!(keys.len(), PREF_KEYS.len() - 7);
+        assert_eq!(keys.len(), PREF_KEYS.len() - 8);
         assert_eq!(value["ExitNodeIP"], "");
         assert_eq!(value["NetfilterMode"], 2);
         assert_eq!(value["NoStatefulFiltering"], true);

@@ -161,6 +161,8 @@ preferences! {
     relay_server_port: Option<u16>,
     /// Addresses under which the peer relay server can be reached.
     relay_server_static_endpoints: Vec<SocketAddr>,
+    /// Take no part in searches for a path through a NAT with random ports.
+    no_port_search: bool,
 }
 
 impl Default for Prefs {
@@ -199,6 +201,7 @@ impl Default for Prefs {
             drive_shares: Vec::new(),
             relay_server_port: None,
             relay_server_static_endpoints: Vec::new(),
+            no_port_search: false,
             auto_update: AutoUpdate::default(),
         }
     }

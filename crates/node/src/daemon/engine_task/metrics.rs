@@ -72,6 +72,16 @@ const DNS_REFUSED: CounterFamily<0> = CounterFamily::new(
     "attempts with upstreams not made because too many were under way",
     [],
 );
+const PORT_SEARCHES: CounterFamily<1> = CounterFamily::new(
+    "warren_port_searches_total",
+    "searches for a path through a NAT with random ports, begun and successful",
+    ["event"],
+);
+const PORT_SEARCH_PROBES: CounterFamily<0> = CounterFamily::new(
+    "warren_port_search_probes_total",
+    "probes sent in these searches",
+    [],
+);
 const LIVE_RELAYS: GaugeFamily<0> = GaugeFamily::new("warren_live_relays", "relay connections", []);
 
 impl EngineTask {
@@ -115,6 +125,10 @@ impl EngineTask {
         ] {
             text.counter(family, [], counter.load(Ordering::Relaxed));
         }
+        let paths = engine.paths().counters();
+        text.counter(&PORT_SEARCHES, ["begun"], paths.searches_started);
+        text.counter(&PORT_SEARCHES, ["found"], paths.searches_won);
+        text.counter(&PORT_SEARCH_PROBES, [], paths.search_probes_sent);
         text.gauge(&LIVE_RELAYS, [], self.node.open_relay_links());
         text
     }

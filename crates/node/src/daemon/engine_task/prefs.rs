@@ -21,6 +21,7 @@ pub(in crate::daemon) fn node_settings(prefs: &Prefs) -> NodeSettings {
             shields_up: prefs.shields_up,
             advertise_routes: prefs.advertise_routes.clone(),
             exit_node: exit_node.map(StableNodeId),
+            no_port_search: prefs.no_port_search,
         },
         hostinfo: hostinfo::describe(prefs),
     }
