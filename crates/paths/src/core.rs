@@ -7,15 +7,17 @@ use std::time::Instant;
 
 use warren_control_types::RegionId;
 use warren_keys::{DiscoPublic, Entropy, NodePublic};
-use warren_node_types::{PathAddr, PeerIndex, SearchSocket, SocketOrder};
+use warren_node_types::{Family, PathAddr, PeerIndex, SearchSocket, SocketOrder};
 use warren_wire::disco::{Message, Ping, PingSender, TxId};
 use warren_wire::geneve;
+use warren_wire::stun::{Request, TransactionId};
 
 use crate::api::{Counters, Event};
 use crate::disco_keys::DiscoKeys;
 use crate::endpoints::OwnEndpoints;
 use crate::netcheck::Netcheck;
 use crate::pings::{Pings, Waiting};
+use crate::port_forecast::{self, Forecast};
 use crate::port_search::PortSearches;
 use crate::relays::Relays;
 
@@ -77,6 +79,40 @@ impl Core {
         self.expect_pong(now, to, tx, PathAddr::Udp(address), None);
     }
 
+    /// Begins to foresee the ports of our NAT for a peer: fresh sockets ask STUN servers, one
+    /// after the other.
+    pub(crate) fn begin_forecast(&mut self, now: Instant, peer: PeerIndex) {
+        let most = usize::from(port_forecast::ASKING);
+        let servers = self.netcheck.stun_servers(Family::V4, most);
+        if servers.is_empty() {
+            return;
+        }
+        let mut random = [0; 4];
+        self.entropy.fill(&mut random);
+        let random = u32::from_be_bytes(random);
+        let search = self.searches.begin_forecast(now, peer, random);
+        let open = SocketOrder::Open {
+            search,
+            count: port_forecast::ASKING + 1,
+        };
+        self.events.push_back(Event::Sockets(open));
+        let mut asked = Vec::new();
+        for (number, to) in (0..port_forecast::ASKING).zip(servers.into_iter().cycle()) {
+            let mut id = [0; 12];
+            self.entropy.fill(&mut id);
+            let transaction = TransactionId(id);
+            asked.push(transaction);
+            self.counters.stun_sent += 1;
+            let send = SocketOrder::Send {
+                socket: SearchSocket { search, number },
+                to,
+                packet: Request { transaction }.emit().to_vec(),
+            };
+            self.events.push_back(Event::Sockets(send));
+        }
+        self.searches.forecast = Some(Forecast::new(now, asked));
+    }
+
     fn new_ping(&mut self, options: PingOptions) -> (TxId, Message) {
         let mut id = [0; 12];
         self.entropy.fill(&mut id);
@@ -107,12 +143,9 @@ impl Core {
 
     /// Sends a peer our own addresses, through a connected relay.
     pub(crate) fn send_call_me_maybe(&mut self, now: Instant, to: To, region: RegionId) {
-        let endpoints = self
-            .own
-            .current()
-            .iter()
-            .map(|(address, _)| *address)
-            .collect();
+        let known = self.own.current().iter().map(|(address, _)| *address);
+        let ahead = self.searches.ports_ahead(to.peer).iter().copied();
+        let endpoints = ahead.chain(known).collect();
         if self.send(
             now,
             to,

@@ -41,6 +41,7 @@ mod netcheck;
 mod paths;
 mod peer;
 mod pings;
+mod port_forecast;
 mod port_search;
 mod pre_netmap;
 mod probe_schedule;
@@ -50,6 +51,7 @@ pub use api::{
     Counters, Event, LocalAddresses, PathsConfig, PeerInfo, PeerPath, PingError, Reason,
 };
 pub use paths::Paths;
+pub use port_forecast::PortPattern;
 pub use port_search::PortSearchOutcome;
 pub use warren_node_types::{
     Destination, Family, MappingProtocols, PathAddr, PeerIndex, PortMapReport, SearchSocket,

@@ -28,7 +28,7 @@ use self::home::HomeChoice;
 use self::probe_plan::{LastTime, can_be_home};
 use self::report::Report;
 use self::run::Run;
-use self::stun_hosts::StunHosts;
+use self::stun_hosts::{StunHosts, Target};
 use crate::api::{Counters, Event};
 
 /// How long the first choice of a home waits for a nearer answer.
@@ -179,6 +179,23 @@ impl Netcheck {
         let report = self.newest()?;
         let global = report.global(Family::V4)?;
         (report.varies() == Some(true)).then_some(global.ip())
+    }
+
+    /// Addresses of STUN servers, those of the home region first.
+    pub(crate) fn stun_servers(&self, family: Family, most: usize) -> Vec<SocketAddr> {
+        let mut regions: Vec<_> = self.map.regions.iter().collect();
+        regions.sort_by_key(|(id, _)| Some(**id) != self.home);
+        let nodes = regions.iter().flat_map(|(_, region)| &region.nodes);
+        let targets = nodes.filter_map(|node| match self.hosts.target(node, family) {
+            Target::At(address) => Some(address),
+            Target::Never | Target::Unresolved(_) => None,
+        });
+        targets.take(most).collect()
+    }
+
+    /// Whether the address of a STUN server is known.
+    pub(crate) fn has_stun_server(&self, family: Family) -> bool {
+        !self.stun_servers(family, 1).is_empty()
     }
 
     /// Whether our NAT maps each destination to another port, over IPv4; `None` before

@@ -8,7 +8,7 @@
 //! ([`Direct`]). No other peer is sent anything unless it asks.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use warren_control_types::RegionId;
@@ -20,6 +20,7 @@ use crate::candidates::{Added, Candidates};
 use crate::choice;
 use crate::core::{Core, PingOptions, To};
 use crate::direct::{ACTIVE, Cause, Direct};
+use crate::port_forecast::PortPattern;
 use crate::port_search::Attempts;
 use crate::probe_schedule::{MAX_FAST_CANDIDATES, ProbeSchedule};
 
@@ -458,16 +459,10 @@ impl Peer {
         let upgrade = self.upgrade_at();
         let offer = self.offer_at(core, now);
         let trial = core.searches.trial_ends(now, self.handle);
-        let all = [
-            check,
-            change,
-            schedule,
-            call_me_maybe,
-            upgrade,
-            offer,
-            trial,
-        ];
-        all.into_iter().flatten().min()
+        let forecast = self.forecast_at(core, now);
+        let search = [offer, forecast, trial];
+        let all = [check, change, schedule, call_me_maybe, upgrade];
+        all.into_iter().chain(search).flatten().min()
     }
 
     fn check_direct(&mut self, core: &mut Core, now: Instant) {
@@ -555,6 +550,9 @@ impl Peer {
             self.attempts.wanted_since = None;
         }
         if self.offer_at(core, now).is_none_or(|at| now < at) {
+            if self.forecast_at(core, now).is_some_and(|at| now >= at) {
+                core.begin_forecast(now, self.handle);
+            }
             return;
         }
         let outside = core.netcheck.global(Family::V4);
@@ -575,19 +573,50 @@ impl Peer {
         core.send(now, to, PathAddr::Derp(region), &offer);
     }
 
+    /// When to foresee ports for the peer: it makes no searches with us, and the ports of
+    /// our NAT are not known to be random.
+    fn forecast_at(&self, core: &Core, now: Instant) -> Option<Instant> {
+        let at = self.attempts.forecast_at()?;
+        let random = core.searches.pattern == Some(PortPattern::Random);
+        let can = !random && core.netcheck.has_stun_server(Family::V4);
+        Some(at).filter(|_| can && self.may_search(core, now))
+    }
+
+    /// Candidates to which datagrams leave our network, the public ones first.
+    pub(crate) fn outside_candidates(&self, most: usize) -> Vec<SocketAddr> {
+        let is_private = |address: &SocketAddr| match address.ip() {
+            IpAddr::V4(ip) => ip.is_private() || ip.is_loopback() || ip.is_link_local(),
+            IpAddr::V6(_) => true,
+        };
+        let mut all = self.candidates.by_freshness();
+        all.retain(|address| address.is_ipv4() && !is_private(address));
+        all.truncate(most);
+        all
+    }
+
+    /// Sends the peer a CallMeMaybe now.
+    pub(crate) fn call_now(&mut self, core: &mut Core, now: Instant) {
+        self.call_me_maybe_due = Some(now);
+        self.drive_call_me_maybe(core, now);
+    }
+
     /// When to offer the peer a port search: our NAT maps to other ports for other
     /// destinations, packets flow in one direction or the other, and pings alone found
     /// no path.
     fn offer_at(&self, core: &Core, now: Instant) -> Option<Instant> {
         let at = self.attempts.next_at()?;
+        Some(at).filter(|_| self.may_search(core, now))
+    }
+
+    fn may_search(&self, core: &Core, now: Instant) -> bool {
         let called = self.call_me_maybe_until.is_some_and(|until| now < until);
         let is_needed = self.is_active(now) || called;
-        let region = self.call_me_maybe_relay(core)?;
-        let possible = core.searches.may_offer()
+        let region = self.call_me_maybe_relay(core);
+        is_needed
+            && core.searches.may_offer()
             && core.netcheck.varies() == Some(true)
             && core.netcheck.global(Family::V4).is_some()
-            && core.relays.is_connected(region);
-        Some(at).filter(|_| is_needed && possible)
+            && region.is_some_and(|region| core.relays.is_connected(region))
     }
 
     /// When to compare the path in use with the other candidates.

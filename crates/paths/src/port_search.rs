@@ -29,6 +29,8 @@ use std::time::{Duration, Instant};
 use warren_node_types::{PeerIndex, SearchSocket};
 use warren_wire::disco::PortSearchRefusal;
 
+use crate::port_forecast::{Forecast, PortPattern};
+
 /// Sockets of the hard side.
 pub(crate) const SOCKETS: u16 = 256;
 /// Guesses of the easy side in one search.
@@ -86,6 +88,10 @@ pub(crate) struct PortSearches {
     switched_off: bool,
     last_id: u32,
     running: Option<Running>,
+    /// Of the running search, if its role is that.
+    pub(crate) forecast: Option<Forecast>,
+    /// How our NAT chooses ports, when that had to be found out.
+    pub(crate) pattern: Option<PortPattern>,
     kept: BTreeMap<SocketAddr, Kept>,
 }
 
@@ -101,6 +107,8 @@ pub(crate) struct Running {
 pub(crate) enum Role {
     /// Our offer has no answer yet.
     Offering,
+    /// The peer makes no searches; the ports of our NAT may be foreseen.
+    Forecasting,
     /// We are behind the NAT, with so many probes sent.
     Hard { target: SocketAddr, sent: u16 },
     /// The peer is behind the NAT with this outside address.
@@ -130,14 +138,14 @@ struct Kept {
 impl Running {
     fn sent(&self) -> u16 {
         match self.role {
-            Role::Offering => 0,
+            Role::Offering | Role::Forecasting => 0,
             Role::Hard { sent, .. } | Role::Easy { sent, .. } => sent,
         }
     }
 
     fn total(&self) -> u16 {
         match self.role {
-            Role::Offering => 0,
+            Role::Offering | Role::Forecasting => 0,
             Role::Hard { .. } => SOCKETS,
             Role::Easy { .. } => PROBES,
         }
@@ -147,7 +155,8 @@ impl Running {
     fn ends_at(&self) -> Instant {
         match self.role {
             Role::Offering => self.since + ANSWER,
-            Role::Hard { .. } => self.since + HARD_SIDE,
+            // The forecast has its own times, which are shorter.
+            Role::Forecasting | Role::Hard { .. } => self.since + HARD_SIDE,
             Role::Easy { .. } => self.since + PROBE_GAP * u32::from(PROBES) + LAST_PONG,
         }
     }
@@ -187,6 +196,15 @@ impl PortSearches {
             role: Role::Offering,
         });
         self.last_id
+    }
+
+    /// A forecast for `peer` begins; returns its number.
+    pub(crate) fn begin_forecast(&mut self, now: Instant, peer: PeerIndex, random: u32) -> u32 {
+        let id = self.offer(now, peer, random);
+        if let Some(running) = &mut self.running {
+            running.role = Role::Forecasting;
+        }
+        id
     }
 
     /// The peer accepted the offer `id`. Returns whether that was expected.
@@ -231,6 +249,7 @@ impl PortSearches {
     }
 
     pub(crate) fn end(&mut self) -> Option<Running> {
+        self.forecast = None;
         self.running.take()
     }
 
@@ -253,7 +272,7 @@ impl PortSearches {
             return None;
         }
         match &mut running.role {
-            Role::Offering => None,
+            Role::Offering | Role::Forecasting => None,
             Role::Hard { target, sent } => {
                 let socket = SearchSocket {
                     search: running.id,
@@ -276,7 +295,9 @@ impl PortSearches {
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let running = self.running.as_ref()?;
+        let forecast = self.forecast.as_ref().map(Forecast::deadline);
         let end = running.ends_at();
+        let end = forecast.map_or(end, |at| at.min(end));
         Some(running.probe_at().map_or(end, |at| at.min(end)))
     }
 
@@ -287,8 +308,21 @@ impl PortSearches {
         let running = self.running.as_ref().filter(|it| it.id == socket.search)?;
         match running.role {
             Role::Hard { target, .. } => Some((running.peer, target)),
-            Role::Offering | Role::Easy { .. } => None,
+            Role::Offering | Role::Forecasting | Role::Easy { .. } => None,
         }
+    }
+
+    /// The peer of the running forecast, if `socket` belongs to it.
+    pub(crate) fn forecast_of(&self, socket: SearchSocket) -> Option<PeerIndex> {
+        let running = self.running.as_ref().filter(|it| it.id == socket.search)?;
+        (running.role == Role::Forecasting).then_some(running.peer)
+    }
+
+    /// The ports of our NAT that `peer` should try before they exist.
+    pub(crate) fn ports_ahead(&self, peer: PeerIndex) -> &[SocketAddr] {
+        let running = self.running.as_ref().filter(|it| it.peer == peer);
+        let forecast = running.and(self.forecast.as_ref());
+        forecast.map_or(&[], |forecast| &forecast.ahead)
     }
 
     pub(crate) fn keep(
@@ -370,6 +404,8 @@ pub(crate) struct Attempts {
     not_before: Option<Instant>,
     /// The next one waits for a change.
     spent: bool,
+    /// The next forecast waits for a change.
+    forecast_spent: bool,
 }
 
 impl Attempts {
@@ -377,6 +413,25 @@ impl Attempts {
     pub(crate) fn next_at(&self) -> Option<Instant> {
         let at = self.wanted_since? + HEAD_START;
         (!self.spent).then(|| self.not_before.map_or(at, |not_before| at.max(not_before)))
+    }
+
+    /// When a forecast may begin: the peer makes no searches.
+    pub(crate) fn forecast_at(&self) -> Option<Instant> {
+        let at = self.wanted_since? + HEAD_START;
+        let (ended, outcome) = self.last?;
+        let alone = matches!(
+            outcome,
+            PortSearchOutcome::Unanswered
+                | PortSearchOutcome::Refused(
+                    PortSearchRefusal::SwitchedOff | PortSearchRefusal::Unspecified
+                )
+        );
+        (alone && !self.forecast_spent).then(|| at.max(ended))
+    }
+
+    /// A forecast is over. What is known of searches with this peer stays.
+    pub(crate) fn forecast_ended(&mut self, found: bool) {
+        self.forecast_spent = !found;
     }
 
     /// Whether the peer may begin one now.
@@ -420,6 +475,7 @@ impl Attempts {
     /// The peer or the network is not what it was: another search may help.
     pub(crate) fn something_changed(&mut self) {
         self.spent = false;
+        self.forecast_spent = false;
         self.unanswered = 0;
     }
 

@@ -215,6 +215,19 @@ impl Node {
         self.settle(at);
     }
 
+    /// The user switches port searches on or off.
+    pub(crate) fn set_port_search(&mut self, at: NodeTime, on: bool) {
+        let settings = NodeSettings {
+            packets: NodePrefs {
+                no_port_search: !on,
+                ..NodePrefs::default()
+            },
+            ..settings(&self.identity, self.disk.want_running)
+        };
+        self.give(at, NodeInput::Settings(Box::new(settings)));
+        self.settle(at);
+    }
+
     /// The host has these addresses now: its line was cut or mended.
     pub(crate) fn link_changed(&mut self, at: NodeTime, addresses: Vec<IpAddr>) {
         let network = Box::new(local_network(addresses));

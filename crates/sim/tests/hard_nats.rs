@@ -5,10 +5,15 @@
 
 use std::time::Duration;
 
-use warren_sim::{FlowSpec, NodeIndex, NodeSpec, PathKind, Sim, Uplink, millis, secs};
+use warren_paths::PortPattern;
+use warren_sim::{
+    FlowSpec, NatBehaviour, NodeIndex, NodeSpec, PathKind, Ports, Sim, Uplink, millis, secs,
+};
 
 /// Tries of each pair, each with another seed.
 const SEEDS: u64 = 100;
+/// Tries where nothing depends on luck.
+const FEW_SEEDS: u64 = 20;
 /// The most guesses in a search.
 const MOST_PROBES: u64 = 2_048;
 
@@ -119,6 +124,69 @@ fn two_nats_with_random_ports_stay_on_the_relay_and_search_nothing() {
     sim.run_for(secs(20));
     assert_eq!(sim.path_kind(first, second), PathKind::Relay);
     assert_eq!(probes(&sim, first) + probes(&sim, second), 0);
+    assert_eq!(sim.report(flow).lost.len(), 0);
+}
+
+/// A NAT with another port for each destination that it counts up.
+const COUNTING: Uplink = Uplink::Behind(NatBehaviour {
+    ports: Ports::Sequential,
+    ..NatBehaviour::HARD
+});
+
+/// A peer that makes no searches stands for the official client: it knows pings and
+/// CallMeMaybe only.
+#[test]
+fn counted_ports_are_foreseen_for_a_peer_that_makes_no_searches() {
+    for (name, uplink) in [
+        ("easy", Uplink::Easy),
+        ("carrier", Uplink::Cgnat),
+        ("firewall", Uplink::Firewall),
+    ] {
+        let tries = (0..FEW_SEEDS).map(|seed| {
+            let (mut sim, plain, counting) = pair(seed, uplink, COUNTING);
+            sim.set_port_search(plain, false);
+            let flow = match seed % 2 {
+                0 => sim.flow(plain, counting, FlowSpec::every(millis(50))),
+                _ => sim.flow(counting, plain, FlowSpec::every(millis(50))),
+            };
+            let direct_after = sim.wait_for(secs(5), |sim| are_direct(sim, plain, counting));
+            assert_eq!(sim.report(flow).lost.len(), 0);
+            assert_eq!(probes(&sim, plain) + probes(&sim, counting), 0);
+            direct_after
+        });
+        let tries: Vec<_> = tries.collect();
+        let mut times: Vec<Duration> = tries.into_iter().flatten().collect();
+        times.sort();
+        let (middle, last) = (times[times.len() / 2], times.last().unwrap());
+        println!(
+            "{name} x counting, one-sided: {} of {FEW_SEEDS} direct, median {middle:?}, worst {last:?}",
+            times.len(),
+        );
+        assert!(times.len() as u64 == FEW_SEEDS && *last < secs(2));
+    }
+}
+
+#[test]
+fn counted_ports_are_searched_with_a_peer_that_can() {
+    let tries = (0..20).map(|seed| try_pair(seed, Uplink::Easy, COUNTING, false));
+    for tried in tries {
+        assert!(tried.direct_after.is_some_and(|time| time < secs(2)));
+        assert!(tried.probes < 600, "{} probes", tried.probes);
+    }
+}
+
+/// Random ports cannot be foreseen: a few questions show it, and then it is left.
+#[test]
+fn a_peer_that_makes_no_searches_stays_on_the_relay_behind_random_ports() {
+    let (mut sim, plain, hard) = pair(3, Uplink::Easy, Uplink::Hard);
+    sim.set_port_search(plain, false);
+    let flow = sim.flow(hard, plain, FlowSpec::every(millis(50)));
+    sim.run_for(secs(60));
+    assert_eq!(sim.path_kind(hard, plain), PathKind::Relay);
+    let paths = sim.engine(hard).paths();
+    assert_eq!(paths.port_pattern(), Some(PortPattern::Random));
+    assert_eq!(probes(&sim, plain) + probes(&sim, hard), 0);
+    assert_eq!(sim.search_sockets(hard), (0, 0));
     assert_eq!(sim.report(flow).lost.len(), 0);
 }
 

@@ -70,6 +70,7 @@ impl Paths {
         self.give_up_port_mappings(now);
         self.core.relays.retry_now(now);
         self.end_port_search(now, PortSearchOutcome::Ended);
+        self.core.searches.pattern = None;
         let small = self.peers.len() <= SMALL_TAILNET;
         for peer in self.peers.values_mut() {
             peer.mark_paths_suspect(now);

@@ -42,6 +42,15 @@ impl Paths {
         packet: &[u8],
     ) -> bool {
         let from = stun::unmap(from);
+        if let Some(handle) = self.core.searches.forecast_of(socket) {
+            if !self.handle_forecast_udp(now, packet) {
+                let called = self.core.searches.forecast.as_ref();
+                let known = called.is_some_and(|it| it.called.contains(&from));
+                self.take_winner(now, handle, socket, from, known, packet);
+            }
+            self.settle_shared(now);
+            return true;
+        }
         let Some((handle, target)) = self.core.searches.target_of(socket) else {
             if self.core.searches.is_kept(socket, from) {
                 return self.handle_udp(now, from, packet);
@@ -49,10 +58,24 @@ impl Paths {
             self.core.counters.search_datagrams_refused += 1;
             return true;
         };
-        let opened = disco::looks_like_disco(packet)
+        self.take_winner(now, handle, socket, from, from == target, packet);
+        true
+    }
+
+    /// Keeps the socket if the peer of the search sealed the datagram, and sent it from an
+    /// address that is `known`.
+    fn take_winner(
+        &mut self,
+        now: Instant,
+        handle: PeerIndex,
+        socket: SearchSocket,
+        from: SocketAddr,
+        known: bool,
+        packet: &[u8],
+    ) {
+        let opened = (known && disco::looks_like_disco(packet))
             .then(|| self.open(packet))
-            .flatten()
-            .filter(|_| from == target);
+            .flatten();
         let disco_key = self.peers.get(&handle).and_then(|peer| peer.info.disco_key);
         match opened {
             Some((sender, message @ (Message::Ping(_) | Message::Pong(_))))
@@ -70,7 +93,6 @@ impl Paths {
             }
             _ => self.core.counters.search_datagrams_refused += 1,
         }
-        true
     }
 
     /// A step of the agreement came from `handle` through the relay of `region`.
@@ -175,11 +197,12 @@ impl Paths {
         if peer.is_some_and(|peer| peer.has_good_path(now)) {
             let outcome = match running.role {
                 Role::Easy { .. } => PortSearchOutcome::Found,
-                Role::Offering | Role::Hard { .. } => PortSearchOutcome::Ended,
+                Role::Offering | Role::Forecasting | Role::Hard { .. } => PortSearchOutcome::Ended,
             };
             self.end_port_search(now, outcome);
             return;
         }
+        self.drive_forecast(now);
         let mut group = 0;
         while let Some(probe) = self.core.searches.next_probe(now, group) {
             group += 1;
@@ -195,7 +218,9 @@ impl Paths {
         if self.core.searches.is_over(now) {
             let outcome = match running.role {
                 Role::Offering => PortSearchOutcome::Unanswered,
-                Role::Hard { .. } | Role::Easy { .. } => PortSearchOutcome::NotFound,
+                Role::Forecasting | Role::Hard { .. } | Role::Easy { .. } => {
+                    PortSearchOutcome::NotFound
+                }
             };
             self.end_port_search(now, outcome);
         }
@@ -206,7 +231,7 @@ impl Paths {
         let Some(running) = self.core.searches.end() else {
             return;
         };
-        if let Role::Hard { .. } = running.role {
+        if matches!(running.role, Role::Hard { .. } | Role::Forecasting) {
             let close = SocketOrder::Close { search: running.id };
             self.core.events.push_back(Event::Sockets(close));
         }
@@ -214,7 +239,12 @@ impl Paths {
             self.core.counters.searches_won += 1;
         }
         if let Some(peer) = self.peers.get_mut(&running.peer) {
-            peer.attempts.ended(now, running.since, outcome);
+            if running.role == Role::Forecasting {
+                let found = outcome == PortSearchOutcome::Found;
+                peer.attempts.forecast_ended(found);
+            } else {
+                peer.attempts.ended(now, running.since, outcome);
+            }
         }
         let waiting = self.peers.iter().filter(|(_, peer)| peer.is_searching());
         for handle in waiting.map(|(handle, _)| *handle).collect::<Vec<_>>() {

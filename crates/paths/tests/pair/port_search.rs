@@ -93,7 +93,7 @@ fn offer(last: u8) -> PortSearchStep {
 }
 
 #[test]
-fn a_peer_that_answers_no_offer_is_sent_four_and_no_socket_is_opened() {
+fn a_peer_that_answers_no_offer_is_sent_four_and_one_forecast_is_tried() {
     let mut now = Instant::now();
     let mut paths = measured(now, true);
     paths.note_sent(now, PEER);
@@ -102,7 +102,15 @@ fn a_peer_that_answers_no_offer_is_sent_four_and_no_socket_is_opened() {
     assert_eq!(offers.len(), 4, "{offers:?}");
     let expected = offer(1);
     assert!(offers.iter().all(|offer| offer.step == expected));
-    assert_eq!(orders(&all), []);
+    // Five sockets ask four questions, and are closed when there is no answer.
+    let orders = orders(&all);
+    assert!(matches!(orders[0], SocketOrder::Open { count: 5, .. }));
+    assert!(
+        orders[1..5]
+            .iter()
+            .all(|order| matches!(order, SocketOrder::Send { .. }))
+    );
+    assert!(matches!(orders[5..], [SocketOrder::Close { .. }]));
     let outcome = paths.port_search(PEER).unwrap().1;
     assert_eq!(outcome, PortSearchOutcome::Unanswered);
 }

@@ -15,6 +15,13 @@ impl Sim {
             .set_cut(self.nodes[a.0].host, self.nodes[b.0].host, false);
     }
 
+    /// Switches the port searches of a node on or off, as its user does.
+    pub fn set_port_search(&mut self, node: NodeIndex, on: bool) {
+        let at = self.node_time(node.0);
+        self.nodes[node.0].set_port_search(at, on);
+        self.after(node.0);
+    }
+
     /// Pulls a node's cable.
     pub fn unplug(&mut self, node: NodeIndex) {
         let host = self.nodes[node.0].host;
