@@ -175,6 +175,28 @@ impl Node {
         Ok(start.elapsed())
     }
 
+    /// A number that a node of ours counts, by its name without `warren_`.
+    ///
+    /// # Errors
+    /// When the daemon does not answer or counts no such thing.
+    pub fn metric(&self, name: &str) -> Result<u64, LabError> {
+        use std::io::{Read as _, Write as _};
+        let socket = self.host.folder().join("node/s.sock");
+        let mut stream = std::os::unix::net::UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(
+            b"GET /localapi/v0/usermetrics HTTP/1.1\r\nHost: local-tailscaled.sock\r\n\
+              Connection: close\r\n\r\n",
+        )?;
+        let mut page = String::new();
+        stream.read_to_string(&mut page)?;
+        let prefix = format!("warren_{name} ");
+        let value = page.lines().find_map(|line| line.strip_prefix(&prefix));
+        value
+            .and_then(|value| value.trim().parse().ok())
+            .ok_or_else(|| LabError::new(format!("the node does not count {name}:\n{page}")))
+    }
+
     /// What `status --json` says.
     ///
     /// # Errors
