@@ -37,6 +37,7 @@
 //! makes its connection known.
 
 mod bucket;
+mod sync;
 
 use std::net::IpAddr;
 
@@ -44,7 +45,7 @@ use warren_keys::Entropy;
 use warren_wire::ip::icmp::{Icmp, Quoted};
 use warren_wire::ip::{Fragment, IPV6_HEADER_LEN, IpPacket, Parsed, Protocol, TcpFlags, Version};
 
-use bucket::{Bucket, Note, Slot, WAYS};
+use bucket::{Bucket, Note, Slot, WAYS, flow_hash};
 
 /// Seconds after which a flow without packets is forgotten. The reference has
 /// no time limit but room for 512 flows only; an hour with room for many
@@ -281,10 +282,7 @@ impl FlowTable {
     /// What is remembered, if it is not idle for too long. Refreshes it.
     #[inline]
     fn find(&self, hash: u64, now: u32, idle: u32) -> Option<&Slot> {
-        let slot = self.bucket(hash)?.find(hash)?;
-        if slot.age(now) > idle {
-            return None;
-        }
+        let slot = self.bucket(hash)?.find_live(hash, now, idle)?;
         slot.touch(now);
         Some(slot)
     }
@@ -307,7 +305,7 @@ impl FlowTable {
         self.buckets.get(index)
     }
 
-    /// The hash of what is remembered; never 0. `ends` and `ports`: the remote
+    /// The hash of a flow, a pair or fragments. `ends` and `ports`: the remote
     /// one first.
     fn hash(&self, kind: Kind, ends: (IpAddr, IpAddr), ports: (u16, u16)) -> u64 {
         let [remote_high, remote_low] = halves(ends.0);
@@ -321,11 +319,10 @@ impl FlowTable {
             | u64::from(ports.1) << 16
             | kind << 32
             | u64::from(ends.0.is_ipv4()) << 48;
-        siphash13(
+        flow_hash(siphash13(
             self.key,
             [remote_high, remote_low, local_high, local_low, rest],
-        )
-        .max(1)
+        ))
     }
 
     /// What an address is told by where its flows are counted.

@@ -8,48 +8,94 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+#[cfg(not(warren_loom))]
 use std::sync::atomic::{AtomicBool, Ordering};
+
+#[cfg(warren_loom)]
+use loom::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
+#[cfg(all(test, warren_loom))]
+mod models;
+
 /// A wake-up flag with a descriptor to sleep on. Share it by reference or
 /// `Arc`; one thread sleeps, any number wake.
 #[derive(Debug)]
-pub struct Waker {
-    fd: OwnedFd,
-    /// Set between a wake and the sleeper's [`Waker::clear`].
-    pending: AtomicBool,
-}
+pub struct Waker(Flag<EventFd>);
 
 impl Waker {
     /// A new waker, not woken.
     pub fn new() -> io::Result<Waker> {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Waker {
-            fd,
-            pending: AtomicBool::new(false),
-        })
+        Ok(Waker(Flag::new(EventFd(fd))))
     }
 
     /// Makes the descriptor readable. Put the work in place before.
     pub fn wake(&self) {
-        if self.pending.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        // The counter cannot overflow (at most one write per clear) and the
-        // descriptor is ours, so nothing but a signal can be in the way.
-        while let Err(Errno::INTR) = rustix::io::write(&self.fd, &1u64.to_ne_bytes()) {}
+        self.0.wake();
     }
 
-    /// Says that the sleeper is awake. Look for work *after* this: what was
+    /// Says that the sleeper is awake. Look for work *after* this: work that was
     /// put in place before a wake that this call swallows is then seen.
     pub fn clear(&self) {
+        self.0.clear();
+    }
+}
+
+/// Makes a sleeper run: an eventfd, or its model.
+trait Event {
+    /// Becomes ready, until it is reset.
+    fn set(&self);
+    /// Is no longer ready.
+    fn reset(&self);
+}
+
+#[derive(Debug)]
+struct EventFd(OwnedFd);
+
+impl Event for EventFd {
+    fn set(&self) {
+        // The counter cannot overflow (at most one write per clear) and the
+        // descriptor is ours, so nothing but a signal can be in the way.
+        while let Err(Errno::INTR) = rustix::io::write(&self.0, &1u64.to_ne_bytes()) {}
+    }
+
+    fn reset(&self) {
         let mut counter = [0u8; 8];
-        while let Err(Errno::INTR) = rustix::io::read(&self.fd, &mut counter) {}
-        // Only after the read. A wake that came in between wrote nothing, but
+        while let Err(Errno::INTR) = rustix::io::read(&self.0, &mut counter) {}
+    }
+}
+
+/// Merges the wakes that come before the sleeper has looked.
+#[derive(Debug)]
+struct Flag<E> {
+    event: E,
+    /// Set between a wake and the sleeper's [`Flag::clear`].
+    pending: AtomicBool,
+}
+
+impl<E: Event> Flag<E> {
+    fn new(event: E) -> Self {
+        Self {
+            event,
+            pending: AtomicBool::new(false),
+        }
+    }
+
+    fn wake(&self) {
+        if !self.pending.swap(true, Ordering::AcqRel) {
+            self.event.set();
+        }
+    }
+
+    fn clear(&self) {
+        self.event.reset();
+        // Only after the reset. A wake that came in between set nothing, but
         // its work is in place and the caller looks after this. In the other
-        // order the read could swallow a wake whose flag stays set, and every
+        // order the reset could swallow a wake whose flag stays set, and every
         // later wake would be taken for a repetition.
         self.pending.swap(false, Ordering::AcqRel);
     }
@@ -57,7 +103,7 @@ impl Waker {
 
 impl AsFd for Waker {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.0.event.0.as_fd()
     }
 }
 

@@ -27,12 +27,29 @@
 //! So a scanner, whose questions mostly stay without an answer, takes one place
 //! in eight at most from what lives, and then lives on its own.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+#[cfg(all(test, warren_loom))]
+mod models;
 
+use super::sync::{AtomicU32, AtomicU64, Ordering};
 use super::{FRAGMENT_SECS, IDLE_SECS, TCP_IDLE_SECS};
 
-/// Slots that a flow may lie in.
-pub(super) const WAYS: usize = 8;
+/// Slots that a flow may lie in. The models (`bin/loom`) have fewer, so that all
+/// interleavings can be tried.
+pub(super) const WAYS: usize = if cfg!(warren_loom) { 2 } else { 8 };
+
+/// The hash of a slot that a thread is filling: no flow has it.
+const BUSY: u64 = u64::MAX;
+
+/// The hash of a free slot: no flow has it.
+const FREE: u64 = 0;
+
+/// A hash that stands for a flow: `hash`, unless that has another meaning.
+pub(super) fn flow_hash(hash: u64) -> u64 {
+    match hash {
+        FREE | BUSY => 1,
+        hash => hash,
+    }
+}
 
 /// What is known of a flow beside its hash: bits of state, and in the upper 24
 /// a tag of the end that opened it.
@@ -131,29 +148,34 @@ enum Standing {
     Asked,
     Answered,
     Connected,
+    /// Another thread is filling it.
+    Busy,
 }
 
 /// One place.
 #[derive(Debug, Default)]
 pub(super) struct Slot {
-    /// 0: free.
+    /// The hash of the flow, [`FREE`] or [`BUSY`].
     hash: AtomicU64,
+    /// The last packet, in seconds.
     used: AtomicU32,
     note: AtomicU32,
 }
 
 impl Slot {
     /// Seconds without packets.
-    pub(super) fn age(&self, now: u32) -> u32 {
-        // The other thread's clock reading may be a second ahead of ours.
-        now.saturating_sub(self.used.load(Ordering::Relaxed))
+    fn age(&self, now: u32) -> u32 {
+        // The other thread's clock reading may be a second ahead of ours. With the
+        // store in `Bucket::put`: a reader of a new time sees that the slot is taken.
+        now.saturating_sub(self.used.load(Ordering::Acquire))
     }
 
     /// A packet. Stores the time only when it changed: the line stays shared
     /// otherwise.
     pub(super) fn touch(&self, now: u32) {
         if self.used.load(Ordering::Relaxed) < now {
-            self.used.store(now, Ordering::Relaxed);
+            // See `age`.
+            self.used.store(now, Ordering::Release);
         }
     }
 
@@ -186,14 +208,25 @@ impl Slot {
     }
 
     fn standing(&self, now: u32) -> Standing {
+        self.look(now).1
+    }
+
+    /// The hash, and the standing of the flow that has it.
+    fn look(&self, now: u32) -> (u64, Standing) {
+        // First of all: where time or note belong to a later flow, the hash is no longer
+        // this one.
+        let hash = self.hash.load(Ordering::Acquire);
         let note = self.note();
-        if self.hash.load(Ordering::Relaxed) == 0 {
+        let standing = if hash == FREE {
             Standing::Free
+        } else if hash == BUSY {
+            Standing::Busy
         } else if self.age(now) > note.idle() {
             Standing::Expired
         } else {
             note.standing()
-        }
+        };
+        (hash, standing)
     }
 }
 
@@ -216,30 +249,41 @@ impl Bucket {
         self.0.get(at)
     }
 
+    /// The place of the flow, unless it was without packets for more than `idle`
+    /// seconds.
+    #[inline]
+    pub(super) fn find_live(&self, hash: u64, now: u32, idle: u32) -> Option<&Slot> {
+        let slot = self.find(hash)?;
+        let live = slot.age(now) <= idle;
+        // The time may be that of a newcomer to this place. Then the place is no longer
+        // that of this flow.
+        (live && slot.hash.load(Ordering::Relaxed) == hash).then_some(slot)
+    }
+
     /// Puts a flow that is not in here into the place that is easiest to give
     /// up, if it may have that.
     #[cold]
     pub(super) fn put(&self, hash: u64, note: Note, now: u32) {
         // Another thread may take the chosen slot meanwhile: then look again.
         for _ in 0..WAYS {
-            let Some(slot) = self.place_for(hash, note, now) else {
+            let Some((slot, old)) = self.place_for(hash, note, now) else {
                 return;
             };
-            let old = slot.hash.load(Ordering::Relaxed);
-            // These first: whoever sees the new hash sees a fresh time.
-            slot.used.store(now, Ordering::Relaxed);
-            slot.note.store(note.0, Ordering::Relaxed);
-            if slot
-                .hash
-                .compare_exchange(old, hash, Ordering::Release, Ordering::Relaxed)
-                .is_ok()
-            {
+            // Time and note change only while no flow can be found here.
+            let claimed =
+                slot.hash
+                    .compare_exchange(old, BUSY, Ordering::Acquire, Ordering::Relaxed);
+            if claimed.is_ok() {
+                slot.used.store(now, Ordering::Release);
+                slot.note.store(note.0, Ordering::Relaxed);
+                slot.hash.store(hash, Ordering::Release);
                 return;
             }
         }
     }
 
-    fn place_for(&self, hash: u64, newcomer: Note, now: u32) -> Option<&Slot> {
+    /// The place that is easiest to give up, and the hash that it has now.
+    fn place_for(&self, hash: u64, newcomer: Note, now: u32) -> Option<(&Slot, u64)> {
         // Among those of one second any: not always the same, which would be
         // the newcomer before this one.
         let any = (hash >> 32) as usize;
@@ -254,15 +298,18 @@ impl Bucket {
         self.0
             .iter()
             .enumerate()
-            .map(|(n, slot)| (n, slot.standing(now), slot))
-            .filter(|&(_, standing, slot)| {
+            .map(|(n, slot)| {
+                let (hash, standing) = slot.look(now);
+                (n, hash, standing, slot)
+            })
+            .filter(|&(_, _, standing, slot)| {
                 standing <= free_for_it
                     || standing <= newcomer.reaches() && (!only_own || is_own(slot))
             })
-            .min_by_key(|&(n, standing, slot)| {
+            .min_by_key(|&(n, _, standing, slot)| {
                 (standing, u32::MAX - slot.age(now), (n ^ any) % WAYS)
             })
-            .map(|(_, _, slot)| slot)
+            .map(|(_, hash, _, slot)| (slot, hash))
     }
 }
 
