@@ -340,9 +340,15 @@ pub const METRICS: &[Metric] = &[
         "resident, idle with one peer",
         "MiB",
         1,
-        &[Plain(12.0)],
+        &[Plain(15.0)],
     ),
-    less("memory.idle_anon", "  of it anonymous", "MiB", 1, &[]),
+    less(
+        "memory.idle_anon",
+        "  of it anonymous",
+        "MiB",
+        1,
+        &[Plain(4.0)],
+    ),
     less(
         "memory.loaded",
         "resident, most after a piece of work",
