@@ -174,6 +174,10 @@ fn member(package: &Value) -> (String, Member) {
         foreign: BTreeSet::new(),
     };
     for dependency in package["dependencies"].as_array().unwrap() {
+        // What the models of bin/loom replace is in no program.
+        if dependency["target"] == "cfg(warren_loom)" {
+            continue;
+        }
         let name = dependency["name"].as_str().unwrap();
         match bare(name) {
             Some(other) if dependency["kind"] == "dev" => member.tested_with.insert(other),
