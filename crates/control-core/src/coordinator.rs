@@ -8,6 +8,7 @@
 mod admin;
 mod commit;
 mod deadlines;
+mod lock;
 mod owners;
 mod policies;
 mod register;
@@ -32,6 +33,7 @@ use crate::config::Config;
 use crate::directory::{Directory, NodeState};
 use crate::error::{AdminError, MapError};
 use crate::holders::{Holders, SharedKey};
+use crate::lock::LockError;
 use crate::map_sessions::{MapSessions, SessionId};
 use crate::message::Message;
 use crate::output::{Notice, Output};
@@ -64,6 +66,7 @@ pub struct Coordinator {
     holders: Holders,
     registrations: Registrations,
     ssh_checks: SshChecks,
+    lock_start: Option<lock::Start>,
     entropy: Box<dyn Entropy>,
     outputs: VecDeque<Output>,
     clock: Clock,
@@ -101,6 +104,7 @@ impl Coordinator {
             holders: Holders::new(now),
             registrations: Registrations::default(),
             ssh_checks: SshChecks::default(),
+            lock_start: None,
             view: Arc::new(View {
                 config: Arc::new(config),
                 directory,
@@ -120,6 +124,9 @@ impl Coordinator {
         }
         if data.policy.is_some() {
             this.warn_of_open_policy();
+        }
+        if matches!(this.view.lock(), Err(LockError::Damaged)) {
+            this.notice(Notice::LockDamaged);
         }
         if let Some(why) = this.view.policy_fault().map(str::to_owned) {
             this.notice(Notice::PolicyUnreadable(why));

@@ -14,6 +14,7 @@ use warren_control_types::{NodeId, UserId};
 use warren_keys::{MachinePublic, NodePublic};
 
 use crate::addresses::AddressIndex;
+use crate::lock::Lock;
 use crate::records::{
     AuthKeyId, AuthKeyRecord, Counters, NodeRecord, PolicyVersion, Snapshot, UserRecord,
 };
@@ -111,6 +112,7 @@ pub(crate) struct Directory {
     auth_keys: Table<AuthKeyId, Arc<AuthKeyRecord>>,
     policy: Option<Arc<str>>,
     policies: Table<i64, Arc<PolicyVersion>>,
+    lock: Lock,
     counters: Counters,
     /// Counts the changes of nodes.
     revision: u64,
@@ -130,6 +132,7 @@ impl Directory {
     pub(crate) fn load(snapshot: &Snapshot, time: Timestamp) -> Self {
         let mut out = Self {
             policy: snapshot.policy.as_deref().map(Into::into),
+            lock: Lock::load(snapshot),
             counters: snapshot.counters,
             ..Self::default()
         };
@@ -159,8 +162,19 @@ impl Directory {
                 .policy_versions()
                 .map(|version| (version.version, version.clone()))
                 .collect(),
+            lock: self.lock.record().cloned(),
+            lock_messages: self.lock.messages().clone(),
             counters: self.counters,
         }
+    }
+
+    /// Tailnet lock.
+    pub(crate) fn lock(&self) -> &Lock {
+        &self.lock
+    }
+
+    pub(crate) fn lock_mut(&mut self) -> &mut Lock {
+        &mut self.lock
     }
 
     // Nodes.

@@ -39,6 +39,7 @@ mod error;
 mod holders;
 mod host_limits;
 mod impact;
+mod lock;
 mod map_sessions;
 mod message;
 mod names;
@@ -68,6 +69,7 @@ pub use coordinator::{Coordinator, NewAuthKey, PendingView, RegisterOutcome, cha
 pub use directory::Standing;
 pub use error::{AdminError, MapError};
 pub use holders::SharedKey;
+pub use lock::{LockError, LockMessage, LockRecord, Turned};
 pub use map_sessions::{PatchFields, PeerUpdate, PendingUpdate, SessionId};
 pub use message::Message;
 pub use names::{LabelError, is_label, sanitize_hostname, unique_label};

@@ -92,6 +92,8 @@ pub struct PendingUpdate {
     pub ssh: bool,
     /// DERP map.
     pub relays: bool,
+    /// State of tailnet lock.
+    pub lock: bool,
 }
 
 impl PendingUpdate {

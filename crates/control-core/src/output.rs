@@ -42,6 +42,12 @@ pub enum Notice {
     SharedKey(SharedKey),
     /// Another router serves a subnet than before.
     RouteMoved(RouteMove),
+    /// The node turned tailnet lock on.
+    LockOn(NodeId),
+    /// The node turned tailnet lock off.
+    LockOff(NodeId),
+    /// The stored chain of tailnet lock cannot be read.
+    LockDamaged,
     /// Peers are informed that the node is online.
     Online(NodeId),
     /// Peers are informed that the node is offline.

@@ -12,10 +12,12 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use warren_control_types::{Hostinfo, NodeId, RegionId, UserId};
-use warren_keys::{DiscoPublic, MachinePublic, NodePublic};
+use warren_keys::{DiscoPublic, LockPublic, MachinePublic, NodePublic};
+use warren_lock::AumHash;
 use warren_policy::Role;
 
 use crate::addresses::AddressIndex;
+use crate::lock::{LockMessage, LockRecord};
 
 /// The owner that clients see for nodes that belong to tags, not to a person.
 pub const TAGGED_DEVICES: UserId = UserId(2_147_455_555);
@@ -123,6 +125,9 @@ pub struct NodeRecord {
     pub approved_routes: BTreeSet<IpNet>,
     /// The tailnet-lock signature of its key, passed on unchanged.
     pub key_signature: Vec<u8>,
+    /// Its key for tailnet lock, which may sign its next node keys.
+    #[serde(default)]
+    pub lock_key: Option<LockPublic>,
 }
 
 impl NodeRecord {
@@ -213,6 +218,12 @@ pub enum Change {
     PolicyVersion(PolicyVersion),
     /// A version is no longer kept.
     PolicyVersionGone(i64),
+    /// An update message of tailnet lock arrived.
+    LockMessage(LockMessage),
+    /// An update message is no longer kept.
+    LockMessageGone(AumHash),
+    /// Tailnet lock was turned on or off.
+    Lock(LockRecord),
     /// The next numbers to hand out, so that none is used twice.
     Counters(Counters),
 }
@@ -230,6 +241,10 @@ pub enum RowId {
     Policy,
     /// A version of the policy.
     PolicyVersion(i64),
+    /// An update message of tailnet lock.
+    LockMessage(AumHash),
+    /// Whether tailnet lock is on.
+    Lock,
     /// The next numbers.
     Counters,
 }
@@ -247,6 +262,9 @@ impl Change {
             Self::Policy(_) => RowId::Policy,
             Self::PolicyVersion(version) => RowId::PolicyVersion(version.version),
             Self::PolicyVersionGone(version) => RowId::PolicyVersion(*version),
+            Self::LockMessage(message) => RowId::LockMessage(message.hash),
+            Self::LockMessageGone(hash) => RowId::LockMessage(*hash),
+            Self::Lock(_) => RowId::Lock,
             Self::Counters(_) => RowId::Counters,
         }
     }
@@ -289,6 +307,10 @@ pub struct Snapshot {
     pub policy: Option<String>,
     /// Policies that were set, by their number; the last is in force.
     pub policies: BTreeMap<i64, PolicyVersion>,
+    /// Tailnet lock, if it was turned on once.
+    pub lock: Option<LockRecord>,
+    /// The update messages of tailnet lock.
+    pub lock_messages: BTreeMap<AumHash, LockMessage>,
     /// The next numbers.
     pub counters: Counters,
 }
@@ -322,6 +344,13 @@ impl Snapshot {
             Change::PolicyVersionGone(version) => {
                 self.policies.remove(&version);
             }
+            Change::LockMessage(message) => {
+                self.lock_messages.insert(message.hash, message);
+            }
+            Change::LockMessageGone(hash) => {
+                self.lock_messages.remove(&hash);
+            }
+            Change::Lock(record) => self.lock = Some(record),
             Change::Counters(counters) => self.counters = counters,
         }
     }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use warren_control_types::{Hostinfo, RegisterRequest};
-use warren_keys::{Entropy, MachinePublic, NodePublic};
+use warren_keys::{Entropy, LockPublic, MachinePublic, NodePublic};
 
 use crate::host_limits::{MAX_TAGS, bounded};
 use crate::parked::{ParkedRequests, PendingId};
@@ -36,6 +36,7 @@ pub(crate) struct JoinRequest {
     /// The key of the node that the login renews, as the machine says.
     pub(crate) replaces: Option<NodePublic>,
     pub(crate) key_signature: Vec<u8>,
+    pub(crate) lock_key: Option<LockPublic>,
     pub(crate) capability: u32,
     pub(crate) expiry: Option<Timestamp>,
     pub(crate) ephemeral: bool,
@@ -67,6 +68,7 @@ impl JoinRequest {
             node_key: request.node_key,
             replaces: request.old_node_key,
             key_signature: signature.clone(),
+            lock_key: request.nl_key,
             capability: request.version.0,
             expiry: request.expiry,
             ephemeral: request.ephemeral,

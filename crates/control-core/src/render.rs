@@ -150,6 +150,7 @@ impl View {
                 .map(|user| self.render_user(user))
                 .collect(),
             control_time: Some(timestamp(wall)),
+            tka_info: self.directory.lock().info(),
             // Nodes of a private network have no business with a public log service.
             debug: Some(Debug {
                 disable_log_tail: true,
@@ -378,11 +379,14 @@ impl std::io::Write for Hashed {
 }
 
 /// The capabilities of every node, policy apart: exchange files between the
-/// machines of one owner, and no update without the owner.
+/// machines of one owner, use tailnet lock, and no update without the owner.
 fn own_capabilities() -> CapMap {
-    let mut capabilities: CapMap = ["https://tailscale.com/cap/file-sharing"]
-        .into_iter()
-        .collect();
+    let mut capabilities: CapMap = [
+        "https://tailscale.com/cap/file-sharing",
+        "https://tailscale.com/cap/tailnet-lock",
+    ]
+    .into_iter()
+    .collect();
     capabilities.insert(
         "default-auto-update".to_owned(),
         vec![serde_json::Value::Bool(false)],

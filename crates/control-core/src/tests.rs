@@ -5,6 +5,7 @@
 
 mod commit;
 mod deltas;
+mod lock;
 mod owners;
 mod policies;
 mod policy;

@@ -23,6 +23,7 @@ mod netmap;
 mod node;
 mod register;
 mod ssh;
+mod tka;
 
 pub mod json;
 
@@ -46,3 +47,9 @@ pub use register::{
     User, UserProfile,
 };
 pub use ssh::{SshAction, SshPolicy, SshPrincipal, SshRecorderFailureAction, SshRule};
+pub use tka::{
+    Encoded, TkaBootstrapRequest, TkaBootstrapResponse, TkaDisableRequest, TkaInitBeginRequest,
+    TkaInitBeginResponse, TkaInitFinishRequest, TkaSignInfo, TkaSignaturesUsingKeyRequest,
+    TkaSignaturesUsingKeyResponse, TkaSubmitSignatureRequest, TkaSyncOfferRequest,
+    TkaSyncOfferResponse, TkaSyncSendRequest, TkaSyncSendResponse,
+};

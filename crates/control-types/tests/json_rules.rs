@@ -257,6 +257,40 @@ fn lists_of_nothing_and_values_of_the_wrong_kind() {
 }
 
 #[test]
+fn tailnet_lock_numbers_nodes_as_text_and_reads_null_lists() {
+    let finish = json!({
+        "Version": 140, "NodeKey": node_key(1), "Signatures": {"7": "AQI=", "12": null},
+    });
+    let request: TkaInitFinishRequest = read(finish.clone());
+    assert_eq!(request.signatures[&NodeId(7)], Encoded(vec![1, 2]));
+    assert_eq!(written(&request), finish);
+    let begun = TkaInitBeginResponse {
+        need_signatures: vec![TkaSignInfo {
+            node_id: NodeId(7),
+            node_public: node_key(2),
+            rotation_pubkey: vec![9],
+        }],
+    };
+    let wire = json!({"NeedSignatures": [
+        {"NodeID": 7, "NodePublic": node_key(2), "RotationPubkey": "CQ=="},
+    ]});
+    assert_eq!(written(&begun), wire);
+    let send: TkaSyncSendRequest = read(json!({
+        "NodeKey": node_key(1), "Head": "A", "MissingAUMs": null, "Interactive": true,
+    }));
+    assert!(send.missing_aums.is_empty() && send.interactive);
+    assert_eq!(written(&TkaBootstrapResponse::default()), json!({}));
+    let offer = TkaSyncOfferResponse {
+        missing_aums: vec![Encoded(vec![1])],
+        ..Default::default()
+    };
+    assert_eq!(
+        written(&offer),
+        json!({"Head": "", "Ancestors": [], "MissingAUMs": ["AQ=="]})
+    );
+}
+
+#[test]
 fn ssh_speaks_lower_camel_and_nanoseconds() {
     let text = json!({"rules": [{
         "principals": [{"any": true}, {"nodeIP": "100.64.0.9"}],

@@ -19,10 +19,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{AcquireError, Notify, Semaphore, SemaphorePermit, mpsc, oneshot};
 use warren_control_core::{
-    AdminError, Coordinator, MapError, Message, Notice, Output, PendingId, RegisterOutcome,
-    RouteMove, SessionId, SharedKey, View,
+    AdminError, Coordinator, LockError, MapError, Message, Notice, Output, PendingId,
+    RegisterOutcome, RouteMove, SessionId, SharedKey, View,
 };
 use warren_control_types::{MapRequest, NodeId, PingRequest, RegisterRequest, RegisterResponse};
 use warren_keys::{MachinePublic, NodePublic};
@@ -55,6 +55,8 @@ pub struct CoordinatorHandle {
     hints: Hints,
     c2n: C2nRequests,
     upgrades: SwallowedUpgrades,
+    /// One derivation of a disablement value at a time.
+    disablement: Semaphore,
 }
 
 /// The result of a registration.
@@ -110,6 +112,7 @@ impl CoordinatorHandle {
             hints,
             c2n: C2nRequests::default(),
             upgrades: SwallowedUpgrades::default(),
+            disablement: Semaphore::new(1),
         })
     }
 
@@ -117,6 +120,14 @@ impl CoordinatorHandle {
         // The coordinator does not panic half way through a change; if it ever
         // did, to serve the state as it is beats refusing every node.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the turn to derive the value of a disablement secret.
+    ///
+    /// # Errors
+    /// The semaphore is closed, which does not happen while the handle lives.
+    pub(crate) async fn disablement_turn(&self) -> Result<SemaphorePermit<'_>, AcquireError> {
+        self.disablement.acquire().await
     }
 
     /// The state of this moment. It does not change any more.
@@ -490,6 +501,9 @@ fn describe(coordinator: &View, notice: Notice) -> Option<String> {
     match notice {
         Notice::Joined(id) => node_line(id, "joined as"),
         Notice::KeyRenewed(id) => node_line(id, "logged in again as"),
+        Notice::LockOn(id) => node_line(id, "tailnet lock was turned on by"),
+        Notice::LockOff(id) => node_line(id, "tailnet lock was turned off by"),
+        Notice::LockDamaged => Some(format!("warning: {}", LockError::Damaged)),
         Notice::LoggedOut(_, name) => Some(format!("{name} logged out")),
         Notice::Left(_, name) => Some(format!("{name} is gone")),
         Notice::Waiting(id, host) => Some(format!(

@@ -50,3 +50,4 @@ pub mod state_dir;
 pub mod store;
 pub mod swallowed_upgrades;
 pub mod terminal;
+mod tka;

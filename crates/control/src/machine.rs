@@ -29,7 +29,7 @@ use warren_keys::MachinePublic;
 use crate::body_budget::ChannelBudget;
 use crate::coordinator::{CoordinatorHandle, Registration, Session};
 use crate::http::{BODY_TIMEOUT, JsonBody, WholeBody, json, no_content, text, with_spans};
-use crate::ssh_action;
+use crate::{ssh_action, tka};
 
 /// The longest request body, in bytes; the official servers take as much.
 const MAX_BODY: usize = 1 << 20;
@@ -64,6 +64,7 @@ pub(crate) fn router(coordinator: Arc<CoordinatorHandle>) -> Router {
         .route("/machine/whoami", get(whoami))
         .route("/machine/update-health", post(update_health))
         .route("/machine/ssh/action/{*nodes}", get(ssh_action))
+        .nest("/machine/tka", tka::router())
         .route("/machine/{*path}", any(unsupported))
         .route("/c2n/{token}", post(c2n_response))
         .fallback(async |uri: Uri| text(StatusCode::NOT_FOUND, format!("{} not found", uri.path())))
@@ -157,7 +158,6 @@ fn not_available(path: &str) -> String {
             "this server sets no DNS records, so it cannot prove to a certificate authority who a node is: certificates for node names are not available"
         }
         "id-token" => "this server issues no identity tokens",
-        rest if rest.starts_with("tka/") => "this server has no tailnet lock",
         _ => return format!("{path} is not available on this server"),
     };
     format!("{what} ({path})")
@@ -338,7 +338,6 @@ mod tests {
     fn unsupported_requests_name_the_missing_feature() {
         assert!(not_available("/machine/set-dns").contains("certificates"));
         assert!(not_available("/machine/id-token").contains("identity"));
-        assert!(not_available("/machine/tka/sync/offer").contains("tailnet lock"));
         assert!(not_available("/machine/x").starts_with("/machine/x is not"));
     }
 

@@ -366,7 +366,7 @@ async fn invalid_requests_are_refused_with_a_reason() {
     );
     assert_eq!(
         status(ask(Method::GET, "/machine/tka/bootstrap", b"{}".to_vec()).await),
-        StatusCode::NOT_IMPLEMENTED
+        StatusCode::NOT_FOUND
     );
     let old = MapRequest {
         version: CapabilityVersion(112),

@@ -28,6 +28,13 @@ impl DisablementValue {
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
+
+    /// Whether it is one of `values`, in constant time.
+    pub(crate) fn is_one_of(&self, values: &[Self]) -> bool {
+        values.iter().fold(false, |found, value| {
+            found | bool::from(value.0.ct_eq(&self.0))
+        })
+    }
 }
 
 impl fmt::Debug for DisablementValue {
@@ -72,14 +79,6 @@ impl DisablementSecret {
             // secret has less than 4 GiB.
             .expect("the parameters of the derivation are valid");
         DisablementValue(out)
-    }
-
-    /// Whether this secret belongs to one of `values`.
-    pub(crate) fn opens(&self, values: &[DisablementValue]) -> bool {
-        let derived = self.value();
-        values.iter().fold(false, |found, value| {
-            found | bool::from(value.0.ct_eq(&derived.0))
-        })
     }
 }
 

@@ -129,7 +129,12 @@ impl Checkpoint {
     /// Whether `secret` turns this lock off. This derives a value from the secret,
     /// which takes some ten milliseconds.
     pub fn accepts_disablement(&self, secret: &DisablementSecret) -> bool {
-        secret.opens(&self.values)
+        self.accepts_value(&secret.value())
+    }
+
+    /// As [`Checkpoint::accepts_disablement`], for the value of a secret.
+    pub fn accepts_value(&self, value: &DisablementValue) -> bool {
+        value.is_one_of(&self.values)
     }
 
     /// The same without the keys in `ids`.

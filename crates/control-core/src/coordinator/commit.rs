@@ -88,6 +88,9 @@ impl Coordinator {
             Change::PolicyVersionGone(version) => {
                 self.view_mut().directory.remove_policy_version(version);
             }
+            change @ (Change::LockMessage(_) | Change::LockMessageGone(_) | Change::Lock(_)) => {
+                self.lock_committed(change);
+            }
             Change::Counters(counters) => self.view_mut().directory.set_counters(counters),
         }
     }

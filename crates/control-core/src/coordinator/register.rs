@@ -109,6 +109,12 @@ impl Coordinator {
             // A logout of a node that is gone already.
             return RegisterOutcome::expired();
         }
+        if let Some(signature) = self.signature_to_rotate(machine, request) {
+            return RegisterOutcome::Answer(Box::new(RegisterResponse {
+                node_key_signature: signature,
+                ..Default::default()
+            }));
+        }
         match request
             .auth
             .as_ref()
@@ -352,6 +358,7 @@ impl Coordinator {
             capability: request.capability,
             approved_routes: BTreeSet::new(),
             key_signature: request.key_signature.clone(),
+            lock_key: request.lock_key,
         };
         self.commit(Change::Node(Box::new(node)), true);
         self.notice(Notice::Joined(id));
@@ -403,6 +410,7 @@ impl Coordinator {
             ..Report::default()
         };
         self.take_report(node, &report);
+        node.lock_key = request.lock_key.or(node.lock_key);
     }
 
     fn welcome(&self, id: NodeId) -> RegisterResponse {

@@ -43,6 +43,9 @@ impl View {
         if pending.relays {
             head.derp_map = Some(self.access.relays(&self.config.derp_map).into());
         }
+        if pending.lock {
+            head.tka_info = self.directory.lock().info();
+        }
         if pending.filter {
             head.packet_filters = self.filter_delta(id, last).map(filters).unwrap_or_default();
         }

@@ -25,6 +25,9 @@ const MIGRATIONS: &[&str] = &[
     UPDATE users SET record = json_set(record, '$.role', 'member')
      WHERE json_valid(record) AND json_type(record, '$.role') IS NULL;
 ",
+    "
+    CREATE TABLE lock_messages (id TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT, WITHOUT ROWID;
+",
 ];
 
 /// A database in a file.
@@ -134,6 +137,20 @@ fn write_change(connection: &Connection, change: &Change) -> Result<(), rusqlite
         Change::Policy(text) => set("policy", text.clone()),
         Change::PolicyVersion(version) => put("policies", version.version, json(version)?),
         Change::PolicyVersionGone(version) => delete("policies", *version),
+        Change::LockMessage(message) => {
+            let id = message.hash.to_string();
+            connection
+                .prepare_cached(
+                    "INSERT OR REPLACE INTO lock_messages (id, record) VALUES (?1, ?2)",
+                )?
+                .execute(params![id, json(message)?])
+                .map(drop)
+        }
+        Change::LockMessageGone(hash) => connection
+            .prepare_cached("DELETE FROM lock_messages WHERE id = ?1")?
+            .execute(params![hash.to_string()])
+            .map(drop),
+        Change::Lock(record) => set("lock", Some(json(record)?)),
         Change::Counters(counters) => set("counters", Some(json(counters)?)),
     }
 }
@@ -178,6 +195,7 @@ fn load(connection: &Connection, path: &Path) -> Result<Snapshot, StoreError> {
     let nodes = rows(connection, path, "nodes")?;
     let auth_keys = rows(connection, path, "auth_keys")?;
     let policies = rows(connection, path, "policies")?;
+    let lock_messages = rows(connection, path, "lock_messages")?;
     let mut snapshot = Snapshot::default();
     for user in users {
         snapshot.apply(Change::User(user));
@@ -191,17 +209,33 @@ fn load(connection: &Connection, path: &Path) -> Result<Snapshot, StoreError> {
     for version in policies {
         snapshot.apply(Change::PolicyVersion(version));
     }
+    for message in lock_messages {
+        snapshot.apply(Change::LockMessage(message));
+    }
     snapshot.apply(Change::Policy(setting(connection, path, "policy")?));
-    if let Some(text) = setting(connection, path, "counters")? {
-        let counters = serde_json::from_str(&text).map_err(|error| StoreError::Row {
-            path: path.to_owned(),
-            table: "settings",
-            id: "counters".to_owned(),
-            reason: error.to_string(),
-        })?;
+    if let Some(counters) = json_setting(connection, path, "counters")? {
         snapshot.apply(Change::Counters(counters));
     }
+    if let Some(lock) = json_setting(connection, path, "lock")? {
+        snapshot.apply(Change::Lock(lock));
+    }
     Ok(snapshot)
+}
+
+fn json_setting<T: DeserializeOwned>(
+    connection: &Connection,
+    path: &Path,
+    name: &str,
+) -> Result<Option<T>, StoreError> {
+    let text = setting(connection, path, name)?;
+    text.map(|text| serde_json::from_str(&text))
+        .transpose()
+        .map_err(|error| StoreError::Row {
+            path: path.to_owned(),
+            table: "settings",
+            id: name.to_owned(),
+            reason: error.to_string(),
+        })
 }
 
 fn setting(connection: &Connection, path: &Path, name: &str) -> Result<Option<String>, StoreError> {
@@ -229,11 +263,13 @@ fn rows<T: DeserializeOwned>(
         reason: error.to_string(),
     };
     let mut statement = connection
-        .prepare(&format!("SELECT id, record FROM {table} ORDER BY id"))
+        .prepare(&format!(
+            "SELECT CAST(id AS TEXT), record FROM {table} ORDER BY {table}.id"
+        ))
         .map_err(failed)?;
     let found = statement
         .query_map([], |row| {
-            Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?))
+            Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
         })
         .map_err(failed)?;
     let mut out = Vec::new();
@@ -243,7 +279,7 @@ fn rows<T: DeserializeOwned>(
             serde_json::from_str(&record).map_err(|error| StoreError::Row {
                 path: path.to_owned(),
                 table,
-                id: id.to_string(),
+                id,
                 reason: error.to_string(),
             })?,
         );
@@ -255,8 +291,9 @@ fn rows<T: DeserializeOwned>(
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use warren_control_core::{Role, UserRecord};
+    use warren_control_core::{LockMessage, LockRecord, Role, Turned, UserRecord};
     use warren_control_types::UserId;
+    use warren_lock::AumHash;
 
     fn user(id: i64) -> UserRecord {
         UserRecord {
@@ -308,6 +345,33 @@ mod tests {
         let again = SqliteStore::open(&path).unwrap().load().unwrap();
         assert_eq!(again.users.values().collect::<Vec<_>>(), [&user(2)]);
         assert_eq!(again.policy.as_deref(), Some("{}"));
+    }
+
+    #[test]
+    fn rows_of_tailnet_lock_are_read_again_and_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control.db");
+        let mut store = SqliteStore::open(&path).unwrap();
+        let hash = AumHash::from_bytes([7; 32]);
+        let message = LockMessage {
+            hash,
+            bytes: vec![1, 2],
+            stored_at: 3,
+        };
+        let turned = Turned::On { genesis: hash };
+        let record = LockRecord { turned };
+        let rows = [
+            Change::LockMessage(message.clone()),
+            Change::Lock(record.clone()),
+        ];
+        store.write(&rows, true).unwrap();
+        drop(store);
+        let mut store = SqliteStore::open(&path).unwrap();
+        let snapshot = store.load().unwrap();
+        assert_eq!(snapshot.lock, Some(record));
+        assert_eq!(snapshot.lock_messages.get(&hash), Some(&message));
+        store.write(&[Change::LockMessageGone(hash)], true).unwrap();
+        assert!(store.load().unwrap().lock_messages.is_empty());
     }
 
     #[test]
