@@ -84,18 +84,12 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use proptest::prelude::*;
-
-    struct Fixed(u8);
-    impl Entropy for Fixed {
-        fn fill(&mut self, out: &mut [u8]) {
-            out.fill(self.0);
-        }
-    }
+    use warren_testkit::FixedEntropy;
 
     #[test]
     fn text_comes_back_and_only_the_right_secret_matches() {
-        let key = AuthKeyText::generate(AuthKeyId(7), &mut Fixed(1));
-        let other = AuthKeyText::generate(AuthKeyId(7), &mut Fixed(2));
+        let key = AuthKeyText::generate(AuthKeyId(7), &mut FixedEntropy(1));
+        let other = AuthKeyText::generate(AuthKeyId(7), &mut FixedEntropy(2));
         let again = AuthKeyText::parse(&key.expose()).unwrap();
         assert_eq!(again.id(), AuthKeyId(7));
         assert!(again.matches(&key.digest()));

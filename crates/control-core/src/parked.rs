@@ -201,21 +201,13 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-
-    struct Counting(u8);
-
-    impl Entropy for Counting {
-        fn fill(&mut self, out: &mut [u8]) {
-            self.0 += 1;
-            out.fill(self.0);
-        }
-    }
+    use warren_testkit::CountingEntropy;
 
     type Requests = ParkedRequests<&'static str, u32>;
 
     fn add(
         requests: &mut Requests,
-        entropy: &mut Counting,
+        entropy: &mut CountingEntropy,
         group: &'static str,
         request: u32,
     ) -> Result<(PendingId, Option<PendingId>), Full> {
@@ -225,7 +217,7 @@ mod tests {
 
     #[test]
     fn oldest_idle_request_of_the_full_group_makes_room() {
-        let (mut requests, mut entropy) = (Requests::default(), Counting(0));
+        let (mut requests, mut entropy) = (Requests::default(), CountingEntropy(0));
         let (a1, none) = add(&mut requests, &mut entropy, "a", 1).unwrap();
         assert_eq!(none, None);
         let (b, _) = add(&mut requests, &mut entropy, "b", 2).unwrap();
@@ -251,7 +243,7 @@ mod tests {
 
     #[test]
     fn deadline_fires_once_and_can_be_set_again() {
-        let (mut requests, mut entropy) = (Requests::default(), Counting(0));
+        let (mut requests, mut entropy) = (Requests::default(), CountingEntropy(0));
         let (id, _) = add(&mut requests, &mut entropy, "a", 1).unwrap();
         let now = Instant::now();
         assert_eq!(requests.pop_due(now), Some(id.clone()));

@@ -257,18 +257,7 @@ mod tests {
     use warren_control_types::Service;
 
     use super::*;
-
-    struct Counting(u64);
-
-    impl Entropy for Counting {
-        fn fill(&mut self, out: &mut [u8]) {
-            self.0 += 1;
-            let bytes = self.0.to_le_bytes();
-            out.iter_mut()
-                .zip(bytes.iter().cycle())
-                .for_each(|(o, b)| *o = *b);
-        }
-    }
+    use warren_testkit::CountingEntropy;
 
     fn login(machine: u8, key: u8) -> PendingLogin {
         let request = RegisterRequest {
@@ -284,7 +273,7 @@ mod tests {
 
     #[test]
     fn machine_waits_once_and_its_newest_login_counts() {
-        let (mut all, mut entropy) = (Registrations::default(), Counting(0));
+        let (mut all, mut entropy) = (Registrations::default(), CountingEntropy(0));
         let now = Instant::now();
         let mut ask = |all: &mut Registrations, login, continues| {
             all.request(now, login, None, "", |_| continues, &mut entropy)
@@ -358,7 +347,7 @@ mod tests {
 
     #[test]
     fn one_ipv6_site_cannot_take_all_places() {
-        let (mut all, mut entropy) = (Registrations::default(), Counting(0));
+        let (mut all, mut entropy) = (Registrations::default(), CountingEntropy(0));
         let now = Instant::now();
         let mut waiting = 0;
         for n in 0..1024_u32 {

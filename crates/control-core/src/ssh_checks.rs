@@ -343,15 +343,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-
-    struct Counting(u8);
-
-    impl Entropy for Counting {
-        fn fill(&mut self, out: &mut [u8]) {
-            self.0 += 1;
-            out.fill(self.0);
-        }
-    }
+    use warren_testkit::CountingEntropy;
 
     fn session(source: i64, user: &str) -> CheckedSession {
         CheckedSession {
@@ -364,7 +356,7 @@ mod tests {
 
     #[test]
     fn approval_counts_for_the_person_and_the_period() {
-        let (mut checks, mut entropy) = (SshChecks::default(), Counting(0));
+        let (mut checks, mut entropy) = (SshChecks::default(), CountingEntropy(0));
         let now = Instant::now();
         let mut open = |checks: &mut SshChecks, session| {
             let opened = checks.open(now, Timestamp::UNIX_EPOCH, session, &mut entropy);

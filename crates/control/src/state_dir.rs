@@ -242,13 +242,7 @@ pub fn write_private(path: &Path, content: &[u8]) -> Result<(), StateDirError> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-
-    struct Fixed;
-    impl Entropy for Fixed {
-        fn fill(&mut self, out: &mut [u8]) {
-            out.fill(7);
-        }
-    }
+    use warren_testkit::FixedEntropy;
 
     #[test]
     fn folder_that_is_ours_or_empty_is_closed_to_others() {
@@ -261,7 +255,7 @@ mod tests {
         open_up();
         let first = StateDir::open(&path).unwrap();
         assert_eq!(mode(), 0o700, "empty");
-        first.noise_key(&mut Fixed).unwrap();
+        first.noise_key(&mut FixedEntropy(7)).unwrap();
         drop(first);
         open_up();
         drop(StateDir::open(&path).unwrap());
@@ -288,7 +282,7 @@ mod tests {
             StateDir::open(&path),
             Err(StateDirError::InUse(_))
         ));
-        let (key, new) = first.noise_key(&mut Fixed).unwrap();
+        let (key, new) = first.noise_key(&mut FixedEntropy(7)).unwrap();
         assert!(new);
         let file = path.join("noise.key");
         assert_eq!(
@@ -297,9 +291,15 @@ mod tests {
         );
         drop(first);
         let second = StateDir::open(&path).unwrap();
-        assert_eq!(second.noise_key(&mut Fixed).unwrap(), (key, false));
+        assert_eq!(
+            second.noise_key(&mut FixedEntropy(7)).unwrap(),
+            (key, false)
+        );
         fs::write(&file, "garbage").unwrap();
-        let error = second.noise_key(&mut Fixed).unwrap_err().to_string();
+        let error = second
+            .noise_key(&mut FixedEntropy(7))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("noise.key is not a server key"), "{error}");
     }
 }

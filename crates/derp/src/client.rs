@@ -316,14 +316,8 @@ mod tests {
     use super::*;
     use crate::{FrameBuffer, Identity, OverLong};
     use proptest::prelude::*;
+    use warren_testkit::FixedEntropy;
     use warren_wire::derp::split;
-
-    struct Fixed;
-    impl Entropy for Fixed {
-        fn fill(&mut self, out: &mut [u8]) {
-            out.fill(4);
-        }
-    }
 
     fn relay() -> Identity {
         Identity::new(NodeSecret::from_bytes(&[7; 32]), None)
@@ -341,7 +335,7 @@ mod tests {
         buffer.push(bytes);
         let mut events = Vec::new();
         for frame in buffer.frames().unwrap() {
-            let event = client.handle_frame(Instant::now(), frame, &mut Fixed)?;
+            let event = client.handle_frame(Instant::now(), frame, &mut FixedEntropy(4))?;
             events.extend(event.map(|event| format!("{event:?}")));
         }
         Ok(events)
@@ -356,7 +350,7 @@ mod tests {
         relay
             .open_login(kind, payload)
             .unwrap()
-            .accept(&ServerInfo::default(), &mut Fixed)
+            .accept(&ServerInfo::default(), &mut FixedEntropy(4))
     }
 
     #[test]
@@ -370,7 +364,8 @@ mod tests {
                 .unwrap()
                 .is_empty()
         );
-        let mut fast = Client::fast_start(now, config(), relay.public(), &mut Fixed).unwrap();
+        let mut fast =
+            Client::fast_start(now, config(), relay.public(), &mut FixedEntropy(4)).unwrap();
         for client in [&mut slow, &mut fast] {
             let answer = answer_login(&relay, client);
             let mut stream = relay.server_key_frame();
@@ -384,15 +379,20 @@ mod tests {
 
     #[test]
     fn another_relays_answer_is_refused() {
-        let mut client =
-            Client::fast_start(Instant::now(), config(), relay().public(), &mut Fixed).unwrap();
+        let mut client = Client::fast_start(
+            Instant::now(),
+            config(),
+            relay().public(),
+            &mut FixedEntropy(4),
+        )
+        .unwrap();
         let other = Identity::new(NodeSecret::from_bytes(&[8; 32]), None);
         let mut bytes = Vec::new();
         login::log_in(
             &config().secret,
             other.public(),
             &ClientInfo::default(),
-            &mut Fixed,
+            &mut FixedEntropy(4),
             &mut bytes,
         )
         .unwrap();
@@ -400,7 +400,7 @@ mod tests {
         let answer = other
             .open_login(kind, payload)
             .unwrap()
-            .accept(&ServerInfo::default(), &mut Fixed);
+            .accept(&ServerInfo::default(), &mut FixedEntropy(4));
         assert!(matches!(
             feed(&mut client, &answer),
             Err(ClientError::Login(LoginError::NotProven(_)))
@@ -427,8 +427,13 @@ mod tests {
 
     #[test]
     fn short_and_unknown_frames_are_lost_alone() {
-        let mut client =
-            Client::fast_start(Instant::now(), config(), relay().public(), &mut Fixed).unwrap();
+        let mut client = Client::fast_start(
+            Instant::now(),
+            config(),
+            relay().public(),
+            &mut FixedEntropy(4),
+        )
+        .unwrap();
         client.take_output(&mut Vec::new());
         let mut bytes = Vec::new();
         for code in [0x05, 0x08, 0x09, 0x12, 0x13, 0x15, 0x77] {
@@ -480,13 +485,13 @@ mod tests {
         #[test]
         fn client_never_panics_on_frames(frames: Vec<(u8, Vec<u8>)>, fast: bool) {
             let mut client = if fast {
-                Client::fast_start(Instant::now(), config(), relay().public(), &mut Fixed).unwrap()
+                Client::fast_start(Instant::now(), config(), relay().public(), &mut FixedEntropy(4)).unwrap()
             } else {
                 Client::new(Instant::now(), config())
             };
             for (kind, mut payload) in frames {
                 let frame = RawFrame { kind: FrameKind::from_code(kind), payload: &mut payload };
-                let _ = client.handle_frame(Instant::now(), frame, &mut Fixed);
+                let _ = client.handle_frame(Instant::now(), frame, &mut FixedEntropy(4));
             }
         }
     }

@@ -307,15 +307,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use proptest::prelude::*;
+    use warren_testkit::CountingEntropy;
     use warren_wire::derp::split;
-
-    struct Counting(u8);
-    impl Entropy for Counting {
-        fn fill(&mut self, out: &mut [u8]) {
-            self.0 = self.0.wrapping_add(1);
-            out.fill(self.0);
-        }
-    }
 
     fn relay(mesh: Option<[u8; 32]>) -> Identity {
         Identity::new(
@@ -331,7 +324,7 @@ mod tests {
     ) -> Result<ProvenLogin, LoginError> {
         let mut out = Vec::new();
         let client = NodeSecret::from_bytes(&[9; 32]);
-        log_in(&client, to, info, &mut Counting(0), &mut out).unwrap();
+        log_in(&client, to, info, &mut CountingEntropy(0), &mut out).unwrap();
         let (kind, payload, _) = split(&out).unwrap();
         relay.open_login(kind, payload)
     }
@@ -376,7 +369,7 @@ mod tests {
             &client,
             relay.public(),
             &ClientInfo::default(),
-            &mut Counting(0),
+            &mut CountingEntropy(0),
             &mut out,
         )
         .unwrap();
@@ -385,7 +378,7 @@ mod tests {
         let proven = relay.open_login(kind, payload).unwrap();
         assert_eq!(proven.key, client.public());
         assert!(!proven.is_mesh_peer);
-        let answer = proven.accept(&ServerInfo::default(), &mut Counting(9));
+        let answer = proven.accept(&ServerInfo::default(), &mut CountingEntropy(9));
         let (_, sealed, _) = split(&answer).unwrap();
         let info = open_server_info(&shared, relay.public(), sealed).unwrap();
         assert_eq!(info, ServerInfo::default());

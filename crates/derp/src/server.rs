@@ -262,6 +262,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use proptest::prelude::*;
+    use warren_testkit::FixedEntropy;
     use warren_wire::derp::split;
 
     fn connection(mesh: bool) -> Connection {
@@ -367,14 +368,8 @@ mod tests {
 
     #[test]
     fn keepalives_come_every_minute_with_jitter() {
-        struct Max;
-        impl Entropy for Max {
-            fn fill(&mut self, out: &mut [u8]) {
-                out.fill(0xff);
-            }
-        }
         let start = Instant::now();
-        let mut keepalive = Keepalive::new(start, &mut Max);
+        let mut keepalive = Keepalive::new(start, &mut FixedEntropy(0xff));
         let first = keepalive.next_deadline();
         assert!(
             first >= start + Duration::from_secs(60) && first < start + Duration::from_secs(65)

@@ -405,15 +405,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use warren_testkit::FixedEntropy;
     use warren_wire::ip::{IpPacket, udp};
-
-    struct Fixed(u8);
-
-    impl Entropy for Fixed {
-        fn fill(&mut self, out: &mut [u8]) {
-            out.fill(self.0);
-        }
-    }
 
     fn flow(src: &str, dst: &str) -> Vec<u8> {
         udp::packet(src.parse().unwrap(), dst.parse().unwrap(), b"x").unwrap()
@@ -442,7 +435,7 @@ mod tests {
 
     #[test]
     fn only_the_exact_answer_is_expected() {
-        let table = FlowTable::new(&mut Fixed(7));
+        let table = FlowTable::new(&mut FixedEntropy(7));
         remember(&table, "100.64.0.1:1000", "100.64.0.2:53", 10);
         assert!(expects(&table, "100.64.0.2:53", "100.64.0.1:1000", 11));
         for (src, dst) in [
@@ -458,7 +451,7 @@ mod tests {
 
     #[test]
     fn an_idle_flow_is_forgotten_and_an_active_one_is_not() {
-        let table = FlowTable::new(&mut Fixed(7));
+        let table = FlowTable::new(&mut FixedEntropy(7));
         let (here, there) = ("[fd7a::1]:1000", "[fd7a::2]:53");
         remember(&table, here, there, 10);
         assert!(expects(&table, there, here, 10 + IDLE_SECS));
@@ -470,7 +463,7 @@ mod tests {
 
     #[test]
     fn a_full_bucket_gives_up_the_longest_idle_flow() {
-        let table = FlowTable::with_slots(&mut Fixed(7), WAYS);
+        let table = FlowTable::with_slots(&mut FixedEntropy(7), WAYS);
         let port = |n: u32| format!("100.64.0.1:{}", 1000 + n);
         let server = "100.64.0.2:53";
         for n in 0..WAYS as u32 {

@@ -10,17 +10,9 @@ use warren_filter::{
     CapabilityHolders, Direction, DropReason, Filter, FlowTable, LocalAddresses, LocalSet, Verdict,
     capability_sources, permits_unsigned,
 };
-use warren_keys::Entropy;
+use warren_testkit::FixedEntropy;
 use warren_wire::ip::tsmp::{Message, RejectReason};
 use warren_wire::ip::{IpPacket, Protocol, udp};
-
-struct Zero;
-
-impl Entropy for Zero {
-    fn fill(&mut self, out: &mut [u8]) {
-        out.fill(0);
-    }
-}
 
 fn rules(value: serde_json::Value) -> Vec<FilterRule> {
     serde_json::from_value(value).unwrap()
@@ -62,7 +54,7 @@ const SSH_ONLY: fn() -> serde_json::Value = || {
 
 #[test]
 fn a_refused_connection_is_told_why() {
-    let flows = FlowTable::with_slots(&mut Zero, 64);
+    let flows = FlowTable::with_slots(&mut FixedEntropy(0), 64);
     let filter = compile(SSH_ONLY());
     let allowed = syn([100, 64, 0, 2], [100, 64, 0, 1], 22);
     let refused = syn([100, 64, 0, 2], [100, 64, 0, 1], 23);
@@ -96,7 +88,7 @@ fn a_refused_connection_is_told_why() {
 
 #[test]
 fn counts_go_on_when_rules_change() {
-    let flows = FlowTable::with_slots(&mut Zero, 64).without_grace();
+    let flows = FlowTable::with_slots(&mut FixedEntropy(0), 64).without_grace();
     let rule = |src: &str, port: u16| {
         json!({
             "SrcIPs": [src],
@@ -145,7 +137,7 @@ fn counts_go_on_when_rules_change() {
 
 #[test]
 fn outgoing_packets_pass_if_the_tunnel_can_carry_them() {
-    let flows = FlowTable::with_slots(&mut Zero, 64);
+    let flows = FlowTable::with_slots(&mut FixedEntropy(0), 64);
     let filter = compile(json!([]));
     for (dst, dropped) in [
         ("100.64.0.2:53", None),

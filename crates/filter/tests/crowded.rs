@@ -5,16 +5,8 @@
 
 use warren_control_types::FilterRule;
 use warren_filter::{CapabilityHolders, Filter, FlowTable, LocalAddresses, LocalSet, Verdict};
-use warren_keys::Entropy;
+use warren_testkit::FixedEntropy;
 use warren_wire::ip::IpPacket;
-
-struct Zero;
-
-impl Entropy for Zero {
-    fn fill(&mut self, out: &mut [u8]) {
-        out.fill(0);
-    }
-}
 
 const SYN: u8 = 0x02;
 const SYN_ACK: u8 = 0x12;
@@ -67,7 +59,7 @@ impl Node {
         let (filter, _) = Filter::compile(&rules, local, &CapabilityHolders::new());
         let node = Self {
             filter,
-            flows: FlowTable::with_slots(&mut Zero, 512).without_grace(),
+            flows: FlowTable::with_slots(&mut FixedEntropy(0), 512).without_grace(),
         };
         for n in 0..QUIET {
             node.leaves(6, quiet(n), SERVER, SYN);

@@ -11,16 +11,8 @@ use warren_filter::{
     CapabilityHolders, DropReason, FRAGMENT_SECS, Filter, FlowTable, GRACE_SECS, LocalAddresses,
     LocalSet, TCP_IDLE_SECS, Verdict,
 };
-use warren_keys::Entropy;
+use warren_testkit::FixedEntropy;
 use warren_wire::ip::{IpPacket, Malformed};
-
-struct Zero;
-
-impl Entropy for Zero {
-    fn fill(&mut self, out: &mut [u8]) {
-        out.fill(0);
-    }
-}
 
 const HERE: [u8; 4] = [100, 64, 0, 1];
 const PEER: [u8; 4] = [100, 64, 0, 2];
@@ -79,7 +71,7 @@ impl Node {
         assert!(problems.is_empty(), "{problems:?}");
         Self {
             filter,
-            flows: FlowTable::with_slots(&mut Zero, 1024),
+            flows: FlowTable::with_slots(&mut FixedEntropy(0), 1024),
             now: GRACE_SECS,
         }
     }

@@ -14,16 +14,8 @@ use warren_filter::{
     CapabilityHolders, Count, Direction, DropReason, Filter, FlowTable, LocalAddresses, LocalSet,
     Verdict, Without,
 };
-use warren_keys::Entropy;
+use warren_testkit::FixedEntropy;
 use warren_wire::ip::IpPacket;
-
-struct Zero;
-
-impl Entropy for Zero {
-    fn fill(&mut self, out: &mut [u8]) {
-        out.fill(0);
-    }
-}
 
 /// A packet in the model's terms.
 #[derive(Debug, Clone)]
@@ -360,7 +352,7 @@ proptest! {
         if shields_up {
             filter = filter.jailed();
         }
-        let flows = FlowTable::with_slots(&mut Zero, 1024).without_grace();
+        let flows = FlowTable::with_slots(&mut FixedEntropy(0), 1024).without_grace();
         let mut model = Model { rules, shields_up, ..Model::default() };
         let mut seen = Count::default();
         for packet in &packets {

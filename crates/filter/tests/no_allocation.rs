@@ -9,7 +9,7 @@ use std::cell::Cell;
 
 use warren_control_types::FilterRule;
 use warren_filter::{CapabilityHolders, Filter, FlowTable, LocalAddresses, LocalSet, Verdict};
-use warren_keys::Entropy;
+use warren_testkit::FixedEntropy;
 use warren_wire::ip::{IpPacket, icmp, udp};
 
 thread_local! {
@@ -36,14 +36,6 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-struct Zero;
-
-impl Entropy for Zero {
-    fn fill(&mut self, out: &mut [u8]) {
-        out.fill(0);
-    }
-}
-
 #[test]
 fn matching_allocates_nothing() {
     let rules: Vec<FilterRule> = serde_json::from_value(serde_json::json!([
@@ -57,7 +49,7 @@ fn matching_allocates_nothing() {
         ..LocalAddresses::default()
     });
     let (filter, _) = Filter::compile(&rules, local, &CapabilityHolders::new());
-    let flows = FlowTable::new(&mut Zero);
+    let flows = FlowTable::new(&mut FixedEntropy(0));
     let udp = |src: &str, dst: &str| {
         udp::packet(src.parse().unwrap(), dst.parse().unwrap(), b"payload").unwrap()
     };

@@ -13,18 +13,10 @@ use proptest::sample::select;
 use serde_json::json;
 use warren_control_types::{NodeId, UserId};
 use warren_filter::{CapabilityHolders, Filter, FlowTable, LocalAddresses, LocalSet};
-use warren_keys::Entropy;
 use warren_policy::explain::{Packet, PolicyContext, Question, evaluate};
 use warren_policy::{AttributeValue, Attributes, Policy, PolicyNode, PolicyUser, Role};
+use warren_testkit::FixedEntropy;
 use warren_wire::ip::IpPacket;
-
-struct Zero;
-
-impl Entropy for Zero {
-    fn fill(&mut self, out: &mut [u8]) {
-        out.fill(0);
-    }
-}
 
 const LOGINS: [&str; 3] = ["alice@example.com", "bob@example.com", "carol@other.net"];
 const TAGS: [&str; 3] = ["tag:web", "tag:db", "tag:router"];
@@ -380,7 +372,7 @@ proptest! {
             names: &names,
             offered: &offered,
         };
-        let flows = FlowTable::with_slots(&mut Zero, 64);
+        let flows = FlowTable::with_slots(&mut FixedEntropy(0), 64);
         let filters: Vec<Filter> =
             nodes.iter().map(|node| filter_of(&policy, &nodes, node)).collect();
         for packet in packets {

@@ -75,14 +75,7 @@ fn jitter(base: Duration, entropy: &mut dyn Entropy) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    struct Fixed(u8);
-
-    impl Entropy for Fixed {
-        fn fill(&mut self, out: &mut [u8]) {
-            out.fill(self.0);
-        }
-    }
+    use warren_testkit::FixedEntropy;
 
     fn delays(mut backoff: Backoff, count: usize) -> Vec<u128> {
         (0..count).map(|_| backoff.delay().as_millis()).collect()
@@ -123,7 +116,7 @@ mod tests {
     #[test]
     fn jitter_stays_between_half_and_one_and_a_half() {
         let base = Duration::from_secs(1);
-        assert_eq!(jitter(base, &mut Fixed(0)), base / 2);
-        assert!(jitter(base, &mut Fixed(255)) < base * 3 / 2);
+        assert_eq!(jitter(base, &mut FixedEntropy(0)), base / 2);
+        assert!(jitter(base, &mut FixedEntropy(255)) < base * 3 / 2);
     }
 }

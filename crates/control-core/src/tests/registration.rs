@@ -677,7 +677,7 @@ proptest! {
         prop_assert_eq!(names.len(), w.stored.nodes.len());
         prop_assert_eq!(addresses.len(), w.stored.nodes.len());
         let again = Coordinator::new(
-            w.now, w.wall, w.c.config().clone(), w.stored.clone(), Box::new(super::world::Counting(0))
+            w.now, w.wall, w.c.config().clone(), w.stored.clone(), Box::new(warren_testkit::CountingEntropy(0))
         );
         prop_assert_eq!(&w.stored, &again.snapshot());
     }

@@ -7,24 +7,13 @@ use warren_control_types::{
     CapabilityVersion, DerpMap, Hostinfo, MapRequest, MapResponse, Netmap, NodeId, PingRequest,
     RegisterAuth, RegisterRequest, RegisterResponse,
 };
-use warren_keys::{Entropy, MachinePublic, NodePublic};
+use warren_keys::{MachinePublic, NodePublic};
+use warren_testkit::CountingEntropy;
 
 use crate::{
     Change, Config, Coordinator, MapError, NewAuthKey, Output, PendingId, RegisterOutcome,
     SessionId, Snapshot,
 };
-
-/// Counts; distinct bytes for every draw, the same in every run.
-pub(super) struct Counting(pub(super) u64);
-
-impl Entropy for Counting {
-    fn fill(&mut self, out: &mut [u8]) {
-        self.0 += 1;
-        for (n, byte) in out.iter_mut().enumerate() {
-            *byte = self.0.to_le_bytes()[n % 8] ^ (n as u8);
-        }
-    }
-}
 
 pub(super) fn machine(n: u8) -> MachinePublic {
     MachinePublic::from_bytes([n; 32])
@@ -67,7 +56,7 @@ impl World {
         let now = Instant::now();
         let wall = Duration::from_secs(1_780_000_000);
         let config = Config::new("http://192.0.2.1:8080/", DerpMap::default());
-        let c = Coordinator::new(now, wall, config, data.clone(), Box::new(Counting(0)));
+        let c = Coordinator::new(now, wall, config, data.clone(), Box::new(CountingEntropy(0)));
         Self {
             c,
             now,
