@@ -28,6 +28,7 @@ mod network;
 mod node;
 pub mod probe;
 mod program;
+pub mod scenario;
 mod server;
 mod user_namespace;
 mod wait;

@@ -1,13 +1,12 @@
-//! Helpers of the lab's tests: a lab, or a visible reason to skip; a tailnet
-//! in one call; traffic between two nodes.
-#![allow(dead_code)] // each test file uses its own part
+//! Steps that many tests of the lab share: a lab, or a visible reason to skip; a
+//! tailnet in one call; traffic between two nodes. A step that fails ends the test.
 #![allow(clippy::unwrap_used)]
 
 use std::net::IpAddr;
 use std::time::Duration;
 
-use warren_lab::probe::{Echo, Probe};
-use warren_lab::{
+use crate::probe::{Echo, Probe};
+use crate::{
     Control, Host, Kind, Lab, Node, PATIENCE, Place, Relay, RelayKind, derp_map, until,
 };
 
@@ -51,8 +50,11 @@ pub fn skip<T>(reason: &str) -> Option<T> {
 
 /// A coordination server of ours, two relays, and a key.
 pub struct Tailnet {
+    /// The coordination server.
     pub control: Control,
+    /// Two relays, in regions of their own.
     pub relays: Vec<Relay>,
+    /// A reusable auth key.
     pub key: String,
 }
 
@@ -76,6 +78,15 @@ impl Tailnet {
         let node = Node::start(host, kind).unwrap();
         node.up(self.control.url(), &self.key, more(kind)).unwrap();
         node
+    }
+
+    /// Approves the `routes` of a node by its name.
+    pub fn approve(&self, node: &str, routes: &str) {
+        let id = self.control.node_id(node).unwrap();
+        let routes = format!("--routes={routes}");
+        self.control
+            .cli(&["nodes", "approve-routes", &id, &routes])
+            .unwrap();
     }
 }
 
@@ -141,7 +152,7 @@ pub fn traffic_flows(from: &Node, to: &Node) {
 pub fn tcp_flows(from: &Node, to: &Node) {
     let name = address(to, false).to_string();
     let page = until("a page over TCP", PATIENCE, || {
-        warren_lab::web::open_page(from.host(), &name)
+        crate::web::open_page(from.host(), &name)
     });
     assert_eq!(
         page.unwrap().trim(),

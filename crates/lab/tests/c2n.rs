@@ -1,9 +1,7 @@
 //! c2n: requests of the server to official nodes and to ours.
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
-use support::{installed, lab, more};
+use warren_lab::scenario::{installed, lab, more};
 use warren_lab::{Control, Kind, Lab, Node, Place};
 
 fn a_node_answers(lab: &mut Lab, kind: Kind) -> Option<()> {

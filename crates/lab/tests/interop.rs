@@ -2,9 +2,7 @@
 //! where a foreign program is neither in `$WARREN_PEERS` nor in `PATH`.
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
-use support::{
+use warren_lab::scenario::{
     Tailnet, address, installed, lab, more, skip, start_relays, tcp_flows, traffic_flows,
 };
 use warren_lab::{

@@ -3,14 +3,12 @@
 //! not confirmed is there as a whole or not at all.
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::path::Path;
 use std::time::SystemTime;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use support::{installed, lab};
+use warren_lab::scenario::{installed, lab};
 use warren_lab::{Control, Host, Kind, LabError, Node, PATIENCE, Place, until};
 
 /// Changes of an administrator, in an order in which each is possible. `POLICY` is

@@ -2,12 +2,10 @@
 //! node, and that there is one of it.
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::path::Path as FilePath;
 
 use serde_json::Value;
-use support::{installed, lab};
+use warren_lab::scenario::{installed, lab};
 use warren_lab::{Control, Kind, Lab, LabError, Node, PATIENCE, Place, Program, ours, until};
 
 fn wrong(text: impl std::fmt::Display) -> LabError {

@@ -2,13 +2,11 @@
 //! plain UDP sockets. All other lab tests depend on this.
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use support::lab;
+use warren_lab::scenario::lab;
 use warren_lab::{Host, PATIENCE, Place};
 
 fn socket(host: &Host, port: u16) -> UdpSocket {

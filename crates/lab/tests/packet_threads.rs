@@ -5,14 +5,12 @@
 //! number is given here.
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use support::{Tailnet, address, installed, lab};
+use warren_lab::scenario::{Tailnet, address, installed, lab};
 use warren_lab::probe::{ECHO_PORT, Echo};
 use warren_lab::{Host, Kind, Lab, Node, Place, RelayKind};
 

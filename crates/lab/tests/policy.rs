@@ -3,14 +3,12 @@
 //! administrator sees of it.
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::io::ErrorKind;
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use serde_json::Value;
-use support::{Tailnet, address, installed, lab, more, traffic_flows};
+use warren_lab::scenario::{Tailnet, address, installed, lab, more, traffic_flows};
 use warren_lab::{Control, Host, Kind, Lab, LabError, Node, PATIENCE, Place, RelayKind, until};
 
 fn wrong(text: impl std::fmt::Display) -> LabError {

@@ -3,12 +3,10 @@
 //! Every byte arrives either way.
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 
-use support::{Tailnet, address, installed, lab};
+use warren_lab::scenario::{Tailnet, address, installed, lab};
 use warren_lab::{Kind, Lab, Node, Place, RelayKind};
 
 const PORT: u16 = 7000;
@@ -58,7 +56,7 @@ fn pair(relay: RelayKind, kinds: [Kind; 2]) -> Option<(Lab, Tailnet, [Node; 2])>
     let tailnet = Tailnet::new(&mut lab, relay)?;
     let nodes = [("alice", kinds[0]), ("bob", kinds[1])]
         .map(|(name, kind)| tailnet.join(&lab.host(name, Place::NoUdp).unwrap(), kind));
-    support::traffic_flows(&nodes[0], &nodes[1]);
+    warren_lab::scenario::traffic_flows(&nodes[0], &nodes[1]);
     Some((lab, tailnet, nodes))
 }
 

@@ -2,11 +2,9 @@
 //! back.
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::time::{Duration, Instant, SystemTime};
 
-use support::{Tailnet, address, installed, lab, traffic_flows};
+use warren_lab::scenario::{Tailnet, address, installed, lab, traffic_flows};
 use warren_lab::probe::{Echo, Probe};
 use warren_lab::{Kind, Lab, Node, PATIENCE, Place, RelayKind, until};
 

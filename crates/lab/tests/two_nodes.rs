@@ -2,11 +2,9 @@
 //! the relay, direct without loss, and back when the direct path breaks.
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::time::{Duration, Instant};
 
-use support::{Tailnet, address, installed, lab, tcp_flows, traffic_flows};
+use warren_lab::scenario::{Tailnet, address, installed, lab, tcp_flows, traffic_flows};
 use warren_lab::probe::{Echo, Probe};
 use warren_lab::{Kind, Lab, Node, PATIENCE, Path, Place, RelayKind, until, web};
 
@@ -168,7 +166,7 @@ fn dig_agrees(alice: &Node, bob: &Node) {
             .map(|text| text.trim().to_owned())
     };
     if dig(&["-v"]).is_err() {
-        support::skip::<()>("dig is not installed: its part of the test is left out");
+        warren_lab::scenario::skip::<()>("dig is not installed: its part of the test is left out");
         return;
     }
     let (v4, v6) = (

@@ -4,8 +4,6 @@
 //! node gets in meanwhile, and everything is given back afterwards.
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt as _;
@@ -15,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use support::{Tailnet, address, installed, lab, skip, traffic_flows};
+use warren_lab::scenario::{Tailnet, address, installed, lab, skip, traffic_flows};
 use warren_lab::{Control, Host, Kind, Lab, Node, PATIENCE, Place, Program, RelayKind, until};
 
 /// Unidentified connections that one source may have: `dial/src/connections.rs`.

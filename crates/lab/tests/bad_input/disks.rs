@@ -4,7 +4,7 @@ use serde_json::Value;
 use warren_lab::{Control, Host, Kind, LabError, Node, PATIENCE, Place, Program, ours, until};
 
 use crate::refusals::{ends, lab_with_control, named, nodes, refused};
-use crate::support::{installed, lab, traffic_flows};
+use warren_lab::scenario::{installed, lab, traffic_flows};
 
 /// A folder of the host that holds no more than `size`.
 fn small_disk(host: &Host, folder: &str, size: &str) -> String {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use warren_lab::{Control, Host, Kind, Lab, Node, Place, RelayKind};
 
-use crate::support::{Tailnet, installed, lab, traffic_flows};
+use warren_lab::scenario::{Tailnet, installed, lab, traffic_flows};
 
 /// Bytes that mean nothing, the same in every run.
 struct Noise(u64);

@@ -6,7 +6,7 @@ use serde_json::Value;
 use warren_lab::{Kind, LabError, Node, PATIENCE, Place, until, web};
 
 use crate::refusals::{create_key, lab_with_control, named, nodes, refused};
-use crate::support::{installed, lab, traffic_flows};
+use warren_lab::scenario::{installed, lab, traffic_flows};
 
 #[test]
 fn an_auth_key_that_does_not_let_in_fails_at_once_with_the_reason() {

@@ -10,5 +10,3 @@ mod joining;
 mod outages;
 mod places;
 mod refusals;
-#[path = "../support/mod.rs"]
-mod support;

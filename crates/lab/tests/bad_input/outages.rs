@@ -6,7 +6,7 @@ use warren_lab::probe::{Echo, Probe};
 use warren_lab::{Kind, Lab, PATIENCE, Path, Place, RelayKind, until};
 
 use crate::refusals::{named, nodes, wait_online};
-use crate::support::{Tailnet, address, installed, lab, traffic_flows};
+use warren_lab::scenario::{Tailnet, address, installed, lab, traffic_flows};
 
 #[test]
 fn a_map_stream_cut_in_the_middle_hurts_no_traffic_and_comes_back() {

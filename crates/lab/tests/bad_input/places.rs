@@ -5,7 +5,7 @@ use std::net::UdpSocket;
 use warren_lab::{Kind, Node, PATIENCE, Place, Program, ours, until};
 
 use crate::refusals::{ends, ends_as, lab_with_control, traces};
-use crate::support::{installed, lab, skip, traffic_flows};
+use warren_lab::scenario::{installed, lab, skip, traffic_flows};
 
 #[test]
 fn a_taken_port_or_socket_is_named() {

@@ -6,7 +6,7 @@ use std::path::Path as FilePath;
 use serde_json::Value;
 use warren_lab::{Control, Host, Kind, Lab, LabError, Node, PATIENCE, Place, Program, ours, until};
 
-use crate::support::{installed, lab};
+use warren_lab::scenario::{installed, lab};
 
 /// The command ended with exit code 1 and said all of `words`.
 #[track_caller]
