@@ -4,19 +4,20 @@
 
 use libfuzzer_sys::fuzz_target;
 use warren_channel::{Channel, ClientHandshake, Opener, accept, response_frame_len};
-use warren_fuzz::{Counting, damage, machine, steps};
+use warren_fuzz::{damage, machine, steps};
+use warren_testkit::SeededEntropy;
 use warren_wire::control::MAX_PLAINTEXT_LEN;
 
 /// An established channel: the client's end and the server's.
 fn pair(first_damage: &[u8], second_damage: &[u8]) -> Option<(Channel, Channel)> {
     let (client, server) = (machine(1), machine(2));
     let (handshake, mut initiation) =
-        ClientHandshake::start(119, &client, &server.public(), &mut Counting(1))
+        ClientHandshake::start(119, &client, &server.public(), &mut SeededEntropy(1))
             .expect("good keys");
     let damaged = damage(&mut initiation, first_damage);
-    let accepted = accept(&initiation, &server, &mut Counting(2));
+    let accepted = accept(&initiation, &server, &mut SeededEntropy(2));
     // Pairs can undo each other, so damage is what differs, not what was done.
-    let (_, intact) = ClientHandshake::start(119, &client, &server.public(), &mut Counting(1))
+    let (_, intact) = ClientHandshake::start(119, &client, &server.public(), &mut SeededEntropy(1))
         .expect("good keys");
     let damaged = damaged && initiation != intact;
     assert_eq!(accepted.is_err(), damaged);
@@ -48,8 +49,8 @@ fn open_all(opener: &mut Opener, stream: &mut [u8]) -> (Vec<u8>, bool) {
 
 fuzz_target!(|bytes: &[u8]| {
     let (client, server) = (machine(1), machine(2));
-    assert!(accept(bytes, &server, &mut Counting(3)).is_err());
-    let (handshake, _) = ClientHandshake::start(119, &client, &server.public(), &mut Counting(1))
+    assert!(accept(bytes, &server, &mut SeededEntropy(3)).is_err());
+    let (handshake, _) = ClientHandshake::start(119, &client, &server.public(), &mut SeededEntropy(1))
         .expect("good keys");
     assert!(handshake.finish(bytes).is_err());
     if let Some(header) = bytes.first_chunk() {

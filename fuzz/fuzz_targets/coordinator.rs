@@ -14,7 +14,8 @@ use warren_control_types::{
     RegisterRequest,
 };
 use warren_fuzz::json::Message as _;
-use warren_fuzz::{Clock, Counting, machine, node, steps};
+use warren_testkit::SeededEntropy;
+use warren_fuzz::{Clock, machine, node, steps};
 
 struct World {
     coordinator: Coordinator,
@@ -94,7 +95,7 @@ fuzz_target!(|bytes: &[u8]| {
         clock.wall,
         config,
         Snapshot::default(),
-        Box::new(Counting(1)),
+        Box::new(SeededEntropy(1)),
     );
     coordinator
         .create_user(clock.wall, "alice")

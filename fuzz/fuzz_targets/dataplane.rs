@@ -3,13 +3,11 @@
 //! unauthenticated senders.
 #![no_main]
 
-#[path = "../../crates/dataplane/tests/support/mod.rs"]
-mod support;
 
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
-use support::{HEADER, PEER, Pair, comparable, expand, sessions, udp_address};
+use warren_dataplane_testkit::{HEADER, PEER, Pair, comparable, expand, sessions, udp_address};
 use warren_fuzz::steps;
 use warren_dataplane::VnetHdr;
 use warren_tunnel::Source;

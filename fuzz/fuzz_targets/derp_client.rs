@@ -4,7 +4,8 @@
 use libfuzzer_sys::fuzz_target;
 use warren_derp::client::{Client, ClientConfig, Event, MAX_PAYLOAD};
 use warren_derp::{FrameBuffer, Identity, OverLong};
-use warren_fuzz::{Clock, Counting, node};
+use warren_fuzz::{Clock, node};
+use warren_testkit::SeededEntropy;
 use warren_keys::sealed_box::NONCE_LEN;
 use warren_wire::derp::{Frame, MAX_PACKET, split};
 
@@ -18,7 +19,7 @@ fuzz_target!(|bytes: &[u8]| {
     let mut client = if mode & 1 == 0 {
         Client::new(clock.now, config)
     } else {
-        Client::fast_start(clock.now, config, relay.public(), &mut Counting(1)).expect("a good key")
+        Client::fast_start(clock.now, config, relay.public(), &mut SeededEntropy(1)).expect("a good key")
     };
 
     let mut stream = Vec::new();
@@ -43,7 +44,7 @@ fuzz_target!(|bytes: &[u8]| {
     let mut out = Vec::new();
     let mut connected = 0;
     for frame in frames {
-        match client.handle_frame(clock.now, frame, &mut Counting(2)) {
+        match client.handle_frame(clock.now, frame, &mut SeededEntropy(2)) {
             Err(_) => break,
             Ok(Some(Event::Connected(_))) => connected += 1,
             Ok(Some(Event::Packet { packet, .. })) => assert!(packet.len() <= MAX_PACKET),

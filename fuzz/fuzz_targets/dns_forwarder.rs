@@ -10,7 +10,8 @@ use std::time::Duration;
 use libfuzzer_sys::fuzz_target;
 use warren_dns::message::{self, Header};
 use warren_dns::{ExchangeId, Forwarder, Output, Transport};
-use warren_fuzz::{Clock, Counting, steps};
+use warren_fuzz::{Clock, steps};
+use warren_testkit::SeededEntropy;
 
 struct Sent {
     exchange: ExchangeId,
@@ -70,7 +71,7 @@ fn drain(
 
 fuzz_target!(|bytes: &[u8]| {
     let mut clock = Clock::default();
-    let mut forwarder = Forwarder::new(Box::new(Counting(1)));
+    let mut forwarder = Forwarder::new(Box::new(SeededEntropy(1)));
     let (mut sent, mut open, mut client) = (Vec::new(), BTreeMap::new(), 0);
     for step in steps(bytes) {
         let transport = if step.arg & 1 == 0 {

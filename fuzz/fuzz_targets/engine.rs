@@ -5,7 +5,8 @@
 use libfuzzer_sys::fuzz_target;
 use warren_control_types::{MapResponse, RegionId};
 use warren_fuzz::json::Message as _;
-use warren_fuzz::{Clock, Counting, address, disco, first_map, node, steps};
+use warren_testkit::SeededEntropy;
+use warren_fuzz::{Clock, address, disco, first_map, node, steps};
 use warren_keys::sealed_box::NONCE_LEN;
 use warren_node_core::{Engine, EngineConfig};
 use warren_paths::LocalAddresses;
@@ -22,7 +23,7 @@ fuzz_target!(|bytes: &[u8]| {
         aead: warren_tunnel::Aead::default(),
         ranges: TailnetRanges::DEFAULT,
     };
-    let mut engine = Engine::new(config, clock.now, Box::new(Counting(1)));
+    let mut engine = Engine::new(config, clock.now, Box::new(SeededEntropy(1)));
     engine
         .apply_map(clock.now, clock.wall, first_map())
         .expect("a whole map");
@@ -33,7 +34,7 @@ fuzz_target!(|bytes: &[u8]| {
             ..LocalAddresses::default()
         },
     );
-    let mut peer = Handshakes::new(node(2), Box::new(Counting(4)));
+    let mut peer = Handshakes::new(node(2), Box::new(SeededEntropy(4)));
     peer.add_peer(clock.now, PeerIndex(0), node(1).public());
 
     for step in steps(bytes) {

@@ -8,7 +8,8 @@ use warren_filter::{
     capability_sources,
 };
 use warren_fuzz::json::Message as _;
-use warren_fuzz::{Counting, steps, tailnet_addresses};
+use warren_testkit::SeededEntropy;
+use warren_fuzz::{steps, tailnet_addresses};
 use warren_wire::ip::{IpPacket, Protocol};
 
 fuzz_target!(|bytes: &[u8]| {
@@ -34,7 +35,7 @@ fuzz_target!(|bytes: &[u8]| {
         assert!(!problem.to_string().is_empty());
     }
     let shields = Filter::shields_up(local.clone());
-    let flows = FlowTable::with_slots(&mut Counting(1), 64);
+    let flows = FlowTable::with_slots(&mut SeededEntropy(1), 64);
     let mut now = 0;
     for step in story {
         now += u32::from(step.arg);
@@ -61,7 +62,7 @@ fuzz_target!(|bytes: &[u8]| {
             assert!(unfit || verdict.is_accept() == allowed);
         }
         // Memory of flows only adds.
-        let no_flows = FlowTable::with_slots(&mut Counting(1), 64);
+        let no_flows = FlowTable::with_slots(&mut SeededEntropy(1), 64);
         assert!(verdict.is_accept() || !filter.check_in(&no_flows, &packet, now).is_accept());
         if let Verdict::Drop(reason) = verdict
             && let Some(answer) = filter.rejection(&packet, reason)

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use blake2::digest::{FixedOutput as _, KeyInit as _, Update as _};
 use libfuzzer_sys::fuzz_target;
-use warren_fuzz::{Clock, Counting, damage, node, steps};
+use warren_fuzz::{Clock, damage, node, steps};
+use warren_testkit::SeededEntropy;
 use warren_keys::NodePublic;
 use warren_tunnel::{Event, Handshakes, PeerIndex, Session, Source};
 use warren_wire::wireguard::TRANSPORT_OVERHEAD;
@@ -22,7 +23,7 @@ struct End {
 
 impl End {
     fn new(own: u8, other: u8, clock: Clock) -> Self {
-        let mut handshakes = Handshakes::new(node(own), Box::new(Counting(own.into())));
+        let mut handshakes = Handshakes::new(node(own), Box::new(SeededEntropy(own.into())));
         handshakes.add_peer(clock.now, PEER, node(other).public());
         Self {
             handshakes,

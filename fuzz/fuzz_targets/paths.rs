@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 
 use libfuzzer_sys::fuzz_target;
 use warren_control_types::RegionId;
-use warren_fuzz::{Clock, Counting, address, disco, first_map, node, steps};
+use warren_fuzz::{Clock, address, disco, first_map, node, steps};
+use warren_testkit::SeededEntropy;
 use warren_keys::sealed_box::{NONCE_LEN, SharedKey};
 use warren_paths::{
     Event, Family, LocalAddresses, MappingProtocols, PathAddr, Paths, PathsConfig, PeerIndex,
@@ -50,7 +51,7 @@ impl World {
             PathsConfig::default(),
             node(1).public(),
             disco(1),
-            Box::new(Counting(1)),
+            Box::new(SeededEntropy(1)),
         );
         paths.set_control_connected(true);
         paths.set_derp_map(clock.now, &derp_map);

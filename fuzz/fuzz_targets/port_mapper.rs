@@ -5,7 +5,8 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use libfuzzer_sys::fuzz_target;
-use warren_fuzz::{Clock, Counting, steps};
+use warren_fuzz::{Clock, steps};
+use warren_testkit::SeededEntropy;
 use warren_node_types::{Family, PortMapReport};
 use warren_portmap::{Output, PortMapper, Router};
 
@@ -18,7 +19,7 @@ fn router(last: u8) -> Router {
 
 fuzz_target!(|bytes: &[u8]| {
     let mut clock = Clock::default();
-    let mut mapper = PortMapper::new(Family::V4, Box::new(Counting(1)));
+    let mut mapper = PortMapper::new(Family::V4, Box::new(SeededEntropy(1)));
     mapper.want(clock.now, Some(41641));
     mapper.set_router(clock.now, Some(router(1)));
     for step in steps(bytes) {

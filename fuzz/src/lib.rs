@@ -10,23 +10,8 @@ use ipnet::IpNet;
 use json::Message as _;
 use warren_control_types::MapResponse;
 
-use warren_keys::{DiscoSecret, Entropy, MachineSecret, NodeSecret};
+use warren_keys::{DiscoSecret, MachineSecret, NodeSecret};
 use warren_lock::{Authority, Checkpoint, DisablementValue, LockSecret, Meta, StateId, TrustedKey};
-
-/// Randomness that is different at every draw and the same in every run.
-#[derive(Debug, Clone, Default)]
-pub struct Counting(pub u64);
-
-impl Entropy for Counting {
-    fn fill(&mut self, out: &mut [u8]) {
-        for byte in out {
-            // SplitMix64: cheap, and no two draws alike.
-            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            *byte = (mixed >> 56) as u8;
-        }
-    }
-}
 
 /// The node key pair number `n`.
 pub fn node(n: u8) -> NodeSecret {

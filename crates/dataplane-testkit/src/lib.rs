@@ -1,7 +1,15 @@
-//! Two data planes facing each other, packets built by hand, and the plain
-//! model that says what must come out.
+//! What the tests, the fuzz target and the benchmark of `warren-dataplane` share:
+//!
+//! - [`Pair`]: two data planes; what node 1 sends, node 2 receives.
+//! - [`Recipe`]: packets built by hand, and the frames in which a host gives them
+//!   to the TUN device.
+//! - [`expand`]: a model of the kernel, which splits each superpacket into packets
+//!   and computes all checksums from the bytes.
+//!
+//! It depends on `warren-dataplane`, so it is not part of `warren-testkit`.
 
-#![allow(clippy::unwrap_used, dead_code, missing_docs, unreachable_pub)]
+// A wrong packet ends the test.
+#![allow(clippy::unwrap_used)]
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -16,23 +24,17 @@ use warren_dataplane::{
 };
 use warren_filter::{CapabilityHolders, Filter, FlowTable, LocalAddresses, LocalSet};
 use warren_keys::noise::MessageKey;
-use warren_keys::{DiscoPublic, Entropy, NodePublic};
+use warren_keys::{DiscoPublic, NodePublic};
 use warren_node_types::Destination;
+use warren_testkit::FixedEntropy;
 use warren_tunnel::{PeerIndex, Role, Session, Source};
 use warren_wire::ip::checksum::{Sum, checksum, transport_checksum};
 use warren_wire::ip::{Parsed, Protocol};
 
+/// The index of the only peer of a node in a [`Pair`].
 pub const PEER: PeerIndex = PeerIndex(1);
 
-pub struct Fixed;
-
-impl Entropy for Fixed {
-    fn fill(&mut self, out: &mut [u8]) {
-        out.fill(0x31);
-    }
-}
-
-/// Addresses of node `i`: v4 and v6.
+/// The tailnet addresses of node `i`: IPv4 and IPv6.
 pub fn addresses(i: u8) -> [IpAddr; 2] {
     [
         format!("100.64.0.{i}").parse().unwrap(),
@@ -40,6 +42,7 @@ pub fn addresses(i: u8) -> [IpAddr; 2] {
     ]
 }
 
+/// Rules that allow all packets.
 pub fn allow_all() -> Vec<FilterRule> {
     vec![FilterRule {
         src_ips: vec!["*".into()],
@@ -95,7 +98,7 @@ pub fn view(own: u8, peer: u8, session: &Arc<Session>, now: Instant, rules: &[Fi
         jailed_filter: Arc::new(filter.jailed()),
         filter: Arc::new(filter),
         sources: Arc::default(),
-        flows: Arc::new(FlowTable::new(&mut Fixed)),
+        flows: Arc::new(FlowTable::new(&mut FixedEntropy(0x31))),
         addresses: addresses(own).to_vec(),
         intercepts: Arc::default(),
         tunnel_mtu: 1280,
@@ -112,6 +115,7 @@ pub fn with_peer(view: &View, change: impl FnOnce(&mut PeerView)) -> View {
     view
 }
 
+/// The UDP address of node `i`.
 pub fn udp_address(i: u8) -> SocketAddr {
     SocketAddr::from(([192, 0, 2, i], 41641))
 }
@@ -119,15 +123,20 @@ pub fn udp_address(i: u8) -> SocketAddr {
 /// A run of datagrams, as one receive call with GRO gives it.
 pub type Batch = (Vec<u8>, usize);
 
-/// Keeps everything.
+/// The network: keeps what the data plane sends.
 #[derive(Default)]
 pub struct Net {
+    /// Batches for UDP addresses.
     pub udp: Vec<(SocketAddr, Batch)>,
+    /// Batches for peers behind a relay.
     pub relay: Vec<(RegionId, NodePublic, Batch)>,
-    /// What a relay is given.
+    /// The same, as packets for the relay.
     pub relayed: Vec<Vec<u8>>,
+    /// Peers for which a session was requested.
     pub wanted: Vec<PeerIndex>,
+    /// Packets for services of this process.
     pub delivered: Vec<(ServiceId, Vec<u8>)>,
+    /// Frames for the sending host itself.
     pub tun: Vec<Vec<u8>>,
 }
 
@@ -170,22 +179,34 @@ pub fn inbound(drops: &Arc<Drops>) -> Inbound {
     Inbound::new(offloads, Arc::clone(drops))
 }
 
+/// The receiving host: keeps what the data plane gives it.
 #[derive(Default)]
 pub struct Host {
+    /// Frames that the TUN device took.
     pub frames: Vec<Vec<u8>>,
+    /// Datagrams that are not transport data.
     pub control: Vec<(Source, Vec<u8>)>,
+    /// Local indices of sessions that the peer has used.
     pub confirmed: Vec<u32>,
+    /// Peers that sent a valid packet, and its source.
     pub heard: Vec<(PeerIndex, Source)>,
+    /// Peers for which a session was requested.
     pub wanted: Vec<PeerIndex>,
+    /// Packets that the data plane sends back to a peer.
     pub out: Vec<(PeerIndex, Vec<u8>)>,
+    /// The data of TSMP pongs.
     pub pongs: Vec<[u8; 8]>,
+    /// Disco keys that peers advertised.
     pub discos: Vec<DiscoPublic>,
     /// Kinds of frames that the device does not take.
     pub refuses: Vec<GsoType>,
     /// Whether it takes nothing at all.
     pub is_down: bool,
+    /// Packets for services of this process.
     pub delivered: Vec<(ServiceId, Vec<u8>)>,
+    /// The number of frames that the device refused.
     pub refused: usize,
+    /// Kinds of joining that ended because the device refused them.
     pub given_up: Vec<Joined>,
 }
 
@@ -231,20 +252,35 @@ impl InSink for Host {
 
 /// Node 1 sends, node 2 receives.
 pub struct Pair {
+    /// The time of the next call.
     pub now: Instant,
+    /// The views of node 1 and node 2.
     pub views: [View; 2],
+    /// The sending path of node 1.
     pub outbound: Outbound,
+    /// The receiving path of node 2.
     pub inbound: Inbound,
+    /// The drop counters of both nodes.
     pub drops: [Arc<Drops>; 2],
+    /// The network behind node 1.
     pub net: Net,
+    /// The host of node 2.
     pub host: Host,
 }
 
+impl Default for Pair {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Pair {
+    /// A pair whose filters allow all packets.
     pub fn new() -> Self {
         Self::with_rules(&allow_all())
     }
 
+    /// A pair with these filter rules at both nodes.
     pub fn with_rules(rules: &[FilterRule]) -> Self {
         let now = Instant::now();
         let [a, b] = sessions(now);
@@ -264,6 +300,7 @@ impl Pair {
         }
     }
 
+    /// Gives a frame of the host of node 1 to its data plane.
     pub fn send(&mut self, frame: &[u8]) {
         self.outbound
             .packet(&self.views[0], self.now, frame, &mut self.net);
@@ -278,12 +315,14 @@ impl Pair {
         self.inbound.flush(&mut self.host);
     }
 
+    /// Gives datagrams of `segment` bytes each to node 2.
     pub fn arrive(&mut self, from: Source, mut bytes: Vec<u8>, segment: usize) {
         let view = &self.views[1];
         self.inbound
             .datagrams(view, self.now, from, &mut bytes, segment, &mut self.host);
     }
 
+    /// Moves the clock.
     pub fn later(&mut self, by: Duration) {
         self.now += by;
     }
@@ -292,24 +331,35 @@ impl Pair {
 /// Transport of a packet built by hand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
+    /// A TCP segment.
     Tcp {
+        /// The sequence number.
         sequence: u32,
+        /// The byte of flags.
         flags: u8,
+        /// The length of the options in bytes, a multiple of 4.
         options: usize,
     },
+    /// A UDP datagram.
     Udp,
 }
 
 /// A packet built by hand.
 #[derive(Debug, Clone)]
 pub struct Recipe {
+    /// Whether it is an IPv6 packet.
     pub v6: bool,
     /// Destination options in front of the transport (IPv6 only).
     pub extension: bool,
+    /// Source and destination port.
     pub ports: (u16, u16),
+    /// The identification of an IPv4 packet.
     pub id: u16,
+    /// Whether the bit "don't fragment" of IPv4 is set.
     pub dont_fragment: bool,
+    /// The transport header.
     pub transport: Transport,
+    /// The bytes behind the transport header.
     pub payload: Vec<u8>,
 }
 
@@ -326,6 +376,7 @@ impl Recipe {
         }
     }
 
+    /// The length of the IP headers in bytes.
     pub fn transport_offset(&self) -> usize {
         match (self.v6, self.extension) {
             (false, _) => 20,
@@ -334,6 +385,7 @@ impl Recipe {
         }
     }
 
+    /// The place of the checksum in the transport header.
     pub fn checksum_offset(&self) -> usize {
         match self.transport {
             Transport::Tcp { .. } => 16,
@@ -577,6 +629,7 @@ pub fn comparable(packet: &[u8]) -> Vec<u8> {
     packet
 }
 
+/// The length of the virtio header before each packet.
 pub const HEADER: usize = VNET_HDR_LEN;
 
 /// A datagram of its own.

@@ -5,13 +5,10 @@
 
 #![allow(clippy::unwrap_used)]
 
-#[path = "../tests/support/mod.rs"]
-mod support;
-
 use std::time::{Duration, Instant};
 
-use support::{Pair, Recipe, Transport, udp_address};
 use warren_dataplane::{InSink, Joined, OutSink, RelaySend, ServiceId, TunWrite, UdpSend};
+use warren_dataplane_testkit::{Pair, Recipe, Transport, udp_address};
 use warren_keys::DiscoPublic;
 use warren_tunnel::{PeerIndex, Source};
 

@@ -5,8 +5,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod support;
-#[path = "support/traffic.rs"]
 mod traffic;
 
 use std::collections::BTreeMap;
@@ -14,13 +12,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use support::{
-    Batch, HEADER, PEER, Pair, Recipe, arrived, comparable, tcp, udp, udp_address, with_peer,
-};
 use traffic::{How, Item, by_flow, items, plain, raw};
 use warren_dataplane::{
     DecryptMemory, DecryptedBatch, DropReason, GsoType, Inbound, InboundOffloads, Joined,
     SessionView, View, VnetHdr,
+};
+use warren_dataplane_testkit::{
+    Batch, HEADER, PEER, Pair, Recipe, arrived, comparable, tcp, udp, udp_address, with_peer,
 };
 use warren_keys::noise::MessageKey;
 use warren_node_types::Destination;

@@ -3,12 +3,10 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use proptest::prelude::*;
-use support::{Pair, Recipe, Transport, expand, udp_address};
 use warren_control_types::{FilterRule, NetPortRange, PortRange};
 use warren_dataplane::DropReason;
+use warren_dataplane_testkit::{Pair, Recipe, Transport, expand, udp_address};
 use warren_filter::{DropReason as Refusal, Without};
 use warren_tunnel::Source;
 

@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod support;
-#[path = "support/traffic.rs"]
 mod traffic;
 
 use std::sync::Arc;
@@ -11,13 +9,12 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use std::net::IpAddr;
-use support::{
-    Fixed, HEADER, PEER, Pair, Recipe, Transport, addresses, expand, segments, sessions,
-    udp_address,
-};
 use traffic::{Item, by_flow, items, plain, raw};
 use warren_control_types::RegionId;
 use warren_dataplane::{Clients, DropReason, Intercepts, Match, ServiceId};
+use warren_dataplane_testkit::{
+    HEADER, PEER, Pair, Recipe, Transport, addresses, expand, segments, sessions, udp_address,
+};
 use warren_keys::{DiscoSecret, NodePublic};
 use warren_node_types::Vni;
 use warren_node_types::{Destination, PathAddr};
@@ -81,13 +78,14 @@ fn single_datagrams_leave_in_one_send_and_arrive_joined() {
 fn packets_wait_for_a_session_and_for_a_path() {
     let mut pair = Pair::new();
     let good = pair.views[0].clone();
-    pair.views[0] = support::with_peer(&good, |peer| peer.session = None);
+    pair.views[0] = warren_dataplane_testkit::with_peer(&good, |peer| peer.session = None);
     for i in 0..3 {
         pair.send(&segments(i, 100).frame(None));
     }
     pair.cross();
     assert_eq!(pair.net.wanted, [PEER], "asked once");
-    pair.views[0] = support::with_peer(&good, |peer| peer.destination = Destination::None);
+    pair.views[0] =
+        warren_dataplane_testkit::with_peer(&good, |peer| peer.destination = Destination::None);
     pair.outbound
         .on_view_change(&pair.views[0], pair.now, &mut pair.net);
     pair.cross();
@@ -108,7 +106,7 @@ fn packets_wait_for_a_session_and_for_a_path() {
 fn waiting_packets_do_not_go_to_whoever_has_the_index_now() {
     let mut pair = Pair::new();
     let good = pair.views[0].clone();
-    pair.views[0] = support::with_peer(&good, |peer| peer.session = None);
+    pair.views[0] = warren_dataplane_testkit::with_peer(&good, |peer| peer.session = None);
     pair.send(&segments(0, 100).frame(None));
     // The same index, but its addresses are another peer's.
     let mut other = good;
@@ -129,7 +127,8 @@ fn datagrams_for_a_peer_relay_carry_a_geneve_header_and_those_for_derp_do_not() 
         let mut pair = Pair::new();
         let path = PathAddr::PeerRelay { server, vni };
         let both = Destination::Both(path, RegionId(9));
-        pair.views[0] = support::with_peer(&pair.views[0], |peer| peer.destination = both);
+        pair.views[0] =
+            warren_dataplane_testkit::with_peer(&pair.views[0], |peer| peer.destination = both);
         if batches {
             let session = pair.views[0].peer(PEER).unwrap().session.clone();
             session.unwrap().note_takes_batches();
@@ -184,7 +183,8 @@ fn datagrams_for_a_peer_relay_carry_a_geneve_header_and_those_for_derp_do_not() 
 fn in_doubt_both_ways_are_used_and_the_copy_is_dropped() {
     let mut pair = Pair::new();
     let both = Destination::Both(PathAddr::Udp(udp_address(2)), RegionId(9));
-    pair.views[0] = support::with_peer(&pair.views[0], |peer| peer.destination = both);
+    pair.views[0] =
+        warren_dataplane_testkit::with_peer(&pair.views[0], |peer| peer.destination = both);
     pair.send(&datagram(500).frame(None));
     pair.outbound.flush(&mut pair.net);
     let (region, to, (bytes, segment)) = pair.net.relay.pop().unwrap();
@@ -330,7 +330,7 @@ fn an_exit_node_speaks_for_the_internet_but_for_no_other_peer() {
     ] {
         let mut pair = Pair::new();
         let everything = "0.0.0.0/0".parse().unwrap();
-        let mut view = support::with_peer(&pair.views[1], |peer| {
+        let mut view = warren_dataplane_testkit::with_peer(&pair.views[1], |peer| {
             peer.allowed_sources.push(everything);
         });
         let other = PeerIndex(7);
@@ -383,13 +383,15 @@ fn sources_must_belong_to_the_peer_and_rules_hold() {
 fn answers_to_our_datagrams_come_in_without_a_rule() {
     let mut pair = Pair::with_rules(&[]);
     let question = datagram(20).build();
-    pair.views[1].flows = Arc::new(warren_filter::FlowTable::new(&mut Fixed));
+    pair.views[1].flows = Arc::new(warren_filter::FlowTable::new(
+        &mut warren_testkit::FixedEntropy(0x31),
+    ));
     pair.send(&plain(&question));
     pair.cross();
     assert!(pair.host.frames.is_empty(), "not asked for");
     // Node 2 sends first; then the same datagram is an answer.
     let [_, b] = sessions(pair.now);
-    let asking = support::with_peer(&pair.views[1], |peer| peer.session = Some(b));
+    let asking = warren_dataplane_testkit::with_peer(&pair.views[1], |peer| peer.session = Some(b));
     let reversed = udp::packet(
         std::net::SocketAddr::new(addresses(2)[0], 53),
         std::net::SocketAddr::new(addresses(1)[0], 5000),

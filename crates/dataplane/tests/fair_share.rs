@@ -4,15 +4,13 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
-use support::{allow_all, sessions, view};
 use warren_dataplane::{DropReason, Drops, FairShare, Limit, SessionView, View};
+use warren_dataplane_testkit::{allow_all, sessions, view};
 use warren_tunnel::PeerIndex;
 
 /// Bytes that fit into the buffer, and messages that one call gives.

@@ -4,13 +4,11 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::sync::Arc;
 use std::time::Duration;
 
-use support::{PEER, Pair, udp_address, with_peer};
 use warren_dataplane::{DropReason, Sources};
+use warren_dataplane_testkit::{PEER, Pair, udp_address, with_peer};
 use warren_keys::NodePublic;
 use warren_tunnel::Source;
 

@@ -3,10 +3,8 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
-use support::{HEADER, Pair, Transport, arrived, comparable, tcp, udp};
 use warren_dataplane::{DropReason, GsoType, VnetHdr};
+use warren_dataplane_testkit::{HEADER, Pair, Transport, arrived, comparable, tcp, udp};
 
 /// A frame of raw parts.
 fn frame(gso: GsoType, size: u16, checksum: Option<(u16, u16)>, packet: &[u8]) -> Vec<u8> {

@@ -3,18 +3,16 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use support::{HEADER, addresses, allow_all, expand, sessions, view};
 use warren_dataplane::{
     DropReason, Drops, InSink, Inbound, InboundOffloads, Joined, OutSink, Outbound, PeerCounters,
     PeerView, RelaySend, RouteTable, ServiceId, SessionView, TunWrite, UdpSend, View, VnetHdr,
 };
+use warren_dataplane_testkit::{HEADER, addresses, allow_all, expand, sessions, view};
 use warren_keys::noise::MessageKey;
 use warren_keys::{DiscoPublic, NodePublic};
 use warren_node_types::Destination;

@@ -4,18 +4,16 @@
 // A counting allocator has to implement `GlobalAlloc`, which is unsafe.
 #![allow(unsafe_code, clippy::unwrap_used)]
 
-mod support;
-
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
-use support::{Pair, Recipe, Transport, udp_address};
 use warren_dataplane::{
     DecryptMemory, DecryptedBatch, FairShare, InSink, Joined, OutSink, RelaySend, ServiceId,
     SessionView, TunWrite, UdpSend,
 };
+use warren_dataplane_testkit::{Pair, Recipe, Transport, udp_address};
 use warren_keys::{DiscoPublic, NodePublic};
 use warren_node_types::{Destination, PathAddr};
 use warren_tunnel::{PeerIndex, Source};
@@ -154,7 +152,8 @@ fn rounds(halves: bool) {
         PathAddr::Udp(udp_address(2)),
         warren_control_types::RegionId(1),
     );
-    pair.views[0] = support::with_peer(&pair.views[0], |peer| peer.destination = both);
+    pair.views[0] =
+        warren_dataplane_testkit::with_peer(&pair.views[0], |peer| peer.destination = both);
     let recipe = |v6: bool, flow: u16, transport: Transport, len: usize| Recipe {
         v6,
         extension: false,

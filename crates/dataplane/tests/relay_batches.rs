@@ -3,13 +3,11 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::sync::Arc;
 
-use support::{PEER, Pair, expand, segments, udp_address};
 use warren_control_types::RegionId;
 use warren_dataplane::{DropReason, Drops, Outbound};
+use warren_dataplane_testkit::{PEER, Pair, expand, segments, udp_address};
 use warren_keys::NodePublic;
 use warren_node_types::Destination;
 use warren_tunnel::Source;
@@ -21,7 +19,7 @@ const REGION: RegionId = RegionId(7);
 fn pair() -> Pair {
     let mut pair = Pair::new();
     for node in 0..2 {
-        pair.views[node] = support::with_peer(&pair.views[node], |peer| {
+        pair.views[node] = warren_dataplane_testkit::with_peer(&pair.views[node], |peer| {
             peer.destination = Destination::derp(REGION);
         });
     }
@@ -60,8 +58,8 @@ fn hear(pair: &mut Pair, note: &[u8]) {
     let [mut datagram] = <[_; 1]>::try_from(std::mem::take(&mut pair.net.relayed)).unwrap();
     let len = datagram.len();
     let from = Source::Udp(udp_address(2));
-    let mut host = support::Host::default();
-    let mut inbound = support::inbound(&pair.drops[0]);
+    let mut host = warren_dataplane_testkit::Host::default();
+    let mut inbound = warren_dataplane_testkit::inbound(&pair.drops[0]);
     inbound.datagrams(
         &pair.views[0],
         pair.now,
@@ -130,8 +128,9 @@ fn another_session_starts_without_batches() {
     hear(&mut pair, &NOTE);
     let session = |pair: &Pair| pair.views[0].peers[1].as_ref().unwrap().session.clone();
     assert!(session(&pair).unwrap().takes_batches());
-    let fresh = support::sessions(pair.now)[0].clone();
-    pair.views[0] = support::with_peer(&pair.views[0], |peer| peer.session = Some(fresh));
+    let fresh = warren_dataplane_testkit::sessions(pair.now)[0].clone();
+    pair.views[0] =
+        warren_dataplane_testkit::with_peer(&pair.views[0], |peer| peer.session = Some(fresh));
     pair.send(&segments(0, 60_000).frame(Some(1_208)));
     pair.outbound.flush(&mut pair.net);
     assert!(pair.net.relayed.iter().all(|packet| is_transport(packet)));

@@ -19,7 +19,7 @@ use warren_control_types::{FilterRule, NetPortRange, PortRange};
 use warren_filter::{
     CapabilityHolders, Filter, FlowTable, GRACE_SECS, LocalAddresses, LocalSet, Verdict,
 };
-use warren_keys::Entropy;
+use warren_testkit::SeededEntropy;
 use warren_wire::ip::IpPacket;
 
 /// Packets of one measurement.
@@ -27,28 +27,10 @@ const PACKETS: usize = 1 << 16;
 /// Rounds, of which the best counts.
 const ROUNDS: usize = 9;
 
-/// A small generator (SplitMix64): the same figures from the same packets.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: u32) -> u32 {
-        // Below a u32.
-        (self.next() % u64::from(limit.max(1))) as u32
-    }
-}
-
-impl Entropy for Random {
-    fn fill(&mut self, out: &mut [u8]) {
-        out.fill_with(|| self.next() as u8);
-    }
+/// A number below `limit`.
+fn below(random: &mut SeededEntropy, limit: u32) -> u32 {
+    // It is below a `u32`.
+    random.below(u64::from(limit.max(1))) as u32
 }
 
 /// Which rules.
@@ -89,7 +71,7 @@ fn port(n: u32) -> u16 {
     1000 + (n % 5000) as u16
 }
 
-fn rules(shape: Shape, count: u32, random: &mut Random) -> Vec<FilterRule> {
+fn rules(shape: Shape, count: u32, random: &mut SeededEntropy) -> Vec<FilterRule> {
     let rule = |sources: Vec<String>, to: String, ports: PortRange| FilterRule {
         src_ips: sources,
         dst_ports: vec![NetPortRange {
@@ -112,7 +94,7 @@ fn rules(shape: Shape, count: u32, random: &mut Random) -> Vec<FilterRule> {
                 single(n),
             ),
             Shape::Groups => {
-                let members = (0..100).map(|_| host(random.below(HOSTS)).to_string());
+                let members = (0..100).map(|_| host(below(random, HOSTS)).to_string());
                 rule(members.collect(), inside(0).to_string(), single(n))
             }
             Shape::Nested => {
@@ -133,15 +115,15 @@ fn allowed(
     shape: Shape,
     rules: &[FilterRule],
     n: u32,
-    random: &mut Random,
+    random: &mut SeededEntropy,
 ) -> (Ipv4Addr, Ipv4Addr, u16) {
     let rule = &rules[n as usize];
     let to = match shape {
         Shape::Hosts => inside(n),
         Shape::Groups => inside(0),
-        Shape::Nested => inside(random.below(256)),
+        Shape::Nested => inside(below(random, 256)),
     };
-    let source = &rule.src_ips[random.below(rule.src_ips.len() as u32) as usize];
+    let source = &rule.src_ips[below(random, rule.src_ips.len() as u32) as usize];
     let from = source.split('-').next().unwrap().parse().unwrap();
     (from, to, rule.dst_ports[0].ports.first)
 }
@@ -194,7 +176,7 @@ fn parse(bytes: &[[u8; 40]]) -> Vec<IpPacket<'_>> {
 }
 
 fn measure(shape: Shape, count: u32) {
-    let mut random = Random(u64::from(count));
+    let mut random = SeededEntropy(u64::from(count));
     let rules = rules(shape, count, &mut random);
     let addresses = [IpAddr::V4(Ipv4Addr::new(100, 64, 0, 1))];
     let routes = ["10.0.0.0/8".parse().unwrap()];
@@ -212,7 +194,7 @@ fn measure(shape: Shape, count: u32) {
 
     let good: Vec<_> = (0..PACKETS)
         .map(|_| {
-            let n = random.below(count);
+            let n = below(&mut random, count);
             allowed(shape, &rules, n, &mut random)
         })
         .collect();

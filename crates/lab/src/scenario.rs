@@ -6,9 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::probe::{Echo, Probe};
-use crate::{
-    Control, Host, Kind, Lab, Node, PATIENCE, Place, Relay, RelayKind, derp_map, until,
-};
+use crate::{Control, Host, Kind, Lab, Node, PATIENCE, Place, Relay, RelayKind, derp_map, until};
 
 /// A lab, or `None` with the reason printed where namespaces are not allowed.
 pub fn lab() -> Option<Lab> {

@@ -10,8 +10,8 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use warren_lab::scenario::{Tailnet, address, installed, lab};
 use warren_lab::probe::{ECHO_PORT, Echo};
+use warren_lab::scenario::{Tailnet, address, installed, lab};
 use warren_lab::{Host, Kind, Lab, Node, Place, RelayKind};
 
 /// Threads of each direction.

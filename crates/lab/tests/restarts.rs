@@ -4,8 +4,8 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use warren_lab::scenario::{Tailnet, address, installed, lab, traffic_flows};
 use warren_lab::probe::{Echo, Probe};
+use warren_lab::scenario::{Tailnet, address, installed, lab, traffic_flows};
 use warren_lab::{Kind, Lab, Node, PATIENCE, Place, RelayKind, until};
 
 fn pair(lab: &mut Lab) -> Option<(Tailnet, Node, Node)> {

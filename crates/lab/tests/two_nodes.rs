@@ -4,8 +4,8 @@
 
 use std::time::{Duration, Instant};
 
-use warren_lab::scenario::{Tailnet, address, installed, lab, tcp_flows, traffic_flows};
 use warren_lab::probe::{Echo, Probe};
+use warren_lab::scenario::{Tailnet, address, installed, lab, tcp_flows, traffic_flows};
 use warren_lab::{Kind, Lab, Node, PATIENCE, Path, Place, RelayKind, until, web};
 
 fn pair(lab: &mut Lab, places: (Place, Place)) -> Option<(Tailnet, Node, Node)> {

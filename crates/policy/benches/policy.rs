@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use warren_control_types::{NodeId, UserId};
 use warren_policy::{Attributes, Compiled, Impact, Policy, PolicyNode, PolicyUser, Role};
+use warren_testkit::SeededEntropy;
 
 /// Bytes that are allocated now.
 static HELD: AtomicUsize = AtomicUsize::new(0);
@@ -53,17 +54,9 @@ const TAGS: usize = 150;
 const ROUTERS: usize = 300;
 const ROUNDS: usize = 25;
 
-/// A small generator (SplitMix64): the same figures from the same network.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % limit.max(1) as u64) as usize
-    }
+/// A number below `limit`.
+fn below(random: &mut SeededEntropy, limit: usize) -> usize {
+    random.below(limit.max(1) as u64) as usize
 }
 
 fn users() -> Vec<PolicyUser> {
@@ -110,11 +103,11 @@ fn node(n: usize) -> PolicyNode {
 
 /// The file; `port` is one of those that its 500th rule opens.
 fn file(port: u16) -> String {
-    let mut random = Random(1);
+    let mut random = SeededEntropy(1);
     let mut text = String::from("{\n  \"groups\": {\n");
     for n in 0..GROUPS {
-        let members: Vec<String> = (0..20 + random.below(60))
-            .map(|_| format!("\"user{}@example.com\"", random.below(USERS)))
+        let members: Vec<String> = (0..20 + below(&mut random, 60))
+            .map(|_| format!("\"user{}@example.com\"", below(&mut random, USERS)))
             .collect();
         let _ = writeln!(text, "    \"group:g{n}\": [{}],", members.join(", "));
     }
@@ -135,17 +128,17 @@ fn file(port: u16) -> String {
     text += "  },\n  \"postures\": {\"posture:desk\": [\"node:os IN ['linux', 'macos', 'windows']\"]},\n";
     text += "  \"grants\": [\n";
     for n in 0..RULES {
-        let mut group = || format!("group:g{}", random.below(GROUPS));
+        let mut group = || format!("group:g{}", below(&mut random, GROUPS));
         let (a, b) = (group(), group());
-        let mut tag = || format!("tag:t{}", random.below(TAGS));
+        let mut tag = || format!("tag:t{}", below(&mut random, TAGS));
         let (t, u) = (tag(), tag());
         let ports = if n == 500 {
             port
         } else {
             1 + (n * 7 % 9_000) as u16
         };
-        let person = random.below(USERS);
-        let other = random.below(250);
+        let person = below(&mut random, USERS);
+        let other = below(&mut random, 250);
         let rule = match n % 20 {
             0..=7 => format!(r#""src": ["{a}"], "dst": ["{t}", "{u}"], "ip": ["tcp:{ports}"]"#),
             8..=9 => format!(

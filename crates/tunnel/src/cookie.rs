@@ -288,16 +288,9 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use warren_keys::NodeSecret;
+    use warren_testkit::FixedEntropy;
 
     use super::*;
-
-    struct Fixed;
-
-    impl Entropy for Fixed {
-        fn fill(&mut self, out: &mut [u8]) {
-            out.fill(0x5a);
-        }
-    }
 
     /// draft-irtf-cfrg-xchacha-03, section 2.2.1.
     #[test]
@@ -328,7 +321,7 @@ mod tests {
             Proof::KnowsOurKey
         );
 
-        let reply = checker.reply(now, &mut Fixed, &from, 7, &message.mac1);
+        let reply = checker.reply(now, &mut FixedEntropy(0x5a), &from, 7, &message.mac1);
         let mut forged = reply.clone();
         forged.sealed_cookie[3] ^= 1;
         assert!(!maker.take(now, &forged));

@@ -234,16 +234,9 @@ mod tests {
 
     use std::time::Duration;
 
+    use warren_testkit::CountingEntropy;
+
     use super::*;
-
-    struct Counting(u8);
-
-    impl Entropy for Counting {
-        fn fill(&mut self, out: &mut [u8]) {
-            self.0 = self.0.wrapping_add(1);
-            out.fill(self.0);
-        }
-    }
 
     #[test]
     fn both_ends_get_the_same_keys_and_the_psk_counts() {
@@ -254,7 +247,7 @@ mod tests {
         let (alice, bob) = (Identity::new(&a), Identity::new(&b));
         let shared = alice.shared_with(&bob.public()).unwrap();
         let stamp = Tai64N::from_unix(Duration::from_secs(77));
-        let mut entropy = Counting(0);
+        let mut entropy = CountingEntropy(0);
         let (init, pending) = alice
             .initiate(&mut entropy, 11, &bob.public(), &shared, stamp)
             .unwrap();
@@ -286,7 +279,7 @@ mod tests {
         let (alice, bob) = (Identity::new(&a), Identity::new(&b));
         let shared = alice.shared_with(&bob.public()).unwrap();
         let stamp = Tai64N::from_unix(Duration::from_secs(77));
-        let mut entropy = Counting(0);
+        let mut entropy = CountingEntropy(0);
         let (init, _) = alice
             .initiate(&mut entropy, 11, &bob.public(), &shared, stamp)
             .unwrap();

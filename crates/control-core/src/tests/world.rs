@@ -56,7 +56,13 @@ impl World {
         let now = Instant::now();
         let wall = Duration::from_secs(1_780_000_000);
         let config = Config::new("http://192.0.2.1:8080/", DerpMap::default());
-        let c = Coordinator::new(now, wall, config, data.clone(), Box::new(CountingEntropy(0)));
+        let c = Coordinator::new(
+            now,
+            wall,
+            config,
+            data.clone(),
+            Box::new(CountingEntropy(0)),
+        );
         Self {
             c,
             now,

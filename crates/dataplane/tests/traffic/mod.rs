@@ -1,7 +1,7 @@
 //! What hosts send, at random: ordinary packets, superpackets, fragments and
 //! damaged ones, and the packets a plain model makes of them, one at a time.
 
-#![allow(clippy::unwrap_used, dead_code, missing_docs, unreachable_pub)]
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use warren_dataplane::VnetHdr;
 use warren_wire::ip::Parsed;
 
-use crate::support::{Recipe, Transport, comparable};
+use warren_dataplane_testkit::{Recipe, Transport, comparable};
 
 /// A finished packet behind an empty virtio header.
 pub fn plain(packet: &[u8]) -> Vec<u8> {

@@ -6,39 +6,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use warren_keys::{Entropy, NodePublic, NodeSecret};
+use warren_keys::{NodePublic, NodeSecret};
+use warren_testkit::SeededEntropy;
 use warren_tunnel::{Activity, Event, Handshakes, PeerIndex, ReplayWindow, Session, Source};
 use warren_wire::wireguard::{TRANSPORT_OVERHEAD, is_transport, padded};
 
 pub const PEER: PeerIndex = PeerIndex(0);
-
-/// A seeded generator: the same seed gives the same packets.
-#[derive(Clone)]
-pub struct Seeded(pub u64);
-
-impl Seeded {
-    pub fn next(&mut self) -> u64 {
-        // splitmix64
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-}
-
-impl Entropy for Seeded {
-    fn fill(&mut self, out: &mut [u8]) {
-        for chunk in out.chunks_mut(8) {
-            let bytes = self.next().to_le_bytes();
-            chunk.copy_from_slice(&bytes[..chunk.len()]);
-        }
-    }
-}
 
 pub fn secret(byte: u8) -> NodeSecret {
     NodeSecret::from_bytes(&[byte; 32])
@@ -75,7 +48,7 @@ pub struct Side {
 
 impl Side {
     pub fn new(own: NodeSecret, peer: NodePublic, seed: u64, now: Instant) -> Self {
-        let mut handshakes = Handshakes::new(own, Box::new(Seeded(seed)));
+        let mut handshakes = Handshakes::new(own, Box::new(SeededEntropy(seed)));
         handshakes.add_peer(now, PEER, peer);
         Self {
             handshakes,
@@ -217,7 +190,7 @@ pub struct Pair {
     pub now: Instant,
     pub wall: Duration,
     pub sides: [Side; 2],
-    pub random: Seeded,
+    pub random: SeededEntropy,
     /// Datagrams lost, in percent.
     pub loss: u64,
     /// Longest time on the way, in milliseconds; each takes a random part.
@@ -239,7 +212,7 @@ impl Pair {
                 Side::new(a, pb, seed ^ 1, now),
                 Side::new(b, pa, seed ^ 2, now),
             ],
-            random: Seeded(seed),
+            random: SeededEntropy(seed),
             loss: 0,
             latency: 20,
             flying: BTreeMap::new(),
@@ -256,7 +229,7 @@ impl Pair {
     /// A new process on one side: nothing is left but its key.
     pub fn restart(&mut self, side: usize) {
         let (own, peer) = (secret(side as u8 + 1), secret(2 - side as u8).public());
-        self.sides[side] = Side::new(own, peer, self.random.next(), self.now);
+        self.sides[side] = Side::new(own, peer, self.random.next_u64(), self.now);
     }
 
     /// Lets time pass.
