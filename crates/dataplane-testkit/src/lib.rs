@@ -1,6 +1,6 @@
-//! What the tests, the fuzz target and the benchmark of `warren-dataplane` share:
+//! Helpers of the tests, the fuzz target and the benchmark of `warren-dataplane`:
 //!
-//! - [`Pair`]: two data planes; what node 1 sends, node 2 receives.
+//! - [`Pair`]: two data planes; node 1 sends, node 2 receives.
 //! - [`Recipe`]: packets built by hand, and the frames in which a host gives them
 //!   to the TUN device.
 //! - [`expand`]: a model of the kernel, which splits each superpacket into packets
@@ -536,8 +536,8 @@ impl Recipe {
     }
 }
 
-/// What the kernel makes of a frame written to the TUN device: the packets,
-/// one by one, all checksums computed from nothing.
+/// The packets that the kernel makes of a frame written to the TUN device, one by
+/// one, with all checksums computed from their bytes.
 pub fn expand(frame: &[u8]) -> Vec<Vec<u8>> {
     let (vnet, packet) = VnetHdr::parse(frame).unwrap();
     if vnet.gso == GsoType::None {
@@ -573,7 +573,7 @@ pub fn expand(frame: &[u8]) -> Vec<Vec<u8>> {
     let payload = &packet[header_len..];
     assert!(
         payload.len() > usize::from(vnet.gso_size),
-        "one packet is no superpacket"
+        "a single packet is not a superpacket"
     );
     if !tcp {
         assert_eq!(
@@ -659,7 +659,7 @@ pub fn tcp(v6: bool, payload: usize) -> Recipe {
     }
 }
 
-/// What reached the host, one by one.
+/// The packets that reached the host, one by one.
 pub fn arrived(pair: &Pair) -> Vec<Vec<u8>> {
     pair.host.frames.iter().flat_map(|f| expand(f)).collect()
 }

@@ -1,6 +1,6 @@
 //! Sums over payloads, where speed counts.
 //!
-//! [`Sum`] of the wire room is made for headers. Payloads are summed here, in
+//! [`Sum`] of `warren-wire` is made for headers. Payloads are summed here, in
 //! wide lanes that compilers turn into vector code, and in the byte order of
 //! the machine: the ones' complement sum of swapped words is the swapped sum
 //! (RFC 1071, section 2 B). Where a payload is also moved, the two are one: each
@@ -75,7 +75,7 @@ fn add_chunk(lanes: &mut [u64; LANES], chunk: &[u8]) {
     }
 }
 
-/// Adds what is shorter than a chunk.
+/// Adds the remainder, which is shorter than a chunk.
 #[inline(always)]
 fn add_last(lanes: &mut [u64; LANES], rest: &[u8]) {
     let mut last = [0u8; CHUNK];

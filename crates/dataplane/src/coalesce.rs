@@ -54,7 +54,7 @@ impl FlowKey {
     }
 }
 
-/// What matters about a packet that could be joined with others.
+/// The fields of a packet that decide whether it can be joined with others.
 #[derive(Clone, Copy)]
 struct Candidate {
     version: Version,
@@ -90,7 +90,7 @@ struct Open {
 }
 
 struct Slot {
-    /// Room for a virtio header and the longest packet; allocated at first use.
+    /// Space for a virtio header and the longest packet; allocated at first use.
     frame: Box<[u8]>,
     /// Bytes of it that are written.
     len: usize,
@@ -104,7 +104,7 @@ pub(super) struct Coalescer {
     packets: u64,
 }
 
-/// What is joined, as long as the device takes it.
+/// The kinds of packets that are joined, as long as the device takes them.
 struct Joining {
     offloads: InboundOffloads,
     /// Superpackets that were refused since one was taken: TCP, UDP.
@@ -128,7 +128,7 @@ impl Coalescer {
     }
 
     /// Takes a packet for the TUN device. `frame` is the packet with
-    /// [`VNET_HDR_LEN`] bytes of room in front, `parsed` what its headers say.
+    /// [`VNET_HDR_LEN`] free bytes in front, `parsed` its parsed headers.
     #[inline]
     pub(super) fn push(&mut self, frame: &mut [u8], parsed: &Parsed, sink: &mut dyn InSink) {
         self.packets += 1;
@@ -290,7 +290,7 @@ impl Slot {
         if self.frame.is_empty() {
             self.frame = vec![0; VNET_HDR_LEN + MAX_PACKET].into();
         }
-        // A packet has at most the length that its header can tell.
+        // The length field of a packet limits its length.
         let Some((vnet, room)) = self.frame.split_first_chunk_mut() else {
             return;
         };
@@ -357,7 +357,7 @@ impl Slot {
         let Some(place) = room.get_mut(..payload.len()) else {
             return false;
         };
-        // What is wrong stays behind the end and is written over.
+        // A wrong payload stays behind the end and is overwritten.
         let sum = checksum::copy(payload, place);
         if !new.checksums_hold(headers, sum, &open.key) {
             return false;
@@ -480,7 +480,7 @@ impl Open {
         }
     }
 
-    /// Makes the headers tell of the whole superpacket.
+    /// Writes the length and checksum of the whole superpacket into the headers.
     fn finish(&self, frame: &mut [u8]) {
         let Some((vnet, packet)) = frame.split_first_chunk_mut::<VNET_HDR_LEN>() else {
             return;

@@ -1,5 +1,5 @@
-//! What the data plane leaves behind for others to read: traffic per peer,
-//! and drops by reason. Relaxed atomics; numbers may be a moment old.
+//! Counters that the data plane writes and others read: traffic per peer, and drops
+//! by reason. Relaxed atomics; numbers may be a moment old.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -114,8 +114,8 @@ impl PeerCounters {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(usize)]
 pub enum DropReason {
-    /// Out: the frame from the TUN device makes no sense, or is no packet that
-    /// can be judged safely.
+    /// Out: the frame from the TUN device is invalid, or its packet cannot be judged
+    /// safely.
     Malformed,
     /// Out: no peer has the destination.
     NoRoute,
@@ -133,9 +133,9 @@ pub enum DropReason {
     ExpiredSession,
     /// In: damaged or forged.
     Forged,
-    /// In: counter seen before, or too old to tell.
+    /// In: the counter was seen before, or is too old for the replay window.
     Replayed,
-    /// In: the content is no packet, or shorter than it claims.
+    /// In: the content is not an IP packet, or is shorter than its length field.
     MalformedInner,
     /// In: the peer may not use this source address.
     WrongSource,
@@ -174,7 +174,7 @@ impl DropReason {
     ];
 }
 
-/// Drops by reason, shared between the threads and whoever shows them.
+/// Drops by reason, shared between the threads and the readers of the counters.
 #[derive(Debug, Default)]
 pub struct Drops([AtomicU64; DropReason::ALL.len()]);
 

@@ -1,39 +1,39 @@
-//! What becomes of the peers when one of them sends more than the node can take.
+//! Fair shares of the receive path when a peer sends more than the node can take.
 //!
 //! A socket's receive buffer knows no peers: when it is full, the system drops
-//! whatever comes, of the one who floods and of the one who says little alike,
-//! and what is let in waits behind all that is in there. By the time a datagram
-//! can be looked at, it is too late. So the remedy is given to the system
-//! *before* the buffer: of each session of a peer that takes more than its share
-//! a part is let in, drawn by lot, and the rest costs the node nothing. The
-//! shell makes a filter of the socket from these [`Limit`]s.
+//! datagrams of all senders alike, and each datagram that is let in waits behind
+//! all others in the buffer. When the node reads a datagram, it is too late to
+//! protect the others. So the system drops *before* the buffer: it lets in a
+//! random part of the datagrams of each session of a peer that takes more than its
+//! share, and the rest costs the node nothing. The runtime makes a socket filter
+//! from these [`Limit`]s.
 //!
 //! ```text
 //! calm ── the buffer overflows, and no call empties it for 5 ms ──▶ watching
 //!      watching: received bytes are counted by peer
-//!   ── it overflows again, and somebody takes more than an even share ──▶ draining
-//!      draining: little is let in of those, until what waits is gone
+//!   ── it overflows again, and a peer takes more than an even share ──▶ draining
+//!      draining: few datagrams of such peers are let in, until the buffer is empty
 //!   ── a call empties the buffer ──▶ sharing
-//!      sharing: the `level` is what one peer may take. It falls while the
-//!      buffer is not emptied and rises while it is; who is above is let in
-//!      by level / rate
+//!      sharing: the `level` is the rate that one peer may take. It falls while the
+//!      buffer is not emptied and rises while it is; of a peer above it, the part
+//!      level / rate is let in
 //!   ── that does not help for 40 ms ──▶ draining
-//!   ── draining does not help for 300 ms ──▶ watching, with nothing believed
-//!   ── nobody was above for 50 ms ──▶ watching ── no overflow for 100 ms ──▶ calm
+//!   ── draining does not help for 300 ms ──▶ watching, with all rates forgotten
+//!   ── no peer was above for 50 ms ──▶ watching ── no overflow for 100 ms ──▶ calm
 //! ```
 //!
 //! While calm, a receive call costs one branch and nothing is counted.
 //!
-//! **Who is told apart.** Sessions, by the receiver index in the header, which only
-//! a peer and who listens to its traffic know: who invents addresses is not
-//! taken for a peer. All that belongs to no session (handshakes, disco, STUN, noise)
-//! is never limited. It is one more in the reckoning, and no peer is cut below what
-//! that one takes: a flood of strangers leaves the peers as they would be
-//! without this.
+//! **Identification.** Sessions are identified by the receiver index in the header,
+//! which only a peer and those that can read its traffic know: a sender with forged
+//! addresses is not taken for a peer. Datagrams of no session (handshakes, disco,
+//! STUN, noise) are never limited. Together they count as one more sender, and no
+//! peer is limited below their rate: a flood of unauthenticated senders leaves the
+//! peers as they would be without this module.
 //!
-//! **Whom it leaves alone.** A peer that is alone, however much it sends. Who takes
-//! less than a thirty-second of all. Peers by relay: what relays bring waits
-//! elsewhere, in queues of bounded length.
+//! **Never limited.** A peer that is alone, however much it sends. A peer that takes
+//! less than a thirty-second of the total. Peers that use a relay: their packets
+//! wait elsewhere, in queues of bounded length.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -48,8 +48,8 @@ use super::{DropReason, Drops, View};
 const TICK: Duration = Duration::from_millis(5);
 /// After a longer pause than so many ticks nothing is concluded from it.
 const LONG_TICK: u32 = 8;
-/// Peers that can be told apart. With more of them the small ones make room for
-/// each other.
+/// The number of peers that are measured. When there are more, the smallest ones
+/// replace each other.
 const SLOTS: usize = 512;
 /// Places in which a peer may be.
 const PROBES: usize = 4;
@@ -57,29 +57,29 @@ const PROBES: usize = 4;
 const SESSIONS: usize = 3;
 /// Peers below this share of the total are never limited.
 const HEAVY_PART: f64 = 1.0 / 32.0;
-/// Of which there are 32 at most.
+/// There are at most 32 peers above that share.
 const MOST_LIMITS: usize = 32 * SESSIONS;
-/// What handling a datagram costs beyond its bytes, in bytes.
+/// The cost of a datagram without its bytes, expressed in bytes.
 const PER_DATAGRAM: usize = 256;
-/// What is let in of heavy ones while the buffer drains.
+/// The part of the datagrams of heavy peers that is let in while the buffer drains.
 const DRAIN_KEEP: f64 = 1.0 / 32.0;
-/// With the level at which that much of what the node can would be used, who is
-/// above is heavy enough to be let in so little. If that is not enough, it is half
-/// of it after so many ticks.
+/// Draining limits the peers above the level at which this part of the node's
+/// capacity would be used. If that is not enough, the part is halved after so many
+/// ticks.
 const DRAIN_PART: f64 = 0.9;
 const DRAIN_MORE_TICKS: u32 = 8;
 /// The longest time for it: a buffer of any size is then another one.
 const DRAIN_TICKS: u32 = 60;
-/// Who takes less than so many times an even part is no reason to begin: where all
-/// send alike, the system drops of all alike.
+/// Draining begins only if a peer exceeds an even share by this factor: where all
+/// peers send alike, the system already drops fairly.
 const UNEVEN: f64 = 1.25;
-/// For so long what is let in is measured before anybody is judged by it.
+/// The number of ticks in which rates are measured before they limit a peer.
 const MEASURE_TICKS: u32 = 3;
 /// A buffer that is not emptied for so many ticks is too much; less may be
 /// the node's own sleep. That is also how long others wait in it.
 const STANDING_TICKS: u32 = 2;
-/// What becomes of the level in a tick with such a buffer, and in one in which it
-/// was emptied.
+/// Factors of the level: in a tick with such a buffer, and in one in which it was
+/// emptied.
 const DOWN: f64 = 0.85;
 const UP: f64 = 1.03;
 /// As long as the node is known to take more than this part of what it gets, the
@@ -87,15 +87,15 @@ const UP: f64 = 1.03;
 const FAR_BELOW: f64 = 0.8;
 const UP_FAST: f64 = 1.15;
 /// A buffer that is not emptied for so many ticks in spite of the level is drained
-/// anew: what is in it was let in by rules of long ago.
+/// again: it holds datagrams that older limits let in.
 const STUCK_TICKS: u32 = 8;
 /// Weight of the newest tick in a rate.
 const NEWEST: f64 = 0.25;
 /// A part that differs by less than this is as good as the one in force:
 /// changing the filter has its price.
 const NOTICEABLE: f64 = 0.08;
-/// Ticks until a peer that says nothing does not count, until limits that
-/// nobody needs end, and until nothing is counted any more.
+/// Ticks until a silent peer no longer counts, until limits that are not needed end,
+/// and until counting ends.
 const SILENT_TICKS: u32 = 20;
 const UNLIMITED_TICKS: u32 = 10;
 const QUIET_TICKS: u32 = 20;
@@ -120,13 +120,13 @@ enum Phase {
     Sharing(u32),
 }
 
-/// A peer that was heard lately.
+/// A peer that has sent datagrams lately.
 #[derive(Debug, Clone, Copy)]
 struct Slot {
     peer: PeerIndex,
     /// The sessions that it used, the newest first.
     sessions: [Option<u32>; SESSIONS],
-    /// What came since the last tick, in bytes and their equivalent.
+    /// Received since the last tick: bytes, and the cost of datagrams in bytes.
     came: usize,
     /// Ticks since anything came.
     silent: u32,
@@ -143,15 +143,15 @@ struct Flow {
     rate: f64,
 }
 
-/// What was seen of one socket since the last tick.
+/// Observations of one socket since the last tick.
 #[derive(Debug, Clone, Copy, Default)]
 struct Seen {
     full: bool,
     emptied: bool,
 }
 
-/// Sees to it that one peer's flood is not everybody's loss. Whoever receives
-/// owns it.
+/// Limits peers that flood, so that others lose nothing. The receiving thread owns
+/// it.
 pub struct FairShare {
     phase: Phase,
     /// Since when each socket's buffer was not emptied. For the calm.
@@ -162,12 +162,12 @@ pub struct FairShare {
     last_tick: Option<Instant>,
     dropped: u32,
     slots: Box<[Option<Slot>]>,
-    /// All that belongs to no session.
+    /// Datagrams that belong to no session.
     strangers: Flow,
     /// Everything that was received, while there always was something.
     capacity: f64,
     level: f64,
-    /// Whether it is known what those send who are limited.
+    /// Whether the rates of limited peers are known.
     measured: bool,
     /// Ticks in a row in which the buffer was not emptied.
     standing: u32,
@@ -275,7 +275,7 @@ impl FairShare {
             }
         }
         if least == usize::MAX {
-            // Only limited ones here: whoever this is, is not counted.
+            // Only limited peers have a slot now: this one is not counted.
             return;
         }
         self.slots[place] = Some(Slot {
@@ -351,7 +351,7 @@ impl FairShare {
         *self = Self::new(Arc::clone(&self.drops));
     }
 
-    /// Call after taking a new view: forgets peers who are gone, since their
+    /// Call after taking a new view: forgets removed peers, since their
     /// places in it are given to others.
     pub fn on_view_change(&mut self, view: &View) {
         for place in &mut self.slots {
@@ -405,8 +405,8 @@ impl FairShare {
                 }
                 Phase::Draining(ticks + 1)
             }
-            // It was not they who fill the buffer, or others came in the meantime, of
-            // whom nothing is known while it stands: all anew, without limits.
+            // The limited peers do not fill the buffer, or others have begun, whose
+            // rates are unknown while it is full: start again, without limits.
             Phase::Draining(_) if standing => {
                 self.begin();
                 self.phase
@@ -506,7 +506,7 @@ impl FairShare {
         };
         let rates = self.slots.iter().flatten().map(Slot::rate);
         let most = rates.fold(0.0, f64::max);
-        // No higher than what would limit nobody, so that it comes down soon.
+        // Not higher than a level that limits no peer, so that it comes down soon.
         self.level = self.level.min(2.0 * most).max(floor);
         let level = self.level;
         let any = count >= 2.0 && self.limit(all, |rate| level / rate);
@@ -516,8 +516,8 @@ impl FairShare {
         }
     }
 
-    /// The level at which all together take `capacity`, if who is below gets all
-    /// that it sends (max-min fairness). Strangers are one of them.
+    /// The level at which all senders together take `capacity`, if those below get
+    /// all that they send (max-min fairness). Unauthenticated senders count as one.
     #[allow(clippy::cast_precision_loss)] // a few hundred
     fn even_level(&self, capacity: f64) -> f64 {
         let rates = || {
@@ -534,7 +534,7 @@ impl FairShare {
                     rest -= rate;
                 }
             }
-            // Each time somebody is found to be below, or it is the end.
+            // Each round finds a sender below the level, or is the last one.
             let higher = rest / above.max(1) as f64;
             if above == 0 || higher <= level * 1.001 {
                 return level;
@@ -543,7 +543,7 @@ impl FairShare {
         }
     }
 
-    /// Gives the part to be let in to each who is heavy and would get less than
+    /// Sets the part to let in for each heavy peer that would get less than
     /// all, and all to the others. Says whether there are any.
     fn limit(&mut self, all: f64, part: impl Fn(f64) -> f64) -> bool {
         let mut any = false;
@@ -556,7 +556,7 @@ impl FairShare {
             };
             let limited = keep < 1.0;
             any |= limited;
-            // What is in force is what the rates are reckoned with.
+            // Rates are computed from the limits in force.
             if limited != (slot.keep < 1.0) || (keep / slot.keep - 1.0).abs() > NOTICEABLE {
                 slot.keep = keep;
             }

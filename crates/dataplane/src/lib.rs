@@ -4,10 +4,10 @@
 //! [`Inbound`] what arrives. A thread of the runtime owns one. Several threads can
 //! share the sending with an [`Outbound`] each, as long as a flow stays with one
 //! of them, and the receiving with a [`DecryptedBatch`] each and the [`Inbound`] in
-//! turns. They own nothing but buffers. What they need to know, they read from a
+//! turns. They own nothing but buffers. They read the state of the node from a
 //! [`View`], an immutable snapshot of peers, routes, sessions and filter that
-//! the engine replaces as a whole; what they find out, they report to a sink
-//! ([`OutSink`], [`InSink`]) or leave in atomic counters.
+//! the engine replaces as a whole; they report to a sink ([`OutSink`], [`InSink`])
+//! or to atomic counters.
 //!
 //! ```text
 //! out: TUN read (virtio header, up to 64 KiB) ─ parse once ─ peer by longest

@@ -17,7 +17,7 @@ const GSO_TCPV4: u8 = 1;
 const GSO_TCPV6: u8 = 4;
 const GSO_UDP_L4: u8 = 5;
 
-/// What kind of superpacket follows.
+/// The kind of superpacket that follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GsoType {
     /// An ordinary packet.
@@ -30,8 +30,8 @@ pub enum GsoType {
     Udp,
 }
 
-/// What the header says. The header length it also carries is not read: the
-/// kernel does not promise that it is right.
+/// The fields of the virtio header. Its header length is not read: the kernel does
+/// not promise that it is right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VnetHdr {
     /// Where the unfinished checksum begins to count, and where behind that it

@@ -183,8 +183,8 @@ impl Outbound {
         }
     }
 
-    /// Sends `peer` something that is no packet of the host, if there is a
-    /// session and a path.
+    /// Sends `peer` a packet that does not come from the host, if there is a session
+    /// and a path.
     fn send_sealed(
         &mut self,
         view: &View,
@@ -644,8 +644,8 @@ fn usable(peer: &PeerView, now: Instant) -> Option<&Arc<Session>> {
     (peer.destination != Destination::None).then_some(session)
 }
 
-/// Bytes in front of each datagram: room for the Geneve header where packets
-/// take a peer relay.
+/// Bytes in front of each datagram: space for the Geneve header where packets take a
+/// peer relay.
 #[inline]
 fn front_len(destination: Destination) -> usize {
     match destination.vni() {

@@ -44,7 +44,7 @@ impl UdpSend {
 pub struct RelaySend {
     /// Which relay.
     pub region: RegionId,
-    /// To whom.
+    /// The receiver.
     pub to: NodePublic,
     /// Where in the buffer the run lies.
     pub range: Range<usize>,
@@ -96,7 +96,7 @@ impl RelaySend {
     }
 }
 
-/// What [`Outbound`](super::Outbound) needs from the shell.
+/// The runtime's side of [`Outbound`](super::Outbound).
 pub trait OutSink {
     /// Sends runs of datagrams over UDP, in this order. All ranges lie in
     /// `buffer`. Called once per flush, with everything gathered since the
@@ -119,7 +119,7 @@ pub trait OutSink {
     fn tun(&mut self, frame: &[u8]);
 }
 
-/// What became of a frame for the TUN device.
+/// The result of writing a frame to the TUN device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub enum TunWrite {
@@ -141,7 +141,7 @@ pub enum Joined {
     Udp,
 }
 
-/// What [`Inbound`](super::Inbound) needs from the shell.
+/// The runtime's side of [`Inbound`](super::Inbound).
 pub trait InSink {
     /// A frame for the TUN device: virtio header (10 bytes) and an IP packet
     /// of up to 64 KiB. A superpacket that is refused comes again in pieces.
@@ -181,6 +181,6 @@ pub trait InSink {
     /// `peer` answered a TSMP ping that carried `data`.
     fn pong(&mut self, peer: PeerIndex, data: [u8; 8], peer_api_port: Option<u16>);
 
-    /// `peer` told its current disco key.
+    /// `peer` advertised its current disco key.
     fn disco_advertised(&mut self, peer: PeerIndex, key: DiscoPublic);
 }

@@ -1,15 +1,15 @@
 //! Where the packets of peers come from, and what it means when they come on a
 //! session that is not there.
 //!
-//! A node that starts anew has no sessions. Its peers do not know: they go on
-//! sending on the old ones, and find out after 15 s of silence (WireGuard's timer),
-//! or earlier when the coordination server tells them. The node that started can
-//! see it from the first packet, if not prove it: so when tunnel data for no
-//! session comes from where a peer is known to be, and there is no session with
-//! that peer, one is asked for. The handshake then proves who is there.
+//! A node that was restarted has no sessions. Its peers do not know: they still send
+//! on the old ones, and notice after 15 s of silence (WireGuard's timer), or earlier
+//! when the coordination server informs them. The restarted node can see it from the
+//! first packet, but cannot prove it: when tunnel data for an unknown session comes
+//! from an address of a peer, and there is no session with that peer, the node
+//! requests one. The handshake then authenticates the peer.
 //!
-//! Nothing is believed, and strangers cause nothing: an address or relay key that
-//! is no peer's ends at a lookup. Who imitates a peer's address causes one
+//! Unauthenticated senders cause nothing: an address or relay key that belongs to no
+//! peer ends at a lookup. A sender that forges a peer's address causes at most one
 //! handshake with that peer in [`ASK_INTERVAL`].
 
 use std::net::SocketAddr;
@@ -78,7 +78,7 @@ impl Sources {
     }
 }
 
-/// Remembers for whom a session was asked.
+/// Remembers the peers for which a session was requested.
 #[derive(Debug, Default)]
 pub(super) struct LostSessions {
     asked: FxHashMap<PeerIndex, Instant>,

@@ -4,7 +4,7 @@
 //! with. They wait here, a bounded number per peer and in total; when there
 //! are too many the oldest goes, because the newest is the one its sender
 //! still cares about. When all peers together have too many, the one that has
-//! most gives up its oldest: whoever floods does so at its own cost.
+//! most gives up its oldest: a flood harms only the peer that causes it.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -125,7 +125,7 @@ mod tests {
             staging.push(PeerIndex(peer), frame(MAX_BYTES, 0));
         }
         assert!(staging.total <= MAX_TOTAL);
-        // A newcomer finds room, at the cost of one that has much.
+        // A new peer gets space, at the cost of one that has much.
         assert_eq!(staging.push(PeerIndex(99), frame(10, 7)), 1);
         assert_eq!(staging.pop(PeerIndex(99)).map(|f| f[0]), Some(7));
     }

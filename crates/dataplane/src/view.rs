@@ -1,4 +1,4 @@
-//! What the data plane reads: one immutable picture of the node.
+//! The input of the data plane: one immutable snapshot of the node.
 //!
 //! The engine builds a new [`View`] whenever something changes and publishes
 //! it; the threads take a reference once per batch. Unchanged parts are shared
@@ -43,7 +43,7 @@ pub struct PeerView {
 /// A session packets may arrive on.
 #[derive(Debug, Clone)]
 pub struct SessionView {
-    /// Whose it is.
+    /// The peer of the session.
     pub peer: PeerIndex,
     /// The keys.
     pub session: Arc<Session>,

@@ -1,7 +1,7 @@
 //! The packet path when things go wrong: a network that loses, repeats,
 //! reorders and damages, sessions at their end, a node that changes while packets
-//! are on their way, and a device that refuses. What comes out is what
-//! a plain model makes, one packet at a time.
+//! are on their way, and a device that refuses. The output must be that of a plain
+//! model that handles one packet at a time.
 
 #![allow(clippy::unwrap_used)]
 
@@ -27,7 +27,7 @@ use warren_wire::wireguard::TRANSPORT_OVERHEAD;
 
 // ---- the network ----
 
-/// What becomes of one datagram on its way.
+/// The fate of one datagram on its way.
 #[derive(Debug, Clone, Copy)]
 enum Fate {
     Arrives,
@@ -53,7 +53,7 @@ fn fate() -> impl Strategy<Value = Fate> {
     ]
 }
 
-/// What happens on the sending node while it sends.
+/// An event at the sending node while it sends.
 #[derive(Debug, Clone, Copy)]
 enum Event {
     Nothing,
@@ -119,8 +119,8 @@ fn arrivals(datagrams: &[Vec<u8>], fates: &[Fate]) -> Vec<Arrival> {
     out
 }
 
-/// What one receive call gives: datagrams of one size and perhaps a smaller
-/// last one, as the kernel joins them. Where it does so is its own affair.
+/// The result of one receive call: datagrams of one size and perhaps a smaller
+/// last one, as the kernel joins them. It may join anywhere.
 fn next_batch(arrivals: &[Arrival], most: usize) -> (Batch, usize) {
     let first = &arrivals[0].bytes;
     let (mut bytes, mut count) = (first.clone(), 1);
@@ -276,7 +276,7 @@ proptest! {
                 bytes.chunks(size).map(<[u8]>::to_vec).collect::<Vec<_>>()
             })
             .collect();
-        // Some of another kind, some for nobody.
+        // Some of another kind, some for no session.
         for (i, datagram) in datagrams.iter_mut().enumerate() {
             match (i * 7 + fates.len()) % 31 {
                 0 => datagram[0] = 9,
@@ -555,7 +555,7 @@ fn a_peer_that_goes_takes_only_its_own_packets_along() {
     assert_eq!(bytes.len().div_ceil(size), 9);
 
     // At the receiver it goes in the middle of a batch that is being joined:
-    // what was opened is delivered, the rest is nobody's.
+    // opened packets are delivered, the rest belongs to no session.
     let (first, second) = bytes.split_at(4 * size);
     pair.arrive(Source::Udp(udp_address(1)), first.to_vec(), size);
     let known = pair.views[1].clone();
@@ -566,7 +566,7 @@ fn a_peer_that_goes_takes_only_its_own_packets_along() {
     assert_eq!(arrived(&pair), tcp(false, 9_000).expected(Some(1_000))[..4]);
     assert_eq!(pair.drops[1].get(DropReason::UnknownSession), 5);
 
-    // What waited for it is let go, and what waits for others stays.
+    // Packets that waited for the peer are dropped; those for others stay.
     let mut pair = Pair::new();
     let good = pair.views[0].clone();
     pair.views[0] = with_peer(&good, |peer| peer.session = None);

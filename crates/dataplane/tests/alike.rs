@@ -36,7 +36,7 @@ fn rules() -> Vec<FilterRule> {
 struct Packet {
     tcp: Option<u8>,
     port: u16,
-    stranger: bool,
+    wrong_source: bool,
     fragment: bool,
 }
 
@@ -59,7 +59,7 @@ impl Packet {
             payload: vec![1; if self.tcp.is_some() { 140 } else { 152 }],
         };
         let mut packet = recipe.build();
-        if self.stranger {
+        if self.wrong_source {
             packet[15] = 99;
         }
         if self.fragment {
@@ -80,10 +80,10 @@ fn packet() -> impl Strategy<Value = Packet> {
         prop::bool::weighted(0.1),
         prop::bool::weighted(0.1),
     )
-        .prop_map(|(tcp, port, stranger, fragment)| Packet {
+        .prop_map(|(tcp, port, wrong_source, fragment)| Packet {
             tcp,
             port,
-            stranger,
+            wrong_source,
             fragment,
         })
 }
@@ -163,7 +163,7 @@ fn the_packets_of_a_flow_are_all_counted() {
     let packet = Packet {
         tcp: Some(ACK),
         port: OPEN,
-        stranger: false,
+        wrong_source: false,
         fragment: false,
     };
     let seen = receive(&vec![packet; 20], true);

@@ -355,9 +355,9 @@ fn an_exit_node_speaks_for_the_internet_but_for_no_other_peer() {
 #[test]
 fn sources_must_belong_to_the_peer_and_rules_hold() {
     let mut pair = Pair::new();
-    let mut stranger = datagram(10).build();
-    stranger[15] = 99;
-    pair.send(&plain(&stranger));
+    let mut wrong_source = datagram(10).build();
+    wrong_source[15] = 99;
+    pair.send(&plain(&wrong_source));
     pair.cross();
     assert_eq!(pair.drops[1].get(DropReason::WrongSource), 1);
 
@@ -680,10 +680,10 @@ fn lying_superpackets_are_dropped() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
-    /// Whatever is joined and cut on the way, the packets are those of a plain
-    /// model that handles one at a time.
+    /// Joining and cutting on the way do not change the packets: they are those of a
+    /// plain model that handles one at a time.
     #[test]
-    fn what_goes_in_comes_out(raw in raw(), batches in prop::collection::vec(1usize..12, 1..20)) {
+    fn packets_are_those_of_the_plain_model(raw in raw(), batches in prop::collection::vec(1usize..12, 1..20)) {
         let items = items(raw);
         let mut pair = Pair::new();
         let mut batch = batches.iter().cycle();

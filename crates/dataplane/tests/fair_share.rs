@@ -18,7 +18,7 @@ const BUFFER: usize = 7 << 20;
 const BATCH: usize = 16;
 /// Bytes per second that the node can take.
 const CAPACITY: f64 = 200e6;
-/// What a message costs before its bytes are looked at, in seconds.
+/// The cost of a message without its bytes, in seconds.
 const CALL: f64 = 1e-6;
 
 /// The session of a peer.
@@ -26,7 +26,7 @@ fn session(peer: usize) -> u32 {
     0x1000 + peer as u32
 }
 
-fn town(peers: usize, now: Instant) -> View {
+fn many_peers(peers: usize, now: Instant) -> View {
     let mut view = view(1, 2, &sessions(now)[0], now, &allow_all());
     let any = view.sessions.values().next().unwrap().session.clone();
     view.sessions.clear();
@@ -40,10 +40,10 @@ fn town(peers: usize, now: Instant) -> View {
     view
 }
 
-/// Who sends, what, and how much.
+/// A sender, its rate and the shape of its messages.
 #[derive(Debug, Clone)]
 struct Sender {
-    /// No session: a stranger, with another index each time.
+    /// `None`: an unauthenticated sender, with another index each time.
     peer: Option<usize>,
     bytes_per_second: f64,
     /// In one message.
@@ -72,7 +72,7 @@ impl Sender {
         }
     }
 
-    fn strangers(bytes_per_second: f64) -> Self {
+    fn unauthenticated(bytes_per_second: f64) -> Self {
         Self {
             peer: None,
             bytes_per_second,
@@ -81,7 +81,7 @@ impl Sender {
     }
 }
 
-/// What became of a message.
+/// The fate of a message.
 #[derive(Debug, Clone, Copy)]
 struct Fate {
     from: usize,
@@ -122,7 +122,7 @@ impl World {
             .collect();
         Self {
             start,
-            view: town(peers.map_or(0, |peer| peer + 1), start),
+            view: many_peers(peers.map_or(0, |peer| peer + 1), start),
             fair: FairShare::new(Arc::clone(&drops)),
             drops,
             senders,
@@ -298,7 +298,7 @@ fn quiet_peers_lose_nothing_to_a_flood() {
             let lost = world.lost(peer, (0.5, 3.5));
             assert!(lost < 0.05, "{times}: {peer} lost {lost} of all");
         }
-        // The rest is for who wants it.
+        // The rest is for the peer that floods.
         let flood = world.received(0, later);
         assert!(flood > 0.8 * CAPACITY, "{times}: {flood}");
         assert!(world.drops.get(DropReason::OverShare) > 100);
@@ -307,7 +307,7 @@ fn quiet_peers_lose_nothing_to_a_flood() {
 
 /// On a busy machine the node does not run all the time.
 #[test]
-fn sleeping_a_while_is_not_held_against_anybody() {
+fn pause_of_the_thread_limits_no_peer() {
     let mut world = flooded(3.0 * CAPACITY);
     world.stalls = Some((0.008, 0.030));
     world.run(3.5);
@@ -367,7 +367,7 @@ fn a_single_peer_is_never_limited() {
     // With handshakes and the like beside it.
     let mut world = World::new(vec![
         Sender::heavy(0, 2.0 * CAPACITY),
-        Sender::strangers(0.001 * CAPACITY),
+        Sender::unauthenticated(0.001 * CAPACITY),
     ]);
     world.run(2.0);
     assert!(world.dropped > 1000);
@@ -376,7 +376,7 @@ fn a_single_peer_is_never_limited() {
 }
 
 #[test]
-fn without_an_overflow_nobody_is_limited() {
+fn no_peer_is_limited_without_an_overflow() {
     // A long queue, as one TCP connection makes, is not yet a loss.
     let mut senders = vec![Sender::heavy(0, 1.5 * CAPACITY), Sender::modest(1)];
     senders[0].span = (0.0, 0.02);
@@ -388,10 +388,10 @@ fn without_an_overflow_nobody_is_limited() {
 }
 
 #[test]
-fn a_flood_of_strangers_is_not_paid_for_by_peers() {
+fn unauthenticated_flood_limits_no_peer() {
     let mut senders = vec![
         Sender::heavy(0, 0.3 * CAPACITY),
-        Sender::strangers(4.0 * CAPACITY),
+        Sender::unauthenticated(4.0 * CAPACITY),
     ];
     senders.extend((1..10).map(Sender::modest));
     let mut world = World::new(senders);
@@ -401,9 +401,9 @@ fn a_flood_of_strangers_is_not_paid_for_by_peers() {
 }
 
 #[test]
-fn strangers_do_not_hide_who_floods() {
+fn unauthenticated_senders_do_not_hide_the_peer_that_floods() {
     let mut world = flooded(3.0 * CAPACITY);
-    world.senders.push(Sender::strangers(0.05 * CAPACITY));
+    world.senders.push(Sender::unauthenticated(0.05 * CAPACITY));
     world.next.push(0.0);
     world.run(3.5);
     for peer in 1..11 {
@@ -412,14 +412,14 @@ fn strangers_do_not_hide_who_floods() {
     }
 }
 
-/// Strangers who come while a peer is limited can neither keep it so nor get
-/// others limited.
+/// Unauthenticated senders that begin while a peer is limited cannot keep it
+/// limited, nor get others limited.
 #[test]
-fn strangers_who_come_later_change_nothing_for_peers() {
+fn later_unauthenticated_senders_change_nothing_for_peers() {
     let mut world = flooded(3.0 * CAPACITY);
     world.senders.push(Sender {
         span: (1.0, 4.0),
-        ..Sender::strangers(9.0 * CAPACITY)
+        ..Sender::unauthenticated(9.0 * CAPACITY)
     });
     world.next.push(1.0);
     world.run(4.0);
@@ -435,7 +435,7 @@ fn strangers_who_come_later_change_nothing_for_peers() {
 }
 
 #[test]
-fn peers_who_are_gone_leave_no_limits() {
+fn removed_peers_leave_no_limits() {
     let mut world = flooded(3.0 * CAPACITY);
     world.run(1.0);
     assert!(!world.limits.is_empty());
@@ -447,7 +447,7 @@ fn peers_who_are_gone_leave_no_limits() {
 }
 
 #[test]
-fn a_thousand_who_send_alike_are_not_told_apart() {
+fn thousand_peers_with_equal_rates_are_not_limited() {
     let rate = 2.0 * CAPACITY / 1000.0;
     let senders = (0..1000).map(|peer| Sender {
         bytes_per_second: rate,
@@ -460,7 +460,7 @@ fn a_thousand_who_send_alike_are_not_told_apart() {
 }
 
 #[test]
-fn nor_are_ten() {
+fn ten_peers_with_equal_rates_are_not_limited() {
     let senders = (0..10).map(|peer| Sender::heavy(peer, 0.3 * CAPACITY));
     let mut world = World::new(senders.collect());
     world.run(1.0);
@@ -469,7 +469,7 @@ fn nor_are_ten() {
 }
 
 #[test]
-fn one_of_a_thousand_who_floods_is_found() {
+fn one_flooding_peer_of_a_thousand_is_limited() {
     let mut senders = vec![Sender::heavy(0, 2.0 * CAPACITY)];
     senders.extend((1..1000).map(|peer| Sender {
         bytes_per_second: 12_800.0,
@@ -509,13 +509,12 @@ fn several_sessions_are_one_peer() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Whoever sends whatever: limits are parts, of sessions that are there,
-    /// never of who takes less than an even share of what the node can, and
-    /// there is an end to them.
+    /// For any senders: limits are fractions, of sessions that exist, never of a
+    /// peer that takes less than an even share of the node's capacity, and they end.
     #[test]
-    fn limits_are_for_who_is_above(
+    fn only_peers_above_an_even_share_are_limited(
         peers in prop::collection::vec((0.0001f64..3.0, 1usize..40, 100usize..1400), 1..8),
-        strangers in 0.001f64..2.0,
+        unauthenticated in 0.001f64..2.0,
     ) {
         let mut senders: Vec<_> = peers.iter().enumerate().map(|(peer, (rate, datagrams, len))| Sender {
             peer: Some(peer),
@@ -524,7 +523,7 @@ proptest! {
             len: *len,
             span: (0.0, 0.4),
         }).collect();
-        let mut others = Sender::strangers(strangers * CAPACITY);
+        let mut others = Sender::unauthenticated(unauthenticated * CAPACITY);
         others.span = (0.0, 0.4);
         senders.push(others);
         let mut world = World::new(senders);
@@ -534,7 +533,7 @@ proptest! {
                 prop_assert!(limit.keep > 0.0 && limit.keep < 1.0);
                 let peer = (limit.index - session(0)) as usize;
                 let rate = peers[peer].0;
-                // With room for the lot and for what small datagrams cost.
+                // With a margin for the random draw and for the cost of small datagrams.
                 prop_assert!(rate * peers.len() as f64 > 0.15, "{peers:?} {limit:?}");
                 prop_assert!(peers.len() > 1);
             }

@@ -1,6 +1,5 @@
-//! A node that started anew and whose peers go on sending on sessions of the
-//! time before: from known places that makes it ask for a session, from others
-//! nothing.
+//! A node that was restarted, and peers that still send on the old sessions: packets
+//! from known addresses make it request a session, those from others do nothing.
 
 #![allow(clippy::unwrap_used)]
 
@@ -12,7 +11,7 @@ use warren_dataplane_testkit::{PEER, Pair, udp_address, with_peer};
 use warren_keys::NodePublic;
 use warren_tunnel::Source;
 
-/// Tunnel data on a session that nobody has; `count` datagrams with one call.
+/// Tunnel data of a session that does not exist; `count` datagrams in one call.
 fn old_data(count: usize) -> Vec<u8> {
     let datagram = [&[4, 0, 0, 0, 9, 9, 9, 9][..], &[0; 40]].concat();
     datagram.repeat(count)

@@ -145,7 +145,7 @@ fn lies_are_found_before_anything_is_sealed() {
             frame(t6, 1000, None, &late_hop_by_hop),
         ),
         (
-            "more extensions than anybody needs",
+            "more extensions than any host sends",
             frame(t6, 1000, None, &endless),
         ),
         (

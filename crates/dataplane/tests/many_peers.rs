@@ -1,5 +1,5 @@
 //! One node and many peers: batches carry packets of all of them, each flow
-//! keeps its order, and who floods does so at its own cost.
+//! keeps its order, and a flood harms only the peer that sends it.
 
 #![allow(clippy::unwrap_used)]
 
@@ -20,7 +20,7 @@ use warren_tunnel::{PeerIndex, Role, Session, Source};
 use warren_wire::ip::{Parsed, udp};
 
 /// A node with `count` peers, and the peers' ends of the sessions.
-struct Town {
+struct ManyPeers {
     now: Instant,
     view: View,
     far: Vec<Session>,
@@ -40,7 +40,7 @@ fn index(peer: usize) -> PeerIndex {
     PeerIndex(peer as u32)
 }
 
-impl Town {
+impl ManyPeers {
     fn new(count: usize) -> Self {
         let now = Instant::now();
         let mut view = view(1, 2, &sessions(now)[0], now, &allow_all());
@@ -105,7 +105,7 @@ impl Town {
         let (_, content) = self.far[peer].open_in_place(&mut datagram).unwrap();
         let packet = &datagram[content];
         let parsed = Parsed::parse(packet).unwrap();
-        assert_eq!(parsed.dst, inner(peer), "somebody else's packet");
+        assert_eq!(parsed.dst, inner(peer), "a packet of another peer");
         let payload = &packet[parsed.transport_offset + 8..parsed.total_len];
         (peer, u32::from_be_bytes(payload.try_into().unwrap()))
     }
@@ -150,7 +150,7 @@ impl OutSink for Net {
     fn tun(&mut self, _: &[u8]) {}
 }
 
-/// What came in, in the order of the calls.
+/// Everything that was received, in the order of the calls.
 #[derive(Default)]
 struct Host {
     frames: Vec<Vec<u8>>,
@@ -206,14 +206,14 @@ const ROUNDS: u32 = 5;
 #[test]
 fn one_hand_over_carries_packets_for_all_peers() {
     for count in [1, 10, 1_000] {
-        let town = Town::new(count);
+        let node = ManyPeers::new(count);
         let drops = Arc::new(Drops::new());
         let mut outbound = Outbound::new(Arc::clone(&drops));
         let mut net = Net::default();
         for number in 0..ROUNDS {
             for peer in 0..count {
-                let frame = town.frame(peer, number);
-                outbound.packet(&town.view, town.now, &frame, &mut net);
+                let frame = node.frame(peer, number);
+                outbound.packet(&node.view, node.now, &frame, &mut net);
                 if outbound.is_full() {
                     outbound.flush(&mut net);
                 }
@@ -225,7 +225,7 @@ fn one_hand_over_carries_packets_for_all_peers() {
         assert!(net.calls <= most, "{} calls for {count} peers", net.calls);
         let mut got: BTreeMap<usize, Vec<u32>> = BTreeMap::new();
         for (to, datagram) in &net.sent {
-            let (peer, number) = town.open(*to, datagram);
+            let (peer, number) = node.open(*to, datagram);
             got.entry(peer).or_default().push(number);
         }
         let expected = (0..count).map(|peer| (peer, (0..ROUNDS).collect()));
@@ -238,43 +238,43 @@ fn one_hand_over_carries_packets_for_all_peers() {
 fn mixed_packets_leave_sorted_by_peer() {
     const PEERS: usize = 10;
     const EACH: u32 = 6;
-    let town = Town::new(PEERS);
+    let node = ManyPeers::new(PEERS);
     let drops = Arc::new(Drops::new());
     let mut outbound = Outbound::new(Arc::clone(&drops));
     let mut net = Net::default();
     for number in 0..EACH {
         for peer in 0..PEERS {
-            let frame = town.frame(peer, number);
-            outbound.packet(&town.view, town.now, &frame, &mut net);
+            let frame = node.frame(peer, number);
+            outbound.packet(&node.view, node.now, &frame, &mut net);
         }
     }
     outbound.flush(&mut net);
     assert_eq!((net.calls, net.runs), (1, vec![EACH as usize; PEERS]));
-    let opened = net.sent.iter().map(|(to, d)| town.open(*to, d));
+    let opened = net.sent.iter().map(|(to, d)| node.open(*to, d));
     let expected = (0..PEERS).flat_map(|peer| (0..EACH).map(move |number| (peer, number)));
     assert_eq!(opened.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
     assert_eq!(drops.total(), 0);
 }
 
 #[test]
-fn a_lane_grows_while_it_is_the_last_and_ends_when_it_is_not() {
-    let town = Town::new(2);
+fn last_batch_of_the_buffer_grows_and_others_keep_their_length() {
+    let node = ManyPeers::new(2);
     let mut outbound = Outbound::new(Arc::new(Drops::new()));
     let mut net = Net::default();
-    // Room for 16 is kept; of more, the other peer's packet is in the way.
+    // Space for 16 is reserved; beyond that, the other peer's packet is in the way.
     let plan = [(0, 20), (1, 1), (0, 10), (1, 20)];
     let mut number = [0; 2];
     for (peer, count) in plan {
         for _ in 0..count {
-            let frame = town.frame(peer, number[peer]);
+            let frame = node.frame(peer, number[peer]);
             number[peer] += 1;
-            outbound.packet(&town.view, town.now, &frame, &mut net);
+            outbound.packet(&node.view, node.now, &frame, &mut net);
         }
     }
     outbound.flush(&mut net);
     let mut got: BTreeMap<usize, Vec<u32>> = BTreeMap::new();
     for (to, datagram) in &net.sent {
-        let (peer, number) = town.open(*to, datagram);
+        let (peer, number) = node.open(*to, datagram);
         got.entry(peer).or_default().push(number);
     }
     let expected = number.iter().enumerate();
@@ -287,15 +287,15 @@ fn a_lane_grows_while_it_is_the_last_and_ends_when_it_is_not() {
 #[test]
 fn a_batch_from_many_peers_keeps_each_flow_in_order() {
     for count in [1, 10, 1_000] {
-        let town = Town::new(count);
+        let node = ManyPeers::new(count);
         let (mut inbound, drops) = inbound();
         let mut host = Host::default();
         for number in 0..ROUNDS {
             for peer in 0..count {
-                let mut datagram = town.datagram(peer, number);
+                let mut datagram = node.datagram(peer, number);
                 let len = datagram.len();
                 let from = Source::Udp(outer(peer));
-                inbound.datagrams(&town.view, town.now, from, &mut datagram, len, &mut host);
+                inbound.datagrams(&node.view, node.now, from, &mut datagram, len, &mut host);
             }
         }
         inbound.flush(&mut host);
@@ -303,7 +303,7 @@ fn a_batch_from_many_peers_keeps_each_flow_in_order() {
         assert_eq!(numbers(&host.frames), expected.collect());
         assert_eq!((host.heard.len(), host.confirmed), (count, count));
         assert_eq!(drops.total(), 0);
-        for peer in town.view.peers.iter().flatten() {
+        for peer in node.view.peers.iter().flatten() {
             assert_eq!(peer.counters.traffic().rx_packets, u64::from(ROUNDS));
         }
     }
@@ -311,49 +311,49 @@ fn a_batch_from_many_peers_keeps_each_flow_in_order() {
 
 #[test]
 fn a_flood_to_peers_without_sessions_costs_others_nothing() {
-    let town = Town::new(400);
+    let node = ManyPeers::new(400);
     // The first 40 are being flooded, the next 360 get a packet each, at
     // whatever moment; none has a session yet.
     let drops = Arc::new(Drops::new());
     let mut outbound = Outbound::new(Arc::clone(&drops));
     let mut net = Net::default();
-    let waiting = town.without_session(|_| true);
+    let waiting = node.without_session(|_| true);
     for number in 0..2_000 {
         for peer in 0..40 {
             // As long as it gets, so that bytes are the limit.
-            let mut frame = town.frame(peer, number);
+            let mut frame = node.frame(peer, number);
             let long = 40_000_u16;
             frame.resize(HEADER + usize::from(long), 0);
             frame[HEADER + 2..HEADER + 4].copy_from_slice(&long.to_be_bytes());
-            outbound.packet(&waiting, town.now, &frame, &mut net);
+            outbound.packet(&waiting, node.now, &frame, &mut net);
         }
         if let Some(peer) = (40..400)
             .nth(number as usize / 5)
             .filter(|_| number % 5 == 0)
         {
-            let frame = town.frame(peer, number);
-            outbound.packet(&waiting, town.now, &frame, &mut net);
+            let frame = node.frame(peer, number);
+            outbound.packet(&waiting, node.now, &frame, &mut net);
         }
     }
     // Each was asked for once, the flooded ones not more often.
     assert_eq!(net.wanted.len(), 400);
     assert!(drops.get(DropReason::StagingFull) > 0);
-    let view = town.without_session(|peer| peer < 40);
-    outbound.on_view_change(&view, town.now, &mut net);
+    let view = node.without_session(|peer| peer < 40);
+    outbound.on_view_change(&view, node.now, &mut net);
     outbound.flush(&mut net);
-    let got: Vec<usize> = net.sent.iter().map(|(to, d)| town.open(*to, d).0).collect();
+    let got: Vec<usize> = net.sent.iter().map(|(to, d)| node.open(*to, d).0).collect();
     assert_eq!(got, (40..400).collect::<Vec<_>>());
     // And a peer with a session does not wait behind those without.
-    let frame = town.frame(399, 7);
-    outbound.packet(&view, town.now, &frame, &mut net);
+    let frame = node.frame(399, 7);
+    outbound.packet(&view, node.now, &frame, &mut net);
     outbound.flush(&mut net);
     let (to, datagram) = net.sent.last().unwrap();
-    assert_eq!(town.open(*to, datagram), (399, 7));
+    assert_eq!(node.open(*to, datagram), (399, 7));
 }
 
 #[test]
 fn control_messages_pass_a_flood_of_data_and_noise_ends_in_it() {
-    let town = Town::new(2);
+    let node = ManyPeers::new(2);
     let (mut inbound, drops) = inbound();
     let mut host = Host::default();
     let disco = |n: u8| [&b"TS\xf0\x9f\x92\xac"[..], &[n; 60]].concat();
@@ -364,23 +364,23 @@ fn control_messages_pass_a_flood_of_data_and_noise_ends_in_it() {
     };
     let mut sent = Vec::new();
     for n in 0..100 {
-        // A peer floods, a stranger throws noise, forgeries name our session.
+        // A peer floods, another host sends noise, and forgeries name our session.
         for number in 0..50 {
-            let mut datagram = town.datagram(0, n * 50 + number);
+            let mut datagram = node.datagram(0, n * 50 + number);
             let len = datagram.len();
             let from = Source::Udp(outer(0));
-            inbound.datagrams(&town.view, town.now, from, &mut datagram, len, &mut host);
+            inbound.datagrams(&node.view, node.now, from, &mut datagram, len, &mut host);
             let mut noise = vec![0xcc; 1_200];
-            let stranger = Source::Udp(outer(77));
-            inbound.datagrams(&town.view, town.now, stranger, &mut noise, 1_200, &mut host);
+            let unknown = Source::Udp(outer(77));
+            inbound.datagrams(&node.view, node.now, unknown, &mut noise, 1_200, &mut host);
             noise[..8].copy_from_slice(&[4, 0, 0, 0, 0xe8, 3, 0, 0]);
-            inbound.datagrams(&town.view, town.now, stranger, &mut noise, 1_200, &mut host);
+            inbound.datagrams(&node.view, node.now, unknown, &mut noise, 1_200, &mut host);
         }
         for mut message in [disco(n as u8), handshake(n as u8)] {
             sent.push(message.clone());
             let len = message.len();
             let from = Source::Udp(outer(1));
-            inbound.datagrams(&town.view, town.now, from, &mut message, len, &mut host);
+            inbound.datagrams(&node.view, node.now, from, &mut message, len, &mut host);
         }
         // Handed over at once, not when the data is through.
         assert_eq!(host.control, sent);
@@ -392,6 +392,6 @@ fn control_messages_pass_a_flood_of_data_and_noise_ends_in_it() {
     );
     assert_eq!(drops.get(DropReason::Unrecognised), 5_000);
     assert_eq!(drops.get(DropReason::Forged), 5_000);
-    // What a stranger sends moves nobody: the peer was heard at its address.
+    // Noise from other addresses does not change a peer's source address.
     assert_eq!(host.heard, [index(0)]);
 }

@@ -48,8 +48,8 @@ fn carry(pair: &mut Pair) -> Vec<usize> {
     lengths
 }
 
-/// Lets node 1 hear what node 2 said.
-fn hear(pair: &mut Pair, note: &[u8]) {
+/// Lets node 1 receive the note of node 2.
+fn receive_note(pair: &mut Pair, note: &[u8]) {
     let drops = Arc::new(Drops::new());
     let mut answering = Outbound::new(Arc::clone(&drops));
     answering.inject(&pair.views[1], pair.now, PEER, note, &mut pair.net);
@@ -81,10 +81,10 @@ fn batches_go_together_once_the_peer_has_said_so() {
     pair.send(&segments(0, 60_000).frame(Some(1_208)));
     let lengths = carry(&mut pair);
     assert_eq!(lengths.len(), 50);
-    assert_eq!(pair.host.out, [(PEER, NOTE.to_vec())], "told once so far");
+    assert_eq!(pair.host.out, [(PEER, NOTE.to_vec())], "one note so far");
 
     let (_, note) = pair.host.out.pop().unwrap();
-    hear(&mut pair, &note);
+    receive_note(&mut pair, &note);
     pair.send(&segments(60_000, 60_000).frame(Some(1_208)));
     let lengths = carry(&mut pair);
     // Twelve datagrams of 1,312 bytes each, two remain.
@@ -107,9 +107,9 @@ fn batches_go_together_once_the_peer_has_said_so() {
 }
 
 #[test]
-fn one_alone_stays_alone() {
+fn single_packets_are_sent_without_a_batch_header() {
     let mut pair = pair();
-    hear(&mut pair, &NOTE);
+    receive_note(&mut pair, &NOTE);
     for i in 0..3 {
         pair.send(&segments(i, 10).frame(None));
         let [length] = carry(&mut pair)[..] else {
@@ -125,7 +125,7 @@ fn one_alone_stays_alone() {
 #[test]
 fn another_session_starts_without_batches() {
     let mut pair = pair();
-    hear(&mut pair, &NOTE);
+    receive_note(&mut pair, &NOTE);
     let session = |pair: &Pair| pair.views[0].peers[1].as_ref().unwrap().session.clone();
     assert!(session(&pair).unwrap().takes_batches());
     let fresh = warren_dataplane_testkit::sessions(pair.now)[0].clone();
@@ -147,7 +147,7 @@ fn peers_that_ignore_the_note_get_it_ever_less_often() {
 }
 
 #[test]
-fn a_damaged_note_is_nothing() {
+fn damaged_note_is_ignored() {
     let mut pair = pair();
     let mut note = NOTE;
     note[4] = 2;

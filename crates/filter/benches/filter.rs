@@ -1,5 +1,5 @@
-//! What a packet costs in the filter, with 1, 100 and 10,000 rules, beside a
-//! bare prefix lookup. Run by `bench/filter`.
+//! The cost of a packet in the filter, with 1, 100 and 10,000 rules, beside a bare
+//! prefix lookup. Run by `bench/filter`.
 //!
 //! Every figure is the best of several rounds: noise of a shared machine only
 //! ever adds. Packets are taken in an order that no cache can foresee, from a
@@ -208,7 +208,7 @@ fn measure(shape: Shape, count: u32) {
         .map(|(from, to, port)| segment(*from, *to, (5000, port + 20_000), 6))
         .collect();
     // Answers to flows from behind this node, which no rule lets in. As many as
-    // the table has room for even where buckets fill unevenly.
+    // the table can hold even where buckets fill unevenly.
     let answers: Vec<_> = (0..PACKETS / 4)
         .map(|n| {
             let (from, to, _) = good[n];

@@ -240,8 +240,8 @@ fn ones(words: &[u64]) -> impl Iterator<Item = u32> + '_ {
         .flat_map(|(at, word)| ones_of(*word).map(move |bit| at * 64 + bit))
 }
 
-/// The finaliser of SplitMix64: sets are told apart by the exclusive or of
-/// their members' values, which costs nothing to keep while sweeping. Equal
+/// The finaliser of SplitMix64: sets are compared by the exclusive or of their
+/// members' values, which costs nothing to keep while sweeping. Equal
 /// values are compared in full.
 fn spread(value: u64) -> u64 {
     let mut z = value.wrapping_mul(0x9e37_79b9_7f4a_7c15);

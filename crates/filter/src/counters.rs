@@ -1,5 +1,5 @@
-//! What a filter counts: packets and bytes by rule, by what let them in
-//! without a rule, and by reason of a drop.
+//! The counters of a filter: packets and bytes by rule, by the reason why they passed
+//! without a rule, and by the reason of a drop.
 //!
 //! Rules and whatever else comes in are counted by the threads that receive,
 //! which take turns, and drops on the way out by those that send, on cache lines
@@ -40,7 +40,7 @@ impl std::ops::Add for Count {
     }
 }
 
-/// What lets a packet in without a rule.
+/// The reason why a packet passes without a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Without {
     /// It answers a flow of ours.
@@ -149,7 +149,7 @@ impl Totals {
     }
 }
 
-/// The counters of the rules, in their order, and what tells the rules apart.
+/// The counters of the rules, in their order, and the identities of the rules.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct RuleCounters {
     counts: Box<[Arc<Growing>]>,
@@ -198,8 +198,8 @@ impl RuleCounters {
     }
 }
 
-/// What tells a rule from others, for counting only: should two be taken for
-/// one, their counts mix and nothing else happens.
+/// The identity of a rule, for counting only: when two rules have the same one, their
+/// counts mix and nothing else happens.
 fn identity(rule: &FilterRule) -> u64 {
     let mut hasher = std::hash::DefaultHasher::new();
     rule.src_ips.hash(&mut hasher);

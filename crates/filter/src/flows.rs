@@ -2,9 +2,9 @@
 //!
 //! A packet that leaves is remembered by what its answer will look like; one
 //! that arrives and is remembered passes without a rule. Both directions
-//! refresh an entry. What is remembered, and for how long without packets:
+//! refresh an entry. The kinds of entries, and how long they live without packets:
 //!
-//! | what | known by | idle |
+//! | entry | known by | idle |
 //! |---|---|---|
 //! | TCP | addresses and ports | [`TCP_IDLE_SECS`] |
 //! | UDP, SCTP | addresses and ports | [`IDLE_SECS`] |
@@ -13,18 +13,18 @@
 //! | a first fragment that came in | addresses | [`FRAGMENT_SECS`] |
 //!
 //! The last two rows let nothing in by themselves: one relates ICMP errors to
-//! packets that cannot be told by ports, the other lets later fragments follow
+//! packets that have no ports, the other lets later fragments follow
 //! the first one.
 //!
 //! The table is shared by reference between the threads that send and those
 //! that receive. It is a fixed array of atomics: no lock, no allocation after
 //! [`FlowTable::new`]. A flow is known by a keyed 64-bit hash of its tuple
-//! (SipHash-1-3 under a secret key), so a stranger can neither aim at an entry
-//! nor crowd out a chosen one. It may lie in eight places; who keeps one when
-//! they are full stands in `flows/bucket.rs`: first goes what is over, then
-//! what rules let in anyway, then what was never answered, and connections
-//! last. Races between threads can at worst lose a refresh, misjudge
-//! who goes, or forget a flow that its next packet brings back; they cannot
+//! (SipHash-1-3 under a secret key), so a sender can neither aim at an entry nor
+//! crowd out a chosen one. It may lie in eight places; `flows/bucket.rs` decides
+//! which flow is replaced when they are full: first those that are over, then those
+//! that rules let in anyway, then those never answered, and connections
+//! last. Races between threads can at worst lose a refresh, replace another flow than
+//! intended, or forget a flow that its next packet brings back; they cannot
 //! invent one.
 //!
 //! Only packets that leave make entries, but for a first fragment that came in
@@ -47,9 +47,9 @@ use warren_wire::ip::{Fragment, IPV6_HEADER_LEN, IpPacket, Parsed, Protocol, Tcp
 
 use bucket::{Bucket, Note, Slot, WAYS, flow_hash};
 
-/// Seconds after which a flow without packets is forgotten. The reference has
-/// no time limit but room for 512 flows only; an hour with room for many
-/// thousands is longer for every busy node.
+/// Seconds after which a flow without packets is forgotten. The official client has
+/// no time limit but keeps 512 flows only; an hour and many thousands of flows are
+/// longer for every busy node.
 pub const IDLE_SECS: u32 = 3600;
 
 /// The same for TCP, whose connections may be silent for days: what Linux
@@ -70,7 +70,7 @@ pub const GRACE_SECS: u32 = 180;
 /// Default number of flows: 64 Ki, of which untouched memory costs nothing.
 const DEFAULT_SLOTS: usize = 1 << 16;
 
-/// What an entry stands for.
+/// The kind of an entry.
 #[derive(Debug, Clone, Copy)]
 enum Kind {
     /// A flow with ports, or with an echo identifier in their place.
@@ -176,7 +176,7 @@ impl FlowTable {
                 if flags.opens() {
                     slot.reopened();
                 }
-                slot.add(what_ends(flags, Note::DONE_HERE));
+                slot.add(ended_bits(flags, Note::DONE_HERE));
             }
             return;
         }
@@ -188,8 +188,7 @@ impl FlowTable {
         if packet.protocol == Protocol::TCP {
             state |= Note::TCP;
         }
-        // The end that opened it: as far as anyone can tell, the other one
-        // where a rule lets it.
+        // The end that opened it: presumably the other one where a rule lets it.
         let mut opener = packet.src;
         if is_spare() {
             state |= Note::SPARE;
@@ -206,6 +205,8 @@ impl FlowTable {
     }
 
     /// Whether `packet`, which arrived, answers a flow of ours. Refreshes it.
+    // Not inlined: it is asked after the rules, and its hashing would take registers
+    // from their check, which most packets need alone.
     #[must_use]
     #[inline(never)]
     pub fn expects(&self, packet: &IpPacket<'_>, now: u32) -> bool {
@@ -222,7 +223,7 @@ impl FlowTable {
         let Some(slot) = self.find(hash, now, idle) else {
             return false;
         };
-        slot.answered(what_ends(packet.tcp_flags, Note::DONE_THERE));
+        slot.answered(ended_bits(packet.tcp_flags, Note::DONE_THERE));
         true
     }
 
@@ -241,7 +242,7 @@ impl FlowTable {
         if let (Some(from), Some(to)) = (cause.src_port, cause.dst_port) {
             return self.knows(kind, ends, (to, from), now, TCP_IDLE_SECS);
         }
-        // Without ports: an echo request, or told by addresses only.
+        // Without ports: an echo request, or known by addresses only.
         quoted_ident(quoted, cause.protocol)
             .is_some_and(|ident| self.knows(kind, ends, (ident, 0), now, IDLE_SECS))
             || self.knows(Kind::Pair, ends, (0, 0), now, IDLE_SECS)
@@ -262,6 +263,7 @@ impl FlowTable {
     }
 
     /// Whether a first fragment between the same addresses came in lately.
+    // Not inlined: fragments are rare, and the check of the rules is not.
     #[inline(never)]
     pub(crate) fn expects_later_fragment(&self, packet: &Parsed, now: u32) -> bool {
         let ends = (packet.src, packet.dst);
@@ -279,7 +281,7 @@ impl FlowTable {
         }
     }
 
-    /// What is remembered, if it is not idle for too long. Refreshes it.
+    /// The entry of a flow, if it is not idle for too long. Refreshes it.
     #[inline]
     fn find(&self, hash: u64, now: u32, idle: u32) -> Option<&Slot> {
         let slot = self.bucket(hash)?.find_live(hash, now, idle)?;
@@ -325,7 +327,8 @@ impl FlowTable {
         ))
     }
 
-    /// What an address is told by where its flows are counted.
+    /// The tag under which the flows of an address are counted.
+    // Not inlined: only a packet that makes a new entry needs it.
     #[cold]
     #[inline(never)]
     fn tag(&self, address: IpAddr) -> u64 {
@@ -335,7 +338,7 @@ impl FlowTable {
 }
 
 /// How a TCP segment ends its connection: with `done`, with both bits, or not.
-fn what_ends(flags: TcpFlags, done: u32) -> u32 {
+fn ended_bits(flags: TcpFlags, done: u32) -> u32 {
     if flags.has(TcpFlags::RST) {
         Note::CLOSED
     } else if flags.has(TcpFlags::FIN) {

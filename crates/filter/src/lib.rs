@@ -8,8 +8,8 @@
 //! The only memory is the [`FlowTable`], which outlives filters: answers to
 //! flows this node started keep passing when rules change.
 //!
-//! Rules only allow, and only what comes in. What leaves is free, but for
-//! multicast and link-local destinations, which have no place in the tunnel.
+//! Rules only allow, and only incoming packets. Outgoing packets are free, but for
+//! multicast and link-local destinations, which do not belong into the tunnel.
 //!
 //! Checking neither allocates nor locks, and costs three binary searches and
 //! an intersection however many rules there are (see `table.rs`). Super-packets
@@ -44,8 +44,9 @@
 //!   it open one, or as part of a connection that has sent something from
 //!   here; the reference accepts all of it.
 //! - *Flows*: 65,536 of them with a time limit, instead of 512 without one. When
-//!   they are more, what is over goes first, and nobody crowds out what others
-//!   need (`flows/bucket.rs`); in the reference the longest idle goes.
+//!   there are more, expired flows are replaced first, and no address crowds out
+//!   flows that others need (`flows/bucket.rs`); the official client replaces the
+//!   flow that is idle for the longest time.
 //! - *Malformed lengths* and the reserved protocols 0 and 255 are refused in
 //!   both directions; other unknown protocols need a rule that names them with
 //!   every port.
@@ -79,7 +80,7 @@ use ranges::{AddressRange, AddressSet};
 use rules::{GrantRule, PortRule};
 use table::{FamilyRule, Query, Table};
 
-/// What becomes of a packet.
+/// The decision about a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[must_use]
 pub enum Verdict {
@@ -177,7 +178,7 @@ pub enum Direction {
     Out,
 }
 
-/// What let a packet in: see [`Filter::admit_in`].
+/// The reason why a packet was let in: see [`Filter::admit_in`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pass(Passed);
 
@@ -294,19 +295,19 @@ impl Filter {
         self.rule_counters.len()
     }
 
-    /// What rule number `rule` let in.
+    /// The packets and bytes that rule number `rule` let in.
     #[must_use]
     pub fn passed_by_rule(&self, rule: usize) -> Count {
         self.rule_counters.read(rule)
     }
 
-    /// What came in without a rule.
+    /// The packets and bytes that passed without a rule, for the reason `why`.
     #[must_use]
     pub fn passed_without_rule(&self, why: Without) -> Count {
         self.totals.inbound.read_passed(why)
     }
 
-    /// What went no further.
+    /// The packets and bytes that were dropped.
     #[must_use]
     pub fn dropped(&self, direction: Direction, reason: DropReason) -> Count {
         self.totals.side(direction).read_dropped(reason)
@@ -328,10 +329,11 @@ impl Filter {
         }
     }
 
-    /// As [`Filter::check_in`], and tells what let the packet in. What let in one
-    /// that opens no connection and is no fragment lets in those of the same
-    /// addresses, protocol and ports that follow it at once, if they do not
-    /// either: they need not be shown, only [counted](Filter::count_alike).
+    /// As [`Filter::check_in`], and returns the reason why the packet passes. When it
+    /// opens no connection and is not a fragment, the same reason lets in the packets
+    /// of the same addresses, protocol and ports that follow it at once, if they open
+    /// none and are not fragments either: they need not be checked, only
+    /// [counted](Filter::count_alike).
     ///
     /// # Errors
     /// Why it is dropped.
@@ -412,7 +414,7 @@ impl Filter {
         let answer = Passed::Without(Without::Answer);
         match packet.protocol {
             Protocol::TSMP => Ok(Passed::Without(Without::NodeMessage)),
-            // What a rule allows is counted under it, established or not.
+            // A packet that a rule allows is counted under it, established or not.
             protocol if protocol.has_ports() => {
                 let query = Query::Port(protocol, packet.dst_port);
                 if let Some(rule) = self.find(packet.src, packet.dst, query) {
@@ -435,8 +437,8 @@ impl Filter {
     }
 
     /// Without its first fragment, which is checked in full, a host can make
-    /// nothing of a later one but room in its memory, and an answer when it
-    /// gives up: so it has to follow one, or to come on a way that a rule opens
+    /// nothing of a later one but keep it in memory, and answer when it gives up: so
+    /// it has to follow a first fragment, or to come on a way that a rule opens
     /// and where a reordered pair does no harm.
     fn admit_later_fragment(
         &self,
@@ -481,8 +483,8 @@ impl Filter {
         }
     }
 
-    /// The message that tells the sender of a refused packet so: for TCP
-    /// packets that would open a connection, refused by rules or shields.
+    /// The message that reports a refused packet to its sender: for TCP packets that
+    /// would open a connection, refused by rules or shields.
     #[must_use]
     pub fn rejection(&self, packet: &IpPacket<'_>, reason: DropReason) -> Option<Vec<u8>> {
         if !packet.opens_tcp() {
@@ -559,7 +561,7 @@ impl Filter {
         rule.map(Passed::Rule).ok_or_else(|| self.refusal())
     }
 
-    /// Why there is no rule.
+    /// The reason to report when no rule matches.
     fn refusal(&self) -> DropReason {
         match self.mode {
             Mode::Rules => DropReason::NoRule,

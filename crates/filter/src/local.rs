@@ -24,7 +24,7 @@ const NEVER_BY_DEFAULT_V6: [(Ipv6Addr, u8); 2] = [
     (Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8),
 ];
 
-/// What [`LocalSet::new`] is built from.
+/// The input of [`LocalSet::new`].
 #[derive(Debug, Clone, Default)]
 pub struct LocalAddresses<'a> {
     /// The node's own tailnet addresses and those of services it hosts.

@@ -76,11 +76,11 @@ impl fmt::Display for Field {
     }
 }
 
-/// What is wrong with an entry.
+/// The reason why an entry is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum EntryProblem {
     /// Neither `*`, an address, a prefix nor a range.
-    #[error("is no address, prefix, range or *")]
+    #[error("is not an address, a prefix, a range or *")]
     Unreadable,
     /// A prefix with bits behind its length.
     #[error("is a prefix with host bits set")]
@@ -95,7 +95,7 @@ pub enum EntryProblem {
     #[error("has an inverted port range")]
     Ports,
     /// Not a protocol number.
-    #[error("is no protocol number from 0 to 255")]
+    #[error("is not a protocol number from 0 to 255")]
     Protocol,
     /// A retired field is in use; all rules are refused.
     #[error("uses a retired field, so the whole rule list is refused")]
@@ -112,7 +112,7 @@ pub struct RuleProblem {
     pub field: Field,
     /// The entry as it was sent.
     pub entry: String,
-    /// What is wrong.
+    /// The reason why the entry is invalid.
     pub problem: EntryProblem,
 }
 
@@ -405,7 +405,7 @@ mod tests {
         assert_eq!(fields, [Field::SrcIps, Field::DstPorts, Field::IpProto]);
         assert_eq!(
             problems[0].to_string(),
-            "rule 0: SrcIPs entry \"nonsense\" is no address, prefix, range or *"
+            "rule 0: SrcIPs entry \"nonsense\" is not an address, a prefix, a range or *"
         );
     }
 

@@ -3,8 +3,8 @@
 //!
 //! A rule is taken apart into *blocks*: products of a set of sources, a set of
 //! destinations, a set of ports and a set of protocols. (A rule that lists
-//! every address with the same ports is one block.) Three indexes tell which
-//! blocks have a source, a destination, a port; a block that is in all three
+//! every address with the same ports is one block.) Three indexes give the blocks
+//! that have a source, a destination, a port; a block that is in all three
 //! sets matches, and since blocks are numbered in the order of the rules, the
 //! smallest is the first rule that matches: the one that is counted and named.
 //!
@@ -32,7 +32,7 @@ pub(crate) struct FamilyRule<K> {
     pub(crate) destinations: Vec<(K, K, (u16, u16))>,
 }
 
-/// What is asked of the rules.
+/// A question to the rules.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Query {
     /// A protocol with ports, to this port.
@@ -265,7 +265,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// What the rules say, one after the other.
+    /// The first rule that matches, by asking one after the other.
     fn walk<K: Key>(rules: &[FamilyRule<K>], src: K, dst: K, query: Query) -> Option<u32> {
         let matching = rules.iter().find(|rule| {
             let ports_match = |ports: (u16, u16)| match query {

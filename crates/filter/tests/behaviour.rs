@@ -65,7 +65,7 @@ fn a_refused_connection_is_told_why() {
         filter.check_in(&flows, &refused, 0),
         Verdict::Drop(DropReason::NoRule)
     );
-    for (filter, reason, told) in [
+    for (filter, reason, sent) in [
         (filter.clone(), DropReason::NoRule, RejectReason::Acl),
         (
             filter.jailed(),
@@ -80,7 +80,7 @@ fn a_refused_connection_is_told_why() {
         let Some(Message::Reject(reject)) = answer.tsmp() else {
             panic!("no reject")
         };
-        assert_eq!((reject.reason, reject.dst_port), (told, 23));
+        assert_eq!((reject.reason, reject.dst_port), (sent, 23));
         assert_eq!(reject.protocol, Protocol::TCP);
     }
     assert_eq!(filter.rejection(&refused, DropReason::NotLocal), None);

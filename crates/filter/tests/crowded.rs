@@ -1,5 +1,5 @@
-//! A table of flows that is far too small for all who want a place: the quiet
-//! connections of others stay, whoever comes and however often.
+//! A table of flows that is far too small for all connections: quiet connections of
+//! others stay, however many new ones one address opens.
 
 #![allow(clippy::unwrap_used)]
 
@@ -18,7 +18,7 @@ type End = ([u8; 4], u16);
 const SERVER: End = ([100, 64, 0, 2], 443);
 /// Quiet connections from here.
 const QUIET: u16 = 24;
-/// Who crowds the table, so many times.
+/// The number of connections that crowd the table.
 const CROWD: u16 = 20_000;
 /// Another host behind this node, which is a subnet router.
 const BEHIND: [u8; 4] = [10, 1, 0, 7];

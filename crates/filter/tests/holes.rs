@@ -1,5 +1,5 @@
-//! The reference's known holes, one by one, each shown closed. What the
-//! parser refuses never reaches the filter: the data plane drops it.
+//! The known holes of the official client, one by one, each shown closed. Packets
+//! that the parser refuses never reach the filter: the data plane drops them.
 
 #![allow(clippy::unwrap_used)]
 
@@ -30,7 +30,7 @@ const SCTP: u8 = 132;
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 
-/// What a packet meets.
+/// The fate of a packet.
 #[derive(Debug, PartialEq, Eq)]
 enum Fate {
     Passes,
@@ -441,7 +441,7 @@ fn tcp_has_a_memory() {
     assert_eq!(node.comes(&ack(STRANGER, HERE, 1, 22)), Dropped(NoFlow));
     assert_eq!(node.comes(&ack(PEER, HERE, 1, 23)), Dropped(NoFlow));
     assert_eq!(node.comes(&ack(STRANGER, ROUTED, 1, 80)), Dropped(NoFlow));
-    // What a rule opens, it lets go on.
+    // A connection that a rule allows may continue.
     assert_eq!(node.comes(&ack(PEER, HERE, 1, 22)), Passes);
 
     // A connection from here.
@@ -594,7 +594,7 @@ fn lengths_that_lie_are_refused() {
     ] {
         assert_eq!(node.comes(&packet), Refused(problem), "{packet:02x?}");
     }
-    // What hides behind the packet's own end is not looked at.
+    // Bytes behind the packet's own end are ignored.
     let mut padded = v4(PEER, HERE, TCP, 0, &ports(1, 23, SYN));
     padded.extend(ports(1, 22, SYN));
     assert_eq!(node.comes(&padded), Dropped(NoRule));

@@ -19,7 +19,7 @@ pub struct ThreadCounts {
     pub inward: usize,
 }
 
-/// The environment variable has a value that is no number of threads.
+/// The environment variable has a value that is not a number of threads.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
     "{VARIABLE} is {value:?}, not a number of packet threads from 1 to {MAX_QUEUES}; remove it to \
@@ -33,7 +33,7 @@ impl ThreadCounts {
     /// The value of the variable, or what fits the processors that we may use.
     ///
     /// # Errors
-    /// [`BadThreads`] when the value of the variable is no number of threads.
+    /// [`BadThreads`] when the value of the variable is not a number of threads.
     pub fn choose() -> Result<Self, BadThreads> {
         match std::env::var_os(VARIABLE) {
             Some(value) if !value.is_empty() => Self::parse(&value.to_string_lossy()),

@@ -12,17 +12,17 @@
 //! queue of the device each ([`queues`], [`outward`]), those that receive take turns
 //! ([`pipeline`], [`inward`]).
 //!
-//! What the engine decides reaches the threads as a new [`View`] and, rarely,
-//! as an [`OutCommand`]; a waker ends their sleep in `poll(2)`. What they find
-//! out they report to an [`EngineSink`]. Nothing of that happens per packet.
+//! Decisions of the engine reach the threads as a new [`View`] and, rarely, as an
+//! [`OutCommand`]; a waker ends their sleep in `poll(2)`. The threads report to an
+//! [`EngineSink`]. Nothing of that happens per packet.
 //!
 //! **Compiled for speed.** The loops are generic over the device and instantiated here,
 //! so that the whole path of a packet, with the crates below, is compiled in crates
 //! with optimisation level 3. The public interface has nothing generic: the crates
 //! above are compiled for size.
 //!
-//! **What it never does.** It decides nothing about peers, paths or sessions, and opens
-//! no connections: it moves packets as the view says.
+//! **Limits.** It decides nothing about peers, paths or sessions, and opens no
+//! connections: it moves packets as the view prescribes.
 
 mod count;
 mod inward;
@@ -110,7 +110,7 @@ pub enum OutCommand {
     DropStaged(PeerIndex),
 }
 
-/// What the threads start with.
+/// The settings with which the threads start.
 pub struct Config {
     /// The number of in threads. There is an out thread for each queue of the device.
     pub inward: usize,
@@ -126,7 +126,7 @@ pub struct Config {
     pub relay_inbox: RelayInbox,
 }
 
-/// What the threads share with each other and with [`PacketThreads`].
+/// The state that the threads share with each other and with [`PacketThreads`].
 struct Shared {
     /// Replaced when sockets are bound again.
     sockets: ArcSwap<UdpPair>,
@@ -306,8 +306,8 @@ impl PacketThreads {
         }
     }
 
-    /// Sends one datagram that is no packet of the tunnel. When the system refuses it,
-    /// it is lost as on any network.
+    /// Sends one datagram that is not tunnel data. When the system refuses it, it is
+    /// lost as on any network.
     pub fn send_udp(&self, to: SocketAddr, datagram: &[u8]) {
         let sockets = self.shared.sockets.load();
         let kept = self.shared.kept.load();

@@ -70,7 +70,8 @@ impl<D: Device> OutSink for ToNetwork<'_, D> {
         let ports = self.shared.relay_ports.load();
         for send in sends {
             let port = ports.get(&send.region);
-            // What waits for a connection is counted by packets: small ones.
+            // Packets that wait for a connection are counted one by one, so they must
+            // be small.
             let mut send = send.clone();
             send.batches &= port.is_some();
             let packets = send.packets(buffer, &mut self.relay_batches);

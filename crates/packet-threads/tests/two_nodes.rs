@@ -46,7 +46,7 @@ fn key(i: usize) -> NodePublic {
     NodePublic::from_bytes([i as u8 + 1; 32])
 }
 
-/// What the threads of a node reported.
+/// A report of the threads of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Report {
     Control(Source, Vec<u8>),

@@ -1,5 +1,5 @@
-//! What sealing and opening costs, for batches of datagrams together and one by
-//! one with the library. Run by `bench/aead`.
+//! The cost of sealing and opening, for batches of datagrams together and one by one
+//! with the library. Run by `bench/aead`.
 //!
 //! Both ways take turns in short rounds on the same bytes. A figure is the
 //! best round of each, since noise of a shared machine only ever adds; the
@@ -97,7 +97,7 @@ fn compare(mut ways: [Way<'_>; 2], len: usize, rounds: usize) -> [f64; 3] {
     let mut batch = vec![0x5a; len];
     let times = (ROUND / len).max(1);
     for round in 0..rounds.max(1) {
-        // Who goes first changes.
+        // The order of the two changes from round to round.
         for i in [round % 2, (round + 1) % 2] {
             let start = Instant::now();
             for _ in 0..times {

@@ -29,7 +29,7 @@ const MACS_LEN: usize = 32;
 
 type Mac = [u8; 16];
 
-/// What a message looks like to the one who checks or fills its macs.
+/// A handshake message, as far as its MACs are concerned.
 pub(crate) trait Macs {
     fn bytes(&self) -> &[u8];
     fn set_mac1(&mut self, mac: Mac);
@@ -54,7 +54,7 @@ macro_rules! macs {
 macs!(Initiation);
 macs!(Response);
 
-/// What is known about the sender of a handshake message from its macs.
+/// The result of checking the MACs of a handshake message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Proof {
     /// `mac1` is wrong: not meant for us.

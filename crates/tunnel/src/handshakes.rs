@@ -22,7 +22,7 @@ use crate::{
     Role, Session, Source,
 };
 
-/// What [`Handshakes`] wants done.
+/// An action that [`Handshakes`] requests.
 #[derive(Debug)]
 pub enum Event {
     /// Send a handshake message.
@@ -38,7 +38,7 @@ pub enum Event {
     /// A handshake ended well. The session may receive from now on; with
     /// `confirmed` it is also the one to send with.
     NewSession {
-        /// With whom.
+        /// The peer.
         peer: PeerIndex,
         /// The keys.
         session: Arc<Session>,
@@ -50,28 +50,28 @@ pub enum Event {
     },
     /// A responder's session was confirmed: send with it from now on.
     SessionConfirmed {
-        /// With whom.
+        /// The peer.
         peer: PeerIndex,
         /// The keys, known from [`Event::NewSession`].
         session: Arc<Session>,
     },
     /// A session must not be used any more, neither to send nor to receive.
     SessionExpired {
-        /// With whom.
+        /// The peer.
         peer: PeerIndex,
         /// Which.
         local_index: u32,
     },
     /// Send an empty packet: to confirm a new session to the responder, or to
-    /// tell the peer that its data arrives.
+    /// confirm to the peer that its data arrives.
     SendKeepalive {
-        /// To whom.
+        /// The receiver.
         peer: PeerIndex,
     },
     /// No response for 90 seconds. Packets that wait for this peer are best
     /// thrown away; the next one starts a new attempt.
     HandshakeFailed {
-        /// With whom.
+        /// The peer.
         peer: PeerIndex,
     },
 }
@@ -123,7 +123,7 @@ pub struct HandshakeCounters {
     pub malformed: u64,
     /// Dropped: `mac1` is wrong, so not meant for our key.
     pub bad_mac: u64,
-    /// Dropped: from a key that is no peer of ours.
+    /// Dropped: from a key that does not belong to a peer.
     pub unknown_peer: u64,
     /// Dropped: does not authenticate.
     pub invalid: u64,
@@ -152,8 +152,8 @@ pub struct Handshakes {
     load: Load,
     peers: BTreeMap<PeerIndex, Peer>,
     by_key: FxHashMap<NodePublic, PeerIndex>,
-    /// Whose each of our indices is: those of sessions and of initiations
-    /// that wait for a response.
+    /// The peer of each of our indices: those of sessions and of initiations that
+    /// wait for a response.
     by_index: FxHashMap<u32, PeerIndex>,
     deadlines: DeadlineQueue<PeerIndex>,
     events: VecDeque<Event>,
@@ -193,7 +193,7 @@ impl Handshakes {
 
     /// Lets `key` make sessions with us, under `peer`. Adding what is already
     /// there changes nothing; an index or key that meant something else before
-    /// starts anew.
+    /// starts without sessions.
     pub fn add_peer(&mut self, _now: Instant, peer: PeerIndex, key: NodePublic) {
         if self.by_key.get(&key) == Some(&peer) {
             return;
@@ -247,7 +247,7 @@ impl Handshakes {
         self.clock.resume(last);
     }
 
-    /// What happened so far.
+    /// The counters of all events so far.
     pub fn counters(&self) -> HandshakeCounters {
         self.counters
     }
@@ -298,7 +298,7 @@ impl Handshakes {
         }
     }
 
-    /// Tells when traffic with `peer` last happened, sampled from the data
+    /// Notes the times of the last traffic with `peer`, sampled from the data
     /// plane's counters: about once per second for active peers.
     pub fn note_activity(
         &mut self,
@@ -471,8 +471,8 @@ impl Handshakes {
         mac1: &[u8; 16],
     ) -> bool {
         let proof = self.checker.check(now, source, message.bytes());
-        // Only what would cost more than this one hash counts as load: a
-        // stranger who does not know our key must not bring us to cookies.
+        // Only messages that cost more than this one hash count as load: a sender
+        // that does not know our key must not make us demand cookies.
         let under_load = proof != Proof::None && self.load.arrived(now);
         match proof {
             Proof::None => {

@@ -1,4 +1,4 @@
-//! WireGuard sessions: who may talk, with which keys, and for how long.
+//! WireGuard sessions: their peers, keys and lifetimes.
 //!
 //! Two parts with different owners:
 //!
@@ -19,8 +19,8 @@
 //! both are usable side by side while the change happens, so nothing is lost.
 //! After 180 seconds the keys are gone.
 //!
-//! What this crate never does: choose a path, look inside packets, keep
-//! packets waiting, read a clock or draw randomness of its own.
+//! This crate never chooses a path, looks inside packets, keeps packets waiting,
+//! reads a clock or draws randomness of its own.
 //!
 //! Source: J. Donenfeld, "WireGuard: Next Generation Kernel Network Tunnel",
 //! whose sections are cited where a rule comes from.
@@ -63,7 +63,7 @@ pub const REKEY_JITTER: Duration = Duration::from_millis(334);
 /// How long to go on initiating before giving up.
 pub const REKEY_ATTEMPT_TIME: Duration = Duration::from_secs(90);
 /// How long received data may stay without anything sent back before an empty
-/// packet tells the peer that we are there.
+/// packet (keepalive) is sent to the peer.
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long after sent data nothing may come back before the session is
 /// doubted and renewed; jitter is added.

@@ -22,8 +22,8 @@ pub(crate) const BUSY_PER_SECOND: u32 = 500;
 const PER_SECOND: u32 = 20;
 /// Handshakes that one address may have at once before the rate counts.
 const BURST: u32 = 5;
-/// Addresses remembered; beyond it nobody new is served until the next
-/// clean-up, which is at most a second away.
+/// The largest number of addresses; beyond it no new address is served until the
+/// next clean-up, which is at most a second away.
 const MAX_BUCKETS: usize = 8192;
 
 const WINDOW: Duration = Duration::from_secs(1);

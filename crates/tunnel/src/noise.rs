@@ -44,7 +44,7 @@ impl From<warren_keys::noise::DecryptError> for Invalid {
     }
 }
 
-/// What the initiator remembers between its message and the answer.
+/// The initiator's state between its message and the response.
 pub(crate) struct Initiated {
     ephemeral: Scalar,
     state: SymmetricState,
@@ -52,7 +52,7 @@ pub(crate) struct Initiated {
 
 /// An initiation whose sender is known by its static key, but not yet proven.
 pub(crate) struct Opened {
-    /// Whom the initiation claims to be from.
+    /// The sender that the initiation claims.
     pub(crate) sender: NodePublic,
     state: SymmetricState,
 }
@@ -116,8 +116,8 @@ impl Identity {
         Ok((message, Initiated { ephemeral, state }))
     }
 
-    /// Reads who an initiation is from: the first of two steps, so that
-    /// strangers cost one multiplication and not two.
+    /// Decrypts the sender's key of an initiation: the first of two steps, so that an
+    /// unknown sender costs one multiplication and not two.
     pub(crate) fn open(&self, message: &Initiation) -> Result<Opened, Invalid> {
         let mut state = start(&self.public);
         state.mix_chaining_key(&message.ephemeral);

@@ -1,4 +1,4 @@
-//! What is known about one peer, and its timers (whitepaper, section 6).
+//! The state of one peer, and its timers (whitepaper, section 6).
 //!
 //! Each timer is an `Option<Instant>` derived from what happened last; the
 //! earliest of them is the peer's deadline. The data plane does not call us
@@ -61,7 +61,7 @@ pub(crate) struct Attempt {
 
 pub(crate) struct Peer {
     pub(crate) key: NodePublic,
-    /// `None` for a key that is no valid point: no handshake can succeed.
+    /// `None` for a key that is not a valid point: no handshake can succeed.
     pub(crate) shared: Option<StaticShared>,
     pub(crate) psk: PresharedKey,
     pub(crate) macs: Maker,
@@ -92,7 +92,7 @@ pub(crate) struct Peer {
     renewed_on_receive: bool,
 }
 
-/// What the traffic of a peer asks for at once.
+/// An action that the traffic of a peer requires at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Demand {
     Nothing,
@@ -128,8 +128,8 @@ impl Peer {
         self.old.iter().chain(&self.current).chain(&self.next)
     }
 
-    /// Makes `session` the one to send with; returns one that has to go to
-    /// make room.
+    /// Makes `session` the one to send with; returns the session that it replaces, if
+    /// there were too many.
     pub(crate) fn promote(&mut self, now: Instant, session: Arc<Session>) -> Option<Arc<Session>> {
         self.last_session = Some(now);
         self.renewed_on_receive = false;

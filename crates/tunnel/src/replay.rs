@@ -32,8 +32,8 @@ impl ReplayWindow {
         }
     }
 
-    /// Marks `counter` as seen. `false` when it was seen before or is too old
-    /// to tell: the packet must be dropped. Call it only for packets that
+    /// Marks `counter` as seen. `false` when it was seen before or is older than the
+    /// window: the packet must be dropped. Call it only for packets that
     /// authenticated.
     #[inline]
     pub fn accept(&mut self, counter: u64) -> bool {

@@ -49,10 +49,10 @@ pub enum OpenError {
     Forged,
 }
 
-/// The buffer given to [`Session::seal_in_place`] has no room for header and
-/// tag, or is beyond what the cipher takes.
+/// The buffer given to [`Session::seal_in_place`] has no space for header and
+/// tag, or is longer than the cipher allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a packet buffer needs room for header and tag")]
+#[error("the packet buffer has no space for header and tag, or is too long")]
 pub struct SealError;
 
 /// The transport keys of one handshake.
@@ -192,9 +192,9 @@ impl Session {
         end.map(|_| first)
     }
 
-    /// Turns `datagram` into a transport message. Its content stands behind
-    /// the first 16 bytes, and its last 16 bytes are room for the tag;
-    /// padding is the caller's.
+    /// Turns `datagram` into a transport message. Its content begins after the first
+    /// 16 bytes, and its last 16 bytes are space for the tag; the caller adds the
+    /// padding.
     ///
     /// `counter` must come from [`reserve`](Self::reserve) and be used once.
     ///

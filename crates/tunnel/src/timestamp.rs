@@ -30,8 +30,8 @@ pub(crate) struct Clock {
     last: Duration,
 }
 
-/// Timestamps are rounded down to about 16 ms, so that initiations do not tell
-/// how fast this machine computes.
+/// Timestamps are rounded down to about 16 ms, so that initiations do not reveal how
+/// fast this machine computes.
 const COARSE: u32 = 1 << 24;
 
 impl Clock {

@@ -27,7 +27,7 @@ fn pair(aead: Aead) -> (Session, Session) {
 /// the last.
 fn batch(len: usize, count: usize, last: usize) -> Vec<u8> {
     let total = (len + HEADER + TAG) * (count - 1) + last + HEADER + TAG;
-    // Bytes that tell their place.
+    // Each byte depends on its position.
     (0..total)
         .map(|i| (i.wrapping_mul(31) ^ (i >> 8)) as u8)
         .collect()
@@ -49,9 +49,9 @@ fn same_with(aead: Aead, len: usize, count: usize, last: usize, align: usize, fi
         near.seal_in_place(counter, datagram).unwrap();
     }
 
-    let mut room = vec![0_u8; plain.len() + 128];
-    let start = room.as_ptr().align_offset(64) + align;
-    let together = &mut room[start..start + plain.len()];
+    let mut buffer = vec![0_u8; plain.len() + 128];
+    let start = buffer.as_ptr().align_offset(64) + align;
+    let together = &mut buffer[start..start + plain.len()];
     together.copy_from_slice(&plain);
     near.seal_batch(first, together, segment_len).unwrap();
     let context = format!("{aead:?}, {count} of {len}, last {last}, at {align}");
@@ -68,7 +68,7 @@ fn same_with(aead: Aead, len: usize, count: usize, last: usize, align: usize, fi
         let plain = &plain[HEADER..plain.len() - TAG];
         assert!(datagram[content] == *plain, "opened otherwise: {context}");
     }
-    let outside = room[..start].iter().chain(&room[start + plain.len()..]);
+    let outside = buffer[..start].iter().chain(&buffer[start + plain.len()..]);
     assert!(outside.copied().all(|byte| byte == 0), "{context}");
 }
 
@@ -110,9 +110,9 @@ fn short_buffers_are_refused_by(aead: Aead) {
     assert!(near.seal_batch(0, &mut [0; 64], 0).is_err());
     assert!(near.seal_batch(0, &mut [], 64).is_ok());
     for segment_len in [0, 1, 31, 32, 33, 64, usize::MAX] {
-        let mut stranger = [4, 0, 0, 0].repeat(200);
-        let opened = far.open_batch(&mut stranger, segment_len);
-        assert_eq!(opened.get(0, &stranger), Err(OpenError::Forged));
+        let mut forged = [4, 0, 0, 0].repeat(200);
+        let opened = far.open_batch(&mut forged, segment_len);
+        assert_eq!(opened.get(0, &forged), Err(OpenError::Forged));
     }
 }
 
@@ -174,7 +174,7 @@ proptest! {
                 prop_assert_eq!(&datagrams[content.clone()], &plain[content]);
             } else {
                 prop_assert_eq!(result, Err(OpenError::Forged));
-                // Nobody sees what it would have said.
+                // The plain text of a forged datagram is not revealed.
                 let content = at.start + HEADER..at.end - TAG;
                 if len >= 16 {
                     prop_assert_ne!(&datagrams[content.clone()], &plain[content]);

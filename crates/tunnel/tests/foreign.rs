@@ -69,7 +69,7 @@ impl Mixed {
         }
     }
 
-    /// Carries datagrams until nobody has any.
+    /// Carries datagrams until neither end has any.
     fn settle(&mut self) {
         while !self.ours.out.is_empty() {
             for datagram in std::mem::take(&mut self.ours.out) {

@@ -1,5 +1,5 @@
-//! What hosts send, at random: ordinary packets, superpackets, fragments and
-//! damaged ones, and the packets a plain model makes of them, one at a time.
+//! Random traffic of hosts: ordinary packets, superpackets, fragments and damaged
+//! ones, and the packets that a plain model makes of them, one at a time.
 
 #![allow(clippy::unwrap_used)]
 
@@ -140,7 +140,7 @@ pub fn raw() -> impl Strategy<Value = Vec<Raw>> {
     prop::collection::vec((flow, shape, 0u8..11), 1..60)
 }
 
-/// What must keep its order: the packets of one flow.
+/// The packets by flow; those of one flow must keep their order.
 pub fn by_flow(packets: impl IntoIterator<Item = Vec<u8>>) -> BTreeMap<String, Vec<Vec<u8>>> {
     let mut flows: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for packet in packets {

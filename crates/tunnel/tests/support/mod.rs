@@ -21,7 +21,7 @@ pub fn source(port: u16) -> Source {
     Source::Udp(std::net::SocketAddr::from(([192, 0, 2, 1], port)))
 }
 
-/// What was refused, by reason.
+/// The number of refused datagrams, by reason.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Refused {
     pub unknown: u32,
@@ -132,7 +132,7 @@ impl Side {
         }
     }
 
-    /// What the engine does once per second.
+    /// The engine's sample of the counters, taken once per second.
     pub fn sample(&mut self, now: Instant, wall: Duration) {
         self.handshakes
             .note_activity(now, wall, PEER, self.activity);

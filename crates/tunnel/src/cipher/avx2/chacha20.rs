@@ -11,7 +11,7 @@ use std::arch::x86_64::{
     _mm256_unpacklo_epi32, _mm256_unpacklo_epi64, _mm256_xor_si256,
 };
 
-/// What the rounds need in memory.
+/// The values that the rounds keep in memory.
 #[repr(C, align(32))]
 pub(super) struct Memory {
     /// Byte orders that rotate words by 16 and by 8 bits.
@@ -59,7 +59,7 @@ const fn rotation(word: [u8; 4]) -> [u8; 32] {
 }
 
 /// Two quarter rounds (RFC 8439, section 2.1), one instruction of each in
-/// turn. `$memory` points to a [`Memory`] that nobody else uses meanwhile.
+/// turn. `$memory` points to a [`Memory`] that has no other user meanwhile.
 macro_rules! quarter_rounds {
     ($memory:ident, $v:ident, ($a0:literal, $b0:literal, $c0:literal, $d0:literal),
      ($a1:literal, $b1:literal, $c1:literal, $d1:literal)) => {

@@ -36,7 +36,7 @@ use poly1305::block;
 use schedule::{Batch, Schedule, Unit};
 use tags::Tags;
 
-/// What a packet gives to its chain between two double rounds: three blocks.
+/// The bytes that a packet adds to its chain between two double rounds: three blocks.
 const STEP: usize = 48;
 /// Steps that fit between the twenty rounds of a pass.
 const STEPS_PER_PASS: usize = 5;

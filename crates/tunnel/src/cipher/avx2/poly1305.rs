@@ -69,7 +69,7 @@ macro_rules! block {
             "adc {h2}, {t3}",
             "add {t2}, {t1}",
             "adc {h2}, 0",
-            // What is above 2¹³⁰ comes back at the bottom, five times.
+            // The part above 2¹³⁰ is added at the bottom, five times.
             "mov {t0}, {h2}",
             "shr {t0}, 2",
             "and {h2:e}, 3",
@@ -95,7 +95,7 @@ macro_rules! block {
 }
 pub(super) use block;
 
-/// What has been read of one message so far.
+/// The state of the MAC after the bytes of one message read so far.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Accumulator(pub(super) [u64; 3]);
 
@@ -128,7 +128,7 @@ impl Accumulator {
         self.tag(key)
     }
 
-    /// What has been read, reduced, and the second half of the key.
+    /// The tag: the state, reduced, plus the second half of the key.
     pub(super) fn tag(self, key: &OneTimeKey) -> [u8; 16] {
         // Less than 2p is left: keep it, or it minus p where that is not
         // negative, without a branch.

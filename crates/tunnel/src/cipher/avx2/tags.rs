@@ -53,6 +53,8 @@ impl<const OPEN: bool> Tags<OPEN> {
 
     /// Ends a pair that was read, begins the next one, or finds out how much
     /// more can be read.
+    // Not inlined: it runs once for a pair of packets, inside loops that keep their
+    // chains in registers.
     #[inline(never)]
     #[target_feature(enable = "avx2,bmi2")]
     pub(super) fn turn(&mut self, batch: &mut Batch<'_>) {
@@ -126,7 +128,7 @@ impl<const OPEN: bool> Tags<OPEN> {
         }
     }
 
-    /// What the next steps read.
+    /// The ciphertexts that the next steps read.
     #[inline]
     pub(super) fn texts<'t>(&self, batch: &'t Batch<'_>, steps: usize) -> [&'t [[u8; STEP]]; 2] {
         [0, 1].map(|side| {
