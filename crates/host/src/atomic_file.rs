@@ -26,7 +26,7 @@ pub fn write_atomic(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let fresh = fresh_name(path)?;
     let written = write_fresh(&fresh, content, mode).and_then(|()| std::fs::rename(&fresh, path));
     if let Err(error) = written {
-        // Best effort: the fresh file has a name of its own and hurts nobody.
+        // Best effort: the fresh file has a name of its own and does no harm.
         let _ = std::fs::remove_file(&fresh);
         return Err(with_path(error, path));
     }

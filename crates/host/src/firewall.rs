@@ -20,10 +20,10 @@
 //! the process, even with one that is killed, and stays when others reload
 //! their rules.
 //!
-//! **What it never does.** It touches nobody else's tables: a packet that
-//! another one drops is dropped ([`Firewall::in_the_way`] says whose do). It does not switch forwarding on, which is a
-//! decision about all interfaces of the machine (and makes it ignore router
-//! advertisements): [`not_forwarding`] says when it is off.
+//! **Limits.** It never changes tables of others: a packet that one of them drops is
+//! dropped ([`Firewall::in_the_way`] lists such tables). It does not switch
+//! forwarding on, which is a decision about all interfaces of the machine (and makes
+//! it ignore router advertisements): [`not_forwarding`] reports when it is off.
 
 mod nftables;
 mod others;
@@ -41,7 +41,7 @@ pub const FORWARD_MARK: u32 = 0x40000;
 const TABLE: &str = "warren";
 const LOOPBACK: &str = "lo";
 
-/// What the system's packet filter is told.
+/// The settings of the system's packet filter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FirewallConfig {
     /// The tunnel's interface.
@@ -69,7 +69,7 @@ pub enum FirewallError {
     NoNftables {
         /// The step that failed.
         action: &'static str,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// The process may not change the packet filter, or another one owns our
@@ -87,7 +87,7 @@ pub enum FirewallError {
     Io {
         /// The step that failed.
         action: &'static str,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
 }
@@ -171,8 +171,8 @@ impl Firewall {
         last.map_err(fail("set up forwarding in the packet filter"))
     }
 
-    /// What to say of other people's rules that drop forwarded packets by
-    /// default: one line per chain.
+    /// Messages for the user about chains of other programs that drop forwarded
+    /// packets by default: one line per chain.
     pub fn in_the_way(&self, interface: &str) -> Vec<String> {
         let chains = others::dropping(&self.connection).unwrap_or_else(|error| {
             tracing::debug!(%error, "cannot list the chains of the packet filter");
@@ -251,7 +251,7 @@ fn write(batch: &mut Batch, config: &FirewallConfig, owned: bool, has_route_look
     }
 }
 
-/// What to say when this machine offers `routes` but does not forward: one
+/// Messages for the user when this machine offers `routes` but does not forward: one
 /// line per family that is needed and off.
 pub fn not_forwarding<'a>(routes: impl IntoIterator<Item = &'a IpNet>) -> Vec<String> {
     let (v4, v6): (Vec<&IpNet>, Vec<&IpNet>) =

@@ -8,8 +8,8 @@
 //! and three small things that files and sockets need ([`atomic_file`],
 //! [`lock`], [`peer_creds`]).
 //!
-//! **What it never does.** It decides nothing: which routes, which name
-//! servers, which peer gets a packet is said by the caller. It never touches
+//! **Limits.** It decides nothing: the caller chooses routes, name servers, and the
+//! peer that gets a packet. It never touches
 //! routes, rules, addresses or files that are not its own, and it puts back
 //! what it changed: at exit, and after a crash at the next start.
 //!

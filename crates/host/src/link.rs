@@ -1,15 +1,15 @@
 //! Changes of the network under us: interfaces, their addresses, the default
 //! route, and sleep of the machine.
 //!
-//! The kernel tells at once that *something* changed, often ten times for one
+//! The kernel reports at once that *something* changed, often ten times for one
 //! cable. [`LinkMonitor::next`] waits until it is quiet, takes a fresh
 //! [`snapshot()`], compares it with the last one and reports a difference with
 //! its weight ([`Change`]):
 //!
-//! - *minor*: other addresses or interfaces; candidates should be gathered anew;
+//! - *minor*: other addresses or interfaces; candidates should be gathered again;
 //! - *major*: the way out is another one (default interface, its addresses, an
-//!   address family, or the machine slept): sockets should be bound anew and
-//!   what is known of paths is void.
+//!   address family, or the machine slept): sockets should be bound again and the
+//!   measurements of paths are void.
 //!
 //! If events are lost (the socket's buffer was full, the connection broke) the
 //! monitor starts again and compares, so nothing is missed for good. Where the kernel
@@ -124,9 +124,9 @@ impl LinkState {
 /// How much a change means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// Gather candidates anew.
+    /// Gather candidates again.
     Minor,
-    /// Bind sockets anew and forget what is known of paths.
+    /// Bind sockets again and forget the measurements of paths.
     Major(MajorChange),
 }
 
@@ -143,7 +143,7 @@ pub enum MajorChange {
     Slept,
 }
 
-/// What [`LinkMonitor::next`] reports.
+/// A report of [`LinkMonitor::next`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinkChange {
     /// Its weight.
@@ -290,7 +290,7 @@ impl LinkMonitor {
                     continue;
                 }
                 Some(None) => {
-                    tracing::debug!("link events ended; watching anew");
+                    tracing::debug!("link events ended; subscribing again");
                     self.events = None;
                     continue;
                 }
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn what_concerns_the_way_out_is_major() {
+    fn changes_of_the_default_route_are_major() {
         let mut new = home();
         new.default_route_v4 = Some("wlan0".to_owned());
         assert_eq!(

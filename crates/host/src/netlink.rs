@@ -98,7 +98,7 @@ pub(crate) fn table_of(route: &RouteMessage) -> u32 {
         .unwrap_or(route.header.table.into())
 }
 
-/// What the kernel said, as the error number it meant.
+/// The kernel's error, by its error number.
 pub(crate) fn io_error(error: rtnetlink::Error) -> io::Error {
     match error {
         rtnetlink::Error::NetlinkError(message) => {

@@ -1,8 +1,8 @@
-//! Who is at the other end of a Unix socket.
+//! The user at the other end of a Unix socket.
 //!
-//! The local socket is open to every user of the machine; what a request may
-//! do is decided by the user behind it. The kernel tells who that is, as it
-//! was when the connection was made, so it cannot be forged by the client.
+//! The local socket is open to every user of the machine; the rights of a request
+//! depend on its user. The kernel reports the user as of the time when the connection
+//! was made, so the client cannot forge it.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -51,12 +51,12 @@ mod tests {
     }
 
     #[test]
-    fn a_stranger_is_neither_root_nor_self() {
-        let stranger = PeerCredentials {
+    fn another_user_is_neither_root_nor_self() {
+        let other = PeerCredentials {
             uid: rustix::process::geteuid().as_raw() + 1,
             gid: 0,
             pid: None,
         };
-        assert!(!stranger.is_root_or_self());
+        assert!(!other.is_root_or_self());
     }
 }

@@ -20,12 +20,12 @@ pub struct Watch<'fd>(PollFd<'fd>);
 
 impl<'fd> Watch<'fd> {
     /// Ends the sleep when there is something to read (or the other side is
-    /// gone, or the descriptor has an error: reading then tells).
+    /// gone, or the descriptor has an error: reading then returns it).
     pub fn readable(fd: &'fd impl AsFd) -> Watch<'fd> {
         Watch(PollFd::new(fd, PollFlags::IN))
     }
 
-    /// Ends the sleep when there is room to write.
+    /// Ends the sleep when a write would not block.
     pub fn writable(fd: &'fd impl AsFd) -> Watch<'fd> {
         Watch(PollFd::new(fd, PollFlags::OUT))
     }

@@ -14,7 +14,7 @@
 //! of its addresses and ports. A program that writes everything into one queue thus
 //! has all answers come out of that one. [`TunDevice`] has all queues together.
 //!
-//! **What it never does.** It does not look into packets: splitting and
+//! **Limits.** It does not look into packets: splitting and
 //! joining superpackets is the data plane's work. It does not set addresses or
 //! routes: that is [`crate::router`].
 
@@ -83,7 +83,7 @@ pub enum TunError {
         action: &'static str,
         /// The device asked for.
         name: String,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
 }

@@ -23,8 +23,8 @@
 //! for some sessions ([`UdpSocket::limit_sessions`]): the kernel drops the
 //! rest before its buffer.
 //!
-//! **What it never does.** It allocates nothing per call, blocks nowhere, and
-//! keeps no per-peer state but the short memory of refused destinations.
+//! **Limits.** It allocates nothing per call, never blocks, and keeps no per-peer
+//! state but a short memory of refused destinations.
 
 #![allow(unsafe_code)] // sendmmsg, recvmmsg and a few socket options have no safe wrapper
 
@@ -60,11 +60,11 @@ pub const GSO_RETRY: Duration = Duration::from_secs(30);
 /// How a socket is made.
 #[derive(Clone, Debug)]
 pub struct UdpOptions {
-    /// Firewall mark of what we send, so that it goes around the tunnel. Not
-    /// being permitted to set it is no error: see [`UdpSocket::is_marked`].
+    /// Firewall mark of our datagrams, so that they go around the tunnel. A missing
+    /// permission to set it is not an error: see [`UdpSocket::is_marked`].
     pub mark: Option<u32>,
-    /// Size asked for the kernel's receive and send buffers, in bytes. What is
-    /// above the system's limit needs CAP_NET_ADMIN; without it we get the limit.
+    /// Size requested for the kernel's receive and send buffers, in bytes. A size above
+    /// the system's limit needs CAP_NET_ADMIN; without it we get the limit.
     pub buffer: usize,
     /// Whether the kernel may join incoming datagrams.
     pub gro: bool,
@@ -92,13 +92,13 @@ pub enum UdpError {
         .address.port()
     )]
     PortTaken {
-        /// What was to be bound.
+        /// The address that was to be bound.
         address: SocketAddr,
     },
     /// The system has no such address family; the other one may work.
     #[error("this system has no {}", if .address.is_ipv4() { "IPv4" } else { "IPv6" })]
     NoFamily {
-        /// What was to be bound.
+        /// The address that was to be bound.
         address: SocketAddr,
     },
     /// Anything else.
@@ -106,9 +106,9 @@ pub enum UdpError {
     Io {
         /// The step that failed.
         action: &'static str,
-        /// What was to be bound.
+        /// The address that was to be bound.
         address: SocketAddr,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
 }
@@ -122,7 +122,7 @@ pub struct UdpSocket {
     marked: bool,
     gro: bool,
     gso: Option<GsoMemory>,
-    /// What coarse times are counted from.
+    /// The instant from which coarse times are counted.
     made: Instant,
 }
 

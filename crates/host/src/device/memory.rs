@@ -3,7 +3,7 @@
 //!
 //! [`pair`] makes both ends. The packet threads read from the [`MemoryDevice`] what
 //! the [`MemoryHost`] sends, and the host receives what they write. Both directions
-//! are bounded: frames that do not fit are refused, nobody waits.
+//! are bounded: frames that do not fit are refused, and no call waits.
 
 use std::collections::VecDeque;
 use std::io;

@@ -10,7 +10,7 @@ use std::io::{self, Read as _};
 
 /// Longest name of an interface, with the zero behind it.
 const NAME_LEN: usize = 16;
-/// Room for what the kernel answers to one batch.
+/// Space for the kernel's answers to one batch, in bytes.
 const REPLIES: usize = 16 * 1024;
 /// `struct nlmsghdr`.
 const HEADER_LEN: usize = 16;
@@ -46,8 +46,8 @@ pub(super) enum Verdict {
     Accept = 1,
 }
 
-/// The table goes when the socket is closed that made it, and nobody else
-/// changes it meanwhile (Linux 5.12).
+/// The kernel removes the table when the socket that made it is closed, and lets no
+/// other process change it (Linux 5.12).
 pub(super) const TABLE_OWNED: u32 = 2;
 
 const REQUEST: u16 = 1;
@@ -96,7 +96,7 @@ pub(super) struct Expressions<'a>(Attributes<'a>);
 
 const REGISTER: u32 = 1;
 
-/// What `meta` can load.
+/// A property of the packet that `meta` loads.
 #[derive(Clone, Copy)]
 enum Meta {
     Mark = 3,
@@ -351,8 +351,8 @@ impl Connection {
     /// Lets a batch take effect.
     ///
     /// # Errors
-    /// What the kernel said of the first message that it refused; nothing of
-    /// the batch has happened then.
+    /// The kernel's error for the first message that it refused; nothing of the batch
+    /// is applied then.
     pub(super) fn commit(&self, mut batch: Batch) -> io::Result<()> {
         batch.frame(BATCH_END, REQUEST, 0, SUBSYSTEM, |_| {});
         self.0.send(&batch.bytes)?;

@@ -7,7 +7,7 @@ use std::io;
 use super::TABLE;
 use super::nftables::{Connection, find, message};
 
-/// A chain that drops what it is not told to let through.
+/// A chain that drops packets by default.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Chain {
     family: &'static str,

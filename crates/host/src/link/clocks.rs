@@ -9,7 +9,7 @@ use std::time::Duration;
 const SLEPT: Duration = Duration::from_secs(30);
 
 /// A jump of the wall clock that is taken for a sleep where the system does
-/// not tell sleep apart (a virtual machine that was stopped).
+/// not report it (a virtual machine that was stopped).
 const JUMPED: Duration = Duration::from_secs(600);
 
 /// Readings of three clocks at one moment.
@@ -19,7 +19,7 @@ pub(super) struct Clocks {
     monotonic: Duration,
     /// Goes on while the machine sleeps.
     boot: Duration,
-    /// What the user sees.
+    /// The wall clock.
     wall: Duration,
 }
 
@@ -72,7 +72,7 @@ mod tests {
         assert!(!later(3600, 3600, 3600).slept_since(before));
         assert!(later(15, 60, 60).slept_since(before));
         assert!(later(15, 15, 700).slept_since(before));
-        // A clock that is set a minute forward, or back, is no sleep.
+        // A clock that is set a minute forward, or back, is not a sleep.
         assert!(!later(15, 15, 75).slept_since(before));
         let back = Clocks {
             wall: Duration::ZERO,

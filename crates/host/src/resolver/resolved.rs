@@ -209,7 +209,7 @@ mod tests {
     use super::*;
     use std::sync::{Arc, Mutex};
 
-    /// Stands where resolved stands; keeps what it was told.
+    /// A resolved that records its calls.
     #[derive(Default)]
     struct Fake {
         calls: Arc<Mutex<Vec<String>>>,

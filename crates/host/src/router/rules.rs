@@ -1,4 +1,4 @@
-//! The policy rules, and noticing when somebody deletes them.
+//! The policy rules, and a watch that reports their deletion.
 
 use std::io;
 
@@ -202,7 +202,7 @@ fn find<T>(message: &RuleMessage, pick: impl Fn(&RuleAttribute) -> Option<T>) ->
     message.attributes.iter().find_map(pick)
 }
 
-/// Tells when one of our rules was deleted. Some network managers flush rules
+/// Reports when one of our rules was deleted. Some network managers flush rules
 /// they do not know when they reload; [`super::Router::apply`] then puts ours
 /// back.
 pub struct RuleWatch {
@@ -229,9 +229,9 @@ impl RuleWatch {
         })
     }
 
-    /// Returns when one of our rules was deleted, by whomever: our own changes
-    /// count too, and applying again after them does nothing. Never returns
-    /// once the system stops telling. Can be dropped and called again.
+    /// Returns when one of our rules was deleted by any process: our own changes
+    /// count too, and applying again after them does nothing. Never returns after the
+    /// kernel's events have ended. Can be dropped and called again.
     pub async fn deleted(&mut self) {
         while let Some(event) = self.events.next().await {
             if let RouteNetlinkMessage::DelRule(rule) = event

@@ -3,7 +3,7 @@
 use std::mem::size_of;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
-/// Room for an address of either family.
+/// Space for an address of either family.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(super) union RawAddress {
@@ -23,7 +23,7 @@ impl RawAddress {
         },
     };
 
-    /// Room in bytes, for the kernel to fill.
+    /// Its length in bytes, for the kernel to fill.
     pub(super) const LEN: libc::socklen_t = size_of::<RawAddress>() as libc::socklen_t;
 
     /// The address and its length in bytes.
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_goes_in_comes_out() {
+    fn addresses_survive_the_round_trip() {
         for text in [
             "192.0.2.7:41641",
             "[2001:db8::7]:41641",

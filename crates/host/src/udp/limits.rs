@@ -3,8 +3,8 @@
 //!
 //! The filter is a program for the kernel's packet filter machine (classic BPF,
 //! which needs no privilege). It sees the UDP header and the payload; of joined
-//! datagrams it sees the first and decides for all. Everything that is no transport
-//! data, or for another session, gets in.
+//! datagrams it sees the first and decides for all. Messages that are not transport
+//! data, or are for another session, get in.
 
 use std::io;
 use std::mem::size_of;
@@ -29,9 +29,9 @@ const MEMINFO_DROPS: usize = 8;
 
 impl UdpSocket {
     /// Of these sessions, by receiver index, lets in only a part, from 0 to 1,
-    /// drawn by lot for each message. Takes the place of what was said before;
-    /// with none everything gets in again. What is beyond
-    /// [`MAX_LIMITED_SESSIONS`] is not limited.
+    /// drawn by lot for each message. Replaces all earlier limits; without any,
+    /// all messages get in again. Sessions beyond [`MAX_LIMITED_SESSIONS`] are not
+    /// limited.
     ///
     /// # Errors
     /// When the system does not do that. All then gets in, or what was in force
@@ -72,7 +72,7 @@ impl UdpSocket {
     /// by [`limit_sessions`](Self::limit_sessions). Wraps.
     ///
     /// # Errors
-    /// When the system does not tell.
+    /// When the system does not report it.
     pub fn dropped(&self) -> io::Result<u32> {
         let mut words = [0u32; MEMINFO_WORDS];
         let mut len = size_of_val(&words) as libc::socklen_t;

@@ -9,14 +9,14 @@ use std::os::fd::AsRawFd;
 use super::UdpSocket;
 use super::address::RawAddress;
 
-/// Room for one message: with GRO on, the kernel may give that much at once,
-/// and cuts off what does not fit.
+/// Space for one message, in bytes: with GRO on, the kernel may give that much at
+/// once, and cuts off the rest.
 pub const MAX_MESSAGE_LEN: usize = 65_536;
 
 /// Most messages in one batch.
 pub const MAX_MESSAGES: usize = 64;
 
-/// Room for the control messages of one datagram: GRO segment length and the
+/// Space for the control messages of one datagram: GRO segment length and the
 /// drop counter, 24 bytes each.
 const CONTROL_LEN: usize = 64;
 
@@ -32,7 +32,7 @@ struct Arrived {
     segment_len: usize,
 }
 
-/// Preallocated room for a batch of messages. Its memory is reserved in full
+/// Preallocated space for a batch of messages. Its memory is reserved in full
 /// and used by the system only as far as messages fill it, first buffer first.
 pub struct RecvBatch {
     buffers: Box<[u8]>,
@@ -63,7 +63,7 @@ impl<'a> GroBuffer<'a> {
 }
 
 impl RecvBatch {
-    /// Room for `messages` (1 to [`MAX_MESSAGES`]) messages of up to
+    /// Space for `messages` (1 to [`MAX_MESSAGES`]) messages of up to
     /// [`MAX_MESSAGE_LEN`] bytes.
     pub fn new(messages: usize) -> RecvBatch {
         let messages = messages.clamp(1, MAX_MESSAGES);
@@ -101,7 +101,7 @@ impl RecvBatch {
     }
 
     /// Whether the last [`UdpSocket::recv_batch`] gave as many messages as there
-    /// is room for: there may be more.
+    /// is space for: there may be more.
     pub fn is_full(&self) -> bool {
         self.filled == self.arrived.len()
     }
@@ -128,14 +128,14 @@ impl std::fmt::Debug for RecvBatch {
 }
 
 impl UdpSocket {
-    /// Receives what is there, as far as `batch` has room, and gives the
-    /// number of messages.
+    /// Receives the messages that have arrived, as many as fit in `batch`, and returns
+    /// their number.
     ///
     /// # Errors
     /// `WouldBlock` when there is nothing; `batch` is then empty.
     pub fn recv_batch(&self, batch: &mut RecvBatch) -> io::Result<usize> {
         batch.filled = 0;
-        let room = batch.arrived.len();
+        let capacity = batch.arrived.len();
         // SAFETY: all-zero bytes are a value of these plain structures.
         let mut slices: [libc::iovec; MAX_MESSAGES] = unsafe { std::mem::zeroed() };
         // SAFETY: as above.
@@ -156,14 +156,14 @@ impl UdpSocket {
             header.msg_controllen = CONTROL_LEN as _;
         }
         let filled = loop {
-            // SAFETY: the first `room` headers point to buffers, addresses and
-            // control room that live in `batch` and on this stack until after
+            // SAFETY: the first `capacity` headers point to buffers, addresses and
+            // control buffers that live in `batch` and on this stack until after
             // the call, with their true lengths, and that nothing else uses.
             let filled = unsafe {
                 libc::recvmmsg(
                     self.socket.as_raw_fd(),
                     headers.as_mut_ptr(),
-                    room as libc::c_uint,
+                    capacity as libc::c_uint,
                     libc::MSG_DONTWAIT,
                     std::ptr::null_mut(),
                 )
@@ -176,9 +176,9 @@ impl UdpSocket {
                 return Err(error);
             }
         };
-        let filled = filled.min(room);
+        let filled = filled.min(capacity);
         for (index, header) in headers[..filled].iter().enumerate() {
-            // SAFETY: the kernel has filled this header and its control room.
+            // SAFETY: the kernel has filled this header and its control buffer.
             let control = unsafe { read_control(&header.msg_hdr) };
             let cut = header.msg_hdr.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0;
             let len = (header.msg_len as usize).min(MAX_MESSAGE_LEN);
@@ -207,10 +207,10 @@ struct ReadControl {
 }
 
 /// # Safety
-/// `header` must be as the kernel left it, its control room alive.
+/// `header` must be as the kernel left it, its control buffer alive.
 unsafe fn read_control(header: &libc::msghdr) -> ReadControl {
     let mut read = ReadControl::default();
-    // SAFETY: the CMSG functions walk the control room within the length the
+    // SAFETY: the CMSG functions walk the control buffer within the length the
     // kernel wrote; values are read unaligned and only when they fit.
     unsafe {
         let mut next = libc::CMSG_FIRSTHDR(header);

@@ -13,7 +13,7 @@ use super::{GSO_RETRY, MAX_PAYLOAD_V4, MAX_PAYLOAD_V6, MAX_SEGMENTS, UdpSocket};
 /// Messages handed to the kernel in one call.
 const BATCH: usize = 32;
 
-/// Room for the one control message we send: a u16, with its header 24 bytes.
+/// Space for the one control message we send: a u16, with its header 24 bytes.
 const CONTROL_LEN: usize = 24;
 
 /// Datagrams for one destination: `payload` cut into pieces of `segment_len`
@@ -29,7 +29,7 @@ pub struct Datagrams<'a> {
     pub segment_len: usize,
 }
 
-/// What became of a batch.
+/// The result of sending a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SendOutcome {
     /// Entries of the batch that are done: sent, or reported as failed.
@@ -154,7 +154,7 @@ impl UdpSocket {
             count += 1;
         }
         // SAFETY: the first `count` headers point to addresses, slices and
-        // control room in arrays on this stack and to payload borrowed from
+        // control buffers in arrays on this stack and to payload borrowed from
         // the caller, with their true lengths; the kernel only reads them.
         let sent = unsafe {
             libc::sendmmsg(
@@ -322,7 +322,7 @@ impl Control {
         header.cmsg_len = unsafe { libc::CMSG_LEN(size_of::<u16>() as u32) } as _;
         header.cmsg_level = libc::SOL_UDP;
         header.cmsg_type = libc::UDP_SEGMENT;
-        // SAFETY: the room is aligned for a `cmsghdr`, which takes 16 bytes of
+        // SAFETY: the buffer is aligned for a `cmsghdr`, which takes 16 bytes of
         // its 24, and the value follows right behind it.
         unsafe {
             let start = self.0.as_mut_ptr();
@@ -443,7 +443,7 @@ mod tests {
         assert!(gso.is_on(GSO_RETRY.as_secs() as u32));
     }
 
-    /// What a kernel answers to one call.
+    /// A kernel's answer to one call.
     #[derive(Debug, Clone, Copy)]
     enum Answer {
         /// It takes at most so many messages.
@@ -478,7 +478,7 @@ mod tests {
     proptest! {
         /// Whatever the kernel answers in the middle of a batch: each datagram
         /// is sent once and in its place, or its entry is reported, or the
-        /// caller is told to go on from there.
+        /// caller learns where to go on.
         #[test]
         fn no_datagram_is_lost_unsaid_or_sent_twice(
             shapes in prop::collection::vec((0usize..90_000, 0usize..3_000, 0u16..4), 1..40),

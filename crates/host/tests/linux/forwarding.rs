@@ -115,7 +115,7 @@ fn another_firewall_that_drops_is_named_with_what_helps() {
         let mut firewall = Firewall::open().unwrap();
         firewall.apply(Some(&config(true, false))).unwrap();
         assert!(firewall.in_the_way("warren0").is_empty());
-        // As Docker and ufw leave it, beside chains that are no matter.
+        // As Docker and ufw leave it, beside chains that do not drop.
         nft(
             "add table ip filter { chain FORWARD { type filter hook forward priority 0 ; policy drop ; } ; }",
         );
@@ -131,7 +131,7 @@ fn another_firewall_that_drops_is_named_with_what_helps() {
             lines[0].contains("nft insert rule ip filter FORWARD iifname warren0 accept"),
             "{lines:?}"
         );
-        // What it says works, as it stands there.
+        // The command of the message works as it is printed.
         nft("insert rule ip filter FORWARD iifname warren0 accept");
         firewall.cleanup().unwrap();
         assert_eq!(firewall.in_the_way("warren0").len(), 1);

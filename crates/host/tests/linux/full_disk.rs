@@ -1,4 +1,4 @@
-//! A file is old or new, also where there is no room.
+//! A file has the old or the new content, also when the disk is full.
 
 use crate::support::{in_mount_namespace, mount};
 use warren_host::atomic_file::write_atomic;

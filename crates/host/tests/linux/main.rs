@@ -1,8 +1,7 @@
-//! The room on a real kernel, in network and mount namespaces of the tests' own.
+//! The crate on a real kernel, in network and mount namespaces of the tests' own.
 //!
-//! A test that is not permitted to make a namespace says so and passes: there
-//! is no way to tell a machine that lacks the right from one that never will
-//! have it. Run as root to run all.
+//! A test that is not permitted to make a namespace prints so and passes: some
+//! machines never permit it. Run as root to run all.
 
 #![allow(clippy::unwrap_used)]
 #![allow(unsafe_code)] // unshare(2) and mount(2)

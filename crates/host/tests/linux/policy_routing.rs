@@ -24,7 +24,7 @@ async fn open(tun: &Tun) -> Router {
 }
 
 #[test]
-fn what_was_there_before_is_there_afterwards() {
+fn routes_and_rules_of_others_survive() {
     with_tun(|| {
         run(async {
             let tun = Tun::create("wtest0").unwrap();

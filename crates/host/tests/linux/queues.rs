@@ -38,8 +38,8 @@ fn answer(frame: &mut [u8]) {
 }
 
 /// Sends one packet of each flow to 10.77.0.2, takes all from the queues, and
-/// writes an answer to each into the queue that `choose` names. Tells from
-/// which queue each flow came.
+/// writes an answer to each into the queue that `choose` names. Returns the queue
+/// from which each flow came.
 fn round(
     tuns: &[Tun],
     flows: &[UdpSocket],

@@ -143,7 +143,7 @@ fn taken_names_are_said() {
 fn a_full_send_buffer_stops_a_batch_where_it_can_go_on() {
     with_tun(|| {
         let tun = tunnel();
-        // A slow device keeps packets, and with them room in the buffer.
+        // A slow device keeps packets, and these fill the send buffer.
         let slow = "qdisc add dev wtest0 root tbf rate 200mbit burst 20kb limit 10mb";
         let tc = std::process::Command::new("tc")
             .args(slow.split(' '))
