@@ -43,7 +43,7 @@ use figures::{Figure, Spreads};
 use measure::Spans;
 use warren_lab::{Kind, LabError, RelayKind, foreign, ours};
 
-pub use ends::Who;
+pub use ends::Candidate;
 use ends::{Ends, Route};
 pub use load::{LoadKind, run as run_load};
 pub use many::PEERS;
@@ -64,7 +64,7 @@ pub struct DataplaneOptions {
     /// Which pieces of work.
     pub items: Vec<Item>,
     /// The candidates to measure.
-    pub who: Vec<Who>,
+    pub candidates: Vec<Candidate>,
     /// Numbers of synthetic peers, of [`PEERS`].
     pub peers: Vec<u16>,
     /// Also records where our daemons' time goes.
@@ -80,7 +80,7 @@ pub struct Outcome {
     rounds: u32,
     quick: bool,
     load: (String, String),
-    missing: Vec<(Who, String)>,
+    missing: Vec<(Candidate, String)>,
     failures: Vec<String>,
     profile: Option<String>,
 }
@@ -191,21 +191,24 @@ fn watch_for_interrupt() {
 struct Run<'a> {
     options: &'a DataplaneOptions,
     spans: Spans,
-    who: Vec<Who>,
+    candidates: Vec<Candidate>,
     load: String,
     rounds: u32,
     figures: Vec<Figure>,
-    missing: Vec<(Who, String)>,
+    missing: Vec<(Candidate, String)>,
     failures: Vec<String>,
     profile: Option<String>,
 }
 
 impl<'a> Run<'a> {
     fn new(options: &'a DataplaneOptions) -> Self {
-        let (mut who, mut missing) = (Vec::new(), Vec::new());
-        for candidate in Who::ALL.into_iter().filter(|who| options.who.contains(who)) {
+        let (mut candidates, mut missing) = (Vec::new(), Vec::new());
+        for candidate in Candidate::ALL
+            .into_iter()
+            .filter(|candidate| options.candidates.contains(candidate))
+        {
             match lacks(candidate) {
-                None => who.push(candidate),
+                None => candidates.push(candidate),
                 Some(why) => {
                     eprintln!("not measured: {candidate}, because {why}");
                     missing.push((candidate, why));
@@ -219,7 +222,7 @@ impl<'a> Run<'a> {
             } else {
                 Spans::FULL
             },
-            who,
+            candidates,
             load: machine::load(),
             rounds: 0,
             figures: Vec::new(),
@@ -260,15 +263,15 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let mut stages: Vec<Ends> = Vec::new();
-        for who in self.order(round) {
+        for candidate in self.order(round) {
             let needed = items.iter().any(|item| match item {
-                Item::Memory => who.kind().is_some(),
-                Item::Parts => who == Who::Raw || who == Who::Shuttle,
-                item => item.concerns(who),
+                Item::Memory => candidate.kind().is_some(),
+                Item::Parts => candidate == Candidate::Raw || candidate == Candidate::Shuttle,
+                item => item.concerns(candidate),
             });
             if needed {
-                let started = Ends::start(who, Route::Direct);
-                if let Some(ends) = self.kept(round, who, "start", started)? {
+                let started = Ends::start(candidate, Route::Direct);
+                if let Some(ends) = self.kept(round, candidate, "start", started)? {
                     self.starts(round, &ends);
                     stages.push(ends);
                 }
@@ -277,34 +280,37 @@ impl<'a> Run<'a> {
         if self.wants(Item::Memory) {
             let idle = if self.options.quick { IDLE_QUICK } else { IDLE };
             pause(idle)?;
-            for ends in stages.iter_mut().filter(|ends| ends.who.kind().is_some()) {
+            for ends in stages
+                .iter_mut()
+                .filter(|ends| ends.candidate.kind().is_some())
+            {
                 let memory = ends.memory();
-                self.memory(round, ends.who, ["idle", "idle_anon"], &memory);
+                self.memory(round, ends.candidate, ["idle", "idle_anon"], &memory);
             }
         }
-        let mut most: BTreeMap<Who, Vec<Memory>> = BTreeMap::new();
+        let mut most: BTreeMap<Candidate, Vec<Memory>> = BTreeMap::new();
         for item in items {
             for ends in &mut stages {
-                if item == Item::Parts && ends.who == Who::Raw {
+                if item == Item::Parts && ends.candidate == Candidate::Raw {
                     let measured = parts::measure(ends, self.spans);
-                    if let Some(found) = self.kept(round, Who::Roofline, "parts", measured)? {
-                        self.add(round, Who::Roofline, "parts", found);
+                    if let Some(found) = self.kept(round, Candidate::Roofline, "parts", measured)? {
+                        self.add(round, Candidate::Roofline, "parts", found);
                     }
-                } else if item.concerns(ends.who) {
+                } else if item.concerns(ends.candidate) {
                     let measured = work::run(item, ends, self.spans);
-                    if let Some(found) = self.kept(round, ends.who, item.name(), measured)? {
-                        self.add(round, ends.who, item.name(), found);
+                    if let Some(found) = self.kept(round, ends.candidate, item.name(), measured)? {
+                        self.add(round, ends.candidate, item.name(), found);
                     }
                     // At once: others' turns would be time to give it back.
-                    if ends.who.kind().is_some() {
-                        raise(most.entry(ends.who).or_default(), &ends.memory());
+                    if ends.candidate.kind().is_some() {
+                        raise(most.entry(ends.candidate).or_default(), &ends.memory());
                     }
                 }
             }
         }
         if self.wants(Item::Memory) {
-            for (who, memory) in most {
-                self.memory(round, who, ["loaded", "loaded_anon"], &memory);
+            for (candidate, memory) in most {
+                self.memory(round, candidate, ["loaded", "loaded_anon"], &memory);
             }
         }
         if self.options.profile && round == self.options.rounds {
@@ -314,19 +320,19 @@ impl<'a> Run<'a> {
     }
 
     /// Those that are nodes, in this round's order.
-    fn nodes(&self, round: u32) -> Vec<Who> {
+    fn nodes(&self, round: u32) -> Vec<Candidate> {
         let mut order = self.order(round);
-        order.retain(|who| who.kind().is_some());
+        order.retain(|candidate| candidate.kind().is_some());
         order
     }
 
     /// TCP through a node that forwards.
     fn forwarded(&mut self, round: u32) -> Result<(), LabError> {
-        for who in self.nodes(round) {
-            let measured = Ends::start(who, Route::Forwarded)
+        for candidate in self.nodes(round) {
+            let measured = Ends::start(candidate, Route::Forwarded)
                 .and_then(|ends| work::run(Item::Forward, &ends, self.spans));
-            if let Some(found) = self.kept(round, who, "forward", measured)? {
-                self.add(round, who, "forward", found);
+            if let Some(found) = self.kept(round, candidate, "forward", measured)? {
+                self.add(round, candidate, "forward", found);
             }
         }
         Ok(())
@@ -335,21 +341,21 @@ impl<'a> Run<'a> {
     /// One node and many: TCP to ten others of its kind, and datagrams to and
     /// from up to a thousand.
     fn crowds(&mut self, round: u32) -> Result<(), LabError> {
-        for who in self.order(round) {
-            if who.kind().is_some() || who == Who::Raw {
-                let measured = many_nodes::measure(who, self.spans);
-                if let Some(found) = self.kept(round, who, many_nodes::NAME, measured)? {
-                    self.add(round, who, many_nodes::NAME, found);
+        for candidate in self.order(round) {
+            if candidate.kind().is_some() || candidate == Candidate::Raw {
+                let measured = many_nodes::measure(candidate, self.spans);
+                if let Some(found) = self.kept(round, candidate, many_nodes::NAME, measured)? {
+                    self.add(round, candidate, many_nodes::NAME, found);
                 }
             }
         }
         let idle = if self.options.quick { IDLE_QUICK } else { IDLE };
         let sizes = many::SIZES.into_iter();
         for (peers, name) in sizes.filter(|(peers, _)| self.options.peers.contains(peers)) {
-            for who in self.nodes(round) {
-                let measured = many::measure(who, peers, self.spans, idle);
-                if let Some(found) = self.kept(round, who, name, measured)? {
-                    self.add(round, who, name, found);
+            for candidate in self.nodes(round) {
+                let measured = many::measure(candidate, peers, self.spans, idle);
+                if let Some(found) = self.kept(round, candidate, name, measured)? {
+                    self.add(round, candidate, name, found);
                 }
             }
         }
@@ -359,33 +365,34 @@ impl<'a> Run<'a> {
     /// TCP through relays, one after the other.
     fn relayed(&mut self, round: u32) -> Result<(), LabError> {
         let mut turns = vec![
-            (Who::Ours, RelayKind::Warren, "relay"),
-            (Who::Reference, RelayKind::Derper, "relay"),
-            (Who::Ours, RelayKind::Derper, "derper"),
+            (Candidate::Ours, RelayKind::Warren, "relay"),
+            (Candidate::Reference, RelayKind::Derper, "relay"),
+            (Candidate::Ours, RelayKind::Derper, "derper"),
         ];
-        turns.retain(|(who, relay, _)| {
-            self.who.contains(who) && (*relay == RelayKind::Warren || foreign("derper").is_some())
+        turns.retain(|(candidate, relay, _)| {
+            self.candidates.contains(candidate)
+                && (*relay == RelayKind::Warren || foreign("derper").is_some())
         });
         if round.is_multiple_of(2) {
             turns.reverse();
         }
-        for (who, relay, name) in turns {
-            let measured = Ends::start(who, Route::Relayed(relay))
+        for (candidate, relay, name) in turns {
+            let measured = Ends::start(candidate, Route::Relayed(relay))
                 .and_then(|ends| work::run(Item::Relay, &ends, self.spans));
-            if let Some(found) = self.kept(round, who, name, measured)? {
-                if who == Who::Reference {
+            if let Some(found) = self.kept(round, candidate, name, measured)? {
+                if candidate == Candidate::Reference {
                     // Its relay is derper in both comparisons.
-                    self.add(round, who, "derper", found.clone());
+                    self.add(round, candidate, "derper", found.clone());
                 }
-                self.add(round, who, name, found);
+                self.add(round, candidate, name, found);
             }
         }
         Ok(())
     }
 
     /// Neither is always the first, with the caches cold.
-    fn order(&self, round: u32) -> Vec<Who> {
-        let mut order = self.who.clone();
+    fn order(&self, round: u32) -> Vec<Candidate> {
+        let mut order = self.candidates.clone();
         if round.is_multiple_of(2) {
             order.reverse();
         }
@@ -396,7 +403,7 @@ impl<'a> Run<'a> {
     fn kept<T>(
         &mut self,
         round: u32,
-        who: Who,
+        candidate: Candidate,
         what: &str,
         result: Result<T, LabError>,
     ) -> Result<Option<T>, LabError> {
@@ -405,7 +412,7 @@ impl<'a> Run<'a> {
         match result {
             Ok(value) => Ok(Some(value)),
             Err(error) => {
-                let failure = format!("round {round} {what} {who}: {error}");
+                let failure = format!("round {round} {what} {candidate}: {error}");
                 eprintln!("FAILED: {failure}");
                 self.failures.push(failure);
                 Ok(None)
@@ -413,18 +420,18 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn add(&mut self, round: u32, who: Who, item: &str, found: measure::Found) {
+    fn add(&mut self, round: u32, candidate: Candidate, item: &str, found: measure::Found) {
         let mut shown = String::new();
         for (name, value) in found {
             shown += &format!(" {name} {value:.3}");
             self.figures.push(Figure {
                 metric: format!("{item}.{name}"),
-                who,
+                candidate,
                 round,
                 value,
             });
         }
-        eprintln!("round {round} {item:<8} {who:<10}{shown}");
+        eprintln!("round {round} {item:<8} {candidate:<10}{shown}");
     }
 
     fn starts(&mut self, round: u32, ends: &Ends) {
@@ -433,17 +440,23 @@ impl<'a> Run<'a> {
                 ("running", start.running.as_secs_f64()),
                 ("answering", start.answering.as_secs_f64()),
             ];
-            self.add(round, ends.who, "start", found);
+            self.add(round, ends.candidate, "start", found);
         }
     }
 
     #[allow(clippy::cast_precision_loss)] // sizes far below 2^52
-    fn memory(&mut self, round: u32, who: Who, names: [&'static str; 2], memory: &[Memory]) {
+    fn memory(
+        &mut self,
+        round: u32,
+        candidate: Candidate,
+        names: [&'static str; 2],
+        memory: &[Memory],
+    ) {
         for node in memory {
             let values = [node.resident, node.anonymous].map(|it| it as f64 / MIB);
             self.add(
                 round,
-                who,
+                candidate,
                 "memory",
                 names.into_iter().zip(values).collect(),
             );
@@ -452,7 +465,7 @@ impl<'a> Run<'a> {
 
     fn record(&mut self, stages: &mut [Ends]) {
         for ends in stages {
-            if ends.who.kind() != Some(Kind::Warren) {
+            if ends.candidate.kind() != Some(Kind::Warren) {
                 continue;
             }
             let text = profile::tcp(ends, self.spans, &self.options.folder);
@@ -469,16 +482,19 @@ impl<'a> Run<'a> {
         }
         let of = |name: &str| machine::size(foreign(name).as_deref());
         let sizes = [
-            (Who::Ours, machine::size(ours("warren").ok().as_deref())),
             (
-                Who::Reference,
+                Candidate::Ours,
+                machine::size(ours("warren").ok().as_deref()),
+            ),
+            (
+                Candidate::Reference,
                 of("tailscaled").zip(of("tailscale")).map(|(a, b)| a + b),
             ),
-            (Who::BoringTun, of(boringtun::PROGRAM)),
+            (Candidate::BoringTun, of(boringtun::PROGRAM)),
         ];
-        for (who, size) in sizes {
-            if let Some(size) = size.filter(|_| self.who.contains(&who)) {
-                self.add(0, who, "size", vec![("files", size as f64 / MIB)]);
+        for (candidate, size) in sizes {
+            if let Some(size) = size.filter(|_| self.candidates.contains(&candidate)) {
+                self.add(0, candidate, "size", vec![("files", size as f64 / MIB)]);
             }
         }
     }
@@ -510,12 +526,12 @@ fn raise(most: &mut Vec<Memory>, now: &[Memory]) {
 }
 
 /// Why it cannot be measured here.
-fn lacks(who: Who) -> Option<String> {
-    let programs: &[&str] = match who {
-        Who::Ours => return ours("warren").err().map(|error| error.to_string()),
-        Who::Reference => &["tailscaled", "tailscale"],
-        Who::BoringTun => &[boringtun::PROGRAM],
-        Who::Roofline | Who::Shuttle | Who::Raw => &[],
+fn lacks(candidate: Candidate) -> Option<String> {
+    let programs: &[&str] = match candidate {
+        Candidate::Ours => return ours("warren").err().map(|error| error.to_string()),
+        Candidate::Reference => &["tailscaled", "tailscale"],
+        Candidate::BoringTun => &[boringtun::PROGRAM],
+        Candidate::Roofline | Candidate::Shuttle | Candidate::Raw => &[],
     };
     let missing = programs.iter().find(|name| foreign(name).is_none())?;
     Some(format!(

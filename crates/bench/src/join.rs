@@ -21,7 +21,7 @@ pub use places::Pair;
 use report::Report;
 use trial::Trial;
 
-/// Whose servers and relays stand between the two nodes.
+/// The servers and relays between the two nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Servers {
     /// `warren-control` and `warren-relay`: both kinds of node meet the same
@@ -40,8 +40,8 @@ pub struct JoinOptions {
     pub pairs: Vec<Pair>,
     /// The servers of our nodes.
     pub ours_on: Servers,
-    /// The servers of official clients. When they differ, a difference is
-    /// one of nodes and servers together and cannot be told apart.
+    /// The servers of official clients. When they differ, a difference is one of
+    /// nodes and servers together.
     pub real_on: Servers,
     /// Gives the hosts IPv6, which is often a way around the NAT.
     pub ipv6: bool,

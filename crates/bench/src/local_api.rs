@@ -30,7 +30,7 @@ impl LocalApi {
         }
     }
 
-    /// What `status --json` prints, without the program that prints it.
+    /// The JSON that `status --json` prints, without running that program.
     ///
     /// # Errors
     /// When the daemon does not answer, or with something else.

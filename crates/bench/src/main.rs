@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use warren_bench::dataplane::{DataplaneOptions, Item, LoadKind, PEERS, Who as Contender};
+use warren_bench::dataplane::{Candidate, DataplaneOptions, Item, LoadKind, PEERS};
 use warren_bench::join::{JoinOptions, Pair, Servers};
 
 /// Measures our programs beside others. Asserts nothing.
@@ -44,10 +44,10 @@ struct Dataplane {
     #[arg(long, value_name = "ITEMS", value_delimiter = ',', default_values_t = Item::ALL)]
     only: Vec<Item>,
     /// Only with these: ours, reference, boringtun, roofline, shuttle, raw.
-    #[arg(long, value_name = "WHO", value_delimiter = ',', default_values_t = Contender::ALL)]
-    who: Vec<Contender>,
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', default_values_t = Candidate::ALL)]
+    candidates: Vec<Candidate>,
     /// Only with ours.
-    #[arg(long, conflicts_with = "who")]
+    #[arg(long, conflicts_with = "candidates")]
     ours_only: bool,
     /// How many peers the item `peers` gives to one node: 1, 10, 100, 1000.
     #[arg(long, value_name = "NUMBERS", value_delimiter = ',', default_values_t = PEERS)]
@@ -66,7 +66,7 @@ struct Dataplane {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Who {
+enum ReferenceServers {
     /// The official clients; ratios then compare nodes and servers together.
     Real,
     /// Both kinds of node.
@@ -82,8 +82,8 @@ struct Join {
     #[arg(long, value_delimiter = ',', default_values_t = Pair::USUAL)]
     pairs: Vec<Pair>,
     /// The nodes that use Headscale and derper instead of our servers.
-    #[arg(long, value_name = "WHO", value_enum)]
-    reference_servers: Option<Who>,
+    #[arg(long, value_name = "NODES", value_enum)]
+    reference_servers: Option<ReferenceServers>,
     /// The hosts have IPv6 too.
     #[arg(long)]
     ipv6: bool,
@@ -123,7 +123,7 @@ fn bench_join(join: Join) -> ExitCode {
     report(warren_bench::join::join(&JoinOptions {
         rounds: join.rounds,
         pairs: join.pairs,
-        ours_on: on(join.reference_servers == Some(Who::All)),
+        ours_on: on(join.reference_servers == Some(ReferenceServers::All)),
         real_on: on(join.reference_servers.is_some()),
         ipv6: join.ipv6,
         ours_only: join.ours_only,
@@ -141,10 +141,10 @@ fn bench_dataplane(dataplane: Dataplane) -> ExitCode {
         rounds: if dataplane.quick { 1 } else { dataplane.rounds },
         quick: dataplane.quick,
         items: dataplane.only,
-        who: if dataplane.ours_only {
-            vec![Contender::Ours]
+        candidates: if dataplane.ours_only {
+            vec![Candidate::Ours]
         } else {
-            dataplane.who
+            dataplane.candidates
         },
         peers: dataplane.peers,
         profile: dataplane.profile,

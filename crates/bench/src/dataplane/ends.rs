@@ -22,7 +22,7 @@ const DIRECT: Duration = Duration::from_secs(60);
 
 /// A candidate: the program that carries the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Who {
+pub enum Candidate {
     /// `warren`.
     Ours,
     /// `tailscaled`.
@@ -37,7 +37,7 @@ pub enum Who {
     Raw,
 }
 
-impl Who {
+impl Candidate {
     /// All, in the order of the table.
     pub const ALL: [Self; 6] = [
         Self::Ours,
@@ -70,22 +70,22 @@ impl Who {
     }
 }
 
-impl fmt::Display for Who {
+impl fmt::Display for Candidate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
     }
 }
 
-impl FromStr for Who {
+impl FromStr for Candidate {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         Self::ALL
             .into_iter()
-            .find(|who| who.name() == text)
+            .find(|candidate| candidate.name() == text)
             .ok_or_else(|| {
                 let names = Self::ALL.map(Self::name).join(", ");
-                format!("nobody is called `{text}`; there are {names}")
+                format!("candidate `{text}` not found; there are {names}")
             })
     }
 }
@@ -113,8 +113,8 @@ pub struct Start {
 
 /// Two ends, ready to carry traffic. The first one sends.
 pub struct Ends {
-    /// Whose.
-    pub who: Who,
+    /// The candidate.
+    pub candidate: Candidate,
     /// Both hosts.
     pub hosts: [Host; 2],
     /// The second end, as the first one reaches it.
@@ -124,7 +124,7 @@ pub struct Ends {
     /// The relay's process, where everything goes through it.
     pub relay: Counted,
     /// Another host, where there are nodes.
-    pub stranger: Option<Host>,
+    pub outsider: Option<Host>,
     /// The public address on which the second node listens.
     pub outside: Option<SocketAddr>,
     /// How each node came up, where there are nodes.
@@ -147,23 +147,25 @@ enum Between {
 }
 
 impl Ends {
-    /// Brings up the programs of `who`, and waits until the first packets got
+    /// Brings up the programs of `candidate`, and waits until the first packets got
     /// through the way they should.
     ///
     /// # Errors
     /// When something is missing or does not come up.
-    pub fn start(who: Who, route: Route) -> Result<Self, LabError> {
-        match who {
-            Who::Ours => tailnet(who, Kind::Warren, route),
-            Who::Reference => tailnet(who, Kind::Tailscale, route),
-            Who::BoringTun => bare(who, |hosts| BoringTun::start(hosts).map(Between::BoringTun)),
-            Who::Roofline => bare(who, |hosts| {
+    pub fn start(candidate: Candidate, route: Route) -> Result<Self, LabError> {
+        match candidate {
+            Candidate::Ours => tailnet(candidate, Kind::Warren, route),
+            Candidate::Reference => tailnet(candidate, Kind::Tailscale, route),
+            Candidate::BoringTun => bare(candidate, |hosts| {
+                BoringTun::start(hosts).map(Between::BoringTun)
+            }),
+            Candidate::Roofline => bare(candidate, |hosts| {
                 Pipeline::start(hosts, Means::Tunnel).map(Between::Pipeline)
             }),
-            Who::Shuttle => bare(who, |hosts| {
+            Candidate::Shuttle => bare(candidate, |hosts| {
                 Pipeline::start(hosts, Means::Shuttle).map(Between::Pipeline)
             }),
-            Who::Raw => bare(who, |_| Ok(Between::Nothing)),
+            Candidate::Raw => bare(candidate, |_| Ok(Between::Nothing)),
         }
     }
 
@@ -225,7 +227,7 @@ impl Ends {
     pub fn settle(&self) -> Result<(), LabError> {
         let mut ping = self.ping(1, Duration::ZERO)?;
         until(
-            &format!("a way through {}", self.who),
+            &format!("a way through {}", self.candidate),
             DIRECT,
             || match number(&ping.ask()?, "lost")? {
                 0.0 => self.check_route(),
@@ -245,7 +247,7 @@ fn two_hosts(lab: &mut Lab) -> Result<[Host; 2], LabError> {
 
 /// Ends without nodes.
 fn bare(
-    who: Who,
+    candidate: Candidate,
     between: impl FnOnce(&[Host; 2]) -> Result<Between, LabError>,
 ) -> Result<Ends, LabError> {
     let mut lab = Lab::new()?;
@@ -257,12 +259,12 @@ fn bare(
         Between::Tailnet { .. } | Between::Nothing => (v4(hosts[1].address())?, Default::default()),
     };
     let ends = Ends {
-        who,
+        candidate,
         hosts,
         target,
         cpu,
         relay: Counted::default(),
-        stranger: None,
+        outsider: None,
         outside: None,
         start: Vec::new(),
         route: Route::Direct,
@@ -273,7 +275,7 @@ fn bare(
     Ok(ends)
 }
 
-fn tailnet(who: Who, kind: Kind, route: Route) -> Result<Ends, LabError> {
+fn tailnet(candidate: Candidate, kind: Kind, route: Route) -> Result<Ends, LabError> {
     let options = HostOptions { ipv4_only: true };
     let mut lab = Lab::new()?;
     let relay_kind = match route {
@@ -295,7 +297,7 @@ fn tailnet(who: Who, kind: Kind, route: Route) -> Result<Ends, LabError> {
         Route::Forwarded => Some(lab.lan_host("printer", &hosts[1])?),
         Route::Direct | Route::Relayed(_) => None,
     };
-    let stranger = lab.host_with("stranger", Place::Open, options)?;
+    let outsider = lab.host_with("outsider", Place::Open, options)?;
     let mut join = |host: &Host, more: &[&str]| -> Result<Node, LabError> {
         let began = Instant::now();
         let node = Node::start(host, kind)?;
@@ -331,7 +333,7 @@ fn tailnet(who: Who, kind: Kind, route: Route) -> Result<Ends, LabError> {
     let [first, second] = hosts;
     let hosts = [first, lan.unwrap_or(second)];
     let ends = Ends {
-        who,
+        candidate,
         target,
         cpu: nodes
             .each_mut()
@@ -341,7 +343,7 @@ fn tailnet(who: Who, kind: Kind, route: Route) -> Result<Ends, LabError> {
             Route::Relayed(_) => Counted::process(relay.program().pid()),
         },
         hosts,
-        stranger: Some(stranger),
+        outsider: Some(outsider),
         outside: Some(outside),
         start,
         route,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::ends::Who;
+use super::ends::Candidate;
 
 /// One number of one round.
 #[derive(Debug, Clone)]
@@ -10,7 +10,7 @@ pub struct Figure {
     /// Key of a [`Metric`], or a by-product that only the file holds.
     pub metric: String,
     /// The candidate that was measured.
-    pub who: Who,
+    pub candidate: Candidate,
     /// In which round, from 1.
     pub round: u32,
     /// In the metric's unit.
@@ -38,7 +38,7 @@ pub struct Metric {
 #[derive(Debug, Clone, Copy)]
 pub enum Goal {
     /// That many times what it gives.
-    Times(f64, Who),
+    Times(f64, Candidate),
     /// That much.
     Plain(f64),
     /// That many times another figure of ours.
@@ -73,14 +73,16 @@ impl Spread {
 
 /// All spreads, by metric and candidate.
 #[derive(Debug, Default)]
-pub struct Spreads(BTreeMap<(String, Who), Spread>);
+pub struct Spreads(BTreeMap<(String, Candidate), Spread>);
 
 impl Spreads {
     /// Sums up the rounds.
     pub fn of(figures: &[Figure]) -> Self {
-        let mut rows: BTreeMap<(String, Who), Vec<f64>> = BTreeMap::new();
+        let mut rows: BTreeMap<(String, Candidate), Vec<f64>> = BTreeMap::new();
         for figure in figures {
-            let row = rows.entry((figure.metric.clone(), figure.who)).or_default();
+            let row = rows
+                .entry((figure.metric.clone(), figure.candidate))
+                .or_default();
             row.push(figure.value);
         }
         let spreads = rows
@@ -90,35 +92,35 @@ impl Spreads {
     }
 
     /// Of one metric.
-    pub fn get(&self, metric: &Metric, who: Who) -> Option<Spread> {
-        self.of_key(metric.key, who)
+    pub fn get(&self, metric: &Metric, candidate: Candidate) -> Option<Spread> {
+        self.of_key(metric.key, candidate)
     }
 
     /// Of a metric or a by-product.
-    pub fn of_key(&self, key: &str, who: Who) -> Option<Spread> {
-        self.0.get(&(key.to_owned(), who)).copied()
+    pub fn of_key(&self, key: &str, candidate: Candidate) -> Option<Spread> {
+        self.0.get(&(key.to_owned(), candidate)).copied()
     }
 
     /// Everything, for other programs.
-    pub fn all(&self) -> impl Iterator<Item = (&str, Who, Spread)> {
+    pub fn all(&self) -> impl Iterator<Item = (&str, Candidate, Spread)> {
         self.0
             .iter()
-            .map(|((key, who), spread)| (key.as_str(), *who, *spread))
+            .map(|((key, candidate), spread)| (key.as_str(), *candidate, *spread))
     }
 
     /// Ours divided by another's.
-    pub fn ratio(&self, metric: &Metric, to: Who) -> Option<f64> {
-        let (ours, theirs) = (self.get(metric, Who::Ours)?, self.get(metric, to)?);
+    pub fn ratio(&self, metric: &Metric, to: Candidate) -> Option<f64> {
+        let (ours, theirs) = (self.get(metric, Candidate::Ours)?, self.get(metric, to)?);
         (theirs.median > 0.0).then(|| ours.median / theirs.median)
     }
 
     /// Whether the goal is reached; `None` when a figure is missing.
     pub fn reaches(&self, metric: &Metric, goal: Goal) -> Option<bool> {
-        let ours = self.get(metric, Who::Ours)?.median;
+        let ours = self.get(metric, Candidate::Ours)?.median;
         let limit = match goal {
-            Goal::Times(times, who) => times * self.get(metric, who)?.median,
+            Goal::Times(times, candidate) => times * self.get(metric, candidate)?.median,
             Goal::Plain(limit) => limit,
-            Goal::Own(times, key) => times * self.of_key(key, Who::Ours)?.median,
+            Goal::Own(times, key) => times * self.of_key(key, Candidate::Ours)?.median,
         };
         Some(if metric.more {
             ours >= limit
@@ -131,7 +133,7 @@ impl Spreads {
     pub fn verdict(&self, metric: &Metric, goal: Goal) -> String {
         let sign = if metric.more { "≥" } else { "≤" };
         let text = match goal {
-            Goal::Times(times, who) => format!("{sign} {times}x {who}"),
+            Goal::Times(times, candidate) => format!("{sign} {times}x {candidate}"),
             Goal::Plain(limit) => format!("{sign} {limit}"),
             Goal::Own(times, key) => format!("{sign} {times}x {key}"),
         };
@@ -143,8 +145,8 @@ impl Spreads {
     }
 }
 
+use Candidate::{BoringTun, Reference, Roofline};
 use Goal::{Own, Plain, Times};
-use Who::{BoringTun, Reference, Roofline};
 
 const fn rate(key: &'static str, title: &'static str, goals: &'static [Goal]) -> Metric {
     Metric {
@@ -222,8 +224,8 @@ pub const METRICS: &[Metric] = &[
     less("pingload.max", "  most", "ms", 3, &[]),
     less("pingload.lost", "  lost", "%", 2, &[]),
     rate("pingload.rate", "  TCP meanwhile", &[]),
-    rate("flood.rate", "TCP while a stranger throws junk", &[]),
-    rate("flood.junk", "  junk thrown", &[]),
+    rate("flood.rate", "TCP while another host sends junk", &[]),
+    rate("flood.junk", "  junk sent", &[]),
     cpu("flood.cpu_in", "  receiving node", &[]),
     rate("forward.rate", "TCP to a LAN behind a node", &[]),
     cpu("forward.cpu_out", "  sending node", &[]),
@@ -373,7 +375,7 @@ pub fn metric(key: &str) -> Option<&'static Metric> {
     METRICS.iter().find(|metric| metric.key == key)
 }
 
-/// The bare parts, measured alone. They are figures of [`Who::Roofline`].
+/// The bare parts, measured alone. They are figures of [`Candidate::Roofline`].
 pub const PARTS: &[Metric] = &[
     rate("parts.gso", "UDP with GSO and GRO, veth, 1,312 B", &[]),
     cpu("parts.gso_cpu", "  whole machine", &[]),
@@ -408,10 +410,10 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn figures(metric: &str, who: Who, values: &[f64]) -> Vec<Figure> {
+    fn figures(metric: &str, candidate: Candidate, values: &[f64]) -> Vec<Figure> {
         let figure = |(round, value): (u32, &f64)| Figure {
             metric: metric.to_owned(),
-            who,
+            candidate,
             round,
             value: *value,
         };
@@ -428,9 +430,9 @@ mod tests {
 
     #[test]
     fn goals_know_which_way_is_good() {
-        let mut all = figures("tcp1.rate", Who::Ours, &[5.0]);
-        all.extend(figures("tcp1.rate", Who::Reference, &[2.0]));
-        all.extend(figures("udp05.lost", Who::Ours, &[0.2]));
+        let mut all = figures("tcp1.rate", Candidate::Ours, &[5.0]);
+        all.extend(figures("tcp1.rate", Candidate::Reference, &[2.0]));
+        all.extend(figures("udp05.lost", Candidate::Ours, &[0.2]));
         let spreads = Spreads::of(&all);
         let [tcp, lost] = ["tcp1.rate", "udp05.lost"].map(|key| metric(key).unwrap());
         assert_eq!(spreads.reaches(tcp, tcp.goals[0]), Some(true));

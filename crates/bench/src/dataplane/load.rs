@@ -78,7 +78,7 @@ pub enum LoadKind {
     /// Counts stamped datagrams by sender, with their delays.
     StampSink,
     /// Many peers for one node: see [`synthetic_peers`](super::synthetic_peers).
-    Town {
+    SyntheticPeers {
         /// The coordination server.
         server: String,
         /// The auth key.
@@ -121,7 +121,7 @@ pub fn run(kind: &LoadKind) -> Result<(), LabError> {
             to,
         } => udp_many(to, *rate, *size, Duration::from_millis(*millis)),
         LoadKind::StampSink => stamp_sink(),
-        LoadKind::Town {
+        LoadKind::SyntheticPeers {
             server,
             auth_key,
             count,

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::datagrams::settled;
 use super::drive::{Load, number};
-use super::ends::{Who, v4};
+use super::ends::{Candidate, v4};
 use super::measure::{Found, Spans};
 use super::usage::Counted;
 use super::{check_interrupt, pause, until};
@@ -47,8 +47,8 @@ pub const SIZES: [(u16, &str); 4] = [
 /// The node, its synthetic peers, and the servers between them.
 struct Stage {
     // In the order in which they end.
-    town: Load,
-    _town_host: Host,
+    synthetic: Load,
+    _peers_host: Host,
     node: Node,
     targets: Vec<Ipv4Addr>,
     up: Duration,
@@ -58,12 +58,17 @@ struct Stage {
     _lab: Lab,
 }
 
-/// Brings up a node of kind `who` with this many peers, and measures.
+/// Brings up a node of kind `candidate` with this many peers, and measures.
 ///
 /// # Errors
 /// When something is missing or does not come up.
-pub fn measure(who: Who, peers: u16, spans: Spans, idle: Duration) -> Result<Found, LabError> {
-    let mut stage = Stage::start(who, peers)?;
+pub fn measure(
+    candidate: Candidate,
+    peers: u16,
+    spans: Spans,
+    idle: Duration,
+) -> Result<Found, LabError> {
+    let mut stage = Stage::start(candidate, peers)?;
     let mut found = vec![("up", stage.up.as_secs_f64())];
     pause(idle)?;
     found.extend(stage.memory(["idle", "idle_anon"]));
@@ -81,10 +86,10 @@ pub fn measure(who: Who, peers: u16, spans: Spans, idle: Duration) -> Result<Fou
 }
 
 impl Stage {
-    fn start(who: Who, peers: u16) -> Result<Self, LabError> {
-        let kind = who
+    fn start(candidate: Candidate, peers: u16) -> Result<Self, LabError> {
+        let kind = candidate
             .kind()
-            .ok_or_else(|| LabError::new(format!("{who} has no peers")))?;
+            .ok_or_else(|| LabError::new(format!("{candidate} has no peers")))?;
         let options = HostOptions { ipv4_only: true };
         let mut lab = Lab::new()?;
         let relay_host = lab.host_with("relay", Place::Open, options)?;
@@ -93,16 +98,16 @@ impl Stage {
         let control_host = lab.host_with("control", Place::Open, options)?;
         let control = Control::start(&control_host, Some(&derp_map(&[&relay])))?;
         let key = control.auth_key("ann")?;
-        let town_host = lab.host_with("town", Place::Open, options)?;
+        let peers_host = lab.host_with("peers", Place::Open, options)?;
         let arguments = [
-            "town".to_owned(),
+            "synthetic-peers".to_owned(),
             control.url().to_owned(),
             key.clone(),
             peers.to_string(),
-            town_host.address().to_string(),
+            peers_host.address().to_string(),
         ];
         // All of them first: the node is to get one netmap, not a thousand.
-        let town = Load::start(&town_host, &arguments)?;
+        let synthetic = Load::start(&peers_host, &arguments)?;
         check_interrupt()?;
         let mut node = Node::start(&lab.host_with("node", Place::Open, options)?, kind)?;
         let began = Instant::now();
@@ -110,8 +115,8 @@ impl Stage {
         let up = began.elapsed();
         let cpu = Counted::process(node.daemon().pid());
         Ok(Self {
-            town,
-            _town_host: town_host,
+            synthetic,
+            _peers_host: peers_host,
             node,
             targets: Vec::with_capacity(peers.into()),
             up,
@@ -157,7 +162,7 @@ impl Stage {
             v4(api.address()?)?,
             own.collect::<Vec<_>>().join(",")
         );
-        self.town.ask_for(&words)?;
+        self.synthetic.ask_for(&words)?;
         Ok(())
     }
 
@@ -185,7 +190,7 @@ impl Stage {
         let api = LocalApi::of(self.node.host());
         until("a session with each", MEETING, || {
             sender.ask()?;
-            let sessions = number(&self.town.ask_for("sessions")?, "sessions")?;
+            let sessions = number(&self.synthetic.ask_for("sessions")?, "sessions")?;
             let direct = api.direct_peers()?;
             if sessions < peers as f64 || direct < peers {
                 let text = format!("{sessions} sessions, {direct} direct paths");
@@ -204,10 +209,10 @@ impl Stage {
     ) -> Result<Found, LabError> {
         check_interrupt()?;
         let mut sender = self.sender(EVERYTHING * GIGA / 8.0, size, spans.udp)?;
-        let before = number(&settled(&mut self.town)?, "datagrams")?;
+        let before = number(&settled(&mut self.synthetic)?, "datagrams")?;
         let busy = self.cpu.seconds();
         let sent = sender.ask()?;
-        let after = number(&settled(&mut self.town)?, "datagrams")?;
+        let after = number(&settled(&mut self.synthetic)?, "datagrams")?;
         Ok(self.figures(names, (after - before) * size_of(size), busy, &sent))
     }
 
@@ -221,7 +226,7 @@ impl Stage {
         check_interrupt()?;
         let mut sink = Load::start(self.node.host(), &["udp-sink".to_owned()])?;
         let busy = self.cpu.seconds();
-        let sent = self.town.ask_for(&format!(
+        let sent = self.synthetic.ask_for(&format!(
             "send {} {:.0} {size} {}",
             sink.port(),
             EVERYTHING * GIGA / 8.0,
@@ -253,7 +258,7 @@ impl Stage {
         const LATE: Duration = Duration::from_millis(500);
         check_interrupt()?;
         let mut sink = Load::start(self.node.host(), &["stamp-sink".to_owned()])?;
-        let sent = self.town.ask_for(&format!(
+        let sent = self.synthetic.ask_for(&format!(
             "flood {} {LARGE} {} {}",
             sink.port(),
             spans.udp.as_millis(),
@@ -266,8 +271,8 @@ impl Stage {
         let others = number(&sent, "others")?.max(1.0);
         let each = others / f64::from(peers - 1);
         // Senders of which nothing arrived are not among the counted ones.
-        let all_heard = number(&came, "heard")? >= f64::from(peers - 1);
-        let fewest = if all_heard {
+        let all_arrived = number(&came, "senders")? >= f64::from(peers - 1);
+        let fewest = if all_arrived {
             number(&came, "fewest")?
         } else {
             0.0
@@ -294,9 +299,9 @@ impl Stage {
         })
     }
 
-    /// That what the node sent could be opened.
+    /// Checks that all datagrams of the node could be opened.
     fn check(&mut self) -> Result<(), LabError> {
-        let counts = self.town.ask()?;
+        let counts = self.synthetic.ask()?;
         match (number(&counts, "bad")?, number(&counts, "opened")?) {
             (0.0, 1.0..) => Ok(()),
             _ => Err(LabError::new(format!("not all could be opened: {counts}"))),

@@ -2,7 +2,7 @@
 //! of all of them, and whether each gets its share.
 
 use super::drive::{Load, number};
-use super::ends::{Who, v4};
+use super::ends::{Candidate, v4};
 use super::measure::{Found, Spans};
 use super::usage::Counted;
 use super::{check_interrupt, pause, until};
@@ -57,13 +57,13 @@ impl Tailnet {
 ///
 /// # Errors
 /// When something is missing or does not come up.
-pub fn measure(who: Who, spans: Spans) -> Result<Found, LabError> {
+pub fn measure(candidate: Candidate, spans: Spans) -> Result<Found, LabError> {
     let options = HostOptions { ipv4_only: true };
     let mut lab = Lab::new()?;
     let hosts = (0..=PEERS)
         .map(|number| lab.host_with(&format!("host{number}"), Place::Open, options))
         .collect::<Result<Vec<_>, _>>()?;
-    let mut tailnet = match who.kind() {
+    let mut tailnet = match candidate.kind() {
         Some(kind) => Some(Tailnet::start(&mut lab, kind, &hosts)?),
         None => None,
     };

@@ -15,7 +15,7 @@ use super::figures::Spreads;
 use super::measure::{Found, Spans};
 use super::pipeline::{TUNNEL_MTU, socket};
 use super::usage::{cores, machine};
-use super::{Ends, Who};
+use super::{Candidate, Ends};
 use super::{pause, until};
 use warren_lab::{LabError, PATIENCE};
 
@@ -143,10 +143,10 @@ pub fn udp_bound(spreads: &Spreads) -> Option<(f64, f64)> {
 /// TUN to TUN with the load generator, and then `grown` times as many bytes
 /// through the cipher and the network.
 fn sum(spreads: &Spreads, shuttle: &str, grown: f64) -> Option<(f64, f64)> {
-    let of = |key: &str, who| spreads.of_key(key, who).map(|spread| spread.median);
-    let wire = of("parts.gso_cpu", Who::Roofline)?
-        + 1.0 / of("parts.seal", Who::Roofline)?
-        + 1.0 / of("parts.open", Who::Roofline)?;
-    let seconds = of(shuttle, Who::Shuttle)? + grown * wire;
+    let of = |key: &str, candidate| spreads.of_key(key, candidate).map(|spread| spread.median);
+    let wire = of("parts.gso_cpu", Candidate::Roofline)?
+        + 1.0 / of("parts.seal", Candidate::Roofline)?
+        + 1.0 / of("parts.open", Candidate::Roofline)?;
+    let seconds = of(shuttle, Candidate::Shuttle)? + grown * wire;
     Some((seconds, cores() * 8.0 / seconds))
 }

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use super::Outcome;
-use super::ends::Who;
+use super::ends::Candidate;
 use super::figures::{Metric, metric};
 use crate::machine;
 
@@ -29,18 +29,18 @@ const SHOWN: [&str; 18] = [
     "start.running",
     "size.files",
 ];
-const BARS: [(Who, &str); 5] = [
-    (Who::Ours, "#c2410c"),
-    (Who::Reference, "#64748b"),
-    (Who::BoringTun, "#b6c2d1"),
-    (Who::Roofline, "#15803d"),
-    (Who::Raw, "#a3a3a3"),
+const BARS: [(Candidate, &str); 5] = [
+    (Candidate::Ours, "#c2410c"),
+    (Candidate::Reference, "#64748b"),
+    (Candidate::BoringTun, "#b6c2d1"),
+    (Candidate::Roofline, "#15803d"),
+    (Candidate::Raw, "#a3a3a3"),
 ];
 
-/// Whether that bar says something there. Superpackets over the bare cable go
-/// so much faster that nothing else could be seen beside them.
-fn belongs(metric: &Metric, who: Who) -> bool {
-    who != Who::Raw || metric.key.starts_with("udp")
+/// Whether that bar is drawn there. Superpackets over the bare cable go so much
+/// faster that no other bar could be seen beside them.
+fn belongs(metric: &Metric, candidate: Candidate) -> bool {
+    candidate != Candidate::Raw || metric.key.starts_with("udp")
 }
 
 const WIDTH: usize = 980;
@@ -57,7 +57,7 @@ pub fn svg(outcome: &Outcome) -> Option<String> {
     let panels: Vec<&Metric> = SHOWN
         .iter()
         .filter_map(|key| metric(key))
-        .filter(|metric| outcome.spreads.get(metric, Who::Ours).is_some())
+        .filter(|metric| outcome.spreads.get(metric, Candidate::Ours).is_some())
         .collect();
     if panels.is_empty() {
         return None;
@@ -91,10 +91,10 @@ pub fn svg(outcome: &Outcome) -> Option<String> {
     );
     write_text(&mut text, (24, 54), "fill=\"#475569\"", &taken);
     let mut x = 24;
-    for (who, colour) in BARS {
-        let there = panels
-            .iter()
-            .any(|metric| belongs(metric, who) && outcome.spreads.get(metric, who).is_some());
+    for (candidate, colour) in BARS {
+        let there = panels.iter().any(|metric| {
+            belongs(metric, candidate) && outcome.spreads.get(metric, candidate).is_some()
+        });
         if !there {
             continue;
         }
@@ -102,7 +102,12 @@ pub fn svg(outcome: &Outcome) -> Option<String> {
             text,
             "<rect x=\"{x}\" y=\"66\" width=\"12\" height=\"12\" fill=\"{colour}\"/>"
         );
-        write_text(&mut text, (x + 18, 77), "fill=\"#0f172a\"", who.name());
+        write_text(
+            &mut text,
+            (x + 18, 77),
+            "fill=\"#0f172a\"",
+            candidate.name(),
+        );
         x += 120;
     }
     text += &body;
@@ -122,8 +127,10 @@ fn panel(text: &mut String, outcome: &Outcome, metric: &Metric, x: usize, y: usi
     write_text(text, (x, y + 14), style, &title);
     let bars: Vec<_> = BARS
         .iter()
-        .filter(|(who, _)| belongs(metric, *who))
-        .filter_map(|(who, colour)| Some((who, colour, outcome.spreads.get(metric, *who)?)))
+        .filter(|(candidate, _)| belongs(metric, *candidate))
+        .filter_map(|(candidate, colour)| {
+            Some((candidate, colour, outcome.spreads.get(metric, *candidate)?))
+        })
         .collect();
     let longest = bars
         .iter()
@@ -137,9 +144,9 @@ fn panel(text: &mut String, outcome: &Outcome, metric: &Metric, x: usize, y: usi
     };
     #[allow(clippy::cast_precision_loss)] // pixels
     let zero = (x + LABEL) as f64;
-    for (i, (who, colour, spread)) in bars.iter().enumerate() {
+    for (i, (candidate, colour, spread)) in bars.iter().enumerate() {
         let at = y + TITLE + i * (BAR + 4);
-        write_text(text, (x, at + 13), "fill=\"#334155\"", who.name());
+        write_text(text, (x, at + 13), "fill=\"#334155\"", candidate.name());
         let _ = writeln!(
             text,
             "<rect x=\"{zero}\" y=\"{at}\" width=\"{:.1}\" height=\"{BAR}\" fill=\"{colour}\"/>",
@@ -154,8 +161,8 @@ fn panel(text: &mut String, outcome: &Outcome, metric: &Metric, x: usize, y: usi
             zero + spread.most * scale,
         );
         let mut value = format!("{:.*}", metric.digits, spread.median);
-        if **who == Who::Ours
-            && let Some(ratio) = outcome.spreads.ratio(metric, Who::Reference)
+        if **candidate == Candidate::Ours
+            && let Some(ratio) = outcome.spreads.ratio(metric, Candidate::Reference)
         {
             let _ = write!(value, "  ({ratio:.2}x)");
         }

@@ -91,12 +91,12 @@ impl Pipeline {
         let stop = Arc::new(AtomicBool::new(false));
         let mut threads = Vec::new();
         let mut spawn = |name: &str, work: Box<dyn FnOnce() + Send>| -> io::Result<u32> {
-            let (tell, id) = std::sync::mpsc::channel();
+            let (report, id) = std::sync::mpsc::channel();
             let thread = std::thread::Builder::new().name(name.to_owned());
             threads.push(thread.spawn(move || {
                 // The starter waits for it below.
                 let id = rustix::thread::gettid().as_raw_nonzero().get();
-                let _ = tell.send(id.unsigned_abs());
+                let _ = report.send(id.unsigned_abs());
                 work();
             })?);
             id.recv().map_err(io::Error::other)

@@ -17,7 +17,7 @@ const LINES: usize = 12;
 /// Records both daemons during a TCP stream; gives the tables as text.
 ///
 /// # Errors
-/// Says why there is no profile.
+/// The reason why there is no profile.
 pub fn tcp(ends: &mut Ends, spans: Spans, folder: &Path) -> Result<String, LabError> {
     let perf = which("perf").ok_or_else(|| {
         LabError::new("the program `perf` is not installed (package linux-perf or linux-tools)")
@@ -27,7 +27,7 @@ pub fn tcp(ends: &mut Ends, spans: Spans, folder: &Path) -> Result<String, LabEr
     super::pause(spans.warm_up)?;
     let mut recordings = Vec::new();
     for (end, pid) in ["sending", "receiving"].iter().zip(&pids) {
-        let file = folder.join(format!("perf-{}-{end}.data", ends.who));
+        let file = folder.join(format!("perf-{}-{end}.data", ends.candidate));
         let child = Command::new(&perf)
             .args([
                 "record",
@@ -57,7 +57,7 @@ pub fn tcp(ends: &mut Ends, spans: Spans, folder: &Path) -> Result<String, LabEr
     let mut text = String::new();
     for (end, file, recording) in recordings {
         recording.finish()?;
-        text += &format!("\n{} ({end}), of its own time:\n\n", ends.who);
+        text += &format!("\n{} ({end}), of its own time:\n\n", ends.candidate);
         text += &top(&perf, &file)?;
     }
     Ok(text)

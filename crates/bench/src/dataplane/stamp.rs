@@ -93,7 +93,7 @@ impl Arrivals {
         json!({
             "flood": self.flood,
             "others": self.delays.len(),
-            "heard": self.others.len(),
+            "senders": self.others.len(),
             "fewest": self.others.values().min().copied().unwrap_or_default(),
             "p50": rank(50),
             "p99": rank(99),
@@ -134,7 +134,7 @@ mod tests {
         let summary = arrivals.summary();
         assert_eq!(summary["flood"], 5);
         assert_eq!(summary["others"], 101);
-        assert_eq!(summary["heard"], 2);
+        assert_eq!(summary["senders"], 2);
         assert_eq!(summary["fewest"], 1);
         assert_eq!(summary["p50"], 50.0);
         assert_eq!(summary["p99"], 99.0);

@@ -102,10 +102,10 @@ pub fn run(server: &str, auth_key: &str, count: u16, address: Ipv4Addr) -> Resul
         met,
     };
     std::thread::Builder::new()
-        .name("town-listener".to_owned())
+        .name("peers-listener".to_owned())
         .spawn(move || {
             if let Err(error) = listener.run() {
-                eprintln!("the town hears nothing any more: {error}");
+                eprintln!("the synthetic peers cannot receive any more: {error}");
                 std::process::exit(1);
             }
         })?;
@@ -131,7 +131,7 @@ fn answer(
     post: &mut Option<Post>,
 ) -> Result<Value, LabError> {
     let words: Vec<&str> = line.split_whitespace().collect();
-    let wrong = || LabError::new(format!("the town does not understand `{line}`"));
+    let wrong = || LabError::new(format!("`{line}` is not a command of the synthetic peers"));
     let number = |word: &str| word.parse::<u64>().map_err(|_| wrong());
     match words.as_slice() {
         ["?"] => Ok(json!({
@@ -198,8 +198,8 @@ impl Listener {
         let mut next_tick = Instant::now();
         loop {
             events.clear();
-            let room = rustix::buffer::spare_capacity(&mut events);
-            match epoll::wait(&poll, room, Some(&pause)) {
+            let capacity = rustix::buffer::spare_capacity(&mut events);
+            match epoll::wait(&poll, capacity, Some(&pause)) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -221,7 +221,7 @@ impl Listener {
                 for mut batch in batch.buffers() {
                     let from = batch.from;
                     for datagram in batch.datagrams() {
-                        peer.hear(now, from, datagram, line, &self.counts);
+                        peer.receive(now, from, datagram, line, &self.counts);
                     }
                 }
             }

@@ -5,34 +5,34 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use super::Outcome;
-use super::ends::Who;
+use super::ends::Candidate;
 use super::figures::{METRICS, Metric, PARTS, Spread};
 use super::parts;
 use crate::machine;
 
 /// The columns and their titles.
-const COLUMNS: [Who; 5] = [
-    Who::Ours,
-    Who::Reference,
-    Who::BoringTun,
-    Who::Roofline,
-    Who::Raw,
+const COLUMNS: [Candidate; 5] = [
+    Candidate::Ours,
+    Candidate::Reference,
+    Candidate::BoringTun,
+    Candidate::Roofline,
+    Candidate::Raw,
 ];
 
 /// All of it, as Markdown.
 pub fn markdown(outcome: &Outcome) -> String {
     let mut text = head(outcome);
-    let columns: Vec<Who> = COLUMNS
+    let columns: Vec<Candidate> = COLUMNS
         .into_iter()
-        .filter(|who| {
+        .filter(|candidate| {
             METRICS
                 .iter()
-                .any(|metric| outcome.spreads.get(metric, *who).is_some())
+                .any(|metric| outcome.spreads.get(metric, *candidate).is_some())
         })
         .collect();
     text += "| what | unit |";
-    for who in &columns {
-        let _ = write!(text, " {who} |");
+    for candidate in &columns {
+        let _ = write!(text, " {candidate} |");
     }
     text += " ratio | of roofline | goal |\n|---|---|";
     text += &"--:|".repeat(columns.len());
@@ -40,7 +40,7 @@ pub fn markdown(outcome: &Outcome) -> String {
     for metric in METRICS {
         let any = columns
             .iter()
-            .any(|who| outcome.spreads.get(metric, *who).is_some());
+            .any(|candidate| outcome.spreads.get(metric, *candidate).is_some());
         if any {
             row(&mut text, outcome, metric, &columns);
         }
@@ -76,19 +76,19 @@ fn head(outcome: &Outcome) -> String {
     if cfg!(debug_assertions) {
         text += "\nThe bench itself is not optimised: roofline and load generator say nothing.\n";
     }
-    for (who, why) in &outcome.missing {
-        let _ = writeln!(text, "\nNot measured: {who}, because {why}.");
+    for (candidate, why) in &outcome.missing {
+        let _ = writeln!(text, "\nNot measured: {candidate}, because {why}.");
     }
     text.push('\n');
     text
 }
 
-fn row(text: &mut String, outcome: &Outcome, metric: &Metric, columns: &[Who]) {
+fn row(text: &mut String, outcome: &Outcome, metric: &Metric, columns: &[Candidate]) {
     let indented = metric.title.strip_prefix("  ");
     let title = indented.map_or_else(|| metric.title.to_owned(), |rest| format!("&emsp;{rest}"));
     let _ = write!(text, "| {title} | {} |", metric.unit);
-    for who in columns {
-        let _ = write!(text, " {} |", cell(outcome, metric, *who));
+    for candidate in columns {
+        let _ = write!(text, " {} |", cell(outcome, metric, *candidate));
     }
     let ratio = |to| {
         let ratio = outcome.spreads.ratio(metric, to);
@@ -102,17 +102,17 @@ fn row(text: &mut String, outcome: &Outcome, metric: &Metric, columns: &[Who]) {
     let _ = writeln!(
         text,
         " {} | {} | {} |",
-        ratio(Who::Reference),
-        ratio(Who::Roofline),
+        ratio(Candidate::Reference),
+        ratio(Candidate::Roofline),
         goals.join(", ")
     );
 }
 
-fn cell(outcome: &Outcome, metric: &Metric, who: Who) -> String {
-    let Some(spread) = outcome.spreads.get(metric, who) else {
+fn cell(outcome: &Outcome, metric: &Metric, candidate: Candidate) -> String {
+    let Some(spread) = outcome.spreads.get(metric, candidate) else {
         return String::new();
     };
-    let limited = metric.key == "udpmax.rate" && is_limited(outcome, who);
+    let limited = metric.key == "udpmax.rate" && is_limited(outcome, candidate);
     format!(
         "{}{}",
         if limited { "at least " } else { "" },
@@ -121,8 +121,8 @@ fn cell(outcome: &Outcome, metric: &Metric, who: Who) -> String {
 }
 
 /// Whether the generator could offer no more than what still got through.
-fn is_limited(outcome: &Outcome, who: Who) -> bool {
-    let by_product = outcome.spreads.of_key("udpmax.generator_limit", who);
+fn is_limited(outcome: &Outcome, candidate: Candidate) -> bool {
+    let by_product = outcome.spreads.of_key("udpmax.generator_limit", candidate);
     by_product.is_some()
 }
 
@@ -146,7 +146,7 @@ fn roofline(outcome: &Outcome) -> String {
     let mut line = |title: &str, unit: &str, figure: String| {
         let _ = writeln!(text, "| {title} | {unit} | {figure} |");
     };
-    let of = |key: &str, who| outcome.spreads.of_key(key, who);
+    let of = |key: &str, candidate| outcome.spreads.of_key(key, candidate);
     for (key, title, unit) in [
         (
             "tcp1.rate",
@@ -166,14 +166,14 @@ fn roofline(outcome: &Outcome) -> String {
         ),
         ("udpmax.cpu_all", "&emsp;whole machine", "CPU s/GB"),
     ] {
-        if let Some(spread) = of(key, Who::Shuttle) {
-            let limited = key == "udpmax.rate" && is_limited(outcome, Who::Shuttle);
+        if let Some(spread) = of(key, Candidate::Shuttle) {
+            let limited = key == "udpmax.rate" && is_limited(outcome, Candidate::Shuttle);
             let least = if limited { "at least " } else { "" };
             line(title, unit, format!("{least}{}", shown(spread, 2)));
         }
     }
     for metric in PARTS {
-        if let Some(spread) = outcome.spreads.get(metric, Who::Roofline) {
+        if let Some(spread) = outcome.spreads.get(metric, Candidate::Roofline) {
             let title = metric.title.replace("  ", "&emsp;");
             line(&title, metric.unit, shown(spread, metric.digits));
         }
@@ -212,15 +212,15 @@ pub fn json(outcome: &Outcome) -> Value {
     let figures = outcome.figures.iter().map(|figure| {
         json!({
             "metric": figure.metric,
-            "who": figure.who.name(),
+            "candidate": figure.candidate.name(),
             "round": figure.round,
             "value": figure.value,
         })
     });
-    let summary = outcome.spreads.all().map(|(key, who, spread)| {
+    let summary = outcome.spreads.all().map(|(key, candidate, spread)| {
         json!({
             "metric": key,
-            "who": who.name(),
+            "candidate": candidate.name(),
             "median": spread.median,
             "least": spread.least,
             "most": spread.most,
@@ -233,7 +233,7 @@ pub fn json(outcome: &Outcome) -> Value {
     let missing = outcome
         .missing
         .iter()
-        .map(|(who, why)| json!({ "who": who.name(), "why": why }));
+        .map(|(candidate, why)| json!({ "candidate": candidate.name(), "why": why }));
     let sum = |bound: Option<(f64, f64)>| {
         bound.map(|(seconds, rate)| json!({ "cpu_s_per_gb": seconds, "gbit_s": rate }))
     };

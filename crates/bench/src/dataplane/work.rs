@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::datagrams::{DATAGRAM, udp, udp_max};
 use super::drive::{Load, number};
-use super::ends::{Ends, Who};
+use super::ends::{Candidate, Ends};
 use super::measure::{Clock, Found, GIGA, Spans};
 use super::{pause, until};
 use warren_lab::{LabError, PATIENCE};
@@ -81,14 +81,16 @@ impl Item {
         }
     }
 
-    /// Whether `who` is measured with it, on a direct path.
-    pub fn concerns(self, who: Who) -> bool {
+    /// Whether `candidate` is measured with it, on a direct path.
+    pub fn concerns(self, candidate: Candidate) -> bool {
         match self {
             Self::Tcp1 | Self::Tcp4 => true,
             // A bound of the bound: how many single frames a TUN takes.
             Self::UdpMax => true,
-            Self::Udp05 | Self::Udp3 | Self::Ping | Self::PingLoad => who != Who::Shuttle,
-            Self::Flood => who.kind().is_some(),
+            Self::Udp05 | Self::Udp3 | Self::Ping | Self::PingLoad => {
+                candidate != Candidate::Shuttle
+            }
+            Self::Flood => candidate.kind().is_some(),
             // These have turns of their own.
             Self::Forward | Self::Peers | Self::Relay | Self::Memory | Self::Parts => false,
         }
@@ -243,8 +245,10 @@ fn round_trips(answer: &Value) -> Result<Found, LabError> {
 fn flood(ends: &Ends, spans: Spans) -> Result<Found, LabError> {
     /// More than any machine makes with single datagrams.
     const EVERYTHING: f64 = 20.0;
-    let (Some(stranger), Some(at)) = (&ends.stranger, ends.outside) else {
-        return Err(LabError::new("nobody stands beside this one"));
+    let (Some(outsider), Some(at)) = (&ends.outsider, ends.outside) else {
+        return Err(LabError::new(
+            "this candidate has no host outside its tailnet",
+        ));
     };
     let mut tcp = Tcp::start(ends, 1)?;
     pause(spans.warm_up)?;
@@ -255,7 +259,7 @@ fn flood(ends: &Ends, spans: Spans) -> Result<Found, LabError> {
         DATAGRAM.to_string(),
         spans.tcp.as_millis().to_string(),
     ];
-    let mut source = Load::start(stranger, &arguments)?;
+    let mut source = Load::start(outsider, &arguments)?;
     let mut junk = Value::Null;
     let mut found = tcp.count(|| {
         junk = source.ask()?;

@@ -62,7 +62,7 @@ impl Sample {
     }
 }
 
-/// Ours to real; nothing where there is no real one or it is nothing itself.
+/// Ours divided by the real one; empty where the real one is missing or zero.
 fn ratio(ours: Option<f64>, real: Option<f64>) -> String {
     match (ours, real) {
         (Some(ours), Some(real)) if real > 0.0 && real.is_finite() && ours.is_finite() => {

@@ -25,7 +25,7 @@ const LAST_ECHOES: Duration = Duration::from_millis(500);
 pub struct Trial {
     /// Where the nodes stood.
     pub pair: Pair,
-    /// Whose nodes they were.
+    /// The program of the nodes.
     pub kind: Kind,
     /// How long `up` took on each.
     pub up: [Duration; 2],

@@ -25,8 +25,8 @@ pub struct Secrets {
     pub disco: DiscoSecret,
 }
 
-/// Registers one peer per address, named `peer0` and so on, and tells the
-/// server where it is.
+/// Registers one peer per address, named `peer0` and so on, and reports its
+/// endpoint to the server.
 ///
 /// They hold no map stream: a thousand copies of a netmap of a thousand would
 /// be all that this machine does. To the server they are offline, which nodes
@@ -88,8 +88,8 @@ pub fn all(
                 if !answer.error.is_empty() {
                     return Err(failed(answer.error));
                 }
-                let told = client.update(&update).await;
-                told.map_err(|error| failed(error.to_string()))
+                let updated = client.update(&update).await;
+                updated.map_err(|error| failed(error.to_string()))
             });
         }
         while let Some(joined) = joining.join_next().await {

@@ -62,7 +62,7 @@ impl Peer {
     }
 
     /// Takes a datagram.
-    pub fn hear(
+    pub fn receive(
         &mut self,
         now: Instant,
         from: SocketAddr,
