@@ -40,12 +40,12 @@ fuzz_target!(|bytes: &[u8]| {
         let mut one_by_one = plain.clone();
         let mut number = counter;
         for datagram in one_by_one[align..].chunks_mut(segment_len) {
-            near.seal_in_place(number, datagram).expect("there is room");
+            near.seal_in_place(number, datagram).expect("the buffer is long enough");
             number = number.wrapping_add(1);
         }
         let mut together = plain.clone();
         near.seal_batch(counter, &mut together[align..], segment_len)
-            .expect("there is room");
+            .expect("the buffer is long enough");
         assert!(together == one_by_one, "sealed otherwise");
 
         let hurt = usize::from(place) % count * segment_len + align;

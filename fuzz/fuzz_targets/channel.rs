@@ -57,16 +57,16 @@ fuzz_target!(|bytes: &[u8]| {
         let _ = response_frame_len(header);
     }
 
-    let mut story = steps(bytes);
-    let (first, second) = (story.next(), story.next());
+    let mut steps = steps(bytes);
+    let (first, second) = (steps.next(), steps.next());
     let bytes_of =
         |step: Option<warren_fuzz::Step<'_>>| step.map_or(Vec::new(), |s| s.bytes.to_vec());
     let Some((mut near, mut far)) = pair(&bytes_of(first), &bytes_of(second)) else {
         return;
     };
-    let (mut stream, mut said) = (Vec::new(), Vec::new());
+    let (mut stream, mut sent) = (Vec::new(), Vec::new());
     let mut hurt = Vec::new();
-    for step in story {
+    for step in steps {
         match step.kind % 3 {
             0 => {
                 near.sealer
@@ -87,11 +87,13 @@ fuzz_target!(|bytes: &[u8]| {
     let intact = stream.clone();
     damage(&mut stream, &hurt);
     let same = intact == stream;
-    let (heard, failed) = open_all(&mut far.opener, &mut stream);
+    let (received, failed) = open_all(&mut far.opener, &mut stream);
     if same {
-        assert_eq!((heard, failed), (said, false));
+        assert_eq!((received, failed), (sent, false));
     } else {
         // The received bytes are a prefix of the sent ones, never anything else.
-        assert!(said.starts_with(&heard) && heard.len() < said.len() || said.is_empty());
+        assert!(
+            sent.starts_with(&received) && received.len() < sent.len() || sent.is_empty()
+        );
     }
 });

@@ -237,7 +237,7 @@ fuzz_target!(|bytes: &[u8]| {
         assert_eq!(
             meaning(map),
             meaning(whole),
-            "{session:?} was told something else"
+            "the deltas of {session:?} differ from its full map"
         );
     }
 });

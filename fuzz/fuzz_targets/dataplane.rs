@@ -73,7 +73,7 @@ fuzz_target!(|bytes: &[u8]| {
                 datagram.resize(step.bytes.len() + TRANSPORT_OVERHEAD, 0);
                 counter += u64::from(step.arg & 1);
                 near.seal_in_place(counter, &mut datagram)
-                    .expect("there is room");
+                    .expect("the buffer is long enough");
                 let before = pair.drops[1].total();
                 let len = datagram.len();
                 pair.arrive(Source::Udp(udp_address(1)), datagram, len);
@@ -95,7 +95,7 @@ fuzz_target!(|bytes: &[u8]| {
                     datagram.resize(piece + TRANSPORT_OVERHEAD, 0);
                     counter += u64::from(batch.len() as u16 % 3 != 1);
                     near.seal_in_place(counter, &mut datagram)
-                        .expect("there is room");
+                        .expect("the buffer is long enough");
                     batch.push((packet, datagram));
                 }
                 if step.arg & 1 == 1 {

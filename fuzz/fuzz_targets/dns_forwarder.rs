@@ -52,12 +52,12 @@ fn drain(
                     (Some(asked), Some(header)) => {
                         assert!(header.response && asked.id == header.id);
                         if transport == Transport::Udp {
-                            let room = message::edns_payload(&query)
+                            let limit = message::edns_payload(&query)
                                 .unwrap_or(0)
                                 .max(message::MIN_PAYLOAD);
                             // An error repeats the question, however long.
                             assert!(
-                                answer.len() <= usize::from(room) || answer.len() <= query.len()
+                                answer.len() <= usize::from(limit) || answer.len() <= query.len()
                             );
                         }
                     }

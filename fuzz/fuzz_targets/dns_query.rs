@@ -47,10 +47,10 @@ fuzz_target!(|query: &[u8]| {
                 let asked = asked.expect("a question had one");
                 assert!(header.response && header.id == asked.id);
                 if transport == Transport::Udp {
-                    let room = message::edns_payload(query)
+                    let limit = message::edns_payload(query)
                         .unwrap_or(0)
                         .max(message::MIN_PAYLOAD);
-                    assert!(answer.len() <= usize::from(room));
+                    assert!(answer.len() <= usize::from(limit));
                 }
                 if header.questions == 1 {
                     assert_eq!(message::question(&answer), message::question(query));

@@ -13,8 +13,8 @@ use warren_fuzz::{steps, tailnet_addresses};
 use warren_wire::ip::{IpPacket, Protocol};
 
 fuzz_target!(|bytes: &[u8]| {
-    let mut story = steps(bytes);
-    let Some(first) = story.next() else { return };
+    let mut steps = steps(bytes);
+    let Some(first) = steps.next() else { return };
     let Ok(rules) = Vec::<FilterRule>::read(first.bytes) else {
         return;
     };
@@ -37,7 +37,7 @@ fuzz_target!(|bytes: &[u8]| {
     let shields = Filter::shields_up(local.clone());
     let flows = FlowTable::with_slots(&mut SeededEntropy(1), 64);
     let mut now = 0;
-    for step in story {
+    for step in steps {
         now += u32::from(step.arg);
         let Ok(packet) = IpPacket::parse(step.bytes) else {
             continue;

@@ -151,7 +151,7 @@ fuzz_target!(|bytes: &[u8]| {
         let mut datagram = [0; TRANSPORT_OVERHEAD];
         session
             .seal_in_place(0, &mut datagram)
-            .expect("there is room");
+            .expect("the buffer is long enough");
         assert!(other.open_in_place(&mut datagram).is_ok());
     }
 });

@@ -79,7 +79,7 @@ impl World {
                 Event::SendUdp { to, packet } => {
                     assert!(
                         to.port() != 0 && !to.ip().is_unspecified(),
-                        "nobody is at {to}"
+                        "no peer can be at {to}"
                     );
                     assert!(packet.len() <= 1_500 || packet.starts_with(&MAGIC));
                     self.pinged.insert(to);

@@ -45,7 +45,7 @@ fuzz_target!(|bytes: &[u8]| {
         datagram.splice(0..0, [0; TRANSPORT_HEADER_LEN]);
         datagram.resize(content.len() + TRANSPORT_OVERHEAD, 0);
         near.seal_in_place(counter, &mut datagram)
-            .expect("there is room");
+            .expect("the buffer is long enough");
 
         let mut hurt = datagram.clone();
         damage(&mut hurt, step.bytes);

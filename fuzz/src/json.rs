@@ -12,7 +12,7 @@ pub trait Message: Sized {
     /// Reads one.
     ///
     /// # Errors
-    /// The bytes are no such message.
+    /// The bytes are not such a message.
     fn read(json: &[u8]) -> Result<Self>;
 
     /// Writes it. Every message has a form.

@@ -200,7 +200,7 @@ fn peer_with_capability() -> Value {
     peer
 }
 
-/// What a node says of its host.
+/// The description of a node's host.
 fn hostinfo() -> Value {
     json!({"OS": "linux", "Hostname": "host", "RoutableIPs": ["10.0.0.0/8"],
         "RequestTags": ["tag:web"], "Services": [{"Proto": "tcp", "Port": 22}],
