@@ -218,8 +218,18 @@ struct Rights {
     other: BTreeSet<String>,
 }
 
+/// A difference: the services as text, the routers, and the right if it is not one of
+/// ports.
+type Key = (String, Vec<String>, String);
+
+/// The classes that have a difference: destination -> sources.
+type ByDestination = BTreeMap<usize, BTreeSet<usize>>;
+
+/// Differences, the ports of each as JSON, and their classes.
+type Found = BTreeMap<Key, (Value, ByDestination)>;
+
 /// The access that `here` allows and `there` does not, for the pairs that the
-/// differing atoms mention.
+/// differing atoms mention, and the number of pairs of machines that it concerns.
 fn one_way(
     classes: &EquivalenceClasses<'_>,
     side: Side,
@@ -233,10 +243,30 @@ fn one_way(
             pairs.extend(atom.to.iter().map(|to| (*from, *to)));
         }
     }
+    let mut found = differences(classes, pairs, here, there);
+    let mut touched: BTreeSet<(usize, usize)> = BTreeSet::new();
+    for (_, class_ids) in found.values_mut() {
+        drop_listed_twice(classes, class_ids);
+        for (to, sources) in &*class_ids {
+            touched.extend(sources.iter().map(|from| (*from, *to)));
+        }
+    }
+    let total = touched
+        .iter()
+        .map(|(from, to)| classes.pairs(*from, *to))
+        .sum();
+    (access_changes(classes, side, candidates, found), total)
+}
+
+/// The rights that `here` gives and `there` does not, for each of `pairs`.
+fn differences(
+    classes: &EquivalenceClasses<'_>,
+    pairs: BTreeSet<(usize, usize)>,
+    here: &[Atom],
+    there: &[Atom],
+) -> Found {
     let (here, there) = (by_source(classes, here), by_source(classes, there));
-    // Difference -> destination -> sources.
-    type Key = (String, Vec<String>, String);
-    let mut found: BTreeMap<Key, (Value, BTreeMap<usize, BTreeSet<usize>>)> = BTreeMap::new();
+    let mut found = Found::new();
     for (from, to) in pairs {
         if classes.pairs(from, to) == 0 {
             continue;
@@ -264,33 +294,35 @@ fn one_way(
             note((right.clone(), Vec::new(), right.clone()), Value::Null);
         }
     }
-    let mut touched: BTreeSet<(usize, usize)> = BTreeSet::new();
-    for (_, class_ids) in found.values_mut() {
-        // A user's own machines that are listed as other classes are not listed
-        // twice.
-        let told = |from: &usize| {
-            let own = classes.own_classes(*from).unwrap_or_default();
-            own.iter().all(|class| {
-                class_ids
-                    .get(class)
-                    .is_some_and(|sources| sources.contains(from))
-            })
-        };
-        let own = class_ids.get(&classes.own()).cloned().unwrap_or_default();
-        let left: BTreeSet<usize> = own.into_iter().filter(|from| !told(from)).collect();
-        if left.is_empty() {
-            class_ids.remove(&classes.own());
-        } else {
-            class_ids.insert(classes.own(), left);
-        }
-        for (to, sources) in &*class_ids {
-            touched.extend(sources.iter().map(|from| (*from, *to)));
-        }
+    found
+}
+
+/// Removes a user's own machines where they are listed as other classes too.
+fn drop_listed_twice(classes: &EquivalenceClasses<'_>, class_ids: &mut ByDestination) {
+    let is_listed = |from: &usize| {
+        let own = classes.own_classes(*from).unwrap_or_default();
+        own.iter().all(|class| {
+            class_ids
+                .get(class)
+                .is_some_and(|sources| sources.contains(from))
+        })
+    };
+    let own = class_ids.get(&classes.own()).cloned().unwrap_or_default();
+    let left: BTreeSet<usize> = own.into_iter().filter(|from| !is_listed(from)).collect();
+    if left.is_empty() {
+        class_ids.remove(&classes.own());
+    } else {
+        class_ids.insert(classes.own(), left);
     }
-    let total = touched
-        .iter()
-        .map(|(from, to)| classes.pairs(*from, *to))
-        .sum();
+}
+
+/// The differences with the names of their sources and destinations, sorted.
+fn access_changes(
+    classes: &EquivalenceClasses<'_>,
+    side: Side,
+    candidates: &[Atom],
+    found: Found,
+) -> Vec<AccessChange> {
     let names = classes.names(side);
     let mut out = Vec::new();
     for ((service, via, _), (ports, by_destination)) in found {
@@ -320,7 +352,7 @@ fn one_way(
         }
     }
     out.sort_by(|a, b| (&a.from, &a.to, &a.service).cmp(&(&b.from, &b.to, &b.service)));
-    (out, total)
+    out
 }
 
 fn by_source<'a>(classes: &EquivalenceClasses<'_>, atoms: &'a [Atom]) -> Vec<Vec<&'a Atom>> {
