@@ -21,7 +21,7 @@ pub enum HandshakeError {
     Frame(#[from] FrameError),
     /// A message does not authenticate. At a client: the server does not have
     /// the key it is known by. At a server: the client knows another key, or
-    /// is no client at all.
+    /// is not a client at all.
     #[error(
         "the control handshake does not authenticate: \
          the server's key is not the one the client knows (fetch it again)"
@@ -95,7 +95,7 @@ impl ClientHandshake {
     /// client; `server` is the key from `/key`.
     ///
     /// # Errors
-    /// [`HandshakeError::DegenerateKey`] when `server` is no usable key.
+    /// [`HandshakeError::DegenerateKey`] when `server` is not a usable key.
     pub fn start(
         version: u16,
         machine: &MachineSecret,

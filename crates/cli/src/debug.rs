@@ -238,7 +238,7 @@ mod tests {
                 "Rule": {"SrcIPs": ["*"], "DstPorts": [{"IP": "*", "Ports": {"First": 22, "Last": 22}}]}}],
             "WithoutRule": {"answer": {"Packets": 7, "Bytes": 9000}},
             "DroppedIn": {"acl": {"Packets": 1, "Bytes": 40}},
-            "Problems": ["rule 1: SrcIPs entry \"x\" is no address, prefix, range or *"],
+            "Problems": ["rule 1: SrcIPs entry \"x\" is not an address, a prefix, a range or *"],
             "CompiledBytes": 1025,
         }))
         .unwrap();
@@ -249,7 +249,7 @@ mod tests {
              In without a rule\n               7           9000  answer\n\
              Dropped on the way in\n               1             40  acl\n\
              Entries that cannot be used (everything else applies):\n  \
-             rule 1: SrcIPs entry \"x\" is no address, prefix, range or *\n"
+             rule 1: SrcIPs entry \"x\" is not an address, a prefix, a range or *\n"
         );
     }
 

@@ -1,5 +1,5 @@
-//! What `warren` prints where no daemon runs: help, usage errors, and the advice when
-//! the daemon does not answer. After an intended change,
+//! The output of `warren` where no daemon runs: help, usage errors, and the advice
+//! when the daemon does not answer. After an intended change,
 //! `TRYCMD=overwrite cargo test -p warren-cli --test transcripts` writes the files again.
 
 #[test]

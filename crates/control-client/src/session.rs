@@ -61,7 +61,7 @@ pub enum RequestError {
     /// The server answered "not found".
     #[error("{0}")]
     NotFound(String),
-    /// The server's address cannot be used; repeating the request is no use.
+    /// The server's address cannot be used; repeating the request is useless.
     #[error("{0}")]
     BadAddress(String),
     /// Anything else, as shown to the user.

@@ -233,7 +233,7 @@ impl Access {
         }
     }
 
-    /// Those who see the node and whom it sees. `None`: everyone.
+    /// The nodes that see the node, and those that it sees. `None`: all.
     pub(crate) fn peers_of(&self, id: NodeId) -> Option<NodeSet> {
         let in_force = self.policy.as_ref()?;
         (!in_force.policy.is_allow_all()).then(|| in_force.compiled.peer_set(id))

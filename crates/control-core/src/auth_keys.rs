@@ -1,8 +1,8 @@
 //! Pre-auth keys: `wk-<id>-<secret>`.
 //!
 //! The id finds the record, the secret is 256 random bits in lower-case base32.
-//! Only the SHA-256 of the secret is kept, so a copy of the database joins
-//! nobody. No slow hash: there is nothing to guess in 256 bits.
+//! Only the SHA-256 of the secret is kept, so no node can join with a copy of the
+//! database. No slow hash: there is nothing to guess in 256 bits.
 
 use data_encoding::{Encoding, Specification};
 use sha2::{Digest as _, Sha256};

@@ -3,7 +3,7 @@
 //! A parked request has an id that cannot be guessed, a deadline, and shares:
 //! groups of requests (one source, one pair of nodes, all) each of which may
 //! hold a limited number. When a group is full, the oldest request of it whose
-//! client no longer waits for the answer makes room; when there is none, the new
+//! client no longer waits for the answer is removed; when there is none, the new
 //! request is refused.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -69,7 +69,7 @@ impl<K, T> Default for ParkedRequests<K, T> {
 
 impl<K: Ord + Clone, T> ParkedRequests<K, T> {
     /// Adds a request that belongs to these groups, each with its limit, the
-    /// narrowest first. Returns the request that made room, if one had to.
+    /// narrowest first. Returns the request that was removed for it, if any.
     /// Requests that are not `evictable` keep their places.
     pub(crate) fn insert(
         &mut self,

@@ -67,8 +67,8 @@ impl Policies {
 }
 
 /// The changes that add `new` to the history `kept`: its number, and the oldest
-/// versions that go. `before` is the text that was in force, which is the first
-/// version where there is no history yet.
+/// versions, which are removed. `before` is the text that was in force; it is the
+/// first version where there is no history yet.
 pub(crate) fn remember<'a>(
     kept: impl Iterator<Item = &'a PolicyVersion>,
     before: Option<String>,

@@ -163,7 +163,7 @@ pub struct AuthKeyRecord {
     pub id: AuthKeyId,
     /// SHA-256 of the secret.
     pub digest: [u8; 32],
-    /// Whose nodes it makes.
+    /// The user that owns the nodes that it makes.
     pub user: Option<UserId>,
     /// Whether it works more than once.
     pub reusable: bool,

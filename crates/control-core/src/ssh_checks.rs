@@ -194,7 +194,7 @@ impl SshChecks {
         Ok(Some(state))
     }
 
-    /// Opens a check for a session. Returns also the one that made room.
+    /// Opens a check for a session. Returns also the one that was removed for it.
     pub(crate) fn open(
         &mut self,
         now: Instant,

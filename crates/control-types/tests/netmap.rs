@@ -97,7 +97,7 @@ fn parts_apply_in_the_documented_order() {
     assert_eq!(four.last_seen.unwrap().as_second(), 1_800_000_000);
     assert_eq!(changes.peers[&NodeId(4)], PeerDelta::Added);
     assert!(matches!(&changes.peers[&NodeId(2)], PeerDelta::Changed(old) if old.name == "two."));
-    // Peer 3 was never seen, so forgetting that is no change.
+    // Peer 3 was never seen, so forgetting that changes nothing.
     assert_eq!(changes.peers.len(), 2);
 }
 

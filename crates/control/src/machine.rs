@@ -2,8 +2,8 @@
 //! `/machine/map`, `/machine/ssh/action`, and clear refusals for requests that
 //! this server does not support.
 //!
-//! The map stream is pulled: a frame is made when HTTP/2 has room for it, from
-//! what is true at that moment. A client that reads slowly gets fewer, newer
+//! The map stream is pulled: a frame is made when HTTP/2 has space for it, from the
+//! state at that moment. A client that reads slowly gets fewer, newer
 //! messages, never a longer queue.
 
 use std::convert::Infallible;

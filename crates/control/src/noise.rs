@@ -279,7 +279,7 @@ impl Upgrader {
                 tracing::debug!(%machine, "a channel was closed: {unused}");
             }
             () = slot.must_close() => {
-                tracing::debug!(%machine, "a channel was closed to make room for another connection");
+                tracing::debug!(%machine, "a channel was closed in favour of another connection");
             }
         }
     }

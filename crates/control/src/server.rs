@@ -92,7 +92,7 @@ impl Server {
                             tokio::select! {
                                 () = server.connection(stream, peer, slot.clone()) => {}
                                 () = slot.must_close() => {
-                                    tracing::debug!("closed to make room for another connection");
+                                    tracing::debug!("closed in favour of another connection");
                                 }
                             }
                         };

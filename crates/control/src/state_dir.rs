@@ -137,7 +137,7 @@ impl StateDir {
     /// The server's Noise key, and whether it was made just now.
     ///
     /// # Errors
-    /// It cannot be read or written, or is no key.
+    /// It cannot be read or written, or is not a key.
     pub fn noise_key(
         &self,
         entropy: &mut dyn Entropy,

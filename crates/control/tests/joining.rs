@@ -34,7 +34,7 @@ async fn two_nodes_join_and_see_each_other_at_once() {
 
     let mut bob = Node::new(&server.server_url, "bob");
     bob.register(&auth).await;
-    // Plain frames for who asks for none other.
+    // Plain frames for a client that does not ask for compression.
     bob.poll("").await;
     assert_eq!(bob.peer_names(), ["alice"]);
     alice

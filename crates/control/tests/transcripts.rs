@@ -1,5 +1,5 @@
-//! What `warren-control` prints where no server runs: help, usage errors, and policies
-//! read from files. After an intended change,
+//! The output of `warren-control` where no server runs: help, usage errors, and
+//! policies read from files. After an intended change,
 //! `TRYCMD=overwrite cargo test -p warren-control --test transcripts` writes the files
 //! again.
 

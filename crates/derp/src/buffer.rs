@@ -77,8 +77,8 @@ impl FrameBuffer {
             let spare = self.spare();
             let n = spare.len().min(bytes.len());
             let (now, later) = bytes.split_at(n);
-            if let Some(room) = spare.get_mut(..n) {
-                room.copy_from_slice(now);
+            if let Some(space) = spare.get_mut(..n) {
+                space.copy_from_slice(now);
             }
             self.filled(n);
             bytes = later;
@@ -106,15 +106,15 @@ impl FrameBuffer {
 
     /// Says that `n` bytes were read into [`spare`](Self::spare).
     pub fn filled(&mut self, n: usize) {
-        let room = self.bytes.len() - self.end;
-        let n = n.min(room);
+        let spare = self.bytes.len() - self.end;
+        let n = n.min(spare);
         self.end += n;
         if n * 8 < self.bytes.len() {
             self.quiet_reads = self.quiet_reads.saturating_add(1);
         } else {
             self.quiet_reads = 0;
         }
-        if n == room && self.bytes.len() < LARGE {
+        if n == spare && self.bytes.len() < LARGE {
             let len = (self.bytes.len() * 2).min(LARGE);
             self.bytes.resize(len, 0);
         }

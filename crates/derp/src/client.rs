@@ -130,7 +130,7 @@ enum Phase {
 pub struct Client {
     config: ClientConfig,
     phase: Phase,
-    heard: Instant,
+    last_received: Instant,
     output: Vec<u8>,
 }
 
@@ -140,7 +140,7 @@ impl Client {
         Self {
             config,
             phase: Phase::AwaitKey,
-            heard: now,
+            last_received: now,
             output: Vec::new(),
         }
     }
@@ -212,7 +212,7 @@ impl Client {
         frame: RawFrame<'a>,
         entropy: &mut dyn Entropy,
     ) -> Result<Option<Event<'a>>, ClientError> {
-        self.heard = now;
+        self.last_received = now;
         let RawFrame { kind, payload } = frame;
         match &self.phase {
             Phase::AwaitKey => match (kind, Frame::parse(kind, payload)) {
@@ -278,12 +278,12 @@ impl Client {
     /// Notes that the clock may be asked for silence again from `now`: bytes
     /// came, even if no whole frame.
     pub fn note_bytes(&mut self, now: Instant) {
-        self.heard = self.heard.max(now);
+        self.last_received = self.last_received.max(now);
     }
 
     /// When silence ends the connection.
     pub fn next_deadline(&self) -> Instant {
-        self.heard + READ_TIMEOUT
+        self.last_received + READ_TIMEOUT
     }
 
     /// Checks for silence; early calls do nothing.

@@ -22,7 +22,7 @@
 //! |---|---|
 //! | [`FrameBuffer`], [`server::Connection`] | the task that reads a connection |
 //! | [`server::Keepalive`] | the task that writes it |
-//! | [`SendQueue`] | shared by everyone who sends to that connection; short critical sections. All together hold what the [`QueueBudget`] allows |
+//! | [`SendQueue`] | shared by all senders to that connection; short critical sections. All together hold what the [`QueueBudget`] allows |
 //! | [`Registry`] | the relay, behind a read-write lock; readers may cache a route while [`Registry::generation`] and the [`Turns`] of its key do not change |
 //!
 //! Nothing here reads a clock, draws randomness or touches a socket: the

@@ -96,12 +96,12 @@ struct Chunk {
 }
 
 #[derive(Debug, Default)]
-struct Lane {
+struct ClassQueue {
     chunks: VecDeque<Chunk>,
     bytes: usize,
 }
 
-impl Lane {
+impl ClassQueue {
     /// Appends a frame; returns the packets that had to go for it.
     fn push(
         &mut self,
@@ -166,8 +166,8 @@ pub struct SendQueue {
     limits: Limits,
     control: Vec<u8>,
     pong: Option<[u8; 8]>,
-    disco: Lane,
-    data: Lane,
+    disco: ClassQueue,
+    data: ClassQueue,
     spare: Option<Vec<u8>>,
     drops: Drops,
     /// Bytes that were taken and are being written.
@@ -192,8 +192,8 @@ impl SendQueue {
             limits,
             control: Vec::new(),
             pong: None,
-            disco: Lane::default(),
-            data: Lane::default(),
+            disco: ClassQueue::default(),
+            data: ClassQueue::default(),
             spare: None,
             drops: Drops::default(),
             taken: 0,

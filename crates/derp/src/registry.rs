@@ -7,7 +7,7 @@
 //!   state file); all stay open, and the one that spoke last gets the packets.
 //! - **forwarders**: the mesh links that announced the key. The first link that
 //!   announced it is used. A packet takes at most one such hop.
-//! - **heard**: the connections that received packets from a key, and must be
+//! - **receivers**: the connections that received packets from a key, and must be
 //!   notified when it leaves the region.
 //!
 //! Changes return [`Notice`]s (a message and its connection); the caller
@@ -138,8 +138,8 @@ struct Conn<H> {
     key: NodePublic,
     handle: H,
     presence: Presence,
-    /// The keys in `heard` that list this connection, to take it out again.
-    heard_from: BTreeSet<NodePublic>,
+    /// The keys in `receivers` that list this connection, to take it out again.
+    received_from: BTreeSet<NodePublic>,
 }
 
 /// The connections of one key.
@@ -184,7 +184,7 @@ pub struct Registry<H, M> {
     watchers: BTreeSet<ConnId>,
     /// First come, first used.
     forwarders: BTreeMap<NodePublic, Vec<Forwarder<M>>>,
-    heard: BTreeMap<NodePublic, BTreeSet<ConnId>>,
+    receivers: BTreeMap<NodePublic, BTreeSet<ConnId>>,
     generation: u64,
 }
 
@@ -197,7 +197,7 @@ impl<H: Clone, M: Clone> Registry<H, M> {
             clients: BTreeMap::new(),
             watchers: BTreeSet::new(),
             forwarders: BTreeMap::new(),
-            heard: BTreeMap::new(),
+            receivers: BTreeMap::new(),
             generation: 0,
         }
     }
@@ -220,7 +220,7 @@ impl<H: Clone, M: Clone> Registry<H, M> {
             key,
             handle,
             presence,
-            heard_from: BTreeSet::new(),
+            received_from: BTreeSet::new(),
         };
         self.conns.insert(id, conn);
         self.clients
@@ -245,11 +245,11 @@ impl<H: Clone, M: Clone> Registry<H, M> {
         };
         self.generation += 1;
         self.watchers.remove(&id);
-        for source in &conn.heard_from {
-            if let Some(heard) = self.heard.get_mut(source) {
-                heard.remove(&id);
-                if heard.is_empty() {
-                    self.heard.remove(source);
+        for source in &conn.received_from {
+            if let Some(receivers) = self.receivers.get_mut(source) {
+                receivers.remove(&id);
+                if receivers.is_empty() {
+                    self.receivers.remove(source);
                 }
             }
         }
@@ -344,8 +344,8 @@ impl<H: Clone, M: Clone> Registry<H, M> {
     /// when `source` leaves. Needed once per pair and stay of `source`.
     pub fn note_heard(&mut self, source: NodePublic, receiver: ConnId) {
         if let Some(conn) = self.conns.get_mut(&receiver) {
-            conn.heard_from.insert(source);
-            self.heard.entry(source).or_default().insert(receiver);
+            conn.received_from.insert(source);
+            self.receivers.entry(source).or_default().insert(receiver);
         }
     }
 
@@ -453,9 +453,9 @@ impl<H: Clone, M: Clone> Registry<H, M> {
             return Vec::new();
         }
         let mut notices = Vec::new();
-        for id in self.heard.remove(&key).unwrap_or_default() {
+        for id in self.receivers.remove(&key).unwrap_or_default() {
             if let Some(conn) = self.conns.get_mut(&id) {
-                conn.heard_from.remove(&key);
+                conn.received_from.remove(&key);
                 let news = News::Gone {
                     key,
                     reason: PeerGoneReason::Disconnected,
@@ -573,7 +573,7 @@ mod tests {
         assert_eq!(registry.disconnect(ConnId(1)), []);
         registry.disconnect(ConnId(4));
         assert_eq!(registry.disconnect(ConnId(2)), [gone(7, 3)]);
-        assert!(registry.heard.is_empty());
+        assert!(registry.receivers.is_empty());
     }
 
     #[test]
@@ -687,7 +687,7 @@ mod tests {
             for id in conns.into_keys() {
                 registry.disconnect(ConnId(id));
             }
-            prop_assert!(registry.clients.is_empty() && registry.heard.is_empty());
+            prop_assert!(registry.clients.is_empty() && registry.receivers.is_empty());
         }
     }
 }

@@ -128,7 +128,7 @@ pub enum ControlError {
         after: Duration,
     },
     /// The server wants an answer at an address that makes no sense.
-    #[error("the coordination server asks for an answer at \"{0}\", which is no address")]
+    #[error("the coordination server asks for an answer at \"{0}\", which is not an address")]
     AnswerUrl(String),
 }
 
@@ -297,7 +297,7 @@ impl ControlClient {
         ))
     }
 
-    /// Tells the server news of the node. `request` should have `omit_peers`
+    /// Sends changes of the node to the server. `request` should have `omit_peers`
     /// and not `stream`; the open map stream is not disturbed.
     ///
     /// # Errors

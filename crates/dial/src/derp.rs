@@ -168,7 +168,7 @@ impl DerpSender {
         self.shared.wake.notify_one();
     }
 
-    /// Tells the relay whether it is our home.
+    /// Notifies the relay whether it is our home.
     pub fn note_home(&self, is_home: bool) {
         self.control(&Frame::NotePreferred(is_home));
     }

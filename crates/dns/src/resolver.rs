@@ -48,7 +48,7 @@ pub enum Decision {
         /// The message to send.
         query: Vec<u8>,
     },
-    /// It is no question; send nothing.
+    /// It is not a question; send nothing.
     Drop,
 }
 

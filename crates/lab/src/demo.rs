@@ -26,19 +26,19 @@ pub struct Stage {
 }
 
 /// Prints progress with the time since the start.
-struct Story {
+struct Progress {
     start: Instant,
 }
 
-impl Story {
-    fn tell(&self, text: impl AsRef<str>) {
-        self.tell_at(Instant::now(), text);
+impl Progress {
+    fn print(&self, text: impl AsRef<str>) {
+        self.print_at(Instant::now(), text);
     }
 
     fn tell_at(&self, at: Instant, text: impl AsRef<str>) {
         let seconds = at.saturating_duration_since(self.start).as_secs_f64();
         let mut out = std::io::stdout().lock();
-        // A closed terminal is no reason to stop half-way.
+        // The demo goes on when the terminal is closed.
         drop(writeln!(out, "{seconds:5.1} s  {}", text.as_ref()));
         drop(out.flush());
     }
@@ -49,7 +49,7 @@ impl Story {
 /// # Errors
 /// When any step does not happen; the text says which, and holds the logs.
 pub fn run() -> Result<Stage, LabError> {
-    let story = Story {
+    let progress = Progress {
         start: Instant::now(),
     };
     let mut lab = Lab::new()?;
@@ -76,7 +76,7 @@ pub fn run() -> Result<Stage, LabError> {
     let mut relay = relay.ok_or_else(|| LabError::new("warren-relay is missing"))?;
     let control = Control::start(&control_host, Some(&crate::derp_map(&[&relay])))?;
     let key = control.auth_key("demo")?;
-    story.tell("control and relay are up");
+    progress.print("control and relay are up");
 
     // On a machine of its own a direct path is there before the first packet
     // is: so the way between the two is closed at first, to see the relay work.
@@ -84,14 +84,14 @@ pub fn run() -> Result<Stage, LabError> {
     let alice = Node::start(&alice_host, Kind::Warren)?;
     let bob = Node::start(&bob_host, Kind::Warren)?;
     let took = alice.up(control.url(), &key, &[])?;
-    story.tell(format!(
+    progress.print(format!(
         "alice joined as {}, {:.2} s",
         shown(&alice)?,
         took.as_secs_f64()
     ));
     let took = bob.up(control.url(), &key, &[])?;
     let joined = Instant::now();
-    story.tell(format!(
+    progress.print(format!(
         "bob joined as {}, {:.2} s",
         shown(&bob)?,
         took.as_secs_f64()
@@ -104,7 +104,7 @@ pub fn run() -> Result<Stage, LabError> {
         probe.first_answer().ok_or("none yet")
     })?;
     let path = alice.path_to("bob")?;
-    story.tell_at(
+    progress.print_at(
         first_answer,
         format!(
             "first reply alice -> bob, {:.0} ms after both had joined ({})",
@@ -114,14 +114,14 @@ pub fn run() -> Result<Stage, LabError> {
     );
     let watch = Duration::from_millis(600);
     wait_past(first_answer + watch);
-    story.tell("packets flow; now the way between them opens");
+    progress.print("packets flow; now the way between them opens");
     alice_host.unblock()?;
     let opened = Instant::now();
     let direct = alice.wait_until_direct("bob")?;
     let switched = Instant::now();
     wait_past(switched + watch);
     let (sent, lost) = probe.lost_between(first_answer, switched + watch / 2);
-    story.tell_at(
+    progress.print_at(
         switched,
         format!(
             "direct to {direct}, {:.1} s later; {lost} of {sent} packets lost on the way there",
@@ -134,14 +134,14 @@ pub fn run() -> Result<Stage, LabError> {
     let page = until("the page http://bob/", PATIENCE, || {
         web::open_page(&alice_host, "bob")
     })?;
-    story.tell(format!(
+    progress.print(format!(
         "http://bob/ on alice says \"{}\" (name by MagicDNS)",
         page.trim()
     ));
     let page = until("the page http://alice/", PATIENCE, || {
         web::open_page(&bob_host, "alice")
     })?;
-    story.tell(format!("http://alice/ on bob says \"{}\"", page.trim()));
+    progress.print(format!("http://alice/ on bob says \"{}\"", page.trim()));
 
     let cut = Instant::now();
     alice_host.block_udp_with(&bob_host)?;
@@ -152,13 +152,13 @@ pub fn run() -> Result<Stage, LabError> {
         }
     })?;
     wait_past(Instant::now() + watch);
-    story.tell(format!(
+    progress.print(format!(
         "direct path cut: relay {back} again; longest silence {:.1} s",
         probe.longest_silence(cut).as_secs_f64()
     ));
     alice_host.unblock()?;
     let direct = alice.wait_until_direct("bob")?;
-    story.tell(format!("cable back: direct to {direct} again"));
+    progress.print(format!("cable back: direct to {direct} again"));
 
     let settled = Instant::now() + watch;
     wait_past(settled);
@@ -166,14 +166,14 @@ pub fn run() -> Result<Stage, LabError> {
     let stopped = Instant::now();
     wait_past(stopped + watch);
     let (sent, lost) = probe.lost_between(stopped, stopped + watch / 2);
-    story.tell_at(
+    progress.print_at(
         stopped,
         format!("relay stopped: {lost} of {sent} packets lost, they go direct"),
     );
     relay.restart()?;
 
     println!("\nalice$ warren status\n{}", alice.cli(&["status"])?);
-    story.tell("done");
+    progress.print("done");
     Ok(Stage {
         lab,
         control,

@@ -86,8 +86,8 @@ impl Lab {
         let folder = tempfile::Builder::new().prefix("warren-lab-").tempdir()?;
         let internet = namespace("internet", folder.path())?;
         // With an address of its own: a bridge that may choose takes the lowest
-        // of its ports', so it changes as hosts are plugged in, and who knew the
-        // old one sends into the void until the kernel asks again.
+        // of its ports', so it changes as hosts are plugged in, and hosts that know the
+        // old one lose their packets until the kernel asks again.
         ip(
             &internet,
             "link set lo up

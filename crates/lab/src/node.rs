@@ -9,7 +9,7 @@ use crate::network::{Host, LabError};
 use crate::program::{Program, foreign, ours};
 use crate::wait::{PATIENCE, until};
 
-/// Whose program runs the node.
+/// The program that runs the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// `warren`.
@@ -108,8 +108,7 @@ impl Node {
     }
 
     fn wait_until_it_answers(&mut self) -> Result<(), LabError> {
-        // A daemon that has ended will not answer any more: that is no reason
-        // to go on waiting.
+        // A daemon that has ended will not answer any more: stop waiting.
         until("the daemon to answer", PATIENCE, || {
             match self.daemon.check_alive() {
                 Err(ended) => Ok(Err(ended)),
@@ -123,7 +122,7 @@ impl Node {
         &self.host
     }
 
-    /// Whose program it is.
+    /// The program of the node.
     pub fn kind(&self) -> Kind {
         self.kind
     }
@@ -197,7 +196,7 @@ impl Node {
             .ok_or_else(|| LabError::new(format!("the node does not count {name}:\n{page}")))
     }
 
-    /// What `status --json` says.
+    /// The output of `status --json`.
     ///
     /// # Errors
     /// When the daemon does not answer.

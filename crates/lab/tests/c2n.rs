@@ -18,9 +18,9 @@ fn a_node_answers(lab: &mut Lab, kind: Kind) -> Option<()> {
     let refused = control.cli(&["debug", "c2n", "alice", "/no/such/path"]);
     let refused = refused.unwrap_err().to_string();
     assert!(refused.contains("the node refused"), "{refused}");
-    let nobody = control.cli(&["debug", "c2n", "bob", "/echo"]);
+    let unconnected = control.cli(&["debug", "c2n", "bob", "/echo"]);
     assert!(
-        nobody
+        unconnected
             .unwrap_err()
             .to_string()
             .contains("node \"bob\" not found")

@@ -227,8 +227,8 @@ fn a_lan_behind_our_router_is_reached_with_and_without_its_address() {
         }
         // A later packet has arrived, so this one would have arrived too.
         assert_eq!(ask(site.alice.host(), machine, &printer), own);
-        let heard = alice.recv_from(&mut [0; 64]);
-        assert!(heard.is_err(), "{heard:?} began a connection");
+        let received = alice.recv_from(&mut [0; 64]);
+        assert!(received.is_err(), "{received:?} began a connection");
     }
 
     // An orderly end and a crash leave nothing behind.

@@ -416,8 +416,8 @@ fn a_tagged_key_makes_tagged_nodes_and_the_list_says_everything() {
     run(&mut lab);
 }
 
-/// A node tells which rule lets in and how often, what was dropped, and what it
-/// cannot know.
+/// A node reports which rule let packets in and how often, which packets it dropped,
+/// and what it cannot know.
 #[test]
 fn a_node_explains_its_filter() {
     let Some(mut lab) = lab() else { return };

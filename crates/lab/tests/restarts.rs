@@ -57,16 +57,15 @@ fn handshakes_go_on_where_the_last_run_ended() {
         })
     })
     .unwrap();
-    // Told to stop, it does not run ahead of what it sent.
+    // After an orderly stop, the clock is not ahead of the last sent timestamp.
     alice.daemon().stop().unwrap();
     assert_eq!(kept_clock(&alice), Ok(ahead + 1));
     alice.restart().unwrap();
     traffic_flows(&bob, &alice);
 }
 
-/// A peer goes on sending on the session of the time before, and nobody tells
-/// it that there is none any more. The node that started does: it is the one
-/// that starts the handshake, which its kept clock shows.
+/// A peer still sends on a session of the time before the restart, and does not know
+/// that it is gone. The restarted node starts the handshake, as its kept clock shows.
 #[test]
 fn without_the_server_a_restarted_node_is_reached_again() {
     let Some(mut lab) = lab() else { return };

@@ -177,7 +177,7 @@ fn dig_agrees(alice: &Node, bob: &Node) {
     assert_eq!(dig(&["BOB.warren.internal", "A"]).unwrap(), v4);
     assert_eq!(dig(&["-x", &v4]).unwrap(), "bob.warren.internal.");
     assert_eq!(dig(&["-x", &v6]).unwrap(), "bob.warren.internal.");
-    assert_eq!(dig(&["nobody.warren.internal", "A"]).unwrap(), "");
+    assert_eq!(dig(&["missing.warren.internal", "A"]).unwrap(), "");
     // Nothing is served over TCP, and a client learns so at once.
     let refused = dig(&["+tcp", "bob.warren.internal", "A"])
         .unwrap_err()

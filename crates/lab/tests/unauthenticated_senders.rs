@@ -82,8 +82,8 @@ impl Baseline {
         }
     }
 
-    /// The program is alive and holds no more than `connections` cost. Those that
-    /// have to make room may take a moment to end.
+    /// The program is alive and holds no more than `connections` cost. Connections that
+    /// it closes may take a moment to end.
     fn holds(&self, program: &mut Program, connections: usize) {
         program.check_alive().unwrap();
         self.until_files(program, connections + OTHER_FILES);

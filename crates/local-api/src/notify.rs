@@ -181,7 +181,7 @@ pub struct EngineStatus {
     pub live_peers: BTreeMap<NodePublic, Value>,
 }
 
-/// One notification. What is `None` or empty did not change.
+/// One notification. A field that is `None` or empty did not change.
 ///
 /// The fields of the official client that are always written, as `null` when
 /// nothing changed, are so here; the newer ones are left out.

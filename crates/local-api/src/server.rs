@@ -43,7 +43,7 @@ const REFUSAL_TIME: Duration = Duration::from_secs(1);
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Type: text/plain\r\nContent-Length: 44\r\n\r\ntoo many local connections; try again later\n";
 
 /// Opens the socket: makes its folder, removes the socket that a dead daemon left,
-/// and lets all users connect. What they may do is decided for each request.
+/// and lets all users connect. Their rights are decided for each request.
 ///
 /// # Errors
 /// A daemon answers at `path` already, another kind of file is in the way, or the

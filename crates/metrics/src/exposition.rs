@@ -297,7 +297,7 @@ mod tests {
                     (_, '\\') => value.push(match chars.next().ok_or("nothing escaped")?.1 {
                         'n' => '\n',
                         c @ ('\\' | '"') => c,
-                        c => return Err(format!("\\{c} is no escape")),
+                        c => return Err(format!("\\{c} is not an escape")),
                     }),
                     (at, '"') => break at + 1,
                     (_, c) => value.push(c),

@@ -6,9 +6,9 @@
 //! [`dataplane`](warren_dataplane), whose threads read the
 //! [`View`](warren_dataplane::View) that the engine publishes.
 //!
-//! A netmap arrives by [`Engine::apply_map`]; what follows from it leaves as
+//! A netmap arrives by [`Engine::apply_map`]; its consequences leave as
 //! [`Output`]s: a new view, a new [`HostConfig`], messages to peers. A datagram
-//! that is no payload arrives by [`Engine::handle_udp`] or
+//! that is not tunnel data arrives by [`Engine::handle_udp`] or
 //! [`Engine::handle_relay`] and goes to path finding or to the handshakes.
 //!
 //! The engine never reads a clock, draws randomness of its own, touches the

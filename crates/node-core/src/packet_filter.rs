@@ -305,7 +305,7 @@ mod tests {
         let reported: Vec<String> = filter.problems().iter().map(ToString::to_string).collect();
         assert_eq!(
             reported,
-            ["rule 0: SrcIPs entry \"nonsense\" is no address, prefix, range or *"]
+            ["rule 0: SrcIPs entry \"nonsense\" is not an address, a prefix, a range or *"]
         );
         let shields = NodePrefs {
             shields_up: true,

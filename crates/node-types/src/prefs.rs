@@ -143,7 +143,7 @@ preferences! {
     no_stateful_filtering: Option<bool>,
     /// The handling of the firewall.
     netfilter_mode: NetfilterMode,
-    /// User who may change things without being root.
+    /// The user that may change settings without being root.
     operator_user: String,
     /// Name of this profile.
     profile_name: String,

@@ -288,7 +288,7 @@ fn check(folder: &str, case: &Case, notes: &mut Vec<String>) -> Result<(), Strin
     let tailnet = Tailnet::new(case);
     if !tailnet.stand_ins.is_empty() {
         notes.push(format!(
-            "  note: {}: in the policy, but nobody's when it was recorded: {:?}",
+            "  note: {}: in the policy, but of no node when it was recorded: {:?}",
             case.id,
             tailnet.stand_ins.keys()
         ));

@@ -35,7 +35,7 @@ const IDENTITIES: [&str; 12] = [
     "autogroup:auditor",
     "alice@example.com",
     "bob@example.com",
-    "nobody@example.com",
+    "absent@example.com",
     "group:dev",
     "group:empty",
     "tag:web",

@@ -183,10 +183,10 @@ fn obstacles_outside_the_policy_are_reported() {
         "{waiting}"
     );
     assert!(waiting.contains("add a destination"), "{waiting}");
-    let nobody = why(FILE, "laptop", "192.0.2.1:22", None).unwrap().text();
+    let missing = why(FILE, "laptop", "192.0.2.1:22", None).unwrap().text();
     assert!(
-        nobody.contains("no machine has 192.0.2.1 or offers a route to it"),
-        "{nobody}"
+        missing.contains("no machine has 192.0.2.1 or offers a route to it"),
+        "{missing}"
     );
     let open = why("{}", "phone", "db:1", None).unwrap().text();
     assert!(

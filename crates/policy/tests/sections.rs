@@ -97,9 +97,9 @@ fn localpart_entries_allow_a_login_by_own_name() {
             "users": ["localpart:*@example.com", "ubuntu"], "acceptEnv": ["LANG", " X "],
         }]"#,
     );
-    let told = |id| serde_json::to_value(ssh(&policy, id)).unwrap();
+    let rules_of = |id| serde_json::to_value(ssh(&policy, id)).unwrap();
     let names = |id| -> Vec<_> {
-        let rules = told(id)["rules"].as_array().cloned().unwrap();
+        let rules = rules_of(id)["rules"].as_array().cloned().unwrap();
         rules
             .iter()
             .map(|rule| {
@@ -127,7 +127,7 @@ fn localpart_entries_allow_a_login_by_own_name() {
     assert_eq!(names(1), expected[..2]);
     assert_eq!(names(2), expected[2..3]);
     assert_eq!(names(5), [(json!("100.64.0.5"), common, 2)]);
-    assert_eq!(told(4)["rules"][0]["acceptEnv"], json!(["LANG", " X "]));
+    assert_eq!(rules_of(4)["rules"][0]["acceptEnv"], json!(["LANG", " X "]));
 }
 
 #[test]
@@ -140,8 +140,8 @@ fn check_rules_come_first_and_their_period_is_not_sent() {
             {"action": "check", "src": ["bob@example.org"], "dst": ["tag:web"], "users": ["root"]},
         ]"#,
     );
-    let told = serde_json::to_value(ssh(&policy, 4)).unwrap();
-    let rules = told["rules"].as_array().unwrap();
+    let value = serde_json::to_value(ssh(&policy, 4)).unwrap();
+    let rules = value["rules"].as_array().unwrap();
     assert_eq!(rules.len(), 3);
     let url = "https://control.example/machine/ssh/action/$SRC_NODE_ID/to/$DST_NODE_ID?local_user=$LOCAL_USER";
     assert_eq!(rules[0]["action"], json!({"holdAndDelegate": url}));
@@ -195,8 +195,8 @@ fn ssh_tests_report_logins_that_differ() {
             "ssh autogroup:member -> ubuntu@tag:web: expected accepted, got denied",
         ),
         (
-            r#"{"src": "nobody@example.com", "dst": ["tag:web"], "deny": ["ubuntu"]}"#,
-            "ssh nobody@example.com -> ubuntu@tag:web: expected denied, but the source matches no node",
+            r#"{"src": "absent@example.com", "dst": ["tag:web"], "deny": ["ubuntu"]}"#,
+            "ssh absent@example.com -> ubuntu@tag:web: expected denied, but the source matches no node",
         ),
         (
             r#"{"src": "tag:db", "dst": ["autogroup:self"], "deny": ["root"]}"#,

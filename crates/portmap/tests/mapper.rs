@@ -14,7 +14,7 @@ use warren_wire::{nat_pmp, pcp};
 const LOCAL: &str = "10.0.0.2";
 const PORT: u16 = 41641;
 
-/// What the router answers.
+/// The behaviour of the router.
 #[derive(Debug, Clone, Copy)]
 struct Kind {
     pcp: bool,

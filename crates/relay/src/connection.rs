@@ -122,7 +122,7 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         route: None,
         turns: shared.read().turns(id).unwrap_or_default(),
         settled: None,
-        heard: HashSet::new(),
+        noted: HashSet::new(),
         departures: shared.departures(),
         woken: Vec::new(),
     };
@@ -215,7 +215,7 @@ enum Target {
     Local {
         id: ConnId,
         outbox: Arc<Outbox>,
-        heard: bool,
+        noted: bool,
         /// The turns of the key, and their number at the look-up.
         turns: (Turns, u64),
     },
@@ -249,7 +249,7 @@ struct Reader<'a> {
     /// The generation and the turns at which this was the active connection of its key.
     settled: Option<(u64, u64)>,
     /// The pairs of source and receiver that the registry has noted.
-    heard: HashSet<(NodePublic, ConnId)>,
+    noted: HashSet<(NodePublic, ConnId)>,
     departures: u64,
     /// Connections to wake once all frames of this read are queued.
     woken: Vec<Arc<Outbox>>,
@@ -368,23 +368,23 @@ impl Reader<'_> {
         };
         match target {
             Target::Local {
-                id, outbox, heard, ..
+                id, outbox, noted, ..
             } => {
                 // A mesh peer carries for many sources: each is its own pair.
-                if hop || !*heard {
+                if hop || !*noted {
                     let departures = self.shared.departures();
                     if hop && departures != self.departures {
-                        self.heard.clear();
+                        self.noted.clear();
                         self.departures = departures;
                     }
-                    if self.heard.insert((from, *id)) {
+                    if self.noted.insert((from, *id)) {
                         let id = *id;
                         self.shared.change(|registry| {
                             registry.note_heard(from, id);
                             Vec::new()
                         });
                     }
-                    *heard = true;
+                    *noted = true;
                 }
                 outbox
                     .queue()
@@ -432,7 +432,7 @@ impl Reader<'_> {
             Route::Local { id, handle, turns } => Target::Local {
                 id,
                 outbox: Arc::clone(handle),
-                heard: false,
+                noted: false,
                 turns: (turns.clone(), turns.count()),
             },
             Route::Mesh { handle, .. } => Target::Mesh(handle.clone()),
@@ -489,8 +489,8 @@ async fn write_queue<S: AsyncRead + AsyncWrite>(
             shared.metrics.bytes_sent.add(bytes.len() as u64);
             flushed = false;
         } else if !flushed {
-            // What is left in the TLS buffers at the end of a burst is at
-            // most a few records, but the link may be slow.
+            // At the end of a burst, the TLS buffers hold at most a few records, but
+            // the link may be slow.
             flush_unless_stalled(stream, stalled * 4).await?;
             flushed = true;
         } else {

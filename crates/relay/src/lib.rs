@@ -31,10 +31,10 @@
 //! with few large writes. No task ever waits for another connection:
 //! [`warren_derp::SendQueue`] says what is dropped when a receiver is slow.
 //!
-//! # What it never does
+//! # Limits
 //!
-//! Look into packets, keep anything about its clients on disk, or log keys and
-//! addresses above the debug level.
+//! The relay never looks into packets, keeps nothing about its clients on disk, and
+//! logs no keys or addresses above the debug level.
 
 pub mod bootstrap;
 pub mod cli;

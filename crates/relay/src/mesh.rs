@@ -43,7 +43,7 @@ pub enum ParseMeshPeerError {
         "\"{0}\" is not a valid relay of the mesh; write HOST, HOST:PORT or https://HOST[:PORT]"
     )]
     Form(String),
-    /// The mesh key would be sent to a relay that cannot prove who it is.
+    /// The mesh key would be sent to a relay that cannot prove its identity.
     #[error(
         "\"{0}\" has no TLS, so any machine on the way could take the mesh key; use https:// \
          (http:// is accepted for relays on this machine only)"

@@ -36,7 +36,7 @@ pub struct Applicant {
     pub source: IpAddr,
 }
 
-/// Decides who may use the relay. Mesh peers are not asked about.
+/// Decides which clients may use the relay. It is not called for mesh peers.
 pub trait Admission: Send + Sync {
     /// Whether `applicant` may use the relay. Answer within ten seconds.
     fn admit(&self, applicant: Applicant) -> Pin<Box<dyn Future<Output = bool> + Send + '_>>;

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use net::{PATIENCE, TestClient, Told, config, disco, plain, secret, tls, wait_until, without_tls};
+use net::{
+    PATIENCE, Received, TestClient, config, disco, plain, secret, tls, wait_until, without_tls,
+};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use warren_dial::Dialer;
@@ -109,7 +111,7 @@ async fn of_two_connections_of_a_key_the_one_that_spoke_last_gets_the_packets() 
     drop(new);
     assert_eq!(
         sender.next().await,
-        Some(Told::Gone(gone, PeerGoneReason::Disconnected))
+        Some(Received::Gone(gone, PeerGoneReason::Disconnected))
     );
 }
 
@@ -118,23 +120,23 @@ async fn absent_target_is_reported_for_disco_only_and_rate_limited() {
     let relay = Relay::new(config(100));
     let node = plain(&relay).await;
     let mut a = TestClient::connect(1, &node, &without_tls()).await;
-    let nobody = secret(77).public();
-    a.sender.send(&nobody, b"data");
+    let absent = secret(77).public();
+    a.sender.send(&absent, b"data");
     a.settle().await;
     for _ in 0..20 {
-        a.sender.send(&nobody, &disco());
+        a.sender.send(&absent, &disco());
     }
     a.sender.ping(*b"the end.");
-    let mut told = 0;
+    let mut notices = 0;
     loop {
         match a.next().await {
-            Some(Told::Gone(key, PeerGoneReason::NotHere)) if key == nobody => told += 1,
-            Some(Told::Pong(_)) => break,
+            Some(Received::Gone(key, PeerGoneReason::NotHere)) if key == absent => notices += 1,
+            Some(Received::Pong(_)) => break,
             other => panic!("{other:?}"),
         }
     }
     // Three at once and one a second; this takes far less than ten seconds.
-    assert!((3..13).contains(&told), "reported {told} times");
+    assert!((3..13).contains(&notices), "reported {notices} times");
 }
 
 #[tokio::test]
@@ -145,10 +147,10 @@ async fn only_admitted_keys_come_in() {
     let relay = Relay::new(config);
     let node = plain(&relay).await;
     TestClient::connect(1, &node, &without_tls()).await;
-    let mut stranger = TestClient::try_connect(2, &node, &without_tls())
+    let mut refused = TestClient::try_connect(2, &node, &without_tls())
         .await
         .unwrap();
-    assert_eq!(stranger.next().await, None);
+    assert_eq!(refused.next().await, None);
 }
 
 /// Admits all clients until it is closed.
@@ -304,7 +306,7 @@ async fn upgrade_response_has_the_exact_shape() {
 }
 
 #[tokio::test]
-async fn bad_input_closes_and_harms_nobody() {
+async fn bad_input_closes_and_harms_absent() {
     let relay = Relay::new(config(100));
     let node = plain(&relay).await;
     let port = node.derp_port();
@@ -375,6 +377,6 @@ async fn closing_relay_notifies_all_clients() {
     let mut a = TestClient::connect(1, &node, &without_tls()).await;
     relay.close();
     assert_eq!(a.next().await, None);
-    let nobody: NodePublic = secret(9).public();
-    a.sender.send(&nobody, b"into the void");
+    let absent: NodePublic = secret(9).public();
+    a.sender.send(&absent, b"into the void");
 }

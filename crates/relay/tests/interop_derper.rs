@@ -8,7 +8,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use net::{TestClient, Told, disco, secret, without_tls};
+use net::{Received, TestClient, disco, secret, without_tls};
 use warren_control_types::DerpNode;
 use warren_dial::Dialer;
 use warren_dial::derp::{ConnectOptions, https_latency};
@@ -124,17 +124,17 @@ async fn talk(node: &DerpNode, options: &ConnectOptions) {
     b.sender.send(&a.key, &disco());
     assert_eq!(a.packet(b.key).await, disco());
     a.settle().await;
-    let nobody = secret(99).public();
-    a.sender.send(&nobody, &disco());
+    let absent = secret(99).public();
+    a.sender.send(&absent, &disco());
     assert_eq!(
         a.next().await,
-        Some(Told::Gone(nobody, PeerGoneReason::NotHere))
+        Some(Received::Gone(absent, PeerGoneReason::NotHere))
     );
     let gone = b.key;
     drop(b);
     assert_eq!(
         a.next().await,
-        Some(Told::Gone(gone, PeerGoneReason::Disconnected))
+        Some(Received::Gone(gone, PeerGoneReason::Disconnected))
     );
 }
 
@@ -207,9 +207,12 @@ async fn in_one_mesh_with_our_relay() {
     drop(there);
     loop {
         match here.next().await {
-            Some(Told::Packet(..)) => {}
-            told => {
-                assert_eq!(told, Some(Told::Gone(gone, PeerGoneReason::Disconnected)));
+            Some(Received::Packet(..)) => {}
+            received => {
+                assert_eq!(
+                    received,
+                    Some(Received::Gone(gone, PeerGoneReason::Disconnected))
+                );
                 break;
             }
         }

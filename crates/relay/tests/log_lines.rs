@@ -1,4 +1,4 @@
-//! What a relay logs: each line names its connection, and no line at the level of a
+//! The log of a relay: each line names its connection, and no line at the level of a
 //! server in use names an address or a key.
 #![allow(clippy::unwrap_used)]
 

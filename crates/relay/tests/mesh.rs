@@ -3,7 +3,7 @@
 
 mod net;
 
-use net::{TestClient, Told, config, disco, plain, secret, without_tls};
+use net::{Received, TestClient, config, disco, plain, secret, without_tls};
 use warren_control_types::DerpNode;
 use warren_dial::Dialer;
 use warren_dial::derp::ConnectOptions;
@@ -63,13 +63,13 @@ async fn clients_of_two_relays_reach_each_other() {
     drop(b);
     assert_eq!(
         a.next().await,
-        Some(Told::Gone(gone, PeerGoneReason::Disconnected))
+        Some(Received::Gone(gone, PeerGoneReason::Disconnected))
     );
     knows(&left, 0).await;
     a.sender.send(&gone, &disco());
     assert_eq!(
         a.next().await,
-        Some(Told::Gone(gone, PeerGoneReason::NotHere))
+        Some(Received::Gone(gone, PeerGoneReason::NotHere))
     );
 }
 
@@ -87,7 +87,7 @@ async fn when_a_link_breaks_its_clients_are_gone() {
     right.close();
     assert_eq!(
         a.next().await,
-        Some(Told::Gone(b.key, PeerGoneReason::Disconnected))
+        Some(Received::Gone(b.key, PeerGoneReason::Disconnected))
     );
     knows(&left, 0).await;
 }
@@ -112,8 +112,8 @@ async fn mesh_peers_watch_forward_and_close_strangers_do_not() {
     };
     let mut peer = TestClient::connect(50, &node, &as_mesh(MESH)).await;
     let mut here = vec![peer.next().await, peer.next().await];
-    here.sort_by_key(|told| format!("{told:?}"));
-    assert!(here.contains(&Some(Told::Present(a.key))), "{here:?}");
+    here.sort_by_key(|received| format!("{received:?}"));
+    assert!(here.contains(&Some(Received::Present(a.key))), "{here:?}");
     let far = secret(60).public();
     peer.sender
         .forward(std::time::Instant::now(), far, a.key, b"from afar");
@@ -123,23 +123,23 @@ async fn mesh_peers_watch_forward_and_close_strangers_do_not() {
         .forward(std::time::Instant::now(), a.key, far, &disco());
     assert_eq!(
         peer.next().await,
-        Some(Told::Gone(far, PeerGoneReason::NotHere))
+        Some(Received::Gone(far, PeerGoneReason::NotHere))
     );
     peer.sender.close_peer(a.key);
     assert_eq!(a.next().await, None);
     assert_eq!(
         peer.next().await,
-        Some(Told::Gone(a.key, PeerGoneReason::Disconnected))
+        Some(Received::Gone(a.key, PeerGoneReason::Disconnected))
     );
 
     // With another mesh key the login is an ordinary one, and watching is not
     // for it.
-    let mut stranger = TestClient::try_connect(51, &node, &as_mesh([1; 32]))
+    let mut outsider = TestClient::try_connect(51, &node, &as_mesh([1; 32]))
         .await
         .unwrap();
     loop {
-        match stranger.next().await {
-            Some(Told::Connected) => {}
+        match outsider.next().await {
+            Some(Received::Connected) => {}
             None => break,
             other => panic!("{other:?}"),
         }

@@ -24,7 +24,7 @@ pub(crate) enum PacketEvent {
     SendRelay(RegionId, NodePublic, Vec<u8>),
     /// A frame for the TUN device.
     Tun(Vec<u8>),
-    /// A datagram that is no payload.
+    /// A datagram that is not tunnel data.
     Control(Source, Vec<u8>),
     NeedSession(PeerIndex),
     Confirmed(u32),

@@ -10,14 +10,14 @@
 //! ```
 //!
 //! Integers are big endian. The first byte is none of WireGuard's, disco's or
-//! STUN's. There are at least two datagrams; the last may be shorter. What is in
-//! them is authenticated one by one, as ever.
+//! STUN's. There are at least two datagrams; the last may be shorter. Each datagram
+//! is authenticated by itself, as without a batch.
 //!
-//! **Who knows it.** A node that gets single packets through a relay says that it
+//! **Negotiation.** A node that gets single packets through a relay announces that it
 //! takes batches, with a [`NOTE`] inside the tunnel: content of a transport message
-//! that is no IP packet, which WireGuard's receivers drop. The word counts for
-//! that session only, so that nobody is sent what its next program, or the same
-//! one in an older version, would not understand.
+//! that is not an IP packet, which WireGuard's receivers drop. The note counts for
+//! that session only: the next program of the peer, or an older version of it, may
+//! not understand batches.
 
 use crate::wireguard::TRANSPORT_OVERHEAD;
 
@@ -41,8 +41,8 @@ pub fn is_note(content: &[u8]) -> bool {
     content.starts_with(&NOTE)
 }
 
-/// What stands in front of datagrams of `segment_len` bytes; `None` where that is
-/// too long to be told.
+/// The header in front of datagrams of `segment_len` bytes; `None` where that length
+/// does not fit in its field.
 #[must_use]
 pub fn header(segment_len: usize) -> Option<[u8; HEADER_LEN]> {
     let [high, low] = u16::try_from(segment_len).ok()?.to_be_bytes();

@@ -3,8 +3,8 @@
 //!
 //! The format is RFC 8489, the use is narrow. Servers answer only requests
 //! that carry `SOFTWARE = "tailnode"` and end in a correct `FINGERPRINT`, so
-//! they are no help to anyone who looks for an open reflector: the answer (32
-//! or 44 bytes) is about as long as the request (40 bytes).
+//! they are useless as reflectors: the answer (32 or 44 bytes) is about as long as
+//! the request (40 bytes).
 //!
 //! [`Request::parse`] is as strict as that rule; [`Response::parse`] is
 //! tolerant, because answers may come from any STUN server. Every address that

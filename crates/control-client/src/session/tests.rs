@@ -194,7 +194,7 @@ fn registrations_end_as_the_server_answers() {
                 "MAP",
             ][..],
         ),
-        // The auth key is refused: asking again is no use.
+        // The auth key is refused: repeating the request is useless.
         (
             Some("k"),
             &[Refuse("used up"), Pass(1000), Accept],

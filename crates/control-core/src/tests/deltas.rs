@@ -76,12 +76,12 @@ fn a_patch_is_a_patch_and_reaches_only_the_others() {
     ];
     w.c.update(machine(1), &update).unwrap();
     w.settle();
-    let heard = w.read(b);
-    assert_eq!(heard.len(), 1);
-    assert_eq!(heard[0].peers_changed_patch.len(), 1);
-    assert!(heard[0].peers_changed.is_empty() && heard[0].node.is_none());
+    let received = w.read(b);
+    assert_eq!(received.len(), 1);
+    assert_eq!(received[0].peers_changed_patch.len(), 1);
+    assert!(received[0].peers_changed.is_empty() && received[0].node.is_none());
     assert_eq!(
-        heard[0].peers_changed_patch[0]
+        received[0].peers_changed_patch[0]
             .endpoints
             .as_ref()
             .unwrap()
@@ -91,7 +91,7 @@ fn a_patch_is_a_patch_and_reaches_only_the_others() {
     );
     let own = w.read(a);
     assert!(own[0].node.is_some() && own[0].peers_changed_patch.is_empty());
-    // The same again is no news.
+    // The same update again changes nothing.
     w.c.update(machine(1), &update).unwrap();
     w.settle();
     assert!(w.woken.is_empty());
@@ -107,9 +107,9 @@ fn slow_reader_is_sent_the_newest_state_once() {
         w.c.update(machine(1), &update).unwrap();
     }
     w.settle();
-    let heard = w.read(b);
-    assert_eq!(heard.len(), 1);
-    let patch = &heard[0].peers_changed_patch;
+    let received = w.read(b);
+    assert_eq!(received.len(), 1);
+    let patch = &received[0].peers_changed_patch;
     assert_eq!(patch.len(), 1);
     assert_eq!(patch[0].disco_key, Some(DiscoPublic::from_bytes([200; 32])));
 }
@@ -119,8 +119,8 @@ fn rename_expire_delete_reach_the_peer_at_once() {
     let (mut w, a, b) = pair();
     w.c.rename_node("host1", "db").unwrap();
     w.settle();
-    let heard = w.read(b);
-    assert_eq!(heard[0].peers_changed[0].name, "db.warren.internal.");
+    let received = w.read(b);
+    assert_eq!(received[0].peers_changed[0].name, "db.warren.internal.");
     assert_eq!(
         w.read(a)[0].node.as_ref().unwrap().name,
         "db.warren.internal."
@@ -128,8 +128,10 @@ fn rename_expire_delete_reach_the_peer_at_once() {
 
     w.c.expire_node(w.wall, "db").unwrap();
     w.settle();
-    let heard = w.read(b);
-    assert!(heard[0].peers_changed[0].expired && heard[0].peers_changed[0].endpoints.is_empty());
+    let received = w.read(b);
+    assert!(
+        received[0].peers_changed[0].expired && received[0].peers_changed[0].endpoints.is_empty()
+    );
     let own = w.read(a);
     assert!(own[0].node.as_ref().unwrap().key_expiry.is_some());
 
@@ -150,8 +152,8 @@ fn short_absence_is_not_sent_and_a_long_one_is() {
     assert!(w.read(b).is_empty());
     w.close(again);
     w.pass(Duration::from_secs(10));
-    let heard = w.read(b);
-    let patch = &heard[0].peers_changed_patch[0];
+    let received = w.read(b);
+    let patch = &received[0].peers_changed_patch[0];
     assert_eq!(patch.online, Some(false));
     assert!(matches!(patch.last_seen, Some(Some(_))));
 }
@@ -255,13 +257,13 @@ fn c2n_requests_come_one_a_message_and_need_a_stream() {
     }
     w.c.rename_node("host2", "db").unwrap();
     w.settle();
-    let heard = w.read(a);
-    let urls: Vec<_> = heard
+    let received = w.read(a);
+    let urls: Vec<_> = received
         .iter()
         .map(|message| message.ping_request.as_ref().unwrap().url.as_str())
         .collect();
     assert_eq!(urls, ["https://unused/c2n/0", "https://unused/c2n/1"]);
-    assert_eq!(heard[0].peers_changed.len(), 1, "news come along");
+    assert_eq!(received[0].peers_changed.len(), 1, "changes come along");
     assert!(
         w.read(b)
             .iter()
@@ -275,7 +277,7 @@ fn c2n_requests_come_one_a_message_and_need_a_stream() {
     w.close(a);
     let error = w.c.ask_node("host1", question(3)).unwrap_err();
     assert!(error.to_string().contains("not connected"), "{error}");
-    assert!(w.c.ask_node("nobody", question(4)).is_err());
+    assert!(w.c.ask_node("missing", question(4)).is_err());
 }
 
 #[test]
@@ -285,7 +287,7 @@ fn change_is_sent_to_the_nodes_that_it_concerns_only() {
         w.user(name);
     }
     let (alice, bob) = (w.reusable("alice"), w.reusable("bob"));
-    // Two machines of each, who may reach their own owner's.
+    // Two machines of each user, which may reach those of their own user.
     for (n, auth) in [(1, &alice), (2, &alice), (3, &bob), (4, &bob)] {
         w.join(n, auth);
     }
@@ -567,10 +569,13 @@ proptest! {
 
 fn check(w: &World) -> Result<(), TestCaseError> {
     // A policy that was updated step by step gives the answers of a new one.
-    let anew = w.c.view().recompiled_access();
+    let recompiled = w.c.view().recompiled_access();
     for id in w.c.snapshot().nodes.keys() {
-        prop_assert_eq!(w.c.view().access.filter_for(*id), anew.filter_for(*id));
-        prop_assert_eq!(w.c.view().access.peers_of(*id), anew.peers_of(*id));
+        prop_assert_eq!(
+            w.c.view().access.filter_for(*id),
+            recompiled.filter_for(*id)
+        );
+        prop_assert_eq!(w.c.view().access.peers_of(*id), recompiled.peers_of(*id));
     }
     for (session, client) in &w.clients {
         let id = client.self_node.as_ref().unwrap().id;

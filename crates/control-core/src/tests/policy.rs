@@ -130,7 +130,7 @@ fn routes_are_told_to_those_who_may_use_them() {
     w.open(1).unwrap();
     let (a, b) = (w.open(2).unwrap(), w.open(3).unwrap());
     w.read_all();
-    let told = |w: &World, session| {
+    let routes = |w: &World, session| {
         let router = w.clients[&session]
             .peers
             .values()
@@ -138,7 +138,7 @@ fn routes_are_told_to_those_who_may_use_them() {
             .unwrap();
         (router.allowed_ips().len(), router.primary_routes.len())
     };
-    assert_eq!((told(&w, a), told(&w, b)), ((5, 1), (5, 1)));
+    assert_eq!((routes(&w, a), routes(&w, b)), ((5, 1), (5, 1)));
 
     // Bob may ping the router, alice may use what is behind it.
     let policy = |subnet_for: &str| {
@@ -152,13 +152,13 @@ fn routes_are_told_to_those_who_may_use_them() {
     w.c.set_policy(Some(policy("alice@"))).unwrap();
     w.settle();
     w.read_all();
-    assert_eq!((told(&w, a), told(&w, b)), ((5, 1), (2, 0)));
+    assert_eq!((routes(&w, a), routes(&w, b)), ((5, 1), (2, 0)));
 
-    // Another rule for the same peers: who sees whom stays, the routes change.
+    // Another rule for the same peers: the visible peers stay, the routes change.
     w.c.set_policy(Some(policy("bob@"))).unwrap();
     w.settle();
     w.read_all();
-    assert_eq!((told(&w, a), told(&w, b)), ((4, 0), (3, 1)));
+    assert_eq!((routes(&w, a), routes(&w, b)), ((4, 0), (3, 1)));
 }
 
 #[test]

@@ -82,7 +82,7 @@ fn key_for_an_unknown_user_says_how_to_create_the_user() {
     };
     let text = refusal("bob");
     assert!(text.contains("`warren-control users create bob`"), "{text}");
-    // A number is no name to be made.
+    // A number is not a valid name for a user.
     let text = refusal("7");
     assert!(
         text.contains("users list") && !text.contains("create 7"),
@@ -249,7 +249,7 @@ fn a_machine_that_joined_waits_for_nothing_more() {
 }
 
 /// Machine number `n` of thousands asks to be let in.
-fn stranger(w: &mut World, n: u32, source: Option<IpAddr>) -> RegisterOutcome {
+fn ask_to_join(w: &mut World, n: u32, source: Option<IpAddr>) -> RegisterOutcome {
     let mut bytes = [7; 32];
     bytes[..4].copy_from_slice(&n.to_le_bytes());
     let ask = RegisterRequest {
@@ -267,7 +267,7 @@ fn waiting_logins_are_bounded_and_the_oldest_makes_room() {
     let mut w = World::new();
     let first = w.answer(0, &request(0, "")).auth_url;
     for n in 0..1024 {
-        let _ = stranger(&mut w, n, None);
+        let _ = ask_to_join(&mut w, n, None);
     }
     assert_eq!(w.c.pending().len(), 1024);
     assert_eq!(w.decided, [id_of(&first)]);
@@ -283,13 +283,16 @@ fn login_with_a_waiting_connection_keeps_its_place() {
     };
     assert!(matches!(w.register(0, &parked), RegisterOutcome::Park(_)));
     for n in 0..1024 {
-        let _ = stranger(&mut w, n, None);
+        let _ = ask_to_join(&mut w, n, None);
     }
     assert_eq!(w.c.pending().len(), 1024);
-    assert!(!w.decided.contains(&id_of(&first)), "somebody waits");
+    assert!(
+        !w.decided.contains(&id_of(&first)),
+        "its connection still waits"
+    );
     // Without a waiting connection it is the oldest.
     w.c.stopped_waiting(&id_of(&first));
-    let _ = stranger(&mut w, 5000, None);
+    let _ = ask_to_join(&mut w, 5000, None);
     assert!(w.decided.contains(&id_of(&first)));
 }
 
@@ -298,10 +301,10 @@ fn one_source_cannot_push_the_others_out() {
     let mut w = World::new();
     let here: Option<IpAddr> = Some([192, 0, 2, 1].into());
     let there: Option<IpAddr> = Some([198, 51, 100, 1].into());
-    let _ = stranger(&mut w, 1_000_000, there);
+    let _ = ask_to_join(&mut w, 1_000_000, there);
     let mut busy = 0;
     for n in 0..3000 {
-        match stranger(&mut w, n, here) {
+        match ask_to_join(&mut w, n, here) {
             RegisterOutcome::Answer(answer) => {
                 let mut bytes = [7; 32];
                 bytes[..4].copy_from_slice(&n.to_le_bytes());
@@ -319,17 +322,17 @@ fn one_source_cannot_push_the_others_out() {
             RegisterOutcome::Park(id) => panic!("parked as {id}"),
         }
     }
-    assert!(w.decided.is_empty(), "nobody lost its place");
+    assert!(w.decided.is_empty(), "no request lost its place");
     assert_eq!((w.c.pending().len(), busy), (1 + 64, 3000 - 64));
     assert!(matches!(
-        stranger(&mut w, 2_000_000, there),
+        ask_to_join(&mut w, 2_000_000, there),
         RegisterOutcome::Answer(_)
     ));
-    // A server behind a proxy sees one source; a machine that left makes room.
+    // A server behind a proxy sees one source; the place of a machine that left is free.
     let gone = w.c.pending()[1].id.clone();
     w.c.stopped_waiting(&gone);
     assert!(matches!(
-        stranger(&mut w, 4000, here),
+        ask_to_join(&mut w, 4000, here),
         RegisterOutcome::Answer(_)
     ));
     assert_eq!(w.decided, [gone]);
@@ -459,7 +462,7 @@ fn relays_admit_nodes_with_a_valid_key_only() {
     let auth = w.reusable("lab");
     w.join(1, &auth);
     assert!(w.c.admits(&key(1)));
-    assert!(!w.c.admits(&key(2)), "a stranger");
+    assert!(!w.c.admits(&key(2)), "an unknown key");
     w.c.expire_node(w.wall, "host1").unwrap();
     assert!(!w.c.admits(&key(1)), "expired");
 }

@@ -61,7 +61,7 @@ fn a_role_takes_effect_at_once_and_is_kept() {
     w.settle();
     assert!(w.woken.is_empty());
     assert!(matches!(
-        w.c.set_role("nobody", Role::Owner),
+        w.c.set_role("missing", Role::Owner),
         Err(AdminError::NoUser(_))
     ));
 }
@@ -82,7 +82,7 @@ fn nodes_learn_the_role_of_their_user() {
         w.settle();
         let sessions = [1, 2, 3].map(|n| w.open(n).unwrap());
         w.read_all();
-        let told = |w: &World| {
+        let capabilities = |w: &World| {
             sessions.map(|session| {
                 let own = w.clients[&session].self_node.as_ref().unwrap();
                 ["is-admin", "is-owner"].map(|name| {
@@ -92,7 +92,7 @@ fn nodes_learn_the_role_of_their_user() {
             })
         };
         const NOTHING: [bool; 2] = [false; 2];
-        assert_eq!(told(&w), [NOTHING; 3]);
+        assert_eq!(capabilities(&w), [NOTHING; 3]);
         for (role, expected) in [
             (Role::Admin, [true, false]),
             (Role::Owner, [true, true]),
@@ -103,7 +103,7 @@ fn nodes_learn_the_role_of_their_user() {
             w.c.set_role("alice", role).unwrap();
             w.settle();
             w.read_all();
-            assert_eq!(told(&w), [expected, NOTHING, NOTHING], "{role}");
+            assert_eq!(capabilities(&w), [expected, NOTHING, NOTHING], "{role}");
         }
     }
 }

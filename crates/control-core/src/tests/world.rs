@@ -134,7 +134,7 @@ impl World {
         match self.register(n, request) {
             RegisterOutcome::Answer(response) => *response,
             RegisterOutcome::Park(id) => panic!("parked as {id}"),
-            RegisterOutcome::Busy => panic!("no room"),
+            RegisterOutcome::Busy => panic!("refused as busy"),
         }
     }
 

@@ -400,7 +400,7 @@ pub enum Policy {
         #[arg(long, value_name = "FILE")]
         file: Option<PathBuf>,
     },
-    /// Show which policies were set, when and by whom.
+    /// Show the policies that were set, with time and author.
     History,
 }
 

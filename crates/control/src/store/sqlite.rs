@@ -155,8 +155,8 @@ fn write_change(connection: &Connection, change: &Change) -> Result<(), rusqlite
     }
 }
 
-/// The database holds who may join; only its owner reads it. The folder is
-/// closed already, so a failure here opens nothing.
+/// The database holds the records that admit nodes; only its owner may read it. The
+/// folder is closed already, so a failure here opens nothing.
 fn restrict(path: &Path) {
     use std::os::unix::fs::PermissionsExt as _;
     let _ = std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600));

@@ -5,7 +5,7 @@
 //! networks block or rewrite port 80. So the plain way is tried first, and the
 //! way under TLS half a second later or as soon as the plain one has failed.
 //! A client that connected to an `https://` server a short while ago tries TLS first:
-//! a plain way that works once and breaks soon after is no way. An `http://`
+//! a plain way that works once and breaks soon after is useless. An `http://`
 //! server just answered there, so for it plain stays first. Neither order ever
 //! leaves the other way out.
 

@@ -96,7 +96,7 @@ fn a_server_on_a_full_disk_says_so_and_catches_up() {
             control.cli(&["users", "create", "carol"]),
             &["control.db", "free some space"],
         );
-        until("the node to hear of it", PATIENCE, || {
+        until("the node to report it", PATIENCE, || {
             let health = bob.status_json()?["Health"].to_string();
             if health.contains("cannot save its state") {
                 Ok(())

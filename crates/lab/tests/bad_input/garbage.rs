@@ -155,7 +155,7 @@ fn garbage_on_every_port_is_dropped_and_good_clients_are_served() {
         let mut alice = tailnet.join(&lab.host("alice", Place::Open).unwrap(), Kind::Warren);
         let bob = tailnet.join(&lab.host("bob", Place::Open).unwrap(), Kind::Warren);
         traffic_flows(&alice, &bob);
-        let stranger = lab.host("stranger", Place::Open).unwrap();
+        let outsider = lab.host("outsider", Place::Open).unwrap();
         let mut noise = Noise(0x5eed_0bad_f00d_cafe);
 
         let control_ip = tailnet.control.host().address();
@@ -191,7 +191,7 @@ fn garbage_on_every_port_is_dropped_and_good_clients_are_served() {
             for n in 0..100_u32 {
                 let halves: [&[u8]; 4] = [b"", b"G", b"GET /derp HTTP/1.1\r\nHo", &[22, 3, 1, 2]];
                 let half = halves[usize::try_from(n % 4).unwrap()].to_vec();
-                let stream = stranger.inside(move || {
+                let stream = outsider.inside(move || {
                     let mut stream = TcpStream::connect((ip, port))?;
                     stream.write_all(&half)?;
                     Ok::<_, std::io::Error>(stream)
@@ -201,11 +201,11 @@ fn garbage_on_every_port_is_dropped_and_good_clients_are_served() {
         }
         for (ip, port) in tcp {
             for shot in tcp_garbage(&mut noise) {
-                tcp_shot(&stranger, SocketAddr::new(ip, port), shot);
+                tcp_shot(&outsider, SocketAddr::new(ip, port), shot);
             }
         }
         for (ip, port) in udp {
-            udp_shots(&stranger, ip, port, udp_garbage(&mut noise));
+            udp_shots(&outsider, ip, port, udp_garbage(&mut noise));
         }
 
         // A good client is served meanwhile.

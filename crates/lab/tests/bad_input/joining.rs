@@ -77,9 +77,9 @@ fn a_server_that_is_not_there_or_is_none_is_named() {
             "--timeout=3s",
         ])
     };
-    let nobody = format!("http://{}:9999", web.address());
+    let closed_port = format!("http://{}:9999", web.address());
     refused(
-        up(&nobody),
+        up(&closed_port),
         &[&format!("{}:9999", web.address()), "refused"],
     );
     refused(up("http://no-such-host.invalid"), &["no-such-host.invalid"]);

@@ -61,7 +61,7 @@ pub fn nodes(control: &Control) -> Vec<Value> {
     nodes.as_array().unwrap().clone()
 }
 
-/// A pre-auth key with these flags, as it tells it.
+/// Creates a pre-auth key with these flags and returns the server's answer.
 pub fn create_key(control: &Control, more: &[&str]) -> Value {
     let mut arguments = vec!["preauthkeys", "create", "--user", "default"];
     arguments.extend(more);

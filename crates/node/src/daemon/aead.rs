@@ -16,7 +16,7 @@ pub struct BadAead {
     value: String,
 }
 
-/// What the environment says; without the variable, the fastest.
+/// The implementation that the environment names; without the variable, the fastest.
 ///
 /// # Errors
 /// [`BadAead`] when the variable has no valid value.

@@ -48,7 +48,7 @@ use crate::localapi::error::{ApiError, Reply};
 use crate::localapi::notify::{Empty, State};
 use crate::localapi::types::PingResult;
 
-/// What the task is given at the start.
+/// The settings and handles with which the task starts.
 pub struct EngineTaskConfig {
     /// The packet threads.
     pub packets: PacketThreads,

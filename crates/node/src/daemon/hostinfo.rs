@@ -1,4 +1,4 @@
-//! What this machine is, as the coordination server and peers get to see it.
+//! The description of this machine for the coordination server and the peers.
 
 use warren_control_types::Hostinfo;
 

@@ -25,7 +25,7 @@ const HOSTS: &str = "/etc/hosts";
 /// After this the answers that are there must do, or the system is asked.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// IPv6 first: whoever connects tries IPv4 soon after.
+/// IPv6 first: the connecting code tries IPv4 soon after.
 const FAMILIES: [Family; 2] = [Family::V6, Family::V4];
 
 /// Resolves names by the servers that the machine had without us.

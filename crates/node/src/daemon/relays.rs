@@ -2,8 +2,8 @@
 //!
 //! The node decides which connections exist; here they are made. The sending
 //! threads find the open ones in [`RelayPorts`] and hand packets straight to
-//! them; packets for other relays go to the node, where they wait. What a relay
-//! delivers is sorted where it arrives: tunnel data goes to the receiving threads
+//! them; packets for other relays go to the node, where they wait. Packets from
+//! relays are sorted where they arrive: tunnel data goes to the receiving threads
 //! in batches, everything else to the engine task.
 
 use std::collections::BTreeMap;

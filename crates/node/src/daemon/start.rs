@@ -84,15 +84,15 @@ pub enum DaemonError {
     Socket {
         /// The socket.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// Anything else of the system.
     #[error("{what}: {source}")]
     System {
-        /// What was tried.
+        /// The step that failed.
         what: &'static str,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
 }
@@ -341,8 +341,8 @@ impl Drop for RemovedAtEnd {
     }
 }
 
-/// Binds the sockets. A port that is taken is no reason to stay away from the
-/// network, but whoever opened it in a router should know.
+/// Binds the sockets. A port that is taken does not keep the node from the network,
+/// but a user that opened it in a router should know.
 fn bind_sockets(port: u16, options: &UdpOptions) -> Result<UdpPair, UdpError> {
     let sockets = bind_pair(&[port], options)?;
     for socket in [&sockets.v4, &sockets.v6].into_iter().flatten() {

@@ -124,7 +124,7 @@ pub fn region_code(map: &DerpMap, region: RegionId) -> String {
         .unwrap_or_else(|| region.0.to_string())
 }
 
-/// What follows the node's own name.
+/// The part of the node's full name behind its own name.
 pub fn magic_dns_suffix(own: &Node) -> String {
     let rest = own
         .name

@@ -122,7 +122,7 @@ fn direct_paths_need_one_region_only() {
     world.join(1);
     assert!(world.run_while(GOAL, both_direct).is_some());
     let varies = world.paths(0).net_info().mapping_varies_by_dest_ip;
-    assert_eq!(varies, None, "one server cannot tell");
+    assert_eq!(varies, None, "one server is not enough to know");
 }
 
 #[test]

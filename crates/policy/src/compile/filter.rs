@@ -41,7 +41,7 @@ impl Compiled {
         let mut entries = Entries::default();
         let mut current: Option<RulePosition> = None;
         for (merged, _, compiled) in compiled_rules {
-            let Some(to) = self.what_for(compiled, slot) else {
+            let Some(to) = self.rule_without_sources(compiled, slot) else {
                 continue;
             };
             let is_general = matches!(compiled.kind, RuleKind::Ports { .. });
@@ -82,7 +82,7 @@ impl Compiled {
     }
 
     /// The filter rule of a compiled rule for a node, without its sources.
-    fn what_for(&self, compiled: &CompiledRule, slot: Slot) -> Option<FilterRule> {
+    fn rule_without_sources(&self, compiled: &CompiledRule, slot: Slot) -> Option<FilterRule> {
         let lookup = self.lookup();
         let (protocol, dst_ports, cap_grant) = match &compiled.kind {
             RuleKind::Ports { protocol, to } => {

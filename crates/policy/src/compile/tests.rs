@@ -37,7 +37,7 @@ const ACLS: [&str; 26] = [
     r#"{"src": ["10.1.2.0/24"], "dst": ["tag:db:1"]}"#,
     r#"{"src": ["autogroup:admin"], "dst": ["192.168.7.0/24:*"]}"#,
     r#"{"src": ["user:*@example.com"], "dst": ["tag:web:1"]}"#,
-    r#"{"src": ["nobody@", "group:empty"], "dst": ["*:1"]}"#,
+    r#"{"src": ["absent@", "group:empty"], "dst": ["*:1"]}"#,
     r#"{"src": ["10.0.0.0/8", "tag:router"], "dst": ["100.64.0.0/28:*"], "proto": "icmp"}"#,
     r#"{"src": ["alice@"], "dst": ["alice@:22,80", "autogroup:self:443"]}"#,
     r#"{"src": ["alice@"], "dst": ["autogroup:self:22", "autogroup:self:*", "autogroup:member:1"]}"#,

@@ -105,7 +105,7 @@ impl Run<'_> {
             } else {
                 self.nodes(to)
             };
-            let nobody = if sources.is_empty() {
+            let unmatched = if sources.is_empty() {
                 Some("but the source matches no node")
             } else if text.parse::<Ipv6Addr>().is_ok() {
                 // The hosted service does the same: here it accepts only the
@@ -120,8 +120,8 @@ impl Run<'_> {
             };
             for (expected, logins) in &expectations {
                 let broken = logins.iter().filter_map(|user| {
-                    let found = match nobody {
-                        Some(nobody) => nobody,
+                    let found = match unmatched {
+                        Some(reason) => reason,
                         None => self.broken(*expected, &sources, &destinations, user)?,
                     };
                     Some(FailedSshTest {

@@ -69,7 +69,7 @@ pub fn without_tls() -> ConnectOptions {
 
 /// An event that a client received, with packets copied.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Told {
+pub enum Received {
     Connected,
     Packet(NodePublic, Vec<u8>),
     Gone(NodePublic, warren_wire::derp::PeerGoneReason),
@@ -83,14 +83,14 @@ pub struct TestClient {
     pub key: NodePublic,
     pub sender: DerpSender,
     receiver: DerpReceiver,
-    came: std::collections::VecDeque<Told>,
+    came: std::collections::VecDeque<Received>,
 }
 
 impl TestClient {
     /// Connects the `n`th client and waits until its login is taken.
     pub async fn connect(n: u8, node: &DerpNode, options: &ConnectOptions) -> Self {
         let mut client = Self::try_connect(n, node, options).await.unwrap();
-        assert_eq!(client.next().await, Some(Told::Connected));
+        assert_eq!(client.next().await, Some(Received::Connected));
         client
     }
 
@@ -111,17 +111,17 @@ impl TestClient {
     }
 
     /// The next event; `None` when the connection is over.
-    pub async fn next(&mut self) -> Option<Told> {
+    pub async fn next(&mut self) -> Option<Received> {
         while self.came.is_empty() {
             let received = tokio::time::timeout(PATIENCE, self.receiver.recv()).await;
             let batch = received.expect("something should have come by now").ok()?;
             self.came.extend(batch.map(|event| match event {
-                Event::Connected(_) => Told::Connected,
-                Event::Packet { from, packet } => Told::Packet(from, packet.to_vec()),
-                Event::PeerGone { key, reason } => Told::Gone(key, reason),
-                Event::PeerPresent { key, .. } => Told::Present(key),
-                Event::Pong(data) => Told::Pong(data),
-                other => Told::Other(format!("{other:?}")),
+                Event::Connected(_) => Received::Connected,
+                Event::Packet { from, packet } => Received::Packet(from, packet.to_vec()),
+                Event::PeerGone { key, reason } => Received::Gone(key, reason),
+                Event::PeerPresent { key, .. } => Received::Present(key),
+                Event::Pong(data) => Received::Pong(data),
+                other => Received::Other(format!("{other:?}")),
             }));
         }
         self.came.pop_front()
@@ -130,7 +130,7 @@ impl TestClient {
     /// Waits for a packet from `from`, which must be the next event.
     pub async fn packet(&mut self, from: NodePublic) -> Vec<u8> {
         match self.next().await {
-            Some(Told::Packet(source, packet)) if source == from => packet,
+            Some(Received::Packet(source, packet)) if source == from => packet,
             other => panic!("wanted a packet from {from:?}, got {other:?}"),
         }
     }
@@ -138,7 +138,7 @@ impl TestClient {
     /// Waits until the relay has taken everything sent so far.
     pub async fn settle(&mut self) {
         self.sender.ping(*b"settled?");
-        assert_eq!(self.next().await, Some(Told::Pong(*b"settled?")));
+        assert_eq!(self.next().await, Some(Received::Pong(*b"settled?")));
     }
 }
 

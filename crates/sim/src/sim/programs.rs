@@ -34,7 +34,7 @@ impl Sim {
     pub(super) fn packet(&mut self, node: usize, bytes: &[u8]) {
         let Ok(packet) = IpPacket::parse(bytes) else {
             self.violations
-                .push(format!("node {node} received bytes that are no packet"));
+                .push(format!("node {node} received bytes that are not a packet"));
             return;
         };
         let own = [true, false].map(|v4| self.nodes[node].packets().tunnel_address(v4));

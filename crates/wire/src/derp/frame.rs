@@ -178,7 +178,7 @@ pub enum FrameError {
         got: usize,
     },
     /// A server key frame starts with other bytes than [`MAGIC`].
-    #[error("the stream does not start as DERP: this is no relay, or a proxy answers for it")]
+    #[error("the stream does not start as DERP: this is not a relay, or a proxy answers for it")]
     NotDerp,
     /// A health text is not UTF-8.
     #[error("health text is not UTF-8")]

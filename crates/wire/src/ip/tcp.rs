@@ -14,7 +14,7 @@ const ACK: u8 = TcpFlags::ACK;
 /// The packet that refuses `packet`, by RFC 9293 section 3.10.7.1: to a segment
 /// with an acknowledgment the reset takes its sequence number from that, else
 /// it acknowledges what the segment occupies. `None` for anything but a whole
-/// TCP segment that is no reset itself.
+/// TCP segment that is not a reset itself.
 pub fn reset_for(packet: &IpPacket<'_>) -> Option<Vec<u8>> {
     if packet.protocol != Protocol::TCP || packet.fragment != Fragment::Whole {
         return None;

@@ -1,4 +1,4 @@
-//! Whether a connection may work, as far as this node can tell.
+//! Whether a connection may work, as far as this node can know.
 
 use std::net::IpAddr;
 use std::time::Instant;
@@ -130,7 +130,7 @@ fn outbound(engine: &Engine, question: WhyQuestion, answer: &mut WhyAnswer) {
     let what = what(question);
     answer.not_known_here.push(format!(
         "Whether {what} on {dst} lets this machine in: that is decided by the filter of {name}, \
-         which is not told here. The coordination server knows: \
+         which this machine does not know. The coordination server knows: \
          warren-control policy why {} {}",
         own_address(engine, dst)
             .map(|own| own.to_string())
@@ -322,7 +322,7 @@ fn path(engine: &Engine, peer: &Node) -> String {
             relay(region)
         ),
         Some(Destination::None) | None => {
-            format!("There is no path to {name} yet; the first packet makes one be looked for.")
+            format!("There is no path to {name} yet; the first packet starts the search.")
         }
     }
 }
