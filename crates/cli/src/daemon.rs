@@ -1,10 +1,10 @@
 //! `warren daemon`: its arguments, its log, and its exit code. The daemon itself
 //! is the library `warren-node`.
 
-use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use warren_logging::{LevelFilter, log_to_stderr};
 use warren_node::daemon::{DaemonError, DaemonOptions, clean_up, run};
 
 use super::args::Given;
@@ -88,7 +88,7 @@ impl DaemonArgs {
 
 /// Runs the daemon: logs to standard error, and maps the end to an exit code.
 pub fn main(args: DaemonArgs) -> ExitCode {
-    log_to_stderr(args.verbose);
+    log_to_stderr(default_level(args.verbose));
     // Two workers serve the engine, the local interface and relays; packets
     // have threads of their own.
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -112,32 +112,13 @@ pub fn main(args: DaemonArgs) -> ExitCode {
     }
 }
 
-/// `WARREN_LOG` wins over the flag, as for all our programs; so does `RUST_LOG`
-/// where that is not set.
-fn log_to_stderr(verbose: u8) {
-    use tracing_subscriber::filter::{LevelFilter, Targets};
-    use tracing_subscriber::layer::SubscriberExt as _;
-    use tracing_subscriber::util::SubscriberInitExt as _;
-    let default = match verbose {
+/// The level that the flag asks for; the environment wins over it.
+fn default_level(verbose: u8) -> LevelFilter {
+    match verbose {
         0 => LevelFilter::INFO,
         1 => LevelFilter::DEBUG,
         _ => LevelFilter::TRACE,
-    };
-    let chosen = ["WARREN_LOG", "RUST_LOG"]
-        .into_iter()
-        .filter_map(|name| std::env::var(name).ok())
-        .filter(|text| !text.is_empty())
-        .find_map(|text| text.parse::<Targets>().ok());
-    let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    // Already set up by an embedding program: that one wins.
-    drop(
-        tracing_subscriber::registry()
-            .with(lines)
-            .with(chosen.unwrap_or_else(|| Targets::new().with_default(default)))
-            .try_init(),
-    );
+    }
 }
 
 fn check_interface(name: &str) -> Result<(), Failure> {

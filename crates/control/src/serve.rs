@@ -1,6 +1,6 @@
 //! `warren-control serve`: opens the state, binds the ports, starts the tasks.
 
-use std::io::{IsTerminal as _, Read as _};
+use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use warren_dial::SystemEntropy;
 use warren_dial::connections::{ConnectionLimits, ConnectionTable, OTHER_FILES};
 use warren_dial::limits::raise_file_limit;
 use warren_keys::{MachineSecret, NodeSecret};
+use warren_logging::{LevelFilter, log_to_stderr};
 use warren_relay::tls::Certificate;
 use warren_relay::{Applicant, Relay};
 
@@ -82,30 +83,9 @@ impl Running {
     }
 }
 
-/// Logs to standard error: from "warn" on, or as `WARREN_LOG` or else `RUST_LOG`
-/// says.
-fn log_to_stderr() {
-    use tracing_subscriber::filter::{LevelFilter, Targets};
-    use tracing_subscriber::layer::SubscriberExt as _;
-    use tracing_subscriber::util::SubscriberInitExt as _;
-    let chosen = ["WARREN_LOG", "RUST_LOG"]
-        .into_iter()
-        .filter_map(|name| std::env::var(name).ok())
-        .filter(|text| !text.is_empty())
-        .find_map(|text| text.parse::<Targets>().ok());
-    let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    // Already set up by an embedding program: that one wins.
-    let _ = tracing_subscriber::registry()
-        .with(lines)
-        .with(chosen.unwrap_or_else(|| Targets::new().with_default(LevelFilter::WARN)))
-        .try_init();
-}
-
 /// Runs the server until a signal ends it.
 pub(crate) async fn run(state_dir: &Path, serve: Serve) -> Result<(), Failure> {
-    log_to_stderr();
+    log_to_stderr(LevelFilter::WARN);
     let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let mut running = start(state_dir, serve).await?;

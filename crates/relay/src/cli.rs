@@ -1,6 +1,6 @@
 //! The program `warren-relay`: its command line, and what it starts.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use warren_control_types::{DerpMap, DerpNode, DerpRegion, HostAddress, RegionId}
 use warren_dial::Dialer;
 use warren_dial::connections::{ConnectionLimits, OTHER_FILES};
 use warren_dial::limits::raise_file_limit;
+use warren_logging::{LevelFilter, log_to_stderr};
 
 use crate::bootstrap::BootstrapDns;
 use crate::keyfile::{self, KeyFileError};
@@ -344,26 +345,6 @@ impl Serve {
     }
 }
 
-/// Says what happens on standard error: from "info" on, or what `WARREN_LOG`
-/// or else `RUST_LOG` asks for.
-fn log_to_stderr() {
-    use tracing_subscriber::filter::{LevelFilter, Targets};
-    use tracing_subscriber::layer::SubscriberExt as _;
-    use tracing_subscriber::util::SubscriberInitExt as _;
-    let chosen = ["WARREN_LOG", "RUST_LOG"]
-        .into_iter()
-        .filter_map(|name| std::env::var(name).ok())
-        .filter(|text| !text.is_empty())
-        .find_map(|text| text.parse::<Targets>().ok());
-    let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    tracing_subscriber::registry()
-        .with(lines)
-        .with(chosen.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO)))
-        .init();
-}
-
 /// Runs the program; returns its exit code.
 pub fn main() -> u8 {
     let cli = match Cli::try_parse() {
@@ -374,7 +355,7 @@ pub fn main() -> u8 {
             return code;
         }
     };
-    log_to_stderr();
+    log_to_stderr(LevelFilter::INFO);
     match cli.command {
         Command::Completion { shell } => {
             let mut command = <Cli as clap::CommandFactory>::command();

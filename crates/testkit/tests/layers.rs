@@ -45,7 +45,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("packet path", &["dataplane"]),
     ("assembly", &["node-core", "control-core"]),
     ("packet path tests", &["dataplane-testkit"]),
-    ("runtime", &["dial", "host", "local-api", "control-api"]),
+    (
+        "runtime",
+        &["dial", "host", "local-api", "control-api", "logging"],
+    ),
     ("packet threads", &["packet-threads"]),
     ("relay", &["relay"]),
     ("node", &["node"]),
