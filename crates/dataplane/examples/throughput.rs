@@ -7,9 +7,8 @@
 
 use std::time::{Duration, Instant};
 
-use warren_dataplane::{InSink, Joined, OutSink, RelaySend, ServiceId, TunWrite, UdpSend};
-use warren_dataplane_testkit::{Pair, Recipe, Transport, udp_address};
-use warren_keys::DiscoPublic;
+use warren_dataplane::{OutSink, RelaySend, ServiceId, UdpSend};
+use warren_dataplane_testkit::{CountingHost, Pair, Recipe, Transport, udp_address};
 use warren_tunnel::{PeerIndex, Source};
 
 struct Wire {
@@ -32,27 +31,6 @@ impl OutSink for Wire {
     fn tun(&mut self, _: &[u8]) {}
 }
 
-#[derive(Default)]
-struct Host {
-    frames: u64,
-}
-
-impl InSink for Host {
-    fn deliver(&mut self, _: ServiceId, _: &[u8]) {}
-    fn tun_write(&mut self, _: &[u8]) -> TunWrite {
-        self.frames += 1;
-        TunWrite::Taken
-    }
-    fn joining_ends(&mut self, _: Joined) {}
-    fn control(&mut self, _: Source, _: &[u8]) {}
-    fn confirmed(&mut self, _: u32) {}
-    fn heard(&mut self, _: PeerIndex, _: Source) {}
-    fn need_session(&mut self, _: PeerIndex) {}
-    fn out(&mut self, _: PeerIndex, _: &[u8]) {}
-    fn pong(&mut self, _: PeerIndex, _: [u8; 8], _: Option<u16>) {}
-    fn disco_advertised(&mut self, _: PeerIndex, _: DiscoPublic) {}
-}
-
 /// Sends `frames`, each of `payload` bytes, again and again for two seconds.
 fn measure(name: &str, frames: &[Vec<u8>], payload: usize) {
     let mut pair = Pair::new();
@@ -60,7 +38,7 @@ fn measure(name: &str, frames: &[Vec<u8>], payload: usize) {
         bytes: Vec::with_capacity(1 << 20),
         batches: Vec::new(),
     };
-    let mut host = Host::default();
+    let mut host = CountingHost::default();
     let (mut out_time, mut in_time) = (Duration::ZERO, Duration::ZERO);
     let (mut bytes, mut packets) = (0u64, 0u64);
     let start = Instant::now();

@@ -1,45 +1,22 @@
 //! Moving packets allocates nothing, in either direction, once buffers are
 //! warm.
 
-// A counting allocator has to implement `GlobalAlloc`, which is unsafe.
-#![allow(unsafe_code, clippy::unwrap_used)]
+#![allow(clippy::unwrap_used)]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
 use warren_dataplane::{
-    DecryptMemory, DecryptedBatch, FairShare, InSink, Joined, OutSink, RelaySend, ServiceId,
-    SessionView, TunWrite, UdpSend,
+    DecryptMemory, DecryptedBatch, FairShare, OutSink, RelaySend, ServiceId, SessionView, UdpSend,
 };
-use warren_dataplane_testkit::{Pair, Recipe, Transport, udp_address};
-use warren_keys::{DiscoPublic, NodePublic};
+use warren_dataplane_testkit::{CountingHost, Pair, Recipe, Transport, udp_address};
+use warren_keys::NodePublic;
 use warren_node_types::{Destination, PathAddr};
+use warren_testkit::CountingAllocator;
 use warren_tunnel::{PeerIndex, Source};
 
-struct Counting;
-
-thread_local! {
-    static COUNT: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: every call is passed on to the system allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let _ = COUNT.try_with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 /// The network: remembers the last flush in buffers of fixed size.
 struct Wire {
@@ -67,29 +44,6 @@ impl OutSink for Wire {
     fn need_session(&mut self, _: PeerIndex) {}
     fn deliver(&mut self, _: ServiceId, _: &[u8]) {}
     fn tun(&mut self, _: &[u8]) {}
-}
-
-#[derive(Default)]
-struct Counted {
-    frames: usize,
-    bytes: usize,
-}
-
-impl InSink for Counted {
-    fn deliver(&mut self, _: ServiceId, _: &[u8]) {}
-    fn tun_write(&mut self, frame: &[u8]) -> TunWrite {
-        self.frames += 1;
-        self.bytes += frame.len();
-        TunWrite::Taken
-    }
-    fn joining_ends(&mut self, _: Joined) {}
-    fn control(&mut self, _: Source, _: &[u8]) {}
-    fn confirmed(&mut self, _: u32) {}
-    fn heard(&mut self, _: PeerIndex, _: Source) {}
-    fn need_session(&mut self, _: PeerIndex) {}
-    fn out(&mut self, _: PeerIndex, _: &[u8]) {}
-    fn pong(&mut self, _: PeerIndex, _: [u8; 8], _: Option<u16>) {}
-    fn disco_advertised(&mut self, _: PeerIndex, _: DiscoPublic) {}
 }
 
 #[test]
@@ -124,7 +78,7 @@ fn nor_does_sharing() {
     let (heavy, modest) = (datagrams(first, 32), datagrams(second, 1));
     let mut fair = FairShare::new(Arc::clone(&pair.drops[1]));
     let (mut now, mut changes) = (pair.now, 0);
-    let before = COUNT.get();
+    let before = CountingAllocator::allocations();
     for round in 0..500 {
         now += Duration::from_millis(1);
         let full = round < 300;
@@ -141,7 +95,7 @@ fn nor_does_sharing() {
             changes += usize::from(fair.tick(now, round).is_some());
         }
     }
-    assert_eq!(COUNT.get() - before, 0);
+    assert_eq!(CountingAllocator::allocations() - before, 0);
     assert!(changes > 1, "it worked: {changes}");
 }
 
@@ -183,12 +137,12 @@ fn rounds(halves: bool) {
         relayed: 0,
         packed: Vec::with_capacity(1 << 17),
     };
-    let mut host = Counted::default();
+    let mut host = CountingHost::default();
     let relay_key = NodePublic::from_bytes([1; 32]);
     let mut before = 0;
     for round in 0..40 {
         if round == 10 {
-            before = COUNT.get();
+            before = CountingAllocator::allocations();
         }
         for frame in &frames {
             pair.outbound
@@ -221,7 +175,7 @@ fn rounds(halves: bool) {
         pair.inbound.flush(&mut host);
         wire.bytes.clear();
     }
-    let allocated = COUNT.get() - before;
+    let allocated = CountingAllocator::allocations() - before;
     assert!(
         host.frames > 1_000 && host.bytes > 40 * 160_000,
         "it worked: {}",

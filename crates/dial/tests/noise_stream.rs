@@ -23,6 +23,16 @@ fn start() -> (ClientHandshake, Accepted) {
     )
 }
 
+/// A client that waits for the response, and the bytes of the server: its response and
+/// one record.
+fn with_one_record() -> (ClientHandshake, Vec<u8>) {
+    let (waiting, mut accepted) = start();
+    let mut wire = accepted.response.to_vec();
+    let sealer = &mut accepted.channel.sealer;
+    sealer.seal(b"a whole record", &mut wire).unwrap();
+    (waiting, wire)
+}
+
 /// Both ends; the pipe between them holds `pipe` bytes.
 async fn pair(pipe: usize) -> (NoiseStream<DuplexStream>, NoiseStream<DuplexStream>) {
     let (waiting, accepted) = start();
@@ -132,13 +142,7 @@ async fn bytes_behind_the_upgrade_are_not_lost() {
 
 #[tokio::test]
 async fn cut_inside_a_record_is_not_an_end() {
-    let (waiting, mut accepted) = start();
-    let mut wire = accepted.response.to_vec();
-    accepted
-        .channel
-        .sealer
-        .seal(b"a whole record", &mut wire)
-        .unwrap();
+    let (waiting, wire) = with_one_record();
     let (ours, mut theirs) = duplex(4096);
     theirs.write_all(&wire[..wire.len() - 1]).await.unwrap();
     drop(theirs);
@@ -152,13 +156,7 @@ async fn cut_inside_a_record_is_not_an_end() {
 
 #[tokio::test]
 async fn damaged_record_breaks_the_stream() {
-    let (waiting, mut accepted) = start();
-    let mut wire = accepted.response.to_vec();
-    accepted
-        .channel
-        .sealer
-        .seal(b"a whole record", &mut wire)
-        .unwrap();
+    let (waiting, mut wire) = with_one_record();
     *wire.last_mut().unwrap() ^= 1;
     let (ours, mut theirs) = duplex(4096);
     theirs.write_all(&wire).await.unwrap();

@@ -1,40 +1,14 @@
 //! Checking a packet allocates nothing, whatever the verdict.
 
 #![allow(clippy::unwrap_used)]
-// The counting allocator below is the only way to see allocations.
-#![allow(unsafe_code)]
-
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 
 use warren_control_types::FilterRule;
 use warren_filter::{CapabilityHolders, Filter, FlowTable, LocalAddresses, LocalSet, Verdict};
-use warren_testkit::FixedEntropy;
+use warren_testkit::{CountingAllocator, FixedEntropy};
 use warren_wire::ip::{IpPacket, icmp, udp};
 
-thread_local! {
-    static COUNT: Cell<usize> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-// SAFETY: every call goes to the system allocator unchanged; counting touches
-// a thread-local without a destructor and allocates nothing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        COUNT.with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller's promises about `layout` are passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: `ptr` came from `alloc` above, hence from the system.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 #[test]
 fn matching_allocates_nothing() {
@@ -72,7 +46,7 @@ fn matching_allocates_nothing() {
     ];
 
     // The first use of the counter is not part of the measurement.
-    COUNT.with(|count| count.set(0));
+    let before = CountingAllocator::allocations();
     let mut accepted = 0;
     for now in 0..100 {
         for bytes in &packets {
@@ -87,8 +61,7 @@ fn matching_allocates_nothing() {
             }
         }
     }
-    let allocations = COUNT.with(Cell::get);
-    assert_eq!(allocations, 0);
+    assert_eq!(CountingAllocator::allocations() - before, 0);
     // Out: all but multicast. In: DNS by rule and the ping.
     assert_eq!(accepted, 600);
 }

@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 
 use crate::probe::{Echo, Probe};
 use crate::{
-    Control, Kind, Lab, LabError, Node, PATIENCE, Path, Place, Relay, RelayKind, until, web,
+    Control, Host, Kind, Lab, LabError, Node, PATIENCE, Path, Place, Relay, RelayKind, until, web,
 };
 
+/// The time for which the packets are watched after each change.
+const WATCH: Duration = Duration::from_millis(600);
 /// The pace of the packets that watch the path.
 const PACE: Duration = Duration::from_millis(10);
 
@@ -35,7 +37,7 @@ impl Progress {
         self.print_at(Instant::now(), text);
     }
 
-    fn tell_at(&self, at: Instant, text: impl AsRef<str>) {
+    fn print_at(&self, at: Instant, text: impl AsRef<str>) {
         let seconds = at.saturating_duration_since(self.start).as_secs_f64();
         let mut out = std::io::stdout().lock();
         // The demo goes on when the terminal is closed.
@@ -57,21 +59,7 @@ pub fn run() -> Result<Stage, LabError> {
     let relay_host = lab.host("relay", Place::Open)?;
     let alice_host = lab.host("alice", Place::Easy)?;
     let bob_host = lab.host("bob", Place::CarrierNat)?;
-    println!(
-        "
-  alice {a} -- {ap} {ao} --.              .-- {bo} {bp} -- bob {b}
-                                               \\  internet  /
-                     control {c} --+----------+-- relay {r}
-",
-        a = alice_host.address(),
-        ap = alice_host.place(),
-        ao = alice_host.outside_address(),
-        b = bob_host.address(),
-        bp = bob_host.place(),
-        bo = bob_host.outside_address(),
-        c = control_host.address(),
-        r = relay_host.address(),
-    );
+    print_map(&alice_host, &bob_host, &control_host, &relay_host);
     let relay = Relay::start(&relay_host, RelayKind::Warren, 901)?;
     let mut relay = relay.ok_or_else(|| LabError::new("warren-relay is missing"))?;
     let control = Control::start(&control_host, Some(&crate::derp_map(&[&relay])))?;
@@ -112,15 +100,14 @@ pub fn run() -> Result<Stage, LabError> {
             describe(&path)
         ),
     );
-    let watch = Duration::from_millis(600);
-    wait_past(first_answer + watch);
+    wait_past(first_answer + WATCH);
     progress.print("packets flow; now the way between them opens");
     alice_host.unblock()?;
     let opened = Instant::now();
     let direct = alice.wait_until_direct("bob")?;
     let switched = Instant::now();
-    wait_past(switched + watch);
-    let (sent, lost) = probe.lost_between(first_answer, switched + watch / 2);
+    wait_past(switched + WATCH);
+    let (sent, lost) = probe.lost_between(first_answer, switched + WATCH / 2);
     progress.print_at(
         switched,
         format!(
@@ -129,49 +116,9 @@ pub fn run() -> Result<Stage, LabError> {
         ),
     );
 
-    web::serve_page(&bob_host)?;
-    web::serve_page(&alice_host)?;
-    let page = until("the page http://bob/", PATIENCE, || {
-        web::open_page(&alice_host, "bob")
-    })?;
-    progress.print(format!(
-        "http://bob/ on alice says \"{}\" (name by MagicDNS)",
-        page.trim()
-    ));
-    let page = until("the page http://alice/", PATIENCE, || {
-        web::open_page(&bob_host, "alice")
-    })?;
-    progress.print(format!("http://alice/ on bob says \"{}\"", page.trim()));
-
-    let cut = Instant::now();
-    alice_host.block_udp_with(&bob_host)?;
-    let back = until("the relay to take over", PATIENCE, || {
-        match alice.path_to("bob")? {
-            Path::Relay(code) => Ok(code),
-            other @ (Path::Idle | Path::Direct(_)) => Err(LabError::new(describe(&other))),
-        }
-    })?;
-    wait_past(Instant::now() + watch);
-    progress.print(format!(
-        "direct path cut: relay {back} again; longest silence {:.1} s",
-        probe.longest_silence(cut).as_secs_f64()
-    ));
-    alice_host.unblock()?;
-    let direct = alice.wait_until_direct("bob")?;
-    progress.print(format!("cable back: direct to {direct} again"));
-
-    let settled = Instant::now() + watch;
-    wait_past(settled);
-    relay.program().stop()?;
-    let stopped = Instant::now();
-    wait_past(stopped + watch);
-    let (sent, lost) = probe.lost_between(stopped, stopped + watch / 2);
-    progress.print_at(
-        stopped,
-        format!("relay stopped: {lost} of {sent} packets lost, they go direct"),
-    );
-    relay.restart()?;
-
+    open_pages(&progress, &alice_host, &bob_host)?;
+    cut_direct_path(&progress, &alice, &bob_host, &probe)?;
+    stop_relay(&progress, &mut relay, &probe)?;
     println!("\nalice$ warren status\n{}", alice.cli(&["status"])?);
     progress.print("done");
     Ok(Stage {
@@ -180,6 +127,85 @@ pub fn run() -> Result<Stage, LabError> {
         relay,
         nodes: [alice, bob],
     })
+}
+
+/// Prints the hosts and the NATs between them.
+fn print_map(alice_host: &Host, bob_host: &Host, control_host: &Host, relay_host: &Host) {
+    println!(
+        "
+  alice {a} -- {ap} {ao} --.              .-- {bo} {bp} -- bob {b}
+                                               \\  internet  /
+                     control {c} --+----------+-- relay {r}
+",
+        a = alice_host.address(),
+        ap = alice_host.place(),
+        ao = alice_host.outside_address(),
+        b = bob_host.address(),
+        bp = bob_host.place(),
+        bo = bob_host.outside_address(),
+        c = control_host.address(),
+        r = relay_host.address(),
+    );
+}
+
+/// Opens a page of each node on the other one, by its name.
+fn open_pages(progress: &Progress, alice_host: &Host, bob_host: &Host) -> Result<(), LabError> {
+    web::serve_page(bob_host)?;
+    web::serve_page(alice_host)?;
+    let page = until("the page http://bob/", PATIENCE, || {
+        web::open_page(alice_host, "bob")
+    })?;
+    progress.print(format!(
+        "http://bob/ on alice says \"{}\" (name by MagicDNS)",
+        page.trim()
+    ));
+    let page = until("the page http://alice/", PATIENCE, || {
+        web::open_page(bob_host, "alice")
+    })?;
+    progress.print(format!("http://alice/ on bob says \"{}\"", page.trim()));
+    Ok(())
+}
+
+/// Cuts the direct path, watches the relay take over, and restores the path.
+fn cut_direct_path(
+    progress: &Progress,
+    alice: &Node,
+    bob_host: &Host,
+    probe: &Probe,
+) -> Result<(), LabError> {
+    let cut = Instant::now();
+    alice.host().block_udp_with(bob_host)?;
+    let back = until("the relay to take over", PATIENCE, || {
+        match alice.path_to("bob")? {
+            Path::Relay(code) => Ok(code),
+            other @ (Path::Idle | Path::Direct(_)) => Err(LabError::new(describe(&other))),
+        }
+    })?;
+    wait_past(Instant::now() + WATCH);
+    progress.print(format!(
+        "direct path cut: relay {back} again; longest silence {:.1} s",
+        probe.longest_silence(cut).as_secs_f64()
+    ));
+    alice.host().unblock()?;
+    let direct = alice.wait_until_direct("bob")?;
+    progress.print(format!("cable back: direct to {direct} again"));
+    Ok(())
+}
+
+/// Stops the relay for a moment; the direct path needs none.
+fn stop_relay(progress: &Progress, relay: &mut Relay, probe: &Probe) -> Result<(), LabError> {
+    let settled = Instant::now() + WATCH;
+    wait_past(settled);
+    relay.program().stop()?;
+    let stopped = Instant::now();
+    wait_past(stopped + WATCH);
+    let (sent, lost) = probe.lost_between(stopped, stopped + WATCH / 2);
+    progress.print_at(
+        stopped,
+        format!("relay stopped: {lost} of {sent} packets lost, they go direct"),
+    );
+    relay.restart()?;
+    Ok(())
 }
 
 fn shown(node: &Node) -> Result<String, LabError> {

@@ -55,86 +55,35 @@ fn meet(lab: &mut Lab, relay: RelayKind, a: (Kind, Place), b: (Kind, Place)) -> 
     Some(())
 }
 
-#[test]
-fn real_and_real_on_our_server_and_relay_direct() {
-    let Some(mut lab) = lab() else { return };
-    meet(
-        &mut lab,
-        RelayKind::Warren,
-        (Kind::Tailscale, Place::Open),
-        (Kind::Tailscale, Place::Open),
-    );
+/// A test for each row: relays, and program and place of both nodes.
+macro_rules! meetings {
+    ($($name:ident: $relay:ident, $a:ident in $a_place:ident, $b:ident in $b_place:ident;)*) => {$(
+        #[test]
+        fn $name() {
+            let Some(mut lab) = lab() else { return };
+            meet(
+                &mut lab,
+                RelayKind::$relay,
+                (Kind::$a, Place::$a_place),
+                (Kind::$b, Place::$b_place),
+            );
+        }
+    )*};
 }
 
-#[test]
-fn real_and_real_on_our_server_over_our_relay() {
-    let Some(mut lab) = lab() else { return };
-    meet(
-        &mut lab,
-        RelayKind::Warren,
-        (Kind::Tailscale, Place::NoUdp),
-        (Kind::Tailscale, Place::Easy),
-    );
+meetings! {
+    official_and_official_on_our_server_and_relay_direct: Warren, Tailscale in Open, Tailscale in Open;
+    official_and_official_on_our_server_over_our_relay: Warren, Tailscale in NoUdp, Tailscale in Easy;
+    official_and_ours_direct: Warren, Tailscale in Open, Warren in Easy;
+    ours_and_official_behind_nats: Warren, Warren in Easy, Tailscale in Cone;
+    ours_and_official_over_our_relay: Warren, Warren in Easy, Tailscale in NoUdp;
+    ours_and_official_over_the_official_relay: Derper, Warren in NoUdp, Tailscale in Easy;
+    ours_and_ours_over_the_official_relay: Derper, Warren in NoUdp, Warren in Easy;
 }
 
+/// Ours and an official client on Headscale, direct.
 #[test]
-fn real_and_ours_direct() {
-    let Some(mut lab) = lab() else { return };
-    meet(
-        &mut lab,
-        RelayKind::Warren,
-        (Kind::Tailscale, Place::Open),
-        (Kind::Warren, Place::Easy),
-    );
-}
-
-#[test]
-fn ours_and_real_behind_nats() {
-    let Some(mut lab) = lab() else { return };
-    meet(
-        &mut lab,
-        RelayKind::Warren,
-        (Kind::Warren, Place::Easy),
-        (Kind::Tailscale, Place::Cone),
-    );
-}
-
-#[test]
-fn ours_and_real_over_our_relay() {
-    let Some(mut lab) = lab() else { return };
-    meet(
-        &mut lab,
-        RelayKind::Warren,
-        (Kind::Warren, Place::Easy),
-        (Kind::Tailscale, Place::NoUdp),
-    );
-}
-
-#[test]
-fn ours_and_real_over_the_real_relay() {
-    let Some(mut lab) = lab() else { return };
-    meet(
-        &mut lab,
-        RelayKind::Derper,
-        (Kind::Warren, Place::NoUdp),
-        (Kind::Tailscale, Place::Easy),
-    );
-}
-
-#[test]
-fn ours_and_ours_over_the_real_relay() {
-    let Some(mut lab) = lab() else { return };
-    meet(
-        &mut lab,
-        RelayKind::Derper,
-        (Kind::Warren, Place::NoUdp),
-        (Kind::Warren, Place::Easy),
-    );
-}
-
-/// Ours and a official client on Headscale, direct.
-#[test]
-fn ours_joins_headscale_beside_a_real_client() {
+fn ours_joins_headscale_beside_an_official_client() {
     let Some(mut lab) = lab() else { return };
     let run = |lab: &mut Lab| -> Option<()> {
         installed(Kind::Warren)?;

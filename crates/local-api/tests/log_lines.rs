@@ -2,8 +2,7 @@
 //! whether anything listens to a line, and tests of one process would race for that.
 #![allow(clippy::unwrap_used)]
 
-use std::io::Write;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use axum::body::Body;
 use http::{Method, Request, StatusCode, header};
@@ -13,6 +12,7 @@ use warren_local_api::caller::Caller;
 use warren_local_api::endpoint::{Endpoint, Handler};
 use warren_local_api::error::ApiError;
 use warren_local_api::router::local_router;
+use warren_testkit::LogLines;
 
 /// A node that logs each request and refuses it.
 struct Unavailable;
@@ -24,23 +24,9 @@ impl<E: Endpoint> Handler<E> for Unavailable {
     }
 }
 
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Lines {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test]
 async fn log_lines_name_their_request_and_nothing_of_its_content() {
-    let lines = Lines::default();
+    let lines = LogLines::default();
     let writer = lines.clone();
     let subscriber = tracing_subscriber::fmt()
         .with_writer(move || writer.clone())
@@ -57,7 +43,7 @@ async fn log_lines_name_their_request_and_nothing_of_its_content() {
     let router = local_router(Arc::new(Unavailable));
     let response = router.oneshot(request).await.unwrap();
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
-    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let text = lines.text();
     let line = text.lines().find(|line| line.contains("refused")).unwrap();
     for part in ["request{", "uid: 0", "method=GET", "whois"] {
         assert!(line.contains(part), "{part}: {line}");

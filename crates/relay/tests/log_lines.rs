@@ -4,43 +4,20 @@
 
 mod net;
 
-use std::io::Write;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use net::{TestClient, config, plain, secret, wait_until, without_tls};
 use tracing::Level;
-use tracing_subscriber::fmt::MakeWriter;
 use warren_relay::{Applicant, Relay};
-
-/// The lines that were logged.
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Lines {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl<'a> MakeWriter<'a> for Lines {
-    type Writer = Self;
-
-    fn make_writer(&'a self) -> Self {
-        self.clone()
-    }
-}
+use warren_testkit::LogLines;
 
 /// The lines of the relay itself while a client is served, one is refused, and one
 /// speaks another protocol.
 async fn lines_at(level: Level) -> Vec<String> {
-    let lines = Lines::default();
+    let lines = LogLines::default();
+    let writer = lines.clone();
     let subscriber = tracing_subscriber::fmt()
-        .with_writer(lines.clone())
+        .with_writer(move || writer.clone())
         .with_max_level(level)
         .with_ansi(false)
         .finish();
@@ -65,11 +42,10 @@ async fn lines_at(level: Level) -> Vec<String> {
     wait_until(|| relay.metrics().contains("warren_relay_refused_total 2\n")).await;
     drop(admitted);
     wait_until(|| relay.connections() == 0).await;
-    let text = || String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
     if level >= Level::DEBUG {
-        wait_until(|| text().contains("client gone")).await;
+        wait_until(|| lines.text().contains("client gone")).await;
     }
-    let text = text();
+    let text = lines.text();
     let own = text.lines().filter(|line| line.contains("warren_relay::"));
     own.map(str::to_owned).collect()
 }

@@ -11,9 +11,20 @@
 //! | [`CountingEntropy`] | another pattern for each call | tests that need distinct keys or ids |
 //! | [`SeededEntropy`] | a splitmix64 stream | randomised tests and models |
 //!
-//! The test of the layers of the workspace is `tests/layers.rs`.
+//! [`LogLines`] keeps the log lines of a test; [`CountingAllocator`] shows whether code
+//! allocates.
+//!
+//! Tests of the whole workspace are in `tests/`: `layers.rs` checks which crate may
+//! depend on which, `sources.rs` the text of the sources.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
+
+mod allocator;
+
+pub use allocator::CountingAllocator;
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use warren_keys::Entropy;
 
@@ -67,6 +78,32 @@ impl Entropy for SeededEntropy {
             let bytes = self.next_u64().to_le_bytes();
             chunk.copy_from_slice(&bytes[..chunk.len()]);
         }
+    }
+}
+
+/// A writer for log lines, as `with_writer` of `tracing_subscriber::fmt()` takes it
+/// from a closure: clones write to one memory.
+#[derive(Debug, Clone, Default)]
+pub struct LogLines(Arc<Mutex<Vec<u8>>>);
+
+impl LogLines {
+    /// All lines so far.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+impl io::Write for LogLines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -238,18 +238,21 @@ mod tests {
 
     use super::*;
 
+    fn identities() -> [Identity; 2] {
+        [1, 2].map(|n| Identity::new(&NodeSecret::from_bytes(&[n; 32])))
+    }
+
+    fn stamp() -> Tai64N {
+        Tai64N::from_unix(Duration::from_secs(77))
+    }
+
     #[test]
     fn both_ends_get_the_same_keys_and_the_psk_counts() {
-        let (a, b) = (
-            NodeSecret::from_bytes(&[1; 32]),
-            NodeSecret::from_bytes(&[2; 32]),
-        );
-        let (alice, bob) = (Identity::new(&a), Identity::new(&b));
+        let [alice, bob] = identities();
         let shared = alice.shared_with(&bob.public()).unwrap();
-        let stamp = Tai64N::from_unix(Duration::from_secs(77));
         let mut entropy = CountingEntropy(0);
         let (init, pending) = alice
-            .initiate(&mut entropy, 11, &bob.public(), &shared, stamp)
+            .initiate(&mut entropy, 11, &bob.public(), &shared, stamp())
             .unwrap();
 
         let opened = bob.open(&init).unwrap();
@@ -257,7 +260,7 @@ mod tests {
         let proven = opened
             .prove(&init, &bob.shared_with(&alice.public()).unwrap())
             .unwrap();
-        assert_eq!((proven.timestamp, proven.their_index()), (stamp, 11));
+        assert_eq!((proven.timestamp, proven.their_index()), (stamp(), 11));
         let psk = Zeroizing::new([9; 32]);
         let (response, theirs) = proven.respond(&mut entropy, 22, &psk).unwrap();
 
@@ -272,16 +275,10 @@ mod tests {
     #[test]
     fn a_changed_byte_anywhere_ends_it() {
         use zerocopy::{FromBytes as _, IntoBytes as _};
-        let (a, b) = (
-            NodeSecret::from_bytes(&[1; 32]),
-            NodeSecret::from_bytes(&[2; 32]),
-        );
-        let (alice, bob) = (Identity::new(&a), Identity::new(&b));
+        let [alice, bob] = identities();
         let shared = alice.shared_with(&bob.public()).unwrap();
-        let stamp = Tai64N::from_unix(Duration::from_secs(77));
-        let mut entropy = CountingEntropy(0);
         let (init, _) = alice
-            .initiate(&mut entropy, 11, &bob.public(), &shared, stamp)
+            .initiate(&mut CountingEntropy(0), 11, &bob.public(), &shared, stamp())
             .unwrap();
         for at in (8..116).step_by(7) {
             let mut bytes = init.as_bytes().to_vec();

@@ -10,10 +10,7 @@ const ONLY_TO_DB: &str = r#"{
 
 #[test]
 fn a_policy_takes_peers_away_and_gives_them_back() {
-    let mut w = World::new();
-    w.user("alice");
-    w.user("bob");
-    let (alice, bob) = (w.reusable("alice"), w.reusable("bob"));
+    let (mut w, alice, bob) = World::alice_and_bob();
     w.join(1, &alice);
     w.join(2, &bob);
     w.join(3, &bob);
@@ -108,10 +105,7 @@ fn every_wanted_tag_needs_an_owner() {
 
 #[test]
 fn routes_are_told_to_those_who_may_use_them() {
-    let mut w = World::new();
-    w.user("alice");
-    w.user("bob");
-    let (alice, bob) = (w.reusable("alice"), w.reusable("bob"));
+    let (mut w, alice, bob) = World::alice_and_bob();
     let routes: Vec<ipnet::IpNet> = ["10.1.0.0/16", "0.0.0.0/0", "::/0"]
         .into_iter()
         .map(|route| route.parse().unwrap())

@@ -513,10 +513,7 @@ fn a_login_may_be_shortened_but_not_extended() {
 
 #[test]
 fn one_machine_may_have_a_node_for_each_owner() {
-    let mut w = World::new();
-    w.user("alice");
-    w.user("bob");
-    let (alice, bob) = (w.reusable("alice"), w.reusable("bob"));
+    let (mut w, alice, bob) = World::alice_and_bob();
     let first = w.join(1, &alice);
     let mut second = request(1, &bob);
     second.node_key = key(2);

@@ -15,10 +15,7 @@ const POLICY: &str = r#"{
 
 #[test]
 fn a_role_takes_effect_at_once_and_is_kept() {
-    let mut w = World::new();
-    w.user("alice");
-    w.user("bob");
-    let (alice, bob) = (w.reusable("alice"), w.reusable("bob"));
+    let (mut w, alice, bob) = World::alice_and_bob();
     w.join(1, &alice);
     w.join(2, &bob);
     w.c.tag_node("host2", ["tag:db".to_owned()].into()).unwrap();
@@ -70,10 +67,7 @@ fn a_role_takes_effect_at_once_and_is_kept() {
 #[test]
 fn nodes_learn_the_role_of_their_user() {
     for policy in [None, Some(POLICY)] {
-        let mut w = World::new();
-        w.user("alice");
-        w.user("bob");
-        let (alice, bob) = (w.reusable("alice"), w.reusable("bob"));
+        let (mut w, alice, bob) = World::alice_and_bob();
         w.join(1, &alice);
         w.join(2, &alice);
         w.join(3, &bob);

@@ -22,10 +22,7 @@ const POLICY: &str = r#"{
 
 #[test]
 fn sections_reach_the_nodes_they_speak_of() {
-    let mut w = World::new();
-    w.user("alice");
-    w.user("bob");
-    let (alice, bob) = (w.reusable("alice"), w.reusable("bob"));
+    let (mut w, alice, bob) = World::alice_and_bob();
     w.join(1, &alice);
     w.join(2, &alice);
     w.c.tag_node("host2", ["tag:db".to_owned()].into()).unwrap();

@@ -52,6 +52,15 @@ impl World {
         Self::with(Snapshot::default())
     }
 
+    /// With two users, and a reusable auth key of each.
+    pub(super) fn alice_and_bob() -> (Self, String, String) {
+        let mut w = Self::new();
+        w.user("alice");
+        w.user("bob");
+        let (alice, bob) = (w.reusable("alice"), w.reusable("bob"));
+        (w, alice, bob)
+    }
+
     pub(super) fn with(data: Snapshot) -> Self {
         let now = Instant::now();
         let wall = Duration::from_secs(1_780_000_000);

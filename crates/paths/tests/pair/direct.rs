@@ -42,15 +42,7 @@ fn pairs_that_can_be_direct_become_direct_with_packets() {
             world.start_flow(1, 0, ms(10), Duration::from_secs(20));
             let took = world.run_while(Duration::from_secs(20), both_direct);
             println!("{a:?} - {b:?}: {took:?}");
-            assert_eq!(
-                took.is_some(),
-                can_be_direct(a, b),
-                "{a:?} - {b:?}: {took:?}"
-            );
-            assert!(
-                took.is_none_or(|took| took < GOAL),
-                "{a:?} - {b:?}: {took:?}"
-            );
+            assert_direct_in_time(a, b, took);
             world.run(Duration::from_secs(21));
             for flow in &world.flows {
                 assert!(
@@ -64,6 +56,19 @@ fn pairs_that_can_be_direct_become_direct_with_packets() {
     }
 }
 
+/// A pair that can be direct was so within the goal; another one never was.
+fn assert_direct_in_time(a: Kind, b: Kind, took: Option<Duration>) {
+    assert_eq!(
+        took.is_some(),
+        can_be_direct(a, b),
+        "{a:?} - {b:?}: {took:?}"
+    );
+    assert!(
+        took.is_none_or(|took| took < GOAL),
+        "{a:?} - {b:?}: {took:?}"
+    );
+}
+
 /// Both join at the same time and send nothing: the path is there before the
 /// first packet.
 #[test]
@@ -73,15 +78,7 @@ fn pairs_that_can_be_direct_become_direct_without_packets() {
             for b in ALL {
                 let mut world = joined([a, b], apart);
                 let took = world.run_while(Duration::from_secs(20), both_direct);
-                assert_eq!(
-                    took.is_some(),
-                    can_be_direct(a, b),
-                    "{a:?} - {b:?}: {took:?}"
-                );
-                assert!(
-                    took.is_none_or(|took| took < GOAL),
-                    "{a:?} - {b:?}: {took:?}"
-                );
+                assert_direct_in_time(a, b, took);
             }
         }
     }
@@ -101,15 +98,7 @@ fn pairs_with_a_foreign_peer_become_direct() {
             world.start_flow(1, 0, ms(100), Duration::from_secs(20));
             // The path that the foreign peer uses does not matter here.
             let took = world.run_while(Duration::from_secs(20), |world| world.is_direct(0, 1));
-            assert_eq!(
-                took.is_some(),
-                can_be_direct(a, b),
-                "{a:?} - {b:?}: {took:?}"
-            );
-            assert!(
-                took.is_none_or(|took| took < GOAL),
-                "{a:?} - {b:?}: {took:?}"
-            );
+            assert_direct_in_time(a, b, took);
         }
     }
 }
