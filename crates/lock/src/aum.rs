@@ -24,7 +24,7 @@ const CHECKPOINT: u8 = 5;
 /// The field of the signatures, the last one.
 const SIGNATURES: u64 = 23;
 
-/// What a message changes.
+/// The change that a message makes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     /// A key is trusted from now on.
@@ -213,7 +213,7 @@ impl Aum {
         self.0.parent
     }
 
-    /// What the message changes.
+    /// The change that the message makes.
     pub fn change(&self) -> &Change {
         &self.0.change
     }

@@ -114,7 +114,8 @@ impl Authority {
     }
 
     /// Joins a lock by its genesis message or a later checkpoint, which is signed by
-    /// keys that it contains itself. Whoever chose the message is trusted with it.
+    /// keys that it contains itself. The caller must trust the source of
+    /// the message.
     ///
     /// # Errors
     /// [`Refusal`] if the message is no checkpoint that its own keys signed.

@@ -6,7 +6,7 @@ use crate::aum::Change;
 use crate::authority::Authority;
 use crate::digest::AumHash;
 
-/// What compaction keeps. The default is what the official client keeps.
+/// The messages that compaction keeps. The default is that of the official client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Compaction {
     /// How many messages before the head are kept at least.

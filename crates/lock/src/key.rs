@@ -161,7 +161,7 @@ impl TrustedKey {
         &self.id
     }
 
-    /// What a signature of this key weighs when branches compete.
+    /// The weight of a signature of this key when branches compete.
     pub fn votes(&self) -> u16 {
         self.votes
     }

@@ -18,7 +18,7 @@ pub enum RevocationError {
     /// No key would be left.
     #[error("all trusted keys would be revoked; keep one of them")]
     AllKeys,
-    /// What is left cannot be a checkpoint.
+    /// The remaining keys do not make a valid checkpoint.
     #[error(transparent)]
     Checkpoint(InvalidCheckpoint),
 }

@@ -130,7 +130,7 @@ pub struct NodeKeySignature {
 pub struct Authorization {
     /// The trusted key.
     pub signer: KeyId,
-    /// What the innermost signature is.
+    /// The kind of the innermost signature.
     pub initial: SignatureKind,
     /// The key that signs the rotations of the innermost signature.
     pub wrapping_key: Option<LockPublic>,
@@ -252,7 +252,7 @@ impl NodeKeySignature {
         })
     }
 
-    /// What kind of signature it is.
+    /// The kind of the signature.
     pub fn kind(&self) -> SignatureKind {
         self.kind
     }

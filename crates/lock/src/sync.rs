@@ -1,4 +1,4 @@
-//! What two holders of a chain exchange, to find the messages that the other one lacks.
+//! The exchange of two holders of a chain, to find the messages that the other one lacks.
 
 use std::collections::BTreeSet;
 

@@ -172,7 +172,7 @@ proptest! {
             let mut random = SeededEntropy(choice);
             let mut one = start();
             for aum in &updates {
-                // What has no parent here is refused, as the node would not have it.
+                // A message without its parent here is refused.
                 if random.below(3) > 0 {
                     let _ = one.inform(std::slice::from_ref(aum), 0);
                 }
@@ -320,7 +320,7 @@ proptest! {
             prop_assert!(authority.authorize(node(n - 1), &encoded).is_err());
         }
         prop_assert_eq!(&signature.clone().rotated(node(count), &own), &signature);
-        // Nobody else may rotate it.
+        // No other key may rotate it.
         let stolen = signature.clone().rotated(node(100), &secret(60)).encode();
         prop_assert!(authority.authorize(node(100), &stolen).is_err());
         let mut bytes = signature.encode();
