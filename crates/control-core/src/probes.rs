@@ -41,7 +41,7 @@ pub(crate) struct Question {
     pub(crate) token: String,
 }
 
-/// What a router's answers say, from worse to better.
+/// The verdict of a router's answers, from worse to better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Verdict {
     /// It answered neither question.
@@ -182,16 +182,9 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use warren_testkit::CountingEntropy;
+
     use super::*;
-
-    struct Counting(u8);
-
-    impl Entropy for Counting {
-        fn fill(&mut self, out: &mut [u8]) {
-            self.0 = self.0.wrapping_add(1);
-            out.fill(self.0);
-        }
-    }
 
     const A: NodeId = NodeId(1);
     const B: NodeId = NodeId(2);
@@ -200,7 +193,9 @@ mod tests {
     fn begin(probes: &mut Probes, now: Instant) -> Vec<Question> {
         let routers = || [A, B, ABSENT].into();
         let connected = |node| node != ABSENT;
-        probes.begin(now, routers, connected, &mut Counting(0)).0
+        probes
+            .begin(now, routers, connected, &mut CountingEntropy(0))
+            .0
     }
 
     fn token(questions: &[Question], node: NodeId, way: Way) -> String {
@@ -246,7 +241,7 @@ mod tests {
             start + 2 * INTERVAL,
             || [B].into(),
             |_| true,
-            &mut Counting(0),
+            &mut CountingEntropy(0),
         );
         assert_eq!(only_a.1, [A].into());
         assert_eq!(probes.verdict(A), None);

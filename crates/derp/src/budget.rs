@@ -2,7 +2,7 @@
 //!
 //! A queue is bounded by itself, and a relay has thousands of them. Under a common
 //! budget, a queue may hold a part of what is free at the moment, so a queue that
-//! grows leaves room to the others: receivers that do not read cannot take everything,
+//! grows leaves space to the others: receivers that do not read cannot take everything,
 //! and a connection that holds nothing gets its next packet through as long as a byte is
 //! free (the dynamic thresholds of Choudhury and Hahne, 1998).
 

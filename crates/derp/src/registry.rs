@@ -509,7 +509,7 @@ mod tests {
         }
     }
 
-    /// What a reader of the relay keeps of a local route: the turns of the key, their
+    /// A local route as a reader of the relay keeps it: the turns of the key, their
     /// number, and the handle.
     type CachedRoute = (Turns, u64, u64);
 

@@ -2,12 +2,10 @@
 //! and brought back. S01 to S14 name the scenarios of Headscale's tests.
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::time::Duration;
 
 use serde_json::Value;
-use support::{Tailnet, installed, lab, more};
+use warren_lab::scenario::{Tailnet, installed, lab, more};
 use warren_lab::{Host, Kind, Lab, LabError, Node, PATIENCE, Place, RelayKind, until};
 
 const ROUTE: &str = "10.9.0.0/16";

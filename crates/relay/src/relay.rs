@@ -216,7 +216,7 @@ pub(crate) struct Shared {
     departures: AtomicU64,
     next_id: AtomicU64,
     pub(crate) homes: AtomicUsize,
-    /// What all send queues may hold together.
+    /// The budget of all send queues together.
     pub(crate) queues: Arc<QueueBudget>,
     pub(crate) metrics: Metrics,
     pub(crate) closing: CancellationToken,

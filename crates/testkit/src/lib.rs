@@ -14,8 +14,7 @@
 //! [`LogLines`] keeps the log lines of a test; [`CountingAllocator`] shows whether code
 //! allocates.
 //!
-//! Tests of the whole workspace are in `tests/`: `layers.rs` checks which crate may
-//! depend on which, `sources.rs` the text of the sources.
+//! The test of the layers of the workspace is `tests/layers.rs`.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 

@@ -40,7 +40,7 @@ impl Coordinator {
         self.routers_changed(changed);
     }
 
-    /// Derives the state of these nodes as routers anew. All of them are known
+    /// Derives the state of these nodes as routers again. All of them are known
     /// before a subnet moves to one of them.
     pub(super) fn refresh_routers(&mut self, ids: impl IntoIterator<Item = NodeId>) {
         let mut changed = Vec::new();
@@ -96,8 +96,8 @@ impl Coordinator {
         }
     }
 
-    /// What is due: the verdicts of a round of questions, the next round, and the end
-    /// of the time in which nodes are expected after a start.
+    /// Does the work that is due: the verdicts of a round of questions, the next round,
+    /// and the end of the time in which nodes are expected after a start.
     pub(super) fn probe_routers(&mut self, now: Instant) {
         if self.expecting.take_if(|until| *until <= now).is_some() {
             let missing = self.view.directory.nodes();

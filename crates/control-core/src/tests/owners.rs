@@ -395,7 +395,7 @@ proptest! {
     /// The properties that follow from the owner are those of the present one after
     /// each sequence of owners.
     #[test]
-    fn what_follows_from_the_owner_follows_it_both_ways(
+    fn state_that_follows_from_the_owner_is_that_of_the_current_owner(
         steps in prop::collection::vec(step(), 1..25),
     ) {
         let mut w = world();
