@@ -1,6 +1,6 @@
 //! `warren-control serve`: opens the state, binds the ports, starts the tasks.
 
-use std::io::Read as _;
+use std::io::{IsTerminal as _, Read as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
