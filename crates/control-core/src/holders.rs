@@ -38,7 +38,7 @@ pub(crate) struct Holders {
     replaced: BTreeMap<NodeId, u32>,
     /// The nodes of one machine that were connected at the end of the last period.
     together: BTreeSet<Vec<NodeId>>,
-    /// What was found, and when it was seen last.
+    /// The keys that were found, and the time when each was seen last.
     found: BTreeMap<SharedKey, Instant>,
 }
 
@@ -89,7 +89,7 @@ impl Holders {
         new
     }
 
-    /// What was found in the last minutes.
+    /// The keys that were found in the last minutes.
     pub(crate) fn found(&self) -> impl Iterator<Item = &SharedKey> {
         self.found.keys()
     }

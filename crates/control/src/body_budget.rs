@@ -1,6 +1,6 @@
 //! Memory for request bodies of machines that own no node.
 //!
-//! Anybody can open a channel and begin as many requests as it takes. So the bodies of
+//! Any machine can open a channel and begin as many requests as it takes. So the bodies of
 //! such machines are read only as far as two budgets go, that of the channel and that
 //! of all of them together. A request waits for its bytes as long as it may wait for
 //! its body.

@@ -452,10 +452,10 @@ impl Drop for Session {
     }
 }
 
-/// What several machines hold at the same time, and what to do about it.
+/// A message about a key that several machines hold at the same time, with a remedy.
 pub(crate) fn held_twice(state: &View, shared: &SharedKey) -> String {
     let name = |id: &NodeId| state.node(*id).map_or("a deleted node", |node| &node.name);
-    let cure = "remove the state folder on the copy and let it log in anew";
+    let cure = "remove the state folder on the copy and let it log in again";
     match shared {
         SharedKey::Node(id) => format!(
             "two machines use the node key of {}, so each interrupts the other; {cure}",

@@ -314,7 +314,7 @@ mod tests {
         let all = futures_util::future::join_all((0..6).map(|_| ask(path, &budget)));
         let mut refused: Vec<StatusCode> = all.await.iter().map(Response::status).collect();
         refused.sort();
-        // Two wait for their bodies; the others for room, and as long.
+        // Two wait for their bodies; the others for the budget, and as long.
         let [slow, busy] = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS];
         assert!(refused.iter().filter(|status| **status == slow).count() >= 2);
         assert!(refused.iter().all(|status| [slow, busy].contains(status)));

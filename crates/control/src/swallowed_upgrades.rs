@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use http::{HeaderMap, Method, Version, header};
 use jiff::Timestamp;
 
-/// What to do about it.
+/// The remedy, for the administrator.
 pub const HINT: &str = "a proxy in front of this server drops the Upgrade header; let it \
      speak HTTP/1.1 to this server and pass on the headers Upgrade and Connection as they are";
 

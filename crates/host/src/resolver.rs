@@ -11,9 +11,8 @@
 //!   original and ours is written again, but not endlessly. Where `/etc` takes no
 //!   files and `resolv.conf` is a link, the target of the link is written.
 //!
-//! **What it never does.** It answers no query, and it does not forward:
-//! [`SystemDns::base_config`] tells the forwarder which servers the machine
-//! had.
+//! **Limits.** It answers no query, and it does not forward:
+//! [`SystemDns::base_config`] gives the forwarder the servers that the machine had.
 
 mod direct;
 mod resolv_conf;
@@ -34,7 +33,8 @@ pub const SERVICE_V4: Ipv4Addr = TailnetRanges::DEFAULT.service_v4;
 /// The name server's IPv6 address.
 pub const SERVICE_V6: Ipv6Addr = TailnetRanges::DEFAULT.service_v6;
 
-/// What the machine should use. No name servers: what it had without us.
+/// The resolver settings for the machine. Without name servers, the machine keeps
+/// those that it had without us.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OsDnsConfig {
     /// Name servers, best first.
@@ -87,11 +87,11 @@ pub enum ResolverError {
     /// A file cannot be read or written.
     #[error("cannot {action} {}: {source}", .path.display())]
     File {
-        /// What was tried.
+        /// The step that failed.
         action: &'static str,
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// systemd-resolved did not do as asked.
@@ -103,11 +103,11 @@ pub enum ResolverError {
         reason: String,
     },
     /// The tunnel's interface is gone.
-    #[error("there is no interface {name:?} to set name servers for: {source}")]
+    #[error("interface {name:?} not found; its name servers cannot be set: {source}")]
     NoInterface {
         /// The interface.
         name: String,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
 }
@@ -136,7 +136,7 @@ enum Backend {
 }
 
 /// The machine's resolver settings. Dropping it restores a file that is ours;
-/// [`SystemDns::revert`] does so too and tells errors.
+/// [`SystemDns::revert`] does so too and returns errors.
 pub struct SystemDns {
     backend: Backend,
     options: ResolverOptions,
@@ -147,7 +147,7 @@ impl SystemDns {
     /// chooses the way. Changes nothing else. A file that cannot be restored counts
     /// as taken. Must be called inside a tokio runtime.
     pub async fn open(options: ResolverOptions) -> SystemDns {
-        // Before looking who owns the file: ours would hide its owner.
+        // Before reading the owner of the file: our file would hide it.
         if let Err(error) = recover(&options) {
             tracing::warn!(%error, "resolv.conf of an earlier run is not restored");
         }

@@ -2,9 +2,9 @@
 //! how the node's own packets stay out of it.
 //!
 //! Everything we route goes to a table of its own (52), never to the main one.
-//! Four rules per family decide who looks there:
+//! Four rules per family decide which packets use it:
 //!
-//! | priority | who | where |
+//! | priority | packets | table |
 //! |---|---|---|
 //! | base + 10 | packets with our bypass mark | main table |
 //! | base + 30 | packets with our bypass mark | default table |
@@ -12,20 +12,20 @@
 //! | base + 70 | all | table 52 |
 //!
 //! so a marked packet (WireGuard, relay, control) never sees the tunnel's
-//! routes, and the main table keeps its say for what table 52 does not cover.
-//! Numbers and marks are those of the reference, so that what administrators
-//! wrote for it holds here.
+//! routes, and the main table decides about destinations that table 52 does not
+//! cover. Numbers and marks are those of the official client, so that rules that
+//! administrators wrote for it hold here.
 //!
-//! **Life.** [`Router::open`] finds the interface and removes what a killed
-//! predecessor left (its routes went with its device; rules and `throw` routes
-//! stay). [`Router::apply`] reads what the kernel has and makes the difference
-//! to what is wanted: calling it twice does nothing the second time, and
-//! calling it after somebody deleted a rule brings the rule back
-//! ([`RuleWatch`] tells when). [`Router::cleanup`] removes all of it.
+//! **Life.** [`Router::open`] finds the interface and removes the rules and `throw`
+//! routes of a predecessor that was killed (its other routes went with its device).
+//! [`Router::apply`] reads the state of the kernel and applies the difference to the
+//! configuration: a second call does nothing, and a call after another program
+//! deleted a rule restores the rule ([`RuleWatch`] reports that).
+//! [`Router::cleanup`] removes all of it.
 //!
-//! **What it never does.** It does not touch a route or rule without our
-//! protocol id ([`PROTOCOL`]), or another interface's addresses. If somebody
-//! else's routes are in the table, it changes nothing and says whose.
+//! **Limits.** It never changes a route or rule without our protocol id
+//! ([`PROTOCOL`]), or another interface's addresses. If routes of another program are
+//! in the table, it changes nothing and names that program.
 
 mod rules;
 
@@ -69,21 +69,21 @@ impl Default for RouterOptions {
     }
 }
 
-/// What the machine should route into the tunnel.
+/// The routes of the machine into the tunnel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RouterConfig {
     /// Our addresses in the tailnet; each is set with a full-length prefix.
     pub addresses: BTreeSet<IpAddr>,
-    /// What goes into the tunnel. Host bits are ignored.
+    /// Destinations that go into the tunnel. Host bits are ignored.
     pub routes: BTreeSet<IpNet>,
-    /// What does not, although a route above covers it: a `throw` route sends
-    /// the look-up on to the main table.
+    /// Destinations that do not, although a route above covers them: a `throw` route
+    /// sends the look-up on to the main table.
     pub throw_routes: BTreeSet<IpNet>,
     /// Tunnel MTU in bytes.
     pub mtu: u32,
 }
 
-/// What [`Router::apply`] did.
+/// The result of [`Router::apply`].
 #[derive(Debug, Default)]
 pub struct Applied {
     /// Addresses, routes and rules added.
@@ -155,7 +155,7 @@ pub enum RouterError {
         protocol: u8,
     },
     /// The interface is not there (any more).
-    #[error("there is no interface {name:?} in this network namespace")]
+    #[error("interface {name:?} not found in this network namespace")]
     NoInterface {
         /// The name looked for.
         name: String,
@@ -179,7 +179,7 @@ pub enum RouterError {
     Io {
         /// The step that failed.
         action: String,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
 }
@@ -285,7 +285,7 @@ impl Router {
             .filter(|address| wanted_family(address.is_ipv6()))
             .collect();
 
-        // Whose table it is must be known before anything is changed.
+        // Check for routes of other programs before anything is changed.
         let present = self.our_routes().await?;
         self.set_link(config.mtu).await?;
         self.apply_addresses(&addresses, &mut applied).await?;
@@ -327,8 +327,8 @@ impl Router {
     }
 
     async fn set_link(&self, mtu: u32) -> Result<(), RouterError> {
-        // No link-local address and no router solicitations in the tunnel:
-        // nobody there would answer. Cosmetic, so failing is fine.
+        // No link-local address and no router solicitations in the tunnel: there is
+        // no router that would answer. Cosmetic, so failing is fine.
         let _ = sysctl::write(&format!("net/ipv6/conf/{}/addr_gen_mode", self.name), "1");
         let message = LinkUnspec::new_with_index(self.index).mtu(mtu).up().build();
         self.netlink
@@ -389,7 +389,7 @@ impl Router {
         Ok(())
     }
 
-    /// Our routes in our table, after making sure that nobody else's are there.
+    /// Our routes in our table, after checking that it has no others.
     async fn our_routes(&self) -> Result<Vec<(IpNet, Kind, RouteMessage)>, RouterError> {
         let mut ours = Vec::new();
         for family in FAMILIES {

@@ -2,12 +2,10 @@
 //! exit node, in both families, with our programs and with real ones.
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use support::{Tailnet, address, installed, lab, more};
+use warren_lab::scenario::{Tailnet, address, installed, lab, more};
 use warren_lab::{Host, Kind, Lab, Node, PATIENCE, Place, RelayKind, until, web};
 
 const PORT: u16 = 4_000;

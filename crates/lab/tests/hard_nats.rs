@@ -2,15 +2,13 @@
 //! pairs of our programs become direct, from every place whose own port is the same for all.
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::time::{Duration, Instant};
 
-use support::{Tailnet, address, installed, lab, tcp_flows};
 use warren_lab::probe::{Echo, Probe};
+use warren_lab::scenario::{Tailnet, address, installed, lab, tcp_flows};
 use warren_lab::{Host, HostOptions, Kind, Lab, Node, Path, Place, RelayKind, until, web};
 
-/// Tries of each pair, after each of which both nodes start anew.
+/// Tries of each pair, after each of which both nodes are started again.
 const TRIES: u32 = 5;
 /// A search takes less, and more is not waited for.
 const LIMIT: Duration = Duration::from_secs(15);

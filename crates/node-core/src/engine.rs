@@ -468,7 +468,7 @@ impl Engine {
         self.drain();
     }
 
-    /// A datagram that is no payload came in over UDP.
+    /// A datagram that is not tunnel data came in over UDP.
     pub fn handle_udp(&mut self, now: Instant, wall: Duration, from: SocketAddr, packet: &[u8]) {
         if !self.paths.handle_udp(now, from, packet) {
             self.handshakes
@@ -477,7 +477,7 @@ impl Engine {
         self.drain();
     }
 
-    /// A packet that is no payload came in through a relay.
+    /// A packet that is not tunnel data came in through a relay.
     pub fn handle_relay(
         &mut self,
         now: Instant,
@@ -546,7 +546,7 @@ impl Engine {
     }
 
     /// Authenticated traffic of a peer came from there.
-    pub fn heard(&mut self, now: Instant, peer: PeerIndex, from: Source) {
+    pub fn received_from(&mut self, now: Instant, peer: PeerIndex, from: Source) {
         self.paths.note_received(now, peer, &from);
         self.drain();
     }

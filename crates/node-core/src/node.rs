@@ -284,7 +284,7 @@ impl Node {
             NodeInput::RelayData { region, to, packet } => self.links.send(region, to, packet),
             NodeInput::NeedSession(peer) => self.engine.need_session(now, wall, peer),
             NodeInput::SessionConfirmed(index) => self.engine.session_confirmed(now, index),
-            NodeInput::ReceivedFrom(peer, from) => self.engine.heard(now, peer, from),
+            NodeInput::ReceivedFrom(peer, from) => self.engine.received_from(now, peer, from),
             NodeInput::DiscoAdvertised(peer, key) => self.engine.disco_advertised(now, peer, key),
             NodeInput::TsmpPong(data) => {
                 let id = u64::from_be_bytes(data);

@@ -15,7 +15,7 @@ pub struct SearchSocket {
     pub number: u16,
 }
 
-/// What to do with the sockets of a port search. Orders that name a socket that could not
+/// An order about the sockets of a port search. Orders that name a socket that could not
 /// be opened have no effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SocketOrder {

@@ -1,7 +1,7 @@
 //! The receive stage: where batches come from.
 //!
-//! Sockets and relays are asked in turn, so that a flood on one of them leaves room
-//! for the others. The system is asked which of them are ready only when nothing is
+//! Sockets and relays are asked in turn, so that a flood on one of them does not
+//! delay the others. The system is asked which of them are ready only when nothing is
 //! left where there was something before. While a receive buffer overflows,
 //! [`FairShare`] limits the peers above their share.
 
@@ -30,7 +30,7 @@ const ROUNDS_PER_POLL: usize = 4;
 /// The sources before the kept sockets: relays, IPv4, IPv6.
 const FIRST_KEPT: usize = 3;
 
-/// What the thread that receives owns.
+/// The state of the thread that receives.
 pub(super) struct Receiver {
     sockets: Arc<UdpPair>,
     /// The view of the batches that are received now.
@@ -126,7 +126,7 @@ impl Receiver {
                 std::thread::yield_now();
             }
             let woken = watches[0].is_ready();
-            // Looking for packets of relays is no system call.
+            // Looking for packets of relays needs no system call.
             for (ready, watch) in self.ready.iter_mut().zip(&watches) {
                 *ready = watch.is_ready();
             }
@@ -201,7 +201,7 @@ impl Receiver {
         let kept = shared.kept.load_full();
         if !Arc::ptr_eq(&kept, &self.kept) {
             self.kept = kept;
-            // What is there already is looked for at once.
+            // Datagrams that are there already are read at once.
             self.ready.clear();
             self.ready
                 .resize(FIRST_KEPT + self.kept.sockets().len(), true);

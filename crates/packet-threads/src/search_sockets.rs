@@ -144,7 +144,7 @@ impl Receiver {
                 return;
             }
             for (socket, watch) in self.sockets.iter().zip(watches.iter().skip(1)) {
-                // What arrives at a socket after it was kept is for the packet threads.
+                // Datagrams at a socket that was kept are for the packet threads.
                 if self.end.is_over.load(Ordering::Acquire) {
                     return;
                 }
@@ -183,8 +183,8 @@ impl Receiver {
 }
 
 impl PacketThreads {
-    /// Carries out an order about the sockets of port searches. What the system refuses is
-    /// left out: the search then finds nothing.
+    /// Carries out an order about the sockets of port searches. Sockets that the system refuses
+    /// are left out: the search then finds nothing.
     pub fn order_sockets(&mut self, order: SocketOrder, options: &UdpOptions) {
         match order {
             SocketOrder::Open { search, count } => {

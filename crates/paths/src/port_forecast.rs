@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_count_is_random() {
+    fn ports_that_do_not_count_are_random() {
         for ports in [
             [Some(5_000), Some(41_000), Some(9_000), Some(30_000)],
             [Some(5_003), Some(5_002), Some(5_001), Some(5_000)],

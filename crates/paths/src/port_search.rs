@@ -429,7 +429,7 @@ impl Attempts {
         (alone && !self.forecast_spent).then(|| at.max(ended))
     }
 
-    /// A forecast is over. What is known of searches with this peer stays.
+    /// A forecast is over. The results of searches with this peer stay.
     pub(crate) fn forecast_ended(&mut self, found: bool) {
         self.forecast_spent = !found;
     }

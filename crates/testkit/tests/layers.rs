@@ -178,7 +178,7 @@ fn member(package: &Value) -> (String, Member) {
         foreign: BTreeSet::new(),
     };
     for dependency in package["dependencies"].as_array().unwrap() {
-        // What the models of bin/loom replace is in no program.
+        // Dependencies of the models of bin/loom are in no program.
         if dependency["target"] == "cfg(warren_loom)" {
             continue;
         }

@@ -1,31 +1,31 @@
-//! Eight places of the table of flows, and who keeps one when they are full.
+//! Eight places of the table of flows, and which flow is replaced when they are full.
 //!
-//! A place holds a flow's hash, when it was last used, and a note: what kind of
-//! flow it is, what became of it, and who opened it. The note decides nothing
-//! but who goes when a newcomer finds no free place, from the top:
+//! A place holds a flow's hash, the time of its last use, and a note: the kind of the
+//! flow, its state, and a tag of the address that opened it. The note only decides
+//! which flow is replaced when a new one finds no free place, from the top:
 //!
-//! | standing | who |
+//! | standing | entries |
 //! |---|---|
-//! | free | nobody |
+//! | free | none |
 //! | expired | without packets for longer than its kind may be |
-//! | closed | TCP after a reset, or after both ends said that they are done |
-//! | spare | what needs no memory as things are: a rule lets the answers in, or it only relates ICMP errors |
+//! | closed | TCP after a reset, or after a FIN of both ends |
+//! | spare | not needed at present: a rule lets the answers in, or it only relates ICMP errors |
 //! | asked | nothing came back yet |
 //! | answered | UDP, SCTP and echo requests that were answered |
 //! | connected | TCP connections |
 //!
-//! and among equals the longest idle. Two bounds keep one busy end from taking
-//! what others need:
+//! and among equals the longest idle. Two bounds keep one busy address from replacing
+//! the flows of others:
 //!
-//! - A newcomer reaches only so far: what is spare never takes the place of
-//!   what is not, and a fragment that came in never that of a flow that was
-//!   answered. Packets that come in make nothing else, so no peer can crowd out
-//!   the connections of others by opening many to us.
-//! - Who has half of the places replaces its own. "Who" is the address that the
-//!   flow was opened from; behind a subnet router these are many.
+//! - A new flow cannot replace every other: a spare one never replaces one that is
+//!   needed, and an incoming fragment never replaces an answered flow. Incoming
+//!   packets make no other entries, so no peer can crowd out the connections of
+//!   others by opening many to us.
+//! - An address that has half of the places replaces its own flows. It is the address
+//!   that opened the flow; behind a subnet router there are many.
 //!
-//! So a scanner, whose questions mostly stay without an answer, takes one place
-//! in eight at most from what lives, and then lives on its own.
+//! So a scanner, most of whose questions get no answer, takes at most one place in
+//! eight from living flows, and after that only its own.
 
 #[cfg(all(test, warren_loom))]
 mod models;
@@ -51,8 +51,8 @@ pub(super) fn flow_hash(hash: u64) -> u64 {
     }
 }
 
-/// What is known of a flow beside its hash: bits of state, and in the upper 24
-/// a tag of the end that opened it.
+/// The state of a flow beside its hash: flags, and in the upper 24 bits a tag of the
+/// end that opened it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Note(u32);
 
@@ -72,12 +72,12 @@ impl Note {
 
     /// Both are.
     pub(super) const CLOSED: u32 = Self::DONE_HERE | Self::DONE_THERE;
-    /// What a new connection over the same ports has nothing of.
+    /// Flags that a new connection over the same ports starts without.
     const PAST: u32 = Self::CLOSED | Self::ANSWERED;
 
     const OWNER_SHIFT: u32 = 8;
 
-    /// A flow of this `state`, opened by whom `tag` stands for.
+    /// A flow of this `state`; `tag` is that of the address that opened it.
     pub(super) fn new(state: u32, tag: u64) -> Self {
         // The lower 24 bits of the tag.
         Self(state | (tag as u32) << Self::OWNER_SHIFT)
@@ -117,7 +117,7 @@ impl Note {
         }
     }
 
-    /// What it may take from anybody, as a newcomer.
+    /// The highest standing that a new flow may replace, of any address.
     fn takes_freely(self) -> Standing {
         if self.has(Self::SPARE) {
             Standing::Closed
@@ -455,7 +455,7 @@ mod tests {
             ours in proptest::collection::vec(state(), WAYS / 2),
             theirs in proptest::collection::vec(state(), 1..40),
         ) {
-            // What is closed or spare is anybody's.
+            // Any new flow may replace closed and spare ones.
             let needed = |state: &u32| Note(*state).standing() > Standing::Spare;
             let ours: Vec<u32> = ours.into_iter().filter(needed).collect();
             let bucket = filled(ours.iter().map(|state| Note::new(*state, US)));

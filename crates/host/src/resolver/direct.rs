@@ -44,7 +44,7 @@ struct Files {
     state_dir: Option<PathBuf>,
 }
 
-/// What is at the path of resolv.conf.
+/// The file at the path of resolv.conf.
 #[derive(Debug, PartialEq, Eq)]
 enum Present {
     Nothing,
@@ -61,7 +61,7 @@ impl Files {
     }
 
     /// Whether the file is a mount of its own: it can then be written but not
-    /// replaced, and the folder around it is not part of the same story.
+    /// replaced, and the folder around it belongs to another system.
     fn is_mounted(&self) -> bool {
         rustix::fs::statx(
             CWD,
@@ -132,7 +132,7 @@ impl Files {
         match std::fs::read(&self.resolv_conf) {
             Ok(content) if is_ours(&content) => Ok(Present::Ours(content)),
             Ok(_) => Ok(Present::Foreign),
-            // A link that points nowhere is somebody's too.
+            // A dangling link belongs to another program too.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 Ok(match std::fs::symlink_metadata(&self.resolv_conf) {
                     Ok(_) => Present::Foreign,
@@ -280,7 +280,7 @@ struct Shared {
 struct State {
     /// What is in our file, while it is taken.
     wanted: Option<OsDnsConfig>,
-    /// What the machine had, as far as the file tells.
+    /// The settings without us, as far as the file shows them.
     base: BaseConfig,
     /// When ours was last written over another program's file.
     fights: VecDeque<Instant>,
@@ -293,7 +293,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes `wanted` if something else is there. What another program wrote
+    /// Writes `wanted` if the file differs. The content that another program wrote
     /// becomes the original.
     fn assert(&self, state: &mut State, now: Instant) -> Result<(), ResolverError> {
         let Some(wanted) = state.wanted.clone() else {
@@ -395,7 +395,7 @@ impl Direct {
         }
         let mut state = self.shared.lock();
         state.wanted = Some(config.clone());
-        // What we are asked to do is no fight.
+        // A requested change does not count as a fight.
         state.fights.clear();
         self.shared.assert(&mut state, Instant::now())
     }
@@ -460,7 +460,7 @@ fn watch(shared: &Arc<Shared>) -> io::Result<JoinHandle<()>> {
                         return;
                     }
                 },
-                // After a lost fight nobody may write again, so look by time.
+                // After a lost fight there may be no more events, so look by time.
                 () = tokio::time::sleep(FIGHT_WINDOW), if shared.lock().overwritten => true,
             };
             if concerns_us {

@@ -13,7 +13,7 @@ const RESOLVED_STUB: &str = "127.0.0.53";
 /// The port of name servers.
 const PORT: u16 = 53;
 
-/// What the machine uses without us.
+/// The resolver settings of the machine without us.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BaseConfig {
     /// Name servers, best first.
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn what_we_write_is_known_as_ours_and_reads_back() {
+    fn our_file_is_recognised_and_reads_back() {
         let config = OsDnsConfig {
             nameservers: vec!["192.0.2.9".parse().unwrap(), "2001:db8::9".parse().unwrap()],
             search_domains: vec![

@@ -119,7 +119,7 @@ pub enum PingKind {
 /// Something that happened to the node.
 pub enum NodeInput {
     // ---- from the network and the data plane ----
-    /// A datagram that is no payload.
+    /// A datagram that is not tunnel data.
     Udp {
         /// The sender.
         from: SocketAddr,
@@ -135,7 +135,7 @@ pub enum NodeInput {
         /// The datagram.
         packet: Vec<u8>,
     },
-    /// A packet from a relay that is no payload.
+    /// A packet from a relay that is not tunnel data.
     Relay {
         /// The relay.
         region: RegionId,

@@ -45,7 +45,7 @@ pub enum StateError {
     Folder {
         /// The folder.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// Another daemon runs on it.
@@ -56,7 +56,7 @@ pub enum StateError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// The file is damaged. It is left as it is.
@@ -76,7 +76,7 @@ pub enum StateError {
     Write {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
 }
@@ -90,7 +90,7 @@ pub struct StateFolder {
     profile: String,
     /// The machine's identity to coordination servers.
     pub machine_key: MachineSecret,
-    /// What the user wants.
+    /// The preferences of the user.
     pub prefs: Prefs,
     /// The login in force, and the key of a new login that the server has not
     /// answered yet.
@@ -375,22 +375,18 @@ fn make_private_folder(folder: &Path) -> io::Result<()> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use warren_control_types::UserProfile;
+    use warren_testkit::CountingEntropy;
 
     use super::*;
 
     const STATE_FILE: &str = "warren.state";
 
-    fn open(folder: &Path, first: u8) -> Result<StateFolder, StateError> {
-        StateFolder::open(folder, &folder.join(STATE_FILE), &mut Counter(first))
-    }
-
-    struct Counter(u8);
-
-    impl Entropy for Counter {
-        fn fill(&mut self, out: &mut [u8]) {
-            self.0 += 1;
-            out.fill(self.0);
-        }
+    fn open(folder: &Path, first: u64) -> Result<StateFolder, StateError> {
+        StateFolder::open(
+            folder,
+            &folder.join(STATE_FILE),
+            &mut CountingEntropy(first),
+        )
     }
 
     #[test]
