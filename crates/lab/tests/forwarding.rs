@@ -461,7 +461,7 @@ fn others_in_the_range_of_the_tailnet_stay_reachable() {
     let own = server(&alice);
     ask(&neighbour, [100, 100, 16, 1].into(), &own);
     drop(own);
-    support::traffic_flows(&node, &bob);
+    warren_lab::scenario::traffic_flows(&node, &bob);
     let status = node.status_json().unwrap();
     assert!(
         status["Health"].as_array().is_none_or(Vec::is_empty),

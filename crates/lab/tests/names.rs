@@ -1,12 +1,10 @@
 //! Names of the internet on a machine whose resolv.conf is ours.
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 
-use support::{Tailnet, installed, lab};
+use warren_lab::scenario::{Tailnet, installed, lab};
 use warren_lab::{Host, Kind, PATIENCE, Place, RelayKind, until};
 
 const ADDRESSES: u8 = 40;

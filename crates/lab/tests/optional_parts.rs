@@ -2,14 +2,12 @@
 //! reaches its peer, and its status says what is missing.
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use support::{Tailnet, address, installed, lab};
 use warren_host::firewall::{Firewall, FirewallConfig};
 use warren_lab::probe::{Echo, Probe};
+use warren_lab::scenario::{Tailnet, address, installed, lab};
 use warren_lab::{Host, Kind, Node, PATIENCE, Place, RelayKind, until};
 
 const ORIGINAL: &str = "nameserver 192.0.2.53\nsearch corp.example\n";

@@ -2,10 +2,8 @@
 //! them; a node that is not signed is invisible.
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use serde_json::Value;
-use support::{Tailnet, installed, lab, traffic_flows};
+use warren_lab::scenario::{Tailnet, installed, lab, traffic_flows};
 use warren_lab::{Kind, LabError, Node, PATIENCE, Place, RelayKind, until};
 
 fn lock_status(node: &Node) -> Result<Value, LabError> {
