@@ -26,7 +26,8 @@ const MIGRATIONS: &[&str] = &[
      WHERE json_valid(record) AND json_type(record, '$.role') IS NULL;
 ",
     "
-    CREATE TABLE lock_messages (id TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT, WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS lock_messages
+        (id TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT, WITHOUT ROWID;
 ",
 ];
 
