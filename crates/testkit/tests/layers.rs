@@ -35,6 +35,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "tunnel",
             "paths",
             "portmap",
+            "peer-relay",
             "derp",
             "filter",
             "dns",
