@@ -4,6 +4,8 @@
 //! `up` and `set` share them. `up` describes all preferences (those that are not
 //! mentioned have their defaults), `set` only the mentioned ones.
 
+use std::net::SocketAddr;
+
 use clap::Arg;
 use ipnet::IpNet;
 
@@ -78,6 +80,17 @@ pub(super) fn args(whose: For) -> Vec<Arg> {
             "advertise-tags",
             "LIST",
             "tags to ask for, as tag:web,tag:db",
+        ));
+    } else {
+        args.push(value(
+            "relay-server-port",
+            "PORT",
+            "UDP port on which to relay for peers that the policy lets; 0: any; empty: none",
+        ));
+        args.push(value(
+            "relay-server-static-endpoints",
+            "LIST",
+            "more addresses of the relay, as 192.0.2.1:40000,[2001:db8::1]:40000",
         ));
     }
     args
@@ -165,6 +178,13 @@ pub(super) fn change(
         Some("off") => Some(NetfilterMode::Off),
         _ => None,
     };
+    change.relay_server_port = given
+        .text("relay-server-port")
+        .map(relay_port)
+        .transpose()?;
+    change.relay_server_static_endpoints = list("relay-server-static-endpoints")
+        .map(|texts| texts.into_iter().map(endpoint).collect())
+        .transpose()?;
     change.advertise_tags = list("advertise-tags").map(|tags| tags.into_iter().map(tag).collect());
     if let Some(node) = given.text("exit-node") {
         set_exit_node(&mut change, node, status)?;
@@ -198,6 +218,34 @@ fn login_server(text: &str) -> Result<String, Failure> {
         return Err(wrong("no host"));
     }
     Ok(with_scheme.trim_end_matches('/').to_owned())
+}
+
+/// A UDP port, or none.
+fn relay_port(text: &str) -> Result<Option<u16>, Failure> {
+    let port = text.trim();
+    if port.is_empty() {
+        return Ok(None);
+    }
+    port.parse().map(Some).map_err(|_| {
+        Failure::usage(format_args!(
+            "--relay-server-port: {text:?} is not a valid port; give a number from 0 to 65535, \
+             or an empty text to turn the relay off"
+        ))
+    })
+}
+
+/// An address that clients of the relay can send to.
+fn endpoint(text: &str) -> Result<SocketAddr, Failure> {
+    let address = text.parse().ok().filter(|address: &SocketAddr| {
+        let ip = address.ip();
+        address.port() != 0 && !ip.is_unspecified() && !ip.is_multicast()
+    });
+    address.ok_or_else(|| {
+        Failure::usage(format_args!(
+            "--relay-server-static-endpoints: {text:?} is not a valid address; write it as \
+             192.0.2.1:40000 or [2001:db8::1]:40000"
+        ))
+    })
 }
 
 fn tag(text: &str) -> String {

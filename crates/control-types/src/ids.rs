@@ -57,8 +57,8 @@ id! {
 }
 
 impl CapabilityVersion {
-    /// The version of our node: the last one before peer relays.
-    pub const CURRENT: Self = Self(119);
+    /// The version of our node. It relays for peers, and does not use relays of peers yet.
+    pub const CURRENT: Self = Self(121);
     /// The oldest client our server serves, release 1.80.
     pub const OLDEST_CLIENT: Self = Self(113);
     /// From here on a streaming map request only reads.

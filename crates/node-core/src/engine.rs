@@ -8,6 +8,7 @@
 //! ([`View`]) up to date.
 
 mod apply_netmap;
+mod relay_server;
 mod route_events;
 
 #[cfg(test)]
@@ -36,6 +37,7 @@ use warren_tunnel::{Aead, Event as TunnelEvent, Handshakes, PeerIndex, Session, 
 use warren_wire::geneve;
 use warren_wire::ip::tsmp;
 
+pub use self::relay_server::RelayRequest;
 use crate::entropy::SharedEntropy;
 use crate::host_config::{HostConfig, TUNNEL_MTU, accepted_prefixes, single_addresses};
 use crate::packet_filter::PacketFilter;
@@ -121,6 +123,9 @@ pub enum Output {
         /// The local port; `None`: no mapping is needed.
         port: Option<u16>,
     },
+    /// A peer that may use the relay server of this node asks for an endpoint; answer
+    /// with [`Engine::send_relay_endpoint`], or not at all.
+    RelayEndpointRequested(RelayRequest),
     /// Packets for this peer take another path from now on. Nothing to do: the
     /// view has it too.
     Path {

@@ -26,7 +26,7 @@ mod prefs;
 mod report;
 mod server_clock;
 
-pub use engine::{Engine, EngineConfig, EngineCounters, MAGIC_DNS, Output};
+pub use engine::{Engine, EngineConfig, EngineCounters, MAGIC_DNS, Output, RelayRequest};
 pub use host_config::{HostConfig, TUNNEL_MTU};
 pub use node::Node;
 pub use prefs::NodePrefs;

@@ -316,6 +316,9 @@ impl Node {
             NodeInput::Resolved(name, addresses) => {
                 self.engine.host_resolved(now, &name, addresses);
             }
+            NodeInput::RelayEndpoint(request, endpoint) => {
+                self.engine.send_relay_endpoint(now, &request, *endpoint);
+            }
             NodeInput::PortMap(report) => self.engine.handle_port_map(now, report),
             NodeInput::Control(session, input) => self.logins.handle_control(now, session, input),
             NodeInput::LoginSaved(id, result) => self.logins.saved(now, id, result),
@@ -693,6 +696,7 @@ impl Node {
             Output::WantPortMapping { family, port } => {
                 NodeOutput::WantPortMapping { family, port }
             }
+            Output::RelayEndpointRequested(request) => NodeOutput::RelayEndpointRequested(request),
             Output::Path { node, destination } => NodeOutput::Path { node, destination },
             Output::View(view) => NodeOutput::View(view),
             Output::Keepalive(peer) => NodeOutput::Keepalive(peer),

@@ -151,6 +151,18 @@ pub enum Event {
         /// The region.
         region: RegionId,
     },
+    /// A peer asks the relay server of this node for an endpoint. If the policy lets
+    /// it, answer with `send_relay_endpoint`.
+    RelayEndpointRequested {
+        /// The peer.
+        peer: PeerIndex,
+        /// The DERP region that the request came through, and the answer goes through.
+        region: RegionId,
+        /// The two clients of the endpoint; the peer is one of them.
+        clients: [DiscoPublic; 2],
+        /// The number of the request, for the answer.
+        generation: u32,
+    },
     /// Resolve this name and answer with `host_resolved`, also when there is
     /// no address.
     ResolveHost {
@@ -204,6 +216,7 @@ pub struct Counters {
     pub candidates_evicted: u64,
     pub pings_evicted: u64,
     pub port_mappings_refused: u64,
+    pub relay_requests_refused: u64,
     pub pre_netmap_dropped: u64,
     pub degenerate_disco_key: u64,
     pub pings_sent: u64,

@@ -2,6 +2,7 @@
 
 mod netmap;
 mod network;
+mod peer_relays;
 mod port_forecast;
 mod port_mapping;
 mod port_search;

@@ -629,6 +629,8 @@ impl Node {
             }
             NodeOutput::ProbeRelayHttps(region) => self.actions.push(Action::ProbeHttps(region)),
             // The relay map has an address for every name.
+            // No host of the simulation runs a relay server.
+            NodeOutput::RelayEndpointRequested(_) => {}
             NodeOutput::ResolveHost(name) => self.give(at, NodeInput::Resolved(name, Vec::new())),
             NodeOutput::OpenSession(id) => drop(self.sessions.insert(id, SessionIo::default())),
             NodeOutput::CloseSession(id) => {

@@ -44,6 +44,12 @@ impl Engine {
                 self.outputs
                     .push_back(Output::WantPortMapping { family, port });
             }
+            PathEvent::RelayEndpointRequested {
+                peer,
+                region,
+                clients,
+                generation,
+            } => self.relay_endpoint_requested(peer, region, clients, generation),
             PathEvent::CloseRelay(region) => self.outputs.push_back(Output::CloseRelay(region)),
             PathEvent::Pong {
                 token,

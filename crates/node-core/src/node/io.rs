@@ -18,6 +18,9 @@ use warren_node_types::{Destination, Family, PathAddr, SearchSocket, SocketOrder
 use warren_paths::{LocalAddresses, PortMapReport};
 use warren_tunnel::{Aead, PeerIndex, Source};
 
+use warren_wire::disco::RelayEndpoint;
+
+use crate::engine::RelayRequest;
 use crate::{ClockPair, NodePrefs};
 
 /// The login of a node, as it is kept on disk.
@@ -189,6 +192,8 @@ pub enum NodeInput {
     RelayLatency(RegionId, Duration),
     /// The answer to [`NodeOutput::ResolveHost`]; empty when nothing was found.
     Resolved(String, Vec<IpAddr>),
+    /// The answer to [`NodeOutput::RelayEndpointRequested`].
+    RelayEndpoint(RelayRequest, Box<RelayEndpoint>),
     /// The port mapper has something to report, after
     /// [`NodeOutput::WantPortMapping`].
     PortMap(PortMapReport),
@@ -307,6 +312,9 @@ pub enum NodeOutput {
     ProbeRelayHttps(RegionId),
     /// Find the addresses of a relay's host name, around the tunnel.
     ResolveHost(String),
+    /// A peer that may use the relay server of this node asks for an endpoint. Answer
+    /// with [`NodeInput::RelayEndpoint`], or not at all if there is no server.
+    RelayEndpointRequested(RelayRequest),
     /// Keep a mapping at the router to this UDP port of the node, or give it up;
     /// report it with [`NodeInput::PortMap`]. After a change of the network the
     /// mapping is given up first.

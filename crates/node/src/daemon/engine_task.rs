@@ -15,6 +15,7 @@ mod metrics;
 mod network;
 mod pings;
 mod prefs;
+mod relay_server;
 mod views;
 mod why;
 
@@ -40,6 +41,7 @@ pub(super) use self::prefs::node_settings;
 use super::control_session::{SessionIo, session_span};
 use super::host_task::Host;
 use super::magic_dns::DnsCounters;
+use super::relay_server::RelayServer;
 use super::relays::{Relays, relay_span};
 use super::state::StateFolder;
 use super::{Inbox, Message, NodeHandle, Outbox, status, wall_clock};
@@ -89,6 +91,7 @@ pub struct EngineTask {
     /// What is missing to follow the network around.
     link_problem: Option<String>,
     socket_options: UdpOptions,
+    relay_server: Option<RelayServer>,
     sessions: BTreeMap<SessionId, SessionIo>,
     listeners: Listeners,
     /// The programs that wait for a ping, with the address that they asked for.
@@ -118,6 +121,7 @@ impl EngineTask {
             link: config.link.state,
             link_problem: config.link.problem,
             socket_options: config.socket_options,
+            relay_server: None,
             sessions: BTreeMap::new(),
             listeners: Listeners::default(),
             pings: BTreeMap::new(),
@@ -138,6 +142,7 @@ impl EngineTask {
         let netmap = self.state.load_netmap();
         self.node.start(Instant::now(), wall_clock(), netmap);
         self.carry_out();
+        self.refresh_relay_server();
         loop {
             let deadline = self.node.next_deadline().map(|(at, _)| at);
             // A node samples traffic all the time, so it has a deadline.
@@ -243,6 +248,7 @@ impl EngineTask {
                 let nodes = regions.get(&region).map(|region| region.nodes.clone());
                 self.relays.measure_https(region, nodes.unwrap_or_default());
             }
+            NodeOutput::RelayEndpointRequested(request) => self.relay_endpoint_requested(request),
             NodeOutput::ResolveHost(name) => self.resolve(name),
             NodeOutput::WantPortMapping { family, port } => {
                 tracing::debug!(%family, ?port, "port mapping");
@@ -389,6 +395,9 @@ impl EngineTask {
                     && let Some(problem) = self.node.filter_problem()
                 {
                     tracing::warn!("{problem}");
+                }
+                if changes.filters || !changes.peers.is_empty() {
+                    self.recheck_relay_endpoints();
                 }
                 if !self.listeners.is_empty() {
                     let is_cached = self.node.netmap_is_cached();

@@ -28,6 +28,7 @@ mod hostinfo;
 mod magic_dns;
 mod outside_names;
 mod packets;
+mod relay_server;
 mod relays;
 mod start;
 mod state;

@@ -182,9 +182,10 @@ impl Paths {
                 peer.handle_call_me_maybe(&mut self.core, now, &endpoints);
             }
             Message::PortSearch(step) => self.handle_port_search(now, region, handle, step),
-            Message::CallMeMaybeVia(_)
-            | Message::AllocateRelayEndpointRequest(_)
-            | Message::AllocateRelayEndpointResponse(_) => {
+            Message::AllocateRelayEndpointRequest(request) => {
+                self.relay_endpoint_requested(region, handle, request);
+            }
+            Message::CallMeMaybeVia(_) | Message::AllocateRelayEndpointResponse(_) => {
                 self.core.counters.disco_unsupported += 1;
             }
             Message::BindRelayEndpoint(_)

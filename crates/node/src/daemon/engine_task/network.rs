@@ -154,7 +154,7 @@ impl EngineTask {
 }
 
 /// All addresses of the interfaces that are up.
-fn addresses(link: &LinkState) -> impl Iterator<Item = IpAddr> {
+pub(super) fn addresses(link: &LinkState) -> impl Iterator<Item = IpAddr> {
     let up = link.interfaces.iter().filter(|interface| interface.up);
     up.flat_map(|interface| interface.addrs.iter().map(ipnet::IpNet::addr))
 }

@@ -45,6 +45,7 @@ impl EngineTask {
             return Err(error);
         }
         if self.state.prefs != before {
+            self.refresh_relay_server();
             self.give(NodeInput::Settings(Box::new(self.settings())));
             self.notify_prefs();
         }

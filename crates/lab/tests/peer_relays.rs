@@ -1,0 +1,82 @@
+//! Two official clients behind NATs that no direct path passes meet at a node of ours
+//! that relays for them, as the policy allows.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use support::{Tailnet, installed, lab, tcp_flows, traffic_flows};
+use warren_lab::{Kind, Lab, LabError, Node, Path, Place, RelayKind, until, web};
+
+/// The official client looks for a peer relay every 30 s.
+const RELAY_PATIENCE: std::time::Duration = std::time::Duration::from_secs(90);
+
+const MAY_RELAY: &str = r#"{
+    "grants": [
+        {"src": ["*"], "dst": ["*"], "ip": ["*"]},
+        {"src": ["*"], "dst": ["rita@"], "app": {"tailscale.com/cap/relay": [{}]}},
+    ],
+}"#;
+const MUST_NOT_RELAY: &str = r#"{"grants": [{"src": ["*"], "dst": ["*"], "ip": ["*"]}]}"#;
+
+fn set_policy(tailnet: &Tailnet, lab: &Lab, policy: &str) {
+    let file = lab.folder().join("policy.hujson");
+    std::fs::write(&file, policy).unwrap();
+    let file = file.display().to_string();
+    tailnet.control.cli(&["policy", "set", &file]).unwrap();
+}
+
+/// The peer relay on the path to `peer`, as `ADDRESS:PORT:vni:N`.
+fn relay_to(node: &Node, peer: &str) -> Result<String, LabError> {
+    let entry = node.peer(peer)?;
+    match entry["PeerRelay"].as_str() {
+        Some(relay) if !relay.is_empty() => Ok(relay.to_owned()),
+        _ => Err(std::io::Error::other(format!("{:?}", node.path_to(peer)?)).into()),
+    }
+}
+
+#[test]
+fn official_clients_behind_hard_nats_meet_at_our_peer_relay() {
+    let Some(mut lab) = lab() else { return };
+    let run = |lab: &mut Lab| -> Option<()> {
+        installed(Kind::Warren)?;
+        installed(Kind::Tailscale)?;
+        let tailnet = Tailnet::new(lab, RelayKind::Warren)?;
+        set_policy(&tailnet, lab, MUST_NOT_RELAY);
+        let key = tailnet.control.auth_key("rita").unwrap();
+        let rita = Node::start(&lab.host("rita", Place::Open).unwrap(), Kind::Warren).unwrap();
+        rita.up(tailnet.control.url(), &key, &[]).unwrap();
+        rita.cli(&["set", "--relay-server-port=40000"]).unwrap();
+        let alice = tailnet.join(&lab.host("alice", Place::Hard).unwrap(), Kind::Tailscale);
+        let bob = tailnet.join(&lab.host("bob", Place::Hard).unwrap(), Kind::Tailscale);
+        traffic_flows(&alice, &bob);
+        assert!(matches!(alice.path_to("bob").unwrap(), Path::Relay(_)));
+        assert!(relay_to(&alice, "bob").is_err(), "the policy allows no relay");
+
+        set_policy(&tailnet, lab, MAY_RELAY);
+        let expected = format!("{}:40000:vni:", rita.host().address());
+        // Traffic in between: an idle client looks for nothing.
+        let relay = until("a path over the peer relay", RELAY_PATIENCE, || {
+            traffic_flows(&alice, &bob);
+            relay_to(&alice, "bob")
+        });
+        let relay = relay.unwrap();
+        assert!(relay.starts_with(&expected), "{relay}");
+        web::serve_page(bob.host()).unwrap();
+        tcp_flows(&alice, &bob);
+        traffic_flows(&bob, &alice);
+
+        // Off: the clients go on over DERP.
+        rita.cli(&["set", "--relay-server-port="]).unwrap();
+        traffic_flows(&alice, &bob);
+        until("the peer relay to be left", RELAY_PATIENCE, || {
+            traffic_flows(&alice, &bob);
+            match relay_to(&alice, "bob") {
+                Ok(relay) => Err(LabError::from(std::io::Error::other(relay))),
+                Err(_) => Ok(()),
+            }
+        })
+        .unwrap();
+        Some(())
+    };
+    run(&mut lab);
+}
