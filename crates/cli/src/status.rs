@@ -339,11 +339,11 @@ mod tests {
         };
         assert_eq!(
             table().render(&shown(&status).unwrap()),
-            "100.64.0.1  laptop      ann@  linux  -\n\
-             100.64.0.2  db          ann@  linux  active; direct 198.51.100.7:41641\n\
-             100.64.0.3  nas         ann@  linux  active; relay \"ams\", tx 2 rx 1\n\
+            "100.64.0.1  laptop       ann@  linux  -\n\
+             100.64.0.2  db           ann@  linux  active; direct 198.51.100.7:41641\n\
+             100.64.0.3  nas          ann@  linux  active; relay \"ams\", tx 2 rx 1\n\
              100.64.0.5  (\"odd\u{fffd}[2J\")  -     linux  -\n\
-             100.64.0.4  phone       ann@  linux  offline, last seen 12m ago\n\
+             100.64.0.4  phone        ann@  linux  offline, last seen 12m ago\n\
              \n\
              # Health check:\n\
              #     - no relay\n"
