@@ -2,9 +2,7 @@
 //! that relays for them, as the policy allows.
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
-use support::{Tailnet, installed, lab, tcp_flows, traffic_flows};
+use warren_lab::scenario::{Tailnet, installed, lab, tcp_flows, traffic_flows};
 use warren_lab::{Kind, Lab, LabError, Node, Path, Place, RelayKind, until, web};
 
 /// The official client looks for a peer relay every 30 s.
@@ -50,7 +48,10 @@ fn official_clients_behind_hard_nats_meet_at_our_peer_relay() {
         let bob = tailnet.join(&lab.host("bob", Place::Hard).unwrap(), Kind::Tailscale);
         traffic_flows(&alice, &bob);
         assert!(matches!(alice.path_to("bob").unwrap(), Path::Relay(_)));
-        assert!(relay_to(&alice, "bob").is_err(), "the policy allows no relay");
+        assert!(
+            relay_to(&alice, "bob").is_err(),
+            "the policy allows no relay"
+        );
 
         set_policy(&tailnet, lab, MAY_RELAY);
         let expected = format!("{}:40000:vni:", rita.host().address());
