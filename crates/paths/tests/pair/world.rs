@@ -709,6 +709,7 @@ impl World {
                 // The hosts give no more sockets: port searches find nothing here.
                 Event::Sockets(_)
                 | Event::HomeRelay(_)
+                | Event::RelayEndpointRequested { .. }
                 | Event::Pong { .. }
                 | Event::PingFailed { .. }
                 | Event::ProbeRelayHttps { .. }
