@@ -40,7 +40,8 @@ fuzz_target!(|bytes: &[u8]| {
         let mut one_by_one = plain.clone();
         let mut number = counter;
         for datagram in one_by_one[align..].chunks_mut(segment_len) {
-            near.seal_in_place(number, datagram).expect("the buffer is long enough");
+            near.seal_in_place(number, datagram)
+                .expect("the buffer is long enough");
             number = number.wrapping_add(1);
         }
         let mut together = plain.clone();

@@ -50,8 +50,9 @@ fn open_all(opener: &mut Opener, stream: &mut [u8]) -> (Vec<u8>, bool) {
 fuzz_target!(|bytes: &[u8]| {
     let (client, server) = (machine(1), machine(2));
     assert!(accept(bytes, &server, &mut SeededEntropy(3)).is_err());
-    let (handshake, _) = ClientHandshake::start(119, &client, &server.public(), &mut SeededEntropy(1))
-        .expect("good keys");
+    let (handshake, _) =
+        ClientHandshake::start(119, &client, &server.public(), &mut SeededEntropy(1))
+            .expect("good keys");
     assert!(handshake.finish(bytes).is_err());
     if let Some(header) = bytes.first_chunk() {
         let _ = response_frame_len(header);
@@ -92,8 +93,6 @@ fuzz_target!(|bytes: &[u8]| {
         assert_eq!((received, failed), (sent, false));
     } else {
         // The received bytes are a prefix of the sent ones, never anything else.
-        assert!(
-            sent.starts_with(&received) && received.len() < sent.len() || sent.is_empty()
-        );
+        assert!(sent.starts_with(&received) && received.len() < sent.len() || sent.is_empty());
     }
 });

@@ -14,8 +14,8 @@ use warren_control_types::{
     RegisterRequest,
 };
 use warren_fuzz::json::Message as _;
-use warren_testkit::SeededEntropy;
 use warren_fuzz::{Clock, machine, node, steps};
+use warren_testkit::SeededEntropy;
 
 struct World {
     coordinator: Coordinator,

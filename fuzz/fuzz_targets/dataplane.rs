@@ -3,13 +3,12 @@
 //! unauthenticated senders.
 #![no_main]
 
-
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
+use warren_dataplane::VnetHdr;
 use warren_dataplane_testkit::{HEADER, PEER, Pair, comparable, expand, sessions, udp_address};
 use warren_fuzz::steps;
-use warren_dataplane::VnetHdr;
 use warren_tunnel::Source;
 use warren_wire::disco::looks_like_relayed_disco;
 use warren_wire::ip::{Parsed, Protocol};

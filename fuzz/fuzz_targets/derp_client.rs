@@ -5,8 +5,8 @@ use libfuzzer_sys::fuzz_target;
 use warren_derp::client::{Client, ClientConfig, Event, MAX_PAYLOAD};
 use warren_derp::{FrameBuffer, Identity, OverLong};
 use warren_fuzz::{Clock, node};
-use warren_testkit::SeededEntropy;
 use warren_keys::sealed_box::NONCE_LEN;
+use warren_testkit::SeededEntropy;
 use warren_wire::derp::{Frame, MAX_PACKET, split};
 
 fuzz_target!(|bytes: &[u8]| {
@@ -19,7 +19,8 @@ fuzz_target!(|bytes: &[u8]| {
     let mut client = if mode & 1 == 0 {
         Client::new(clock.now, config)
     } else {
-        Client::fast_start(clock.now, config, relay.public(), &mut SeededEntropy(1)).expect("a good key")
+        Client::fast_start(clock.now, config, relay.public(), &mut SeededEntropy(1))
+            .expect("a good key")
     };
 
     let mut stream = Vec::new();

@@ -110,7 +110,10 @@ fuzz_target!(|bytes: &[u8]| {
                         }
                         Ok(Request::Send { to, packet }) => {
                             registry.note_spoke(id);
-                            if let Route::Local { handle, id: conn, .. } = registry.route(&to) {
+                            if let Route::Local {
+                                handle, id: conn, ..
+                            } = registry.route(&to)
+                            {
                                 let handle = usize::from(*handle);
                                 assert!(clients[handle].open, "a packet for a closed connection");
                                 assert_eq!(clients[handle].connection.key(), to);

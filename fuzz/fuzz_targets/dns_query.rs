@@ -6,8 +6,8 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use warren_control_types::Netmap;
-use warren_dns::message::{self, Header};
 use warren_dns::lookup::addresses;
+use warren_dns::message::{self, Header};
 use warren_dns::{Decision, Options, Resolver, ResolverConfig, Transport};
 use warren_fuzz::{WALL, first_map};
 

@@ -5,12 +5,12 @@
 use libfuzzer_sys::fuzz_target;
 use warren_control_types::{MapResponse, RegionId};
 use warren_fuzz::json::Message as _;
-use warren_testkit::SeededEntropy;
 use warren_fuzz::{Clock, address, disco, first_map, node, steps};
 use warren_keys::sealed_box::NONCE_LEN;
 use warren_node_core::{Engine, EngineConfig};
-use warren_paths::LocalAddresses;
 use warren_node_types::TailnetRanges;
+use warren_paths::LocalAddresses;
+use warren_testkit::SeededEntropy;
 use warren_tunnel::{Handshakes, PeerIndex};
 use warren_wire::disco::MAGIC;
 

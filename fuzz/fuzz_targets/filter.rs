@@ -8,8 +8,8 @@ use warren_filter::{
     capability_sources,
 };
 use warren_fuzz::json::Message as _;
-use warren_testkit::SeededEntropy;
 use warren_fuzz::{steps, tailnet_addresses};
+use warren_testkit::SeededEntropy;
 use warren_wire::ip::{IpPacket, Protocol};
 
 fuzz_target!(|bytes: &[u8]| {

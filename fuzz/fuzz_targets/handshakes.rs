@@ -8,8 +8,8 @@ use std::sync::Arc;
 use blake2::digest::{FixedOutput as _, KeyInit as _, Update as _};
 use libfuzzer_sys::fuzz_target;
 use warren_fuzz::{Clock, damage, node, steps};
-use warren_testkit::SeededEntropy;
 use warren_keys::NodePublic;
+use warren_testkit::SeededEntropy;
 use warren_tunnel::{Event, Handshakes, PeerIndex, Session, Source};
 use warren_wire::wireguard::TRANSPORT_OVERHEAD;
 

@@ -7,12 +7,12 @@ use std::collections::BTreeSet;
 use libfuzzer_sys::fuzz_target;
 use warren_control_types::RegionId;
 use warren_fuzz::{Clock, address, disco, first_map, node, steps};
-use warren_testkit::SeededEntropy;
 use warren_keys::sealed_box::{NONCE_LEN, SharedKey};
 use warren_paths::{
     Event, Family, LocalAddresses, MappingProtocols, PathAddr, Paths, PathsConfig, PeerIndex,
     PeerInfo, PortMapReport, SearchSocket, SocketOrder,
 };
+use warren_testkit::SeededEntropy;
 use warren_wire::disco::{Envelope, MAGIC, Message, Pong};
 use warren_wire::stun::{self, Request, Response};
 
@@ -107,6 +107,14 @@ impl World {
                 | Event::ProbeRelayHttps { .. }
                 | Event::WantPortMapping { .. }
                 | Event::ResolveHost { .. } => {}
+                Event::RelayEndpointRequested { clients, .. } => {
+                    assert!(
+                        [2, 3]
+                            .map(|n| disco(n).public())
+                            .iter()
+                            .any(|key| clients.contains(key))
+                    );
+                }
                 Event::Sockets(order) => self.order_sockets(order),
             }
         }
@@ -194,7 +202,11 @@ fn local(arg: u8) -> LocalAddresses {
 /// Any report of a port mapper, of which only the address is chosen well.
 fn port_map_report(external: std::net::SocketAddr, bytes: &[u8]) -> PortMapReport {
     let number = |at: usize| bytes.get(at).copied().unwrap_or_default();
-    let family = if number(1) & 1 == 0 { Family::V4 } else { Family::V6 };
+    let family = if number(1) & 1 == 0 {
+        Family::V4
+    } else {
+        Family::V6
+    };
     match number(0) % 4 {
         0 => PortMapReport::Unmapped(family),
         1 => PortMapReport::Protocols(MappingProtocols {

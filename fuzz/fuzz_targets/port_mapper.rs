@@ -6,9 +6,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use libfuzzer_sys::fuzz_target;
 use warren_fuzz::{Clock, steps};
-use warren_testkit::SeededEntropy;
 use warren_node_types::{Family, PortMapReport};
 use warren_portmap::{Output, PortMapper, Router};
+use warren_testkit::SeededEntropy;
 
 fn router(last: u8) -> Router {
     Router {
