@@ -73,14 +73,14 @@ fuzz_target!(|bytes: &[u8]| {
                 near.sealer
                     .seal(step.bytes, &mut stream)
                     .expect("far from exhausted");
-                said.extend_from_slice(step.bytes);
+                sent.extend_from_slice(step.bytes);
             }
             1 => {
                 let long = vec![step.arg; MAX_PLAINTEXT_LEN + usize::from(step.arg)];
                 near.sealer
                     .seal(&long, &mut stream)
                     .expect("far from exhausted");
-                said.extend_from_slice(&long);
+                sent.extend_from_slice(&long);
             }
             _ => hurt.extend_from_slice(step.bytes),
         }
