@@ -112,7 +112,7 @@ impl Server {
 
     fn outer(self: Arc<Self>, mut request: Request<Incoming>) -> Response<Body> {
         if request.uri().path() == "/key" {
-            assert_eq!(request.uri().query(), Some("v=119"));
+            assert_eq!(request.uri().query(), Some("v=121"));
             let public_key = Some(self.key.lock().unwrap().public());
             let keys = OverTlsPublicKeyResponse {
                 public_key,
@@ -206,13 +206,13 @@ async fn registering_tells_machine_node_and_version() {
     let response = client.register(&request).await.unwrap();
     let machine = MachineSecret::from_bytes(&[0x22; 32]).public();
     assert_eq!(response.user.display_name, machine.to_string());
-    assert_eq!(response.auth_url, format!("119 1 {key}"));
+    assert_eq!(response.auth_url, format!("121 1 {key}"));
     let request = RegisterRequest {
         old_node_key: Some(NodePublic::from_bytes([2; 32])),
         ..request
     };
     let response = client.register(&request).await.unwrap();
-    assert_eq!(response.auth_url, format!("119 2 {key}"));
+    assert_eq!(response.auth_url, format!("121 2 {key}"));
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ fn every_answer_names_the_version_and_pages_are_refused() {
     assert!(good.starts_with("HTTP/1.1 200"), "{good}");
     for header in [
         "Tailscale-Version: ",
-        "Tailscale-Cap: 119",
+        "Tailscale-Cap: 121",
         "X-Frame-Options: DENY",
         "X-Content-Type-Options: nosniff",
         "Content-Security-Policy: default-src 'none'",
