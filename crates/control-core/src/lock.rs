@@ -185,8 +185,8 @@ impl Lock {
         Arc::make_mut(&mut self.messages).remove(&hash);
     }
 
-    /// What nodes are informed of. A chain that cannot be read has no head, and is never
-    /// reported as turned off.
+    /// The part of which nodes are informed. A chain that cannot be read has no head, and
+    /// is never reported as turned off.
     pub(crate) fn info(&self) -> Option<TkaInfo> {
         let disabled = !self.is_on();
         self.record.as_ref()?;

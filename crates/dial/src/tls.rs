@@ -103,7 +103,7 @@ pub enum TlsError {
     },
 }
 
-/// What to look at when a certificate is refused for the time.
+/// Advice for when a certificate is refused for the time.
 fn clock_hint(error: &io::Error) -> &'static str {
     use rustls::CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
     let error = error.get_ref().and_then(|error| error.downcast_ref());

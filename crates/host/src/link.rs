@@ -190,7 +190,7 @@ pub struct LinkMonitor {
     state: LinkState,
     open_events: fn() -> io::Result<Events>,
     events: Option<Events>,
-    /// What is missing, and what was last reported of it.
+    /// The missing part, and what was last reported of it.
     problem: Option<String>,
     reported_problem: Option<String>,
     clocks: Clocks,
@@ -202,7 +202,7 @@ pub struct LinkMonitor {
 
 impl LinkMonitor {
     /// Takes the first snapshot and starts to watch. Interfaces named in
-    /// `ignored` (our own tunnel) do not exist for it. What the kernel refuses is
+    /// `ignored` (our own tunnel) do not exist for it. A part that the kernel refuses is
     /// tried again later. Must be called inside a tokio runtime.
     pub async fn start(ignored: &[&str]) -> LinkMonitor {
         Self::start_with(ignored, Events::open).await
@@ -238,7 +238,7 @@ impl LinkMonitor {
         }
     }
 
-    /// What is missing, for the user.
+    /// The missing part, for the user.
     pub fn problem(&self) -> Option<&str> {
         self.problem.as_deref()
     }

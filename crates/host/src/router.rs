@@ -92,7 +92,7 @@ pub struct Applied {
     pub removed: usize,
     /// Limits of what was set.
     pub warnings: Vec<RouterWarning>,
-    /// What could not be set; the rest is. At most one for each kind of setting
+    /// Settings that could not be made; the rest is. At most one for each kind of setting
     /// and address family.
     pub failures: Vec<RouterError>,
 }
@@ -252,8 +252,8 @@ impl Router {
         router.remove_all().await
     }
 
-    /// Makes addresses, routes and rules as `config` says. What the kernel refuses
-    /// is left out and reported in [`Applied::failures`]; the rest is set.
+    /// Makes addresses, routes and rules as `config` says. Settings that the kernel refuses
+    /// are left out and reported in [`Applied::failures`]; the rest is set.
     ///
     /// # Errors
     /// Nothing can be set: another program has the table, the interface is gone, or

@@ -38,7 +38,7 @@ fn target(host: &Host) -> PathBuf {
     host.folder().join("resolv.dnsmasq")
 }
 
-/// What is broken, and a part of the problem that the status shows; empty: none.
+/// The broken part, and a piece of the problem that the status shows; empty: none.
 const CASES: [(&str, &str, Break); 8] = [
     ("link", "", |host| {
         std::fs::write(target(host), ORIGINAL).unwrap();

@@ -380,7 +380,7 @@ impl Engine {
         self.server_clock.pair(now, wall)
     }
 
-    /// What to say of a clock of this machine that is wrong.
+    /// The warning about a clock of this machine that is wrong.
     pub fn clock_problem(&self, now: Instant, wall: Duration) -> Option<String> {
         self.server_clock.problem(now, wall)
     }

@@ -150,7 +150,7 @@ impl Node {
         self.engine.netmap()
     }
 
-    /// What [`NodeOutput::SaveNetmap`] writes.
+    /// The netmap that [`NodeOutput::SaveNetmap`] writes.
     pub fn kept_netmap(&self, now: Instant, wall: Duration) -> KeptNetmap<'_> {
         KeptNetmap {
             clock: self.engine.clock_pair(now, wall),

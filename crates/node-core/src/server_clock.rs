@@ -61,7 +61,7 @@ impl ServerClock {
         })
     }
 
-    /// What to say to the user when this machine's clock is far off.
+    /// The warning for the user when this machine's clock is far off.
     pub fn problem(&self, now: Instant, wall: Duration) -> Option<String> {
         let server = self.now(now, wall);
         let (difference, direction) = match wall.checked_sub(server) {

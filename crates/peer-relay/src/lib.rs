@@ -13,7 +13,7 @@
 //! 4. The endpoint ends when it was not bound in [`BIND_LIFETIME`], or when one of the
 //!    clients was silent for [`STEADY_LIFETIME`].
 //!
-//! # What it withstands
+//! # Protection
 //! - A VNI is random, and alone gives nothing: datagrams are forwarded only from an
 //!   address that a client has proved to receive at.
 //! - A reply is never larger than the message that it answers, and goes to its source.

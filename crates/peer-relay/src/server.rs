@@ -58,7 +58,7 @@ pub enum AllocateError {
     NodeFull,
 }
 
-/// What happened since the start.
+/// Counts since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Endpoints that were allocated.
@@ -145,7 +145,7 @@ impl Server {
         self.public
     }
 
-    /// What happened since the start.
+    /// Counts since the start.
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.counters

@@ -14,7 +14,8 @@
 //! [`LogLines`] keeps the log lines of a test; [`CountingAllocator`] shows whether code
 //! allocates.
 //!
-//! The test of the layers of the workspace is `tests/layers.rs`.
+//! Tests of the whole workspace are in `tests/`: `layers.rs` checks which crate may
+//! depend on which, `sources.rs` the text of the sources.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 

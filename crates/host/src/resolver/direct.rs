@@ -104,7 +104,7 @@ impl Files {
     /// writable then and not be now, or the reverse.
     fn kept(&self) -> Result<Option<PathBuf>, ResolverError> {
         let mut places = vec![self.backup(&self.target())];
-        // The folder around a mounted file is not part of the same story.
+        // The folder around a mounted file may belong to another system.
         if !self.is_mounted() {
             places.push(self.resolv_conf.with_file_name(BACKUP_NAME));
             places.extend(self.link_target().map(|it| it.with_file_name(BACKUP_NAME)));
@@ -120,7 +120,7 @@ impl Files {
         Ok(None)
     }
 
-    /// What the machine had, by the copy if the file is ours.
+    /// The settings that the machine had, by the copy if the file is ours.
     fn original(&self) -> String {
         match (self.present(), self.kept()) {
             (Ok(Present::Ours(_)), Ok(Some(kept))) => super::read_or_empty(&kept),
@@ -211,7 +211,7 @@ impl Files {
     }
 
     /// Removes a copy that is not needed any more. One that stays does no harm: the
-    /// next take-over writes it anew.
+    /// next take-over writes it again.
     fn forget_copy(&self) {
         if let Ok(Some(kept)) = self.kept()
             && let Err(error) = std::fs::remove_file(&kept)
@@ -278,7 +278,7 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    /// What is in our file, while it is taken.
+    /// The content of our file, while it is taken.
     wanted: Option<OsDnsConfig>,
     /// The settings without us, as far as the file shows them.
     base: BaseConfig,

@@ -326,7 +326,7 @@ mod tests {
         #[test]
         fn any_text_is_read_without_panic(text in ".{0,300}", nsswitch in ".{0,100}") {
             let base = BaseConfig::parse(&text);
-            // What is carried on is read as the same again.
+            // Options that are carried on are read as the same again.
             let ours = render(&OsDnsConfig::default(), &base);
             prop_assert_eq!(BaseConfig::parse(&ours).carried, base.carried);
             is_served_by_resolved(&text, &nsswitch);

@@ -173,7 +173,7 @@ fn without_ipv6_the_rest_works() {
 }
 
 #[test]
-fn what_the_kernel_refuses_does_not_stop_the_rest() {
+fn settings_that_the_kernel_refuses_do_not_stop_the_rest() {
     with_tun(|| {
         run(async {
             let tun = Tun::create("wtest0").unwrap();

@@ -78,12 +78,12 @@ pub struct LocalNetwork {
     pub networks: Vec<IpNet>,
 }
 
-/// What became of the settings of the operating system.
+/// The outcome of the settings of the operating system.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostReport {
     /// The addresses of the settings that this is the report of.
     pub addresses: Vec<IpAddr>,
-    /// What could not be set, or the user should know.
+    /// Settings that could not be made, and hints for the user.
     pub problems: Vec<String>,
 }
 

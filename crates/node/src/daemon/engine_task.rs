@@ -88,7 +88,7 @@ pub struct EngineTask {
     dialer: Dialer,
     inbox: Inbox,
     link: LinkState,
-    /// What is missing to follow the network around.
+    /// The reason why the task cannot follow the network around.
     link_problem: Option<String>,
     socket_options: UdpOptions,
     relay_server: Option<RelayServer>,

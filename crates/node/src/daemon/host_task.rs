@@ -78,9 +78,9 @@ pub trait System: Send + 'static {
 /// The result of a setting that can be made in part.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// What could not be set.
+    /// The settings that could not be made.
     pub failures: Vec<String>,
-    /// What was set, with limits that the user should know.
+    /// Settings that were made with limits that the user should know.
     pub warnings: Vec<String>,
 }
 

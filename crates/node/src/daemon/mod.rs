@@ -15,7 +15,7 @@
 //! [`Node`](warren_node_core::Node), without IO. Start-up fails early and says
 //! why: first the state folder, then the local interface, the tunnel device and the
 //! sockets. Everything else is optional: a part that fails is reported in the status
-//! and tried again. What was changed in the operating system is taken back at the
+//! and tried again. Changes in the operating system are taken back at the
 //! end, and what a killed daemon left is removed at the start.
 
 mod aead;

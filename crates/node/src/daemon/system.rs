@@ -31,8 +31,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Opens what can be opened, which also removes what a killed daemon left. What
-    /// cannot is logged here, and reported when it is needed.
+    /// Opens the parts that can be opened, which also removes what a killed daemon left.
+    /// Parts that cannot are logged here, and reported when they are needed.
     pub async fn open(
         interface: String,
         state_dir: &Path,

@@ -125,7 +125,7 @@ async fn whatever_is_broken_is_reported_and_the_rest_is_set() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_failed_is_tried_again_and_the_end_of_the_problem_is_reported_once() {
+async fn a_failed_part_is_tried_again_and_the_end_of_the_problem_is_reported_once() {
     let system = Fake::default();
     system.0.lock().unwrap().broken = PARTS.into();
     let (done, mut reports) = mpsc::unbounded_channel();
