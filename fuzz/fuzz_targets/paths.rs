@@ -128,14 +128,20 @@ impl World {
         }
     }
 
-    /// Keeps the books of the sockets of port searches, as a shell does.
+    /// Follows the orders about sockets of port searches, as a shell does.
     fn order_sockets(&mut self, order: SocketOrder) {
         match order {
             SocketOrder::Open { search, count } => {
                 assert!(count <= 256);
                 self.search = Some(search);
             }
-            SocketOrder::Send { socket, .. } | SocketOrder::Keep { socket, .. } => {
+            SocketOrder::Send { socket, to, packet } => {
+                assert_eq!(Some(socket.search), self.search);
+                assert!(socket.number < 256);
+                self.pinged.insert(to);
+                self.sent.push((to, packet));
+            }
+            SocketOrder::Keep { socket, .. } => {
                 assert_eq!(Some(socket.search), self.search);
                 assert!(socket.number < 256);
             }

@@ -203,9 +203,7 @@ impl Paths {
             return;
         }
         self.drive_forecast(now);
-        let mut group = 0;
-        while let Some(probe) = self.core.searches.next_probe(now, group) {
-            group += 1;
+        while let Some(probe) = self.core.searches.next_probe(now) {
             self.core.counters.search_probes_sent += 1;
             match probe {
                 Probe::From(socket, target) => self.core.ping_from(now, to, socket, target),
