@@ -10,7 +10,7 @@ use warren_node_types::MaskedPrefs;
 pub(super) async fn set(given: &Given<'_>, client: &Client, io: &mut Io) -> Result<(), Failure> {
     let mentioned = pref_flags::FLAGS
         .iter()
-        .chain(&["nickname", "hard-nat"])
+        .chain(pref_flags::SET_ONLY)
         .any(|flag| given.mentioned(flag));
     if !mentioned {
         return Err(Failure::usage("nothing to set: give at least one flag"));

@@ -117,6 +117,14 @@ pub(super) const FLAGS: &[&str] = &[
     "stateful-filtering",
 ];
 
+/// The flags that `set` has beside [`FLAGS`]: `up` keeps what they set.
+pub(super) const SET_ONLY: &[&str] = &[
+    "hard-nat",
+    "nickname",
+    "relay-server-port",
+    "relay-server-static-endpoints",
+];
+
 /// Warnings for mentioned flags that are stored, shown and passed on, but change
 /// nothing on this machine yet. There is no warning for a value that has the same
 /// effect as the default.
@@ -448,6 +456,15 @@ mod tests {
 
     fn changed(line: &str) -> Result<MaskedPrefs, Failure> {
         changed_from(line, &Prefs::default())
+    }
+
+    #[test]
+    fn set_knows_each_of_its_flags() {
+        for arg in args(For::Set) {
+            let name = arg.get_id().as_str();
+            let is_known = FLAGS.contains(&name) || SET_ONLY.contains(&name);
+            assert!(is_known, "--{name} alone would be nothing to set");
+        }
     }
 
     #[test]
