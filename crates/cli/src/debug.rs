@@ -73,7 +73,7 @@ async fn of_family(name: &str, v4: bool, status: &Status) -> Result<CanonicalIp,
     if found.get().is_ipv4() == v4 {
         return Ok(found);
     }
-    let peers = status.peer.values().chain(status.self_status.iter());
+    let peers = status.peer.values().chain([&status.self_status]);
     let same = peers
         .filter(|peer| peer.tailscale_ips.contains(&found.get()))
         .flat_map(|peer| &peer.tailscale_ips)

@@ -61,7 +61,7 @@ pub(super) async fn ip(given: &Given<'_>, client: &Client, io: &mut Io) -> Resul
 }
 
 async fn peer_addresses(name: &str, status: &Status) -> Result<Vec<IpAddr>, Failure> {
-    let own = status.self_status.iter();
+    let own = std::iter::once(&status.self_status);
     let mut all = status.peer.values().chain(own);
     if let Some(peer) = all.clone().find(|peer| is_called(peer, name)) {
         return Ok(peer.tailscale_ips.clone());

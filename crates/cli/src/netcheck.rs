@@ -23,7 +23,11 @@ pub(super) async fn run(given: &Given<'_>, client: &Client, io: &mut Io) -> Resu
         "json-line" => io.say(warren_terminal::json_line(&report).map_err(Failure::failed)?),
         _ => {
             // Region names make the list readable; without them it has numbers.
-            let map = client.call(GetDerpMap).await.unwrap_or_default();
+            let map = client
+                .call(GetDerpMap)
+                .await
+                .unwrap_or_default()
+                .unwrap_or_default();
             io.say(text(&shown(&report)?, &shown(&map)?).trim_end())
         }
     }

@@ -123,7 +123,7 @@ pub(super) async fn resolve(host: &str, status: &Status) -> Result<CanonicalIp, 
     if let Ok(ip) = host.parse() {
         return Ok(ip);
     }
-    let own = status.self_status.iter();
+    let own = std::iter::once(&status.self_status);
     if let Some(peer) = status
         .peer
         .values()

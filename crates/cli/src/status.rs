@@ -7,7 +7,6 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use serde_json::Value;
 use unicode_width::UnicodeWidthStr as _;
 use warren_control_types::{UserId, UserProfile};
 
@@ -15,6 +14,7 @@ use super::args::Given;
 use super::{Failure, Io, not_running, shown};
 use warren_local_api::VERSION;
 use warren_local_api::client::Client;
+use warren_local_api::ordered_json::OrderedJson;
 use warren_local_api::types::{PeerStatus, Status};
 
 pub(super) async fn run(given: &Given<'_>, client: &Client, io: &mut Io) -> Result<(), Failure> {
@@ -36,6 +36,7 @@ pub(super) async fn run(given: &Given<'_>, client: &Client, io: &mut Io) -> Resu
             .and_then(|()| io.out.flush())
             .map_err(Failure::output);
     }
+    let raw = serde_json::to_value(&raw).map_err(Failure::failed)?;
     let status: Status = serde_json::from_value(raw).map_err(Failure::failed)?;
     let status = shown(&status)?;
     if let Some(text) = not_running(&status) {
@@ -59,12 +60,12 @@ pub(super) async fn run(given: &Given<'_>, client: &Client, io: &mut Io) -> Resu
 }
 
 /// Leaves out of the JSON form what the flags leave out of the table.
-fn trim(raw: &mut Value, show_self: bool, active_only: bool) {
+fn trim(raw: &mut OrderedJson, show_self: bool, active_only: bool) {
     if !show_self && let Some(own) = raw.get_mut("Self") {
-        *own = Value::Null;
+        *own = OrderedJson::Null;
     }
-    if active_only && let Some(Value::Object(peers)) = raw.get_mut("Peer") {
-        peers.retain(|_, peer| peer.get("Active") == Some(&Value::Bool(true)));
+    if active_only && let Some(OrderedJson::Object(peers)) = raw.get_mut("Peer") {
+        peers.retain(|(_, peer)| peer.get("Active") == Some(&OrderedJson::Bool(true)));
     }
 }
 
@@ -83,9 +84,8 @@ impl Table {
             rows.push(["IP", "Hostname", "Owner", "OS", "Status"].map(str::to_owned));
             rows.push(["--", "--------", "-----", "--", "------"].map(str::to_owned));
         }
-        let own = status.self_status.as_ref();
-        if let Some(own) = own.filter(|_| self.show_self) {
-            rows.push(self.row(own, status));
+        if self.show_self {
+            rows.push(self.row(&status.self_status, status));
         }
         let mut peers: Vec<&PeerStatus> = status
             .peer
@@ -321,7 +321,7 @@ mod tests {
         ];
         let status = Status {
             magic_dns_suffix: "net.example".into(),
-            self_status: Some(peer(1, "laptop")),
+            self_status: peer(1, "laptop"),
             peer: peers
                 .into_iter()
                 .map(|peer| (peer.public_key, peer))

@@ -177,10 +177,7 @@ fn auth_key(text: &str) -> Result<String, Failure> {
 }
 
 fn own_key(status: &Status) -> Option<NodePublic> {
-    status
-        .self_status
-        .as_ref()
-        .and_then(|own| own.public_key.non_zero())
+    status.self_status.public_key.non_zero()
 }
 
 fn plan(
@@ -499,17 +496,11 @@ impl Session<'_> {
         if self.printed {
             self.io.note("Success.");
         }
-        let name = status
-            .self_status
-            .as_ref()
-            .map(|own| {
-                own.dns_name
-                    .split('.')
-                    .next()
-                    .filter(|n| !n.is_empty())
-                    .unwrap_or(&own.host_name)
-            })
-            .unwrap_or_default();
+        let own = &status.self_status;
+        let name = own.dns_name.split('.').next();
+        let name = name
+            .filter(|name| !name.is_empty())
+            .unwrap_or(&own.host_name);
         let mut line = format!("connected as {name}");
         for ip in &status.tailscale_ips {
             let _ = write!(line, "   {ip}");

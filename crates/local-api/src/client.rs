@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use crate::endpoint::{AnswerForm, Endpoint};
 use crate::endpoints::GetStatus;
 use crate::error::ApiError;
+use crate::ordered_json::OrderedJson;
 use crate::{HOST, VERSION_HEADER};
 
 /// The time in which a daemon that does not answer is asked again.
@@ -128,7 +129,7 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn raw_status(&self, peers: bool) -> Result<(Value, String), ClientError> {
+    pub async fn raw_status(&self, peers: bool) -> Result<(OrderedJson, String), ClientError> {
         let response = self.send(&GetStatus { peers }).await?;
         let version = response
             .headers()

@@ -81,7 +81,7 @@ endpoints! {
     GetStatus: [GET] "/localapi/v0/status", Read => PrettyJson<Status>;
     WatchBus: [GET] "/localapi/v0/watch-ipn-bus", Read => JsonLines<EventStream<Notify>>;
     WhoIs: [GET] "/localapi/v0/whois", Read => PrettyJson<WhoIsResponse>;
-    GetDerpMap: [GET] "/localapi/v0/derpmap", Nothing => PrettyJson<DerpMap>;
+    GetDerpMap: [GET] "/localapi/v0/derpmap", Nothing => PrettyJson<Option<DerpMap>>;
     GetDnsConfig: [GET] "/localapi/v0/dns-config", Read => PrettyJson<DnsConfig>;
     GetServeConfig: [GET] "/localapi/v0/serve-config", Read => Json<Value>;
     GetProfiles: [GET] "/localapi/v0/profiles/", Write => Json<Vec<LoginProfile>>;

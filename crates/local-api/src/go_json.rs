@@ -11,7 +11,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{Timestamp, Unit};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
@@ -43,6 +43,13 @@ impl GoTime {
             return Some(Self(None));
         }
         text.parse().ok().map(|at| Self(Some(at)))
+    }
+
+    /// The same moment, rounded to whole seconds.
+    #[must_use]
+    pub fn rounded(self) -> Self {
+        let rounded = self.0.map(|at| at.round(Unit::Second).unwrap_or(at));
+        Self(rounded)
     }
 
     /// Whether this is the zero time.
@@ -173,6 +180,13 @@ pub fn canonical_keys(object: Map<String, Value>, known: &[&str]) -> Map<String,
     out
 }
 
+/// Reads `null` as the default; use with `#[serde(deserialize_with = ..)]`.
+pub(crate) fn null_is_default<'de, T: Deserialize<'de> + Default, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
 /// For `skip_serializing_if`.
 pub(crate) fn is_false(value: &bool) -> bool {
     !value
@@ -223,5 +237,16 @@ mod tests {
         let ip: MaybeIp = serde_json::from_str("\"100.64.0.1\"").unwrap();
         assert_eq!(ip.0, Some("100.64.0.1".parse().unwrap()));
         assert!(serde_json::from_str::<MaybeIp>("\"x\"").is_err());
+    }
+
+    #[test]
+    fn a_rounded_time_has_no_fraction() {
+        for (text, expected) in [
+            ("2026-02-03T04:05:06.298592884Z", "2026-02-03T04:05:06Z"),
+            ("2026-02-03T04:05:59.5Z", "2026-02-03T04:06:00Z"),
+            ("0001-01-01T00:00:00Z", "0001-01-01T00:00:00Z"),
+        ] {
+            assert_eq!(GoTime::parse(text).unwrap().rounded().to_string(), expected);
+        }
     }
 }

@@ -17,7 +17,8 @@
 //!   the trait that a node implements all follow from it;
 //! - [`endpoint`] is the form that requests and answers take in HTTP, [`error`] the
 //!   errors with their codes;
-//! - [`prefs`], [`notify`], [`filter`] and [`types`] are the JSON objects;
+//! - [`prefs`], [`notify`], [`health`], [`filter`] and [`types`] are the JSON objects;
+//! - [`ordered_json`] keeps the order of keys where an answer is passed on as it is;
 //! - [`router`] finds the row of a request, checks the permission and calls the node;
 //! - [`server`] accepts connections, [`c2n`] takes requests of the coordination server;
 //! - [`client`] is the other end, used by the command line and by tests.
@@ -37,7 +38,9 @@ pub mod endpoints;
 pub mod error;
 pub mod filter;
 pub mod go_json;
+pub mod health;
 pub mod notify;
+pub mod ordered_json;
 pub mod prefs;
 pub mod router;
 pub mod server;

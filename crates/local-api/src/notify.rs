@@ -9,11 +9,13 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 use warren_control_types::{
-    ClientVersion, DerpMap, DnsConfig, Node, NodeId, PeerChange, UserId, UserProfile,
+    ClientVersion, DerpMap, DisplayMessage, DnsConfig, FilterRule, Node, NodeId, PeerChange,
+    SshPolicy, UserId, UserProfile,
 };
-use warren_keys::NodePublic;
+use warren_keys::{MachinePublic, NodePublic};
 
-use crate::go_json::nullable;
+use crate::go_json::{GoTime, nullable};
+use crate::health::HealthState;
 use crate::prefs::ShownPrefs;
 use crate::types::Status;
 
@@ -107,10 +109,16 @@ impl NotifyMask {
     pub const INITIAL_PREFS: Self = Self(4);
     /// First: netmap.
     pub const INITIAL_NETMAP: Self = Self(8);
+    /// First: shared folders.
+    pub const INITIAL_DRIVE_SHARES: Self = Self(32);
     /// First: health.
     pub const INITIAL_HEALTH: Self = Self(128);
     /// Not more often than a person can follow.
     pub const RATE_LIMIT: Self = Self(256);
+    /// First: the exit node that the daemon suggests.
+    pub const INITIAL_SUGGESTED_EXIT_NODE: Self = Self(1024);
+    /// First: the statement of the coordination server about versions.
+    pub const INITIAL_CLIENT_VERSION: Self = Self(2048);
     /// Additions, changes and removals of peers.
     pub const PEER_CHANGES: Self = Self(4096);
     /// Never the whole netmap.
@@ -121,6 +129,25 @@ impl NotifyMask {
     pub const PEER_PATCHES: Self = Self(32768);
     /// Only for embedding programs; refused over the socket.
     pub const IN_PROCESS: Self = Self(65536);
+
+    /// Policy settings of this system, first and whenever they change.
+    pub const POLICY_CHANGES: Self = Self(131_072);
+    /// First: the state of the sessions with peers.
+    pub const PEER_WIREGUARD_STATE: Self = Self(262_144);
+
+    /// The parts for which a first notification is sent, even where it has nothing
+    /// to report: programs wait for it.
+    const ANSWERED_AT_ONCE: [Self; 9] = [
+        Self::INITIAL_STATE,
+        Self::INITIAL_PREFS,
+        Self::INITIAL_NETMAP,
+        Self::INITIAL_STATUS,
+        Self::INITIAL_DRIVE_SHARES,
+        Self::INITIAL_SUGGESTED_EXIT_NODE,
+        Self::INITIAL_CLIENT_VERSION,
+        Self::POLICY_CHANGES,
+        Self::PEER_WIREGUARD_STATE,
+    ];
 
     /// Whether all bits of `other` are in this set.
     pub const fn contains(self, other: Self) -> bool {
@@ -142,19 +169,41 @@ pub struct NetworkMap {
     pub cached: bool,
     /// Ourselves.
     pub self_node: Option<Node>,
+    /// The capabilities of our node, sorted.
+    #[serde(with = "nullable")]
+    pub all_caps: Vec<String>,
     /// Our node key.
     pub node_key: NodePublic,
+    /// Our machine key.
+    pub machine_key: Option<MachinePublic>,
     /// The peers, by id.
     #[serde(with = "nullable")]
     pub peers: Vec<Node>,
     /// DNS configuration.
     #[serde(rename = "DNS")]
     pub dns: DnsConfig,
+    /// The rules of the packet filter, as the coordination server sent them.
+    #[serde(with = "nullable")]
+    pub packet_filter_rules: Vec<FilterRule>,
+    /// The rules for logins over SSH.
+    #[serde(rename = "SSHPolicy")]
+    pub ssh_policy: Option<SshPolicy>,
+    /// Whether to report ports that listen.
+    pub collect_services: bool,
     /// Relay map.
     #[serde(rename = "DERPMap")]
     pub derp_map: Option<DerpMap>,
+    /// Messages of the coordination server, by id.
+    #[serde(with = "nullable")]
+    pub display_messages: BTreeMap<String, DisplayMessage>,
+    /// Whether tailnet lock is on.
+    #[serde(rename = "TKAEnabled")]
+    pub tka_enabled: bool,
     /// Name of the tailnet.
     pub domain: String,
+    /// For audit logs.
+    #[serde(rename = "DomainAuditLogID")]
+    pub domain_audit_log_id: String,
     /// Users that own us and the peers.
     #[serde(with = "nullable")]
     pub user_profiles: BTreeMap<UserId, UserProfile>,
@@ -177,8 +226,22 @@ pub struct EngineStatus {
     #[serde(rename = "LiveDERPs")]
     pub live_derps: i64,
     /// The peers with a live session.
-    #[serde(rename = "LivePeers", with = "nullable")]
-    pub live_peers: BTreeMap<NodePublic, Value>,
+    #[serde(rename = "LivePeers")]
+    pub live_peers: BTreeMap<NodePublic, LivePeer>,
+}
+
+/// A peer with a live session.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub struct LivePeer {
+    /// Bytes sent to it.
+    pub tx_bytes: i64,
+    /// Bytes received from it.
+    pub rx_bytes: i64,
+    /// When the last handshake was finished.
+    pub last_handshake: GoTime,
+    /// Its node key.
+    pub node_key: NodePublic,
 }
 
 /// One notification. A field that is `None` or empty did not change.
@@ -231,9 +294,9 @@ pub struct Notify {
     pub client_version: Option<ClientVersion>,
     /// Shared folders; not in this version, hence always `null`.
     pub drive_shares: Option<Vec<Value>>,
-    /// Problems: `{"Warnings": {code: ...}}`.
+    /// Problems.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub health: Option<Value>,
+    pub health: Option<HealthState>,
 }
 
 /// An object without content: `{}`.
@@ -255,8 +318,8 @@ pub struct Snapshot {
     pub net_map: Option<NetworkMap>,
     /// The whole status.
     pub status: Option<Status>,
-    /// Problems, sentences by code.
-    pub health: Value,
+    /// Problems.
+    pub health: HealthState,
 }
 
 impl Notify {
@@ -272,9 +335,7 @@ impl Notify {
     /// asked for nothing of what there is.
     pub fn initial(mask: NotifyMask, snapshot: Snapshot) -> Option<Self> {
         let mut notify = Self::new();
-        let mut something = false;
         if mask.contains(NotifyMask::INITIAL_STATE) {
-            something = true;
             notify.session_id = snapshot.session_id;
             notify.state = Some(snapshot.state);
             if !snapshot.browse_to_url.is_empty() {
@@ -282,26 +343,25 @@ impl Notify {
             }
         }
         if mask.contains(NotifyMask::INITIAL_PREFS) {
-            something = true;
             notify.prefs = Some(Box::new(snapshot.prefs));
         }
-        if mask.contains(NotifyMask::INITIAL_NETMAP) && !mask.contains(NotifyMask::NO_NETMAP) {
-            something = true;
-            notify.net_map = snapshot.net_map.map(Box::new);
-        }
-        if mask.contains(NotifyMask::INITIAL_HEALTH) {
-            something = true;
-            notify.health = Some(if snapshot.health.is_null() {
-                serde_json::json!({})
-            } else {
-                snapshot.health
-            });
+        if mask.contains(NotifyMask::INITIAL_NETMAP) {
+            let own = snapshot.net_map.as_ref();
+            notify.self_change = own.and_then(|map| map.self_node.clone()).map(Box::new);
+            if !mask.contains(NotifyMask::NO_NETMAP) {
+                notify.net_map = snapshot.net_map.map(Box::new);
+            }
         }
         if mask.contains(NotifyMask::INITIAL_STATUS) {
-            something = true;
             notify.initial_status = snapshot.status.map(Box::new);
         }
-        something.then_some(notify)
+        let mut at_once = NotifyMask::ANSWERED_AT_ONCE.into_iter();
+        let is_sent = at_once.any(|part| mask.contains(part));
+        let wants_health = mask.contains(NotifyMask::INITIAL_HEALTH);
+        if wants_health && (is_sent || !snapshot.health.is_well()) {
+            notify.health = Some(snapshot.health);
+        }
+        (is_sent || notify.health.is_some()).then_some(notify)
     }
 
     /// The part of this notification that a listener with this mask gets; `None`:
@@ -387,6 +447,41 @@ mod tests {
         assert_eq!(first.session_id, "s1");
         assert_eq!(first.browse_to_url.as_deref(), Some("http://x/register/1"));
         assert!(first.prefs.is_some());
+    }
+
+    #[test]
+    fn a_first_notification_is_sent_for_the_same_masks_as_by_the_official_client() {
+        // Recorded from tailscaled 1.103.0 that is logged out, one mask at a time.
+        for (mask, is_sent) in [
+            (0, false),
+            (1, false),
+            (2, true),
+            (4, true),
+            (8, true),
+            (16, false),
+            (32, true),
+            (64, false),
+            (128, false),
+            (256, false),
+            (512, false),
+            (1024, true),
+            (2048, true),
+            (4096, false),
+            (16384, true),
+            (32768, false),
+            (262_144, true),
+        ] {
+            let first = Notify::initial(NotifyMask(mask), Snapshot::default());
+            assert_eq!(first.is_some(), is_sent, "{mask}");
+        }
+        let unwell = Snapshot {
+            health: HealthState::new(&["no relay".to_owned()]),
+            ..Snapshot::default()
+        };
+        let first = Notify::initial(NotifyMask::INITIAL_HEALTH, unwell).unwrap();
+        assert!(!first.health.unwrap().is_well());
+        let first = Notify::initial(NotifyMask(2 | 128), Snapshot::default()).unwrap();
+        assert!(first.health.unwrap().is_well());
     }
 
     #[test]

@@ -102,8 +102,12 @@ impl JsonForm for AppConnector {
     }
 }
 
-fn write_auto_update(check: bool, apply: Option<bool>) -> Value {
-    json!({ "Check": check, "Apply": apply })
+/// `AutoUpdate` in the order of the official client.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct ShownAutoUpdate {
+    check: bool,
+    apply: Option<bool>,
 }
 
 /// Reads the value of `AutoUpdate`; keys that are missing are as in `default`.
@@ -183,6 +187,9 @@ impl From<Prefs> for ShownPrefs {
     }
 }
 
+/// The preference that follows `AutoUpdate` in the order of the official client.
+const BEHIND_AUTO_UPDATE: &str = "AppConnector";
+
 /// Reads the value of one preference.
 fn read<T: JsonForm>(key: &str, value: Value) -> Result<T, String> {
     T::read(value).map_err(|error| format!("{key}: {error}"))
@@ -215,13 +222,15 @@ macro_rules! json_names {
                 let prefs = &self.prefs;
                 let mut out = serializer.serialize_map(None)?;
                 $(
+                    if $key == BEHIND_AUTO_UPDATE {
+                        let AutoUpdate { check, apply } = prefs.auto_update;
+                        out.serialize_entry("AutoUpdate", &ShownAutoUpdate { check, apply })?;
+                    }
                     let omitted = false $(|| $test(&prefs.$field))?;
                     if !omitted {
                         out.serialize_entry($key, &prefs.$field.write())?;
                     }
                 )*
-                let update = &prefs.auto_update;
-                out.serialize_entry("AutoUpdate", &write_auto_update(update.check, update.apply))?;
                 out.serialize_entry("Config", &self.config)?;
                 out.end()
             }
@@ -275,7 +284,10 @@ macro_rules! json_names {
             } )*
             let (check, apply) = (change.auto_update_check, change.auto_update_apply);
             if check.is_some() || apply.is_some() {
-                let value = write_auto_update(check.unwrap_or_default(), apply.unwrap_or_default());
+                let value = json!({
+                    "Check": check.unwrap_or_default(),
+                    "Apply": apply.unwrap_or_default(),
+                });
                 out.insert("AutoUpdate".to_owned(), value);
                 let set = json!({ "CheckSet": check.is_some(), "ApplySet": apply.is_some() });
                 out.insert("AutoUpdateSet".to_owned(), set);

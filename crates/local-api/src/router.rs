@@ -193,11 +193,10 @@ async fn greeting() -> Response {
     plain_text(StatusCode::OK, "tailscaled\n")
 }
 
-async fn not_found(request: Request) -> Response {
-    refusal(&ApiError::NotFound(format!(
-        "there is no {} in this version",
-        request.uri().path()
-    )))
+/// The words of the official client: programs that ask for endpoints of other versions
+/// know them.
+async fn not_found() -> Response {
+    refusal(&ApiError::NotFound("404 page not found".to_owned()))
 }
 
 /// Refuses requests that a browser sends on behalf of a web page.

@@ -16,7 +16,7 @@ use warren_control_types::{ClientVersion, DnsRecord, Node, UserId, UserProfile};
 use warren_keys::NodePublic;
 
 use crate::address::{CanonicalIp, CanonicalSocket};
-use crate::go_json::{GoTime, is_default, is_false, nullable};
+use crate::go_json::{GoTime, is_default, is_false, null_is_default, nullable};
 
 /// Everything there is to see about a node and its peers.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -38,9 +38,10 @@ pub struct Status {
     /// Our addresses in the tailnet, IPv4 first.
     #[serde(rename = "TailscaleIPs", with = "nullable")]
     pub tailscale_ips: Vec<IpAddr>,
-    /// This node.
-    #[serde(rename = "Self")]
-    pub self_status: Option<PeerStatus>,
+    /// This node: without a login it has no more than a host name and a system. It is
+    /// an object in every state, because the official command line does not check.
+    #[serde(rename = "Self", deserialize_with = "null_is_default")]
+    pub self_status: PeerStatus,
     /// The exit node in use.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit_node_status: Option<ExitNodeStatus>,
@@ -491,9 +492,9 @@ mod tests {
         let mut found = keys(&status);
         found.sort_unstable();
         assert_eq!(found, expected);
+        assert!(status["Self"].is_object());
         for null in [
             "TailscaleIPs",
-            "Self",
             "CurrentTailnet",
             "CertDomains",
             "ExtraRecords",

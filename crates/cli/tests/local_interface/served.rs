@@ -105,8 +105,9 @@ impl Served {
         self.runtime.block_on(async {
             let mut events = self.node.handle().call(WatchBus { mask }).await.unwrap();
             let has_problem = |notify: Notify| {
-                let health = notify.health.unwrap_or_default();
-                health.to_string().contains(words)
+                let warnings = notify.health.unwrap_or_default().warnings;
+                let mut texts = warnings.values().map(|warning| &warning.text);
+                texts.any(|text| text.contains(words))
             };
             while !has_problem(events.next().await.unwrap().unwrap()) {}
         });

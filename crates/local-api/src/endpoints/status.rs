@@ -77,7 +77,7 @@ impl RequestForm for WhoIs {
     }
 }
 
-/// The relay map.
+/// The relay map; `null` before the first netmap.
 #[derive(Debug, Clone, Copy)]
 pub struct GetDerpMap;
 

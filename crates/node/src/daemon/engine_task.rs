@@ -47,6 +47,7 @@ use super::state::StateFolder;
 use super::{Inbox, Message, NodeHandle, Outbox, status, wall_clock};
 use crate::localapi::c2n;
 use crate::localapi::error::{ApiError, Reply};
+use crate::localapi::health::HealthState;
 use crate::localapi::notify::{Empty, State};
 use crate::localapi::types::PingResult;
 
@@ -163,6 +164,7 @@ impl EngineTask {
                 }
                 () = tokio::time::sleep_until(deadline.into()) => {
                     self.node.handle_timeout(Instant::now(), wall_clock());
+                    self.notify_engine_status();
                 }
             }
             self.carry_out();
@@ -387,7 +389,7 @@ impl EngineTask {
                 } else {
                     tracing::warn!(?problems, "health");
                 }
-                let health = serde_json::json!({ "Warnings": problems });
+                let health = HealthState::new(&problems);
                 self.listeners.notify(|notify| notify.health = Some(health));
             }
             Notice::Netmap(changes) => {
@@ -402,10 +404,11 @@ impl EngineTask {
                 if !self.listeners.is_empty() {
                     let is_cached = self.node.netmap_is_cached();
                     let network_map = status::network_map(self.node.engine(), is_cached);
-                    let own = network_map.self_node.clone().filter(|_| changes.self_node);
+                    let own = network_map.as_ref().and_then(|map| map.self_node.clone());
+                    let own = own.filter(|_| changes.self_node);
                     self.listeners.notify(|notify| {
                         notify.self_change = own.map(Box::new);
-                        notify.net_map = Some(Box::new(network_map));
+                        notify.net_map = network_map.map(Box::new);
                     });
                 }
             }

@@ -106,26 +106,34 @@ impl Handler<WhoIs> for NodeHandle {
 }
 
 impl Handler<GetDerpMap> for NodeHandle {
-    async fn handle(&self, _: GetDerpMap) -> Reply<DerpMap> {
-        self.now(|task| Ok(task.netmap().derp_map.clone())).await
+    async fn handle(&self, _: GetDerpMap) -> Reply<Option<DerpMap>> {
+        self.now(|task| Ok(task.known_netmap().map(|map| map.derp_map.clone())))
+            .await
     }
 }
 
 impl Handler<GetDnsConfig> for NodeHandle {
     async fn handle(&self, _: GetDnsConfig) -> Reply<DnsConfig> {
-        self.now(|task| Ok(task.netmap().dns_config.clone())).await
+        self.now(|task| {
+            let netmap = task.known_netmap();
+            let netmap = netmap.ok_or_else(|| ApiError::Unavailable("no netmap".to_owned()))?;
+            Ok(netmap.dns_config.clone())
+        })
+        .await
     }
 }
 
 impl Handler<GetServeConfig> for NodeHandle {
     async fn handle(&self, _: GetServeConfig) -> Reply<Value> {
-        Ok(serde_json::json!({}))
+        Ok(Value::Null)
     }
 }
 
 impl Handler<GetProfiles> for NodeHandle {
     async fn handle(&self, _: GetProfiles) -> Reply<Vec<LoginProfile>> {
-        self.now(|task| Ok(vec![task.current_profile()])).await
+        let current = self.call(GetCurrentProfile).await?;
+        let has_login = !current.id.is_empty();
+        Ok(has_login.then_some(current).into_iter().collect())
     }
 }
 

@@ -149,7 +149,17 @@ impl StateFolder {
             Some(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         };
         let (prefs, login) = match value(&values, &profile).map_err(damaged)? {
-            None => (Prefs::default(), None),
+            None => {
+                // As a new node of the official client: no login is wanted yet.
+                let logged_out = true;
+                (
+                    Prefs {
+                        logged_out,
+                        ..Prefs::default()
+                    },
+                    None,
+                )
+            }
             Some(bytes) => {
                 read_profile(&bytes).map_err(|what| damaged(format!("{profile}: {what}")))?
             }

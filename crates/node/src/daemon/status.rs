@@ -5,13 +5,15 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use serde_json::Value;
-use warren_control_types::{DerpMap, Netmap, Node, NodeId, RegionId, UserId, UserProfile};
+use warren_control_types::{
+    DerpMap, Hostinfo, Netmap, Node, NodeId, RegionId, UserId, UserProfile,
+};
 use warren_node_core::{Engine, PeerReport};
 use warren_node_types::{Destination, PathAddr};
 
 use crate::localapi::VERSION;
 use crate::localapi::go_json::GoTime;
-use crate::localapi::notify::{NetworkMap, State};
+use crate::localapi::notify::{EngineStatus, LivePeer, NetworkMap, State};
 use crate::localapi::types::{ExitNodeStatus, PeerStatus, Status, TailnetStatus};
 
 /// Time without traffic after which a peer is not active any more.
@@ -29,6 +31,8 @@ pub struct StatusContext<'a> {
     pub health: Vec<String>,
     /// Whether the tunnel has an interface in the operating system.
     pub has_interface: bool,
+    /// The description of this machine, where there is no netmap that has it.
+    pub hostinfo: Hostinfo,
     /// The time, since the UNIX epoch.
     pub wall: Duration,
 }
@@ -52,10 +56,15 @@ pub fn status(
         ..Status::default()
     };
     let Some(own) = own.filter(|_| context.have_node_key) else {
+        status
+            .self_status
+            .host_name
+            .clone_from(&context.hostinfo.hostname);
+        status.self_status.os.clone_from(&context.hostinfo.os);
         return status;
     };
     status.tailscale_ips = addresses(own);
-    status.self_status = Some(own_status(engine, own));
+    status.self_status = own_status(engine, context, own);
     let suffix = magic_dns_suffix(own);
     status.current_tailnet = Some(TailnetStatus {
         name: netmap.domain.clone(),
@@ -99,19 +108,67 @@ pub fn status(
     status
 }
 
-/// The netmap as far as local programs get to see it.
-pub fn network_map(engine: &Engine, cached: bool) -> NetworkMap {
+/// The netmap as far as local programs get to see it; `None` before the first one.
+pub fn network_map(engine: &Engine, cached: bool) -> Option<NetworkMap> {
     let netmap = engine.netmap();
-    NetworkMap {
+    let own = netmap.self_node.as_ref()?;
+    Some(NetworkMap {
         cached,
-        self_node: netmap.self_node.clone(),
+        self_node: Some(own.clone()),
+        all_caps: own.cap_map.keys().cloned().collect(),
         node_key: engine.node_key(),
+        machine_key: own.machine,
         peers: netmap.peers.values().cloned().collect(),
         dns: netmap.dns_config.clone(),
+        packet_filter_rules: netmap.filters.values().flatten().cloned().collect(),
+        ssh_policy: netmap.ssh_policy.clone(),
+        collect_services: netmap.collect_services.unwrap_or_default(),
         derp_map: Some(netmap.derp_map.clone()),
+        display_messages: netmap.display_messages.clone(),
+        tka_enabled: netmap.tka_info.is_some(),
         domain: netmap.domain.clone(),
+        domain_audit_log_id: netmap.domain_data_plane_audit_log_id.clone(),
         user_profiles: netmap.user_profiles.clone(),
+    })
+}
+
+/// The traffic with peers that have a live session.
+pub fn engine_status(
+    engine: &Engine,
+    reports: &[PeerReport],
+    live_derps: usize,
+    wall: Duration,
+) -> EngineStatus {
+    let count = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+    let mut status = EngineStatus {
+        live_derps: i64::try_from(live_derps).unwrap_or(i64::MAX),
+        ..EngineStatus::default()
+    };
+    for report in reports {
+        let (rx, tx) = (report.traffic.rx_bytes, report.traffic.tx_bytes);
+        status.r_bytes = status.r_bytes.saturating_add(count(rx));
+        status.w_bytes = status.w_bytes.saturating_add(count(tx));
+        let known = engine.netmap().peers.contains_key(&report.node);
+        if !report.has_session || !known {
+            continue;
+        }
+        let handshake = report.last_handshake.and_then(|ago| wall.checked_sub(ago));
+        status.num_live += 1;
+        status.live_peers.insert(
+            report.key,
+            LivePeer {
+                tx_bytes: count(tx),
+                rx_bytes: count(rx),
+                // A moment that is counted back from now differs by a fraction each time.
+                last_handshake: handshake
+                    .map(GoTime::from_unix)
+                    .unwrap_or_default()
+                    .rounded(),
+                node_key: report.key,
+            },
+        );
     }
+    status
 }
 
 /// The code of a region, or its number where it has none.
@@ -146,7 +203,7 @@ fn addresses(node: &Node) -> Vec<IpAddr> {
     addresses
 }
 
-fn own_status(engine: &Engine, own: &Node) -> PeerStatus {
+fn own_status(engine: &Engine, context: &StatusContext<'_>, own: &Node) -> PeerStatus {
     let mut status = from_node(engine, own);
     let report = engine.control_report();
     status.addrs = report
@@ -161,7 +218,12 @@ fn own_status(engine: &Engine, own: &Node) -> PeerStatus {
     if let Some(home) = home {
         status.relay = region_code(&engine.netmap().derp_map, home);
     }
-    status.online = true;
+    status.online = context.state != State::Stopped;
+    let end = own.key_expiry.map(|end| end.as_second());
+    let end = end.map(|end| u64::try_from(end).unwrap_or(0));
+    status.expired |= end.is_some_and(|end| end <= context.wall.as_secs());
+    // Our node is now; the moment is of interest for peers only.
+    status.last_seen = GoTime::default();
     status
 }
 
@@ -189,7 +251,8 @@ fn from_node(engine: &Engine, node: &Node) -> PeerStatus {
             .map(|home| region_code(derp_map, home))
             .unwrap_or_default(),
         created: GoTime(node.created),
-        last_seen: GoTime(node.last_seen),
+        // Of a peer that is connected, it would be the moment of its connection.
+        last_seen: GoTime(node.last_seen.filter(|_| node.online != Some(true))),
         online: node.online.unwrap_or_default(),
         exit_node_option: node
             .allowed_ips()
@@ -205,7 +268,7 @@ fn from_node(engine: &Engine, node: &Node) -> PeerStatus {
             .unwrap_or_default(),
         in_network_map: true,
         expired: node.expired,
-        key_expiry: node.key_expiry.map(|expiry| GoTime(Some(expiry))),
+        key_expiry: node.key_expiry.map(|expiry| GoTime(Some(expiry)).rounded()),
         ..PeerStatus::default()
     }
 }

@@ -2,7 +2,7 @@
 
 use tokio::sync::mpsc;
 
-use crate::localapi::notify::{Notify, NotifyMask};
+use crate::localapi::notify::{EngineStatus, Notify, NotifyMask};
 
 /// Notifications that may wait for a listener.
 const LISTENER_QUEUE: usize = 128;
@@ -12,11 +12,18 @@ const LISTENER_QUEUE: usize = 128;
 pub(super) struct Listeners {
     all: Vec<(NotifyMask, mpsc::Sender<Notify>)>,
     sessions_given: u64,
+    /// The traffic counters that they know.
+    pub(super) engine_status: Option<EngineStatus>,
 }
 
 impl Listeners {
     pub(super) fn is_empty(&self) -> bool {
         self.all.is_empty()
+    }
+
+    /// Whether a listener wants this part.
+    pub(super) fn want(&self, part: NotifyMask) -> bool {
+        self.all.iter().any(|(mask, _)| mask.contains(part))
     }
 
     /// A session id that was not given before.

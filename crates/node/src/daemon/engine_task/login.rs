@@ -7,7 +7,7 @@ use tracing::Instrument as _;
 use warren_control_types::RegisterRequest;
 use warren_node_core::node::NodeInput;
 
-use super::EngineTask;
+use super::{EngineTask, shown_state};
 use crate::daemon::control_session::unregister;
 use crate::daemon::wall_clock;
 use crate::localapi::error::{ApiError, Reply};
@@ -41,6 +41,10 @@ impl EngineTask {
             auth_key,
         });
         self.notify_prefs();
+        // Programs wait for the state after a start, also where it is the one from
+        // before: the official command line waits for `Running`.
+        let state = shown_state(self.node.state());
+        self.listeners.notify(|notify| notify.state = Some(state));
         started
     }
 

@@ -8,7 +8,7 @@ use warren_node_types::PathAddr;
 
 use super::EngineTask;
 use crate::daemon::status;
-use crate::localapi::error::{ApiError, Reply};
+use crate::localapi::error::Reply;
 use crate::localapi::types::{PingResult, PingType};
 
 impl EngineTask {
@@ -52,14 +52,17 @@ impl EngineTask {
         let Some((ip, reply)) = self.pings.remove(&id) else {
             return;
         };
-        let answer = match report {
-            Some(report) => Ok(self.ping_result(report)),
-            None => Err(ApiError::NotFound(format!(
-                "no node of this tailnet has the address {ip}"
-            ))),
+        let result = match report {
+            Some(report) => self.ping_result(report),
+            None => PingResult {
+                ip: ip.to_string(),
+                // The words of the official client, which programs know.
+                err: "no matching peer".to_owned(),
+                ..PingResult::default()
+            },
         };
         // The program that asked may have gone.
-        drop(reply.send(answer));
+        drop(reply.send(Ok(result)));
     }
 
     fn ping_result(&self, report: PingReport) -> PingResult {

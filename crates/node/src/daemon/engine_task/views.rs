@@ -5,18 +5,20 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use tokio::sync::mpsc;
-use warren_control_types::Netmap;
+use warren_control_types::{Hostinfo, Netmap};
 
 use super::{EngineTask, shown_state};
 use crate::daemon::status::{self, StatusContext};
-use crate::daemon::wall_clock;
+use crate::daemon::{hostinfo, wall_clock};
 use crate::localapi::error::{ApiError, Reply};
+use crate::localapi::health::HealthState;
 use crate::localapi::notify::{Notify, NotifyMask, Snapshot};
 use crate::localapi::types::{LoginProfile, NetworkProfile, Status, WhoIsResponse, WhoIsTarget};
 
 impl EngineTask {
     /// The status.
     pub(in crate::daemon) fn status(&mut self, peers: bool) -> Status {
+        let is_described = self.node.account().is_some() && self.known_netmap().is_some();
         let engine = self.node.engine();
         let reports = engine.peer_reports(Instant::now());
         let context = StatusContext {
@@ -25,6 +27,10 @@ impl EngineTask {
             have_node_key: self.node.account().is_some(),
             health: self.health(),
             has_interface: self.has_interface,
+            hostinfo: match is_described {
+                true => Hostinfo::default(),
+                false => hostinfo::describe(&self.state.prefs),
+            },
             wall: wall_clock(),
         };
         status::status(engine, &context, &reports, peers)
@@ -44,9 +50,9 @@ impl EngineTask {
         health
     }
 
-    /// The netmap.
-    pub(in crate::daemon) fn netmap(&self) -> &Netmap {
-        self.node.netmap()
+    /// The netmap, once the server has sent one.
+    pub(in crate::daemon) fn known_netmap(&self) -> Option<&Netmap> {
+        Some(self.node.netmap()).filter(|netmap| netmap.self_node.is_some())
     }
 
     /// Listens to changes.
@@ -58,11 +64,31 @@ impl EngineTask {
             prefs: self.prefs(),
             browse_to_url: self.node.auth_url().to_owned(),
             net_map: wants(NotifyMask::INITIAL_NETMAP)
-                .then(|| status::network_map(self.node.engine(), self.node.netmap_is_cached())),
+                .then(|| status::network_map(self.node.engine(), self.node.netmap_is_cached()))
+                .flatten(),
             status: wants(NotifyMask::INITIAL_STATUS).then(|| self.status(true)),
-            health: serde_json::json!({ "Warnings": self.health() }),
+            health: HealthState::new(&self.health()),
         };
+        if wants(NotifyMask::ENGINE_UPDATES) {
+            // The new listener does not know the counters.
+            self.listeners.engine_status = None;
+        }
         self.listeners.add(mask, Notify::initial(mask, snapshot))
+    }
+
+    /// Sends the traffic counters to the listeners that want them, when they changed.
+    pub(super) fn notify_engine_status(&mut self) {
+        if !self.listeners.want(NotifyMask::ENGINE_UPDATES) {
+            return;
+        }
+        let engine = self.node.engine();
+        let reports = engine.peer_reports(Instant::now());
+        let links = self.node.open_relay_links();
+        let status = status::engine_status(engine, &reports, links, wall_clock());
+        if self.listeners.engine_status.as_ref() != Some(&status) {
+            self.listeners.engine_status = Some(status.clone());
+            self.listeners.notify(|notify| notify.engine = Some(status));
+        }
     }
 
     /// The node that has an address.
