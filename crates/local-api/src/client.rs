@@ -144,9 +144,43 @@ impl Client {
         Ok((status, version))
     }
 
+    /// Sends a request to any path, and returns the status and the answer as text.
+    ///
+    /// # Errors
+    /// [`ClientError`]; not for answers with the status of an error.
+    pub async fn raw(
+        &self,
+        method: &str,
+        path: &str,
+        body: &str,
+    ) -> Result<(StatusCode, String), ClientError> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, HOST)
+            .body(Full::new(Bytes::from(body.to_owned())))
+            .map_err(|error| ClientError::Answer(error.to_string()))?;
+        let response = self.exchange(request).await?;
+        let status = response.status();
+        let body = response.into_body().collect().await;
+        let bytes = body.map_err(ClientError::broken)?.to_bytes();
+        Ok((status, String::from_utf8_lossy(&bytes).into_owned()))
+    }
+
     /// Sends the request of an endpoint. The connection ends with the body of the
     /// response.
     async fn send<E: Endpoint>(&self, request: &E) -> Result<Response<Body>, ClientError> {
+        let response = self.exchange(http_request(request)?).await?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let body = response.into_body().collect().await;
+        let bytes = body.map_err(ClientError::broken)?.to_bytes();
+        Err(refusal(status, &bytes))
+    }
+
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Response<Body>, ClientError> {
         let stream = self.connect().await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
@@ -156,26 +190,24 @@ impl Client {
             // A broken connection shows as a broken answer.
             let _ = connection.await;
         });
-        let response = sender.send_request(http_request(request)?).await;
+        let response = sender.send_request(request).await;
         let (head, body) = response.map_err(ClientError::broken)?.into_parts();
-        if head.status.is_success() {
-            let body = body.into_data_stream().inspect(move |_| {
-                let _connection = &task;
-            });
-            return Ok(Response::from_parts(head, Body::from_stream(body)));
-        }
-        let bytes = body.collect().await.map_err(ClientError::broken)?;
-        Err(refusal(head.status, &bytes.to_bytes()))
+        let body = body.into_data_stream().inspect(move |_| {
+            let _connection = &task;
+        });
+        Ok(Response::from_parts(head, Body::from_stream(body)))
     }
 }
 
 /// The request of an endpoint in HTTP.
 fn http_request<E: Endpoint>(request: &E) -> Result<Request<Full<Bytes>>, ClientError> {
     let outgoing = request.write();
-    let mut target = E::PATH.to_owned();
+    let tail: String = url::form_urlencoded::byte_serialize(outgoing.tail.as_bytes()).collect();
+    let mut target = E::PATH.replace("{id}", &tail);
     if !outgoing.query.is_empty() {
         target.push('?');
-        target = url::form_urlencoded::Serializer::for_suffix(target, E::PATH.len() + 1)
+        let query = target.len();
+        target = url::form_urlencoded::Serializer::for_suffix(target, query)
             .extend_pairs(&outgoing.query)
             .finish();
     }

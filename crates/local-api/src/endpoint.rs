@@ -48,7 +48,8 @@ pub enum Permission {
 pub trait Endpoint: RequestForm {
     /// The methods; empty: all.
     const METHODS: &'static [Method];
-    /// The path, from its first slash on.
+    /// The path, from its first slash on. It can end with `{id}`, which stands for any
+    /// last part.
     const PATH: &'static str;
     /// The permission.
     const PERMISSION: Permission;
@@ -77,6 +78,8 @@ pub trait RequestForm: Sized + Send + 'static {
 
 /// A request at the router.
 pub struct IncomingRequest {
+    /// The last part of the path, where the row's path ends with `{id}`; else empty.
+    pub tail: String,
     /// The query, the part of the address behind the question mark.
     pub query: Query,
     /// The headers.
@@ -102,6 +105,8 @@ impl IncomingRequest {
 /// A request at the client.
 #[derive(Debug, Default)]
 pub struct OutgoingRequest {
+    /// What stands in the place of `{id}` in the row's path.
+    pub tail: String,
     /// The names and values of the query.
     pub query: Vec<(&'static str, String)>,
     /// Headers besides those of every request.
@@ -203,6 +208,8 @@ pub struct MetricsText;
 pub struct Raw;
 /// The status 204 without a body.
 pub struct NoContent;
+/// The status 201 without a body.
+pub struct Created;
 
 pub(crate) const APPLICATION_JSON: HeaderValue = HeaderValue::from_static("application/json");
 
@@ -293,6 +300,18 @@ impl AnswerForm<Bytes> for Raw {
 
     async fn read(response: Response<Body>) -> Result<Bytes, ClientError> {
         whole_body(response).await
+    }
+}
+
+impl AnswerForm<()> for Created {
+    fn write((): ()) -> Reply<Response<Body>> {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::CREATED;
+        Ok(response)
+    }
+
+    async fn read(response: Response<Body>) -> Result<(), ClientError> {
+        whole_body(response).await.map(drop)
     }
 }
 

@@ -7,24 +7,35 @@
 
 mod diagnostics;
 mod login;
+mod network;
 mod prefs;
+mod profiles;
 mod status;
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
 use serde_json::Value;
-use warren_control_types::{DerpMap, DnsConfig};
+use warren_control_types::{DerpMap, DnsConfig, FilterRule, Node, UserProfile};
 
 pub use diagnostics::{
     BugReport, Debug, DebugAction, GetFilter, GetMetrics, GetNetcheck, GetUserMetrics, Ping, Why,
 };
 pub use login::{LogIn, LogOut, ResetLogin, Start};
-pub use prefs::{CheckPrefs, CheckedPrefs, EditPrefs, GetPrefs, name_exit_node};
-pub use status::{
-    GetCurrentProfile, GetDerpMap, GetDnsConfig, GetProfiles, GetServeConfig, GetStatus, WatchBus,
-    WhoIs,
+pub use network::{
+    CheckIpForwarding, CheckUdpForwarding, Checked, Dial, DialSelf, GetCertDomains, GetFileTargets,
+    GetFilterRules, GetServices, PeerById, SuggestExitNode, SuggestedExitNode, UserById,
+    address_of,
 };
+pub use prefs::{CheckPrefs, CheckedPrefs, EditPrefs, GetPrefs, name_exit_node};
+pub use profiles::{
+    DeleteProfile, GetCurrentProfile, GetProfile, GetProfiles, NewProfile, SwitchProfile,
+};
+pub use status::{GetDerpMap, GetDnsConfig, GetServeConfig, GetStatus, WatchBus, WhoIs};
 
 use crate::endpoint::{
-    EventStream, Handler, Json, JsonLines, MetricsText, NoContent, Permission, PrettyJson, Text,
+    Created, EventStream, Handler, Json, JsonLines, MetricsText, NoContent, Permission, PrettyJson,
+    Text,
 };
 use crate::filter::{FilterReport, WhyAnswer};
 use crate::notify::Notify;
@@ -86,6 +97,21 @@ endpoints! {
     GetServeConfig: [GET] "/localapi/v0/serve-config", Read => Json<Value>;
     GetProfiles: [GET] "/localapi/v0/profiles/", Write => Json<Vec<LoginProfile>>;
     GetCurrentProfile: [GET] "/localapi/v0/profiles/current", Write => Json<LoginProfile>;
+    NewProfile: [PUT] "/localapi/v0/profiles/", Write => Created<()>;
+    GetProfile: [GET] "/localapi/v0/profiles/{id}", Write => Json<LoginProfile>;
+    SwitchProfile: [POST] "/localapi/v0/profiles/{id}", Write => NoContent<()>;
+    DeleteProfile: [DELETE] "/localapi/v0/profiles/{id}", Write => NoContent<()>;
+    PeerById: [GET] "/localapi/v0/peer-by-id", Read => PrettyJson<Node>;
+    UserById: [GET] "/localapi/v0/user-profile", Read => PrettyJson<UserProfile>;
+    GetServices: [GET] "/localapi/v0/services", Nothing => Json<BTreeMap<String, Value>>;
+    GetFileTargets: [GET] "/localapi/v0/file-targets", Read => Json<Vec<Value>>,
+        errors in "error";
+    GetCertDomains: [GET] "/localapi/v0/cert-domains", Read => Json<Option<Vec<String>>>;
+    CheckIpForwarding: [GET] "/localapi/v0/check-ip-forwarding", Read => Json<Checked>;
+    CheckUdpForwarding: [GET] "/localapi/v0/check-udp-gro-forwarding", Read => Json<Checked>;
+    SuggestExitNode: [POST, GET] "/localapi/v0/suggest-exit-node", Nothing
+        => Json<SuggestedExitNode>, errors in "error";
+    Dial: [POST] "/localapi/v0/dial", Nothing => DialSelf<SocketAddr>;
 
     GetPrefs: [GET, HEAD] "/localapi/v0/prefs", Read => PrettyJson<ShownPrefs>;
     EditPrefs: [PATCH] "/localapi/v0/prefs", Write => PrettyJson<ShownPrefs>, errors in "Error";
@@ -104,6 +130,8 @@ endpoints! {
     Debug: [POST] "/localapi/v0/debug", Write => Text<String>;
     // The rules and counters show which users may connect, and which did. The
     // official client asks for as much before it shows them.
+    GetFilterRules: [GET] "/localapi/v0/debug-packet-filter-rules", Write
+        => PrettyJson<Vec<FilterRule>>;
     GetFilter: [GET] "/localapi/v0/debug-filter", Write => PrettyJson<FilterReport>;
     Why: [GET] "/localapi/v0/debug-why", Read => PrettyJson<WhyAnswer>;
 }

@@ -14,7 +14,7 @@ use warren_control_types::{
 };
 use warren_keys::{MachinePublic, NodePublic};
 
-use crate::go_json::{GoTime, nullable};
+use crate::go_json::{GoTime, null_is_default, nullable};
 use crate::health::HealthState;
 use crate::prefs::ShownPrefs;
 use crate::types::Status;
@@ -177,7 +177,7 @@ pub struct NetworkMap {
     /// Our machine key.
     pub machine_key: Option<MachinePublic>,
     /// The peers, by id.
-    #[serde(with = "nullable")]
+    #[serde(deserialize_with = "null_is_default")]
     pub peers: Vec<Node>,
     /// DNS configuration.
     #[serde(rename = "DNS")]

@@ -113,7 +113,12 @@ async fn dispatch<T>(
     }
     let caller = head.extensions.get::<Caller>();
     let span = tracing::info_span!("request", ?caller, method = %head.method, name);
+    let tail = match path.ends_with("{id}") {
+        true => head.uri.path().rsplit('/').next().unwrap_or_default(),
+        false => "",
+    };
     let request = IncomingRequest {
+        tail: tail.to_owned(),
         query: Query::parse(head.uri.query().unwrap_or_default()),
         headers: head.headers,
         body,
@@ -297,7 +302,7 @@ mod tests {
                     "{name} {method}: {status} {text}"
                 );
             }
-            let (status, _) = send(root, &Method::DELETE, path).await;
+            let (status, _) = send(root, &Method::TRACE, path).await;
             assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED, "{name}");
         }
         let (status, _) = send(root, &Method::HEAD, "/localapi/v0/status").await;

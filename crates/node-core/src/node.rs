@@ -333,6 +333,7 @@ impl Node {
             NodeInput::LogIn => self.log_in(now),
             NodeInput::LogOut => self.forget_login(now, true),
             NodeInput::ResetLogin => self.forget_login(now, false),
+            NodeInput::UseLogin { settings, stored } => self.use_login(now, *settings, *stored),
             NodeInput::Ping { id, address, kind } => self.ping(now, id, address, kind),
             NodeInput::Remeasure => self.engine.restun(now),
             NodeInput::FindPaths => {
@@ -448,6 +449,24 @@ impl Node {
         self.node_key = NodeSecret::generate(&mut self.entropy);
         self.replace_engine(now);
         self.outputs.push_back(NodeOutput::Host);
+    }
+
+    fn use_login(&mut self, now: Instant, settings: NodeSettings, stored: StoredLogin) {
+        let keys = [
+            stored.account.as_ref().map(|account| &account.node_key),
+            stored.candidate.as_ref(),
+        ];
+        self.node_key = match keys.into_iter().flatten().next() {
+            Some(key) => key.clone(),
+            None => NodeSecret::generate(&mut self.entropy),
+        };
+        self.logins.replace(stored);
+        self.settings = settings;
+        // The netmap and the paths are those of the other login.
+        self.replace_engine(now);
+        if self.settings.want_running && self.logins.account().is_some() {
+            self.logins.connect(now, None);
+        }
     }
 
     fn stop(&mut self, now: Instant) {

@@ -81,18 +81,29 @@ pub enum DebugAction {
     Restun,
     /// Open the UDP sockets again.
     Rebind,
+    /// Answer with the netmap.
+    CurrentNetmap,
+    /// Answer with the folder of the state.
+    StateFolder,
+}
+
+impl DebugAction {
+    const ALL: [(Self, &str); 4] = [
+        (Self::Restun, "restun"),
+        (Self::Rebind, "rebind"),
+        (Self::CurrentNetmap, "current-netmap"),
+        (Self::StateFolder, "statedir"),
+    ];
 }
 
 impl FromStr for DebugAction {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "restun" => Ok(Self::Restun),
-            "rebind" => Ok(Self::Rebind),
-            other => Err(format!(
-                "unknown debug action {other:?}; the actions are restun and rebind"
-            )),
-        }
+        let found = Self::ALL.into_iter().find(|(_, name)| *name == text);
+        found.map(|(action, _)| action).ok_or_else(|| {
+            let names = Self::ALL.map(|(_, name)| name).join(", ");
+            format!("unknown action {text:?}; the actions are {names}")
+        })
     }
 }
 
@@ -114,10 +125,10 @@ impl RequestForm for Debug {
     fn write(&self) -> OutgoingRequest {
         OutgoingRequest::default().with(
             "action",
-            match self.action {
-                DebugAction::Restun => "restun",
-                DebugAction::Rebind => "rebind",
-            },
+            DebugAction::ALL
+                .into_iter()
+                .find_map(|(action, name)| (action == self.action).then_some(name))
+                .unwrap_or_default(),
         )
     }
 }

@@ -89,18 +89,4 @@ pub struct GetDnsConfig;
 #[derive(Debug, Clone, Copy)]
 pub struct GetServeConfig;
 
-/// All stored logins.
-#[derive(Debug, Clone, Copy)]
-pub struct GetProfiles;
-
-/// The login in use.
-#[derive(Debug, Clone, Copy)]
-pub struct GetCurrentProfile;
-
-without_content!(
-    GetDerpMap,
-    GetDnsConfig,
-    GetServeConfig,
-    GetProfiles,
-    GetCurrentProfile
-);
+without_content!(GetDerpMap, GetDnsConfig, GetServeConfig);

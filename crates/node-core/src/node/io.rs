@@ -227,6 +227,14 @@ pub enum NodeInput {
     LogOut,
     /// Forget the login here only.
     ResetLogin,
+    /// Use another stored login, or none, in the place of the one in force. The server
+    /// of the old one is not notified. Both are on disk already.
+    UseLogin {
+        /// The settings that belong to it.
+        settings: Box<NodeSettings>,
+        /// The login.
+        stored: Box<StoredLogin>,
+    },
     /// Ping the peer with this address.
     Ping {
         /// A number of the caller's; a new one for each ping.

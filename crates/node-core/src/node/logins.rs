@@ -256,6 +256,15 @@ impl Logins {
         self.save();
     }
 
+    /// Uses another stored login. It is on disk already.
+    pub(super) fn replace(&mut self, stored: StoredLogin) {
+        self.disconnect();
+        self.login = stored.account.map_or(Login::LoggedOut, Login::Idle);
+        self.candidate = stored.candidate.map_or(Candidate::None, Candidate::Dormant);
+        self.error = None;
+        self.given_key = None;
+    }
+
     /// A login was written to disk, or not.
     pub(super) fn saved(&mut self, now: Instant, id: SaveId, result: Result<(), String>) {
         if let Err(error) = &result {

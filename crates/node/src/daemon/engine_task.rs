@@ -15,6 +15,7 @@ mod metrics;
 mod network;
 mod pings;
 mod prefs;
+mod profiles;
 mod relay_server;
 mod views;
 mod why;

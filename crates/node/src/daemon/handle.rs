@@ -5,10 +5,13 @@
 //! [`NodeHandle::call`] carries it out. It becomes work for the engine task, which
 //! alone owns the state; the handle waits for the answer and holds nothing else.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
 use bytes::Bytes;
 use serde_json::Value;
 use tokio::sync::oneshot;
-use warren_control_types::{DerpMap, DnsConfig};
+use warren_control_types::{DerpMap, DnsConfig, FilterRule, Node, UserProfile};
 use warren_keys::Entropy as _;
 
 use super::engine_task::EngineTask;
@@ -16,10 +19,12 @@ use super::{Inbox, Message};
 use crate::localapi::c2n::Echo;
 use crate::localapi::endpoint::{Endpoint, EventStream, Handler};
 use crate::localapi::endpoints::{
-    BugReport, CheckPrefs, CheckedPrefs, Debug, DebugAction, EditPrefs, GetCurrentProfile,
-    GetDerpMap, GetDnsConfig, GetFilter, GetMetrics, GetNetcheck, GetPrefs, GetProfiles,
-    GetServeConfig, GetStatus, GetUserMetrics, LogIn, LogOut, Ping, ResetLogin, Start, WatchBus,
-    WhoIs, Why,
+    BugReport, CheckIpForwarding, CheckPrefs, CheckUdpForwarding, Checked, CheckedPrefs, Debug,
+    DebugAction, DeleteProfile, Dial, EditPrefs, GetCertDomains, GetCurrentProfile, GetDerpMap,
+    GetDnsConfig, GetFileTargets, GetFilter, GetFilterRules, GetMetrics, GetNetcheck, GetPrefs,
+    GetProfile, GetProfiles, GetServeConfig, GetServices, GetStatus, GetUserMetrics, LogIn, LogOut,
+    NewProfile, PeerById, Ping, ResetLogin, Start, SuggestExitNode, SuggestedExitNode,
+    SwitchProfile, UserById, WatchBus, WhoIs, Why,
 };
 use crate::localapi::error::{ApiError, Reply};
 use crate::localapi::filter::{FilterReport, WhyAnswer};
@@ -84,6 +89,16 @@ impl NodeHandle {
     }
 }
 
+/// The answer to a request that needs a netmap, before there is one.
+fn no_netmap() -> ApiError {
+    ApiError::Unavailable("no netmap".to_owned())
+}
+
+/// An answer whose JSON form is a text for the table of endpoints.
+fn json_text(text: serde_json::Result<String>) -> Reply<String> {
+    text.map_err(|error| ApiError::Failed(format!("the answer has no JSON form: {error}")))
+}
+
 // ---- status ----
 
 impl Handler<GetStatus> for NodeHandle {
@@ -115,8 +130,7 @@ impl Handler<GetDerpMap> for NodeHandle {
 impl Handler<GetDnsConfig> for NodeHandle {
     async fn handle(&self, _: GetDnsConfig) -> Reply<DnsConfig> {
         self.now(|task| {
-            let netmap = task.known_netmap();
-            let netmap = netmap.ok_or_else(|| ApiError::Unavailable("no netmap".to_owned()))?;
+            let netmap = task.known_netmap().ok_or_else(no_netmap)?;
             Ok(netmap.dns_config.clone())
         })
         .await
@@ -131,15 +145,144 @@ impl Handler<GetServeConfig> for NodeHandle {
 
 impl Handler<GetProfiles> for NodeHandle {
     async fn handle(&self, _: GetProfiles) -> Reply<Vec<LoginProfile>> {
-        let current = self.call(GetCurrentProfile).await?;
-        let has_login = !current.id.is_empty();
-        Ok(has_login.then_some(current).into_iter().collect())
+        self.now(|task| Ok(task.profiles())).await
     }
 }
 
 impl Handler<GetCurrentProfile> for NodeHandle {
     async fn handle(&self, _: GetCurrentProfile) -> Reply<LoginProfile> {
         self.now(|task| Ok(task.current_profile())).await
+    }
+}
+
+impl Handler<GetProfile> for NodeHandle {
+    async fn handle(&self, request: GetProfile) -> Reply<LoginProfile> {
+        self.now(move |task| task.profile(&request.id)).await
+    }
+}
+
+impl Handler<NewProfile> for NodeHandle {
+    async fn handle(&self, _: NewProfile) -> Reply<()> {
+        self.now(EngineTask::new_profile).await
+    }
+}
+
+impl Handler<SwitchProfile> for NodeHandle {
+    async fn handle(&self, request: SwitchProfile) -> Reply<()> {
+        self.now(move |task| task.switch_profile(&request.id)).await
+    }
+}
+
+impl Handler<DeleteProfile> for NodeHandle {
+    async fn handle(&self, request: DeleteProfile) -> Reply<()> {
+        self.now(move |task| task.delete_profile(&request.id)).await
+    }
+}
+
+// ---- parts of the netmap, and what this machine can do ----
+
+impl Handler<PeerById> for NodeHandle {
+    async fn handle(&self, request: PeerById) -> Reply<Node> {
+        self.now(move |task| task.peer_by_id(request.id)).await
+    }
+}
+
+impl Handler<UserById> for NodeHandle {
+    async fn handle(&self, request: UserById) -> Reply<UserProfile> {
+        self.now(move |task| task.user_by_id(request.id)).await
+    }
+}
+
+impl Handler<GetServices> for NodeHandle {
+    async fn handle(&self, _: GetServices) -> Reply<BTreeMap<String, Value>> {
+        self.now(|task| {
+            task.known_netmap()
+                .map(|_| BTreeMap::new())
+                .ok_or_else(no_netmap)
+        })
+        .await
+    }
+}
+
+impl Handler<GetFileTargets> for NodeHandle {
+    async fn handle(&self, _: GetFileTargets) -> Reply<Vec<Value>> {
+        let not_connected = || ApiError::Failed("not connected to the tailnet".to_owned());
+        self.now(move |task| {
+            task.known_netmap()
+                .map(|_| Vec::new())
+                .ok_or_else(not_connected)
+        })
+        .await
+    }
+}
+
+impl Handler<GetCertDomains> for NodeHandle {
+    async fn handle(&self, _: GetCertDomains) -> Reply<Option<Vec<String>>> {
+        self.now(|task| {
+            let netmap = task.known_netmap();
+            let mut domains = netmap.map(|netmap| netmap.dns_config.cert_domains.clone());
+            if let Some(domains) = &mut domains {
+                domains.sort();
+            }
+            Ok(domains.filter(|domains| !domains.is_empty()))
+        })
+        .await
+    }
+}
+
+impl Handler<GetFilterRules> for NodeHandle {
+    async fn handle(&self, _: GetFilterRules) -> Reply<Vec<FilterRule>> {
+        self.now(|task| {
+            let netmap = task
+                .known_netmap()
+                .ok_or_else(|| ApiError::NotFound("no netmap".to_owned()))?;
+            Ok(netmap.filters.values().flatten().cloned().collect())
+        })
+        .await
+    }
+}
+
+impl Handler<CheckIpForwarding> for NodeHandle {
+    async fn handle(&self, _: CheckIpForwarding) -> Reply<Checked> {
+        let warning = self.now(|task| Ok(task.forwarding_problem())).await?;
+        Ok(Checked { warning })
+    }
+}
+
+impl Handler<CheckUdpForwarding> for NodeHandle {
+    async fn handle(&self, _: CheckUdpForwarding) -> Reply<Checked> {
+        Ok(Checked::default())
+    }
+}
+
+impl Handler<SuggestExitNode> for NodeHandle {
+    async fn handle(&self, _: SuggestExitNode) -> Reply<SuggestedExitNode> {
+        Ok(SuggestedExitNode::default())
+    }
+}
+
+impl Handler<Dial> for NodeHandle {
+    async fn handle(&self, request: Dial) -> Reply<SocketAddr> {
+        let Dial { host, port } = request;
+        let asked = host.clone();
+        let (has_interface, known) = self
+            .now(move |task| Ok((task.has_interface(), task.address_of(&host))))
+            .await?;
+        if !has_interface {
+            return Err(ApiError::Unavailable(
+                "this daemon has no network interface; connections through it are not in this \
+                 version yet"
+                    .to_owned(),
+            ));
+        }
+        if let Some(address) = known {
+            return Ok(SocketAddr::new(address, port));
+        }
+        let found = tokio::net::lookup_host((asked.as_str(), port)).await;
+        let found =
+            found.map_err(|error| ApiError::NotFound(format!("resolve failure: {error}")))?;
+        let first = found.into_iter().next();
+        first.ok_or_else(|| ApiError::NotFound(format!("no address of {asked} found")))
     }
 }
 
@@ -245,6 +388,12 @@ impl Handler<Debug> for NodeHandle {
             match request.action {
                 DebugAction::Restun => task.restun(),
                 DebugAction::Rebind => task.rebind()?,
+                DebugAction::CurrentNetmap => {
+                    return json_text(serde_json::to_string(&task.shown_netmap()?));
+                }
+                DebugAction::StateFolder => {
+                    return json_text(serde_json::to_string(&task.state_folder()));
+                }
             }
             Ok("done\n".to_owned())
         })

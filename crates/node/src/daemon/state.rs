@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use data_encoding::BASE64;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use warren_control_types::StableNodeId;
 use warren_host::atomic_file::write_atomic;
 use warren_host::lock::{LockError, LockFile};
@@ -25,10 +25,12 @@ use warren_node_core::node::{Account, KeptNetmap, StoredLogin};
 use zeroize::Zeroizing;
 
 use crate::localapi::prefs::{Persist, Prefs, ShownPrefs};
+use crate::localapi::types::{LoginProfile, NetworkProfile};
 
 const MACHINE_KEY: &str = "_machinekey";
 const PROFILES: &str = "_profiles";
 const CURRENT_PROFILE: &str = "_current-profile";
+const PROFILE_PREFIX: &str = "profile-";
 const FIRST_PROFILE: &str = "profile-0001";
 const NETMAP_FILE: &str = "netmap.json";
 const CLOCK_FILE: &str = "handshake-clock";
@@ -88,6 +90,8 @@ pub struct StateFolder {
     _lock: LockFile,
     values: BTreeMap<String, Value>,
     profile: String,
+    /// The network of the login in use, for the list of logins.
+    pub network: NetworkProfile,
     /// The machine's identity to coordination servers.
     pub machine_key: MachineSecret,
     /// The preferences of the user.
@@ -149,17 +153,7 @@ impl StateFolder {
             Some(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         };
         let (prefs, login) = match value(&values, &profile).map_err(damaged)? {
-            None => {
-                // As a new node of the official client: no login is wanted yet.
-                let logged_out = true;
-                (
-                    Prefs {
-                        logged_out,
-                        ..Prefs::default()
-                    },
-                    None,
-                )
-            }
+            None => (fresh_prefs(), None),
             Some(bytes) => {
                 read_profile(&bytes).map_err(|what| damaged(format!("{profile}: {what}")))?
             }
@@ -183,6 +177,7 @@ impl StateFolder {
             _lock: lock,
             values,
             profile,
+            network: NetworkProfile::default(),
             machine_key,
             prefs,
             login,
@@ -224,14 +219,34 @@ impl StateFolder {
                 "NodeID": login.node_id.0,
             }),
         };
-        let id = self.profile.trim_start_matches("profile-").to_owned();
-        let profiles = json!({ &id: {
-            "ID": id,
-            "Key": self.profile,
-            "ControlURL": self.prefs.control_url,
-            "NodeID": account.map(|login| login.node_id.0.clone()).unwrap_or_default(),
-            "UserProfile": account.map(|login| login.user_profile.clone()).unwrap_or_default(),
-        }});
+        let id = self.profile_id().to_owned();
+        let mut profiles = self.other_profiles();
+        if let Some(login) = account {
+            let profile = LoginProfile {
+                id: id.clone(),
+                name: self.profile_name(),
+                network_profile: self.network.clone(),
+                key: self.profile.clone(),
+                user_profile: login.user_profile.clone(),
+                node_id: login.node_id.0.clone(),
+                control_url: self.prefs.control_url.clone(),
+                ..LoginProfile::default()
+            };
+            // The server knows this machine once: an older login there has ended.
+            let is_same = |other: &Value| {
+                !profile.node_id.is_empty()
+                    && other["NodeID"] == profile.node_id.as_str()
+                    && other["ControlURL"] == profile.control_url.as_str()
+            };
+            let (ended, kept): (Vec<_>, Vec<_>) =
+                profiles.into_iter().partition(|(_, other)| is_same(other));
+            for (id, _) in ended {
+                self.values.remove(&format!("{PROFILE_PREFIX}{id}"));
+            }
+            profiles = kept.into_iter().collect();
+            profiles.insert(id, json!(profile));
+        }
+        let profiles = Value::Object(profiles);
         let machine_key = self.machine_key.to_text();
         let mut set = |key: &str, bytes: &[u8]| {
             self.values
@@ -251,6 +266,92 @@ impl StateFolder {
         let path = self.file.clone();
         let text = Zeroizing::new(serde_json::to_vec_pretty(&self.values).unwrap_or_default());
         write_atomic(&path, &text, 0o600).map_err(|source| StateError::Write { path, source })
+    }
+
+    /// The id of the login in use, four hexadecimal digits as a rule.
+    pub fn profile_id(&self) -> &str {
+        self.profile.trim_start_matches(PROFILE_PREFIX)
+    }
+
+    /// The name of the login in use: the one that the user gave it, or its account.
+    pub fn profile_name(&self) -> String {
+        let account = self.login.account.as_ref();
+        match self.prefs.profile_name.as_str() {
+            "" => account
+                .map(|login| login.user_profile.login_name.clone())
+                .unwrap_or_default(),
+            name => name.to_owned(),
+        }
+    }
+
+    /// The stored logins besides the one in use, by id. Entries of other programs are
+    /// kept as they are.
+    pub fn other_profiles(&self) -> Map<String, Value> {
+        let stored = value(&self.values, PROFILES).ok().flatten();
+        let stored = stored.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let Some(Value::Object(mut profiles)) = stored else {
+            return Map::new();
+        };
+        profiles.remove(self.profile_id());
+        profiles
+    }
+
+    /// Uses another stored login, or, with `None`, a new one that is empty. The one in
+    /// use stays in the file if it is a login. Nothing is written yet.
+    ///
+    /// # Errors
+    /// The login with this id cannot be read; the one in use stays then.
+    pub fn choose_profile(
+        &mut self,
+        id: Option<&str>,
+        entropy: &mut dyn Entropy,
+    ) -> Result<(), String> {
+        let (profile, prefs, account) = match id {
+            Some(id) => {
+                let profile = format!("{PROFILE_PREFIX}{id}");
+                let bytes = value(&self.values, &profile)?
+                    .ok_or_else(|| format!("the login {id:?} is not in the state file"))?;
+                let (prefs, account) = read_profile(&bytes)?;
+                (profile, prefs, account)
+            }
+            None => (self.unused_profile(entropy), fresh_prefs(), None),
+        };
+        if self.login.account.is_none() {
+            self.values.remove(&self.profile);
+        }
+        self.profile = profile;
+        self.prefs = prefs;
+        self.network = NetworkProfile::default();
+        self.login = StoredLogin {
+            account,
+            candidate: None,
+        };
+        Ok(())
+    }
+
+    /// Removes a stored login that is not in use. Nothing is written yet.
+    pub fn remove_profile(&mut self, id: &str) {
+        let mut profiles = self.other_profiles();
+        profiles.remove(id);
+        let text = Value::Object(profiles).to_string();
+        self.values.remove(&format!("{PROFILE_PREFIX}{id}"));
+        let text = Value::String(BASE64.encode(text.as_bytes()));
+        self.values.insert(PROFILES.to_owned(), text);
+    }
+
+    /// A name that no stored login has.
+    fn unused_profile(&self, entropy: &mut dyn Entropy) -> String {
+        loop {
+            let mut random = [0; 2];
+            entropy.fill(&mut random);
+            let name = format!(
+                "{PROFILE_PREFIX}{}",
+                data_encoding::HEXLOWER.encode(&random)
+            );
+            if name != self.profile && !self.values.contains_key(&name) {
+                return name;
+            }
+        }
     }
 
     /// The login as local programs may see it.
@@ -296,6 +397,14 @@ impl StateFolder {
     /// decimal.
     pub fn clock_path(&self) -> PathBuf {
         self.folder.join(CLOCK_FILE)
+    }
+}
+
+/// The preferences before the first login.
+fn fresh_prefs() -> Prefs {
+    Prefs {
+        logged_out: true,
+        ..Prefs::default()
     }
 }
 
@@ -506,6 +615,68 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         std::fs::create_dir(&path).unwrap();
         assert!(state.load_netmap().is_none());
+    }
+
+    #[test]
+    fn logins_stay_when_another_one_is_chosen() {
+        let folder = tempfile::tempdir().unwrap();
+        let login = |byte: u8| Account {
+            node_key: NodeSecret::from_bytes(&[byte; 32]),
+            old_node_key: None,
+            user_profile: UserProfile::default(),
+            node_id: StableNodeId(format!("n{byte}")),
+        };
+        let mut state = open(folder.path(), 0).unwrap();
+        let first = state.profile_id().to_owned();
+        state.login.account = Some(login(7));
+        state.prefs.hostname = "one".to_owned();
+        state.save().unwrap();
+
+        let mut entropy = Counter(40);
+        state.choose_profile(None, &mut entropy).unwrap();
+        assert!(state.login.account.is_none() && state.prefs.logged_out);
+        assert_eq!(state.prefs.hostname, "");
+        // An empty one that is left leaves nothing behind.
+        let empty = state.profile_id().to_owned();
+        state.save().unwrap();
+        state.choose_profile(None, &mut entropy).unwrap();
+        let second = state.profile_id().to_owned();
+        state.login.account = Some(login(8));
+        state.save().unwrap();
+        assert!(!state.values.contains_key(&format!("profile-{empty}")));
+        drop(state);
+
+        let mut state = open(folder.path(), 9).unwrap();
+        assert_eq!(state.profile_id(), second);
+        let others: Vec<String> = state.other_profiles().keys().cloned().collect();
+        assert_eq!(others, [first.as_str()]);
+        state.choose_profile(Some(&first), &mut entropy).unwrap();
+        state.save().unwrap();
+        assert_eq!(state.prefs.hostname, "one");
+        let node_key = &state.login.account.as_ref().unwrap().node_key;
+        assert_eq!(*node_key, NodeSecret::from_bytes(&[7; 32]));
+        assert!(state.choose_profile(Some("nope"), &mut entropy).is_err());
+        assert_eq!(state.profile_id(), first);
+
+        // The same node again, as after a second login at one server.
+        state.choose_profile(None, &mut entropy).unwrap();
+        state.login.account = Some(login(8));
+        state.save().unwrap();
+        assert_eq!(state.other_profiles().keys().collect::<Vec<_>>(), [&first]);
+        let second = state.profile_id().to_owned();
+        state.choose_profile(Some(&first), &mut entropy).unwrap();
+        state.remove_profile(&second);
+        state.save().unwrap();
+        assert!(
+            open_values(folder.path())
+                .keys()
+                .all(|key| !key.contains(&second))
+        );
+        assert!(state.other_profiles().is_empty());
+    }
+
+    fn open_values(folder: &Path) -> BTreeMap<String, Value> {
+        serde_json::from_slice(&std::fs::read(folder.join(STATE_FILE)).unwrap()).unwrap()
     }
 
     #[test]

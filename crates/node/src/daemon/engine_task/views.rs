@@ -5,15 +5,16 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use tokio::sync::mpsc;
-use warren_control_types::{Hostinfo, Netmap};
+use warren_control_types::{Hostinfo, Netmap, Node, NodeId, UserId, UserProfile};
 
 use super::{EngineTask, shown_state};
 use crate::daemon::status::{self, StatusContext};
 use crate::daemon::{hostinfo, wall_clock};
+use crate::localapi::endpoints::address_of;
 use crate::localapi::error::{ApiError, Reply};
 use crate::localapi::health::HealthState;
-use crate::localapi::notify::{Notify, NotifyMask, Snapshot};
-use crate::localapi::types::{LoginProfile, NetworkProfile, Status, WhoIsResponse, WhoIsTarget};
+use crate::localapi::notify::{NetworkMap, Notify, NotifyMask, Snapshot};
+use crate::localapi::types::{Status, WhoIsResponse, WhoIsTarget};
 
 impl EngineTask {
     /// The status.
@@ -53,6 +54,56 @@ impl EngineTask {
     /// The netmap, once the server has sent one.
     pub(in crate::daemon) fn known_netmap(&self) -> Option<&Netmap> {
         Some(self.node.netmap()).filter(|netmap| netmap.self_node.is_some())
+    }
+
+    /// The node with this number, ourselves or a peer.
+    pub(in crate::daemon) fn peer_by_id(&self, id: NodeId) -> Reply<Node> {
+        let netmap = self.node.netmap();
+        let mut nodes = netmap.self_node.iter().chain(netmap.peers.values());
+        let found = nodes.find(|node| node.id == id).cloned();
+        found.ok_or_else(|| ApiError::NotFound("no peer with that NodeID".to_owned()))
+    }
+
+    /// The user with this number.
+    pub(in crate::daemon) fn user_by_id(&self, id: UserId) -> Reply<UserProfile> {
+        let found = self.node.netmap().user_profiles.get(&id).cloned();
+        found.ok_or_else(|| ApiError::NotFound("no user with that UserID".to_owned()))
+    }
+
+    /// The address of a host of the network.
+    pub(in crate::daemon) fn address_of(&self, host: &str) -> Option<IpAddr> {
+        let netmap = self.node.netmap();
+        let nodes = netmap.self_node.iter().chain(netmap.peers.values());
+        let named = nodes.map(|node| {
+            let address = node.addresses.first().map(|prefix| prefix.addr());
+            (node.name.as_str(), address)
+        });
+        address_of(host, named)
+    }
+
+    /// The reason why this system does not forward the packets of the routes that are
+    /// offered; empty: it does.
+    pub(in crate::daemon) fn forwarding_problem(&self) -> String {
+        let offered = &self.state.prefs.advertise_routes;
+        let problem = warren_host::firewall::not_forwarding(offered);
+        problem.join("; ")
+    }
+
+    /// Whether the tunnel is an interface of the operating system.
+    pub(in crate::daemon) fn has_interface(&self) -> bool {
+        self.has_interface
+    }
+
+    /// The netmap as local programs get to see it.
+    pub(in crate::daemon) fn shown_netmap(&self) -> Reply<NetworkMap> {
+        let cached = self.node.netmap_is_cached();
+        let shown = status::network_map(self.node.engine(), cached);
+        shown.ok_or_else(|| ApiError::Refused("no netmap".to_owned()))
+    }
+
+    /// The folder of the state.
+    pub(in crate::daemon) fn state_folder(&self) -> String {
+        self.state.folder().display().to_string()
     }
 
     /// Listens to changes.
@@ -124,35 +175,5 @@ impl EngineTask {
         let own = self.node.netmap().self_node.as_ref();
         let own = own.filter(|own| own.addresses.iter().any(|prefix| prefix.addr() == ip));
         own.or_else(|| self.node.engine().peer_at(ip))
-    }
-
-    /// The login in use.
-    pub(in crate::daemon) fn current_profile(&self) -> LoginProfile {
-        let Some(login) = &self.state.login.account else {
-            return LoginProfile::default();
-        };
-        let netmap = self.node.netmap();
-        LoginProfile {
-            id: self
-                .state
-                .profile()
-                .trim_start_matches("profile-")
-                .to_owned(),
-            name: login.user_profile.login_name.clone(),
-            network_profile: NetworkProfile {
-                magic_dns_name: netmap
-                    .self_node
-                    .as_ref()
-                    .map(status::magic_dns_suffix)
-                    .unwrap_or_default(),
-                domain_name: netmap.domain.clone(),
-                display_name: String::new(),
-            },
-            key: self.state.profile().to_owned(),
-            user_profile: login.user_profile.clone(),
-            node_id: login.node_id.0.clone(),
-            control_url: self.state.prefs.control_url.clone(),
-            ..LoginProfile::default()
-        }
     }
 }
