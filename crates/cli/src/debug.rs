@@ -1,4 +1,5 @@
-//! `warren debug filter` and `warren debug why`.
+//! `warren debug`: the packet filter, and why a connection may not work. What the
+//! daemon knows is in [`super::debug_daemon`].
 
 use std::fmt::Write as _;
 
@@ -6,7 +7,7 @@ use warren_wire::ip::Protocol;
 
 use super::args::Given;
 use super::ping::resolve;
-use super::{Failure, Io, shown};
+use super::{Failure, Io, debug_daemon, shown};
 use warren_local_api::address::CanonicalIp;
 use warren_local_api::client::Client;
 use warren_local_api::endpoints::{GetFilter, GetStatus, Why};
@@ -18,15 +19,20 @@ use warren_local_api::types::Status;
 /// Runs the chosen one.
 pub(super) async fn run(given: &Given<'_>, client: &Client, io: &mut Io) -> Result<(), Failure> {
     let Some((name, given)) = given.0.subcommand() else {
-        return Err(Failure::usage("give a subject: filter or why"));
+        return Err(Failure::usage(
+            "give a subject; the subjects: warren debug --help",
+        ));
     };
     let given = Given(given);
     match name {
         "filter" => filter(&given, client, io).await,
         "why" => why(&given, client, io).await,
-        other => Err(Failure::usage(format_args!(
-            "debug command {other:?} not found"
-        ))),
+        other => match debug_daemon::run(other, &given, client, io).await {
+            Some(result) => result,
+            None => Err(Failure::usage(format_args!(
+                "debug command {other:?} not found"
+            ))),
+        },
     }
 }
 

@@ -1,9 +1,10 @@
 //! All commands and their flags, with the help that is shown for them.
 
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Arg, ArgAction, Command};
 
 use super::args::{switch, value};
-use super::pref_flags;
+use super::{completion, pref_flags};
 
 /// The whole grammar.
 pub(super) fn command() -> Command {
@@ -34,6 +35,17 @@ pub(super) fn command() -> Command {
             version(),
             wait(),
         ])
+        .subcommands([
+            get(),
+            switch_account(),
+            whoami(),
+            dns(),
+            exit_node(),
+            metrics(),
+            bug_report(),
+            nc(),
+        ])
+        .subcommands([licenses(), update(), syspolicy()])
         .subcommands([debug(), completion(), daemon()])
 }
 
@@ -211,6 +223,152 @@ fn wait() -> Command {
         .arg(timeout("how long; 0: no limit").default_value("0"))
 }
 
+fn get() -> Command {
+    Command::new("get")
+        .about("Show settings, by the names of the flags of set")
+        .args([
+            json(),
+            switch(
+                "set-flags",
+                "print the flags of set that make these settings",
+            ),
+            positional("NAME", "a setting; default: all"),
+        ])
+}
+
+fn switch_account() -> Command {
+    Command::new("switch")
+        .about("List the logins of this machine, and choose one")
+        .args([
+            switch("list", "list the logins"),
+            json(),
+            positional(
+                "ACCOUNT",
+                "id, network, account or name of a login; or: remove",
+            ),
+            positional("NAME", "with remove: the login to remove here"),
+        ])
+}
+
+fn whoami() -> Command {
+    Command::new("whoami")
+        .about("Show this machine, its user and its network")
+        .arg(json())
+}
+
+fn dns() -> Command {
+    let status = Command::new("status")
+        .about("Show the DNS settings of the network")
+        .args([json(), switch("all", "show every part")]);
+    let query = Command::new("query")
+        .about("Ask the name server of the daemon")
+        .args([
+            positional("NAME", "a DNS name").required(true),
+            positional("TYPE", "A or AAAA; default: A"),
+        ]);
+    Command::new("dns")
+        .about("Show and test how names are resolved")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommands([status, query])
+}
+
+fn exit_node() -> Command {
+    let list = Command::new("list")
+        .about("List the machines that offer to be an exit node")
+        .arg(value("filter", "COUNTRY", "only those in this country"));
+    let suggest = Command::new("suggest")
+        .about("Suggest an exit node")
+        .hide(true);
+    Command::new("exit-node")
+        .about("Show exit nodes")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommands([list, suggest])
+}
+
+fn metrics() -> Command {
+    let file = positional("FILE", "the file; it is replaced as a whole").required(true);
+    Command::new("metrics")
+        .about("Show the counters of the daemon, for Prometheus")
+        .subcommands([
+            Command::new("print").about("Print them (the default)"),
+            Command::new("write")
+                .about("Write them into a file")
+                .arg(file),
+        ])
+}
+
+fn bug_report() -> Command {
+    Command::new("bugreport")
+        .about("Write a marker into the daemon's log, and print it")
+        .args([
+            switch("diagnose", "accepted for compatibility").hide(true),
+            switch("record", "write a second marker when Enter is pressed"),
+            positional("NOTE", "a note for the log"),
+        ])
+}
+
+fn nc() -> Command {
+    Command::new("nc")
+        .about("Connect standard input and output to a port of a machine")
+        .args([
+            positional("HOST", "name or address").required(true),
+            positional("PORT", "TCP port").required(true),
+        ])
+}
+
+fn licenses() -> Command {
+    Command::new("licenses").about("Show the licenses of this program")
+}
+
+fn update() -> Command {
+    Command::new("update")
+        .about("Show how this program is updated")
+        .args([
+            switch("check", "only show"),
+            switch("dry-run", "only show").hide(true),
+            switch("yes", "accepted for compatibility").hide(true),
+        ])
+}
+
+fn syspolicy() -> Command {
+    Command::new("syspolicy")
+        .about("Show settings of the operating system's administrator")
+        .subcommands(["list", "reload"].map(|name| Command::new(name).arg(json())))
+}
+
+/// What the daemon knows, and what it can be asked to do.
+fn debug_daemon() -> [Command; 9] {
+    let words = Arg::new("WORDS")
+        .value_name("[METHOD] PATH [BODY]")
+        .num_args(1..=3)
+        .required(true)
+        .help("the request; a path without a slash at its beginning is below /localapi/v0/");
+    [
+        Command::new("prefs")
+            .about("Show the preferences")
+            .arg(switch("pretty", "only those that differ from the defaults")),
+        Command::new("netmap").about("Show the netmap"),
+        Command::new("derp-map").about("Show the relay map"),
+        Command::new("watch-ipn")
+            .about("Show the notifications of the daemon")
+            .args([
+                switch("initial", "begin with the state so far"),
+                switch("netmap", "show netmaps (default true)"),
+                switch("engine", "show traffic counters"),
+                value("count", "N", "end after N notifications; 0: no limit").default_value("0"),
+            ]),
+        Command::new("metrics").about("Show all counters of the daemon"),
+        Command::new("localapi")
+            .about("Send a request to the daemon, and show the answer")
+            .args([switch("v", "show the status too"), words]),
+        Command::new("local-creds").about("Show how to reach the daemon with curl"),
+        Command::new("restun").about("Measure the network around again"),
+        Command::new("rebind").about("Open the UDP sockets again"),
+    ]
+}
+
 fn debug() -> Command {
     let filter = Command::new("filter")
         .about("Show the rules of the packet filter, with the packets they accepted, and drops")
@@ -231,22 +389,24 @@ fn debug() -> Command {
             positional("DST:PORT", "name or address, and port").required(true),
         ]);
     Command::new("debug")
-        .about("Inspect the packet filter, and why a connection may not work")
+        .about("Inspect the packet filter, why a connection may not work, and the daemon")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommands([filter, why])
+        .subcommands(debug_daemon())
 }
 
 // ---- the program ----
 
 fn completion() -> Command {
-    let shells = ["bash", "zsh", "fish", "powershell"];
+    let shells = ["bash", "zsh", "fish", "powershell"].map(PossibleValue::new);
+    let peers = PossibleValue::new(completion::PEERS).hide(true);
     Command::new("completion")
         .about("Print a script that completes commands")
         .arg(
             positional("SHELL", "bash, zsh, fish or powershell")
                 .required(true)
-                .value_parser(shells),
+                .value_parser(PossibleValuesParser::new(shells.into_iter().chain([peers]))),
         )
 }
 

@@ -1,9 +1,10 @@
-//! `warren ip`, `whois` and `version`.
+//! `warren ip`, `whois`, `whoami` and `version`.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-use serde_json::{Map, Value};
+use serde::Serialize;
+use serde_json::Value;
 use warren_control_types::CapabilityVersion;
 
 use super::args::Given;
@@ -13,7 +14,7 @@ use warren_local_api::VERSION;
 use warren_local_api::address::CanonicalIp;
 use warren_local_api::client::Client;
 use warren_local_api::endpoints::{GetStatus, WhoIs};
-use warren_local_api::types::{Status, WhoIsResponse};
+use warren_local_api::types::{Status, TailnetStatus, WhoIsResponse, WhoIsTarget};
 
 /// Addresses of this machine or a peer.
 pub(super) async fn ip(given: &Given<'_>, client: &Client, io: &mut Io) -> Result<(), Failure> {
@@ -84,6 +85,45 @@ pub(super) async fn whois(given: &Given<'_>, client: &Client, io: &mut Io) -> Re
     io.say(whois_text(&shown(&found)?).trim_end())
 }
 
+/// This machine, its user and its network.
+pub(super) async fn whoami(given: &Given<'_>, client: &Client, io: &mut Io) -> Result<(), Failure> {
+    let status = client.call(GetStatus { peers: false }).await?;
+    let Some(ip) = status.tailscale_ips.first() else {
+        return Err(Failure::failed(format_args!(
+            "no current Tailscale IP address; state: {}",
+            status.backend_state
+        )));
+    };
+    let target = WhoIsTarget::Ip(CanonicalIp::from(*ip));
+    let found = client.call(WhoIs { target }).await?;
+    if given.is("json") {
+        let whole = WhoAmI {
+            found,
+            current_tailnet: status.current_tailnet,
+        };
+        return io.say_json(&whole);
+    }
+    let mut text = whois_text(&shown(&found)?);
+    if let Some(tailnet) = &shown(&status)?.current_tailnet {
+        // Writing into a String cannot fail.
+        let _ = write!(
+            text,
+            "Tailnet:\n  Name:                {}\n  MagicDNS Suffix:     {}\n",
+            tailnet.name, tailnet.magic_dns_suffix
+        );
+    }
+    io.say(text.trim_end())
+}
+
+/// The JSON form of `whoami`.
+#[derive(Serialize)]
+struct WhoAmI {
+    #[serde(flatten)]
+    found: WhoIsResponse,
+    #[serde(rename = "CurrentTailnet")]
+    current_tailnet: Option<TailnetStatus>,
+}
+
 pub(super) fn whois_text(found: &WhoIsResponse) -> String {
     let node = &found.node;
     let mut text = String::from("Machine:\n");
@@ -132,6 +172,18 @@ pub(super) fn whois_text(found: &WhoIsResponse) -> String {
     text
 }
 
+/// The JSON form of `version`, in the order of the official client.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Version {
+    major_minor_patch: &'static str,
+    short: &'static str,
+    long: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    daemon_long: Option<String>,
+    cap: u32,
+}
+
 /// Our version, and the daemon's.
 pub(super) async fn version(
     given: &Given<'_>,
@@ -144,15 +196,14 @@ pub(super) async fn version(
         None
     };
     if given.is("json") {
-        let mut out = Map::new();
-        out.insert("majorMinorPatch".into(), VERSION.into());
-        out.insert("short".into(), VERSION.into());
-        out.insert("long".into(), VERSION.into());
-        out.insert("cap".into(), CapabilityVersion::CURRENT.0.into());
-        if let Some(daemon) = daemon {
-            out.insert("daemonLong".into(), daemon.into());
-        }
-        return io.say_json(&Value::Object(out));
+        let version = Version {
+            major_minor_patch: VERSION,
+            short: VERSION,
+            long: VERSION,
+            daemon_long: daemon,
+            cap: CapabilityVersion::CURRENT.0,
+        };
+        return io.say_json(&version);
     }
     match daemon {
         None => io.say(VERSION),

@@ -12,14 +12,21 @@ pub mod args;
 pub mod daemon;
 pub mod duration;
 
+mod accounts;
 mod completion;
 mod connect;
 mod debug;
+mod debug_daemon;
+mod dns;
+mod get;
 mod grammar;
 mod inspect;
+mod missing;
+mod nc;
 mod netcheck;
 mod ping;
 mod pref_flags;
+mod reports;
 mod status;
 mod up;
 mod wait;
@@ -134,6 +141,13 @@ where
     I: IntoIterator<Item = OsString>,
 {
     let args = args::normalise(args.into_iter().collect(), &grammar::command());
+    // The program's name and flags of the program stand before the command.
+    let mut words = args.iter().skip(1).filter_map(|word| word.to_str());
+    let command = words.find(|word| !word.starts_with('-'));
+    if let Some(why) = command.and_then(missing::reason) {
+        io.note(why);
+        return ExitCode::FAILURE;
+    }
     let matches = match grammar::command().try_get_matches_from(args) {
         Ok(matches) => matches,
         Err(error) => {
@@ -156,12 +170,22 @@ where
             Ok(args) => return daemon(args),
             Err(failure) => Err(failure),
         },
-        "completion" => completion::run(&given, &mut io),
+        "completion" if given.text("SHELL") != Some(completion::PEERS) => {
+            completion::run(&given, &mut io)
+        }
+        "licenses" => reports::licenses(&mut io),
+        "update" => reports::update(&given, &mut io),
+        "syspolicy" => reports::syspolicy(&mut io),
         _ => match tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
         {
-            Ok(runtime) => runtime.block_on(run_client(name, &given, &mut io)),
+            Ok(runtime) => {
+                let result = runtime.block_on(run_client(name, &given, &mut io));
+                // A thread that reads the terminal cannot be ended.
+                runtime.shutdown_background();
+                result
+            }
             Err(error) => Err(Failure::failed(error)),
         },
     };
@@ -187,12 +211,21 @@ async fn run_client(name: &str, given: &Given<'_>, io: &mut Io) -> Result<(), Fa
         "up" => up::run(up::Kind::Up, given, &client, io).await,
         "login" => up::run(up::Kind::Login, given, &client, io).await,
         "set" => connect::set(given, &client, io).await,
+        "get" => get::run(given, &client, io).await,
+        "switch" => accounts::run(given, &client, io).await,
         "down" => connect::down(given, &client, io).await,
         "logout" => connect::logout(given, &client).await,
         "status" => status::run(given, &client, io).await,
         "ping" => ping::run(given, &client, io).await,
         "ip" => inspect::ip(given, &client, io).await,
         "whois" => inspect::whois(given, &client, io).await,
+        "whoami" => inspect::whoami(given, &client, io).await,
+        "dns" => dns::run(given, &client, io).await,
+        "exit-node" => reports::exit_node(given, &client, io).await,
+        "metrics" => reports::metrics(given, &client, io).await,
+        "bugreport" => reports::bug_report(given, &client, io).await,
+        "nc" => nc::run(given, &client).await,
+        "completion" => completion::peers(&client, io).await,
         "version" => inspect::version(given, &client, io).await,
         "netcheck" => netcheck::run(given, &client, io).await,
         "wait" => wait::run(given, &client).await,

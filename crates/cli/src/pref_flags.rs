@@ -305,7 +305,7 @@ fn routes_change(
     Some(routes)
 }
 
-fn subnet_routes(prefs: &Prefs) -> Vec<IpNet> {
+pub(super) fn subnet_routes(prefs: &Prefs) -> Vec<IpNet> {
     prefs
         .advertise_routes
         .iter()
@@ -411,7 +411,7 @@ pub(super) fn as_flag(name: &str, prefs: &Prefs) -> String {
 }
 
 /// A word as a shell would take it.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,@%+=".contains(c);
     if text.chars().all(plain) {
         text.to_owned()
