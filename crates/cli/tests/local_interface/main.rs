@@ -8,5 +8,6 @@
 mod commands;
 mod interface;
 mod network;
+mod official;
 mod readme;
 mod served;
