@@ -1,5 +1,5 @@
-//! `warren debug`: the packet filter, and why a connection may not work. What the
-//! daemon knows is in [`super::debug_daemon`].
+//! `warren debug`: the packet filter, and why a connection may not work. Questions to the
+//! daemon about its state are in [`super::debug_daemon`].
 
 use std::fmt::Write as _;
 

@@ -338,7 +338,7 @@ fn syspolicy() -> Command {
         .subcommands(["list", "reload"].map(|name| Command::new(name).arg(json())))
 }
 
-/// What the daemon knows, and what it can be asked to do.
+/// The state of the daemon, and the actions that it can be asked for.
 fn debug_daemon() -> [Command; 9] {
     let words = Arg::new("WORDS")
         .value_name("[METHOD] PATH [BODY]")

@@ -105,7 +105,7 @@ impl IncomingRequest {
 /// A request at the client.
 #[derive(Debug, Default)]
 pub struct OutgoingRequest {
-    /// What stands in the place of `{id}` in the row's path.
+    /// The text in the place of `{id}` in the row's path.
     pub tail: String,
     /// The names and values of the query.
     pub query: Vec<(&'static str, String)>,
