@@ -318,14 +318,14 @@ mod tests {
         let (tailnet, config, status) = example();
         let form = shown_json(true, &status, Some((&tailnet, &config)));
         assert_eq!(
-            serde_json::to_string(&shown).unwrap(),
+            serde_json::to_string(&form).unwrap(),
             format!(
                 r#"{{"TailscaleDNS":true,"CurrentTailnet":{{"MagicDNSEnabled":true,"MagicDNSSuffix":"net.example","SelfDNSName":"laptop.net.example."}},"Resolvers":[{{"Addr":"9.9.9.9"}}],"SplitDNSRoutes":{{"corp.example":[{{"Addr":"10.0.0.53"}}]}},"SearchDomains":["net.example"],"SystemDNSError":"{NOT_READ}"}}"#
             )
         );
         let form = shown_json(false, &Status::default(), None);
         assert_eq!(
-            serde_json::to_string(&shown).unwrap(),
+            serde_json::to_string(&form).unwrap(),
             r#"{"TailscaleDNS":false}"#
         );
     }

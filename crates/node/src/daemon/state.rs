@@ -632,7 +632,7 @@ mod tests {
         state.prefs.hostname = "one".to_owned();
         state.save().unwrap();
 
-        let mut entropy = Counter(40);
+        let mut entropy = CountingEntropy(40);
         state.choose_profile(None, &mut entropy).unwrap();
         assert!(state.login.account.is_none() && state.prefs.logged_out);
         assert_eq!(state.prefs.hostname, "");
