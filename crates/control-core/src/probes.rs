@@ -59,6 +59,9 @@ struct Round {
     tokens: BTreeMap<String, (NodeId, Way)>,
 }
 
+/// How late a round is judged.
+const LATE: Duration = Duration::from_secs(1);
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Probes {
@@ -106,6 +109,11 @@ impl Probes {
         let Some(round) = self.round.take_if(|round| round.ends <= now) else {
             return BTreeSet::new();
         };
+        // The answers of a round that is judged late may wait to be taken: the server was
+        // held up, not the routers.
+        if now > round.ends + LATE {
+            return BTreeSet::new();
+        }
         let differs = |(node, verdict): (NodeId, Verdict)| {
             (self.verdicts.insert(node, verdict) != Some(verdict)).then_some(node)
         };

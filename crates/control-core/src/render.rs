@@ -204,7 +204,8 @@ impl View {
         if peer.record.approved_routes.is_empty() {
             return Vec::new();
         }
-        let may_serve = |id| self.directory.router_state(id) == RouterState::Answering;
+        // A router whose stream ended a moment ago keeps its routes, as its subnets.
+        let may_serve = |id| self.directory.router_state(id) >= RouterState::Returning;
         let primary = peer.state.primary_routes.clone();
         self.access
             .routes_for(viewer, &peer.record, primary, &may_serve)

@@ -299,7 +299,7 @@ mod tests {
     async fn map_request_of_a_machine_without_a_node_is_refused_by_its_headers() {
         tokio::time::pause();
         let start = Instant::now();
-        let budget = BodyBudget::default().channel();
+        let budget = BodyBudget::default().channel(None);
         for path in [
             "/machine/map",
             "/c2n/0123",
@@ -314,7 +314,7 @@ mod tests {
     #[tokio::test]
     async fn bodies_of_a_machine_without_a_node_are_read_two_at_a_time() {
         tokio::time::pause();
-        let budget = BodyBudget::default().channel();
+        let budget = BodyBudget::default().channel(None);
         let path = "/machine/register";
         let all = futures_util::future::join_all((0..6).map(|_| ask(path, &budget)));
         let mut refused: Vec<StatusCode> = all.await.iter().map(Response::status).collect();

@@ -242,7 +242,7 @@ impl Upgrader {
             slot.identify();
         }
         let requests = OpenRequests::default();
-        let budget = self.bodies.channel();
+        let budget = self.bodies.channel(source);
         let peer = machine::Peer { machine, source };
         let service = hyper::service::service_fn(|mut request: http::Request<Incoming>| {
             let open = requests.begin();

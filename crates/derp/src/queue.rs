@@ -258,7 +258,7 @@ impl SendQueue {
         }
         let share = budget.map_or(usize::MAX, QueueBudget::share);
         if is_disco {
-            let limit = self.limits.disco_bytes;
+            let limit = self.limits.disco_bytes.min(share);
             // Small chunks: dropping one must not lose all pings of a flow.
             self.drops.disco_full += self.disco.push(now, frame, limit, 1024, &mut None);
         } else {

@@ -54,9 +54,9 @@ impl ConnectionLimits {
     }
 }
 
-/// Connections with the same source share a limit.
+/// Where connections come from; those with the same source share limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-enum Source {
+pub enum Source {
     /// The connection comes from this machine, most likely from a proxy that
     /// has not yet named its client.
     Local,

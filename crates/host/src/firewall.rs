@@ -128,7 +128,9 @@ impl Firewall {
     /// [`FirewallError::NoRouteLookup`]: all is as wanted but for the rules against
     /// forged addresses. Others: all is as before.
     pub fn apply(&mut self, config: Option<&FirewallConfig>) -> Result<bool, FirewallError> {
-        let has_changed = self.installed.as_ref() != config;
+        // Without route lookup it is tried again: its module may have been loaded since.
+        let is_partial = config.is_some() && !self.has_route_lookup;
+        let has_changed = self.installed.as_ref() != config || is_partial;
         if has_changed {
             self.replace(config)?;
             self.installed = config.cloned();

@@ -380,6 +380,11 @@ impl Engine {
         self.server_clock.pair(now, wall)
     }
 
+    /// The machine slept, so the server's time may be later than counted.
+    pub fn slept(&mut self) {
+        self.server_clock.slept();
+    }
+
     /// The warning about a clock of this machine that is wrong.
     pub fn clock_problem(&self, now: Instant, wall: Duration) -> Option<String> {
         self.server_clock.problem(now, wall)

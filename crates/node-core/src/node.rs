@@ -525,6 +525,9 @@ impl Node {
                 self.engine.relay_disconnected(now, region);
             }
             self.engine.link_changed(now);
+            if change == NetworkChange::Slept {
+                self.engine.slept();
+            }
             let mut earlier = before.addresses.interfaces.iter();
             let lost_address = earlier.any(|address| !here.contains(address));
             // A person with a login address at hand is not given another one for

@@ -28,17 +28,29 @@ pub struct ClockPair {
 pub(crate) struct ServerClock {
     /// The server's time at a moment.
     known: Option<(Instant, Duration)>,
+    /// The machine has slept since, so the time may be too early.
+    slept: bool,
 }
 
 impl ServerClock {
     /// The server's time is known.
     pub fn learn(&mut self, now: Instant, server: Duration) {
         self.known = Some((now, server));
+        self.slept = false;
+    }
+
+    /// The machine slept: the clock that the time is counted with stood still.
+    pub fn slept(&mut self) {
+        self.slept = true;
     }
 
     /// Goes on from what an earlier run knew; `wall` is the time of this machine.
     pub fn resume(&mut self, now: Instant, wall: Duration, kept: ClockPair) {
+        let was_behind = kept.machine + NOTABLE < kept.server;
         let server = match wall.checked_sub(kept.machine) {
+            // The clock was wrong then and has been set since: its jump is not time that
+            // passed.
+            Some(_) if was_behind && wall >= kept.server => wall,
             Some(passed) => kept.server.saturating_add(passed),
             // The clock was set back. It may be right now, but time does not go back.
             None => wall.max(kept.server),
@@ -63,6 +75,9 @@ impl ServerClock {
 
     /// The warning for the user when this machine's clock is far off.
     pub fn problem(&self, now: Instant, wall: Duration) -> Option<String> {
+        if self.slept {
+            return None;
+        }
         let server = self.now(now, wall);
         let (difference, direction) = match wall.checked_sub(server) {
             Some(ahead) => (ahead, "ahead of"),
@@ -117,6 +132,17 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_machine_that_slept_does_not_complain_of_its_clock() {
+        let now = Instant::now();
+        let mut clock = ServerClock::default();
+        clock.learn(now, secs(DAY));
+        clock.slept();
+        assert_eq!(clock.problem(now, secs(2 * DAY)), None);
+        clock.learn(now, secs(DAY));
+        assert!(clock.problem(now, secs(2 * DAY)).is_some());
+    }
+
     proptest! {
         /// However wrong this machine's clock is and whenever it jumps, the server's
         /// time is the server's.
@@ -149,7 +175,15 @@ mod tests {
             let kept = clock.pair(now, secs(wall)).unwrap();
             let mut next = ServerClock::default();
             next.resume(now, secs(wall + off), kept);
-            prop_assert_eq!(next.now(now, secs(wall + off)), secs(server + off));
+            let time = next.now(now, secs(wall + off));
+            // A clock that was behind and is not any more was set: then its jump is not time
+            // that passed.
+            let was_set = wall + NOTABLE.as_secs() < server && wall + off >= server;
+            if was_set {
+                prop_assert!(secs(server) <= time && time <= secs(server + off));
+            } else {
+                prop_assert_eq!(time, secs(server + off));
+            }
             // Where the clock was set right meanwhile, time does not go back.
             let right = server + off;
             let mut next = ServerClock::default();

@@ -410,6 +410,8 @@ pub(crate) struct Attempts {
     spent: bool,
     /// The next forecast waits for a change.
     forecast_spent: bool,
+    /// The end of the pause after a forecast.
+    forecast_not_before: Option<Instant>,
 }
 
 impl Attempts {
@@ -430,12 +432,15 @@ impl Attempts {
                     PortSearchRefusal::SwitchedOff | PortSearchRefusal::Unspecified
                 )
         );
-        (alone && !self.forecast_spent).then(|| at.max(ended))
+        let at = at.max(ended);
+        (alone && !self.forecast_spent)
+            .then(|| self.forecast_not_before.map_or(at, |not| at.max(not)))
     }
 
     /// A forecast is over. The results of searches with this peer stay.
-    pub(crate) fn forecast_ended(&mut self, found: bool) {
+    pub(crate) fn forecast_ended(&mut self, now: Instant, found: bool) {
         self.forecast_spent = !found;
+        self.forecast_not_before = Some(now + GAP);
     }
 
     /// Whether the peer may begin one now.

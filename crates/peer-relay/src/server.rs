@@ -357,6 +357,12 @@ impl Server {
         }
     }
 
+    /// The nodes that have asked for the endpoints.
+    #[must_use]
+    pub fn requesters(&self) -> Vec<NodePublic> {
+        self.by_requester.keys().copied().collect()
+    }
+
     /// All endpoints, in the order of their numbers.
     #[must_use]
     pub fn endpoints(&self) -> Vec<EndpointStatus> {

@@ -4,6 +4,7 @@
 //! proves itself. Only to turn the lock on takes a right, because the node that does it
 //! chooses the first trusted keys; to turn it off takes the secret.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use warren_control_types::{
@@ -13,7 +14,9 @@ use warren_control_types::{
     TkaSyncOfferRequest, TkaSyncOfferResponse, TkaSyncSendRequest, TkaSyncSendResponse,
 };
 use warren_keys::{MachinePublic, NodePublic};
-use warren_lock::{Aum, AumHash, Authority, DisablementValue, NodeKeySignature, SyncOffer};
+use warren_lock::{
+    Aum, AumHash, Authority, DisablementValue, NodeKeySignature, SignatureKind, SyncOffer,
+};
 
 use super::Coordinator;
 use crate::lock::{LockError, LockMessage, LockRecord, Turned};
@@ -33,6 +36,43 @@ pub(super) struct Start {
 
 fn refused(error: impl std::fmt::Display) -> LockError {
     LockError::Refused(error.to_string())
+}
+
+/// Refuses messages that differ from known ones in their signatures only, unless another
+/// key has signed.
+///
+/// The hash of a message covers its signatures, and of two messages with the same weight
+/// the one with the smaller hash wins. Without this rule, a node without a trusted key
+/// could repeat, reorder or leave out signatures until its variant wins, and so roll the
+/// chain back, or fill it.
+fn refuse_signature_variants(authority: &Authority, aums: &[Aum]) -> Result<(), LockError> {
+    type Signers = BTreeSet<[u8; 32]>;
+    let signers = |aum: &Aum| -> Signers {
+        let signatures = aum.signatures().iter();
+        signatures
+            .map(|signature| *signature.key.as_bytes())
+            .collect()
+    };
+    let mut known: BTreeMap<[u8; 32], Vec<(AumHash, Signers)>> = BTreeMap::new();
+    for stored in authority.stored() {
+        let variants = known.entry(stored.aum.signing_digest()).or_default();
+        variants.push((stored.aum.hash(), signers(&stored.aum)));
+    }
+    for aum in aums {
+        let own = signers(aum);
+        if own.len() != aum.signatures().len() {
+            return Err(refused("a key has signed a message twice"));
+        }
+        let variants = known.entry(aum.signing_digest()).or_default();
+        if variants.iter().any(|(hash, _)| *hash == aum.hash()) {
+            continue;
+        }
+        if variants.iter().any(|(_, there)| own.is_subset(there)) {
+            return Err(refused("the message is known with these signatures"));
+        }
+        variants.push((aum.hash(), own));
+    }
+    Ok(())
 }
 
 fn read_aums(encoded: &[Encoded]) -> Result<Vec<Aum>, LockError> {
@@ -271,6 +311,7 @@ impl Coordinator {
         self.view.lock_node(machine, request.node_key)?;
         let aums = read_aums(&request.missing_aums)?;
         let mut authority = self.view.directory.lock().authority()?.clone();
+        refuse_signature_variants(&authority, &aums)?;
         let new = authority.inform(&aums, wall.as_secs()).map_err(refused)?;
         for hash in new {
             if let Some(aum) = authority.aum(hash) {
@@ -298,6 +339,13 @@ impl Coordinator {
         let key = signature
             .node_key()
             .ok_or_else(|| refused("the signature names no node key"))?;
+        // A rotation is made by the node itself: with one of its own, any signed node could
+        // replace the signature of another.
+        if key != request.node_key && signature.kind() != SignatureKind::Direct {
+            return Err(refused(
+                "the key of another node is signed directly, by a trusted key",
+            ));
+        }
         authority
             .authorize(key, &request.signature)
             .map_err(refused)?;

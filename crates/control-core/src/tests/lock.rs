@@ -234,6 +234,41 @@ fn changes_reach_other_nodes_and_forged_ones_do_not() {
     assert_eq!(other.head(), authority.head());
 }
 
+/// Without this, a node without a trusted key tries variants until one has a smaller hash.
+#[test]
+fn variants_of_a_message_in_its_signatures_are_refused() {
+    let (mut w, _, _, authority) = locked();
+    let message = Aum::unsigned(Some(authority.head()), Change::AddKey(trusted(2)));
+    let (once, twice) = (
+        message.clone().signed_by(&secret(1)),
+        message.signed_by(&secret(1)).signed_by(&secret(1)),
+    );
+    send(&mut w, 1, std::slice::from_ref(&once)).unwrap();
+    let before = w.stored.clone();
+    let error = send(&mut w, 2, std::slice::from_ref(&twice)).unwrap_err();
+    assert!(matches!(error, LockError::Refused(_)), "{error}");
+    let error = send(&mut w, 2, &[once.clone(), twice]).unwrap_err();
+    assert!(matches!(error, LockError::Refused(_)), "{error}");
+    assert_eq!(w.stored, before);
+    send(&mut w, 2, &[once]).unwrap();
+}
+
+#[test]
+fn rotation_does_not_replace_the_signature_of_another_node() {
+    let (mut w, one, two, _) = locked();
+    let nested = NodeKeySignature::decode(&direct(&w, one)).unwrap();
+    let before = w.c.node(two).unwrap().key_signature.clone();
+    let rotation = nested.rotated(key(2), &secret(1));
+    let request = TkaSubmitSignatureRequest {
+        node_key: key(1),
+        signature: rotation.encode(),
+        ..Default::default()
+    };
+    let error = w.c.lock_sign(machine(1), &request).unwrap_err();
+    assert!(matches!(error, LockError::Refused(_)), "{error}");
+    assert_eq!(w.c.node(two).unwrap().key_signature, before);
+}
+
 #[test]
 fn new_node_is_signed_by_a_trusted_node_only() {
     let (mut w, _, two, authority) = locked();

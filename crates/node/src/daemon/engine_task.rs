@@ -368,6 +368,8 @@ impl EngineTask {
             Notice::State(state) => {
                 let state = shown_state(Some(state));
                 tracing::info!(%state, "state");
+                // The engine may be a new one, without peers.
+                self.recheck_relay_endpoints();
                 self.listeners.notify(|notify| notify.state = Some(state));
             }
             Notice::BrowseTo(url) => {
@@ -399,7 +401,7 @@ impl EngineTask {
                 {
                     tracing::warn!("{problem}");
                 }
-                if changes.filters || !changes.peers.is_empty() {
+                if changes.self_node || changes.filters || !changes.peers.is_empty() {
                     self.recheck_relay_endpoints();
                 }
                 if !self.listeners.is_empty() {

@@ -181,6 +181,8 @@ impl<S: System> Worker<S> {
                 () = retry => false,
                 () = self.system.resolver_changed() => false,
             };
+            // A change may have come at the same moment as the others.
+            let is_new = is_new || changes.has_changed().unwrap_or(false);
             let wanted = changes.borrow_and_update().clone();
             let (report, is_complete) = self.apply(&wanted).await;
             retry_at = (!is_complete).then(|| Instant::now() + RETRY);

@@ -4,6 +4,7 @@
 //! The datagrams that the kernel joined on receipt (GRO) and that have the same Geneve
 //! header are sent on as one joined datagram (GSO).
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,6 +26,8 @@ use warren_wire::geneve::{HEADER_LEN, Header, Payload};
 
 /// Messages of one receive call.
 const RECEIVE_BATCH: usize = 64;
+/// Receive calls on one socket before the other one is looked at.
+const BATCHES_PER_ROUND: usize = 4;
 
 /// Why the server does not run.
 #[derive(Debug, thiserror::Error)]
@@ -116,7 +119,13 @@ impl RelayServer {
 
     /// Ends the endpoints that were asked for by nodes for which `keep` is false.
     pub(super) fn retain(&self, keep: impl Fn(&NodePublic) -> bool) {
-        self.shared.server().retain(|node, _| keep(node));
+        let requesters = self.shared.server().requesters();
+        // Without the lock: each one is looked up among all peers.
+        let gone: BTreeSet<NodePublic> =
+            requesters.into_iter().filter(|node| !keep(node)).collect();
+        if !gone.is_empty() {
+            self.shared.server().retain(|node, _| !gone.contains(node));
+        }
     }
 }
 
@@ -156,10 +165,14 @@ fn run(shared: &Shared) {
         }
         for (socket, ready) in sockets.iter().zip(&ready[1..]) {
             if let Some(socket) = socket.filter(|_| *ready) {
-                // An error belongs to an earlier datagram of ours (ICMP).
-                while socket.recv_batch(&mut batch).is_ok() {
+                // A few batches in a row, so that a flood of one family leaves time to the
+                // other. An error belongs to an earlier datagram of ours (ICMP).
+                for _ in 0..BATCHES_PER_ROUND {
+                    if socket.recv_batch(&mut batch).is_err() {
+                        break;
+                    }
                     relay(shared, socket, &mut batch);
-                    if !batch.is_full() || shared.stop.load(Ordering::Acquire) {
+                    if !batch.is_full() {
                         break;
                     }
                 }

@@ -104,7 +104,37 @@ pub struct StateFolder {
     pub clock_floor: Duration,
 }
 
+/// The parts of a [`StateFolder`] that belong to the login in use.
+pub struct InMemory {
+    values: BTreeMap<String, Value>,
+    profile: String,
+    network: NetworkProfile,
+    prefs: Prefs,
+    login: StoredLogin,
+}
+
 impl StateFolder {
+    /// The state as it is now, to go back to where a change cannot be written.
+    #[must_use]
+    pub fn in_memory(&self) -> InMemory {
+        InMemory {
+            values: self.values.clone(),
+            profile: self.profile.clone(),
+            network: self.network.clone(),
+            prefs: self.prefs.clone(),
+            login: self.login.clone(),
+        }
+    }
+
+    /// Goes back to an earlier state.
+    pub fn restore(&mut self, before: InMemory) {
+        self.values = before.values;
+        self.profile = before.profile;
+        self.network = before.network;
+        self.prefs = before.prefs;
+        self.login = before.login;
+    }
+
     /// Opens the folder and the state file `file`, usually in it, making both
     /// and the machine key where they are missing.
     ///

@@ -130,6 +130,9 @@ impl System for Machine {
         let dns = match self.dns.take() {
             Some(dns) => dns,
             None => {
+                self.leftover = resolver::recover(&self.options)
+                    .err()
+                    .map(|error| error.to_string());
                 let opened = SystemDns::open(self.options.clone()).await;
                 tracing::debug!(mode = %opened.mode(), "resolver settings");
                 opened

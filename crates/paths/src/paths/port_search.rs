@@ -159,7 +159,7 @@ impl Paths {
         let target = self.core.netcheck.global(Family::V4);
         let target = target.ok_or(PortSearchRefusal::NoAddress)?;
         let own = self.core.own.local().interfaces.contains(&outside);
-        if !is_outside_v4(outside) || own {
+        if !is_outside_v4(outside) || own || self.config.ranges.contains(outside) {
             self.core.counters.search_messages_refused += 1;
             return Err(PortSearchRefusal::Unspecified);
         }
@@ -195,8 +195,14 @@ impl Paths {
             return;
         };
         if peer.is_some_and(|peer| peer.has_good_path(now)) {
+            let in_use = peer.and_then(|peer| peer.in_use());
             let outcome = match running.role {
-                Role::Easy { .. } => PortSearchOutcome::Found,
+                // Only a path to the NAT that was searched: otherwise a peer could have the
+                // probes repeated without a pause, by a path to elsewhere.
+                Role::Easy { outside, .. } if in_use.is_some_and(|to| to.ip() == outside) => {
+                    PortSearchOutcome::Found
+                }
+                Role::Easy { .. } => PortSearchOutcome::NotFound,
                 Role::Offering | Role::Forecasting | Role::Hard { .. } => PortSearchOutcome::Ended,
             };
             self.end_port_search(now, outcome);
@@ -239,7 +245,7 @@ impl Paths {
         if let Some(peer) = self.peers.get_mut(&running.peer) {
             if running.role == Role::Forecasting {
                 let found = outcome == PortSearchOutcome::Found;
-                peer.attempts.forecast_ended(found);
+                peer.attempts.forecast_ended(now, found);
             } else {
                 peer.attempts.ended(now, running.since, outcome);
             }

@@ -35,6 +35,7 @@ impl EngineTask {
             self.state.prefs = before;
             return Err(error);
         }
+        self.refresh_relay_server();
         let started = self.ask_for_login(NodeInput::Start {
             settings: Box::new(self.settings()),
             force_login: options.force_login,

@@ -90,10 +90,19 @@ impl EngineTask {
         self.state.network = self.network_profile();
         // The entry of the login that is left has the network's name then.
         self.save_state()?;
+        let before = self.state.in_memory();
         self.state
             .choose_profile(id, &mut SystemEntropy)
             .map_err(ApiError::Failed)?;
-        self.save_state()?;
+        if let Err(error) = self.save_state() {
+            // The node goes on with the login from before, which the next change of it
+            // must not write under the id of another one.
+            self.state.restore(before);
+            return Err(error);
+        }
+        // Endpoints of one tailnet are not for the peers of another.
+        self.relay_server = None;
+        self.refresh_relay_server();
         self.give(NodeInput::UseLogin {
             settings: Box::new(self.settings()),
             stored: Box::new(self.state.login.clone()),
