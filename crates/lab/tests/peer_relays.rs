@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 use warren_lab::scenario::{Tailnet, installed, lab, tcp_flows, traffic_flows};
-use warren_lab::{Kind, Lab, LabError, Node, Path, Place, RelayKind, until, web};
+use warren_lab::{
+    Host, HostOptions, Kind, Lab, LabError, Node, Path, Place, RelayKind, until, web,
+};
 
 /// The official client looks for a peer relay every 30 s.
 const RELAY_PATIENCE: std::time::Duration = std::time::Duration::from_secs(90);
@@ -15,6 +17,12 @@ const MAY_RELAY: &str = r#"{
     ],
 }"#;
 const MUST_NOT_RELAY: &str = r#"{"grants": [{"src": ["*"], "dst": ["*"], "ip": ["*"]}]}"#;
+
+/// A host without IPv6, over which it would be reached directly.
+fn host(lab: &mut Lab, name: &str, place: Place) -> Host {
+    let options = HostOptions { ipv4_only: true };
+    lab.host_with(name, place, options).unwrap()
+}
 
 fn set_policy(tailnet: &Tailnet, lab: &Lab, policy: &str) {
     let file = lab.folder().join("policy.hujson");
@@ -41,13 +49,14 @@ fn official_clients_behind_hard_nats_meet_at_our_peer_relay() {
         let tailnet = Tailnet::new(lab, RelayKind::Warren)?;
         set_policy(&tailnet, lab, MUST_NOT_RELAY);
         let key = tailnet.control.auth_key("rita").unwrap();
-        let rita = Node::start(&lab.host("rita", Place::Open).unwrap(), Kind::Warren).unwrap();
+        let rita = Node::start(&host(lab, "rita", Place::Open), Kind::Warren).unwrap();
         rita.up(tailnet.control.url(), &key, &[]).unwrap();
         rita.cli(&["set", "--relay-server-port=40000"]).unwrap();
-        let alice = tailnet.join(&lab.host("alice", Place::Hard).unwrap(), Kind::Tailscale);
-        let bob = tailnet.join(&lab.host("bob", Place::Hard).unwrap(), Kind::Tailscale);
+        let alice = tailnet.join(&host(lab, "alice", Place::Hard), Kind::Tailscale);
+        let bob = tailnet.join(&host(lab, "bob", Place::Hard), Kind::Tailscale);
         traffic_flows(&alice, &bob);
-        assert!(matches!(alice.path_to("bob").unwrap(), Path::Relay(_)));
+        let path = alice.path_to("bob").unwrap();
+        assert!(matches!(path, Path::Relay(_)), "{path:?}");
         assert!(
             relay_to(&alice, "bob").is_err(),
             "the policy allows no relay"
