@@ -69,8 +69,8 @@ fn expected(ends: &[i64], passed: i64) -> Vec<i64> {
 }
 
 proptest! {
-    /// Whatever the clock of this machine says, and also after a restart from the kept
-    /// netmap, before the server has answered.
+    /// The clock of this machine does not count, also after a restart from the kept netmap,
+    /// before the server has answered.
     #[test]
     fn peers_end_by_the_clock_of_the_server(
         offset in -20_000 * DAY..20_000 * DAY,
