@@ -98,7 +98,7 @@ proptest! {
         restarted.restore_netmap(start, wall(passed), kept, clock);
         if offset < -NOTABLE && offset + passed >= 0 {
             // A clock that was behind is now past the time that was kept. It may have been
-            // set, so the node takes its time, which is early if nobody set it. Peers that
+            // set, so the node takes its time, which is early if it was not. Peers that
             // had ended before stay away, and none is lost too early.
             let left = alive(&restarted);
             prop_assert_eq!(&left, &expected(&ends, passed + offset));
