@@ -12,7 +12,9 @@
 //! Marks do what the reference's do. **Addresses of nodes** are those of the tailnet's
 //! range (usually 100.64.0.0/10) that this machine routes into the tunnel, which the
 //! rules ask the routing tables (nft's `fib`). The rest of the range belongs to others:
-//! carriers, clouds and LANs use it for name servers, mirrors and machines.
+//! carriers, clouds and LANs use it for name servers, mirrors and machines. While all
+//! destinations are routed into the tunnel, only packets of no known connection are
+//! dropped.
 //!
 //! **Life.** [`Firewall::open`] removes the table of a predecessor.
 //! [`Firewall::apply`] replaces the table as a whole, in one step. The table is
@@ -49,6 +51,10 @@ pub struct FirewallConfig {
     /// The range of the tailnet's IPv4 addresses. Those of them that are routed into
     /// the tunnel come from there only.
     pub tailnet: Ipv4Net,
+    /// All destinations are routed into the tunnel (an exit node is used). The routing
+    /// tables then do not distinguish nodes from others in the range, so packets that answer
+    /// this machine are let through. The kernel follows all connections for that.
+    pub routes_everything: bool,
     /// Gives packets from the tunnel our address when they leave to a LAN.
     pub snat: bool,
     /// Lets from other networks into the tunnel only what belongs to a
@@ -216,8 +222,11 @@ fn write(batch: &mut Batch, config: &FirewallConfig, owned: bool, has_route_look
             rule.input(false, tunnel)
                 .input(false, LOOPBACK)
                 .source_in(tailnet)
-                .source_routed_to(tunnel)
-                .verdict(Verdict::Drop);
+                .source_routed_to(tunnel);
+            if config.routes_everything {
+                rule.of_no_connection();
+            }
+            rule.verdict(Verdict::Drop);
         });
     }
 
@@ -233,8 +242,11 @@ fn write(batch: &mut Batch, config: &FirewallConfig, owned: bool, has_route_look
         batch.new_rule(TABLE, "forward", |rule| {
             rule.output(tunnel)
                 .source_in(tailnet)
-                .source_routed_to(tunnel)
-                .verdict(Verdict::Drop);
+                .source_routed_to(tunnel);
+            if config.routes_everything {
+                rule.of_no_connection();
+            }
+            rule.verdict(Verdict::Drop);
         });
     }
     if config.stateful {

@@ -20,7 +20,7 @@
 //! routes of a predecessor that was killed (its other routes went with its device).
 //! [`Router::apply`] reads the state of the kernel and applies the difference to the
 //! configuration: a second call does nothing, and a call after another program
-//! deleted a rule restores the rule ([`RuleWatch`] reports that).
+//! deleted rules or routes restores them ([`RouterWatch`] reports that).
 //! [`Router::cleanup`] removes all of it.
 //!
 //! **Limits.** It never changes a route or rule without our protocol id
@@ -28,6 +28,7 @@
 //! in the table, it changes nothing and names that program.
 
 mod rules;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -45,7 +46,7 @@ use rtnetlink::{LinkUnspec, RouteMessageBuilder};
 use crate::netlink::{FAMILIES, Netlink, io_error};
 use crate::sysctl;
 
-pub use rules::RuleWatch;
+pub use watch::RouterWatch;
 
 /// The protocol id on our routes and rules (`proto 87` in the output of `ip`):
 /// how we know our own after a crash.

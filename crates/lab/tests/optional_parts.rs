@@ -68,6 +68,7 @@ const CASES: [(&str, &str, Break); 8] = [
             let config = FirewallConfig {
                 interface: "other0".to_owned(),
                 tailnet: "100.64.0.0/10".parse().unwrap(),
+                routes_everything: false,
                 snat: false,
                 stateful: false,
             };
@@ -198,4 +199,43 @@ fn logged_in_node_goes_to_the_network_without_its_local_socket() {
         std::fs::remove_dir(&socket).unwrap();
         restart.join().unwrap().unwrap();
     });
+}
+
+/// Network managers remove rules and routes that they do not know when they reload.
+#[test]
+fn deleted_rules_and_routes_come_back() {
+    let Some(mut lab) = lab() else { return };
+    let Some(()) = installed(Kind::Warren) else {
+        return;
+    };
+    let Some(tailnet) = Tailnet::new(&mut lab, RelayKind::Warren) else {
+        return;
+    };
+    let hosts = ["alice", "bob"].map(|name| lab.host(name, Place::Open).unwrap());
+    let [alice, bob] = hosts.map(|host| tailnet.join(&host, Kind::Warren));
+    reaches(&alice, &bob);
+    let host = alice.host();
+    let ip = |words: &str| {
+        host.run("ip", &words.split(' ').collect::<Vec<_>>())
+            .unwrap()
+    };
+    let settings = || {
+        let parts = ["rule", "-6 rule", "route show table 52"];
+        parts.map(ip).concat()
+    };
+    let complete = settings();
+    assert!(complete.contains("lookup 52") && complete.contains("100.64.0."));
+    for deletion in [
+        "rule del pref 5270",
+        "-6 rule del pref 5210",
+        "route flush table 52",
+    ] {
+        ip(deletion);
+        until("the settings of before", PATIENCE, || match settings() {
+            now if now == complete => Ok(()),
+            now => Err(now),
+        })
+        .unwrap();
+        reaches(&alice, &bob);
+    }
 }

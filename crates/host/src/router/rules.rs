@@ -1,15 +1,8 @@
-//! The policy rules, and a watch that reports their deletion.
+//! The policy rules.
 
-use std::io;
-
-use futures_util::StreamExt;
-use futures_util::stream::BoxStream;
-use netlink_packet_core::NetlinkPayload;
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::RouteProtocol;
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use rtnetlink::MulticastGroup;
-use tokio::task::JoinHandle;
 
 use super::{Applied, PROTOCOL, RouterError, RouterOptions, fail};
 use crate::netlink::{FAMILIES, Netlink, io_error, is_missing_family};
@@ -177,7 +170,7 @@ impl Rule {
     }
 }
 
-fn is_ours(message: &RuleMessage, options: RouterOptions) -> bool {
+pub(super) fn is_ours(message: &RuleMessage, options: RouterOptions) -> bool {
     let protocol = find(message, |attribute| match attribute {
         RuleAttribute::Protocol(protocol) => Some(u8::from(*protocol)),
         _ => None,
@@ -200,60 +193,6 @@ fn priority_of(message: &RuleMessage) -> Option<u32> {
 
 fn find<T>(message: &RuleMessage, pick: impl Fn(&RuleAttribute) -> Option<T>) -> Option<T> {
     message.attributes.iter().find_map(pick)
-}
-
-/// Reports when one of our rules was deleted. Some network managers flush rules
-/// they do not know when they reload; [`super::Router::apply`] then puts ours
-/// back.
-pub struct RuleWatch {
-    options: RouterOptions,
-    events: BoxStream<'static, RouteNetlinkMessage>,
-    task: JoinHandle<()>,
-}
-
-impl RuleWatch {
-    /// Starts to watch. Must be called inside a tokio runtime.
-    pub fn open(options: RouterOptions) -> io::Result<RuleWatch> {
-        let groups = [MulticastGroup::Ipv4Rule, MulticastGroup::Ipv6Rule];
-        let (connection, _, messages) = rtnetlink::new_multicast_connection(&groups)?;
-        let events = messages.filter_map(|(message, _)| async move {
-            match message.payload {
-                NetlinkPayload::InnerMessage(message) => Some(message),
-                _ => None,
-            }
-        });
-        Ok(RuleWatch {
-            options,
-            events: events.boxed(),
-            task: tokio::spawn(connection),
-        })
-    }
-
-    /// Returns when one of our rules was deleted by any process: our own changes
-    /// count too, and applying again after them does nothing. Never returns after the
-    /// kernel's events have ended. Can be dropped and called again.
-    pub async fn deleted(&mut self) {
-        while let Some(event) = self.events.next().await {
-            if let RouteNetlinkMessage::DelRule(rule) = event
-                && is_ours(&rule, self.options)
-            {
-                return;
-            }
-        }
-        std::future::pending().await
-    }
-}
-
-impl std::fmt::Debug for RuleWatch {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RuleWatch").finish_non_exhaustive()
-    }
-}
-
-impl Drop for RuleWatch {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
 }
 
 #[cfg(test)]

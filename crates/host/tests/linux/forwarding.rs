@@ -6,7 +6,10 @@ use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
+use socket2::SockRef;
+
 use crate::support::{in_network_namespace, ip, run, with_tun};
+use warren_host::BYPASS_MARK;
 use warren_host::firewall::{Firewall, FirewallConfig, not_forwarding};
 use warren_host::router::{Router, RouterConfig, RouterOptions};
 use warren_host::tun::{Tun, VNET_HEADER_LEN};
@@ -35,6 +38,7 @@ fn config(snat: bool, stateful: bool) -> FirewallConfig {
     FirewallConfig {
         interface: "warren0".to_owned(),
         tailnet: "100.64.0.0/10".parse().unwrap(),
+        routes_everything: false,
         snat,
         stateful,
     }
@@ -189,7 +193,34 @@ fn datagram(source: Ipv4Addr, destination: Ipv4Addr, content: &[u8]) -> Vec<u8> 
 /// same range, in the LAN and behind the way out.
 #[test]
 fn forged_addresses_of_nodes_are_dropped_and_neighbours_in_the_range_are_not() {
-    with_tun(|| {
+    check_sources(
+        &["100.64.0.2/32", "10.9.0.0/16"],
+        &[],
+        &["100.100.16.5", "100.100.2.136", "100.64.0.2"],
+        &["100.100.16.5", "100.100.2.136"],
+    );
+}
+
+/// With an exit node, the routing tables do not distinguish nodes from others.
+#[test]
+fn answers_from_the_range_arrive_while_an_exit_node_is_used() {
+    check_sources(
+        &["0.0.0.0/0"],
+        &["100.100.2.136"],
+        &["100.100.2.136", "100.100.2.137", "100.64.0.2"],
+        &["100.100.2.136"],
+    );
+}
+
+/// Of `sources`, whose packets come from outside the tunnel, those `expected` arrive.
+/// This machine has sent a packet to those that were `asked`.
+fn check_sources(
+    routes: &'static [&str],
+    asked: &'static [&str],
+    sources: &'static [&str],
+    expected: &'static [&str],
+) {
+    with_tun(move || {
         let tun = Tun::create("warren0").unwrap();
         // One TUN device stands for the LAN, where packets of any source come from.
         let lan = Tun::create("card0").unwrap();
@@ -209,18 +240,25 @@ fn forged_addresses_of_nodes_are_dropped_and_neighbours_in_the_range_are_not() {
                 .unwrap();
             let config = RouterConfig {
                 addresses: ["100.64.0.1".parse().unwrap()].into(),
-                routes: ["100.64.0.2/32", "10.9.0.0/16"]
-                    .map(|it| it.parse().unwrap())
-                    .into(),
+                routes: routes.iter().map(|it| it.parse().unwrap()).collect(),
                 mtu: 1280,
                 ..RouterConfig::default()
             };
             router.apply(&config).await.unwrap();
         });
         let mut firewall = Firewall::open().unwrap();
-        firewall.apply(Some(&config(false, false))).unwrap();
+        let config = FirewallConfig {
+            routes_everything: routes.contains(&"0.0.0.0/0"),
+            ..config(false, false)
+        };
+        firewall.apply(Some(&config)).unwrap();
 
         let server = UdpSocket::bind("192.0.2.1:4000").unwrap();
+        // As the node's own sockets: its packets go past the tunnel.
+        SockRef::from(&server).set_mark(BYPASS_MARK).unwrap();
+        for to in asked {
+            server.send_to(b"question", (*to, 4000)).unwrap();
+        }
         server
             .set_read_timeout(Some(Duration::from_secs(5)))
             .unwrap();
@@ -230,21 +268,20 @@ fn forged_addresses_of_nodes_are_dropped_and_neighbours_in_the_range_are_not() {
             let frame = [&[0; VNET_HEADER_LEN][..], &packet].concat();
             lan.write(&frame).unwrap();
         };
-        // The LAN, the machine behind the way out, the node, and a last one: packets
-        // are taken in order.
-        for source in ["100.100.16.5", "100.100.2.136", "100.64.0.2", "192.0.2.9"] {
+        // Packets are taken in order, so the last one ends the test.
+        for source in sources.iter().chain(&["192.0.2.9"]) {
             send(source, source.as_bytes());
         }
         let mut arrived = Vec::new();
-        while arrived.last() != Some(&"192.0.2.9".parse::<IpAddr>().unwrap()) {
+        loop {
             let mut buffer = [0; 64];
             match server.recv_from(&mut buffer) {
-                Ok((_, from)) => arrived.push(from.ip()),
+                Ok((_, from)) if from.ip() == IpAddr::from([192, 0, 2, 9]) => break,
+                Ok((_, from)) => arrived.push(from.ip().to_string()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => panic!("{error}, after {arrived:?}"),
             }
         }
-        let expected = ["100.100.16.5", "100.100.2.136", "192.0.2.9"];
-        assert_eq!(arrived, expected.map(|it| it.parse::<IpAddr>().unwrap()));
+        assert_eq!(arrived, expected);
     });
 }

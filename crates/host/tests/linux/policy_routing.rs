@@ -2,7 +2,7 @@
 
 use crate::support::{in_network_namespace, ip, routing, run, with_tun};
 use warren_host::router::{
-    Router, RouterConfig, RouterError, RouterOptions, RouterWarning, RuleWatch,
+    Router, RouterConfig, RouterError, RouterOptions, RouterWarning, RouterWatch,
 };
 use warren_host::tun::Tun;
 
@@ -80,19 +80,28 @@ fn routes_and_rules_of_others_survive() {
 }
 
 #[test]
-fn a_deleted_rule_is_noticed_and_comes_back() {
+fn deleted_rules_and_routes_are_noticed_and_come_back() {
     with_tun(|| {
         run(async {
             let tun = Tun::create("wtest0").unwrap();
             let mut router = open(&tun).await;
             let config = config(&["100.64.0.2/32"]);
             router.apply(&config).await.unwrap();
-            let mut watch = RuleWatch::open(RouterOptions::default()).unwrap();
+            let mut watch = RouterWatch::open(RouterOptions::default()).unwrap();
             let complete = routing();
-            ip("rule del pref 5270");
-            watch.deleted().await;
-            assert_eq!(router.apply(&config).await.unwrap().added, 1);
-            assert_eq!(routing(), complete);
+            for (deletion, lost) in [
+                ("rule del pref 5270", 1),
+                ("-6 rule del pref 5270", 1),
+                ("route del 100.64.0.2/32 table 52", 1),
+                ("route flush table 52", 2),
+            ] {
+                ip(deletion);
+                watch.deleted().await;
+                assert_ne!(routing(), complete, "{deletion}");
+                let added = router.apply(&config).await.unwrap().added;
+                assert!(added >= lost, "{deletion}: {added}");
+                assert_eq!(routing(), complete, "{deletion}");
+            }
         });
     });
 }

@@ -19,6 +19,9 @@ use warren_node_core::{HostConfig, TUNNEL_MTU};
 
 /// The time until a setting that could not be made is tried again.
 const RETRY: Duration = Duration::from_secs(30);
+/// The shortest time between two repairs, so that a program that deletes our settings as
+/// soon as they are made does not keep the machine busy.
+const REPAIR_PAUSE: Duration = Duration::from_secs(1);
 
 /// The settings that the operating system should have.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -67,9 +70,10 @@ pub trait System: Send + 'static {
         config: Option<&ResolverConfig>,
     ) -> impl Future<Output = Result<(), String>> + Send;
 
-    /// Waits until the resolver has to be set again, because the settings that it had
-    /// without us changed. Can be dropped and called again.
-    fn resolver_changed(&self) -> impl Future<Output = ()> + Send;
+    /// Waits until the settings have to be made again: the resolver's settings without us
+    /// changed, or another program deleted rules or routes of ours. Can be dropped and
+    /// called again.
+    fn altered(&mut self) -> impl Future<Output = ()> + Send;
 
     /// Takes everything back. Errors are logged.
     fn restore(&mut self) -> impl Future<Output = ()> + Send;
@@ -164,7 +168,8 @@ impl<S: System> Worker<S> {
         mut changes: watch::Receiver<HostState>,
         mut stop: oneshot::Receiver<()>,
     ) {
-        let mut retry_at = None;
+        let mut retry_at: Option<Instant> = None;
+        let mut repaired_at: Option<Instant> = None;
         loop {
             let retry = async {
                 match retry_at {
@@ -179,8 +184,19 @@ impl<S: System> Worker<S> {
                     Err(_) => break,
                 },
                 () = retry => false,
-                () = self.system.resolver_changed() => false,
+                () = self.system.altered() => {
+                    let now = Instant::now();
+                    let next = repaired_at.map_or(now, |at| at + REPAIR_PAUSE);
+                    if next > now {
+                        retry_at = Some(retry_at.map_or(next, |at| at.min(next)));
+                        continue;
+                    }
+                    false
+                }
             };
+            if !is_new {
+                repaired_at = Some(Instant::now());
+            }
             // A change may have come at the same moment as the others.
             let is_new = is_new || changes.has_changed().unwrap_or(false);
             let wanted = changes.borrow_and_update().clone();
@@ -209,7 +225,7 @@ impl<S: System> Worker<S> {
             mut warnings,
         } = self.system.set_routes(&config).await;
         let ranges = wanted.host.ranges.v4;
-        failures.extend(self.apply_packet_filter(wanted.forwarding, ranges));
+        failures.extend(self.apply_packet_filter(wanted, ranges));
         if wanted.forwarding.is_some_and(|wanted| wanted.offered) {
             warnings.extend(self.system.foreign_filters());
         }
@@ -224,12 +240,13 @@ impl<S: System> Worker<S> {
         (report, is_complete)
     }
 
-    fn apply_packet_filter(
-        &mut self,
-        wanted: Option<Forwarding>,
-        tailnet: Ipv4Net,
-    ) -> Option<String> {
+    fn apply_packet_filter(&mut self, state: &HostState, tailnet: Ipv4Net) -> Option<String> {
+        let wanted = state.forwarding;
+        let mut routes = state.host.routes.iter();
+        let routes_everything =
+            routes.any(|route| route.prefix_len() == 0 && route.addr().is_ipv4());
         let config = wanted.map(|wanted| FirewallConfig {
+            routes_everything,
             interface: self.system.interface().to_owned(),
             tailnet,
             // Without offered routes nothing is forwarded, and rewriting addresses

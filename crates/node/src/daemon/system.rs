@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use warren_dns::{BaseOs, ResolverConfig, compile};
 use warren_host::firewall::{Firewall, FirewallConfig};
 use warren_host::resolver::{self, OsDnsConfig, ResolverOptions, SystemDns};
-use warren_host::router::{Router, RouterConfig, RouterOptions};
+use warren_host::router::{Router, RouterConfig, RouterOptions, RouterWatch};
 
 use super::host_task::{Outcome, System};
 use super::outside_names::OutsideNames;
@@ -20,6 +20,8 @@ pub struct Machine {
     interface: String,
     options: ResolverOptions,
     router: Option<Router>,
+    /// `None`: deleted rules come back with the next change only.
+    watch: Option<RouterWatch>,
     firewall: Option<Firewall>,
     dns: Option<SystemDns>,
     /// The reason why the resolv.conf of an earlier run is still there.
@@ -47,6 +49,9 @@ impl Machine {
         let router = router
             .inspect_err(|error| tracing::warn!(%error, "routes cannot be set"))
             .ok();
+        let watch = RouterWatch::open(RouterOptions::default())
+            .inspect_err(|error| tracing::warn!(%error, "deleted routes will not be noticed"))
+            .ok();
         let firewall = Firewall::open()
             .inspect_err(|error| tracing::warn!(%error, "the packet filter cannot be set up"))
             .ok();
@@ -54,6 +59,7 @@ impl Machine {
             interface,
             options,
             router,
+            watch,
             firewall,
             dns: None,
             leftover: leftover.map(|error| error.to_string()),
@@ -181,10 +187,24 @@ impl System for Machine {
         Ok(())
     }
 
-    async fn resolver_changed(&self) {
-        match &self.dns {
-            Some(dns) => dns.base_changed().await,
-            None => std::future::pending().await,
+    async fn altered(&mut self) {
+        let Self { dns, watch, .. } = self;
+        let resolver = async {
+            match dns {
+                Some(dns) => dns.base_changed().await,
+                None => std::future::pending().await,
+            }
+        };
+        let routes = async {
+            match watch {
+                Some(watch) => watch.deleted().await,
+                None => std::future::pending().await,
+            }
+            tracing::info!("rules or routes of ours were deleted; they are restored");
+        };
+        tokio::select! {
+            () = resolver => (),
+            () = routes => (),
         }
     }
 

@@ -3,6 +3,8 @@
 
 use std::sync::{Arc, Mutex};
 
+use tokio::sync::Notify;
+
 use super::*;
 
 /// A part of the system.
@@ -22,6 +24,8 @@ struct Parts {
     set: BTreeSet<Part>,
     attempts: usize,
     is_restored: bool,
+    /// Another program deletes our settings.
+    alterations: Arc<Notify>,
 }
 
 #[derive(Clone, Default)]
@@ -66,8 +70,9 @@ impl System for Fake {
         self.set(Part::Resolver)
     }
 
-    async fn resolver_changed(&self) {
-        std::future::pending().await
+    async fn altered(&mut self) {
+        let alterations = self.0.lock().unwrap().alterations.clone();
+        alterations.notified().await;
     }
 
     async fn restore(&mut self) {
@@ -142,5 +147,35 @@ async fn a_failed_part_is_tried_again_and_the_end_of_the_problem_is_reported_onc
     let attempts = system.0.lock().unwrap().attempts;
     tokio::time::sleep(RETRY * 3).await;
     assert_eq!(system.0.lock().unwrap().attempts, attempts);
+    host.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn altered_settings_are_made_again_at_once_and_then_once_a_second() {
+    let system = Fake::default();
+    let (done, mut reports) = mpsc::unbounded_channel();
+    let host = Host::start(system.clone(), done);
+    host.apply(wanted());
+    reports.recv().await.unwrap();
+    let attempts = || system.0.lock().unwrap().attempts;
+    let alterations = system.0.lock().unwrap().alterations.clone();
+    assert_eq!(attempts(), 1);
+    let began = Instant::now();
+    // Another program deletes them every 10 ms.
+    for _ in 0..500 {
+        alterations.notify_one();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let passed = began.elapsed().as_secs() + 1;
+        let repairs = u64::try_from(attempts()).unwrap() - 1;
+        assert!(
+            (1..=passed + 1).contains(&repairs),
+            "{repairs} in {passed} s"
+        );
+    }
+    // The last deletion is repaired too.
+    tokio::time::sleep(REPAIR_PAUSE).await;
+    let last = attempts();
+    tokio::time::sleep(RETRY * 2).await;
+    assert_eq!(attempts(), last);
     host.stop().await;
 }
