@@ -236,7 +236,7 @@ impl Coordinator {
             self.holders.stream_replaced(id);
         }
         self.presence.connected(id);
-        self.probes.forget(id);
+        self.probes.reconnected(id);
         self.apply_stream_request(id, request);
         self.online_changed(id, true);
         self.refresh_routers([id]);

@@ -45,11 +45,6 @@ impl Standing {
     pub fn is_expired(self) -> bool {
         self == Self::Expired
     }
-
-    /// Whether the node may serve others, for instance as a subnet router.
-    pub fn may_serve(self) -> bool {
-        self == Self::Online
-    }
 }
 
 /// The variants in which one node is shown to different peers: the routes that
@@ -132,7 +127,7 @@ impl Directory {
     pub(crate) fn load(snapshot: &Snapshot, time: Timestamp) -> Self {
         let mut out = Self {
             policy: snapshot.policy.as_deref().map(Into::into),
-            lock: Lock::load(snapshot),
+            lock: Lock::load(snapshot.lock.clone(), snapshot.lock_messages.clone()),
             counters: snapshot.counters,
             ..Self::default()
         };

@@ -83,15 +83,28 @@ impl Probes {
         before.verdicts.into_keys().collect()
     }
 
-    /// The last verdict on a router since it opened its stream. `None`: it was not
-    /// asked yet.
+    /// The last verdict on a router. `None`: it was not asked yet, or was silent and has
+    /// a new stream since.
     pub(crate) fn verdict(&self, node: NodeId) -> Option<Verdict> {
         self.verdicts.get(&node).copied()
     }
 
-    /// The router has a new stream, or is gone: nothing is known of it.
+    /// The router has a new stream. It is not silent any more, and otherwise as good as
+    /// before until it is asked again.
+    pub(crate) fn reconnected(&mut self, node: NodeId) {
+        if self.verdict(node) == Some(Verdict::Silent) {
+            self.verdicts.remove(&node);
+        }
+        self.leave_round(node);
+    }
+
+    /// The router is gone.
     pub(crate) fn forget(&mut self, node: NodeId) {
         self.verdicts.remove(&node);
+        self.leave_round(node);
+    }
+
+    fn leave_round(&mut self, node: NodeId) {
         if let Some(round) = &mut self.round {
             round.asked.remove(&node);
             round.tokens.retain(|_, (asked, _)| *asked != node);
@@ -240,10 +253,13 @@ mod tests {
         assert!(probes.answered(&answer));
         assert!(!probes.answered(&answer), "once");
         assert_eq!(probes.verdict(A), Some(Verdict::Answers));
-        // A new stream begins without a verdict, and is not judged by this round.
-        probes.forget(B);
+        // A new stream is not judged by the round before it.
+        probes.reconnected(B);
         let ended = probes.pop_verdicts(start + INTERVAL + PATIENCE);
-        assert_eq!((ended, probes.verdict(B)), (BTreeSet::new(), None));
+        assert_eq!(ended, BTreeSet::new());
+        assert_eq!(probes.verdict(B), Some(Verdict::ChannelOnly));
+        probes.forget(B);
+        assert_eq!(probes.verdict(B), None);
         // A node that shares no subnet any more is not judged any longer.
         let only_a = probes.begin(
             start + 2 * INTERVAL,
@@ -255,6 +271,26 @@ mod tests {
         assert_eq!(probes.verdict(A), None);
         probes.needed(start, false);
         assert_eq!((probes.next_deadline(), probes.verdict(A)), (None, None));
+    }
+
+    #[test]
+    fn round_that_is_judged_late_changes_no_verdict() {
+        let start = Instant::now();
+        let mut probes = Probes::default();
+        probes.needed(start, true);
+        let questions = begin(&mut probes, start);
+        assert!(probes.answered(&token(&questions, A, Way::NewConnection)));
+        // The server was held up: answers of B may wait in its sockets.
+        let late = start + PATIENCE + LATE + Duration::from_millis(1);
+        assert!(probes.pop_verdicts(late).is_empty());
+        assert_eq!(probes.verdict(A), Some(Verdict::Answers));
+        assert_eq!(probes.verdict(B), None);
+        // The next round is due and counts as usual.
+        assert_eq!(begin(&mut probes, late), []);
+        let next = start + INTERVAL;
+        assert_eq!(begin(&mut probes, next).len(), 4);
+        assert_eq!(probes.pop_verdicts(next + PATIENCE + LATE), [A, B].into());
+        assert_eq!(probes.verdict(B), Some(Verdict::Silent));
     }
 
     proptest! {

@@ -25,7 +25,7 @@ use crate::impact::peer_hostinfo;
 use crate::map_sessions::{Begun, LastSent, SessionId};
 use crate::message::Message;
 use crate::records::NodeRecord;
-use crate::routes::{RouterState, effective, is_exit};
+use crate::routes::{effective, is_exit};
 use crate::view::View;
 
 /// The name of the one filter that is sent.
@@ -204,11 +204,10 @@ impl View {
         if peer.record.approved_routes.is_empty() {
             return Vec::new();
         }
-        // A router whose stream ended a moment ago keeps its routes, as its subnets.
-        let may_serve = |id| self.directory.router_state(id) >= RouterState::Returning;
+        let service = |id| self.directory.router_state(id).service();
         let primary = peer.state.primary_routes.clone();
         self.access
-            .routes_for(viewer, &peer.record, primary, &may_serve)
+            .routes_for(viewer, &peer.record, primary, &service)
     }
 
     fn all_routes_seen(&self, viewer: NodeId, peers: &NodeSet) -> BTreeMap<NodeId, Vec<IpNet>> {

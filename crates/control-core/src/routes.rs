@@ -4,8 +4,8 @@
 //! it. Of several routers of one subnet at most one is active, because a prefix
 //! may be in one peer's `AllowedIPs` only: the one in the best [`RouterState`]; among
 //! equals the present one, else the one with the lowest id. A router that is absent
-//! is never active, and a subnet never moves to one without a stream. Default routes are different: every approved exit node carries
-//! them, and each client picks.
+//! is never active, and a subnet never moves to one without a stream. Default routes
+//! are different: every approved exit node carries them, and each client picks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -13,6 +13,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use warren_control_types::NodeId;
+use warren_policy::RouterService;
 
 use crate::records::NodeRecord;
 
@@ -33,7 +34,11 @@ pub enum RouterState {
     Returning,
     /// It answers over the connection that it has and opens no new one.
     Impaired,
-    /// It is there.
+    /// It has a stream and was not asked yet. It goes on with the subnets that it
+    /// serves, and counts as much as an impaired one for others: until it has answered,
+    /// nothing says that it is better.
+    Unasked,
+    /// It is there, and answered when it was asked.
     Answering,
 }
 
@@ -42,7 +47,31 @@ impl RouterState {
     fn may_take_over(self) -> bool {
         match self {
             Self::Absent | Self::Lost | Self::Returning => false,
-            Self::Expected | Self::Impaired | Self::Answering => true,
+            Self::Expected | Self::Impaired | Self::Unasked | Self::Answering => true,
+        }
+    }
+
+    /// Whether a subnet stays with this router, however good others are.
+    fn keeps(self) -> bool {
+        matches!(self, Self::Returning | Self::Unasked)
+    }
+
+    /// How well it serves routes whose router a policy chooses (`via`). There is no
+    /// present router that would be preferred, so a router whose stream ended a moment
+    /// ago keeps its routes by being as good as before.
+    pub(crate) fn service(self) -> RouterService {
+        match self {
+            Self::Absent | Self::Expected | Self::Lost => RouterService::Absent,
+            Self::Impaired => RouterService::Impaired,
+            Self::Returning | Self::Unasked | Self::Answering => RouterService::Good,
+        }
+    }
+
+    /// The state in which it is compared with other routers.
+    fn rank(self) -> Self {
+        match self {
+            Self::Unasked => Self::Impaired,
+            other => other,
         }
     }
 }
@@ -162,7 +191,7 @@ impl Primaries {
             {
                 self.visited += routers.map_or(0, BTreeSet::len);
             }
-            let stays = |id: &NodeId| state(*id) == RouterState::Returning;
+            let stays = |id: &NodeId| state(*id).keeps();
             let present_routes = routers.into_iter().flatten().any(|id| Some(*id) == present);
             if present_routes && present.as_ref().is_some_and(stays) {
                 continue;
@@ -173,8 +202,10 @@ impl Primaries {
                 RouterState::Absent => false,
                 state => Some(*id) == present || state.may_take_over(),
             });
-            let chosen =
-                there.max_by_key(|id| (state(*id), Some(*id) == present, std::cmp::Reverse(*id)));
+            let chosen = there.max_by_key(|id| {
+                let rank = state(*id).rank();
+                (rank, Some(*id) == present, std::cmp::Reverse(*id))
+            });
             if chosen == present {
                 continue;
             }
@@ -238,7 +269,7 @@ mod tests {
 
     #[test]
     fn best_router_serves_and_the_present_one_stays_among_equals() {
-        use RouterState::{Absent, Answering, Expected, Impaired, Lost};
+        use RouterState::{Absent, Answering, Expected, Impaired, Lost, Unasked};
         let route: IpNet = "10.9.0.0/16".parse().unwrap();
         let mut primaries = Primaries::default();
         let mut state = BTreeMap::from([(A, Absent), (B, Expected)]);
@@ -262,6 +293,17 @@ mod tests {
             (A, Impaired, Some(A)),
             (A, Lost, Some(A)),
             (B, Lost, Some(A)),
+            // A new stream is no sign of being better, nor of being worse.
+            (A, Impaired, Some(A)),
+            (B, Unasked, Some(A)),
+            (B, Impaired, Some(A)),
+            (A, Unasked, Some(A)),
+            (B, Answering, Some(A)),
+            (A, Impaired, Some(B)),
+            (B, Unasked, Some(B)),
+            (A, Answering, Some(B)),
+            (B, Answering, Some(B)),
+            (B, Absent, Some(A)),
         ] {
             state.insert(id, new);
             primaries.state_changed(id, |id| state[&id]);
@@ -274,7 +316,7 @@ mod tests {
             from: B,
             to: None,
         };
-        assert_eq!((moves.len(), moves.contains(&withdrawn)), (5, true));
+        assert_eq!((moves.len(), moves.contains(&withdrawn)), (7, true));
         primaries.set_routes(B, BTreeSet::new(), |id| state[&id]);
         primaries.set_routes(A, BTreeSet::new(), |id| state[&id]);
         assert!(primaries.active.is_empty() && primaries.routers.is_empty());
@@ -286,9 +328,11 @@ mod tests {
         /// is one if any router is there; it changes only to a better one.
         #[test]
         fn active_router_is_the_best_and_stays(
-            changes in prop::collection::vec((1_i64..4, 0_usize..6, any::<bool>()), 1..60),
+            changes in prop::collection::vec((1_i64..4, 0_usize..7, any::<bool>()), 1..60),
         ) {
-            use RouterState::{Absent, Answering, Expected, Impaired, Lost, Returning};
+            use RouterState::{Absent, Answering, Expected, Impaired, Lost, Returning, Unasked};
+            const STATES: [RouterState; 7] =
+                [Absent, Expected, Lost, Returning, Impaired, Unasked, Answering];
             let route: IpNet = "10.9.0.0/16".parse().unwrap();
             let mut primaries = Primaries::default();
             let mut states = BTreeMap::from([(A, Absent), (B, Absent), (C, Absent)]);
@@ -296,7 +340,7 @@ mod tests {
             let mut before: Option<NodeId> = None;
             for (id, state, routes) in changes {
                 let id = NodeId(id);
-                states.insert(id, [Absent, Expected, Lost, Returning, Impaired, Answering][state]);
+                states.insert(id, STATES[state]);
                 let offered = routes.then_some(route).into_iter().collect();
                 primaries.set_routes(id, offered, |id| states[&id]);
                 if routes { routers.insert(id) } else { routers.remove(&id) };
@@ -304,12 +348,13 @@ mod tests {
                 let candidates = routers.iter().copied();
                 let candidates = candidates
                     .filter(|id| Some(*id) == before || states[id].may_take_over());
-                let best = candidates.map(|id| states[&id]).max().unwrap_or(Absent);
-                let of_active = active.map_or(Absent, |id| states[&id]);
-                let stays = active == before && of_active == Returning;
+                let best = candidates.map(|id| states[&id].rank()).max().unwrap_or(Absent);
+                let state_of_active = active.map_or(Absent, |id| states[&id]);
+                let of_active = state_of_active.rank();
+                let stays = active == before && [Returning, Unasked].contains(&state_of_active);
                 prop_assert!(of_active == best || stays);
                 if let Some(stays) = before.filter(|id| routers.contains(id)) {
-                    prop_assert!(active == before || states[&stays] < of_active || best == Absent);
+                    prop_assert!(active == before || states[&stays].rank() < of_active || best == Absent);
                 }
                 before = active;
             }

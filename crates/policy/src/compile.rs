@@ -56,6 +56,7 @@ pub use impact::Impact;
 use network::Network;
 use posture::Posture;
 use resolved::{Names, ResolvedSelector};
+pub use routes::RouterService;
 use rules::{CompiledRule, FileRule};
 use source::Source;
 use tables::{CompiledRuleId, CompiledRuleKey, Lookup};

@@ -47,7 +47,7 @@ mod span;
 mod ssh;
 
 pub use attributes::HostedTailnet;
-pub use compile::{Compiled, Impact};
+pub use compile::{Compiled, Impact, RouterService};
 pub use diagnostic::Diagnostic;
 pub use file::Context;
 pub use model::{AllowsEverything, AttributeConfig, AttributeKind, Policy, RelayRegions};

@@ -23,7 +23,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use warren_control_types::{CapMap, FilterRule, NodeId, SshPolicy, UserId};
 use warren_policy::{
-    Attributes, Compiled, Context, HostedTailnet, Policy, PolicyNode, PolicyUser, Role, SshRules,
+    Attributes, Compiled, Context, HostedTailnet, Policy, PolicyNode, PolicyUser, Role,
+    RouterService, SshRules,
 };
 
 /// The login domain of the recorded tailnets.
@@ -459,7 +460,7 @@ impl Answers<'_> {
         let primary = self.tailnet.primary(peer);
         let routes = self
             .compiled
-            .routes_for(viewer.id, peer.id, &primary, &|_| true);
+            .routes_for(viewer.id, peer.id, &primary, &|_| RouterService::Good);
         let primary: Vec<IpNet> = routes
             .iter()
             .copied()

@@ -66,7 +66,8 @@ impl Coordinator {
         let verdict = self.probes.verdict(id);
         if self.presence.is_connected(id) {
             return match verdict {
-                None | Some(Verdict::Answers) => RouterState::Answering,
+                None => RouterState::Unasked,
+                Some(Verdict::Answers) => RouterState::Answering,
                 Some(Verdict::ChannelOnly) => RouterState::Impaired,
                 Some(Verdict::Silent) => RouterState::Absent,
             };

@@ -119,7 +119,7 @@ fn expired_router_gives_its_subnet_to_the_one_that_may_serve() {
     let (first, second) = (NodeId(1), NodeId(2));
     let view = w.c.view();
     assert_eq!(view.standing(first), Standing::Expired);
-    assert!(view.standing(second).may_serve());
+    assert_eq!(view.standing(second), Standing::Online);
     assert!(!w.c.admits(&key(1)) && w.c.admits(&key(2)));
     // A new login makes it equal again: the present router stays.
     let auth = w.reusable("lab");

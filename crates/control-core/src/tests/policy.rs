@@ -192,6 +192,15 @@ fn node_sent_through_a_tagged_router_falls_over_to_another() {
     assert_eq!(routers(&mut w), ["host2"]);
     let first = w.open(1).unwrap();
     assert_eq!(routers(&mut w), ["host1"]);
+    // A new stream within a second moves nothing.
+    w.close(first);
+    w.clients.remove(&first);
+    assert_eq!(routers(&mut w), ["host1"]);
+    w.pass(std::time::Duration::from_millis(500));
+    assert_eq!(routers(&mut w), ["host1"]);
+    let first = w.open(1).unwrap();
+    w.pass(std::time::Duration::from_secs(2));
+    assert_eq!(routers(&mut w), ["host1"]);
     w.close(first);
     w.clients.remove(&first);
     w.pass(std::time::Duration::from_secs(3600));

@@ -19,6 +19,10 @@ fn route() -> IpNet {
     "10.9.0.0/16".parse().unwrap()
 }
 
+const VIA: &str = r#"{"tagOwners": {"tag:r": ["lab@"]}, "grants": [
+    {"src": ["lab@"], "dst": ["tag:r"], "ip": ["icmp:*"]},
+    {"src": ["lab@"], "dst": ["10.9.0.0/16"], "ip": ["*"], "via": ["tag:r"]}]}"#;
+
 /// A network with routers 1 to `count` of one subnet, connected, and a viewer.
 struct Routers {
     w: World,
@@ -163,6 +167,39 @@ fn subnet_stays_while_no_router_can_open_a_new_connection() {
     assert_eq!(r.serving(), Some(1));
 }
 
+/// Each new stream of a router that opens no new connection is such a change.
+#[test]
+fn new_streams_move_nothing_while_all_routers_are_impaired() {
+    let mut r = Routers::new(2);
+    for n in [1, 2] {
+        r.w.answers.insert(id(n), Answers::InsideOnly);
+    }
+    r.pass(NOTICED);
+    for _ in 0..4 {
+        for n in [2, 1] {
+            r.down(n);
+            let session = r.w.open(n).unwrap();
+            r.streams.insert(n, session);
+            r.w.read_all();
+            assert_eq!(r.serving(), Some(1));
+            r.pass(NOTICED);
+            assert_eq!(r.serving(), Some(1));
+        }
+    }
+}
+
+#[test]
+fn subnet_moves_from_an_impaired_router_once_another_has_answered() {
+    let mut r = Routers::new(2);
+    r.cut(2);
+    r.w.answers.insert(id(1), Answers::InsideOnly);
+    r.pass(NOTICED);
+    r.up(2);
+    assert_eq!(r.serving(), Some(1), "not asked yet");
+    r.pass(NOTICED);
+    assert_eq!(r.serving(), Some(2));
+}
+
 /// S12.
 #[test]
 fn no_router_serves_while_all_are_down() {
@@ -251,6 +288,45 @@ fn routers_of_before_a_start_serve_until_they_had_time_to_come_back() {
     assert_eq!(serving(&alone), [1, 0]);
     alone.pass(SECOND);
     assert_eq!(serving(&alone), [0, 0]);
+}
+
+/// A policy that names the routers by a tag chooses without regard to the present one.
+#[test]
+fn via_router_that_opens_no_new_connection_hands_over() {
+    let mut r = Routers::new(2);
+    for n in [1, 2] {
+        let tags = ["tag:r".to_owned()].into();
+        r.w.c.tag_node(format!("host{n}"), tags).unwrap();
+        // The approved routes follow the owner.
+        r.w.c.approve_routes(id(n), &[route()]).unwrap();
+    }
+    r.w.c.set_policy(Some(VIA.to_owned())).unwrap();
+    r.w.settle();
+    let given = |r: &mut Routers| {
+        r.w.settle();
+        r.w.read_all();
+        let peers = r.w.clients[&r.viewer].peers.values();
+        let given = peers.filter(|peer| peer.allowed_ips().contains(&route()));
+        given.map(|peer| peer.id.0).collect::<Vec<_>>()
+    };
+    r.pass(NOTICED);
+    assert_eq!(given(&mut r), [1]);
+    r.w.answers.insert(id(1), Answers::InsideOnly);
+    r.pass(NOTICED);
+    assert_eq!(given(&mut r), [2]);
+    // A new stream is no answer.
+    r.down(1);
+    r.pass(SECOND / 2);
+    let session = r.w.open(1).unwrap();
+    r.streams.insert(1, session);
+    assert_eq!(given(&mut r), [2]);
+    // Where both are impaired, one serves all the same.
+    r.w.answers.insert(id(2), Answers::InsideOnly);
+    r.pass(NOTICED);
+    assert_eq!(given(&mut r).len(), 1);
+    r.w.answers.clear();
+    r.pass(NOTICED);
+    assert_eq!(given(&mut r), [1]);
 }
 
 #[derive(Debug, Clone, Copy)]

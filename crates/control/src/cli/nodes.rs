@@ -268,7 +268,7 @@ fn route_state(node: &NodeInfo, route: &String) -> &'static str {
                 "serving, not connected now"
             }
             RouterState::Impaired => "serving, but opens no new connection to the server",
-            RouterState::Absent | RouterState::Answering => "serving",
+            RouterState::Absent | RouterState::Unasked | RouterState::Answering => "serving",
         }
     } else {
         match router {
@@ -279,7 +279,7 @@ fn route_state(node: &NodeInfo, route: &String) -> &'static str {
                 "standby, not connected now"
             }
             RouterState::Impaired => "standby, opens no new connection to the server",
-            RouterState::Answering => "standby",
+            RouterState::Unasked | RouterState::Answering => "standby",
         }
     }
 }

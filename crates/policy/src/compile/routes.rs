@@ -1,5 +1,7 @@
 //! The routes of a peer that a node receives.
 
+use std::cmp::Reverse;
+
 use ipnet::IpNet;
 use warren_control_types::NodeId;
 
@@ -10,19 +12,31 @@ use super::resolved::ResolvedSelector;
 use super::rules::RuleKind;
 use crate::span::Span;
 
+/// How well a router that a `via` grant may name serves its routes, from worse to
+/// better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RouterService {
+    /// It is not there. The hosted service names the oldest router when all are absent.
+    Absent,
+    /// It is there and something is wrong with it.
+    Impaired,
+    /// It serves.
+    Good,
+}
+
 impl Compiled {
     /// The routes behind `peer` that `viewer` receives: subnet routes that the
     /// viewer may use, or from which traffic may come to it, and exit routes if
     /// it may reach the internet there. `primary` are the subnet routes for
-    /// which `peer` is the elected router, and `online` returns whether a
-    /// router is online. Ascending, exit routes last.
+    /// which `peer` is the elected router, and `service` returns how well a
+    /// router serves. Ascending, exit routes last.
     #[must_use]
     pub fn routes_for(
         &self,
         viewer: NodeId,
         peer: NodeId,
         primary: &[IpNet],
-        online: &dyn Fn(NodeId) -> bool,
+        service: &dyn Fn(NodeId) -> RouterService,
     ) -> Vec<IpNet> {
         let (Some(v), Some(p)) = (self.network.slot(viewer), self.network.slot(peer)) else {
             return Vec::new();
@@ -32,7 +46,7 @@ impl Compiled {
         };
         let mut routes: Vec<IpNet> = own
             .subnet_routes()
-            .filter(|route| match self.via_router(v, route, online) {
+            .filter(|route| match self.via_router(v, route, service) {
                 Some(router) => router == p,
                 None => primary.contains(route) && self.route_concerns(v, p, route),
             })
@@ -87,14 +101,14 @@ impl Compiled {
     }
 
     /// The router that a `via` grant picks for the viewer and the route: the
-    /// oldest that is online of those with a tag it names; if none is, the
-    /// oldest. `None` if no such grant exists or another rule opens the route
-    /// without naming routers.
+    /// one that serves best of those with a tag it names; among equals, the oldest.
+    /// `None` if no such grant exists or another rule opens the route without naming
+    /// routers.
     fn via_router(
         &self,
         viewer: Slot,
         route: &IpNet,
-        online: &dyn Fn(NodeId) -> bool,
+        service: &dyn Fn(NodeId) -> RouterService,
     ) -> Option<Slot> {
         let (lookup, span) = (self.lookup(), Span::from(route));
         let mut tags: Vec<Id<ResolvedSelector>> = Vec::new();
@@ -129,14 +143,12 @@ impl Compiled {
         if opened_otherwise {
             return None;
         }
-        let mut candidates = self.network.all().filter(|(slot, own)| {
+        let candidates = self.network.all().filter(|(slot, own)| {
             lookup.has_tag(&tags, *slot) && own.node.subnet_routes().any(|own| own == route)
         });
-        let oldest = candidates.next()?;
-        let found = std::iter::once(oldest)
-            .chain(candidates)
-            .find(|(_, own)| online(own.node.id));
-        Some(found.unwrap_or(oldest).0)
+        // The first of the best; `min_by_key` keeps the first of equals.
+        let best = candidates.min_by_key(|(_, own)| Reverse(service(own.node.id)))?;
+        Some(best.0)
     }
 
     /// Whether the viewer may reach the internet through the peer.

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use warren_control_types::{FilterRule, NodeId, UserId};
 
-use super::{Compiled, Impact, plain};
+use super::{Compiled, Impact, RouterService, plain};
 use crate::model::Policy;
 use crate::node::{PolicyNode, PolicyUser, Role};
 use crate::node_set::NodeSet;
@@ -227,9 +227,13 @@ fn answers(
     out
 }
 
-/// The nodes that are online in these tests.
-fn odd(id: NodeId) -> bool {
-    id.0 % 2 == 1
+/// How well nodes serve in these tests.
+fn by_number(id: NodeId) -> RouterService {
+    match id.0 % 3 {
+        0 => RouterService::Absent,
+        1 => RouterService::Good,
+        _ => RouterService::Impaired,
+    }
 }
 
 fn of(compiled: &Compiled, nodes: &BTreeMap<NodeId, PolicyNode>) -> Answers {
@@ -237,7 +241,7 @@ fn of(compiled: &Compiled, nodes: &BTreeMap<NodeId, PolicyNode>) -> Answers {
         nodes,
         |id| compiled.filter_for(id),
         |id| compiled.peers_of(id),
-        |viewer, peer, primary| compiled.routes_for(viewer, peer, primary, &odd),
+        |viewer, peer, primary| compiled.routes_for(viewer, peer, primary, &by_number),
     )
 }
 
@@ -306,7 +310,7 @@ proptest! {
                 &nodes,
                 |id| plain.filter_for(id),
                 |id| plain.peers_of(id),
-                |viewer, peer, primary| plain.routes_for(viewer, peer, primary, &odd),
+                |viewer, peer, primary| plain.routes_for(viewer, peer, primary, &by_number),
             );
             prop_assert_eq!(&of(&policy.compile(&users, &all), &nodes), &after, "full, {:?}", step);
             prop_assert_eq!(&of(&compiled, &nodes), &after, "incremental, {:?}", step);
@@ -504,18 +508,29 @@ fn via_fails_over_to_an_online_router() {
         attributes: Attributes::default(),
     };
     let compiled = policy.compile(&[user], &[node(1), node(2), node(3)]);
-    let router = |online: &[i64]| {
-        let online = |id: NodeId| online.contains(&id.0);
+    let router = |good: &[i64], impaired: &[i64]| {
+        let service = |id: NodeId| match id.0 {
+            id if good.contains(&id) => RouterService::Good,
+            id if impaired.contains(&id) => RouterService::Impaired,
+            _ => RouterService::Absent,
+        };
         let given = |n: &i64| {
             !compiled
-                .routes_for(NodeId(1), NodeId(*n), &[], &online)
+                .routes_for(NodeId(1), NodeId(*n), &[], &service)
                 .is_empty()
         };
         [2, 3].into_iter().filter(given).collect::<Vec<i64>>()
     };
-    assert_eq!(router(&[2, 3]), [2]);
-    assert_eq!(router(&[3]), [3]);
-    assert_eq!(router(&[]), [2]);
+    for (good, impaired, chosen) in [
+        (&[2, 3][..], &[][..], 2),
+        (&[3], &[], 3),
+        (&[], &[], 2),
+        (&[3], &[2], 3),
+        (&[], &[2, 3], 2),
+        (&[], &[3], 3),
+    ] {
+        assert_eq!(router(good, impaired), [chosen], "{good:?} {impaired:?}");
+    }
     // The impact is on the nodes that use it.
     let concerned = compiled.presence_changed(NodeId(2));
     assert_eq!(concerned.views.iter().collect::<Vec<_>>(), [NodeId(1)]);

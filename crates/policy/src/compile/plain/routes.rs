@@ -4,6 +4,7 @@ use ipnet::IpNet;
 use warren_control_types::NodeId;
 
 use super::{Compiled, PlainRule};
+use crate::compile::routes::RouterService;
 use crate::node::PolicyNode;
 use crate::span::Span;
 
@@ -15,7 +16,7 @@ impl Compiled {
         viewer: NodeId,
         peer: NodeId,
         primary: &[IpNet],
-        online: &dyn Fn(NodeId) -> bool,
+        service: &dyn Fn(NodeId) -> RouterService,
     ) -> Vec<IpNet> {
         let (Some(v), Some(p)) = (self.index(viewer), self.index(peer)) else {
             return Vec::new();
@@ -25,7 +26,7 @@ impl Compiled {
         };
         let mut routes: Vec<IpNet> = own
             .subnet_routes()
-            .filter(|route| match self.via_router(v, route, online) {
+            .filter(|route| match self.via_router(v, route, service) {
                 Some(router) => router == p,
                 None => primary.contains(route) && self.route_concerns(v, p, route),
             })
@@ -83,14 +84,14 @@ impl Compiled {
     }
 
     /// The router that a `via` grant picks for the viewer and the route: the
-    /// oldest that is online of those with a tag it names; if none is, the
-    /// oldest. `None` when no such grant is there or another rule opens the
+    /// one that serves best of those with a tag it names; among equals, the oldest.
+    /// `None` when no such grant is there or another rule opens the
     /// route without naming routers.
     fn via_router(
         &self,
         viewer: usize,
         route: &IpNet,
-        online: &dyn Fn(NodeId) -> bool,
+        service: &dyn Fn(NodeId) -> RouterService,
     ) -> Option<usize> {
         let span = Span::from(route);
         let mut tags: Vec<&String> = Vec::new();
@@ -132,10 +133,11 @@ impl Compiled {
             node.tags.iter().any(|tag| tags.contains(&tag))
                 && node.subnet_routes().any(|own| own == route)
         };
-        let mut nodes = self.nodes.iter();
-        nodes
-            .position(|node| serves(node) && online(node.id))
-            .or_else(|| self.nodes.iter().position(serves))
+        use RouterService::{Absent, Good, Impaired};
+        [Good, Impaired, Absent].into_iter().find_map(|wanted| {
+            let mut nodes = self.nodes.iter();
+            nodes.position(|node| serves(node) && service(node.id) == wanted)
+        })
     }
 
     /// Whether the viewer may reach the internet through the peer.
