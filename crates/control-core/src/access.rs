@@ -12,14 +12,18 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use warren_control_types::{FilterRule, NetPortRange, NodeId, PortRange, UserId};
-use warren_policy::{Compiled, Context, Impact, NodeSet, Policy, PolicyNode, PolicyUser, SshRules};
+use warren_policy::{
+    Compiled, Context, Impact, NodeSet, Policy, PolicyNode, PolicyUser, RouterService, SshRules,
+};
 
 use crate::directory::Directory;
 use crate::records::{NodeRecord, UserRecord};
 use crate::routes::{effective, is_exit};
-use crate::tailnet::NO_POLICY;
 
 pub(crate) use sections::without_ipv4;
+
+/// The reason why every node may reach every node without a policy.
+pub(crate) const NO_POLICY: &str = "no policy is set";
 
 /// The policy in force.
 #[derive(Debug, Clone)]
@@ -240,19 +244,19 @@ impl Access {
     }
 
     /// The routes behind `peer` that `viewer` is given; `primary` are those of
-    /// which the peer is the active router, and `online` the nodes that are
-    /// there. Exit routes come last.
+    /// which the peer is the active router, and `service` returns how well nodes
+    /// serve. Exit routes come last.
     pub(crate) fn routes_for(
         &self,
         viewer: NodeId,
         peer: &NodeRecord,
         primary: Vec<IpNet>,
-        may_serve: &dyn Fn(NodeId) -> bool,
+        service: &dyn Fn(NodeId) -> RouterService,
     ) -> Vec<IpNet> {
         match &self.policy {
             Some(in_force) if !in_force.policy.is_allow_all() => in_force
                 .compiled
-                .routes_for(viewer, peer.id, &primary, &may_serve),
+                .routes_for(viewer, peer.id, &primary, service),
             Some(_) | None => {
                 let mut routes = primary;
                 routes.extend(effective(peer).into_iter().filter(is_exit));

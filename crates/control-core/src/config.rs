@@ -38,3 +38,12 @@ impl Config {
         }
     }
 }
+
+/// Whether the host name is the zone or lies in it. Nodes answer for all names of their
+/// zone, so a server or relay that is named in it could not be resolved.
+#[must_use]
+pub fn is_in_zone(name: &str, zone: &str) -> bool {
+    let name = name.trim_end_matches('.').to_ascii_lowercase();
+    let inside = name.strip_suffix(&zone.to_ascii_lowercase());
+    inside.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}

@@ -64,7 +64,7 @@ mod tests;
 pub use access::Access;
 pub use addresses::{AddressIndex, V4_RANGE, V6_RANGE};
 pub use auth_keys::AuthKeyText;
-pub use config::Config;
+pub use config::{Config, is_in_zone};
 pub use coordinator::{Coordinator, NewAuthKey, PendingView, RegisterOutcome, channel_url};
 pub use directory::Standing;
 pub use error::{AdminError, MapError};

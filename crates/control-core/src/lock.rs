@@ -10,8 +10,6 @@ use serde::{Deserialize, Serialize};
 use warren_control_types::TkaInfo;
 use warren_lock::{Aum, AumHash, Authority, StoredAum};
 
-use crate::records::Snapshot;
-
 /// An update message of tailnet lock, as it arrived.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LockMessage {
@@ -105,10 +103,13 @@ pub(crate) struct Lock {
 }
 
 impl Lock {
-    pub(crate) fn load(snapshot: &Snapshot) -> Self {
+    pub(crate) fn load(
+        record: Option<LockRecord>,
+        messages: BTreeMap<AumHash, LockMessage>,
+    ) -> Self {
         let mut out = Self {
-            record: snapshot.lock.clone().map(Arc::new),
-            messages: Arc::new(snapshot.lock_messages.clone()),
+            record: record.map(Arc::new),
+            messages: Arc::new(messages),
             authority: None,
         };
         out.open();

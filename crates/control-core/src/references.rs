@@ -103,9 +103,10 @@ impl From<&str> for NodeRef {
         let target = match word(text) {
             Word::Number(digits) => NodeTarget::Number(number(digits).map(NodeId)),
             Word::Name(chosen) => name(chosen),
-            Word::Plain(plain) => plain
-                .parse()
-                .map_or_else(|_| name(plain), NodeTarget::Address),
+            Word::Plain(plain) => plain.parse().map_or_else(
+                |_| name(plain),
+                |address: IpAddr| NodeTarget::Address(address.to_canonical()),
+            ),
         };
         Self {
             text: text.to_owned(),
@@ -210,6 +211,10 @@ mod tests {
                 NodeTarget::Address("100.64.0.7".parse().unwrap()),
             ),
             ("fd7a::7", NodeTarget::Address("fd7a::7".parse().unwrap())),
+            (
+                "::ffff:100.64.0.7",
+                NodeTarget::Address("100.64.0.7".parse().unwrap()),
+            ),
         ] {
             let reference = NodeRef::from(text);
             assert_eq!(reference.target, target, "{text:?}");

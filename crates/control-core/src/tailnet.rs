@@ -11,13 +11,11 @@ use warren_control_types::NodeId;
 use warren_policy::explain::{Diff, PolicyContext, Question, SyntheticTailnet, Why};
 use warren_policy::{Context, Policy, PolicyNode, PolicyUser};
 
-use crate::access::{nodes, users};
+use crate::access::{NO_POLICY, nodes, users};
+use crate::config::is_in_zone;
 use crate::directory::Directory;
 use crate::error::AdminError;
 use crate::routes::advertised;
-
-/// The reason why every node may reach every node without a policy.
-pub(crate) const NO_POLICY: &str = "no policy is set";
 
 /// A policy as an administrator hands it over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,10 +93,11 @@ pub struct Tailnet {
     nodes: Vec<PolicyNode>,
     names: BTreeMap<NodeId, String>,
     offered: BTreeMap<NodeId, Vec<IpNet>>,
+    zone: String,
 }
 
 impl Tailnet {
-    pub(crate) fn of(directory: &Directory) -> Self {
+    pub(crate) fn of(directory: &Directory, zone: &str) -> Self {
         let records = || directory.nodes();
         Self {
             users: users(directory),
@@ -107,6 +106,7 @@ impl Tailnet {
             offered: records()
                 .map(|node| (node.id, advertised(node).into_iter().collect()))
                 .collect(),
+            zone: zone.to_owned(),
         }
     }
 
@@ -195,6 +195,7 @@ impl Tailnet {
     /// The errors in its text, or the tests that fail.
     pub fn try_policy(&self, given: &GivenPolicy) -> Result<TriedPolicy, AdminError> {
         let policy = given.parse_in(&self.context())?;
+        relays_resolve(given, &policy, &self.zone)?;
         tests_hold(given, &policy, &self.users, &self.nodes)?;
         Ok(TriedPolicy {
             given: given.clone(),
@@ -223,6 +224,22 @@ impl Tailnet {
         let policy = given.parse()?;
         Ok(self.scene(given, &policy).why(question)?)
     }
+}
+
+/// Nodes are the authority for the zone of their own names, and hold any other name in
+/// it for one that does not exist.
+fn relays_resolve(given: &GivenPolicy, policy: &Policy, zone: &str) -> Result<(), AdminError> {
+    let regions = policy.relay_regions().regions.values().flatten();
+    for relay in regions.flat_map(|region| &region.nodes) {
+        if is_in_zone(&relay.host_name, zone) {
+            return Err(AdminError::Policy(format!(
+                "{}: derpMap: relay {:?} is named {:?}, which lies in the zone {zone} of the \
+                 nodes' names, so nodes could not resolve it; give the relay another name",
+                given.file, relay.name, relay.host_name
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn tests_hold(

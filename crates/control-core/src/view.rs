@@ -277,7 +277,7 @@ impl View {
     /// The users and nodes of this moment, for trying and explaining policies.
     #[must_use]
     pub fn tailnet(&self) -> Tailnet {
-        Tailnet::of(&self.directory)
+        Tailnet::of(&self.directory, &self.config.base_domain)
     }
 
     /// The policy in force, as it was handed over.

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use url::{Host, Url};
+use warren_control_core::is_in_zone;
 use warren_control_types::{DerpMap, DerpNode, DerpRegion, HostAddress, RegionId};
 
 use crate::failure::Failure;
@@ -108,9 +109,7 @@ pub(crate) fn check_outside_zone(zone: &str, url: &Url, map: &DerpMap) -> Result
     let nodes = map.regions.values().flat_map(|region| &region.nodes);
     let relays = nodes.map(|node| ("a relay", node.host_name.as_str()));
     for (what, name) in server.into_iter().chain(relays) {
-        let name = name.trim_end_matches('.').to_ascii_lowercase();
-        let inside = name.strip_suffix(zone);
-        if inside.is_some_and(|rest| rest.is_empty() || rest.ends_with('.')) {
+        if is_in_zone(name, zone) {
             return Err(Failure::Failed(format!(
                 "{what} is named {name}, which lies in the zone {zone} of the nodes' names, so \
                  nodes could not resolve it; choose another zone with --base-domain, for \

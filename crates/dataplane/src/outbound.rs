@@ -13,7 +13,7 @@ use warren_wire::relay_batch;
 use warren_wire::wireguard::{TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD, padded};
 
 use super::counters::coarse;
-use super::peer_batches::{PeerBatch, PeerBatches};
+use super::peer_batches::{MAX_RUN, MAX_RUN_BYTES, PeerBatch, PeerBatches};
 use super::segment::Plan;
 use super::staging::Staging;
 use super::{
@@ -25,10 +25,6 @@ use super::{
 /// superpackets, which stay in the second-level cache while they are worked
 /// on.
 const SLAB: usize = 256 * 1024;
-/// Most datagrams of one send with segmentation offload (UDP_MAX_SEGMENTS).
-pub(super) const MAX_RUN: usize = 64;
-/// Most bytes of one send: what fits into one UDP datagram over IPv4.
-pub(super) const MAX_RUN_BYTES: usize = 65_507;
 /// Packets and bytes that are enough for one flush.
 const ENOUGH_PACKETS: usize = 64;
 const ENOUGH_BYTES: usize = 192 * 1024;

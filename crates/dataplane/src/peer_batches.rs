@@ -18,8 +18,11 @@ use warren_node_types::Destination;
 use warren_tunnel::{PeerIndex, Session};
 
 use super::PeerView;
-use super::outbound::{MAX_RUN, MAX_RUN_BYTES};
 
+/// Most datagrams of one send with segmentation offload (UDP_MAX_SEGMENTS).
+pub(super) const MAX_RUN: usize = 64;
+/// Most bytes of one send: what fits into one UDP datagram over IPv4.
+pub(super) const MAX_RUN_BYTES: usize = 65_507;
 /// Datagrams that fit into the block of a new batch, and most bytes of it: so small
 /// that the packets for thirty peers can wait side by side.
 const BLOCK_DATAGRAMS: usize = 16;

@@ -20,6 +20,30 @@ const POLICY: &str = r#"{
     "randomizeClientPort": true,
 }"#;
 
+/// The zone of the tests is warren.internal.
+#[test]
+fn relay_of_a_policy_that_is_named_in_the_nodes_zone_is_refused() {
+    let mut w = World::new();
+    for (name, refused) in [
+        ("relay.warren.internal", true),
+        ("Relay.Warren.Internal.", true),
+        ("warren.internal", true),
+        ("relay.warren.internal.example.org", false),
+        ("notwarren.internal", false),
+    ] {
+        let text = format!(
+            r#"{{"derpMap": {{"regions": {{"900": {{
+                "regionID": 900, "regionCode": "own",
+                "nodes": [{{"name": "900a", "regionID": 900, "hostName": "{name}"}}],
+            }}}}}}}}"#
+        );
+        match w.c.set_policy(Some(text)) {
+            Ok(()) => assert!(!refused, "{name}"),
+            Err(error) => assert!(refused && error.to_string().contains("zone"), "{error}"),
+        }
+    }
+}
+
 #[test]
 fn sections_reach_the_nodes_they_speak_of() {
     let (mut w, alice, bob) = World::alice_and_bob();
