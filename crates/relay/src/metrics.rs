@@ -33,6 +33,11 @@ const WATCHERS: GaugeFamily<0> = GaugeFamily::new(
     "Mesh peers that watch this relay.",
     [],
 );
+const QUEUED_BYTES: GaugeFamily<0> = GaugeFamily::new(
+    "warren_relay_queued_bytes",
+    "Bytes that wait for receivers, in all queues together.",
+    [],
+);
 const ACCEPTS: CounterFamily<0> =
     CounterFamily::new("warren_relay_accepts_total", "Logins accepted.", []);
 const REFUSED: CounterFamily<0> = CounterFamily::new(
@@ -122,8 +127,8 @@ impl Metrics {
     }
 
     /// The text form of Prometheus. `homes` are the connections whose home this
-    /// relay is.
-    pub(crate) fn render(&self, census: &Census, homes: usize) -> String {
+    /// relay is; `queued` are the bytes in the queues.
+    pub(crate) fn render(&self, census: &Census, homes: usize, queued: usize) -> String {
         let mut text = Exposition::default();
         text.gauge(&CONNECTIONS, [], census.connections);
         text.gauge(&HOME_CONNECTIONS, [], homes);
@@ -131,6 +136,7 @@ impl Metrics {
         text.gauge(&DUPLICATE_CLIENTS, [], census.duplicate_keys);
         text.gauge(&REMOTE_CLIENTS, [], census.remote_keys);
         text.gauge(&WATCHERS, [], census.watchers);
+        text.gauge(&QUEUED_BYTES, [], queued);
         for (family, counter) in [
             (&ACCEPTS, &self.accepts),
             (&REFUSED, &self.refused),

@@ -179,9 +179,9 @@ impl Relay {
     /// Numbers in the text form of Prometheus.
     pub fn metrics(&self) -> String {
         let census = self.shared.read().census();
-        self.shared
-            .metrics
-            .render(&census, self.shared.homes.load(Ordering::Relaxed))
+        let homes = self.shared.homes.load(Ordering::Relaxed);
+        let queued = self.shared.queues.used();
+        self.shared.metrics.render(&census, homes, queued)
     }
 
     /// Closes every connection and takes no more.

@@ -95,6 +95,17 @@ impl VerifyUrl {
             .host()
             .ok_or_else(|| error("it names no host"))?
             .to_owned();
+        let address: Result<IpAddr, _> = host.trim_matches(['[', ']']).parse();
+        let is_here = host == "localhost"
+            || address.is_ok_and(|address| address.to_canonical().is_loopback());
+        if !secure && !is_here {
+            // It decides about the use of this relay alone, and containers ask each other
+            // so; refusing would break them.
+            tracing::warn!(
+                "the address for admissions has no TLS: machines on the way to it can admit \
+                 any node to this relay"
+            );
+        }
         let port = parsed.port_u16().unwrap_or(if secure { 443 } else { 80 });
         Ok(Self {
             dialer,
