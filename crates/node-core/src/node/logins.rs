@@ -20,6 +20,10 @@
 //! the registration is lost (a crash, a broken connection), the server may have
 //! replaced the old key by it. So a candidate that was found on disk is *dormant*
 //! and is tried when the server does not accept the login any more.
+//!
+//! A key that the server may have is never given up before the server has accepted
+//! another one: a login that fails without a clear refusal leaves its key dormant, and
+//! the next login uses that key again. If the server has it, it answers at once.
 
 mod candidate;
 mod events;
@@ -36,7 +40,7 @@ use warren_control_client::{
 use warren_control_types::MapResponse;
 use warren_keys::{Entropy, NodeSecret};
 
-use self::candidate::{AfterSave, Candidate};
+use self::candidate::{AfterSave, Candidate, CandidateKey};
 use self::login::Login;
 use self::session::{Session, Stage};
 use super::io::{Account, NodeOutput, Notice, SaveId, SessionId, StoredLogin};
@@ -77,7 +81,7 @@ impl Logins {
     pub(super) fn new(stored: StoredLogin, entropy: Box<dyn Entropy>) -> Self {
         Self {
             login: stored.account.map_or(Login::LoggedOut, Login::Idle),
-            candidate: stored.candidate.map_or(Candidate::None, Candidate::Dormant),
+            candidate: Self::found(stored.candidate),
             error: None,
             given_key: None,
             description: Description::default(),
@@ -85,6 +89,13 @@ impl Logins {
             entropy,
             effects: VecDeque::new(),
         }
+    }
+
+    /// The candidate of a run before.
+    fn found(key: Option<NodeSecret>) -> Candidate {
+        key.map_or(Candidate::None, |key| {
+            Candidate::Dormant(CandidateKey::found(key))
+        })
     }
 
     // ---- views ----
@@ -214,19 +225,20 @@ impl Logins {
         self.log_in(now, auth_key, spare_key);
     }
 
-    /// Begins a new login, beside the one in force. `spare_key` is the key to use
-    /// when no login is in force.
+    /// Begins a new login, beside the one in force, with the key of the candidate that
+    /// exists. `spare_key` is the key to use when there is neither.
     fn log_in(&mut self, now: Instant, auth_key: Option<String>, spare_key: &NodeSecret) {
         self.error = None;
-        self.end_candidate();
+        self.rest_candidate();
         if self.login.session().is_some_and(Session::needs_user) {
             // The server keeps one login of a machine waiting, not two.
             self.disconnect_login();
         }
-        let key = match self.login {
-            Login::LoggedOut => spare_key.clone(),
-            Login::Idle(_) | Login::Active(..) | Login::Ended { .. } => {
-                NodeSecret::generate(&mut self.entropy)
+        let key = match (self.candidate.take(), &self.login) {
+            (Candidate::Dormant(key), _) => key,
+            (_, Login::LoggedOut) => CandidateKey::fresh(spare_key.clone()),
+            (_, Login::Idle(_) | Login::Active(..) | Login::Ended { .. }) => {
+                CandidateKey::generate(&mut *self.entropy)
             }
         };
         self.save_candidate(key, AfterSave::Register(auth_key));
@@ -236,9 +248,7 @@ impl Logins {
     /// Ends all sessions; the files on disk stay.
     pub(super) fn disconnect(&mut self) {
         self.disconnect_login();
-        if let Some(key) = self.end_candidate() {
-            self.candidate = Candidate::Dormant(key);
-        }
+        self.rest_candidate();
     }
 
     /// Forgets all logins. `notify_server`: the server should forget them too.
@@ -260,7 +270,7 @@ impl Logins {
     pub(super) fn replace(&mut self, stored: StoredLogin) {
         self.disconnect();
         self.login = stored.account.map_or(Login::LoggedOut, Login::Idle);
-        self.candidate = stored.candidate.map_or(Candidate::None, Candidate::Dormant);
+        self.candidate = Self::found(stored.candidate);
         self.error = None;
         self.given_key = None;
     }
@@ -275,15 +285,16 @@ impl Logins {
         };
         match (result, then) {
             // A key that is not on disk must not be used.
-            (Err(_), AfterSave::Register(_)) => {}
+            (Err(_), AfterSave::Register(_)) => self.keep_if_known(key),
             (Err(why), AfterSave::Continue(session)) => {
                 self.close(&session);
+                self.keep_if_known(key);
                 self.end_login(why);
             }
             (Ok(()), AfterSave::Register(auth_key)) => self.register_candidate(key, auth_key),
             (Ok(()), AfterSave::Continue(mut session)) => {
                 let input = ControlInput::FreshKey {
-                    node_key: key.public(),
+                    node_key: key.secret.public(),
                     old_node_key: self.account().map(|account| account.node_key.public()),
                 };
                 session.handle(now, input, &mut *self.entropy);
@@ -373,28 +384,48 @@ impl Logins {
         }
     }
 
-    fn save_candidate(&mut self, key: NodeSecret, then: AfterSave) {
+    fn save_candidate(&mut self, key: CandidateKey, then: AfterSave) {
         let save = SaveId(self.next_id());
         self.candidate = Candidate::Saving { key, save, then };
         self.output(NodeOutput::SaveLogin(save));
     }
 
-    fn register_candidate(&mut self, key: NodeSecret, auth_key: Option<String>) {
+    fn register_candidate(&mut self, key: CandidateKey, auth_key: Option<String>) {
         let old_key = self.account().map(|account| account.node_key.clone());
-        let session = self.open(&key, old_key.as_ref(), auth_key);
+        let session = self.open(&key.secret, old_key.as_ref(), auth_key);
         self.candidate = Candidate::Active(key, session);
     }
 
-    /// Ends the candidate, and returns its key if it may be known to the server.
-    fn end_candidate(&mut self) -> Option<NodeSecret> {
+    /// Ends the session of the candidate. Its key is dormant then: an answer to the
+    /// registration may be on its way.
+    fn rest_candidate(&mut self) {
+        self.candidate.may_be_known();
         let (key, session) = self.candidate.take().into_parts();
         if let Some(session) = session {
             self.close(&session);
         }
-        key
+        self.candidate = key.map_or(Candidate::None, Candidate::Dormant);
     }
 
-    /// Tries the candidate that a run before left, if there is one.
+    /// Ends the candidate, which failed.
+    fn give_up_candidate(&mut self) {
+        let (key, session) = self.candidate.take().into_parts();
+        if let Some(session) = session {
+            self.close(&session);
+        }
+        if let Some(key) = key {
+            self.keep_if_known(key);
+        }
+        self.save();
+    }
+
+    fn keep_if_known(&mut self, key: CandidateKey) {
+        if key.may_be_known {
+            self.candidate = Candidate::Dormant(key);
+        }
+    }
+
+    /// Tries the candidate that a login before left, if there is one.
     fn try_dormant_candidate(&mut self) {
         match self.candidate.take() {
             Candidate::Dormant(key) => self.register_candidate(key, None),

@@ -1,6 +1,8 @@
 //! Logins against a server that answers as a test wants, with a process that may
 //! end at any moment.
 
+mod repeated_logins;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use serde_json::json;
@@ -35,6 +37,8 @@ struct Server {
     /// The session that has the map stream.
     stream: Option<SessionId>,
     expired: bool,
+    /// Auth keys are looked at before node keys.
+    is_strict: bool,
 }
 
 impl Server {
@@ -42,7 +46,11 @@ impl Server {
     fn register(&mut self, request: &RegisterRequest) -> Option<ControlInput> {
         let mut response = RegisterResponse::default();
         let is_known = self.node_key == Some(request.node_key);
-        if is_known && !self.expired {
+        let is_refused = self.is_strict && self.policy != Policy::Unreachable;
+        let given = request.auth.as_ref().map(|auth| auth.auth_key.as_str());
+        if is_refused && given.is_some_and(|key| key != "good") {
+            response.error = "invalid auth key".to_owned();
+        } else if is_known && !self.expired {
         } else if is_known && request.auth.is_none() {
             response.node_key_expired = true;
         } else if self.policy == Policy::Unreachable {
@@ -90,6 +98,10 @@ struct World {
     host: Option<HostConfig>,
     /// Whether each setting of the operating system had addresses, in order.
     host_settings: Vec<bool>,
+    /// Connections break before the answer to a registration.
+    loses_answers: bool,
+    /// Logins cannot be written.
+    disk_is_full: bool,
 }
 
 fn settings(want_running: bool) -> NodeSettings {
@@ -127,6 +139,7 @@ impl World {
                 node_key: None,
                 stream: None,
                 expired: false,
+                is_strict: false,
             },
             inputs: VecDeque::new(),
             sessions: BTreeMap::new(),
@@ -135,6 +148,8 @@ impl World {
             states: Vec::new(),
             host: None,
             host_settings: Vec::new(),
+            loses_answers: false,
+            disk_is_full: false,
         }
     }
 
@@ -184,8 +199,13 @@ impl World {
                 self.request(id, request);
             }
             NodeOutput::SaveLogin(id) => {
-                self.disk = self.node.stored_login();
-                self.inputs.push_back(NodeInput::LoginSaved(id, Ok(())));
+                let mut saved = Ok(());
+                if self.disk_is_full {
+                    saved = Err("no space left on device".to_owned());
+                } else {
+                    self.disk = self.node.stored_login();
+                }
+                self.inputs.push_back(NodeInput::LoginSaved(id, saved));
             }
             NodeOutput::Host => self.set_up_host(),
             NodeOutput::Notice(Notice::State(state)) => self.states.push(state),
@@ -214,22 +234,18 @@ impl World {
         match request {
             Request::Register(request) => {
                 // The server must not learn a key that a crash would lose.
-                let stored = [
-                    self.disk.account.as_ref().map(|account| &account.node_key),
-                    self.disk.candidate.as_ref(),
-                ];
-                let mut stored = stored.into_iter().flatten().map(NodeSecret::public);
-                assert!(
-                    stored.any(|key| key == request.node_key),
-                    "the key is on disk"
-                );
+                assert!(self.has_on_disk(request.node_key), "the key is on disk");
                 let before = self.server.stream;
                 let answer = self.server.register(&request);
                 if let Some(ended) = before.filter(|_| self.server.stream.is_none()) {
                     let input = ControlInput::StreamEnded("the node key was replaced".to_owned());
                     self.inputs.push_back(NodeInput::Control(ended, input));
                 }
-                if let Some(answer) = answer {
+                if let Some(mut answer) = answer {
+                    if self.loses_answers {
+                        let error = RequestError::Failed("connection reset".to_owned());
+                        answer = ControlInput::Registered(Err(error));
+                    }
                     self.inputs.push_back(NodeInput::Control(id, answer));
                 }
             }
@@ -261,6 +277,16 @@ impl World {
             }
             Request::AnswerHead(_) | Request::AnswerC2n(..) => {}
         }
+    }
+
+    /// Whether a start from what is on disk finds this key.
+    fn has_on_disk(&self, key: NodePublic) -> bool {
+        let stored = [
+            self.disk.account.as_ref().map(|account| &account.node_key),
+            self.disk.candidate.as_ref(),
+        ];
+        let mut stored = stored.into_iter().flatten().map(NodeSecret::public);
+        stored.any(|stored| stored == key)
     }
 
     fn run(&mut self) {

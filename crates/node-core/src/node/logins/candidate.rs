@@ -1,24 +1,57 @@
 //! A new login that the server has not accepted yet.
 
-use warren_keys::NodeSecret;
+use warren_keys::{Entropy, NodeSecret};
 
 use super::session::Session;
 use crate::node::io::SaveId;
+
+/// The node key of a new login.
+#[derive(Clone)]
+pub(super) struct CandidateKey {
+    pub(super) secret: NodeSecret,
+    /// Whether the server may have this key. It was sent in a registration that was not
+    /// refused, or in one without an answer; of a key that was found on disk nothing is
+    /// known. Such a key is never given up before the server has accepted another one.
+    pub(super) may_be_known: bool,
+}
+
+impl CandidateKey {
+    /// A key that was never sent.
+    pub(super) fn fresh(secret: NodeSecret) -> Self {
+        Self {
+            secret,
+            may_be_known: false,
+        }
+    }
+
+    /// A new key.
+    pub(super) fn generate(entropy: &mut dyn Entropy) -> Self {
+        Self::fresh(NodeSecret::generate(entropy))
+    }
+
+    /// A key of a run before.
+    pub(super) fn found(secret: NodeSecret) -> Self {
+        Self {
+            secret,
+            may_be_known: true,
+        }
+    }
+}
 
 /// The new login beside the one in force.
 pub(super) enum Candidate {
     /// No new login exists.
     None,
     /// Its key is on disk and nothing is under way.
-    Dormant(NodeSecret),
+    Dormant(CandidateKey),
     /// Its key is being written to disk.
     Saving {
-        key: NodeSecret,
+        key: CandidateKey,
         save: SaveId,
         then: AfterSave,
     },
     /// A session with the server exists.
-    Active(NodeSecret, Box<Session>),
+    Active(CandidateKey, Box<Session>),
 }
 
 /// The next step when a candidate's key is on disk.
@@ -42,7 +75,16 @@ impl Candidate {
     pub(super) fn key(&self) -> Option<&NodeSecret> {
         match self {
             Self::None => None,
-            Self::Dormant(key) | Self::Saving { key, .. } | Self::Active(key, _) => Some(key),
+            Self::Dormant(key) | Self::Saving { key, .. } | Self::Active(key, _) => {
+                Some(&key.secret)
+            }
+        }
+    }
+
+    /// The server may have accepted the key, or may do so later.
+    pub(super) fn may_be_known(&mut self) {
+        if let Self::Active(key, _) = self {
+            key.may_be_known = true;
         }
     }
 
@@ -73,8 +115,8 @@ impl Candidate {
         }
     }
 
-    /// The key, which the server may know, and the session that is to be closed.
-    pub(super) fn into_parts(self) -> (Option<NodeSecret>, Option<Box<Session>>) {
+    /// The key, and the session that is to be closed.
+    pub(super) fn into_parts(self) -> (Option<CandidateKey>, Option<Box<Session>>) {
         match self {
             Self::None => (None, None),
             Self::Dormant(key)
@@ -94,7 +136,7 @@ impl Candidate {
 
     /// The next step after the save with this number; `None` when the candidate
     /// does not wait for it.
-    pub(super) fn take_saved(&mut self, id: SaveId) -> Option<(NodeSecret, AfterSave)> {
+    pub(super) fn take_saved(&mut self, id: SaveId) -> Option<(CandidateKey, AfterSave)> {
         match self.take() {
             Self::Saving { key, save, then } if save == id => Some((key, then)),
             other => {

@@ -5,9 +5,8 @@ use std::time::Instant;
 
 use warren_control_client::{Event, Output as ControlOutput};
 use warren_control_types::UserProfile;
-use warren_keys::NodeSecret;
 
-use super::candidate::{AfterSave, Candidate};
+use super::candidate::{AfterSave, Candidate, CandidateKey};
 use super::login::Login;
 use super::problems;
 use super::session::{Session, Stage};
@@ -63,6 +62,9 @@ impl Logins {
     fn on_event(&mut self, now: Instant, id: SessionId, event: Event) {
         let role = self.role(id);
         let has_candidate = self.candidate.exists();
+        if role == Role::Candidate && !matches!(event, Event::Refused { .. }) {
+            self.candidate.may_be_known();
+        }
         let Some(session) = self.session_mut(id) else {
             return;
         };
@@ -93,7 +95,7 @@ impl Logins {
             }
             (Role::Login, Event::AuthUrl(_)) if has_candidate => {
                 // The server does not accept the login. A candidate is the way
-                // on; that of a run before may be what the server knows.
+                // on; a dormant one may have the key that the server knows.
                 self.disconnect_login();
                 self.try_dormant_candidate();
             }
@@ -131,7 +133,7 @@ impl Logins {
     /// The server accepted the new login: from here on it is the one in force.
     fn accept_candidate(&mut self, user_profile: UserProfile) {
         let (node_key, mut session) = match self.candidate.take() {
-            Candidate::Active(node_key, session) => (node_key, session),
+            Candidate::Active(key, session) => (key.secret, session),
             other => return self.candidate = other,
         };
         let (before, old_session) = self.login.take().into_parts();
@@ -158,7 +160,7 @@ impl Logins {
             other => return self.login = other,
         };
         let key = match self.candidate.take() {
-            Candidate::None => NodeSecret::generate(&mut self.entropy),
+            Candidate::None => CandidateKey::generate(&mut *self.entropy),
             // It may be the key that the server knows.
             Candidate::Dormant(key) => key,
             // A new login is under way already.
@@ -174,24 +176,34 @@ impl Logins {
         self.save_candidate(key, AfterSave::Continue(session));
     }
 
+    /// The server wants another key for the new login, because the one it was sent has
+    /// expired. Only a key that it has can expire: unless the login in force works, that
+    /// key has replaced the login's, and does so here too.
     fn replace_candidate_key(&mut self) {
-        match self.candidate.take() {
-            Candidate::Active(_, session) => {
-                let key = NodeSecret::generate(&mut self.entropy);
-                self.save_candidate(key, AfterSave::Continue(session));
-            }
-            other => self.candidate = other,
+        let (key, session) = match self.candidate.take() {
+            Candidate::Active(key, session) => (key, session),
+            other => return self.candidate = other,
+        };
+        if !self.is_connected()
+            && let Some(before) = self.account().cloned()
+        {
+            self.disconnect_login();
+            self.login = Login::Idle(Account {
+                node_key: key.secret,
+                old_node_key: Some(before.node_key),
+                ..before
+            });
+            self.effects.push_back(Effect::KeyReplaced);
         }
+        let fresh = CandidateKey::generate(&mut *self.entropy);
+        self.save_candidate(fresh, AfterSave::Continue(session));
     }
 
     fn key_expired(&mut self, role: Role) {
         self.effects.push_back(Effect::Disconnected);
         match role {
             Role::Login => self.disconnect_login(),
-            Role::Candidate => {
-                self.end_candidate();
-                self.save();
-            }
+            Role::Candidate => self.give_up_candidate(),
         }
         if matches!(self.login, Login::Idle(_)) {
             self.end_login(KEY_EXPIRED.to_owned());
@@ -221,8 +233,7 @@ impl Logins {
             Role::Candidate => {
                 let is_beside = self.login.session().is_some();
                 if over || is_beside {
-                    self.end_candidate();
-                    self.save();
+                    self.give_up_candidate();
                     if matches!(self.login, Login::Idle(_)) {
                         self.connect(now, None);
                     }
