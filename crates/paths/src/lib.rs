@@ -41,6 +41,7 @@ mod netcheck;
 mod paths;
 mod peer;
 mod pings;
+mod port_attempts;
 mod port_forecast;
 mod port_search;
 mod pre_netmap;

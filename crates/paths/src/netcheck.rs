@@ -297,7 +297,10 @@ impl Netcheck {
     }
 
     /// Keeps the findings of a run that is over, and chooses home by them.
-    fn finish(&mut self, now: Instant, run: Run) {
+    fn finish(&mut self, now: Instant, mut run: Run) {
+        if let Some(last) = &self.last {
+            run.report.inherit(last);
+        }
         let latency = run.report.latency();
         if run.full {
             self.last_full = run.report.has_udp().then_some(run.started);

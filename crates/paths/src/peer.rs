@@ -20,8 +20,8 @@ use crate::candidates::{Added, Candidates};
 use crate::choice;
 use crate::core::{Core, PingOptions, To};
 use crate::direct::{ACTIVE, Cause, Direct};
+use crate::port_attempts::Attempts;
 use crate::port_forecast::PortPattern;
-use crate::port_search::Attempts;
 use crate::probe_schedule::{MAX_FAST_CANDIDATES, ProbeSchedule};
 
 /// How long a peer counts as recently learned.
@@ -135,7 +135,7 @@ impl Peer {
     /// With one region in the map, a peer without a home can only be there. It is
     /// hardly connected yet: a lost CallMeMaybe is repeated soon, a lost handshake
     /// is not.
-    fn call_me_maybe_relay(&self, core: &Core) -> Option<RegionId> {
+    pub(crate) fn call_me_maybe_relay(&self, core: &Core) -> Option<RegionId> {
         let mut regions = core.netcheck.map().regions.keys();
         let first = regions.next().copied();
         let only = first.filter(|_| regions.next().is_none());
@@ -175,7 +175,7 @@ impl Peer {
     /// The peer's process is a new one: its sockets may be too.
     pub(crate) fn restarted(&mut self, now: Instant) {
         self.answered.clear();
-        self.attempts.something_changed();
+        self.attempts.forget();
         self.call_me_maybe_sent = None;
         self.schedule = None;
         if let Some(direct) = &mut self.direct {
@@ -256,7 +256,7 @@ impl Peer {
         }
         self.schedule = None;
         self.call_me_maybe_sent = None;
-        self.attempts.something_changed();
+        self.attempts.forget();
         self.candidates.forget_measurements();
     }
 
@@ -352,6 +352,7 @@ impl Peer {
         if !self.count(core, added).is_empty() {
             self.attempts.something_changed();
         }
+        self.attempts.called();
         if self
             .call_me_maybe_received
             .is_some_and(|at| now < at + CALL_ME_MAYBE_PING_GAP)
@@ -568,7 +569,9 @@ impl Peer {
             outside: outside.ip(),
             needed: self.is_active(now),
         };
-        let id = core.searches.offer(now, self.handle, random);
+        let open = self.attempts.open_offer();
+        let id = core.searches.offer(now, self.handle, open, random);
+        self.attempts.offers(id);
         let offer = Message::PortSearch(PortSearch { id, step });
         core.send(now, to, PathAddr::Derp(region), &offer);
     }
@@ -608,7 +611,7 @@ impl Peer {
         Some(at).filter(|_| self.may_search(core, now))
     }
 
-    fn may_search(&self, core: &Core, now: Instant) -> bool {
+    pub(crate) fn may_search(&self, core: &Core, now: Instant) -> bool {
         let called = self.call_me_maybe_until.is_some_and(|until| now < until);
         let is_needed = self.is_active(now) || called;
         let region = self.call_me_maybe_relay(core);

@@ -91,6 +91,7 @@ pub struct NodeSpec {
     v6: bool,
     beside: Option<NodeIndex>,
     tags: BTreeSet<String>,
+    late: Duration,
 }
 
 impl NodeSpec {
@@ -103,7 +104,14 @@ impl NodeSpec {
             v6: false,
             beside: None,
             tags: BTreeSet::new(),
+            late: Duration::ZERO,
         }
+    }
+
+    /// Lets the timers of the node fire so late, as on a machine with too much to do.
+    #[must_use]
+    pub fn late(self, late: Duration) -> Self {
+        Self { late, ..self }
     }
 
     /// Replaces the link of the node.
@@ -190,6 +198,8 @@ pub struct Sim {
     nodes: Vec<Node>,
     /// The error of the wall clock of each node, in seconds.
     skew: Vec<i64>,
+    /// How late the timers of each node fire.
+    late: Vec<Duration>,
     relays: Vec<Relay>,
     control: Control,
     flows: Vec<Flow>,
@@ -238,6 +248,7 @@ impl Sim {
             wakes_at_once: (SimTime::ZERO, 0),
             nodes: Vec::new(),
             skew: Vec::new(),
+            late: Vec::new(),
             relays: Vec::new(),
             control,
             flows: Vec::new(),

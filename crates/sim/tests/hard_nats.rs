@@ -5,15 +5,21 @@
 
 use std::time::Duration;
 
+use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
 use warren_paths::PortPattern;
 use warren_sim::{
-    FlowSpec, NatBehaviour, NodeIndex, NodeSpec, PathKind, Ports, Sim, Uplink, millis, secs,
+    FlowSpec, Link, NatBehaviour, NodeIndex, NodeSpec, PathKind, Ports, RelayIndex, Sim, Uplink,
+    millis, secs,
 };
 
 /// Tries of each pair, each with another seed.
 const SEEDS: u64 = 100;
 /// Tries where nothing depends on luck.
 const FEW_SEEDS: u64 = 20;
+/// A pair is direct so soon after the last disturbance: a search to the end may have failed
+/// in it, after which there is a pause of 20 s.
+const LIMIT: Duration = secs(40);
 /// The most guesses in a search.
 const MOST_PROBES: u64 = 2_048;
 
@@ -117,6 +123,29 @@ fn a_firewall_and_a_nat_with_random_ports_become_direct() {
     passes_a_hard_nat("firewall", Uplink::Firewall);
 }
 
+/// The guesses of a machine with too much to do come slowly, and the other side waits for them.
+#[test]
+fn late_timers_delay_the_path_only() {
+    for late in [30, 100, 250] {
+        let direct = (0..40).filter(|seed| {
+            let mut sim = Sim::new(*seed);
+            sim.relay("ams");
+            sim.relay("fra");
+            let late = millis(late);
+            let easy = sim.node_with(NodeSpec::new("easy", Uplink::Firewall).late(late));
+            let hard = sim.node_with(NodeSpec::new("hard", Uplink::Hard).late(late));
+            let met = sim.wait_for(secs(10), |sim| sim.sees(easy, hard) && sim.sees(hard, easy));
+            met.unwrap();
+            sim.flow(easy, hard, FlowSpec::every(millis(50)));
+            sim.wait_for(secs(20), |sim| are_direct(sim, easy, hard))
+                .is_some()
+        });
+        let direct = direct.count();
+        println!("timers {late} ms late: {direct} of 40 direct in the first search");
+        assert!(direct >= 39, "{late} ms late: {direct} of 40");
+    }
+}
+
 #[test]
 fn two_nats_with_random_ports_stay_on_the_relay_and_search_nothing() {
     let (mut sim, first, second) = pair(1, Uplink::Hard, Uplink::Hard);
@@ -196,4 +225,119 @@ fn idle_peers_are_not_searched_for() {
     sim.run_for(secs(60));
     assert_eq!(probes(&sim, first) + probes(&sim, second), 0);
     assert_eq!(sim.search_sockets(second), (0, 0));
+}
+
+/// A disturbance of the agreement on a search, or of the search itself. Each is over when the
+/// next step begins, except for the last ones, which [`Sim::heal`] ends.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Wait(u64),
+    /// The network of a node changes, and back.
+    LinkChange(usize),
+    Restart(usize),
+    RebootRouter(usize),
+    /// Messages through the relays take so long.
+    SlowRelays(u64),
+    RestartRelay(usize),
+    /// STUN answers and messages through a relay get lost.
+    LossyRelay(usize, f64),
+    SwitchOff(usize),
+    SwitchOn(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => (0u64..1_500).prop_map(Step::Wait),
+        2 => (0usize..2).prop_map(Step::LinkChange),
+        1 => (0usize..2).prop_map(Step::Restart),
+        1 => (0usize..2).prop_map(Step::RebootRouter),
+        2 => (1u64..900).prop_map(Step::SlowRelays),
+        1 => (0usize..2).prop_map(Step::RestartRelay),
+        2 => (0usize..2, 0.05f64..0.3).prop_map(|(relay, loss)| Step::LossyRelay(relay, loss)),
+        1 => (0usize..2).prop_map(Step::SwitchOff),
+        1 => (0usize..2).prop_map(Step::SwitchOn),
+    ]
+}
+
+const NEAR: Link = Link {
+    latency: millis(5),
+    jitter: Duration::from_micros(500),
+    loss: 0.0,
+    mtu: 1_500,
+};
+
+fn take(sim: &mut Sim, nodes: [NodeIndex; 2], relays: [RelayIndex; 2], step: Step) {
+    match step {
+        Step::Wait(time) => sim.run_for(millis(time)),
+        Step::LinkChange(node) => {
+            sim.unplug(nodes[node]);
+            sim.plug(nodes[node]);
+        }
+        Step::Restart(node) => sim.restart(nodes[node]),
+        Step::RebootRouter(node) => sim.reboot_router(nodes[node]),
+        Step::SlowRelays(time) => {
+            let latency = millis(time);
+            for relay in relays {
+                sim.set_relay_link(relay, Link { latency, ..NEAR });
+            }
+        }
+        Step::RestartRelay(relay) => {
+            sim.stop_relay(relays[relay]);
+            sim.start_relay(relays[relay]);
+        }
+        Step::LossyRelay(relay, loss) => sim.set_relay_link(relays[relay], Link { loss, ..NEAR }),
+        Step::SwitchOff(node) => sim.set_port_search(nodes[node], false),
+        Step::SwitchOn(node) => sim.set_port_search(nodes[node], true),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 150,
+        max_shrink_iters: 200,
+        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
+        ..ProptestConfig::default()
+    })]
+
+    /// Nodes join, measure and begin to send at any time, and anything may happen while they
+    /// agree on a search. Whatever it was, the pair becomes direct after it.
+    #[test]
+    fn every_reason_that_passes_delays_the_direct_path_only(
+        seed: u64,
+        uplink in prop::sample::select(vec![Uplink::Easy, Uplink::Cgnat, Uplink::Firewall]),
+        hard_joins_first: bool,
+        hard_sends: bool,
+        pauses in (0u64..2_000, 0u64..2_000),
+        steps in prop::collection::vec(step(), 0..8),
+    ) {
+        let mut sim = Sim::new(seed);
+        let relays = [sim.relay("ams"), sim.relay("fra")];
+        let spec = |is_hard: bool| match is_hard {
+            true => NodeSpec::new("hard", Uplink::Hard),
+            false => NodeSpec::new("easy", uplink),
+        };
+        let first = sim.node_with(spec(hard_joins_first));
+        sim.run_for(millis(pauses.0));
+        let second = sim.node_with(spec(!hard_joins_first));
+        let known = sim.wait_for(secs(5), |sim| sim.knows(first, second) && sim.knows(second, first));
+        prop_assert!(known.is_some());
+        sim.run_for(millis(pauses.1));
+        let [from, to] = if hard_sends == hard_joins_first { [first, second] } else { [second, first] };
+        let flow = sim.flow(from, to, FlowSpec::every(millis(50)));
+        for step in &steps {
+            take(&mut sim, [first, second], relays, *step);
+        }
+        for node in [first, second] {
+            sim.set_port_search(node, true);
+        }
+        for relay in relays {
+            sim.set_relay_link(relay, NEAR);
+        }
+        sim.heal();
+        let direct_after = sim.wait_for(LIMIT, |sim| are_direct(sim, first, second));
+        prop_assert!(
+            direct_after.is_some(),
+            "{}\n{}\n{:?}", sim.describe(first), sim.describe(second), sim.report(flow)
+        );
+    }
 }

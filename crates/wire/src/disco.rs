@@ -263,7 +263,8 @@ pub enum PortSearchStep {
         /// The outside address and port of the sender.
         target: SocketAddr,
     },
-    /// Step 2. There will be no search; the code in the message is the reason.
+    /// Step 2, from either side. There is no search, or none any more; the code in the
+    /// message is the reason.
     Refuse(PortSearchRefusal),
 }
 
@@ -282,17 +283,24 @@ pub enum PortSearchRefusal {
     NotNeeded,
     /// Code 5. It does not know its own outside address.
     NoAddress,
+    /// Code 6. It was in the search and left it before the end, because of another path, a
+    /// change of its network, or a setting.
+    Ended,
+    /// Code 7. It made all its guesses, and none led to a path.
+    NotFound,
 }
 
 impl PortSearchRefusal {
     /// All reasons, by their codes.
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 8] = [
         Self::Unspecified,
         Self::SwitchedOff,
         Self::PortVaries,
         Self::Busy,
         Self::NotNeeded,
         Self::NoAddress,
+        Self::Ended,
+        Self::NotFound,
     ];
 
     fn from_code(code: u8) -> Self {

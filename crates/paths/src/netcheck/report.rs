@@ -53,6 +53,16 @@ impl Report {
         (self.addresses(), self.varies) != before
     }
 
+    /// Keeps what the report before found out about the NAT of the same network, where too
+    /// few servers answered to find it out again.
+    pub(super) fn inherit(&mut self, before: &Self) {
+        let same_nat = match (self.global_v4, before.global_v4) {
+            (Some(now), Some(before)) => now.ip() == before.ip(),
+            _ => false,
+        };
+        self.varies = self.varies.or(before.varies.filter(|_| same_nat));
+    }
+
     /// Takes the time of an HTTPS request to a relay of `region`.
     pub(super) fn take_https(&mut self, region: RegionId, latency: Duration) {
         self.latency_https.insert(region, latency);

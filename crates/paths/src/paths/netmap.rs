@@ -60,6 +60,10 @@ impl Paths {
             }
         }
         self.by_node.insert(info.node_key, handle);
+        if new_disco && old.is_some() {
+            // The process that took part in it is gone.
+            self.end_port_search_with(now, handle);
+        }
         let node = info.node_key;
         let small = self.peers.len() < SMALL_TAILNET;
         let peer = self

@@ -131,6 +131,9 @@ impl Paths {
                 self.call_searching_peers(now);
             }
             self.choose_port_mappings(now);
+            self.check_search_target(now);
+            // Whether they are offered a search depends on what was found.
+            self.settle_searching_peers(now);
         }
         if self.publish_home(now) || progress.finished {
             self.report_net_info();
@@ -179,6 +182,14 @@ impl Paths {
             handles.push(*handle);
         }
         for handle in handles {
+            self.settle(now, handle);
+        }
+    }
+
+    /// Lets the peers for which a path is searched do what is due.
+    pub(super) fn settle_searching_peers(&mut self, now: Instant) {
+        let searching = self.peers.iter().filter(|(_, peer)| peer.is_searching());
+        for handle in searching.map(|(handle, _)| *handle).collect::<Vec<_>>() {
             self.settle(now, handle);
         }
     }

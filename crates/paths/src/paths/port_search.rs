@@ -24,6 +24,8 @@ impl Paths {
             for peer in self.peers.values_mut() {
                 peer.attempts.something_changed();
             }
+            // Peers that were refused may offer again.
+            self.call_searching_peers(now);
         } else {
             self.end_port_search(now, PortSearchOutcome::Ended);
         }
@@ -115,12 +117,38 @@ impl Paths {
                     self.core.send(now, to, PathAddr::Derp(region), &answer);
                 }
             }
-            PortSearchStep::Accept { target } => {
-                let usable = is_outside_v4(target.ip()) && target.port() != 0;
-                if !usable || !self.core.searches.accepted(now, handle, id, target) {
+            PortSearchStep::Accept { target } => self.offer_accepted(now, handle, id, target),
+            PortSearchStep::Refuse(reason) => {
+                let ours = self.core.searches.running().is_some_and(|running| {
+                    running.id == id && running.peer == handle && running.role != Role::Forecasting
+                });
+                if ours {
+                    let outcome = match reason {
+                        PortSearchRefusal::NotFound => PortSearchOutcome::NotFound,
+                        reason => PortSearchOutcome::Refused(reason),
+                    };
+                    self.end_port_search(now, outcome);
+                } else {
                     self.core.counters.search_messages_refused += 1;
-                    return;
                 }
+            }
+        }
+    }
+
+    /// The peer accepted an offer, which may have counted as unanswered meanwhile.
+    fn offer_accepted(&mut self, now: Instant, handle: PeerIndex, id: u32, target: SocketAddr) {
+        let running = self.core.searches.running();
+        let is_running = running.is_some_and(|it| it.id == id && it.peer == handle);
+        let waits = match running {
+            Some(running) => is_running && running.role == Role::Offering,
+            None => !self.core.searches.is_switched_off(),
+        };
+        let usable = is_outside_v4(target.ip()) && target.port() != 0;
+        let peer = self.peers.get_mut(&handle);
+        match peer.filter(|peer| usable && waits && peer.attempts.open_offer() == Some(id)) {
+            Some(peer) => {
+                peer.attempts.begins();
+                self.core.searches.accepted(now, handle, id, target);
                 self.core.counters.searches_started += 1;
                 let open = SocketOrder::Open {
                     search: id,
@@ -128,16 +156,34 @@ impl Paths {
                 };
                 self.core.events.push_back(Event::Sockets(open));
             }
-            PortSearchStep::Refuse(reason) => {
-                let ours = self.core.searches.running().is_some_and(|running| {
-                    running.id == id && running.peer == handle && running.role == Role::Offering
-                });
-                if ours {
-                    self.end_port_search(now, PortSearchOutcome::Refused(reason));
-                } else {
-                    self.core.counters.search_messages_refused += 1;
+            None => {
+                self.core.counters.search_messages_refused += 1;
+                // The peer would send all its guesses to no one.
+                if !is_running {
+                    let reason = PortSearchRefusal::Ended;
+                    self.report_search_end(now, handle, id, reason);
                 }
             }
+        }
+    }
+
+    /// Reports to the peer that the search `id` is over.
+    fn report_search_end(
+        &mut self,
+        now: Instant,
+        handle: PeerIndex,
+        id: u32,
+        reason: PortSearchRefusal,
+    ) {
+        let Some(peer) = self.peers.get(&handle) else {
+            return;
+        };
+        let region = peer.call_me_maybe_relay(&self.core);
+        let region = region.filter(|region| self.core.relays.is_connected(*region));
+        if let (Some(to), Some(region), false) = (peer.to(), region, self.paused) {
+            let step = PortSearchStep::Refuse(reason);
+            let message = Message::PortSearch(PortSearch { id, step });
+            self.core.send(now, to, PathAddr::Derp(region), &message);
         }
     }
 
@@ -163,14 +209,20 @@ impl Paths {
             self.core.counters.search_messages_refused += 1;
             return Err(PortSearchRefusal::Unspecified);
         }
-        // The answer was lost, and the offer came again.
-        let running = self.core.searches.running();
-        if running.is_some_and(|running| running.id == id && running.peer == handle) {
-            return Ok(target);
+        if let Some(running) = self.core.searches.running().copied()
+            && running.peer == handle
+        {
+            // The answer was lost, and the offer came again.
+            if running.id == id {
+                return Ok(target);
+            }
+            // A peer offers one search at a time, so it has left this one.
+            self.end_port_search(now, PortSearchOutcome::Refused(PortSearchRefusal::Ended));
         }
+        let is_busy = self.core.searches.running().is_some();
         let peer = self.peers.get_mut(&handle);
         let peer = peer.ok_or(PortSearchRefusal::Unspecified)?;
-        if running.is_some() || !peer.attempts.allows(now) {
+        if is_busy || !peer.attempts.may_accept(now) {
             return Err(PortSearchRefusal::Busy);
         }
         if !(needed || peer.is_active(now)) || peer.has_good_path(now) {
@@ -179,9 +231,26 @@ impl Paths {
         let mut random = [0; 2];
         self.core.entropy.fill(&mut random);
         let random = u16::from_be_bytes(random);
-        self.core.searches.accept(now, handle, id, outside, random);
+        self.core
+            .searches
+            .accept(now, handle, id, outside, target, random);
         self.core.counters.searches_started += 1;
+        // All guesses are in vain where our NAT has another port for us by now.
+        self.measure(now);
         Ok(target)
+    }
+
+    /// Leaves the search when the address to which the peer sends is not ours any more.
+    pub(super) fn check_search_target(&mut self, now: Instant) {
+        let Some(running) = self.core.searches.running() else {
+            return;
+        };
+        let seen = self.core.netcheck.global(Family::V4);
+        if let (Role::Easy { target, .. }, Some(seen)) = (running.role, seen)
+            && target != seen
+        {
+            self.end_port_search(now, PortSearchOutcome::Ended);
+        }
     }
 
     /// Sends the probes that are due, and ends the search when it is over.
@@ -198,12 +267,13 @@ impl Paths {
             let in_use = peer.and_then(|peer| peer.in_use());
             let outcome = match running.role {
                 // Only a path to the NAT that was searched: otherwise a peer could have the
-                // probes repeated without a pause, by a path to elsewhere.
+                // probes repeated without a longer pause, by a path to elsewhere.
                 Role::Easy { outside, .. } if in_use.is_some_and(|to| to.ip() == outside) => {
                     PortSearchOutcome::Found
                 }
-                Role::Easy { .. } => PortSearchOutcome::NotFound,
-                Role::Offering | Role::Forecasting | Role::Hard { .. } => PortSearchOutcome::Ended,
+                Role::Easy { .. } | Role::Offering | Role::Forecasting | Role::Hard { .. } => {
+                    PortSearchOutcome::Ended
+                }
             };
             self.end_port_search(now, outcome);
             return;
@@ -243,16 +313,34 @@ impl Paths {
             self.core.counters.searches_won += 1;
         }
         if let Some(peer) = self.peers.get_mut(&running.peer) {
-            if running.role == Role::Forecasting {
-                let found = outcome == PortSearchOutcome::Found;
-                peer.attempts.forecast_ended(now, found);
-            } else {
-                peer.attempts.ended(now, running.since, outcome);
+            let attempts = &mut peer.attempts;
+            match running.role {
+                Role::Forecasting => {
+                    attempts.forecast_ended(now, outcome == PortSearchOutcome::Found);
+                }
+                Role::Offering => attempts.offer_ended(now, running.since, outcome),
+                Role::Hard { .. } => attempts.search_ended(now, running.since, outcome),
+                Role::Easy { .. } => attempts.accepted_ended(now, running.since, outcome),
             }
         }
-        let waiting = self.peers.iter().filter(|(_, peer)| peer.is_searching());
-        for handle in waiting.map(|(handle, _)| *handle).collect::<Vec<_>>() {
-            self.settle(now, handle);
+        let reason = match (outcome, running.role) {
+            (_, Role::Forecasting) => None,
+            (PortSearchOutcome::Ended, _) => Some(PortSearchRefusal::Ended),
+            // The other side waits for the guesses of this one.
+            (PortSearchOutcome::NotFound, Role::Easy { .. }) => Some(PortSearchRefusal::NotFound),
+            _ => None,
+        };
+        if let Some(reason) = reason {
+            self.report_search_end(now, running.peer, running.id, reason);
+        }
+        self.settle_searching_peers(now);
+    }
+
+    /// Ends the running search if it is one with this peer.
+    pub(super) fn end_port_search_with(&mut self, now: Instant, handle: PeerIndex) {
+        let running = self.core.searches.running();
+        if running.is_some_and(|running| running.peer == handle) {
+            self.end_port_search(now, PortSearchOutcome::Ended);
         }
     }
 

@@ -22,22 +22,30 @@ fn outside(last: u8) -> IpAddr {
 /// An engine whose NAT was measured: every server saw the same port, or each another.
 fn measured(now: Instant, varies: bool) -> Paths {
     let mut paths = engine(now);
-    let mut port = 5_000;
-    for event in events(&mut paths) {
-        let Event::SendUdp { to, packet } = event else {
-            continue;
-        };
-        if let Ok(request) = stun::Request::parse(&packet) {
-            port += u16::from(varies);
-            let seen = SocketAddr::new(outside(1), port);
-            let response = stun::Response::to(&request, seen).emit();
-            assert!(paths.handle_udp(now, to, &response));
-        }
-    }
+    let sent = events(&mut paths);
+    answer_stun(&mut paths, now, &sent, varies);
     for region in [1, 2] {
         paths.relay_connected(now, RegionId(region));
     }
     paths
+}
+
+/// Answers the questions to STUN servers among the events.
+fn answer_stun(paths: &mut Paths, now: Instant, events: &[Event], varies: bool) {
+    for event in events {
+        let Event::SendUdp { to, packet } = event else {
+            continue;
+        };
+        if let Ok(request) = stun::Request::parse(packet) {
+            let IpAddr::V4(server) = to.ip() else {
+                continue;
+            };
+            let port = 5_000 + u16::from(server.octets()[3]) * u16::from(varies);
+            let seen = SocketAddr::new(outside(1), port);
+            let response = stun::Response::to(&request, seen).emit();
+            assert!(paths.handle_udp(now, *to, &response));
+        }
+    }
 }
 
 /// The steps of port searches that were sent to the peer through a relay.
@@ -67,6 +75,7 @@ fn orders(events: &[Event]) -> Vec<SocketOrder> {
 /// Lets time pass while packets for the peer are sent; all events of it.
 fn pass(paths: &mut Paths, now: &mut Instant, time: Duration) -> Vec<Event> {
     let end = *now + time;
+    let varies = paths.net_info().mapping_varies_by_dest_ip == Some(true);
     let mut all = events(paths);
     while *now < end {
         *now += ms(5);
@@ -74,6 +83,9 @@ fn pass(paths: &mut Paths, now: &mut Instant, time: Duration) -> Vec<Event> {
             paths.note_sent(*now, PEER);
         }
         paths.handle_timeout(*now);
+        let sent = events(paths);
+        answer_stun(paths, *now, &sent, varies);
+        all.extend(sent);
         all.extend(events(paths));
     }
     all
@@ -116,35 +128,106 @@ fn a_peer_that_answers_no_offer_is_sent_four_and_one_forecast_is_tried() {
 }
 
 #[test]
-fn a_search_is_bounded_and_a_failed_one_is_not_repeated() {
+fn a_search_is_bounded_and_a_failed_one_is_repeated_after_ever_longer_pauses() {
     let mut now = Instant::now();
     let mut paths = measured(now, false);
     paths.note_sent(now, PEER);
     pass(&mut paths, &mut now, ms(100));
-    receive(&mut paths, now, 1, 7, offer(9));
-    // More of them while it runs, and after it: none begins another.
-    let mut all = Vec::new();
-    for second in 0..60 {
-        all.extend(pass(&mut paths, &mut now, Duration::from_secs(1)));
-        receive(&mut paths, now, second, 100 + u32::from(second), offer(10));
+    let mut accepted = Vec::new();
+    let mut sent = 0;
+    for second in 0..130 {
+        // The same offer again: it is answered while its search runs.
+        receive(&mut paths, now, second, 7, offer(9));
+        let all = pass(&mut paths, &mut now, Duration::from_secs(1));
+        let target = SocketAddr::new(outside(1), 5_000);
+        let is_accepted = steps(&all)[0].step == PortSearchStep::Accept { target };
+        accepted.extend(is_accepted.then_some(second));
+        let to_nat = pings(&all);
+        let to_nat = to_nat.iter().filter(|(to, _)| to.ip() == outside(9));
+        let count = to_nat.count();
+        assert!(count <= 505, "{count} probes in a second");
+        sent += count;
     }
-    let target = SocketAddr::new(outside(1), 5_000);
-    let answers = steps(&all);
-    assert_eq!(answers[0].step, PortSearchStep::Accept { target });
-    let refused = |answer: &PortSearch| matches!(answer.step, PortSearchStep::Refuse(_));
-    assert!(answers.len() > 50 && answers[1..].iter().all(refused));
-    let sent = pings(&all);
-    let to = |last| {
-        sent.iter()
-            .filter(|(to, _)| to.ip() == outside(last))
-            .count()
+    let is_first = |second: &&u8| {
+        second
+            .checked_sub(1)
+            .is_some_and(|it| !accepted.contains(&it))
     };
-    assert_eq!((to(9), to(10)), (2_048, 0));
-    assert_eq!(paths.counters().search_probes_sent, 2_048);
+    let began: Vec<u8> = accepted.iter().filter(is_first).copied().collect();
+    assert_eq!(began.len(), 2, "{accepted:?}");
+    assert!(
+        (20..24).contains(&began[0]) && (60..68).contains(&began[1]),
+        "{began:?}"
+    );
+    assert_eq!(sent, 3 * 2_048);
+    assert_eq!(paths.counters().search_probes_sent, sent as u64);
+    let outcome = paths.port_search(PEER).unwrap().1;
+    assert_eq!(outcome, PortSearchOutcome::NotFound);
+}
+
+/// Otherwise it could have us send without end to an address that it names.
+#[test]
+fn a_peer_that_leaves_each_search_for_another_gets_ever_fewer() {
+    let mut now = Instant::now();
+    let mut paths = measured(now, false);
+    paths.note_sent(now, PEER);
+    let mut searches = Vec::new();
+    for second in 0..250 {
+        receive(&mut paths, now, second, 100 + u32::from(second), offer(10));
+        let before = paths.counters().searches_started;
+        let all = pass(&mut paths, &mut now, Duration::from_secs(1));
+        let is_accepted = matches!(steps(&all)[0].step, PortSearchStep::Accept { .. });
+        searches.extend(is_accepted.then_some(second));
+        assert_eq!(paths.counters().searches_started, before);
+    }
+    let gaps: Vec<_> = searches.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(
+        gaps.windows(2).all(|pair| pair[1] >= pair[0]),
+        "{searches:?}"
+    );
+    assert!(
+        gaps.last() >= Some(&80) && searches.len() <= 8,
+        "{searches:?}"
+    );
+    assert!(paths.counters().search_probes_sent <= 8 * 505);
+}
+
+/// A relay may take longer than an offer waits.
+#[test]
+fn a_late_answer_begins_the_search_and_one_to_no_offer_ends_the_peers() {
+    let mut now = Instant::now();
+    let mut paths = measured(now, true);
+    paths.note_sent(now, PEER);
+    let mut offered = steps(&pass(&mut paths, &mut now, ms(1_000)));
+    let id = offered[0].id;
     assert_eq!(
         paths.port_search(PEER).unwrap().1,
-        PortSearchOutcome::NotFound
+        PortSearchOutcome::Unanswered
     );
+    offered.extend(steps(&pass(&mut paths, &mut now, ms(2_500))));
+    assert!(offered.len() > 1 && offered.iter().all(|offer| offer.id == id));
+    let target = SocketAddr::new(outside(7), 4_000);
+    receive(&mut paths, now, 1, id, PortSearchStep::Accept { target });
+    assert_eq!(paths.counters().searches_started, 1);
+    events(&mut paths);
+
+    // The peer leaves it, and accepts it once more.
+    let ended = PortSearchStep::Refuse(PortSearchRefusal::Ended);
+    receive(&mut paths, now, 2, id, ended);
+    let outcome = paths.port_search(PEER).unwrap().1;
+    assert_eq!(
+        outcome,
+        PortSearchOutcome::Refused(PortSearchRefusal::Ended)
+    );
+    assert_eq!(
+        orders(&events(&mut paths)),
+        [SocketOrder::Close { search: id }]
+    );
+    receive(&mut paths, now, 3, id, PortSearchStep::Accept { target });
+    assert_eq!(paths.counters().searches_started, 1);
+    assert_eq!(steps(&events(&mut paths)), [PortSearch { id, step: ended }]);
+    let again = steps(&pass(&mut paths, &mut now, Duration::from_secs(5)));
+    assert!(!again.is_empty(), "and it is offered again");
 }
 
 #[test]
@@ -222,7 +305,13 @@ fn searching(now: &mut Instant, target: SocketAddr) -> (Paths, u32) {
     receive(&mut paths, *now, 1, id + 1, accept);
     assert_eq!(paths.counters().search_messages_refused, 1, "another id");
     receive(&mut paths, *now, 2, id, accept);
-    let opened = orders(&events(&mut paths));
+    let all = events(&mut paths);
+    let ended = PortSearchStep::Refuse(PortSearchRefusal::Ended);
+    assert_eq!(
+        steps(&all).iter().map(|it| it.step).collect::<Vec<_>>(),
+        [ended]
+    );
+    let opened = orders(&all);
     let open = SocketOrder::Open {
         search: id,
         count: 256,
@@ -275,14 +364,19 @@ fn the_sockets_of_a_search_that_finds_nothing_are_closed() {
     let mut now = Instant::now();
     let target = SocketAddr::new(outside(7), 4_000);
     let (mut paths, search) = searching(&mut now, target);
-    let all = pass(&mut paths, &mut now, Duration::from_secs(60));
+    // The peer does not report that its guesses came to an end.
+    let all = pass(&mut paths, &mut now, ms(20_200));
     let orders = orders(&all);
     let probes = orders
         .iter()
         .filter(|order| matches!(order, SocketOrder::Send { to, .. } if *to == target));
     assert_eq!(probes.count(), 256);
     assert_eq!(orders.last(), Some(&SocketOrder::Close { search }));
-    assert_eq!(orders.len(), 257, "and no other search begins");
+    assert_eq!(
+        orders.len(),
+        257,
+        "and no other search begins without an answer"
+    );
 }
 
 #[test]
@@ -294,8 +388,14 @@ fn a_link_change_and_the_switch_end_a_search() {
         let mut now = Instant::now();
         let (mut paths, search) = searching(&mut now, target);
         change(&mut paths, now);
-        let orders = orders(&events(&mut paths));
-        assert_eq!(orders, [SocketOrder::Close { search }]);
+        let all = events(&mut paths);
+        assert_eq!(orders(&all), [SocketOrder::Close { search }]);
+        let ended = PortSearchStep::Refuse(PortSearchRefusal::Ended);
+        let report = PortSearch {
+            id: search,
+            step: ended,
+        };
+        assert!(steps(&all).contains(&report), "the peer need not go on");
     }
 }
 

@@ -77,6 +77,7 @@ impl Sim {
         };
         let index = self.nodes.len();
         self.skew.push(0);
+        self.late.push(spec.late);
         let at = self.node_time(index);
         let addresses = self.network.addresses(host);
         self.nodes

@@ -131,7 +131,11 @@ impl Sim {
 
     pub(super) fn plan_wake(&mut self, host: HostId, at: Option<Instant>) {
         let Some(at) = at else { return };
-        let at = self.clock.time_of(at).max(self.clock.elapsed());
+        let late = match self.roles[host.0] {
+            Role::Node(node) => self.late[node],
+            Role::Relay(_) | Role::Control => Duration::ZERO,
+        };
+        let at = (self.clock.time_of(at) + late).max(self.clock.elapsed());
         if self.wakes[host.0].is_none_or(|planned| at < planned) {
             self.wakes[host.0] = Some(at);
             self.queue.plan(at, Event::Wake(host));
