@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::network::{Host, LabError};
+use crate::wait::{PATIENCE, until};
 
 /// The UDP port of the echo service (RFC 862).
 pub const ECHO_PORT: u16 = 7;
@@ -26,11 +27,15 @@ impl Echo {
     /// Listens on all addresses of `host`, both families.
     ///
     /// # Errors
-    /// When the port is taken.
+    /// When the port stays taken.
     pub fn start(host: &Host) -> Result<Self, LabError> {
-        let socket = host.inside(|| {
-            UdpSocket::bind((Ipv6Addr::UNSPECIFIED, ECHO_PORT))
-                .or_else(|_| UdpSocket::bind(("0.0.0.0", ECHO_PORT)))
+        // A process that another thread is about to start has the socket of an earlier echo
+        // until it runs its program.
+        let socket = until("the port of the echo service", PATIENCE, || {
+            host.inside(|| {
+                UdpSocket::bind((Ipv6Addr::UNSPECIFIED, ECHO_PORT))
+                    .or_else(|_| UdpSocket::bind(("0.0.0.0", ECHO_PORT)))
+            })
         })?;
         socket.set_read_timeout(Some(Duration::from_millis(50)))?;
         let stop = Arc::new(AtomicBool::new(false));
