@@ -36,6 +36,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "paths",
             "portmap",
             "peer-relay",
+            "netstack",
             "derp",
             "filter",
             "dns",
@@ -86,6 +87,8 @@ const PURE: &[&str] = &[
     "serde",
     "serde_json",
     "sha2",
+    // Without its devices for Linux, which are features of their own.
+    "smoltcp",
     "subtle",
     "thiserror",
     "zerocopy",

@@ -6,6 +6,7 @@
 mod control;
 mod dns;
 mod lock;
+mod netstack;
 mod packets;
 mod paths;
 mod policy;
@@ -62,5 +63,6 @@ fn main() -> io::Result<()> {
     control::write(&seeds)?;
     dns::write(&seeds)?;
     lock::write(&seeds)?;
+    netstack::write(&seeds)?;
     policy::write(&seeds)
 }
