@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use tokio::runtime::Runtime;
 use warren_control::cli::args::{Serve, StunListen};
 use warren_control::serve::{Running, defaults, start};
-use warren_control_api::endpoints::{ApproveNode, CreateAuthKey, ListPendingNodes};
+use warren_control_api::endpoints::{ApproveNode, CreateAuthKey, ListPendingNodes, SendC2n};
 use warren_control_api::{Client, Endpoint};
 use warren_local_api::endpoint::Handler as _;
 use warren_local_api::endpoints::{Start, WatchBus};
@@ -51,6 +51,17 @@ impl Network {
     pub fn admin<E: Endpoint>(&self, request: &E) -> E::Answer {
         let client = Client::new(self.folder.path().join("control"));
         self.block_on(client.call(request)).unwrap()
+    }
+
+    /// Waits until a node answers the server over its map stream.
+    pub fn wait_for_echo(&self, node: &str) {
+        let client = Client::new(self.folder.path().join("control"));
+        let echo = SendC2n {
+            node: node.to_owned(),
+            path: "/echo".to_owned(),
+            data: None,
+        };
+        while self.block_on(client.call(&echo)).is_err() {}
     }
 
     /// A key with which one node can join.
