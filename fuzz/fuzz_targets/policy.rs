@@ -14,6 +14,7 @@ fn users() -> Vec<PolicyUser> {
         id: UserId(id as i64 + 1),
         login: (*login).to_owned(),
         aliases: Vec::new(),
+        groups: Vec::new(),
         role: Role::Member,
     };
     names.iter().enumerate().map(user).collect()

@@ -346,6 +346,7 @@ fn policy_user(user: &UserRecord) -> PolicyUser {
         id: user.id,
         login: user.name.clone(),
         aliases: Vec::new(),
+        groups: Vec::new(),
         role: user.role,
     }
 }

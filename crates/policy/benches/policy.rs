@@ -65,6 +65,7 @@ fn users() -> Vec<PolicyUser> {
             id: UserId(n as i64 + 1),
             login: format!("user{n}@example.com"),
             aliases: Vec::new(),
+            groups: Vec::new(),
             role: if n < 5 { Role::Admin } else { Role::Member },
         })
         .collect()

@@ -116,6 +116,7 @@ mod tests {
             id: UserId(id),
             login: format!("u{id}@"),
             aliases: Vec::new(),
+            groups: Vec::new(),
             role: Role::default(),
         };
         for order in [[1, 2, 3, 5, 8], [8, 5, 3, 2, 1], [5, 1, 8, 2, 3]] {

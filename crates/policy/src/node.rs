@@ -96,6 +96,17 @@ impl FromStr for Role {
     }
 }
 
+/// The beginning of the name of a group at an identity provider:
+/// `oidc:PROVIDER/GROUP`.
+pub(crate) const PROVIDER_GROUP: &str = "oidc:";
+
+/// Whether the text is `oidc:`, the name of a provider, `/`, and a group.
+pub(crate) fn is_provider_group(text: &str) -> bool {
+    text.strip_prefix(PROVIDER_GROUP)
+        .and_then(|rest| rest.split_once('/'))
+        .is_some_and(|(provider, group)| !provider.is_empty() && !group.is_empty())
+}
+
 /// A user of the tailnet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PolicyUser {
@@ -107,6 +118,9 @@ pub struct PolicyUser {
     /// Other names that a policy may use for the user, such as the e-mail
     /// address when the login is something else.
     pub aliases: Vec<String>,
+    /// The groups in which identity providers list the user, each as
+    /// `oidc:PROVIDER/GROUP`. A policy names them as members of its groups.
+    pub groups: Vec<String>,
     /// The role of the user.
     pub role: Role,
 }
@@ -154,9 +168,12 @@ impl PolicyNode {
 }
 
 impl PolicyUser {
-    /// Whether `login` in a policy names this user. `name@` is the local user
-    /// `name` of this server.
+    /// Whether `login` in a policy names this user, or a group of an identity
+    /// provider that lists it. `name@` is the local user `name` of this server.
     pub(crate) fn is_named(&self, login: &str) -> bool {
+        if login.starts_with(PROVIDER_GROUP) {
+            return self.groups.iter().any(|group| group == login);
+        }
         let plain = login.strip_suffix('@').unwrap_or(login);
         let names = || std::iter::once(&self.login).chain(&self.aliases);
         names().any(|name| name == login || name == plain)

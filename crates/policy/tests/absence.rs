@@ -48,6 +48,7 @@ fn users() -> Vec<PolicyUser> {
         id: UserId(id),
         login: login.to_owned(),
         aliases: Vec::new(),
+        groups: Vec::new(),
         role: Role::Member,
     };
     vec![user(1, "alice@example.com"), user(2, "bob@example.com")]

@@ -182,6 +182,7 @@ impl Tailnet {
             id: UserId(user.id),
             login: user.email.clone(),
             aliases: vec![user.name.clone()],
+            groups: Vec::new(),
             role: if user.name == OWNER {
                 Role::Owner
             } else {

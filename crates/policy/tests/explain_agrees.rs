@@ -92,6 +92,7 @@ fn users() -> Vec<PolicyUser> {
             id: UserId(i64::try_from(n).unwrap() + 1),
             login: (*login).to_owned(),
             aliases: Vec::new(),
+            groups: Vec::new(),
             role: [Role::Owner, Role::Auditor, Role::Member][n],
         })
         .collect()

@@ -35,6 +35,7 @@ fn fixture() -> Fixture {
         id: UserId(id),
         login: login.to_owned(),
         aliases: Vec::new(),
+        groups: Vec::new(),
         role: Role::default(),
     };
     let node = |id: i64, user: Option<i64>, tags: &[&str], routes: &[&str]| PolicyNode {

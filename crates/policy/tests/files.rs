@@ -13,6 +13,7 @@ fn users() -> Vec<PolicyUser> {
         id: UserId(id),
         login: login.to_owned(),
         aliases: Vec::new(),
+        groups: Vec::new(),
         role: Role::Member,
     };
     vec![user(1, "alice@example.com"), user(2, "bob")]
@@ -260,4 +261,53 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn groups_of_an_identity_provider_are_members_of_groups() {
+    let policy = Policy::parse(
+        r#"{
+  "groups": {"group:dev": ["oidc:okta/Engineering", "bob@"]},
+  "acls": [{"action": "accept", "src": ["group:dev"], "dst": ["100.64.0.9:22"]}],
+}"#,
+    )
+    .unwrap();
+    let mut users = users();
+    let nodes = [
+        node(1, Some(1), &[], &[]),
+        node(2, Some(2), &[], &[]),
+        node(9, None, &["tag:x"], &[]),
+    ];
+    let mut compiled = policy.compile(&users, &nodes);
+    assert!(!compiled.can_see(NodeId(1), NodeId(9)));
+    assert!(compiled.can_see(NodeId(2), NodeId(9)));
+    // Exact names only, and no part of one as the domain of a login.
+    for group in [
+        "oidc:okta/engineering",
+        "oidc:other/Engineering",
+        "oidc:okta/x@",
+    ] {
+        users[0].groups = vec![group.to_owned()];
+        compiled.update_users(&users);
+        assert!(!compiled.can_see(NodeId(1), NodeId(9)), "{group}");
+    }
+    users[0].groups = vec!["oidc:okta/Engineering".to_owned()];
+    let impact = compiled.update_users(&users);
+    assert!(compiled.can_see(NodeId(1), NodeId(9)));
+    assert!(impact.views.iter().any(|id| id == NodeId(1)));
+    users[0].groups.clear();
+    compiled.update_users(&users);
+    assert!(!compiled.can_see(NodeId(1), NodeId(9)));
+
+    let wrong = r#"{
+  "groups": {"group:dev": ["oidc:okta", "oidc:/x"]},
+  "acls": [{"action": "accept", "src": ["oidc:okta/dev"], "dst": ["*:*"]}],
+}"#;
+    let found = errors(wrong);
+    assert_eq!(found.len(), 3, "{found:?}");
+    assert!(found[0].contains("oidc:PROVIDER/GROUP"), "{found:?}");
+    assert!(
+        found[2].contains("make it a member of a group"),
+        "{found:?}"
+    );
 }

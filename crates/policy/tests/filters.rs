@@ -11,6 +11,7 @@ fn user(id: i64, login: &str) -> PolicyUser {
         id: UserId(id),
         login: login.to_owned(),
         aliases: Vec::new(),
+        groups: Vec::new(),
         role: Role::Member,
     }
 }

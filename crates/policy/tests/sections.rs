@@ -16,6 +16,7 @@ fn user(id: i64, login: &str, role: Role) -> PolicyUser {
         id: UserId(id),
         login: login.to_owned(),
         aliases: Vec::new(),
+        groups: Vec::new(),
         role,
     }
 }

@@ -42,19 +42,25 @@ pub(super) enum SelectorKind {
     Nothing,
 }
 
-/// The current users by login name and alias.
+/// The current users by login name, alias and group of an identity provider.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Names(BTreeMap<String, BTreeSet<UserId>>);
 
 impl Names {
+    fn of(user: &PolicyUser) -> impl Iterator<Item = &String> {
+        std::iter::once(&user.login)
+            .chain(&user.aliases)
+            .chain(&user.groups)
+    }
+
     pub(super) fn add(&mut self, user: &PolicyUser) {
-        for name in std::iter::once(&user.login).chain(&user.aliases) {
+        for name in Self::of(user) {
             self.0.entry(name.clone()).or_default().insert(user.id);
         }
     }
 
     pub(super) fn remove(&mut self, user: &PolicyUser) {
-        for name in std::iter::once(&user.login).chain(&user.aliases) {
+        for name in Self::of(user) {
             if let Some(users) = self.0.get_mut(name) {
                 users.remove(&user.id);
                 if users.is_empty() {

@@ -159,6 +159,7 @@ fn user(id: i64, login: &str) -> PolicyUser {
         id: UserId(id),
         login: login.to_owned(),
         aliases: Vec::new(),
+        groups: Vec::new(),
         role: Role::Member,
     }
 }
@@ -489,6 +490,7 @@ fn via_fails_over_to_an_online_router() {
         id: UserId(1),
         login: "ann@".to_owned(),
         aliases: Vec::new(),
+        groups: Vec::new(),
         role: Role::default(),
     };
     let node = |n: u8| PolicyNode {

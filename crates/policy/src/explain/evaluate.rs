@@ -9,7 +9,7 @@ use ipnet::{IpNet, Ipv4Net};
 use warren_control_types::NodeId;
 
 use crate::model::{Policy, Reach, Rule};
-use crate::node::{PolicyNode, PolicyUser, Role};
+use crate::node::{PROVIDER_GROUP, PolicyNode, PolicyUser, Role};
 use crate::selector::{IpSet, Selector};
 use crate::span::Span;
 
@@ -414,9 +414,12 @@ impl<'a> Evaluator<'a> {
     }
 }
 
-/// Whether a login in a policy names the user. `name@` is the local user `name`
-/// of this server.
+/// Whether a login in a policy names the user, or a group of an identity provider
+/// that lists it. `name@` is the local user `name` of this server.
 pub(super) fn is_called(user: &PolicyUser, login: &str) -> bool {
+    if login.starts_with(PROVIDER_GROUP) {
+        return user.groups.iter().any(|group| group == login);
+    }
     let local = login.strip_suffix('@');
     std::iter::once(&user.login)
         .chain(&user.aliases)

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use warren_control_types::{NodeId, UserId};
 
 use crate::model::Policy;
-use crate::node::{PolicyNode, PolicyUser, Role};
+use crate::node::{PROVIDER_GROUP, PolicyNode, PolicyUser, Role};
 use crate::posture::Attributes;
 use crate::selector::Selector;
 
@@ -68,10 +68,12 @@ impl SyntheticTailnet {
             for name in [login.clone(), format!("{login} (another machine)")] {
                 out.add(Some(id), Vec::new(), name);
             }
+            let group = Some(login.clone()).filter(|login| login.starts_with(PROVIDER_GROUP));
             out.users.push(PolicyUser {
                 id,
                 login,
                 aliases: Vec::new(),
+                groups: group.into_iter().collect(),
                 role: Role::default(),
             });
         }

@@ -3,6 +3,7 @@
 
 use super::{Reader, Text, is_empty};
 use crate::json::Spanned;
+use crate::node::{PROVIDER_GROUP, is_provider_group};
 use crate::selector::{Selector, is_service_name, parse_net};
 
 impl Reader<'_> {
@@ -47,6 +48,16 @@ impl Reader<'_> {
                     let message =
                         format!("groups[{name:?}]: {login:?}: group members cannot be recursive");
                     self.problem(&text.span, message);
+                } else if login.starts_with(PROVIDER_GROUP) {
+                    if is_provider_group(login) {
+                        logins.push(login.to_owned());
+                    } else {
+                        let message = format!(
+                            "groups[{name:?}]: {login:?} is not a group of an identity provider"
+                        );
+                        let help = "write oidc:PROVIDER/GROUP, with the name of the provider in the server's configuration";
+                        self.problem_with(&text.span, message, Some(help.to_owned()));
+                    }
                 } else if login.starts_with("tag:")
                     || login.starts_with("autogroup:")
                     || !login.contains('@')

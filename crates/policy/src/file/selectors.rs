@@ -1,7 +1,7 @@
 //! Reads selectors: the users, nodes and addresses that a rule names.
 
 use super::{Reader, Text};
-use crate::node::Role;
+use crate::node::{PROVIDER_GROUP, Role};
 use crate::selector::{Selector, is_service_name, parse_net};
 
 /// Whether the text has the form of a login domain, such as `example.com` or
@@ -45,6 +45,12 @@ impl Reader<'_> {
                 .suggest(name, self.policy.groups.keys().map(String::as_str))
                 .or_else(|| Some(format!("define {name:?} in \"groups\"")));
             self.problem_with(&text.span, format!("{side}group not found: {name:?}"), help);
+            return None;
+        }
+        if name.starts_with(PROVIDER_GROUP) {
+            let message = format!("{side}{name:?} is a group of an identity provider");
+            let help = "make it a member of a group in \"groups\", and name that one here";
+            self.problem_with(&text.span, message, Some(help.to_owned()));
             return None;
         }
         if name.starts_with("tag:") {
