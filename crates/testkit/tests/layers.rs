@@ -42,6 +42,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "dns",
             "policy",
             "lock",
+            "oidc",
         ],
     ),
     ("packet path", &["dataplane"]),
@@ -91,6 +92,8 @@ const PURE: &[&str] = &[
     "smoltcp",
     "subtle",
     "thiserror",
+    // Parses and builds addresses; opens none.
+    "url",
     "zerocopy",
     "zeroize",
     "zstd",
