@@ -26,6 +26,9 @@ pub struct Fetch<'a> {
     pub method: Method,
     /// The address; `http` or `https`.
     pub url: &'a Url,
+    /// Header fields beside those that follow from the rest. A body without a
+    /// `Content-Type` here is JSON.
+    pub headers: HeaderMap,
     /// The body of the request.
     pub body: Vec<u8>,
     /// Most bytes of the answer's body.
@@ -41,6 +44,7 @@ impl<'a> Fetch<'a> {
         Self {
             method: Method::GET,
             url,
+            headers: HeaderMap::new(),
             body: Vec::new(),
             limit: 64 * 1024,
             timeout,
@@ -147,8 +151,11 @@ async fn exchange(
         .uri(path)
         .header(header::HOST, host)
         .header(header::CONNECTION, "close");
-    if !request.body.is_empty() {
+    if !request.body.is_empty() && !request.headers.contains_key(header::CONTENT_TYPE) {
         head = head.header(header::CONTENT_TYPE, "application/json");
+    }
+    for (name, value) in &request.headers {
+        head = head.header(name, value);
     }
     let message = head.body(Full::new(Bytes::from(request.body)))?;
 
