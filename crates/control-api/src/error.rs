@@ -93,6 +93,7 @@ impl From<AdminError> for ApiError {
             | AdminError::NoPolicyVersion(_) => ErrorCode::NotFound,
             AdminError::Ambiguous { .. } => ErrorCode::Ambiguous,
             AdminError::UserExists(_)
+            | AdminError::AccountTaken(_)
             | AdminError::UserHasNodes { .. }
             | AdminError::NameTaken(_)
             | AdminError::NoAddresses

@@ -342,11 +342,16 @@ pub(crate) fn users(data: &Directory) -> Vec<PolicyUser> {
 }
 
 fn policy_user(user: &UserRecord) -> PolicyUser {
+    let account = user.account.iter();
+    let groups = account.flat_map(|account| {
+        let groups = account.groups.iter();
+        groups.map(|group| format!("oidc:{}/{group}", account.provider))
+    });
     PolicyUser {
+        groups: groups.collect(),
         id: user.id,
         login: user.name.clone(),
         aliases: Vec::new(),
-        groups: Vec::new(),
         role: user.role,
     }
 }

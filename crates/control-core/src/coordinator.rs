@@ -1,7 +1,7 @@
 //! The coordinator: its parts, and how inputs reach them.
 //!
 //! The parts ([`Directory`] in the [`View`],
-//! [`Presence`], [`MapSessions`], [`Registrations`], [`SshChecks`],
+//! [`Presence`], [`MapSessions`], [`Registrations`], [`SshChecks`], [`Logins`],
 //! [`Primaries`], [`Probes`]) do not know each other. All that is remembered changes in one
 //! place, [`commit`], which also derives what the other parts have to do.
 
@@ -9,6 +9,7 @@ mod admin;
 mod commit;
 mod deadlines;
 mod lock;
+mod logins;
 mod owners;
 mod policies;
 mod register;
@@ -24,6 +25,7 @@ use warren_control_types::{DerpMap, MapRequest, MapResponse, NodeId};
 use warren_keys::{Entropy, MachinePublic, NodePublic};
 
 pub use admin::{NewAuthKey, PendingView};
+pub use logins::{LoginPage, LoginSubject};
 pub use register::RegisterOutcome;
 pub use routers::channel_url;
 
@@ -34,6 +36,7 @@ use crate::directory::{Directory, NodeState};
 use crate::error::{AdminError, MapError};
 use crate::holders::{Holders, SharedKey};
 use crate::lock::LockError;
+use crate::logins::Logins;
 use crate::map_sessions::{MapSessions, SessionId};
 use crate::message::Message;
 use crate::output::{Notice, Output};
@@ -66,6 +69,7 @@ pub struct Coordinator {
     holders: Holders,
     registrations: Registrations,
     ssh_checks: SshChecks,
+    logins: Logins,
     lock_start: Option<lock::Start>,
     entropy: Box<dyn Entropy>,
     outputs: VecDeque<Output>,
@@ -104,6 +108,7 @@ impl Coordinator {
             holders: Holders::new(now),
             registrations: Registrations::default(),
             ssh_checks: SshChecks::default(),
+            logins: Logins::default(),
             lock_start: None,
             view: Arc::new(View {
                 config: Arc::new(config),
@@ -306,6 +311,11 @@ impl Coordinator {
     #[cfg(test)]
     pub(crate) fn session_of(&self, id: NodeId) -> Option<SessionId> {
         self.sessions.of_node(id)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn logins_len(&self) -> usize {
+        self.logins.len()
     }
 
     /// How many sessions and routers were looked at since the last call.

@@ -353,6 +353,14 @@ impl Directory {
             .filter(move |user| user.name.eq_ignore_ascii_case(name))
     }
 
+    /// The user who logs in with this account.
+    pub(crate) fn user_of_account(&self, issuer: &str, subject: &str) -> Option<&UserRecord> {
+        self.users().find(|user| {
+            let account = user.account.as_ref();
+            account.is_some_and(|own| own.issuer == issuer && own.subject == subject)
+        })
+    }
+
     pub(crate) fn put_user(&mut self, new: UserRecord) -> Option<Arc<UserRecord>> {
         self.users.insert(new.id, Arc::new(new))
     }

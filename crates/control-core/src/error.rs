@@ -23,6 +23,47 @@ pub enum MapError {
     Unsaved,
 }
 
+/// The reason why a person's login does not go on. The text is for that person.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LoginError {
+    /// No machine waits under the id.
+    #[error("this machine no longer waits: it was let in already, or the request is too old")]
+    NoMachine,
+    /// No session waits under the id.
+    #[error("this session no longer waits: it was decided already, or the request is too old")]
+    NoSession,
+    /// Too many logins at the same time.
+    #[error("too many people log in at the moment")]
+    TooMany,
+    /// The login is not known, was used already, or is too old.
+    #[error("this login is not known here: it was used already, or it took too long")]
+    Unknown,
+    /// Another browser began it, or this one refuses cookies.
+    #[error("this login began in another browser, or this browser refuses cookies")]
+    OtherBrowser,
+    /// The decision does not come from the page.
+    #[error("this decision does not come from the page of this login")]
+    Forged,
+    /// Another user has the login name.
+    #[error(
+        "another user of this network is called \"{name}\" already; the administrator can say that it is you: warren-control users link {name} --issuer {issuer} --subject {subject}"
+    )]
+    NameTaken {
+        /// The login name.
+        name: String,
+        /// The issuer of the account.
+        issuer: String,
+        /// Its subject.
+        subject: String,
+    },
+    /// Only the owner of the machine at the other end may confirm a session.
+    #[error("only the owner of the machine from which the session comes can confirm it")]
+    NotTheOwner,
+    /// The machine or session cannot be let in, for this reason.
+    #[error("{0}")]
+    Refused(String),
+}
+
 /// The reason why a command was refused. Nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AdminError {
@@ -39,6 +80,11 @@ pub enum AdminError {
     /// The name is in use.
     #[error("a user \"{0}\" exists already")]
     UserExists(String),
+    /// Another user logs in with the account.
+    #[error(
+        "the account belongs to the user \"{0}\"; delete that user first, or leave the account with it"
+    )]
+    AccountTaken(String),
     /// A user with machines cannot be deleted.
     #[error(
         "user \"{name}\" still owns {nodes} node(s); delete them first (`warren-control nodes list`)"

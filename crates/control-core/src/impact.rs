@@ -95,10 +95,13 @@ impl NodeImpact {
     }
 }
 
-/// Whether a user is shown differently: name, and capabilities of its nodes.
+/// Whether a user is shown differently: names and picture, and capabilities of its nodes.
 pub(crate) fn of_user(old: Option<&UserRecord>, new: &UserRecord) -> (bool, bool) {
     old.map_or((false, false), |old| {
-        let renamed = old.name != new.name;
+        let picture = |user: &UserRecord| user.account.as_ref()?.picture.clone();
+        let renamed = old.name != new.name
+            || old.display_name() != new.display_name()
+            || picture(old) != picture(new);
         let capabilities = old.role.capabilities() != new.role.capabilities();
         (renamed, capabilities)
     })

@@ -40,6 +40,7 @@ mod holders;
 mod host_limits;
 mod impact;
 mod lock;
+mod logins;
 mod map_sessions;
 mod message;
 mod names;
@@ -65,11 +66,14 @@ pub use access::Access;
 pub use addresses::{AddressIndex, V4_RANGE, V6_RANGE};
 pub use auth_keys::AuthKeyText;
 pub use config::{Config, is_in_zone};
-pub use coordinator::{Coordinator, NewAuthKey, PendingView, RegisterOutcome, channel_url};
+pub use coordinator::{
+    Coordinator, LoginPage, LoginSubject, NewAuthKey, PendingView, RegisterOutcome, channel_url,
+};
 pub use directory::Standing;
-pub use error::{AdminError, MapError};
+pub use error::{AdminError, LoginError, MapError};
 pub use holders::SharedKey;
 pub use lock::{LockError, LockMessage, LockRecord, Turned};
+pub use logins::{BegunLogin, LoginPurpose, LoginResult, ReturnedLogin};
 pub use map_sessions::{PatchFields, PeerUpdate, PendingUpdate, SessionId};
 pub use message::Message;
 pub use names::{LabelError, is_label, sanitize_hostname, unique_label};
@@ -77,8 +81,8 @@ pub use output::{Notice, Output, Reason};
 pub use parked::PendingId;
 pub use policies::PolicyFile;
 pub use records::{
-    AuthKeyId, AuthKeyRecord, Change, JoinMethod, NodeRecord, PolicyVersion, RowId, Snapshot,
-    TAGGED_DEVICES, UserRecord, role_name,
+    AccountRecord, AuthKeyId, AuthKeyRecord, Change, JoinMethod, NodeRecord, PolicyVersion, RowId,
+    Snapshot, TAGGED_DEVICES, UserRecord, role_name,
 };
 pub use references::{NodeRef, UserRef};
 pub use render::{MessageDraft, Rendered};

@@ -88,6 +88,8 @@ pub enum Reason {
     DeleteEphemeral(NodeId),
     /// A machine has waited too long for approval.
     ForgetPending,
+    /// A person has taken too long for a step of a login.
+    ForgetLogin,
     /// A session over SSH has waited too long for a check, or a decision about
     /// one has been kept long enough.
     SshCheck,

@@ -7,6 +7,7 @@
 //! request is refused.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Instant;
 
 use data_encoding::HEXLOWER;
@@ -29,6 +30,41 @@ impl PendingId {
 impl std::fmt::Display for PendingId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// How many requests may come from one address, or one IPv6 network of 64 bits.
+const MAX_OF_SOURCE: usize = 64;
+/// How many may come from the wider IPv6 networks that one customer is commonly
+/// given: the bits of their prefix, and the limit.
+const MAX_OF_NETWORK: [(u32, usize); 2] = [(56, 128), (48, 256)];
+
+/// Groups of requests that share the places.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Group {
+    /// An address, or an IPv6 network with this many bits of prefix.
+    Source(IpAddr, u32),
+    /// Logins about one machine or session that waits.
+    About(PendingId),
+    /// All.
+    All,
+}
+
+/// The groups of a source with their limits, the narrowest first. An IPv6 host
+/// has as many addresses as it likes, and its owner as many networks as the
+/// provider gave it.
+pub(crate) fn shares_of(address: IpAddr) -> Vec<(Group, usize)> {
+    match address.to_canonical() {
+        v4 @ IpAddr::V4(_) => vec![(Group::Source(v4, 32), MAX_OF_SOURCE)],
+        IpAddr::V6(v6) => [(64, MAX_OF_SOURCE)]
+            .into_iter()
+            .chain(MAX_OF_NETWORK)
+            .map(|(prefix, limit)| {
+                let network = v6.to_bits() & !(u128::MAX >> prefix);
+                let network = IpAddr::V6(Ipv6Addr::from_bits(network));
+                (Group::Source(network, prefix), limit)
+            })
+            .collect(),
     }
 }
 
@@ -254,5 +290,19 @@ mod tests {
         assert_eq!(requests.remove(&id), Some(1));
         requests.set_deadline(&id, later);
         assert_eq!(requests.next_deadline(), None);
+    }
+
+    #[test]
+    fn hosts_of_one_ipv6_network_are_one_source() {
+        let shares = |address: &str| shares_of(address.parse().unwrap());
+        let one = shares("2001:db8::1");
+        assert_eq!(shares("2001:db8::ffff:1"), one);
+        let beside = shares("2001:db8:0:1::1");
+        assert_ne!(beside[0], one[0]);
+        assert_eq!(beside[1..], one[1..]);
+        let same_site = shares("2001:db8:0:ff00::1");
+        assert_ne!(same_site[1], one[1]);
+        assert_eq!(same_site[2], one[2]);
+        assert_eq!(shares("::ffff:192.0.2.1"), shares("192.0.2.1"));
     }
 }

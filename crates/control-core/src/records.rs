@@ -32,7 +32,7 @@ pub struct AuthKeyId(pub i64);
 pub struct UserRecord {
     /// Never reused.
     pub id: UserId,
-    /// The login name: unique, chosen by the administrator.
+    /// The login name: unique, chosen by the administrator or made from the account.
     pub name: String,
     /// When it was made.
     pub created: Timestamp,
@@ -40,6 +40,49 @@ pub struct UserRecord {
     /// administrators of this server are another matter.
     #[serde(with = "role_name")]
     pub role: Role,
+    /// The account at an identity provider with which the person logs in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<Box<AccountRecord>>,
+}
+
+/// The account of a user at an identity provider, as of the last login. The pair of
+/// issuer and subject is the person; all else may change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccountRecord {
+    /// The name of the provider in the configuration of that time.
+    pub provider: String,
+    /// The issuer, byte for byte.
+    pub issuer: String,
+    /// The subject at that issuer, byte for byte.
+    pub subject: String,
+    /// The e-mail address, if it may be trusted.
+    #[serde(default)]
+    pub email: Option<String>,
+    /// The short name at the provider.
+    #[serde(default)]
+    pub username: Option<String>,
+    /// The name for people.
+    #[serde(default)]
+    pub display_name: Option<String>,
+    /// The address of a picture.
+    #[serde(default)]
+    pub picture: Option<String>,
+    /// The groups at the provider.
+    #[serde(default)]
+    pub groups: BTreeSet<String>,
+    /// The last login. `None`: an administrator linked the account, and it was not
+    /// used yet.
+    #[serde(default)]
+    pub last_login: Option<Timestamp>,
+}
+
+impl UserRecord {
+    /// The name for people: that of the account, else the login name.
+    pub fn display_name(&self) -> &str {
+        let account = self.account.as_ref();
+        let name = account.and_then(|account| account.display_name.as_deref());
+        name.unwrap_or(&self.name)
+    }
 }
 
 /// A role as its name, in rows and answers.
@@ -73,6 +116,8 @@ pub enum JoinMethod {
     AuthKey,
     /// Approved by the administrator.
     Approval,
+    /// By a person who logged in at an identity provider.
+    Login,
 }
 
 /// A node: one login of one machine.

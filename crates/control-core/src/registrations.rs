@@ -6,7 +6,7 @@
 //! as often as they like, so places are limited, in total and for each source.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -14,15 +14,10 @@ use warren_control_types::{Hostinfo, RegisterRequest};
 use warren_keys::{Entropy, LockPublic, MachinePublic, NodePublic};
 
 use crate::host_limits::{MAX_TAGS, bounded};
-use crate::parked::{ParkedRequests, PendingId};
+use crate::parked::{Group, ParkedRequests, PendingId, shares_of};
 
 /// How many machines may wait for approval.
 const MAX_PENDING: usize = 1024;
-/// How many of them may come from one address, or one IPv6 network of 64 bits.
-const MAX_PENDING_OF_SOURCE: usize = 64;
-/// How many may come from the wider IPv6 networks that one customer is commonly
-/// given: the bits of their prefix, and the limit.
-const MAX_PENDING_OF_NETWORK: [(u32, usize); 2] = [(56, 128), (48, 256)];
 /// The longest signature of a node key, in bytes.
 const MAX_SIGNATURE: usize = 4096;
 /// How long a machine may wait for approval.
@@ -103,14 +98,8 @@ pub(crate) struct PendingLogin {
     pub(crate) machine: MachinePublic,
     pub(crate) request: Box<JoinRequest>,
     pub(crate) since: Timestamp,
-}
-
-/// Groups that share the places.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Group {
-    /// An address, or an IPv6 network with this many bits of prefix.
-    Source(IpAddr, u32),
-    All,
+    /// The address from which it asked, as far as it is known.
+    pub(crate) source: Option<IpAddr>,
 }
 
 /// The reaction to a login without a key.
@@ -232,27 +221,11 @@ impl Registrations {
     }
 }
 
-/// The groups of a source with their limits, the narrowest first. An IPv6 host
-/// has as many addresses as it likes, and its owner as many networks as the
-/// provider gave it.
-fn shares_of(address: IpAddr) -> Vec<(Group, usize)> {
-    match address.to_canonical() {
-        v4 @ IpAddr::V4(_) => vec![(Group::Source(v4, 32), MAX_PENDING_OF_SOURCE)],
-        IpAddr::V6(v6) => [(64, MAX_PENDING_OF_SOURCE)]
-            .into_iter()
-            .chain(MAX_PENDING_OF_NETWORK)
-            .map(|(prefix, limit)| {
-                let network = v6.to_bits() & !(u128::MAX >> prefix);
-                let network = IpAddr::V6(Ipv6Addr::from_bits(network));
-                (Group::Source(network, prefix), limit)
-            })
-            .collect(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+
+    use std::net::Ipv6Addr;
 
     use warren_control_types::Service;
 
@@ -268,6 +241,7 @@ mod tests {
             machine: MachinePublic::from_bytes([machine; 32]),
             request: Box::new(JoinRequest::of(&request).unwrap()),
             since: Timestamp::UNIX_EPOCH,
+            source: None,
         }
     }
 
@@ -329,20 +303,6 @@ mod tests {
         assert_eq!(rest, Hostinfo::default());
         request.node_key_signature.push(1);
         assert!(JoinRequest::of(&request).is_err());
-    }
-
-    #[test]
-    fn hosts_of_one_ipv6_network_are_one_source() {
-        let shares = |address: &str| shares_of(address.parse().unwrap());
-        let one = shares("2001:db8::1");
-        assert_eq!(shares("2001:db8::ffff:1"), one);
-        let beside = shares("2001:db8:0:1::1");
-        assert_ne!(beside[0], one[0]);
-        assert_eq!(beside[1..], one[1..]);
-        let same_site = shares("2001:db8:0:ff00::1");
-        assert_ne!(same_site[1], one[1]);
-        assert_eq!(same_site[2], one[2]);
-        assert_eq!(shares("::ffff:192.0.2.1"), shares("192.0.2.1"));
     }
 
     #[test]

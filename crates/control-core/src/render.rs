@@ -330,11 +330,12 @@ impl View {
     }
 
     fn render_user(&self, id: UserId) -> UserProfile {
-        let (name, _) = self.user_name(id);
+        let person = self.person(id);
         UserProfile {
             id,
-            login_name: name.clone(),
-            display_name: name,
+            login_name: person.login_name,
+            display_name: person.display_name,
+            profile_pic_url: person.picture,
             ..Default::default()
         }
     }

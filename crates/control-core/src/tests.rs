@@ -6,6 +6,7 @@
 mod commit;
 mod deltas;
 mod lock;
+mod logins;
 mod owners;
 mod policies;
 mod policy;

@@ -27,6 +27,19 @@ use crate::references::{NodeRef, NodeTarget, UserRef, UserTarget};
 use crate::routes::{RouterState, advertised, effective, is_exit};
 use crate::tailnet::{GivenPolicy, Tailnet};
 
+/// The identity provider of users whom the administrator made.
+const OWN_PROVIDER: &str = "warren";
+
+/// An owner of nodes as clients see it.
+pub(crate) struct Person {
+    pub(crate) login_name: String,
+    pub(crate) display_name: String,
+    pub(crate) provider: String,
+    /// The address of a picture, or empty.
+    pub(crate) picture: String,
+    pub(crate) created: Option<Timestamp>,
+}
+
 /// See the module.
 #[derive(Clone)]
 pub struct View {
@@ -233,12 +246,32 @@ impl View {
         format!("{}.{}.", node.name, self.config.base_domain)
     }
 
-    /// The name of an owner, and its creation.
-    pub(crate) fn user_name(&self, id: UserId) -> (String, Option<Timestamp>) {
-        match self.user(id) {
-            Some(user) => (user.name.clone(), Some(user.created)),
-            None if id == TAGGED_DEVICES => ("tagged-devices".to_owned(), None),
-            None => (format!("user-{id}"), None),
+    /// An owner as clients see it.
+    pub(crate) fn person(&self, id: UserId) -> Person {
+        if let Some(user) = self.user(id) {
+            let account = user.account.as_deref();
+            return Person {
+                login_name: user.name.clone(),
+                display_name: user.display_name().to_owned(),
+                provider: account
+                    .map_or(OWN_PROVIDER, |account| &account.provider)
+                    .to_owned(),
+                picture: account
+                    .and_then(|account| account.picture.clone())
+                    .unwrap_or_default(),
+                created: Some(user.created),
+            };
+        }
+        let name = match id {
+            TAGGED_DEVICES => "tagged-devices".to_owned(),
+            _ => format!("user-{id}"),
+        };
+        Person {
+            login_name: name.clone(),
+            display_name: name,
+            provider: OWN_PROVIDER.to_owned(),
+            picture: String::new(),
+            created: None,
         }
     }
 

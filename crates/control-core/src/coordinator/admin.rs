@@ -1,12 +1,13 @@
 //! Commands of the administrator.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
 use warren_control_types::{NodeId, PingRequest};
-use warren_keys::MachinePublic;
+use warren_keys::{MachinePublic, NodePublic};
 use warren_policy::Role;
 
 use super::Coordinator;
@@ -17,8 +18,9 @@ use crate::error::AdminError;
 use crate::map_sessions::PingError;
 use crate::names::{check_node_name, check_user_name};
 use crate::parked::PendingId;
-use crate::records::{AuthKeyId, AuthKeyRecord, Change, UserRecord};
+use crate::records::{AccountRecord, AuthKeyId, AuthKeyRecord, Change, UserRecord};
 use crate::references::{NodeRef, UserRef};
+use crate::registrations::PendingLogin;
 use crate::routes::{EXIT_ROUTES, is_exit};
 
 /// The properties of a new pre-auth key.
@@ -45,8 +47,26 @@ pub struct PendingView {
     pub hostname: String,
     /// Its operating system.
     pub os: String,
+    /// Its node key.
+    pub node_key: NodePublic,
+    /// The address from which it asked, as far as it is known.
+    pub source: Option<IpAddr>,
     /// The start of the waiting.
     pub since: Timestamp,
+}
+
+impl PendingView {
+    pub(crate) fn of(id: &PendingId, login: &PendingLogin) -> Self {
+        let host = login.request.hostinfo();
+        Self {
+            id: id.clone(),
+            hostname: host.hostname,
+            os: host.os,
+            node_key: login.request.node_key,
+            source: login.source,
+            since: login.since,
+        }
+    }
 }
 
 impl Coordinator {
@@ -64,6 +84,7 @@ impl Coordinator {
             name: name.to_owned(),
             created: timestamp(wall),
             role: Role::Member,
+            account: None,
         };
         self.commit(Change::User(user.clone()), true);
         Ok(user)
@@ -349,15 +370,45 @@ impl Coordinator {
     /// The machines that wait for approval, oldest first.
     pub fn pending(&self) -> Vec<PendingView> {
         let waiting = self.registrations.iter();
-        let views = waiting.map(|(id, login)| {
-            let host = login.request.hostinfo();
-            PendingView {
-                id: id.clone(),
-                hostname: host.hostname,
-                os: host.os,
-                since: login.since,
-            }
-        });
-        views.collect()
+        waiting
+            .map(|(id, login)| PendingView::of(id, login))
+            .collect()
+    }
+
+    /// The machine that waits under this id.
+    pub fn waiting(&self, id: &PendingId) -> Option<PendingView> {
+        let login = self.registrations.get(id)?;
+        Some(PendingView::of(id, login))
+    }
+
+    /// Says with which account of an identity provider a user logs in. The next login
+    /// with it takes over the rest of the account.
+    ///
+    /// # Errors
+    /// No such user, or the account belongs to another one.
+    pub fn link_user(
+        &mut self,
+        user: impl Into<UserRef>,
+        issuer: &str,
+        subject: &str,
+    ) -> Result<UserRecord, AdminError> {
+        let mut user = self.find_user(user)?.clone();
+        let other = self.view.directory.user_of_account(issuer, subject);
+        if let Some(other) = other.filter(|other| other.id != user.id) {
+            return Err(AdminError::AccountTaken(other.name.clone()));
+        }
+        user.account = Some(Box::new(AccountRecord {
+            provider: String::new(),
+            issuer: issuer.to_owned(),
+            subject: subject.to_owned(),
+            email: None,
+            username: None,
+            display_name: None,
+            picture: None,
+            groups: BTreeSet::new(),
+            last_login: None,
+        }));
+        self.commit(Change::User(user.clone()), true);
+        Ok(user)
     }
 }

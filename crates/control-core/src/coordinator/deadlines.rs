@@ -26,6 +26,9 @@ impl Coordinator {
             presence,
             registrations.map(|at| (at, Reason::ForgetPending)),
             ssh_checks.map(|at| (at, Reason::SshCheck)),
+            self.logins
+                .next_deadline()
+                .map(|at| (at, Reason::ForgetLogin)),
             Some((self.wall_deadline(), Reason::KeyExpiry)),
             self.probes
                 .next_deadline()
@@ -81,5 +84,6 @@ impl Coordinator {
         while let Some(ended) = self.ssh_checks.pop_due(now) {
             self.decided(ended);
         }
+        self.forget_logins(now);
     }
 }

@@ -15,7 +15,9 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use warren_control_types::{Login, LoginId, NodeId, RegisterRequest, RegisterResponse, User};
+use warren_control_types::{
+    Login, LoginId, NodeId, RegisterRequest, RegisterResponse, User, UserId,
+};
 use warren_keys::MachinePublic;
 
 use super::Coordinator;
@@ -216,6 +218,7 @@ impl Coordinator {
             machine,
             request: Box::new(request.while_waiting()),
             since: time,
+            source,
         };
         let view = &self.view;
         let continues = |id: &PendingId| followup == auth_url(&view.config.server_url, id);
@@ -266,9 +269,22 @@ impl Coordinator {
     ) -> Result<NodeId, AdminError> {
         self.advance(now, wall);
         let user = self.find_user(user)?.id;
+        self.admit_waiting(id, user, tags, JoinMethod::Approval, None)
+    }
+
+    /// Admits a waiting machine, as a node of `user` (or of `tags`). The key of a
+    /// person's node ends at `end` at the latest.
+    pub(super) fn admit_waiting(
+        &mut self,
+        id: &PendingId,
+        user: UserId,
+        tags: BTreeSet<String>,
+        method: JoinMethod,
+        end: Option<Timestamp>,
+    ) -> Result<NodeId, AdminError> {
         self.check_tags(&tags)?;
         let login = self.registrations.get(id).cloned();
-        let login = login.ok_or_else(|| AdminError::NoPending(id.0.clone()))?;
+        let mut login = login.ok_or_else(|| AdminError::NoPending(id.0.clone()))?;
         let mut all_tags = tags;
         for tag in login.request.hostinfo().request_tags {
             // The administrator may give any tag, yet a machine must not get a
@@ -278,6 +294,10 @@ impl Coordinator {
             }
             all_tags.insert(tag);
         }
+        if all_tags.is_empty() {
+            let wishes = [login.request.expiry, end];
+            login.request.expiry = wishes.into_iter().flatten().min();
+        }
         let admission = Admission {
             owner: Owner {
                 user: Some(user),
@@ -285,7 +305,7 @@ impl Coordinator {
                 set: false,
             },
             ephemeral: login.request.ephemeral,
-            method: JoinMethod::Approval,
+            method,
             auth_key: None,
         };
         self.admit(login.machine, &login.request, admission)
@@ -387,7 +407,7 @@ impl Coordinator {
         node.join_method = admission.method;
         node.auth_key = admission.auth_key.or(node.auth_key);
         node.key_signature.clone_from(&request.key_signature);
-        if admission.method != JoinMethod::Approval {
+        if admission.method == JoinMethod::AuthKey {
             // Of a request that waited, only a part was kept. The rest comes when
             // the machine repeats it; until then the node is as it was.
             self.take_registration(&mut node, request);
@@ -415,20 +435,20 @@ impl Coordinator {
 
     fn welcome(&self, id: NodeId) -> RegisterResponse {
         let owner = self.node(id).map_or(TAGGED_DEVICES, NodeRecord::owner);
-        let (name, created) = self.view.user_name(owner);
+        let person = self.view.person(owner);
         RegisterResponse {
             user: User {
                 id: owner,
-                display_name: name.clone(),
-                created,
+                display_name: person.display_name.clone(),
+                created: person.created,
                 ..Default::default()
             },
             login: Login {
                 id: LoginId(owner.0),
-                provider: "warren".to_owned(),
-                login_name: name.clone(),
-                display_name: name,
-                ..Default::default()
+                provider: person.provider,
+                login_name: person.login_name,
+                display_name: person.display_name,
+                profile_pic_url: person.picture,
             },
             machine_authorized: true,
             ..Default::default()
