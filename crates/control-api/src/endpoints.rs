@@ -26,9 +26,11 @@ pub use policies::{
     PolicyText, PolicyVersionInfo, SetPolicy, SetPolicyResult, TestPolicy, TestPolicyResult,
     WhichPolicy,
 };
-pub use server::{C2nResponse, GetHealth, HealthInfo, SendC2n};
+pub use server::{C2nResponse, GetHealth, HealthInfo, ProviderHealth, SendC2n};
 pub use ssh_checks::{ApproveSshCheck, DenySshCheck, ListSshChecks, SshCheckInfo};
-pub use users::{CreateUser, DeleteUser, ListUsers, RenameUser, SetUserRole, UserInfo};
+pub use users::{
+    CreateUser, DeleteUser, LinkUser, ListUsers, RenameUser, SetUserRole, UserAccountInfo, UserInfo,
+};
 
 use crate::caller::Permission;
 use crate::endpoint::{Endpoint, Handler};
@@ -80,6 +82,7 @@ endpoints! {
     CreateUser: POST "/v1/users", Write => UserInfo;
     RenameUser: POST "/v1/users/rename", Write => UserInfo;
     SetUserRole: POST "/v1/users/set-role", Write => UserInfo;
+    LinkUser: POST "/v1/users/link", Write => UserInfo;
     DeleteUser: POST "/v1/users/delete", Write => UserInfo;
 
     ListNodes: GET "/v1/nodes", Read => Vec<NodeInfo>;

@@ -6,6 +6,8 @@
 //! * [`server`] accepts connections, distinguishes TLS from plain HTTP by
 //!   the first byte, and hands relay connections to the embedded relay;
 //! * `public` serves what is public: `/key`, `/health`, the pages of [`pages`], ...;
+//! * [`login`] logs people in at identity providers, on pages for browsers;
+//! * [`config_file`] reads the configuration file;
 //! * [`serve`] opens the state and the ports, and starts the tasks;
 //! * [`connections`](warren_dial::connections) bounds how many there are, in all and from one source;
 //! * [`noise`] takes the upgraded connection, makes the Noise handshake and
@@ -33,10 +35,12 @@ pub mod c2n;
 pub mod channel_idle;
 pub mod cli;
 pub mod clock;
+pub mod config_file;
 pub mod coordinator;
 pub mod failure;
 pub mod http;
 mod invite;
+pub mod login;
 pub mod machine;
 pub mod noise;
 pub mod pages;

@@ -1,13 +1,26 @@
-//! The pages for users: plain, without scripts, nothing from elsewhere. The
-//! templates are in `templates/`; all values are escaped.
+//! The pages for people: plain, without scripts, nothing from elsewhere. The templates
+//! are in `templates/`; all values are escaped. Those of logins are in
+//! [`login`](crate::login).
 
 use askama::Template;
 use axum::response::Response;
-use http::{HeaderValue, StatusCode, header};
-use warren_control_api::endpoints::SshCheckInfo;
-use warren_control_core::PendingView;
+use http::{HeaderName, HeaderValue, StatusCode, header};
 
 use crate::http::{html, text};
+
+/// The headers of every page. Forms go to this server only, no other page may frame
+/// one, and an address with a code in it is not sent to other sites.
+const PROTECTION: [(HeaderName, &str); 5] = [
+    (
+        header::CONTENT_SECURITY_POLICY,
+        "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    ),
+    (header::X_FRAME_OPTIONS, "DENY"),
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    // Not "no-referrer": browsers would hide the origin of forms from this server.
+    (header::REFERRER_POLICY, "same-origin"),
+    (header::CACHE_CONTROL, "no-store"),
+];
 
 /// The page at the server's address.
 #[derive(Template)]
@@ -16,38 +29,18 @@ struct Front<'a> {
     server_url: &'a str,
 }
 
-/// The page for a machine that waits for approval.
-#[derive(Template)]
-#[template(path = "approval.html")]
-struct Approval<'a> {
-    id: &'a str,
-    waiting: Option<&'a PendingView>,
-}
-
-/// The page for an SSH session that waits for a check.
-#[derive(Template)]
-#[template(path = "ssh_check.html")]
-struct SshCheck<'a> {
-    id: &'a str,
-    waiting: Option<&'a SshCheckInfo>,
-}
-
 /// The page at the server's address.
 pub fn front(server_url: &str) -> Response {
     page(&Front { server_url })
 }
 
-/// The page for a machine that waits for approval under this id.
-pub fn approval(waiting: Option<&PendingView>, id: &str) -> Response {
-    page(&Approval { id, waiting })
+/// A page.
+pub(crate) fn page(template: &impl Template) -> Response {
+    page_with_status(StatusCode::OK, template)
 }
 
-/// The page for an SSH session that waits for a check under this id.
-pub fn ssh_check(waiting: Option<&SshCheckInfo>, id: &str) -> Response {
-    page(&SshCheck { id, waiting })
-}
-
-fn page(template: &impl Template) -> Response {
+/// A page about a failure.
+pub(crate) fn page_with_status(status: StatusCode, template: &impl Template) -> Response {
     let mut response = match template.render() {
         Ok(content) => html(content),
         Err(error) => {
@@ -58,57 +51,35 @@ fn page(template: &impl Template) -> Response {
             );
         }
     };
-    response.headers_mut().insert(
-        header::CONTENT_SECURITY_POLICY,
-        HeaderValue::from_static(
-            "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
-        ),
-    );
+    *response.status_mut() = status;
+    protect(&mut response);
     response
+}
+
+/// Adds the headers of every page.
+pub(crate) fn protect(response: &mut Response) {
+    for (name, value) in PROTECTION {
+        let value = HeaderValue::from_static(value);
+        response.headers_mut().insert(name, value);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use http_body_util::BodyExt as _;
-    use warren_control_core::PendingId;
 
     use super::*;
 
-    async fn content(response: Response) -> String {
-        assert_eq!(response.status(), StatusCode::OK);
-        let body = response.into_body().collect().await.unwrap().to_bytes();
-        String::from_utf8(body.to_vec()).unwrap()
-    }
-
     #[tokio::test]
-    async fn names_from_machines_cannot_add_html() {
-        let pending = PendingView {
-            id: PendingId("abc".into()),
-            hostname: "<script>alert('x')</script>".into(),
-            os: "linux".into(),
-            since: jiff::Timestamp::UNIX_EPOCH,
-        };
-        let page = content(approval(Some(&pending), "abc")).await;
-        assert!(!page.contains("<script>"), "{page}");
-        assert!(page.contains("nodes approve abc --user NAME"), "{page}");
-        assert!(!content(approval(None, "<b>")).await.contains("<b>"));
-        let check = SshCheckInfo {
-            id: "abc".into(),
-            owner: "ann".into(),
-            source: "laptop".into(),
-            destination: "db".into(),
-            local_user: "<script>".into(),
-            since: jiff::Timestamp::UNIX_EPOCH,
-        };
-        let page = content(ssh_check(Some(&check), "abc")).await;
-        assert!(!page.contains("<script>"), "{page}");
-        assert!(page.contains("ssh-checks approve abc"), "{page}");
-        assert!(!content(ssh_check(None, "<b>")).await.contains("<b>"));
-        let page = content(front("http://192.0.2.1:8080")).await;
-        assert!(
-            page.contains("--login-server http://192.0.2.1:8080"),
-            "{page}"
-        );
+    async fn pages_are_protected_and_name_the_server() {
+        let response = front("http://192.0.2.1:8080");
+        for (name, value) in PROTECTION {
+            assert_eq!(response.headers()[&name], value);
+        }
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let page = String::from_utf8_lossy(&body);
+        let command = "--login-server http://192.0.2.1:8080";
+        assert!(page.contains(command), "{page}");
     }
 }

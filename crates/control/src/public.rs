@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 use warren_control_types::{CapabilityVersion, OverTlsPublicKeyResponse};
 use warren_keys::{MachinePublic, NodePublic};
 
-use crate::admin::waiting_ssh_checks;
 use crate::coordinator::CoordinatorHandle;
 use crate::http::{Connection, JsonBody, json, no_content, text, with_spans};
+use crate::login::{self, Logins};
 use crate::noise::Upgrader;
 use crate::pages;
 
@@ -28,7 +28,12 @@ struct Public {
 }
 
 /// The router of the port. Requests must carry their [`Connection`].
-pub(crate) fn router(coordinator: Arc<CoordinatorHandle>, upgrader: Arc<Upgrader>) -> Router {
+pub(crate) fn router(
+    coordinator: Arc<CoordinatorHandle>,
+    upgrader: Arc<Upgrader>,
+    logins: Arc<Logins>,
+) -> Router {
+    let logins = login::router(coordinator.clone(), logins);
     let public = Arc::new(Public {
         coordinator,
         key: upgrader.key.public(),
@@ -44,15 +49,14 @@ pub(crate) fn router(coordinator: Arc<CoordinatorHandle>, upgrader: Arc<Upgrader
         .route("/derpmap/default", get(derp_map))
         .route("/robots.txt", get(robots))
         .route("/", get(front))
-        .route("/register/{id}", get(approval))
-        .route("/ssh-check/{id}", get(ssh_check))
         .route("/ping/{token}", get(router_answered))
         .route("/machine/{*path}", any(inside_the_channel))
         .fallback(async || text(StatusCode::NOT_FOUND, "not found"))
         .method_not_allowed_fallback(async || {
             text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed")
         })
-        .with_state(public);
+        .with_state(public)
+        .merge(logins);
     with_spans(routes)
 }
 
@@ -203,17 +207,4 @@ async fn front(State(public): State<Arc<Public>>) -> Response {
     public
         .coordinator
         .read(|state| pages::front(&state.config().server_url))
-}
-
-async fn approval(State(public): State<Arc<Public>>, Path(id): Path<String>) -> Response {
-    let waiting = public.coordinator.inspect(|coordinator| {
-        let mut pending = coordinator.pending().into_iter();
-        pending.find(|login| login.id.0 == id)
-    });
-    pages::approval(waiting.as_ref(), &id)
-}
-
-async fn ssh_check(State(public): State<Arc<Public>>, Path(id): Path<String>) -> Response {
-    let waiting = public.coordinator.inspect(waiting_ssh_checks);
-    pages::ssh_check(waiting.iter().find(|check| check.id == id), &id)
 }

@@ -19,6 +19,7 @@ use warren_dial::connections::{ConnectionLimits, ConnectionTable, OTHER_FILES};
 use warren_dial::limits::raise_file_limit;
 use warren_keys::{MachineSecret, NodeSecret};
 use warren_logging::{LevelFilter, log_to_stderr};
+use warren_oidc::Provider;
 use warren_relay::tls::Certificate;
 use warren_relay::{Applicant, Relay};
 
@@ -26,9 +27,11 @@ use crate::admin;
 use crate::banner::{BannerFacts, banner};
 use crate::cli::args::{DEFAULT_MAX_CONNECTIONS, Serve, StunListen};
 use crate::clock::{now, wall_clock};
+use crate::config_file::ConfigFile;
 use crate::coordinator::CoordinatorHandle;
 use crate::failure::{Failure, print};
 use crate::invite::{Invitation, invite};
+use crate::login::Logins;
 use crate::noise::Upgrader;
 use crate::policy_file;
 use crate::self_map::{bind, check_outside_zone, guess_url, own_map, parse_url, taken};
@@ -56,6 +59,8 @@ pub struct Running {
     pub tasks: JoinSet<()>,
     /// The connections of its port.
     pub connections: Arc<ConnectionTable>,
+    /// The identity providers.
+    pub logins: Arc<Logins>,
     relay: Option<Relay>,
     _state: StateDir,
 }
@@ -155,9 +160,11 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
     let files = raise_file_limit(needed_files as u64);
     let limits = ConnectionLimits::new(serve.max_connections, files);
     let connections = ConnectionTable::new(limits);
+    let logins = Logins::new(inputs.providers, &port.server_url);
     let server = Server::new(
         coordinator.clone(),
         Upgrader::new(coordinator.clone(), opened.key),
+        logins.clone(),
         relay.clone(),
         port.tls,
         connections.clone(),
@@ -175,7 +182,8 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
         tasks.spawn(warren_relay::stun::serve(Arc::new(socket)));
     }
     tasks.spawn(Arc::new(server).run(port.listener));
-    tasks.spawn(admin_socket.serve(admin::router(coordinator.clone())));
+    tasks.spawn(admin_socket.serve(admin::router(coordinator.clone(), logins.clone())));
+    logins.run(&mut tasks);
     tasks.spawn(coordinator.clone().run_timer());
     if let Some(file) = &policy_file {
         tasks.spawn(policy_file::watch(file.clone(), coordinator.clone()));
@@ -202,6 +210,7 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
         lines,
         tasks,
         connections,
+        logins,
         relay,
         _state: opened.state,
     })
@@ -214,6 +223,8 @@ struct Inputs {
     policy: Option<(PathBuf, Result<String, String>)>,
     url: Option<Url>,
     certificate: Option<Certificate>,
+    /// The identity providers of the configuration file.
+    providers: Vec<Provider>,
 }
 
 impl Inputs {
@@ -226,6 +237,10 @@ impl Inputs {
             certificate: match (&serve.tls_cert, &serve.tls_key) {
                 (Some(cert), Some(key)) => Some(Certificate::from_files(cert, key)?),
                 _ => None,
+            },
+            providers: match &serve.config {
+                Some(file) => ConfigFile::read(file)?.providers,
+                None => Vec::new(),
             },
         })
     }
@@ -401,6 +416,7 @@ pub fn defaults() -> Serve {
         tls_cert: None,
         tls_key: None,
         policy: None,
+        config: None,
         base_domain: "warren.internal".to_owned(),
         ephemeral_timeout: Duration::from_secs(120),
         key_expiry: Duration::from_secs(180 * 86_400),

@@ -24,6 +24,7 @@ use warren_relay::{Prefixed, Relay, RequestHead};
 
 use crate::coordinator::CoordinatorHandle;
 use crate::http::{Connection, answer};
+use crate::login::Logins;
 use crate::noise::Upgrader;
 use crate::public;
 
@@ -60,17 +61,18 @@ impl std::fmt::Debug for Server {
 }
 
 impl Server {
-    /// A server of this coordinator. A relay may share its port; `connections` bounds
+    /// A server of this coordinator, with these identity providers. A relay may share its port; `connections` bounds
     /// and counts the connections of this listener.
     pub fn new(
         coordinator: Arc<CoordinatorHandle>,
         upgrader: Upgrader,
+        logins: Arc<Logins>,
         relay: Option<Relay>,
         tls: Tls,
         connections: Arc<ConnectionTable>,
     ) -> Self {
         Self {
-            router: public::router(coordinator, Arc::new(upgrader)),
+            router: public::router(coordinator, Arc::new(upgrader), logins),
             relay,
             tls,
             connections,

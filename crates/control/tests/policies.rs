@@ -470,7 +470,7 @@ async fn a_role_is_given_shown_kept_and_reaches_the_nodes() {
         .await;
     let list = good(dir, &["users", "list"]).await;
     assert!(
-        list.starts_with("ID  NAME     ROLE   CREATED\n1   default  owner  "),
+        list.starts_with("ID  NAME     ROLE   LOGIN  CREATED\n1   default  owner  -      "),
         "{list}"
     );
     let why = good(dir, &["policy", "why", "laptop", "db:22"]).await;

@@ -57,8 +57,26 @@ pub struct HealthInfo {
     /// Keys that several machines held at the same time in the last minutes, and what
     /// to do about each.
     pub shared_keys: Vec<String>,
+    /// The identity providers of the configuration.
+    #[serde(default)]
+    pub providers: Vec<ProviderHealth>,
     /// The version of the server.
     pub version: String,
+}
+
+/// Whether people can log in at an identity provider.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProviderHealth {
+    /// The name in the configuration.
+    pub name: String,
+    /// Its issuer.
+    pub issuer: String,
+    /// The address that must be registered there for this server.
+    pub redirect_uri: String,
+    /// Whether people can log in.
+    pub ready: bool,
+    /// Why the provider could not be read at the last try, if that is so.
+    pub problem: Option<String>,
 }
 
 impl HealthInfo {

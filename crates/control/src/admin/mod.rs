@@ -20,20 +20,26 @@ use warren_control_api::endpoints::administration_routes;
 use warren_control_api::{ApiError, ErrorCode, Reply};
 use warren_control_core::{AdminError, Coordinator};
 
-pub(crate) use ssh_checks::waiting_ssh_checks;
+pub(crate) use ssh_checks::{ssh_check_info, waiting_ssh_checks};
 
 use crate::c2n::C2nError;
 use crate::coordinator::CoordinatorHandle;
+use crate::login::Logins;
 use crate::store::StoreError;
 
 /// The administration of one coordinator.
 struct Administration {
     coordinator: Arc<CoordinatorHandle>,
+    logins: Arc<Logins>,
 }
 
 /// The router of the administration API, for the socket.
-pub fn router(coordinator: Arc<CoordinatorHandle>) -> Router {
-    administration_routes(Arc::new(Administration { coordinator })).into_router()
+pub fn router(coordinator: Arc<CoordinatorHandle>, logins: Arc<Logins>) -> Router {
+    let administration = Administration {
+        coordinator,
+        logins,
+    };
+    administration_routes(Arc::new(administration)).into_router()
 }
 
 impl Administration {

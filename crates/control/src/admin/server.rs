@@ -1,7 +1,7 @@
 //! The health of the server, and requests to connected nodes.
 
 use http::Method;
-use warren_control_api::endpoints::{C2nResponse, GetHealth, HealthInfo, SendC2n};
+use warren_control_api::endpoints::{C2nResponse, GetHealth, HealthInfo, ProviderHealth, SendC2n};
 use warren_control_api::{Caller, Handler, Reply};
 use warren_control_core::SharedKey;
 
@@ -17,6 +17,18 @@ impl Handler<GetHealth> for Administration {
             (c.pending().len(), shared)
         });
         let upgrades = self.coordinator.swallowed_upgrades().count();
+        let providers = self.logins.providers().iter();
+        let providers = providers.map(|client| {
+            let status = client.status();
+            ProviderHealth {
+                name: client.provider().name.clone(),
+                issuer: client.provider().issuer.clone(),
+                redirect_uri: client.redirect_uri().to_owned(),
+                ready: status.ready,
+                problem: status.problem,
+            }
+        });
+        let providers = providers.collect();
         Ok(self.coordinator.read(|c| HealthInfo {
             status: if database { "pass" } else { "fail" }.to_owned(),
             database,
@@ -37,6 +49,7 @@ impl Handler<GetHealth> for Administration {
             swallowed_upgrades: upgrades.requests,
             last_swallowed_upgrade: upgrades.last,
             shared_keys: shared.iter().map(|key| held_twice(c, key)).collect(),
+            providers,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }))
     }

@@ -9,7 +9,7 @@ use warren_control_core::{AdminError, Coordinator, NodeRecord, PendingId, SshChe
 
 use super::Administration;
 
-fn ssh_check_info(state: &View, check: &SshCheckView) -> SshCheckInfo {
+pub(crate) fn ssh_check_info(state: &View, check: &SshCheckView) -> SshCheckInfo {
     let source = state.node(check.source);
     let user = source
         .and_then(|node| node.user)

@@ -1,7 +1,7 @@
 //! Users.
 
 use warren_control_api::endpoints::{
-    CreateUser, DeleteUser, ListUsers, RenameUser, SetUserRole, UserInfo,
+    CreateUser, DeleteUser, LinkUser, ListUsers, RenameUser, SetUserRole, UserAccountInfo, UserInfo,
 };
 use warren_control_api::{Caller, Handler, Reply};
 use warren_control_core::UserRecord;
@@ -14,6 +14,15 @@ fn user_info(user: &UserRecord) -> UserInfo {
         name: user.name.clone(),
         role: user.role,
         created_at: user.created,
+        account: user.account.as_deref().map(|account| UserAccountInfo {
+            provider: account.provider.clone(),
+            issuer: account.issuer.clone(),
+            subject: account.subject.clone(),
+            email: account.email.clone(),
+            display_name: account.display_name.clone(),
+            groups: account.groups.iter().cloned().collect(),
+            last_login: account.last_login,
+        }),
     }
 }
 
@@ -50,5 +59,15 @@ impl Handler<DeleteUser> for Administration {
     async fn handle(&self, _: &Caller, request: DeleteUser) -> Reply<UserInfo> {
         self.change(|c, _| Ok(user_info(&c.delete_user(&request.user)?)))
             .await
+    }
+}
+
+impl Handler<LinkUser> for Administration {
+    async fn handle(&self, _: &Caller, request: LinkUser) -> Reply<UserInfo> {
+        self.change(|c, _| {
+            let linked = c.link_user(&request.user, &request.issuer, &request.subject);
+            Ok(user_info(&linked?))
+        })
+        .await
     }
 }

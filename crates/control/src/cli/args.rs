@@ -94,6 +94,9 @@ pub struct Serve {
     /// says takes effect when it is saved.
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
+    /// Configuration (TOML): the identity providers where people log in.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Zone of the nodes' names.
     #[arg(long, default_value = "warren.internal", value_name = "NAME", value_parser = parse_domain)]
     pub base_domain: String,
@@ -147,6 +150,17 @@ pub enum Users {
         /// The role; new users are members.
         #[arg(value_parser = roles())]
         role: Role,
+    },
+    /// Set the account at an identity provider with which a user logs in.
+    Link {
+        /// Name, number, id:NUMBER or name:NAME.
+        name: String,
+        /// Issuer of the provider, exactly as in the configuration.
+        #[arg(long, value_name = "URL")]
+        issuer: String,
+        /// The person's number or name there (the claim "sub"), exactly.
+        #[arg(long)]
+        subject: String,
     },
     /// Delete a user that owns no nodes.
     #[command(visible_alias = "destroy")]

@@ -60,6 +60,19 @@ fn show_health(health: &HealthInfo, now: Timestamp) -> String {
         problems +=
             &format!("proxy     {count} CLIENT(S) COULD NOT CONNECT, last {last}: {HINT}\n");
     }
+    for provider in &health.providers {
+        let state = match (&provider.problem, provider.ready) {
+            (None, true) => "ok".to_owned(),
+            (None, false) => "not read yet".to_owned(),
+            (Some(why), true) => format!("works with what was read before; {why}"),
+            (Some(why), false) => format!("LOGINS DO NOT WORK: {why}"),
+        };
+        let state = printable(&state);
+        problems += &format!(
+            "login     {} ({}) {state}\n",
+            provider.name, provider.issuer
+        );
+    }
     for shared in &health.shared_keys {
         problems += &format!("keys      {}\n", printable(shared));
     }

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use warren_control_api::endpoints::{
-    CreateUser, DeleteUser, ListUsers, RenameUser, SetUserRole, UserInfo,
+    CreateUser, DeleteUser, LinkUser, ListUsers, RenameUser, SetUserRole, UserInfo,
 };
 
 use super::args::Users;
@@ -42,6 +42,21 @@ pub(super) async fn run(session: &Session, command: Users) -> Result<(), Failure
             })
             .await
             .map(drop),
+        Users::Link {
+            name,
+            issuer,
+            subject,
+        } => session
+            .ask(
+                &LinkUser {
+                    user: name,
+                    issuer,
+                    subject,
+                },
+                |user, _| format!("user {} logs in with that account from now on\n", user.name),
+            )
+            .await
+            .map(drop),
         Users::Delete { name } => session
             .ask(&DeleteUser { user: name }, |user, _| {
                 format!("user {} deleted, with its pre-auth keys\n", user.name)
@@ -62,9 +77,21 @@ fn list(users: &[UserInfo], now: Timestamp) -> String {
                 user.id.to_string(),
                 user.name.clone(),
                 user.role.to_string(),
+                login(user, now),
                 relative(user.created_at, now),
             ]
         })
         .collect();
-    table(&["ID", "NAME", "ROLE", "CREATED"], &rows)
+    table(&["ID", "NAME", "ROLE", "LOGIN", "CREATED"], &rows)
+}
+
+/// The provider and the last login; "-" for users that the administrator made.
+fn login(user: &UserInfo, now: Timestamp) -> String {
+    match &user.account {
+        None => "-".to_owned(),
+        Some(account) => match account.last_login {
+            Some(last) => format!("{}, {}", account.provider, relative(last, now)),
+            None => "linked, not used yet".to_owned(),
+        },
+    }
 }

@@ -278,6 +278,7 @@ mod tests {
             name: name.to_owned(),
             created: jiff::Timestamp::UNIX_EPOCH,
             role: Role::Member,
+            account: None,
         })
     }
 

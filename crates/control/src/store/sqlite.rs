@@ -302,6 +302,7 @@ mod tests {
             name: format!("user{id}"),
             created: jiff::Timestamp::UNIX_EPOCH,
             role: Role::Auditor,
+            account: None,
         }
     }
 

@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used)]
 #![allow(dead_code, reason = "each test file uses its part of this")]
 
+pub mod browser;
+pub mod provider;
+
 use std::path::Path;
 use std::time::Duration;
 
