@@ -24,6 +24,9 @@
 //! A key that the server may have is never given up before the server has accepted
 //! another one: a login that fails without a clear refusal leaves its key dormant, and
 //! the next login uses that key again. If the server has it, it answers at once.
+//!
+//! An auth key makes the server accept the node key that it comes with, in place of the
+//! one it had. So only one session at a time carries one: the candidate's if there is one.
 
 mod candidate;
 mod events;
@@ -210,7 +213,8 @@ impl Logins {
         }
         self.given_key = auth_key.clone().map(|key| (now, key));
         if self.account().is_some() {
-            self.connect(now, auth_key);
+            let is_beside = self.candidate.is_under_way();
+            self.connect(now, auth_key.filter(|_| !is_beside));
         } else if auth_key.is_some() {
             self.log_in(now, auth_key, spare_key);
         }
@@ -233,6 +237,8 @@ impl Logins {
         if self.login.session().is_some_and(Session::needs_user) {
             // The server keeps one login of a machine waiting, not two.
             self.disconnect_login();
+        } else if self.login.session().and_then(Session::auth_key).is_some() {
+            self.connect(now, None);
         }
         let key = match (self.candidate.take(), &self.login) {
             (Candidate::Dormant(key), _) => key,

@@ -72,6 +72,11 @@ impl Candidate {
         !matches!(self, Self::None)
     }
 
+    /// Whether the server is asked, or will be when the key is on disk.
+    pub(super) fn is_under_way(&self) -> bool {
+        matches!(self, Self::Saving { .. } | Self::Active(..))
+    }
+
     pub(super) fn key(&self) -> Option<&NodeSecret> {
         match self {
             Self::None => None,

@@ -52,6 +52,28 @@ fn a_key_that_was_refused_at_once_is_not_kept() {
     world.assert_works();
 }
 
+/// The auth key of the second start must not make the server take the old node key back
+/// after it has accepted the new one.
+#[test]
+fn a_start_with_a_key_beside_a_new_login_does_not_undo_it() {
+    for steps in 0..40 {
+        for more in 0..40 {
+            let mut world = World::joined(Policy::GoodKey);
+            world.start(true, Some("good"));
+            for _ in 0..steps {
+                world.step();
+            }
+            world.start(false, Some("good"));
+            for _ in 0..more {
+                world.step();
+            }
+            world.server.policy = Policy::Silence;
+            world.pass(120);
+            world.assert_works();
+        }
+    }
+}
+
 #[test]
 fn an_expired_key_of_a_lost_login_is_renewed_and_not_forgotten() {
     let mut world = World::joined(Policy::GoodKey);
