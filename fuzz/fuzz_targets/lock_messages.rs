@@ -1,11 +1,11 @@
-//! Bytes of a server or a peer as messages of tailnet lock, as signatures of node keys,
-//! and as wrapped auth keys.
+//! Bytes of a server, a peer or a disk as messages of tailnet lock, as files of them, as
+//! signatures of node keys, and as wrapped auth keys.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use warren_fuzz::lock_secret;
 use warren_keys::NodePublic;
-use warren_lock::{Aum, Authority, NodeKeySignature, WrappedAuthKey};
+use warren_lock::{Aum, Authority, NodeKeySignature, StoredAum, WrappedAuthKey};
 
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(aum) = Aum::decode(bytes) {
@@ -19,6 +19,11 @@ fuzz_target!(|bytes: &[u8]| {
         if let Ok(authority) = Authority::bootstrap(aum, 0) {
             assert!(authority.state().keys().len() > 0);
         }
+    }
+    if let Ok(Some(stored)) = StoredAum::decode(bytes) {
+        let read = StoredAum::decode(&stored.encode()).ok().flatten();
+        let read = read.expect("a file is read back");
+        assert_eq!((read.aum, read.stored_at), (stored.aum, stored.stored_at));
     }
     if let Ok(signature) = NodeKeySignature::decode(bytes) {
         assert_eq!(signature.encode(), bytes, "two encodings of one signature");

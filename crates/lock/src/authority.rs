@@ -8,6 +8,7 @@ use crate::digest::AumHash;
 use crate::key::{InvalidKey, KeyId};
 use crate::secret::LockSecret;
 use crate::state::{Checkpoint, State};
+use crate::stored::StoredAum;
 
 /// The most messages that an [`Authority`] keeps.
 pub const MAX_STORED_AUMS: usize = 4096;
@@ -73,15 +74,6 @@ pub struct Discarded {
     /// The reason. [`Refusal::UnknownParent`] if its branch does not begin at the
     /// oldest message.
     pub refusal: Refusal,
-}
-
-/// A message with the time at which it was stored.
-#[derive(Debug, Clone)]
-pub struct StoredAum {
-    /// The message.
-    pub aum: Aum,
-    /// Seconds since 1970.
-    pub stored_at: u64,
 }
 
 /// The messages of a lock. They are a tree whose root is the oldest message that is

@@ -239,6 +239,26 @@ impl<'a> Reader<'a> {
         std::str::from_utf8(self.string(TEXT)?).map_err(|_| DecodeError::Type)
     }
 
+    /// Any value, as its bytes.
+    pub(crate) fn raw(&mut self) -> Result<&'a [u8], DecodeError> {
+        let before = self.rest;
+        self.skip()?;
+        Ok(&before[..before.len() - self.rest.len()])
+    }
+
+    fn skip(&mut self) -> Result<(), DecodeError> {
+        match self.rest.first().ok_or(DecodeError::Truncated)? >> 5 {
+            UINT => self.uint().map(drop),
+            TEXT => self.text().map(drop),
+            ARRAY => self.array(Self::skip).map(drop),
+            MAP => self.map(|reader| {
+                reader.skip()?;
+                reader.skip()
+            }),
+            _ => self.bytes_or_null().map(drop),
+        }
+    }
+
     fn enter(&mut self) -> Result<(), DecodeError> {
         if self.depth == MAX_DEPTH {
             return Err(DecodeError::TooDeep);

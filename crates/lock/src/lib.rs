@@ -9,6 +9,7 @@
 //! | [`Aum`], [`Change`] | one authority update message: a change of the trusted keys, signed, with the hash of its predecessor |
 //! | [`State`], [`Checkpoint`] | the trusted keys and disablement values after an update |
 //! | [`Authority`] | all updates that are known, the branch that wins, and its state |
+//! | [`StoredAum`] | a message as a file |
 //! | [`SyncOffer`] | what two holders of a chain exchange to find the updates that the other one lacks |
 //! | [`Updater`], [`revocation`] | make updates: changes of keys, and forks that revoke keys from an earlier point |
 //! | [`NodeKeySignature`] | states that a node key may join; verified with [`Authority::authorize`] |
@@ -51,13 +52,14 @@ mod rotation;
 mod secret;
 mod signature;
 mod state;
+mod stored;
 mod sync;
 mod updater;
 mod wrapped;
 
 pub use aum::{Aum, AumSignature, Change, MAX_AUM};
 pub use authority::{
-    Authority, Discarded, InformError, MAX_STORED_AUMS, MAX_STORED_BYTES, Refusal, StoredAum,
+    Authority, Discarded, InformError, MAX_STORED_AUMS, MAX_STORED_BYTES, Refusal,
 };
 pub use cbor::DecodeError;
 pub use compaction::Compaction;
@@ -72,6 +74,7 @@ pub use signature::{
     Unauthorized,
 };
 pub use state::{Checkpoint, InvalidCheckpoint, MAX_DISABLEMENT_VALUES, MAX_KEYS, State, StateId};
+pub use stored::{MAX_STORED_AUM, StoredAum};
 pub use sync::{NoIntersection, SyncOffer};
 pub use updater::{UpdateError, Updater};
 pub use wrapped::WrappedAuthKey;
