@@ -22,6 +22,7 @@ fuzz_target!(|bytes: &[u8]| {
         flow_slots: Some(64),
         aead: warren_tunnel::Aead::default(),
         ranges: TailnetRanges::DEFAULT,
+        lock: Default::default(),
     };
     let mut engine = Engine::new(config, clock.now, Box::new(SeededEntropy(1)));
     engine

@@ -21,6 +21,8 @@ pub struct Description {
     pub endpoints: Vec<(SocketAddr, EndpointType)>,
     /// The sender of its path-finding messages.
     pub disco_key: Option<DiscoPublic>,
+    /// The head of its tailnet lock; empty while that is off.
+    pub lock_head: String,
 }
 
 impl Description {
@@ -38,6 +40,7 @@ impl Description {
             endpoints: self.endpoints.iter().map(|(at, _)| *at).collect(),
             endpoint_types: self.endpoints.iter().map(|(_, kind)| *kind).collect(),
             omit_peers: !stream,
+            tka_head: self.lock_head.clone(),
             ..MapRequest::default()
         }
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use warren_control_types::{
     MapRequest, MapResponse, PingRequest, RegisterRequest, RegisterResponse, UserProfile,
 };
-use warren_keys::{Entropy, NodePublic};
+use warren_keys::{Entropy, LockPublic, NodePublic};
 use warren_timers::{Backoff, Growth};
 
 use crate::c2n::{C2nRequests, Reaction};
@@ -30,6 +30,8 @@ const UNKNOWN_BELIEVED: u32 = 2;
 const FOLLOWUP_DELAY: Duration = Duration::from_secs(2);
 /// Delay when the server asks to slow down and gives no time.
 const RATE_LIMIT_DELAY: Duration = Duration::from_secs(7);
+/// The reason why a login ends when its node key cannot be signed.
+const UNSIGNED: &str = "tailnet lock is on and the server does not accept the signature of this node's new key; join as a new node with `warren logout` and `warren up`, and have it signed on a trusted node with `warren lock sign`";
 /// A stream that ended sooner was no success: another program with our keys may
 /// be taking it away each time, or the server may be refusing.
 const STABLE: Duration = Duration::from_secs(10);
@@ -43,6 +45,10 @@ pub struct SessionConfig {
     pub old_node_key: Option<NodePublic>,
     /// A key that lets the node in without a person.
     pub auth_key: Option<String>,
+    /// The node's own key for tailnet lock, which signs the node keys after this one.
+    pub lock_key: Option<LockPublic>,
+    /// The signature of the node key for tailnet lock; empty if there is none yet.
+    pub node_key_signature: Vec<u8>,
     /// Whether the server should forget the node when it goes away.
     pub ephemeral: bool,
     /// This machine.
@@ -88,7 +94,12 @@ pub enum Input {
         node_key: NodePublic,
         /// The key that it replaces.
         old_node_key: Option<NodePublic>,
+        /// The signature of the new key, if the auth key carries a credential.
+        node_key_signature: Vec<u8>,
     },
+    /// The answer to [`Event::SignatureWanted`]: the signature of the node key, or
+    /// nothing if it cannot be made.
+    Signature(Vec<u8>),
     /// The answer to [`Event::C2n`].
     C2nAnswer {
         /// The number of the request.
@@ -135,6 +146,14 @@ pub enum Event {
     Registered(Box<UserProfile>),
     /// The server wants another node key; answer with [`Input::FreshKey`].
     FreshKeyWanted,
+    /// Tailnet lock is on, and the node key that is to be replaced has this signature.
+    /// The new key needs one that rests on it; answer with [`Input::Signature`].
+    SignatureWanted {
+        /// The new node key.
+        node_key: NodePublic,
+        /// The signature of the key before it.
+        before: Vec<u8>,
+    },
     /// The node key has expired and a fresh one did not help. The session is over.
     KeyExpired,
     /// A map stream begins.
@@ -195,6 +214,8 @@ enum Phase {
     Registering,
     /// The server asked for another node key.
     NeedsFreshKey,
+    /// The server asked for a signature of the node key.
+    NeedsSignature,
     /// The map stream is being opened.
     Opening,
     /// The map stream is open, since then.
@@ -350,11 +371,23 @@ impl ControlSession {
             Input::FreshKey {
                 node_key,
                 old_node_key,
+                node_key_signature,
             } => {
                 if self.phase == Phase::NeedsFreshKey {
                     self.config.node_key = node_key;
                     self.config.old_node_key = old_node_key;
+                    self.config.node_key_signature = node_key_signature;
                     self.register();
+                }
+            }
+            Input::Signature(signature) => {
+                if self.phase == Phase::NeedsSignature {
+                    if signature.is_empty() {
+                        self.refused(now, UNSIGNED.to_owned(), entropy);
+                    } else {
+                        self.config.node_key_signature = signature;
+                        self.register();
+                    }
                 }
             }
             Input::C2nAnswer { id, response } => {
@@ -384,13 +417,17 @@ impl ControlSession {
     fn register(&mut self) {
         // The auth key starts a login; the follow-ups wait for its end.
         let auth_key = self.config.auth_key.clone();
-        let request = self.config.description.register_request(
+        let mut request = self.config.description.register_request(
             self.config.node_key,
             self.config.old_node_key,
             auth_key.filter(|_| self.followup.is_empty()),
             self.followup.clone(),
             self.config.ephemeral,
         );
+        request.nl_key = self.config.lock_key;
+        request
+            .node_key_signature
+            .clone_from(&self.config.node_key_signature);
         self.phase = Phase::Registering;
         self.request(Request::Register(Box::new(request)));
     }
@@ -398,6 +435,16 @@ impl ControlSession {
     fn registered(&mut self, now: Instant, response: RegisterResponse, entropy: &mut dyn Entropy) {
         if !response.error.is_empty() {
             self.refused(now, response.error, entropy);
+        } else if !response.node_key_signature.is_empty() {
+            if self.config.node_key_signature.is_empty() {
+                self.phase = Phase::NeedsSignature;
+                self.emit(Event::SignatureWanted {
+                    node_key: self.config.node_key,
+                    before: response.node_key_signature,
+                });
+            } else {
+                self.refused(now, UNSIGNED.to_owned(), entropy);
+            }
         } else if response.node_key_expired {
             if self.fresh_key_tried {
                 self.phase = Phase::Over;

@@ -34,6 +34,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use url::Url;
 use warren_channel::map_frames::Packing;
@@ -49,6 +50,10 @@ use crate::upgrade::shown;
 
 /// Most bytes of an answer other than the map stream.
 const MAX_ANSWER_LEN: usize = 1024 * 1024;
+/// The longest answer about tailnet lock: a chain of update messages.
+const MAX_CHAIN_LEN: usize = 24 << 20;
+/// The longest wait for an answer about tailnet lock.
+const LOCK_PATIENCE: Duration = Duration::from_secs(60);
 /// The longest time a short request may take.
 const SHORT: Duration = Duration::from_secs(30);
 /// The longest wait that a server can ask for by `Retry-After`.
@@ -106,10 +111,12 @@ pub enum ControlError {
         body: String,
     },
     /// The answer is longer than any should be.
-    #[error("the coordination server's answer to {path} is longer than {MAX_ANSWER_LEN} bytes")]
+    #[error("the coordination server's answer to {path} is longer than {limit} bytes")]
     TooLong {
         /// The requested path or URL.
         path: String,
+        /// The longest answer that is read.
+        limit: usize,
     },
     /// The answer is not of the expected kind.
     #[error("the coordination server's answer to {path} cannot be read: {source}")]
@@ -348,6 +355,28 @@ impl ControlClient {
         self.answer(Method::POST, ping, response, true).await
     }
 
+    /// A request about tailnet lock: a GET with a JSON body, to `/machine/tka/` and
+    /// `subject`.
+    ///
+    /// # Errors
+    /// [`ControlError`], also for each status but 200.
+    pub async fn tailnet_lock<A: DeserializeOwned>(
+        &self,
+        subject: &str,
+        request: &impl Serialize,
+    ) -> Result<A, ControlError> {
+        let path = format!("/machine/tka/{subject}");
+        let exchange = async {
+            let response = self
+                .send(Method::GET, &path, json(request), HeaderMap::new())
+                .await?;
+            let response = self.successful(&path, response).await?;
+            read_up_to(MAX_CHAIN_LEN, &path, response).await
+        };
+        let body = within(LOCK_PATIENCE, &path, exchange).await?;
+        serde_json::from_slice(&body).map_err(|source| ControlError::Json { path, source })
+    }
+
     /// Any other request inside the channel: status and body of the answer.
     ///
     /// # Errors
@@ -396,6 +425,15 @@ impl ControlClient {
         headers: HeaderMap,
     ) -> Result<Response<Incoming>, ControlError> {
         let response = self.send(Method::POST, path, body, headers).await?;
+        self.successful(path, response).await
+    }
+
+    /// The response, if its status is 200.
+    async fn successful(
+        &self,
+        path: &str,
+        response: Response<Incoming>,
+    ) -> Result<Response<Incoming>, ControlError> {
         match response.status() {
             StatusCode::OK => Ok(response),
             StatusCode::TOO_MANY_REQUESTS => Err(ControlError::RateLimited {
@@ -523,13 +561,20 @@ async fn within<T>(
 }
 
 async fn read_answer(path: &str, response: Response<Incoming>) -> Result<Bytes, ControlError> {
-    let body = Limited::new(response.into_body(), MAX_ANSWER_LEN)
-        .collect()
-        .await;
+    read_up_to(MAX_ANSWER_LEN, path, response).await
+}
+
+async fn read_up_to(
+    limit: usize,
+    path: &str,
+    response: Response<Incoming>,
+) -> Result<Bytes, ControlError> {
+    let body = Limited::new(response.into_body(), limit).collect().await;
     let body = body.map_err(|error| match error.downcast::<hyper::Error>() {
         Ok(error) => ControlError::Broken(*error),
         Err(_) => ControlError::TooLong {
             path: path.to_owned(),
+            limit,
         },
     })?;
     Ok(body.to_bytes())

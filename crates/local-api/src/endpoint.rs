@@ -206,6 +206,8 @@ pub struct Text;
 pub struct MetricsText;
 /// Bytes without a type.
 pub struct Raw;
+/// The status 200 without a body.
+pub struct Done;
 /// The status 204 without a body.
 pub struct NoContent;
 /// The status 201 without a body.
@@ -308,6 +310,16 @@ impl AnswerForm<()> for Created {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::CREATED;
         Ok(response)
+    }
+
+    async fn read(response: Response<Body>) -> Result<(), ClientError> {
+        whole_body(response).await.map(drop)
+    }
+}
+
+impl AnswerForm<()> for Done {
+    fn write((): ()) -> Reply<Response<Body>> {
+        Ok(Response::new(Body::empty()))
     }
 
     async fn read(response: Response<Body>) -> Result<(), ClientError> {

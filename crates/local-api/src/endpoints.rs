@@ -11,12 +11,14 @@ mod network;
 mod prefs;
 mod profiles;
 mod status;
+mod tailnet_lock;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use bytes::Bytes;
 use serde_json::Value;
-use warren_control_types::{DerpMap, DnsConfig, FilterRule, Node, UserProfile};
+use warren_control_types::{DerpMap, DnsConfig, Encoded, FilterRule, Node, UserProfile};
 
 pub use diagnostics::{
     BugReport, Debug, DebugAction, GetFilter, GetMetrics, GetNetcheck, GetUserMetrics, Ping, Why,
@@ -32,14 +34,19 @@ pub use profiles::{
     DeleteProfile, GetCurrentProfile, GetProfile, GetProfiles, NewProfile, SwitchProfile,
 };
 pub use status::{GetDerpMap, GetDnsConfig, GetServeConfig, GetStatus, WatchBus, WhoIs};
+pub use tailnet_lock::{
+    GetLockLog, GetLockStatus, LockAffected, LockCosign, LockDisable, LockDisableHere, LockInit,
+    LockModify, LockRevoke, LockSign, LockSubmit, LockWrap,
+};
 
 use crate::endpoint::{
-    Created, EventStream, Handler, Json, JsonLines, MetricsText, NoContent, Permission, PrettyJson,
-    Text,
+    Created, Done, EventStream, Handler, Json, JsonLines, MetricsText, NoContent, Permission,
+    PrettyJson, Raw, Text,
 };
 use crate::filter::{FilterReport, WhyAnswer};
 use crate::notify::Notify;
 use crate::prefs::ShownPrefs;
+use crate::tailnet_lock::{LockStatus, LockUpdate};
 use crate::types::{LoginProfile, NetcheckReport, PingResult, Status, WhoIsResponse};
 
 /// Makes a table of endpoints: an `Endpoint` for each request type, a trait
@@ -121,6 +128,19 @@ endpoints! {
     LogIn: [POST] "/localapi/v0/login-interactive", Write => NoContent<()>;
     LogOut: [POST] "/localapi/v0/logout", Write => NoContent<()>;
     ResetLogin: [POST] "/localapi/v0/reset-auth", Write => NoContent<()>;
+
+    GetLockStatus: [GET] "/localapi/v0/tka/status", Read => PrettyJson<LockStatus>;
+    GetLockLog: [GET] "/localapi/v0/tka/log", Read => PrettyJson<Vec<LockUpdate>>;
+    LockInit: [POST] "/localapi/v0/tka/init", Write => PrettyJson<LockStatus>;
+    LockSign: [POST] "/localapi/v0/tka/sign", Write => Done<()>;
+    LockModify: [POST] "/localapi/v0/tka/modify", Write => NoContent<()>;
+    LockDisable: [POST] "/localapi/v0/tka/disable", Write => Done<()>;
+    LockDisableHere: [POST] "/localapi/v0/tka/force-local-disable", Write => Done<()>;
+    LockAffected: [POST] "/localapi/v0/tka/affected-sigs", Read => PrettyJson<Vec<Encoded>>;
+    LockRevoke: [POST] "/localapi/v0/tka/generate-recovery-aum", Write => Raw<Bytes>;
+    LockCosign: [POST] "/localapi/v0/tka/cosign-recovery-aum", Write => Raw<Bytes>;
+    LockSubmit: [POST] "/localapi/v0/tka/submit-recovery-aum", Write => Done<()>;
+    LockWrap: [POST] "/localapi/v0/tka/wrap-preauth-key", Write => Text<String>;
 
     Ping: [POST] "/localapi/v0/ping", Nothing => Json<PingResult>, errors in "error";
     GetNetcheck: [GET] "/localapi/v0/netcheck", Read => PrettyJson<NetcheckReport>;

@@ -44,6 +44,7 @@ pub mod ordered_json;
 pub mod prefs;
 pub mod router;
 pub mod server;
+pub mod tailnet_lock;
 pub mod types;
 
 /// The host name that clients put into the `Host` header, and the only one

@@ -7,6 +7,7 @@
 //! each to the others, and keeps the snapshot that the data plane reads
 //! ([`View`]) up to date.
 
+mod admission;
 mod apply_netmap;
 mod relay_server;
 mod route_events;
@@ -37,6 +38,8 @@ use warren_tunnel::{Aead, Event as TunnelEvent, Handshakes, PeerIndex, Session, 
 use warren_wire::geneve;
 use warren_wire::ip::tsmp;
 
+use self::admission::Admission;
+pub use self::admission::{HiddenPeer, LockGate, LockedOut};
 pub use self::relay_server::RelayRequest;
 use crate::entropy::SharedEntropy;
 use crate::host_config::{HostConfig, TUNNEL_MTU, accepted_prefixes, single_addresses};
@@ -78,6 +81,8 @@ pub struct EngineConfig {
     /// The address ranges of the tailnet. Everything in the node that must know
     /// them takes them from here.
     pub ranges: TailnetRanges,
+    /// The peers that are accepted.
+    pub lock: LockGate,
 }
 
 /// An action for the owner of the engine.
@@ -176,7 +181,9 @@ pub struct Engine {
     node_key: NodePublic,
     disco_key: DiscoPublic,
     prefs: NodePrefs,
+    /// Without the peers that tailnet lock keeps out.
     netmap: Netmap,
+    admission: Admission,
     peers: PeerTable,
     paths: Paths,
     handshakes: Handshakes,
@@ -222,6 +229,7 @@ impl Engine {
             disco_key,
             prefs: NodePrefs::default(),
             netmap: Netmap::default(),
+            admission: Admission::new(config.lock),
             peers: PeerTable::default(),
             paths,
             handshakes,
@@ -403,7 +411,11 @@ impl Engine {
             self.server_clock.resume(now, wall, clock);
         }
         // The first message of the server replaces this as a whole.
-        let changes = Changes::between(&self.netmap, &netmap);
+        let mut netmap = netmap;
+        let before = self.admission.reveal(&mut self.netmap.peers);
+        let mut changes = Changes::between(&self.netmap, &netmap);
+        self.admission
+            .conceal(&mut netmap.peers, before, &mut changes);
         self.netmap = netmap;
         self.follow(now, changes);
         self.expire_peers(now, wall);
@@ -424,7 +436,16 @@ impl Engine {
         wall: Duration,
         message: MapResponse,
     ) -> Result<Notices, ApplyError> {
-        let applied = self.netmap.apply(message, wall)?;
+        let before = self.admission.reveal(&mut self.netmap.peers);
+        let mut applied = self.netmap.apply(message, wall);
+        let mut nothing = Changes::default();
+        let changes = match &mut applied {
+            Ok(applied) => &mut applied.changes,
+            Err(_) => &mut nothing,
+        };
+        self.admission
+            .conceal(&mut self.netmap.peers, before, changes);
+        let applied = applied?;
         let server = applied.notices.control_time;
         let server = server.and_then(|time| Duration::try_from(time.as_duration()).ok());
         // A server without a clock sends the zero time of its language.

@@ -26,7 +26,10 @@ mod prefs;
 mod report;
 mod server_clock;
 
-pub use engine::{Engine, EngineConfig, EngineCounters, MAGIC_DNS, Output, RelayRequest};
+pub use engine::{
+    Engine, EngineConfig, EngineCounters, HiddenPeer, LockGate, LockedOut, MAGIC_DNS, Output,
+    RelayRequest,
+};
 pub use host_config::{HostConfig, TUNNEL_MTU};
 pub use node::Node;
 pub use prefs::NodePrefs;

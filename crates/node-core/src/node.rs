@@ -17,6 +17,7 @@ mod logins;
 mod persistence;
 mod pings;
 mod relay_links;
+mod tailnet_lock;
 
 #[cfg(test)]
 mod tests;
@@ -39,6 +40,11 @@ use self::logins::{Effect, Logins};
 use self::persistence::Persistence;
 use self::pings::Pings;
 use self::relay_links::RelayLinks;
+use self::tailnet_lock::TailnetLock;
+pub use self::tailnet_lock::{
+    KeptLock, LockAnswer, LockCommandError, LockCommands, LockInit, LockRequest, LockRequestId,
+    Revocation, StoredChain, check_head,
+};
 use crate::entropy::SharedEntropy;
 use crate::{Engine, EngineConfig, HostConfig, Output, PingAnswer};
 
@@ -59,6 +65,7 @@ pub struct Node {
     links: RelayLinks,
     pings: Pings,
     persistence: Persistence,
+    lock: TailnetLock,
     settings: NodeSettings,
     network: LocalNetwork,
     /// `None` before the start.
@@ -89,12 +96,15 @@ impl Node {
             StoredLogin { .. } => NodeSecret::generate(&mut entropy),
         };
         let disco_key = DiscoSecret::generate(&mut entropy);
+        let refused = config.stored.refused_locks.clone();
+        let lock = TailnetLock::new(config.lock, refused, entropy.boxed());
         let engine_config = EngineConfig {
             node_key: node_key.clone(),
             disco_key: disco_key.clone(),
             flow_slots: config.flow_slots,
             aead: config.aead,
             ranges: config.ranges,
+            lock: lock.gate(),
         };
         let mut engine = Engine::new(engine_config, now, entropy.boxed());
         engine.resume_timestamps(config.clock_floor);
@@ -108,6 +118,7 @@ impl Node {
             links: RelayLinks::default(),
             pings: Pings::default(),
             persistence: Persistence::new(now, config.clock_floor),
+            lock,
             settings: config.settings,
             network: config.network,
             state: None,
@@ -175,7 +186,10 @@ impl Node {
 
     /// The logins that [`NodeOutput::SaveLogin`] writes.
     pub fn stored_login(&self) -> StoredLogin {
-        self.logins.stored()
+        StoredLogin {
+            refused_locks: self.lock.refused().to_vec(),
+            ..self.logins.stored()
+        }
     }
 
     /// The state of the node; `None` before the start.
@@ -224,6 +238,7 @@ impl Node {
     /// The problems of the netmap, found by the server or here.
     pub fn netmap_problems(&self) -> Vec<String> {
         let mut problems: Vec<String> = self.filter_problem().into_iter().collect();
+        problems.extend(self.lock_problems());
         let netmap = self.netmap();
         if netmap.display_messages.is_empty() {
             problems.extend(netmap.health.iter().cloned());
@@ -333,7 +348,14 @@ impl Node {
             NodeInput::LogIn => self.log_in(now),
             NodeInput::LogOut => self.forget_login(now, true),
             NodeInput::ResetLogin => self.forget_login(now, false),
-            NodeInput::UseLogin { settings, stored } => self.use_login(now, *settings, *stored),
+            NodeInput::UseLogin {
+                settings,
+                stored,
+                lock,
+            } => self.use_login(now, *settings, *stored, *lock),
+            NodeInput::DisableLockHere => self.disable_lock_here(),
+            NodeInput::LockAnswer(id, answer) => self.lock_answered(now, wall, id, answer),
+            NodeInput::LockStored(result) => self.lock.stored(now, result),
             NodeInput::Ping { id, address, kind } => self.ping(now, id, address, kind),
             NodeInput::Remeasure => self.engine.restun(now),
             NodeInput::FindPaths => {
@@ -354,6 +376,9 @@ impl Node {
             self.logins.next_deadline(),
             self.pings.next_deadline().map(|at| (at, "a late ping")),
             netmap_due.map(|at| (at, "write the netmap")),
+            self.lock
+                .next_deadline()
+                .map(|at| (at, "next attempt of tailnet lock")),
             Some((self.sample_at, "traffic counters")),
         ]
         .into_iter()
@@ -365,6 +390,9 @@ impl Node {
     pub fn handle_timeout(&mut self, now: Instant, wall: Duration) {
         self.engine.handle_timeout(now, wall);
         self.logins.handle_timeout(now);
+        if self.lock.handle_timeout(now) {
+            self.compare_lock();
+        }
         while let Some((id, report)) = self.pings.take_late(now) {
             self.ping_ended(id, Some(report));
         }
@@ -445,13 +473,20 @@ impl Node {
 
     fn forget_login(&mut self, now: Instant, notify_server: bool) {
         self.settings.want_running = false;
+        self.lock.logged_out();
         self.logins.forget(notify_server);
         self.node_key = NodeSecret::generate(&mut self.entropy);
         self.replace_engine(now);
         self.outputs.push_back(NodeOutput::Host);
     }
 
-    fn use_login(&mut self, now: Instant, settings: NodeSettings, stored: StoredLogin) {
+    fn use_login(
+        &mut self,
+        now: Instant,
+        settings: NodeSettings,
+        stored: StoredLogin,
+        lock: KeptLock,
+    ) {
         let keys = [
             stored.account.as_ref().map(|account| &account.node_key),
             stored.candidate.as_ref(),
@@ -460,6 +495,7 @@ impl Node {
             Some(key) => key.clone(),
             None => NodeSecret::generate(&mut self.entropy),
         };
+        self.lock.replace(lock, stored.refused_locks.clone());
         self.logins.replace(stored);
         self.settings = settings;
         // The netmap and the paths are those of the other login.
@@ -497,6 +533,7 @@ impl Node {
             flow_slots: self.flow_slots,
             aead: self.engine.aead(),
             ranges: *self.engine.ranges(),
+            lock: self.lock.gate(),
         };
         self.engine = Engine::new(config, now, self.entropy.boxed());
         self.engine
@@ -560,6 +597,7 @@ impl Node {
             hostinfo,
             endpoints: report.endpoints.clone(),
             disco_key: Some(report.disco_key),
+            lock_head: self.lock.head(),
         };
         self.logins.describe(now, description);
     }
@@ -628,6 +666,7 @@ impl Node {
                 is_quiet = false;
                 self.on_login_effect(now, wall, effect);
             }
+            is_quiet &= !self.carry_out_lock(now, wall);
             is_quiet &= !self.collect_outputs(now);
             is_quiet &= !self.work_out_state(now, wall);
             if is_quiet {
@@ -652,6 +691,7 @@ impl Node {
         match effect {
             Effect::Output(output) => self.outputs.push_back(output),
             Effect::KeyReplaced => {
+                self.lock.login_accepted(&self.settings.server);
                 let key = self
                     .logins
                     .account()
@@ -665,15 +705,20 @@ impl Node {
                 self.engine.set_control_connected(true);
                 self.engine.begin_map_stream();
             }
-            Effect::Disconnected => self.engine.set_control_connected(false),
+            Effect::Disconnected => {
+                self.engine.set_control_connected(false);
+                self.lock.disconnected();
+            }
             Effect::Map(message) => self.apply_map(now, wall, *message),
         }
     }
 
     fn apply_map(&mut self, now: Instant, wall: Duration, message: MapResponse) {
         self.netmap_is_cached = false;
+        self.expect_lock(now, wall, &message);
         match self.engine.apply_map(now, wall, message) {
             Ok(notices) => {
+                self.compare_lock();
                 if let Some(url) = notices.pop_browser_url {
                     let notice = Notice::BrowseTo(url);
                     self.outputs.push_back(NodeOutput::Notice(notice));

@@ -14,7 +14,7 @@ use warren_control_types::{Hostinfo, RegionId};
 use warren_dataplane::{VNET_HDR_LEN, View};
 use warren_keys::{MachineSecret, NodePublic};
 use warren_node_core::node::{
-    HostReport, LinkId, LocalNetwork, NetworkChange, NodeConfig, NodeInput, NodeOutput,
+    HostReport, KeptLock, LinkId, LocalNetwork, NetworkChange, NodeConfig, NodeInput, NodeOutput,
     NodeSettings, SessionId, StoredLogin,
 };
 use warren_node_core::{HostConfig, Node as NodeCore, NodePrefs};
@@ -666,7 +666,10 @@ impl Node {
             | NodeOutput::Unregister(_)
             | NodeOutput::PingEnded { .. }
             | NodeOutput::Path { .. }
-            | NodeOutput::Notice(_) => {}
+            | NodeOutput::Notice(_)
+            // The server of the simulation does not offer tailnet lock.
+            | NodeOutput::LockRequest { .. }
+            | NodeOutput::StoreLock(_) => {}
         }
     }
 
@@ -704,6 +707,7 @@ fn process(
 ) -> NodeCore {
     let config = NodeConfig {
         stored: disk.login.clone(),
+        lock: KeptLock::Off,
         clock_floor: disk.clock_floor,
         settings: settings(identity, disk.want_running),
         network: local_network(addresses),

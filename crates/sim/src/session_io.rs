@@ -134,7 +134,10 @@ impl SessionIo {
             Input::StreamOpened(Err(_)) | Input::StreamEnded(_) => {
                 self.map_stream = MapStream::Closed;
             }
-            Input::FreshKey { .. } | Input::C2nAnswer { .. } | Input::Description(_) => {}
+            Input::FreshKey { .. }
+            | Input::Signature(_)
+            | Input::C2nAnswer { .. }
+            | Input::Description(_) => {}
         }
         Ok(input)
     }

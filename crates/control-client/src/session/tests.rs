@@ -38,6 +38,10 @@ enum Step {
     End,
     /// The update arrives, or does not.
     Updated(bool),
+    /// The server asks for a signature of the node key.
+    AskSignature,
+    /// The node signs its key, or cannot.
+    Sign(&'static [u8]),
     /// The host is renamed.
     Rename(&'static str),
     /// Seconds pass.
@@ -62,6 +66,8 @@ impl World {
             node_key: key(1),
             old_node_key: None,
             auth_key: auth_key.map(str::to_owned),
+            lock_key: None,
+            node_key_signature: Vec::new(),
             ephemeral: false,
             description: Description::default(),
         });
@@ -89,6 +95,9 @@ impl World {
                     if !request.followup.is_empty() {
                         line += &format!(" after {}", request.followup);
                     }
+                    if !request.node_key_signature.is_empty() {
+                        line += " signed";
+                    }
                     line
                 }
                 Output::Request(Request::OpenStream(request)) => {
@@ -108,6 +117,10 @@ impl World {
                     Event::AuthUrl(url) => format!("URL {url}"),
                     Event::Registered(_) => "REGISTERED".to_owned(),
                     Event::FreshKeyWanted => "FRESH KEY".to_owned(),
+                    Event::SignatureWanted { node_key, before } => {
+                        assert_eq!((node_key, before), (key(1), vec![1]));
+                        "SIGNATURE".to_owned()
+                    }
                     Event::KeyExpired => "EXPIRED".to_owned(),
                     Event::StreamBegins => "STREAM".to_owned(),
                     Event::Map(_) => "MAP".to_owned(),
@@ -133,9 +146,12 @@ impl World {
             Refuse(reason) => answer(|response, text| response.error = text, reason),
             Ask(url) => answer(|response, text| response.auth_url = text, url),
             Expired => answer(|response, _| response.node_key_expired = true, ""),
+            AskSignature => answer(|response, _| response.node_key_signature = vec![1], ""),
+            Sign(signature) => Input::Signature(signature.to_vec()),
             Fresh(number) => Input::FreshKey {
                 node_key: key(number),
                 old_node_key: Some(key(1)),
+                node_key_signature: Vec::new(),
             },
             RegisterFails => Input::Registered(Err(failed())),
             SlowDown(seconds) => Input::Registered(Err(RequestError::RateLimited {
@@ -171,6 +187,8 @@ impl World {
     }
 }
 
+const UNSIGNED_LINE: &str = "REFUSED tailnet lock is on and the server does not accept the signature of this node's new key; join as a new node with `warren logout` and `warren up`, and have it signed on a trusted node with `warren lock sign` true";
+
 fn run(auth_key: Option<&str>, steps: &[Step]) -> Vec<String> {
     let mut world = World::new(auth_key);
     for step in steps {
@@ -193,6 +211,34 @@ fn registrations_end_as_the_server_answers() {
                 "STREAM",
                 "MAP",
             ][..],
+        ),
+        // Tailnet lock: the key is signed and registered again.
+        (
+            Some("k"),
+            &[AskSignature, Sign(&[2]), Accept],
+            &[
+                "register 1 with k",
+                "SIGNATURE",
+                "register 1 with k signed",
+                "REGISTERED",
+                "update",
+                "open",
+            ],
+        ),
+        (
+            Some("k"),
+            &[AskSignature, Sign(&[]), Pass(1000)],
+            &["register 1 with k", "SIGNATURE", UNSIGNED_LINE],
+        ),
+        (
+            Some("k"),
+            &[AskSignature, Sign(&[2]), AskSignature, Pass(1000)],
+            &[
+                "register 1 with k",
+                "SIGNATURE",
+                "register 1 with k signed",
+                UNSIGNED_LINE,
+            ],
         ),
         // The auth key is refused: repeating the request is useless.
         (

@@ -24,6 +24,7 @@ fn engine(now: Instant) -> Engine {
         flow_slots: Some(64),
         aead: Aead::default(),
         ranges: TailnetRanges::DEFAULT,
+        lock: Default::default(),
     };
     Engine::new(config, now, Box::new(CountingEntropy::default()))
 }

@@ -14,12 +14,14 @@ use warren_control_types::{
 };
 use warren_dataplane::View;
 use warren_keys::{DiscoPublic, NodePublic, NodeSecret};
+use warren_lock::LockSecret;
 use warren_node_types::{Destination, Family, PathAddr, SearchSocket, SocketOrder, TailnetRanges};
 use warren_paths::{LocalAddresses, PortMapReport};
 use warren_tunnel::{Aead, PeerIndex, Source};
 
 use warren_wire::disco::RelayEndpoint;
 
+use super::tailnet_lock::{KeptLock, LockAnswer, LockRequest, LockRequestId, StoredChain};
 use crate::engine::RelayRequest;
 use crate::{ClockPair, NodePrefs};
 
@@ -44,6 +46,11 @@ pub struct StoredLogin {
     /// The key of a new login that the server has not answered yet. The server
     /// may have accepted it although its answer was lost.
     pub candidate: Option<NodeSecret>,
+    /// The node's own key for tailnet lock. It signs the node keys that replace a
+    /// signed one. `None`: the node makes one.
+    pub lock_key: Option<LockSecret>,
+    /// The identities of locks that the user turned off on this machine only.
+    pub refused_locks: Vec<String>,
 }
 
 /// The last netmap, as it is kept on disk.
@@ -201,6 +208,10 @@ pub enum NodeInput {
     // ---- the coordination server ----
     /// The result of a request, or a message of the map stream.
     Control(SessionId, ControlInput),
+    /// The answer to [`NodeOutput::LockRequest`], or why there is none.
+    LockAnswer(LockRequestId, Result<Box<LockAnswer>, String>),
+    /// The answer to [`NodeOutput::StoreLock`]: written, or the reason why not.
+    LockStored(Result<(), String>),
     /// The answer to [`NodeOutput::SaveLogin`]: written, or the reason why not.
     LoginSaved(SaveId, Result<(), String>),
 
@@ -227,6 +238,8 @@ pub enum NodeInput {
     LogOut,
     /// Forget the login here only.
     ResetLogin,
+    /// Turn tailnet lock off on this machine only.
+    DisableLockHere,
     /// Use another stored login, or none, in the place of the one in force. The server
     /// of the old one is not notified. Both are on disk already.
     UseLogin {
@@ -234,6 +247,8 @@ pub enum NodeInput {
         settings: Box<NodeSettings>,
         /// The login.
         stored: Box<StoredLogin>,
+        /// Its tailnet lock.
+        lock: Box<KeptLock>,
     },
     /// Ping the peer with this address.
     Ping {
@@ -354,7 +369,20 @@ pub enum NodeOutput {
     /// Send this request, which gives up the login, outside of any session.
     Unregister(Box<RegisterRequest>),
 
+    /// Send this request in the session and answer with [`NodeInput::LockAnswer`].
+    LockRequest {
+        /// The session.
+        session: SessionId,
+        /// The number of the request.
+        id: LockRequestId,
+        /// The request.
+        request: Box<LockRequest>,
+    },
+
     // ---- the disk ----
+    /// Write the chain of tailnet lock to disk, or remove it, and answer with
+    /// [`NodeInput::LockStored`]. The view that follows from it comes after this.
+    StoreLock(Option<Box<StoredChain>>),
     /// Write [`Node::stored_login`](super::Node::stored_login) to disk now and
     /// answer with [`NodeInput::LoginSaved`].
     SaveLogin(SaveId),
@@ -454,6 +482,8 @@ pub enum PingFailure {
 pub struct NodeConfig {
     /// The logins on disk.
     pub stored: StoredLogin,
+    /// The tailnet lock on disk.
+    pub lock: KeptLock,
     /// The floor of handshake timestamps on disk: time since the UNIX epoch.
     pub clock_floor: Duration,
     /// The settings of the user.

@@ -42,6 +42,7 @@ use warren_control_client::{
 };
 use warren_control_types::MapResponse;
 use warren_keys::{Entropy, NodeSecret};
+use warren_lock::{LockSecret, WrappedAuthKey};
 
 use self::candidate::{AfterSave, Candidate, CandidateKey};
 use self::login::Login;
@@ -75,19 +76,24 @@ pub(super) struct Logins {
     /// The auth key of the last start, and its time.
     given_key: Option<(Instant, String)>,
     description: Description,
+    /// The node's own key for tailnet lock.
+    lock_key: LockSecret,
     last_id: u64,
     entropy: Box<dyn Entropy>,
     effects: VecDeque<Effect>,
 }
 
 impl Logins {
-    pub(super) fn new(stored: StoredLogin, entropy: Box<dyn Entropy>) -> Self {
+    pub(super) fn new(stored: StoredLogin, mut entropy: Box<dyn Entropy>) -> Self {
         Self {
             login: stored.account.map_or(Login::LoggedOut, Login::Idle),
             candidate: Self::found(stored.candidate),
             error: None,
             given_key: None,
             description: Description::default(),
+            lock_key: stored
+                .lock_key
+                .unwrap_or_else(|| LockSecret::generate(&mut *entropy)),
             last_id: 0,
             entropy,
             effects: VecDeque::new(),
@@ -103,6 +109,16 @@ impl Logins {
 
     // ---- views ----
 
+    /// The node's own key for tailnet lock.
+    pub(super) fn lock_key(&self) -> &LockSecret {
+        &self.lock_key
+    }
+
+    /// The session of the login in force.
+    pub(super) fn session_id(&self) -> Option<SessionId> {
+        self.login.session().map(|session| session.id)
+    }
+
     /// The login in force.
     pub(super) fn account(&self) -> Option<&Account> {
         self.login.account()
@@ -112,6 +128,8 @@ impl Logins {
         StoredLogin {
             account: self.account().cloned(),
             candidate: self.candidate.key().cloned(),
+            lock_key: Some(self.lock_key.clone()),
+            refused_locks: Vec::new(),
         }
     }
 
@@ -267,6 +285,8 @@ impl Logins {
         self.disconnect();
         self.login = Login::LoggedOut;
         self.candidate = Candidate::None;
+        // The next login may be that of another user.
+        self.lock_key = LockSecret::generate(&mut *self.entropy);
         self.error = None;
         self.given_key = None;
         self.save();
@@ -277,6 +297,9 @@ impl Logins {
         self.disconnect();
         self.login = stored.account.map_or(Login::LoggedOut, Login::Idle);
         self.candidate = Self::found(stored.candidate);
+        self.lock_key = stored
+            .lock_key
+            .unwrap_or_else(|| LockSecret::generate(&mut *self.entropy));
         self.error = None;
         self.given_key = None;
     }
@@ -299,7 +322,9 @@ impl Logins {
             }
             (Ok(()), AfterSave::Register(auth_key)) => self.register_candidate(key, auth_key),
             (Ok(()), AfterSave::Continue(mut session)) => {
+                let given_key = session.auth_key().map(str::to_owned);
                 let input = ControlInput::FreshKey {
+                    node_key_signature: signed_by_auth_key(given_key, &key.secret).1,
                     node_key: key.secret.public(),
                     old_node_key: self.account().map(|account| account.node_key.public()),
                 };
@@ -355,14 +380,18 @@ impl Logins {
     ) -> Box<Session> {
         let id = SessionId(self.next_id());
         self.output(NodeOutput::OpenSession(id));
+        let given_key = auth_key.clone();
+        let (auth_key, node_key_signature) = signed_by_auth_key(auth_key, key);
         let control = ControlSession::new(SessionConfig {
             node_key: key.public(),
             old_node_key: old_key.map(NodeSecret::public),
             auth_key,
+            lock_key: Some(self.lock_key.public()),
+            node_key_signature,
             ephemeral: false,
             description: self.description.clone(),
         });
-        Box::new(Session::new(id, control))
+        Box::new(Session::new(id, control, given_key))
     }
 
     fn close(&mut self, session: &Session) {
@@ -439,7 +468,8 @@ impl Logins {
         }
     }
 
-    fn save(&mut self) {
+    /// Writes the logins to disk.
+    pub(super) fn save(&mut self) {
         let id = SaveId(self.next_id());
         self.output(NodeOutput::SaveLogin(id));
     }
@@ -455,5 +485,61 @@ impl Logins {
 
     fn notice(&mut self, notice: Notice) {
         self.output(NodeOutput::Notice(notice));
+    }
+}
+
+/// The auth key for the server, and the signature of the node key if the auth key
+/// carries a credential of tailnet lock.
+fn signed_by_auth_key(auth_key: Option<String>, key: &NodeSecret) -> (Option<String>, Vec<u8>) {
+    let Some(wrapped) = auth_key.as_deref().and_then(WrappedAuthKey::parse) else {
+        return (auth_key, Vec::new());
+    };
+    match wrapped
+        .credential
+        .by_credential(key.public(), &wrapped.delegate)
+    {
+        Ok(signature) => (Some(wrapped.auth_key), signature.encode()),
+        // The server says what is wrong with it.
+        Err(_) => (auth_key, Vec::new()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use warren_lock::{
+        Authority, Checkpoint, DisablementValue, Meta, NodeKeySignature, StateId, TrustedKey,
+    };
+
+    use super::*;
+
+    #[test]
+    fn auth_key_with_a_credential_signs_the_node_key() {
+        let (trusted, delegate) = (
+            LockSecret::from_seed(&[1; 32]),
+            LockSecret::from_seed(&[2; 32]),
+        );
+        let key = NodeSecret::from_bytes(&[3; 32]);
+        let wrapped = WrappedAuthKey {
+            auth_key: "tskey-auth-x".to_owned(),
+            credential: NodeKeySignature::credential(delegate.public(), &trusted),
+            delegate,
+        };
+        let (auth_key, signature) = signed_by_auth_key(Some(wrapped.to_text().to_string()), &key);
+        assert_eq!(auth_key.as_deref(), Some("tskey-auth-x"));
+        let keys = vec![TrustedKey::new(trusted.public(), 1, Meta::default()).unwrap()];
+        let values = vec![DisablementValue::from_bytes([1; 32])];
+        let checkpoint = Checkpoint::new(keys, values, StateId(1, 2)).unwrap();
+        let (authority, _) = Authority::create(checkpoint, &trusted, 0).unwrap();
+        assert!(authority.authorize(key.public(), &signature).is_ok());
+
+        for plain in [
+            None,
+            Some("tskey-auth-x".to_owned()),
+            Some("a--TLb-c".to_owned()),
+        ] {
+            let (auth_key, signature) = signed_by_auth_key(plain.clone(), &key);
+            assert_eq!((auth_key, signature), (plain, Vec::new()));
+        }
     }
 }

@@ -115,6 +115,7 @@ fn settings(want_running: bool) -> NodeSettings {
 fn process(disk: &StoredLogin, want_running: bool, now: Instant, run: u64) -> Node {
     let config = NodeConfig {
         stored: disk.clone(),
+        lock: KeptLock::Off,
         clock_floor: Duration::ZERO,
         settings: settings(want_running),
         network: LocalNetwork::default(),

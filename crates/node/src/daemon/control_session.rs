@@ -10,7 +10,7 @@ use warren_control_types::{MapRequest, PingRequest, RegisterRequest};
 use warren_dial::Dialer;
 use warren_dial::control::{ControlClient, ControlError, ServerUrl};
 use warren_keys::MachineSecret;
-use warren_node_core::node::{NodeInput, SessionId};
+use warren_node_core::node::{LockAnswer, LockRequest, LockRequestId, NodeInput, SessionId};
 
 use super::Inbox;
 
@@ -53,6 +53,24 @@ impl SessionIo {
         }
     }
 
+    /// The client of the server.
+    pub fn client(&self) -> Result<ControlClient, String> {
+        self.client.clone()
+    }
+
+    /// Begins a request about tailnet lock. Its result goes to the engine task.
+    pub fn lock_request(&mut self, id: LockRequestId, request: LockRequest) {
+        let (client, inbox) = (self.client.clone(), self.inbox.clone());
+        let work = async move {
+            let answer = match client {
+                Ok(client) => ask_about_lock(&client, &request).await,
+                Err(reason) => Err(reason),
+            };
+            inbox.send(NodeInput::LockAnswer(id, answer.map(Box::new)));
+        };
+        self.tasks.spawn(work.instrument(session_span(self.id)));
+    }
+
     /// Begins a request. Its result goes to the engine task.
     pub fn request(&mut self, request: Request) {
         // Tasks that have ended are of no interest.
@@ -92,6 +110,27 @@ pub async fn unregister(
     let client = client(server, machine_key, dialer)?;
     let answer = client.register(&request).await;
     answer.map(drop).map_err(|error| error.to_string())
+}
+
+async fn ask_about_lock(
+    client: &ControlClient,
+    request: &LockRequest,
+) -> Result<LockAnswer, String> {
+    let answer = match request {
+        LockRequest::Bootstrap(request) => client
+            .tailnet_lock("bootstrap", request)
+            .await
+            .map(LockAnswer::Bootstrap),
+        LockRequest::Offer(request) => client
+            .tailnet_lock("sync/offer", request)
+            .await
+            .map(LockAnswer::Offer),
+        LockRequest::Send(request) => client
+            .tailnet_lock("sync/send", request)
+            .await
+            .map(LockAnswer::Send),
+    };
+    answer.map_err(|error| error.to_string())
 }
 
 /// Where results go.

@@ -17,6 +17,7 @@ mod pings;
 mod prefs;
 mod profiles;
 mod relay_server;
+mod tailnet_lock;
 mod views;
 mod why;
 
@@ -296,6 +297,16 @@ impl EngineTask {
                 let input = NodeInput::LoginSaved(id, result);
                 self.node.handle(now, wall_clock(), input);
             }
+            NodeOutput::LockRequest {
+                session,
+                id,
+                request,
+            } => {
+                if let Some(session) = self.sessions.get_mut(&session) {
+                    session.lock_request(id, *request);
+                }
+            }
+            NodeOutput::StoreLock(chain) => self.store_lock(chain.as_deref()),
             NodeOutput::SaveNetmap => self.save_netmap(),
             NodeOutput::ForgetNetmap => {
                 let path = self.state.netmap_path();

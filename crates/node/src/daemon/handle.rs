@@ -79,7 +79,7 @@ impl NodeHandle {
     }
 
     /// Lets the task run `work`, which answers at once.
-    async fn now<T: Send + 'static>(
+    pub(super) async fn now<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut EngineTask) -> Reply<T> + Send + 'static,
     ) -> Reply<T> {

@@ -25,6 +25,8 @@ mod engine_task;
 mod handle;
 mod host_task;
 mod hostinfo;
+mod lock_files;
+mod lock_requests;
 mod magic_dns;
 mod outside_names;
 mod packets;

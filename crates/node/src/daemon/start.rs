@@ -33,7 +33,7 @@ use super::packets::PacketReports;
 use super::relays::Relays;
 use super::state::{StateError, StateFolder};
 use super::system::{Machine, resolver_options};
-use super::{Inbox, Message, magic_dns};
+use super::{Inbox, Message, lock_files, magic_dns};
 use crate::localapi::server;
 use warren_dial::SystemEntropy;
 
@@ -271,6 +271,7 @@ impl Platform {
         }
         let config = NodeConfig {
             stored: state.login.clone(),
+            lock: lock_files::load(&state.lock_folder()),
             clock_floor: state.clock_floor,
             settings: node_settings(&state.prefs),
             network: local_network(&self.sockets, &self.link.state),

@@ -21,6 +21,7 @@ use warren_control_types::StableNodeId;
 use warren_host::atomic_file::write_atomic;
 use warren_host::lock::{LockError, LockFile};
 use warren_keys::{Entropy, MachineSecret, NodeSecret};
+use warren_lock::LockSecret;
 use warren_node_core::node::{Account, KeptNetmap, StoredLogin};
 use zeroize::Zeroizing;
 
@@ -37,6 +38,10 @@ const CLOCK_FILE: &str = "handshake-clock";
 /// The key of a new login that the server has not answered yet. Other programs
 /// keep it as they find it.
 const CANDIDATE_KEY: &str = "_warren-candidate";
+/// The key for tailnet lock before the first login, likewise. Later it is part of the login.
+const LOCK_KEY: &str = "_warren-lock-key";
+/// The folder of tailnet lock, with a folder for each login.
+const TAILNET_LOCK_FOLDER: &str = "tka-profiles";
 const LOCK_FILE: &str = "warren.lock";
 
 /// The state cannot be used or kept.
@@ -170,7 +175,7 @@ impl StateFolder {
         } else {
             serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?
         };
-        let fresh = !values.contains_key(MACHINE_KEY);
+        let mut fresh = !values.contains_key(MACHINE_KEY);
         let machine_key = match value(&values, MACHINE_KEY).map_err(damaged)? {
             None => MachineSecret::generate(entropy),
             Some(bytes) => std::str::from_utf8(&bytes)
@@ -182,13 +187,13 @@ impl StateFolder {
             None => FIRST_PROFILE.to_owned(),
             Some(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         };
-        let (prefs, login) = match value(&values, &profile).map_err(damaged)? {
-            None => (fresh_prefs(), None),
+        let (prefs, mut login) = match value(&values, &profile).map_err(damaged)? {
+            None => (fresh_prefs(), StoredLogin::default()),
             Some(bytes) => {
                 read_profile(&bytes).map_err(|what| damaged(format!("{profile}: {what}")))?
             }
         };
-        let candidate = match value(&values, CANDIDATE_KEY).map_err(damaged)? {
+        login.candidate = match value(&values, CANDIDATE_KEY).map_err(damaged)? {
             None => None,
             Some(bytes) => Some(
                 std::str::from_utf8(&bytes)
@@ -197,10 +202,19 @@ impl StateFolder {
                     .ok_or_else(|| damaged(format!("{CANDIDATE_KEY} is not a private key")))?,
             ),
         };
-        let login = StoredLogin {
-            account: login,
-            candidate,
-        };
+        if login.lock_key.is_none()
+            && let Some(bytes) = value(&values, LOCK_KEY).map_err(damaged)?
+        {
+            let key = std::str::from_utf8(&bytes)
+                .ok()
+                .and_then(|text| text.trim().parse().ok())
+                .ok_or_else(|| damaged(format!("{LOCK_KEY} is not a private key")))?;
+            login.lock_key = Some(key);
+        }
+        if login.lock_key.is_none() {
+            login.lock_key = Some(LockSecret::generate(entropy));
+            fresh = true;
+        }
         let mut state = Self {
             folder: folder.to_owned(),
             file: file.to_owned(),
@@ -247,6 +261,11 @@ impl StateFolder {
                 ).as_str(),
                 "UserProfile": login.user_profile,
                 "NodeID": login.node_id.0,
+                "NetworkLockKey": self.login.lock_key.as_ref().map_or_else(
+                    || Zeroizing::new(format!("{}{}", LockSecret::PREFIX, "0".repeat(128))),
+                    LockSecret::to_text,
+                ).as_str(),
+                "DisallowedTKAStateIDs": self.login.refused_locks,
             }),
         };
         let id = self.profile_id().to_owned();
@@ -293,6 +312,13 @@ impl StateFolder {
             Some(key) => set(CANDIDATE_KEY, key.to_text().as_bytes()),
             None => drop(self.values.remove(CANDIDATE_KEY)),
         }
+        match &self.login.lock_key {
+            Some(key) if account.is_none() => {
+                let text = Value::String(BASE64.encode(key.to_text().as_bytes()));
+                self.values.insert(LOCK_KEY.to_owned(), text);
+            }
+            _ => drop(self.values.remove(LOCK_KEY)),
+        }
         let path = self.file.clone();
         let text = Zeroizing::new(serde_json::to_vec_pretty(&self.values).unwrap_or_default());
         write_atomic(&path, &text, 0o600).map_err(|source| StateError::Write { path, source })
@@ -336,26 +362,30 @@ impl StateFolder {
         id: Option<&str>,
         entropy: &mut dyn Entropy,
     ) -> Result<(), String> {
-        let (profile, prefs, account) = match id {
+        let (profile, prefs, mut login) = match id {
             Some(id) => {
                 let profile = format!("{PROFILE_PREFIX}{id}");
                 let bytes = value(&self.values, &profile)?
                     .ok_or_else(|| format!("the login {id:?} is not in the state file"))?;
-                let (prefs, account) = read_profile(&bytes)?;
-                (profile, prefs, account)
+                let (prefs, login) = read_profile(&bytes)?;
+                (profile, prefs, login)
             }
-            None => (self.unused_profile(entropy), fresh_prefs(), None),
+            None => (
+                self.unused_profile(entropy),
+                fresh_prefs(),
+                StoredLogin::default(),
+            ),
         };
+        if login.lock_key.is_none() {
+            login.lock_key = Some(LockSecret::generate(entropy));
+        }
         if self.login.account.is_none() {
             self.values.remove(&self.profile);
         }
         self.profile = profile;
         self.prefs = prefs;
         self.network = NetworkProfile::default();
-        self.login = StoredLogin {
-            account,
-            candidate: None,
-        };
+        self.login = login;
         Ok(())
     }
 
@@ -418,6 +448,16 @@ impl StateFolder {
         }
     }
 
+    /// The folder of tailnet lock of the login in use.
+    pub fn lock_folder(&self) -> PathBuf {
+        self.lock_folder_of(self.profile_id())
+    }
+
+    /// The folder of tailnet lock of the login with this id.
+    pub fn lock_folder_of(&self, id: &str) -> PathBuf {
+        self.folder.join(TAILNET_LOCK_FOLDER).join(id)
+    }
+
     /// Where the netmap is kept.
     pub fn netmap_path(&self) -> PathBuf {
         self.folder.join(NETMAP_FILE)
@@ -475,7 +515,8 @@ fn value(
     }
 }
 
-fn read_profile(bytes: &[u8]) -> Result<(Prefs, Option<Account>), String> {
+/// The preferences and the login of a profile, without a candidate.
+fn read_profile(bytes: &[u8]) -> Result<(Prefs, StoredLogin), String> {
     let value: Value = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     let ShownPrefs {
         prefs,
@@ -491,16 +532,35 @@ fn read_profile(bytes: &[u8]) -> Result<(Prefs, Option<Account>), String> {
             .map_err(|error| format!("{name}: {error}")),
     };
     let Some(node_key) = key("PrivateNodeKey")? else {
-        return Ok((prefs, None));
+        return Ok((prefs, StoredLogin::default()));
     };
     let shown = shown.unwrap_or_default();
-    let login = Account {
+    let account = Account {
         node_key,
         old_node_key: key("OldPrivateNodeKey")?,
         user_profile: shown.user_profile,
         node_id: StableNodeId(shown.node_id),
     };
-    Ok((prefs, Some(login)))
+    let lock_key = match config["NetworkLockKey"].as_str() {
+        None => None,
+        Some(text) if text.ends_with(&"0".repeat(128)) => None,
+        Some(text) => {
+            let key = text.parse::<LockSecret>();
+            Some(key.map_err(|error| format!("NetworkLockKey: {error}"))?)
+        }
+    };
+    let refused_locks = match &config["DisallowedTKAStateIDs"] {
+        Value::Null => Vec::new(),
+        ids => serde_json::from_value(ids.clone())
+            .map_err(|error| format!("DisallowedTKAStateIDs: {error}"))?,
+    };
+    let login = StoredLogin {
+        account: Some(account),
+        candidate: None,
+        lock_key,
+        refused_locks,
+    };
+    Ok((prefs, login))
 }
 
 fn make_private_folder(folder: &Path) -> io::Result<()> {
@@ -554,7 +614,11 @@ mod tests {
                 node_id: StableNodeId("n1".to_owned()),
             }),
             candidate: Some(NodeSecret::from_bytes(&[8; 32])),
+            lock_key: state.login.lock_key.take(),
+            refused_locks: vec!["1:2".to_owned()],
         };
+        let lock_key = state.login.lock_key.clone();
+        assert!(lock_key.is_some());
         state.save().unwrap();
         let path = folder.join(STATE_FILE);
         assert_eq!(
@@ -575,6 +639,9 @@ mod tests {
         assert_eq!(login.node_key, NodeSecret::from_bytes(&[7; 32]));
         assert!(login.old_node_key.is_none());
         assert_eq!(login.node_id.0, "n1");
+        assert_eq!(state.login.lock_key, lock_key);
+        assert_eq!(state.login.refused_locks, ["1:2"]);
+        assert!(!state.values.contains_key(LOCK_KEY));
         let candidate = state.login.candidate.as_ref();
         assert_eq!(candidate, Some(&NodeSecret::from_bytes(&[8; 32])));
 

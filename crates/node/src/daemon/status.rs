@@ -125,7 +125,7 @@ pub fn network_map(engine: &Engine, cached: bool) -> Option<NetworkMap> {
         collect_services: netmap.collect_services.unwrap_or_default(),
         derp_map: Some(netmap.derp_map.clone()),
         display_messages: netmap.display_messages.clone(),
-        tka_enabled: netmap.tka_info.is_some(),
+        tka_enabled: netmap.tka_info.as_ref().is_some_and(|info| !info.disabled),
         domain: netmap.domain.clone(),
         domain_audit_log_id: netmap.domain_data_plane_audit_log_id.clone(),
         user_profiles: netmap.user_profiles.clone(),

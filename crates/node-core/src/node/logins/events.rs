@@ -3,8 +3,10 @@
 
 use std::time::Instant;
 
-use warren_control_client::{Event, Output as ControlOutput};
+use warren_control_client::{Event, Input, Output as ControlOutput};
 use warren_control_types::UserProfile;
+use warren_keys::NodePublic;
+use warren_lock::NodeKeySignature;
 
 use super::candidate::{AfterSave, Candidate, CandidateKey};
 use super::login::Login;
@@ -113,6 +115,9 @@ impl Logins {
             (Role::Candidate, Event::Registered(profile)) => self.accept_candidate(*profile),
             (Role::Login, Event::FreshKeyWanted) => self.rotate_key(),
             (Role::Candidate, Event::FreshKeyWanted) => self.replace_candidate_key(),
+            (_, Event::SignatureWanted { node_key, before }) => {
+                self.sign_node_key(now, id, node_key, &before);
+            }
             (_, Event::KeyExpired) => self.key_expired(role),
             (_, Event::Refused { reason, over }) => self.refused(now, role, reason, over),
             (Role::Login, Event::Unknown(why)) => {
@@ -122,6 +127,16 @@ impl Logins {
             // Only a registered session opens a stream, and that is the login's.
             (Role::Candidate, Event::Unknown(_)) => {}
         }
+    }
+
+    /// Answers the server with a signature of the new node key that rests on the one of
+    /// the key before it.
+    fn sign_node_key(&mut self, now: Instant, id: SessionId, node_key: NodePublic, before: &[u8]) {
+        // A signature that cannot be read cannot be rotated; the session ends then.
+        let signature = NodeKeySignature::decode(before)
+            .map(|before| before.rotated(node_key, &self.lock_key).encode())
+            .unwrap_or_default();
+        self.handle_control(now, id, Input::Signature(signature));
     }
 
     fn login_finished(&mut self) {

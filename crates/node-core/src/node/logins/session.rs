@@ -13,6 +13,8 @@ pub(super) struct Session {
     pub(super) stage: Stage,
     /// The reason why the server cannot be reached, until it is.
     pub(super) trouble: Option<String>,
+    /// The auth key as the user gave it, with the credential that it may carry.
+    given_key: Option<String>,
     control: ControlSession,
 }
 
@@ -33,11 +35,12 @@ pub(super) enum Stage {
 }
 
 impl Session {
-    pub(super) fn new(id: SessionId, control: ControlSession) -> Self {
+    pub(super) fn new(id: SessionId, control: ControlSession, given_key: Option<String>) -> Self {
         Self {
             id,
             stage: Stage::Connecting,
             trouble: None,
+            given_key,
             control,
         }
     }
@@ -61,7 +64,7 @@ impl Session {
 
     /// The auth key, until it is used.
     pub(super) fn auth_key(&self) -> Option<&str> {
-        self.control.auth_key()
+        self.control.auth_key().and(self.given_key.as_deref())
     }
 
     pub(super) fn handle(&mut self, now: Instant, input: Input, entropy: &mut dyn Entropy) {

@@ -4,7 +4,7 @@ use warren_dial::SystemEntropy;
 use warren_node_core::node::NodeInput;
 
 use super::EngineTask;
-use crate::daemon::status;
+use crate::daemon::{lock_files, status};
 use crate::localapi::error::{ApiError, Reply};
 use crate::localapi::types::{LoginProfile, NetworkProfile};
 
@@ -82,8 +82,14 @@ impl EngineTask {
         if self.profile(id)?.id == self.current_profile().id {
             self.choose_profile(None)?;
         }
+        let lock = self.state.lock_folder_of(id);
         self.state.remove_profile(id);
-        self.save_state()
+        self.save_state()?;
+        lock_files::store(&lock, None).map_err(|error| {
+            ApiError::Failed(format!(
+                "the login is removed, but its tailnet lock is not: {error}"
+            ))
+        })
     }
 
     fn choose_profile(&mut self, id: Option<&str>) -> Reply<()> {
@@ -106,6 +112,7 @@ impl EngineTask {
         self.give(NodeInput::UseLogin {
             settings: Box::new(self.settings()),
             stored: Box::new(self.state.login.clone()),
+            lock: Box::new(lock_files::load(&self.state.lock_folder())),
         });
         self.notify_prefs();
         Ok(())

@@ -23,6 +23,7 @@ fn engine() -> Engine {
         flow_slots: Some(64),
         aead: warren_tunnel::Aead::default(),
         ranges: TailnetRanges::DEFAULT,
+        lock: Default::default(),
     };
     let mut engine = Engine::new(config, Instant::now(), Box::new(SystemEntropy));
     engine.begin_map_stream();
