@@ -41,6 +41,7 @@ pub(super) fn command() -> Command {
             whoami(),
             dns(),
             exit_node(),
+            lock(),
             metrics(),
             bug_report(),
             nc(),
@@ -285,6 +286,76 @@ fn exit_node() -> Command {
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommands([list, suggest])
+}
+
+fn keys(help: &'static str) -> Arg {
+    Arg::new("KEY")
+        .value_name("KEY")
+        .num_args(1..)
+        .required(true)
+        .help(help)
+}
+
+fn lock() -> Command {
+    const TRUSTED: &str = "keys of nodes, tlpub:HEX or tlpub:HEX?VOTES; `warren lock` shows them";
+    let init = Command::new("init").about("Turn tailnet lock on").args([
+        value("gen-disablements", "N", "disablement secrets to make").default_value("1"),
+        switch(
+            "gen-disablement-for-support",
+            "make another secret and send it to the coordination server",
+        ),
+        switch("confirm", "do it; without it, only show what would be done"),
+        keys("keys to trust, tlpub:HEX or tlpub:HEX?VOTES, or values, disablement:HEX"),
+    ]);
+    let status = Command::new("status")
+        .about("Show tailnet lock (the default)")
+        .arg(json());
+    let add = Command::new("add")
+        .about("Trust more keys")
+        .arg(keys(TRUSTED));
+    let remove = Command::new("remove").about("Trust keys no more").args([
+        switch(
+            "re-sign",
+            "sign the nodes again that they signed (default true)",
+        ),
+        keys(TRUSTED),
+    ]);
+    let sign = Command::new("sign")
+        .about("Sign a node, or an auth key")
+        .arg(keys(
+            "a node key and the node's tailnet lock key, or an auth key; or file:PATH",
+        ));
+    let disable = Command::new("disable")
+        .about("Turn tailnet lock off for all nodes")
+        .arg(positional("SECRET", "disablement-secret:HEX").required(true));
+    let value_of = Command::new("disablement-kdf")
+        .about("Show the public value of a disablement secret")
+        .arg(positional("HEX", "the secret").required(true));
+    let log = Command::new("log")
+        .about("Show the changes of tailnet lock, the newest first")
+        .args([
+            value("limit", "N", "changes to show at most").default_value("50"),
+            json(),
+        ]);
+    let local = Command::new("local-disable")
+        .about("Turn tailnet lock off on this machine only, which then accepts unsigned nodes");
+    let revoke = Command::new("revoke-keys")
+        .about("Revoke keys that were stolen, together with other trusted nodes")
+        .args([
+            switch("cosign", "sign a revocation of another node too"),
+            switch("finish", "send a revocation to all nodes"),
+            value(
+                "fork-from",
+                "HASH",
+                "the last update that stays in effect; default: found",
+            ),
+            keys("the keys, tlpub:HEX; or what the command before printed"),
+        ]);
+    Command::new("lock")
+        .about("Show and change tailnet lock: which nodes may join")
+        .subcommands([
+            init, status, add, remove, sign, disable, value_of, log, local, revoke,
+        ])
 }
 
 fn metrics() -> Command {

@@ -21,6 +21,7 @@ mod dns;
 mod get;
 mod grammar;
 mod inspect;
+mod lock;
 mod missing;
 mod nc;
 mod netcheck;
@@ -221,6 +222,7 @@ async fn run_client(name: &str, given: &Given<'_>, io: &mut Io) -> Result<(), Fa
         "whois" => inspect::whois(given, &client, io).await,
         "whoami" => inspect::whoami(given, &client, io).await,
         "dns" => dns::run(given, &client, io).await,
+        "lock" => lock::run(given, &client, io).await,
         "exit-node" => reports::exit_node(given, &client, io).await,
         "metrics" => reports::metrics(given, &client, io).await,
         "bugreport" => reports::bug_report(given, &client, io).await,
