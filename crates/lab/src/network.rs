@@ -206,6 +206,21 @@ impl Lab {
         })
     }
 
+    /// Gives a host at [`Place::Open`] a private address too, at which all hosts reach it.
+    ///
+    /// # Errors
+    /// When the kernel refuses the address or the route.
+    pub fn private_address(&self, host: &Host) -> Result<Ipv4Addr, LabError> {
+        let [.., n] = host.inner.outside.octets();
+        let address = Ipv4Addr::new(10, 66, 0, n);
+        ip(host.namespace(), &format!("addr add {address}/32 dev eth0"))?;
+        ip(
+            &self.internet,
+            &format!("route add {address}/32 via {}", host.inner.outside),
+        )?;
+        Ok(address)
+    }
+
     /// Adds a machine on a LAN of `gateway`'s own, `10.55.N.0/24` and
     /// `fd00:55:N::/64`, where the gateway is the first address and the machine
     /// the second. It knows no way beyond its LAN, and the gateway forwards

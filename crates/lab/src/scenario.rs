@@ -71,6 +71,22 @@ impl Tailnet {
         })
     }
 
+    /// As [`Tailnet::new`], with the server at a private address: there, official clients
+    /// send requests about tailnet lock without TLS.
+    pub fn with_private_server(lab: &mut Lab, relays: RelayKind) -> Option<Self> {
+        let relays = start_relays(lab, relays)?;
+        let host = lab.host("control", Place::Open).unwrap();
+        let address = lab.private_address(&host).unwrap();
+        let map = derp_map(&relays.iter().collect::<Vec<_>>());
+        let control = Control::start_at(&host, address.into(), Some(&map), &[]).unwrap();
+        let key = control.auth_key("ann").unwrap();
+        Some(Self {
+            control,
+            relays,
+            key,
+        })
+    }
+
     /// Starts a node and lets it join.
     pub fn join(&self, host: &Host, kind: Kind) -> Node {
         let node = Node::start(host, kind).unwrap();

@@ -1,6 +1,6 @@
 //! Coordination servers and relays on hosts: ours, Headscale, and `derper`.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -38,11 +38,24 @@ impl Control {
         derp_map: Option<&Value>,
         more: &[&str],
     ) -> Result<Self, LabError> {
-        let url = format!("http://{}:8080", host.address());
+        Self::start_at(host, host.address(), derp_map, more)
+    }
+
+    /// As [`Control::start_with`], at another address of the host.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start_at(
+        host: &Host,
+        address: IpAddr,
+        derp_map: Option<&Value>,
+        more: &[&str],
+    ) -> Result<Self, LabError> {
+        let url = format!("http://{address}:8080");
         let mut arguments = vec![
             "serve".to_owned(),
             format!("--state-dir={}", state_folder(host)),
-            format!("--listen={}:8080", host.address()),
+            format!("--listen={address}:8080"),
             format!("--server-url={url}"),
         ];
         if let Some(map) = derp_map {
@@ -85,6 +98,11 @@ impl Control {
     /// The address nodes are given.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// The folder of its state.
+    pub fn state_folder(&self) -> std::path::PathBuf {
+        state_folder(&self.host).into()
     }
 
     /// The running program.
