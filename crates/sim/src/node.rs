@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use warren_control_types::{Hostinfo, RegionId};
 use warren_dataplane::{VNET_HDR_LEN, View};
 use warren_keys::{MachineSecret, NodePublic};
+use warren_lock::LockSecret;
 use warren_node_core::node::{
     HostReport, KeptLock, LinkId, LocalNetwork, NetworkChange, NodeConfig, NodeInput, NodeOutput,
     NodeSettings, SessionId, StoredLogin,
@@ -128,7 +129,16 @@ impl Node {
         addresses: Vec<IpAddr>,
         mut rng: SimRng,
     ) -> Self {
-        let disk = Disk::default();
+        // The key for tailnet lock is not drawn from the randomness of the run: no server
+        // of the simulation offers it.
+        let login = StoredLogin {
+            lock_key: Some(LockSecret::from_seed(&[1; 32])),
+            ..StoredLogin::default()
+        };
+        let disk = Disk {
+            login,
+            ..Disk::default()
+        };
         let mut node = Self {
             host,
             core: process(&identity, &disk, at.now, addresses, &mut rng),
