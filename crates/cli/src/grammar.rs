@@ -351,10 +351,17 @@ fn lock() -> Command {
             ),
             keys("the keys, tlpub:HEX; or what the command before printed"),
         ]);
+    let autosign = Command::new("autosign")
+        .about("Sign nodes by their tags, without a person")
+        .args([
+            value("tag", "TAG", "sign nodes that have none but these tags")
+                .action(ArgAction::Append),
+            switch("off", "sign no nodes by tags"),
+        ]);
     Command::new("lock")
         .about("Show and change tailnet lock: which nodes may join")
         .subcommands([
-            init, status, add, remove, sign, disable, value_of, log, local, revoke,
+            init, status, add, remove, sign, disable, value_of, log, local, revoke, autosign,
         ])
 }
 

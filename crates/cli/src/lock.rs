@@ -5,6 +5,7 @@ mod shown;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::io::{IsTerminal as _, Write as _};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -14,8 +15,8 @@ use warren_dial::SystemEntropy;
 use warren_keys::{LockPublic, NodePublic};
 use warren_local_api::client::{Client, ClientError};
 use warren_local_api::endpoints::{
-    GetLockLog, GetLockStatus, GetStatus, LockAffected, LockCosign, LockDisable, LockDisableHere,
-    LockInit, LockModify, LockRevoke, LockSign, LockSubmit, LockWrap,
+    GetAutosign, GetLockLog, GetLockStatus, GetStatus, LockAffected, LockCosign, LockDisable,
+    LockDisableHere, LockInit, LockModify, LockRevoke, LockSign, LockSubmit, LockWrap, SetAutosign,
 };
 use warren_local_api::tailnet_lock::GivenKey;
 use warren_lock::{AumHash, DisablementSecret, KeyId, LockSecret, NodeKeySignature};
@@ -47,6 +48,7 @@ pub(super) async fn run(given: &Given<'_>, client: &Client, io: &mut Io) -> Resu
         "log" => log(&given, client, io).await,
         "local-disable" => Ok(client.call(LockDisableHere {}).await?),
         "revoke-keys" => revoke_keys(&given, client, io).await,
+        "autosign" => autosign(&given, client, io).await,
         other => Err(Failure::usage(format_args!("command {other:?} not found"))),
     }
 }
@@ -334,6 +336,31 @@ async fn sign(given: &Given<'_>, client: &Client, io: &mut Io) -> Result<(), Fai
         rotation_public: Encoded(rotation),
     };
     Ok(client.call(request).await?)
+}
+
+/// Shows or changes the tags whose nodes are signed without a person.
+async fn autosign(given: &Given<'_>, client: &Client, io: &mut Io) -> Result<(), Failure> {
+    let tags: BTreeSet<String> = given.all("tag").into_iter().map(str::to_owned).collect();
+    match (tags.is_empty(), given.is("off")) {
+        (false, true) => return Err(Failure::usage("give either --tag or --off")),
+        (true, false) => {
+            let tags = safe(&client.call(GetAutosign).await?)?.tags;
+            let tags: Vec<String> = tags.into_iter().collect();
+            return match tags.is_empty() {
+                true => io.say("This node signs no other nodes by itself."),
+                false => io.say(format_args!(
+                    "This node signs nodes by itself that have none but these tags: {}",
+                    tags.join(", ")
+                )),
+            };
+        }
+        (false, false) => io.note(
+            "The coordination server decides about tags: if it is stolen, it can add nodes with \
+             these tags.",
+        ),
+        (true, true) => {}
+    }
+    Ok(client.call(SetAutosign { tags }).await?)
 }
 
 /// Gives an auth key a credential, made by a trusted key of its own, which is added.

@@ -35,8 +35,8 @@ pub use profiles::{
 };
 pub use status::{GetDerpMap, GetDnsConfig, GetServeConfig, GetStatus, WatchBus, WhoIs};
 pub use tailnet_lock::{
-    GetLockLog, GetLockStatus, LockAffected, LockCosign, LockDisable, LockDisableHere, LockInit,
-    LockModify, LockRevoke, LockSign, LockSubmit, LockWrap,
+    GetAutosign, GetLockLog, GetLockStatus, LockAffected, LockCosign, LockDisable, LockDisableHere,
+    LockInit, LockModify, LockRevoke, LockSign, LockSubmit, LockWrap, SetAutosign,
 };
 
 use crate::endpoint::{
@@ -46,7 +46,7 @@ use crate::endpoint::{
 use crate::filter::{FilterReport, WhyAnswer};
 use crate::notify::Notify;
 use crate::prefs::ShownPrefs;
-use crate::tailnet_lock::{LockStatus, LockUpdate};
+use crate::tailnet_lock::{AutosignTags, LockStatus, LockUpdate};
 use crate::types::{LoginProfile, NetcheckReport, PingResult, Status, WhoIsResponse};
 
 /// Makes a table of endpoints: an `Endpoint` for each request type, a trait
@@ -140,6 +140,8 @@ endpoints! {
     LockRevoke: [POST] "/localapi/v0/tka/generate-recovery-aum", Write => Raw<Bytes>;
     LockCosign: [POST] "/localapi/v0/tka/cosign-recovery-aum", Write => Raw<Bytes>;
     LockSubmit: [POST] "/localapi/v0/tka/submit-recovery-aum", Write => Done<()>;
+    GetAutosign: [GET] "/localapi/v0/tka/autosign", Read => PrettyJson<AutosignTags>;
+    SetAutosign: [POST] "/localapi/v0/tka/autosign", Write => NoContent<()>;
     LockWrap: [POST] "/localapi/v0/tka/wrap-preauth-key", Write => Text<String>;
 
     Ping: [POST] "/localapi/v0/ping", Nothing => Json<PingResult>, errors in "error";

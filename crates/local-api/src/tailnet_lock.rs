@@ -1,7 +1,7 @@
 //! Tailnet lock in the forms of the local interface. They are those of the official client,
 //! whose command line reads and writes them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -105,6 +105,14 @@ pub struct LockUpdate {
     pub change: String,
     /// The message itself.
     pub raw: Encoded,
+}
+
+/// The tags whose nodes a node signs without a person.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub struct AutosignTags {
+    /// The tags; none: it signs no node by itself.
+    pub tags: BTreeSet<String>,
 }
 
 /// A key in a request.

@@ -97,7 +97,8 @@ impl Node {
         };
         let disco_key = DiscoSecret::generate(&mut entropy);
         let refused = config.stored.refused_locks.clone();
-        let lock = TailnetLock::new(config.lock, refused, entropy.boxed());
+        let mut lock = TailnetLock::new(config.lock, refused, entropy.boxed());
+        lock.set_autosign_tags(config.stored.autosign_tags.clone());
         let engine_config = EngineConfig {
             node_key: node_key.clone(),
             disco_key: disco_key.clone(),
@@ -188,6 +189,7 @@ impl Node {
     pub fn stored_login(&self) -> StoredLogin {
         StoredLogin {
             refused_locks: self.lock.refused().to_vec(),
+            autosign_tags: self.lock.autosign_tags().clone(),
             ..self.logins.stored()
         }
     }
@@ -354,6 +356,7 @@ impl Node {
                 lock,
             } => self.use_login(now, *settings, *stored, *lock),
             NodeInput::DisableLockHere => self.disable_lock_here(),
+            NodeInput::Autosign(tags) => self.set_autosign_tags(tags),
             NodeInput::LockAnswer(id, answer) => self.lock_answered(now, wall, id, answer),
             NodeInput::LockStored(result) => self.lock.stored(now, result),
             NodeInput::Ping { id, address, kind } => self.ping(now, id, address, kind),
@@ -496,6 +499,7 @@ impl Node {
             None => NodeSecret::generate(&mut self.entropy),
         };
         self.lock.replace(lock, stored.refused_locks.clone());
+        self.lock.set_autosign_tags(stored.autosign_tags.clone());
         self.logins.replace(stored);
         self.settings = settings;
         // The netmap and the paths are those of the other login.

@@ -1,5 +1,7 @@
 //! Requests about tailnet lock.
 
+use std::collections::BTreeSet;
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use warren_control_types::Encoded;
@@ -18,7 +20,11 @@ const USUAL_LOG: usize = 50;
 #[derive(Debug, Clone, Copy)]
 pub struct GetLockStatus;
 
-without_content!(GetLockStatus);
+/// The tags whose nodes are signed without a person.
+#[derive(Debug, Clone, Copy)]
+pub struct GetAutosign;
+
+without_content!(GetLockStatus, GetAutosign);
 
 /// The newest update messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +107,12 @@ json_requests! {
         /// Keys to remove.
         #[serde(with = "nullable")]
         remove_keys: Vec<GivenKey>,
+    }
+
+    /// Signs nodes that have none but these tags without a person.
+    SetAutosign {
+        /// The tags; none: no node is signed by itself.
+        tags: BTreeSet<String>,
     }
 
     /// Turns tailnet lock off on this machine only.

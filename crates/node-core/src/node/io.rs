@@ -1,6 +1,7 @@
 //! The inputs and outputs of a [`Node`](super::Node).
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,6 +52,8 @@ pub struct StoredLogin {
     pub lock_key: Option<LockSecret>,
     /// The identities of locks that the user turned off on this machine only.
     pub refused_locks: Vec<String>,
+    /// The tags whose nodes this node signs for tailnet lock without a person.
+    pub autosign_tags: BTreeSet<String>,
 }
 
 /// The last netmap, as it is kept on disk.
@@ -240,6 +243,8 @@ pub enum NodeInput {
     ResetLogin,
     /// Turn tailnet lock off on this machine only.
     DisableLockHere,
+    /// Sign nodes that have none but these tags without a person.
+    Autosign(BTreeSet<String>),
     /// Use another stored login, or none, in the place of the one in force. The server
     /// of the old one is not notified. Both are on disk already.
     UseLogin {
@@ -421,6 +426,8 @@ pub enum Notice {
     Error(String),
     /// The list of problems changed.
     Health,
+    /// A node was signed by its tags, or not for this reason.
+    SignedByTags(NodeId, Result<(), String>),
     /// These parts of the netmap changed.
     Netmap(Box<Changes>),
 }

@@ -130,6 +130,7 @@ impl Logins {
             candidate: self.candidate.key().cloned(),
             lock_key: Some(self.lock_key.clone()),
             refused_locks: Vec::new(),
+            autosign_tags: Default::default(),
         }
     }
 

@@ -19,18 +19,20 @@
 //! ([`Output::Store`]) before the engine uses it. When the disk fails, the engine goes on
 //! with the new chain: an older one would admit keys that were revoked since.
 
+mod autosign;
 mod commands;
 mod node;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use warren_control_types::{
-    CapabilityVersion, Encoded, TkaBootstrapRequest, TkaBootstrapResponse, TkaInfo,
-    TkaSyncOfferRequest, TkaSyncOfferResponse, TkaSyncSendRequest, TkaSyncSendResponse,
+    CapabilityVersion, Encoded, NodeId, TkaBootstrapRequest, TkaBootstrapResponse, TkaInfo,
+    TkaSubmitSignatureRequest, TkaSyncOfferRequest, TkaSyncOfferResponse, TkaSyncSendRequest,
+    TkaSyncSendResponse,
 };
 use warren_keys::{Entropy, NodePublic};
 use warren_lock::{
@@ -39,8 +41,9 @@ use warren_lock::{
 };
 use warren_timers::{Backoff, Growth};
 
+use self::autosign::Autosign;
 pub use self::commands::{LockCommandError, LockCommands, LockInit, Revocation, check_head};
-use crate::engine::LockGate;
+use crate::engine::{HiddenPeer, LockGate};
 
 /// The capability of a node that may take part in tailnet lock.
 const CAPABILITY: &str = "https://tailscale.com/cap/tailnet-lock";
@@ -81,6 +84,8 @@ pub enum LockRequest {
     Offer(TkaSyncOfferRequest),
     /// `sync/send`.
     Send(TkaSyncSendRequest),
+    /// `sign`.
+    Sign(TkaSubmitSignatureRequest),
 }
 
 /// The answer to a [`LockRequest`].
@@ -92,10 +97,12 @@ pub enum LockAnswer {
     Offer(TkaSyncOfferResponse),
     /// To [`LockRequest::Send`].
     Send(TkaSyncSendResponse),
+    /// To [`LockRequest::Sign`].
+    Signed,
 }
 
 /// The number of a [`LockRequest`]. It is never used again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LockRequestId(u64);
 
 /// Something for the node to do.
@@ -109,6 +116,8 @@ pub(super) enum Output {
     Changed,
     /// The list of problems changed.
     Problem,
+    /// A node was signed by its tags, or not for this reason.
+    SignedByTags(NodeId, Result<(), String>),
 }
 
 /// The lock as the server reports it, and the identity of this node.
@@ -166,6 +175,7 @@ pub(super) struct TailnetLock {
     server: String,
     /// The identities of locks that the user turned off on this machine.
     refused: Vec<String>,
+    autosign: Autosign,
     step: Step,
     /// The state of the server and our head for which nothing is left to do.
     settled: Option<(TkaInfo, Option<AumHash>)>,
@@ -187,6 +197,7 @@ impl TailnetLock {
             chain: Chain::Off,
             server: String::new(),
             refused,
+            autosign: Autosign::default(),
             step: Step::Idle,
             settled: None,
             retry: None,
@@ -254,6 +265,34 @@ impl TailnetLock {
         head.unwrap_or_default()
     }
 
+    /// The tags whose nodes are signed without a person.
+    pub(super) fn autosign_tags(&self) -> &BTreeSet<String> {
+        self.autosign.tags()
+    }
+
+    pub(super) fn set_autosign_tags(&mut self, tags: BTreeSet<String>) {
+        self.autosign = Autosign::new(tags);
+    }
+
+    /// The nodes to sign by their tags.
+    pub(super) fn due_signatures<'a>(
+        &self,
+        hidden: impl Iterator<Item = &'a HiddenPeer>,
+    ) -> Vec<(NodeId, NodePublic)> {
+        self.autosign.due(hidden)
+    }
+
+    /// Submits the signature of a node that has these tags.
+    pub(super) fn submit(
+        &mut self,
+        node: NodeId,
+        key: NodePublic,
+        signature: TkaSubmitSignatureRequest,
+    ) {
+        let id = self.request(LockRequest::Sign(signature));
+        self.autosign.submitted(id, node, key);
+    }
+
     pub(super) fn refused(&self) -> &[String] {
         &self.refused
     }
@@ -285,6 +324,7 @@ impl TailnetLock {
     /// The session with the server ended; requests under way get no answer.
     pub(super) fn disconnected(&mut self) {
         self.step = Step::Idle;
+        self.autosign.disconnected();
         self.settled = None;
         self.retry = None;
         self.failures.reset();
@@ -384,6 +424,11 @@ impl TailnetLock {
         id: LockRequestId,
         answer: Result<LockAnswer, String>,
     ) {
+        if let Some(node) = self.autosign.answered(id) {
+            let signed = answer.map(drop);
+            self.outputs.push_back(Output::SignedByTags(node, signed));
+            return;
+        }
         let step = match &self.step {
             Step::Bootstrapping(expected, _)
             | Step::Offering(expected)
@@ -457,6 +502,7 @@ impl TailnetLock {
     pub(super) fn logged_out(&mut self) {
         self.disconnected();
         self.refused.clear();
+        self.autosign = Autosign::default();
         self.set_opening(Opening::No);
         self.forget();
     }

@@ -129,6 +129,10 @@ async fn ask_about_lock(
             .tailnet_lock("sync/send", request)
             .await
             .map(LockAnswer::Send),
+        LockRequest::Sign(request) => client
+            .tailnet_lock::<serde_json::Value>("sign", request)
+            .await
+            .map(|_| LockAnswer::Signed),
     };
     answer.map_err(|error| error.to_string())
 }

@@ -396,6 +396,15 @@ impl EngineTask {
                 self.listeners
                     .notify(|notify| notify.err_message = Some(error));
             }
+            Notice::SignedByTags(node, Ok(())) => {
+                tracing::info!(
+                    id = node.0,
+                    "signed a node by its tags (warren lock autosign)"
+                );
+            }
+            Notice::SignedByTags(node, Err(error)) => {
+                tracing::warn!(id = node.0, error, "a node could not be signed by its tags");
+            }
             Notice::Health => {
                 let problems = self.health();
                 if problems.is_empty() {

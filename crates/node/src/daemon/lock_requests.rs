@@ -20,11 +20,11 @@ use warren_node_core::node::{Revocation, check_head};
 use super::NodeHandle;
 use crate::localapi::endpoint::Handler;
 use crate::localapi::endpoints::{
-    GetLockLog, GetLockStatus, LockAffected, LockCosign, LockDisable, LockDisableHere, LockInit,
-    LockModify, LockRevoke, LockSign, LockSubmit, LockWrap,
+    GetAutosign, GetLockLog, GetLockStatus, LockAffected, LockCosign, LockDisable, LockDisableHere,
+    LockInit, LockModify, LockRevoke, LockSign, LockSubmit, LockWrap, SetAutosign,
 };
 use crate::localapi::error::{ApiError, Reply};
-use crate::localapi::tailnet_lock::{GivenKey, LockStatus, LockUpdate};
+use crate::localapi::tailnet_lock::{AutosignTags, GivenKey, LockStatus, LockUpdate};
 
 /// The kind of keys, Ed25519.
 const KIND: u8 = 1;
@@ -275,6 +275,23 @@ impl Handler<LockSubmit> for NodeHandle {
         ask::<TkaSyncSendResponse>(&client, "sync/send", &request)
             .await
             .map(drop)
+    }
+}
+
+impl Handler<GetAutosign> for NodeHandle {
+    async fn handle(&self, _: GetAutosign) -> Reply<AutosignTags> {
+        self.now(|task| Ok(task.autosign())).await
+    }
+}
+
+impl Handler<SetAutosign> for NodeHandle {
+    async fn handle(&self, request: SetAutosign) -> Reply<()> {
+        if let Some(wrong) = request.tags.iter().find(|tag| !tag.starts_with("tag:")) {
+            return Err(ApiError::Refused(format!(
+                "{wrong:?} is no tag; tags begin with \"tag:\""
+            )));
+        }
+        self.now(|task| task.set_autosign(request.tags)).await
     }
 }
 

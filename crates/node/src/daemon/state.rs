@@ -40,6 +40,9 @@ const CLOCK_FILE: &str = "handshake-clock";
 const CANDIDATE_KEY: &str = "_warren-candidate";
 /// The key for tailnet lock before the first login, likewise. Later it is part of the login.
 const LOCK_KEY: &str = "_warren-lock-key";
+/// The tags of nodes that are signed without a person, a part of the login that other
+/// programs do not know.
+const AUTOSIGN_TAGS: &str = "WarrenAutosignTags";
 /// The folder of tailnet lock, with a folder for each login.
 const TAILNET_LOCK_FOLDER: &str = "tka-profiles";
 const LOCK_FILE: &str = "warren.lock";
@@ -266,6 +269,7 @@ impl StateFolder {
                     LockSecret::to_text,
                 ).as_str(),
                 "DisallowedTKAStateIDs": self.login.refused_locks,
+                AUTOSIGN_TAGS: self.login.autosign_tags,
             }),
         };
         let id = self.profile_id().to_owned();
@@ -554,11 +558,17 @@ fn read_profile(bytes: &[u8]) -> Result<(Prefs, StoredLogin), String> {
         ids => serde_json::from_value(ids.clone())
             .map_err(|error| format!("DisallowedTKAStateIDs: {error}"))?,
     };
+    let autosign_tags = match &config[AUTOSIGN_TAGS] {
+        Value::Null => Default::default(),
+        tags => serde_json::from_value(tags.clone())
+            .map_err(|error| format!("{AUTOSIGN_TAGS}: {error}"))?,
+    };
     let login = StoredLogin {
         account: Some(account),
         candidate: None,
         lock_key,
         refused_locks,
+        autosign_tags,
     };
     Ok((prefs, login))
 }
@@ -616,6 +626,7 @@ mod tests {
             candidate: Some(NodeSecret::from_bytes(&[8; 32])),
             lock_key: state.login.lock_key.take(),
             refused_locks: vec!["1:2".to_owned()],
+            autosign_tags: ["tag:a".to_owned()].into(),
         };
         let lock_key = state.login.lock_key.clone();
         assert!(lock_key.is_some());
@@ -641,6 +652,7 @@ mod tests {
         assert_eq!(login.node_id.0, "n1");
         assert_eq!(state.login.lock_key, lock_key);
         assert_eq!(state.login.refused_locks, ["1:2"]);
+        assert!(state.login.autosign_tags.contains("tag:a"));
         assert!(!state.values.contains_key(LOCK_KEY));
         let candidate = state.login.candidate.as_ref();
         assert_eq!(candidate, Some(&NodeSecret::from_bytes(&[8; 32])));

@@ -1,5 +1,6 @@
 //! Tailnet lock between the other parts of the node.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use warren_control_types::MapResponse;
@@ -48,6 +49,18 @@ impl Node {
         if !self.settings.want_running {
             return problems;
         }
+        let commands = self.lock_commands();
+        if let Some(chain) = commands.chain()
+            && !self.lock.autosign_tags().is_empty()
+            && chain.state().key(&self.logins.lock_key().id()).is_none()
+        {
+            problems.push(
+                "this node is to sign nodes by their tags, and its key is not trusted; add it on a \
+                 node with a trusted key: `warren lock add`, or stop it with \
+                 `warren lock autosign --off`"
+                    .to_owned(),
+            );
+        }
         if let Some(Err(why)) = self.engine.own_authorization() {
             let why = match why {
                 Unauthorized::Unsigned => String::new(),
@@ -91,6 +104,31 @@ impl Node {
         }
         self.lock
             .update(&surroundings(&self.engine, &self.settings));
+        self.sign_by_tags();
+    }
+
+    /// Signs the nodes that the user wants to be signed without a person.
+    fn sign_by_tags(&mut self) {
+        if self.lock.autosign_tags().is_empty() {
+            return;
+        }
+        for (node, key) in self.lock.due_signatures(self.engine.hidden_peers()) {
+            // Without a trusted key there is nothing to do; `status` says so.
+            if let Ok(signature) = self.lock_commands().sign(key, None) {
+                self.lock.submit(node, key, signature);
+            }
+        }
+    }
+
+    /// The tags whose nodes this node signs without a person.
+    pub fn autosign_tags(&self) -> &BTreeSet<String> {
+        self.lock.autosign_tags()
+    }
+
+    pub(in crate::node) fn set_autosign_tags(&mut self, tags: BTreeSet<String>) {
+        self.lock.set_autosign_tags(tags);
+        self.logins.save();
+        self.compare_lock();
     }
 
     fn note_locked_out(&mut self) {
@@ -137,6 +175,10 @@ impl Node {
                     self.note_locked_out();
                     self.describe(now);
                     self.outputs.push_back(NodeOutput::Notice(Notice::Health));
+                }
+                Output::SignedByTags(node, result) => {
+                    let notice = Notice::SignedByTags(node, result);
+                    self.outputs.push_back(NodeOutput::Notice(notice));
                 }
                 Output::Problem => self.outputs.push_back(NodeOutput::Notice(Notice::Health)),
             }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod restarts;
+mod signs_by_tags;
 
 use proptest::prelude::*;
 use warren_lock::{Checkpoint, DisablementValue, LockSecret, Meta, StateId, TrustedKey, Updater};
@@ -73,6 +74,7 @@ impl Server {
     fn answer(&mut self, request: &LockRequest) -> Result<LockAnswer, String> {
         let chain = self.chain.as_mut();
         Ok(match request {
+            LockRequest::Sign(_) => LockAnswer::Signed,
             LockRequest::Bootstrap(_) => LockAnswer::Bootstrap(TkaBootstrapResponse {
                 genesis_aum: chain.map(|_| self.genesis.clone()).unwrap_or_default(),
                 disablement_secret: self.secret.clone(),
@@ -166,6 +168,7 @@ impl World {
                         LockRequest::Bootstrap(_) => "bootstrap",
                         LockRequest::Offer(_) => "offer",
                         LockRequest::Send(_) => "send",
+                        LockRequest::Sign(_) => "sign",
                     });
                     assert!(self.requests.len() < 100, "it ends: {:?}", self.requests);
                     let answer = self.server.answer(&request);
@@ -178,7 +181,7 @@ impl World {
                     self.disk = chain.map(|chain| *chain);
                     self.lock.stored(self.now, Ok(()));
                 }
-                Output::Changed | Output::Problem => {}
+                Output::Changed | Output::Problem | Output::SignedByTags(..) => {}
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Tailnet lock: its files, and the view that local programs have of it.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Instant;
 
@@ -12,7 +13,7 @@ use warren_node_core::node::{LockCommands, NodeInput, StoredChain};
 use super::EngineTask;
 use crate::daemon::{lock_files, wall_clock};
 use crate::localapi::error::{ApiError, Reply};
-use crate::localapi::tailnet_lock::{LockKey, LockPeer, LockSignature, LockStatus};
+use crate::localapi::tailnet_lock::{AutosignTags, LockKey, LockPeer, LockSignature, LockStatus};
 
 impl EngineTask {
     /// Writes the chain before the packet path follows it, and reports the outcome.
@@ -53,6 +54,28 @@ impl EngineTask {
     pub(in crate::daemon) fn disable_lock_here(&mut self) -> Reply<()> {
         self.save_error = None;
         self.give(NodeInput::DisableLockHere);
+        match self.save_error.take() {
+            None => Ok(()),
+            Some(error) => Err(ApiError::Failed(error)),
+        }
+    }
+
+    /// The tags whose nodes are signed without a person.
+    pub(in crate::daemon) fn autosign(&self) -> AutosignTags {
+        AutosignTags {
+            tags: self.node.autosign_tags().clone(),
+        }
+    }
+
+    /// Signs nodes that have none but these tags without a person.
+    pub(in crate::daemon) fn set_autosign(&mut self, tags: BTreeSet<String>) -> Reply<()> {
+        if self.node.account().is_none() {
+            return Err(ApiError::Failed(
+                "this machine is not logged in; log in with `warren up`".to_owned(),
+            ));
+        }
+        self.save_error = None;
+        self.give(NodeInput::Autosign(tags));
         match self.save_error.take() {
             None => Ok(()),
             Some(error) => Err(ApiError::Failed(error)),
