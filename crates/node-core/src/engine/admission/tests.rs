@@ -224,6 +224,8 @@ fn admitted(all: &BTreeMap<NodeId, Node>, authority: &Authority) -> BTreeSet<Nod
 }
 
 proptest! {
+    // Each case verifies hundreds of signatures.
+    #![proptest_config(ProptestConfig::with_cases(64))]
     /// Whatever messages say, and in whatever order, exactly the signed peers exist for the
     /// node, and the changes that it reports lead from one state to the next.
     #[test]

@@ -454,7 +454,7 @@ fn answer(lie: Lie) -> Result<LockAnswer, String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(ProptestConfig::with_cases(48))]
     /// A stolen server neither turns the lock off, nor brings in a key that no trusted key
     /// signed, nor takes a message back.
     #[test]
