@@ -15,4 +15,5 @@ pub mod nat_pmp;
 pub mod pcp;
 pub mod relay_batch;
 pub mod stun;
+pub mod upnp;
 pub mod wireguard;
