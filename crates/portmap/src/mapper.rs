@@ -6,10 +6,16 @@ use std::time::{Duration, Instant};
 
 use warren_keys::Entropy;
 use warren_node_types::{Family, MappingProtocols, PortMapReport};
+use warren_wire::upnp::{
+    Response, SEARCH_TARGETS, SSDP_GROUP, SSDP_PORT, Service, m_search, search_response,
+};
 use warren_wire::{nat_pmp, pcp};
 
+use crate::kept::{KeptBy, KeptMapping, KeptService};
+use crate::upnp::{Exchange, Progress, Upnp, Wanted, unmap};
+
 /// The lifetime that is asked for, in seconds.
-const LIFETIME: u32 = 7200;
+pub(crate) const LIFETIME: u32 = 7200;
 /// Longer lifetimes count as this one (RFC 6887 section 15).
 const MAX_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 /// The first gap between two tries of the same request; it doubles.
@@ -18,6 +24,14 @@ const FIRST_GAP: Duration = Duration::from_millis(250);
 const PROBES: u32 = 4;
 /// Tries of a request for a mapping: about 8 s.
 const REQUESTS: u32 = 5;
+/// Probes after which UPnP is used where neither of the others answered: 0.75 s.
+const PROBES_BEFORE_UPNP: u32 = 2;
+/// How long an exchange by HTTP may take.
+pub const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(5);
+/// After so long what did not answer is not spoken.
+const SPOKEN_AFTER: Duration = Duration::from_secs(3);
+/// A mapping of an earlier process is deleted when it is not wanted again by then.
+const LEFT_BEHIND: Duration = Duration::from_secs(60);
 /// Between searches of a router that speaks any protocol.
 const SEARCH_AGAIN: Duration = Duration::from_secs(10 * 60);
 /// Between requests, whatever lifetime or pause the router says.
@@ -44,6 +58,19 @@ pub enum Output {
         /// The datagram.
         packet: Vec<u8>,
     },
+    /// Connect to `to` by TCP, send `request`, and report the response with
+    /// [`PortMapper::handle_exchange`], or that there is none within [`EXCHANGE_TIMEOUT`].
+    Exchange {
+        /// The number of the exchange.
+        id: u64,
+        /// The router.
+        to: SocketAddr,
+        /// The bytes to send.
+        request: Vec<u8>,
+    },
+    /// Keep this on disk, instead of what was kept before, and return it to the next process
+    /// with [`PortMapper::restore`]. `None`: remove it.
+    Keep(Option<KeptMapping>),
     /// Report to the path engine.
     Report(PortMapReport),
 }
@@ -52,6 +79,7 @@ pub enum Output {
 enum Protocol {
     Pcp,
     NatPmp,
+    Upnp,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,17 +94,12 @@ enum State {
         tries: u32,
         next: Instant,
     },
+    /// A mapping is asked for by UPnP; the exchange under way.
+    Exchanging { id: u64, until: Instant },
     /// Until the next search.
     Pausing { until: Instant },
     /// Until the next renewal.
     Renewing { protocol: Protocol, at: Instant },
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Held {
-    protocol: Protocol,
-    external: SocketAddr,
-    expires: Instant,
 }
 
 /// Keeps a mapping of one UDP port at one router.
@@ -91,13 +114,23 @@ pub struct PortMapper {
     router: Option<Router>,
     port: Option<u16>,
     state: State,
-    held: Option<Held>,
+    /// The end of the mapping that the router holds.
+    held_until: Option<Instant>,
     /// Of the PCP mapping.
     nonce: [u8; 12],
     /// The two halves of a NAT-PMP grant, of the request that is under way.
     pmp_address: Option<Ipv4Addr>,
     pmp_mapping: Option<(u16, u32)>,
+    upnp: Upnp,
+    last_exchange: u64,
     protocols: MappingProtocols,
+    /// When the protocols without an answer count as not spoken.
+    protocols_at: Option<Instant>,
+    no_upnp: bool,
+    /// The record on disk.
+    kept: Option<KeptMapping>,
+    /// When it is deleted at the router, where nothing wants it.
+    left_until: Option<Instant>,
     outputs: VecDeque<Output>,
 }
 
@@ -111,13 +144,29 @@ impl PortMapper {
             router: None,
             port: None,
             state: State::Idle,
-            held: None,
+            held_until: None,
             nonce: [0; 12],
             pmp_address: None,
             pmp_mapping: None,
+            upnp: Upnp::default(),
+            last_exchange: 0,
             protocols: MappingProtocols::default(),
+            protocols_at: None,
+            no_upnp: false,
+            kept: None,
+            left_until: None,
             outputs: VecDeque::new(),
         }
+    }
+
+    /// Whether UPnP may be used; it may from the start.
+    pub fn allow_upnp(&mut self, allowed: bool) {
+        self.no_upnp = !allowed;
+    }
+
+    /// Takes the record of an earlier process, before there is a router.
+    pub fn restore(&mut self, kept: KeptMapping) {
+        self.kept = Some(kept);
     }
 
     /// The network has this router now. A mapping at another one is forgotten.
@@ -132,7 +181,10 @@ impl PortMapper {
         }
         self.router = router;
         self.protocols = MappingProtocols::default();
-        self.drop_mapping();
+        self.upnp = Upnp::default();
+        // The record stays: this node may come back to that router.
+        self.unmapped();
+        self.left_until = self.kept_here().map(|_| now + LEFT_BEHIND);
         self.restart(now);
     }
 
@@ -141,21 +193,36 @@ impl PortMapper {
         if self.port == port {
             return;
         }
-        if let Some(held) = self.held {
-            self.send_request(held.protocol, 0);
+        if self.port.is_some() {
+            self.delete_kept();
+            self.unmapped();
         }
         self.port = port;
-        self.drop_mapping();
+        self.restart(now);
+    }
+
+    /// Deletes the mapping at the router, that of an earlier process too, and asks for no
+    /// other one. The next outputs are the messages for it.
+    pub fn release(&mut self, now: Instant) {
+        self.delete_kept();
+        self.unmapped();
+        self.port = None;
         self.restart(now);
     }
 
     /// Takes a datagram from the socket of the mapper.
     pub fn handle_datagram(&mut self, now: Instant, from: SocketAddr, packet: &[u8]) {
-        if self.router_address() != Some(from) {
+        if self.router.is_none_or(|router| router.router != from.ip()) {
             return;
         }
         let before = self.protocols;
-        if let Some(response) = pcp::Response::parse(packet) {
+        // Some routers answer searches from another port.
+        if from.port() != pcp::PORT {
+            if let Some(location) = search_response(packet) {
+                self.upnp.found(location);
+                self.protocols.upnp = Some(true);
+            }
+        } else if let Some(response) = pcp::Response::parse(packet) {
             self.handle_pcp(now, response);
         } else if let Some(response) = nat_pmp::Response::parse(packet) {
             self.handle_nat_pmp(now, response);
@@ -165,22 +232,50 @@ impl PortMapper {
         }
     }
 
+    /// Takes the bytes that the router answered to an exchange, as a whole; `None`: it did not.
+    pub fn handle_exchange(&mut self, now: Instant, id: u64, answer: Option<&Response>) {
+        let State::Exchanging { id: expected, .. } = self.state else {
+            return;
+        };
+        if id == expected {
+            self.exchanged(now, answer);
+        }
+    }
+
     /// When [`handle_timeout`](Self::handle_timeout) has something to do.
     pub fn next_deadline(&self) -> Option<Instant> {
         let state = match self.state {
             State::Idle => None,
             State::Probing { next, .. } | State::Requesting { next, .. } => Some(next),
-            State::Pausing { until } => Some(until),
+            State::Pausing { until } | State::Exchanging { until, .. } => Some(until),
             State::Renewing { at, .. } => Some(at),
         };
-        let expiry = self.held.map(|held| held.expires);
-        state.into_iter().chain(expiry).min()
+        let all = [state, self.held_until, self.protocols_at, self.left_until];
+        all.into_iter().flatten().min()
     }
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
-        if self.held.is_some_and(|held| now >= held.expires) {
+        if self.held_until.is_some_and(|at| now >= at) {
             self.drop_mapping();
+        }
+        if self.protocols_at.is_some_and(|at| now >= at) {
+            self.protocols_at = None;
+            let MappingProtocols { upnp, nat_pmp, pcp } = &mut self.protocols;
+            for spoken in [nat_pmp, pcp] {
+                spoken.get_or_insert(false);
+            }
+            // Where it is not searched for, nothing is known.
+            if self.family == Family::V4 && !self.no_upnp {
+                upnp.get_or_insert(false);
+            }
+            self.report(PortMapReport::Protocols(self.protocols));
+        }
+        if self.left_until.is_some_and(|at| now >= at) {
+            self.left_until = None;
+            if self.port.is_none() {
+                self.delete_kept();
+            }
         }
         match self.state {
             State::Probing { tries, next } if now >= next => self.probe(now, tries),
@@ -189,6 +284,7 @@ impl PortMapper {
                 tries,
                 next,
             } if now >= next => self.request(now, protocol, tries),
+            State::Exchanging { until, .. } if now >= until => self.exchanged(now, None),
             State::Pausing { until } if now >= until => self.restart(now),
             State::Renewing { protocol, at } if now >= at => {
                 self.begin_request(now, protocol);
@@ -196,6 +292,7 @@ impl PortMapper {
             State::Idle
             | State::Probing { .. }
             | State::Requesting { .. }
+            | State::Exchanging { .. }
             | State::Pausing { .. }
             | State::Renewing { .. } => {}
         }
@@ -208,8 +305,10 @@ impl PortMapper {
 
     fn restart(&mut self, now: Instant) {
         self.state = State::Idle;
+        self.protocols_at = None;
         if self.router.is_some() && self.port.is_some() {
             self.entropy.fill(&mut self.nonce);
+            self.protocols_at = Some(now + SPOKEN_AFTER);
             self.state = State::Probing {
                 tries: 0,
                 next: now,
@@ -220,10 +319,11 @@ impl PortMapper {
 
     fn probe(&mut self, now: Instant, tries: u32) {
         let Some(router) = self.router else { return };
+        if tries >= PROBES_BEFORE_UPNP && self.upnp.is_found() {
+            self.begin_request(now, Protocol::Upnp);
+            return;
+        }
         if tries == PROBES {
-            self.protocols.pcp.get_or_insert(false);
-            self.protocols.nat_pmp.get_or_insert(false);
-            self.report(PortMapReport::Protocols(self.protocols));
             self.pause(now, SEARCH_AGAIN);
             return;
         }
@@ -235,6 +335,9 @@ impl PortMapper {
         self.send(announce.emit());
         if self.family == Family::V4 {
             self.send(nat_pmp::Request::ExternalAddress.emit());
+            if tries.is_multiple_of(2) && !self.no_upnp && !self.upnp.is_found() {
+                self.search_upnp(router);
+            }
         }
         self.state = State::Probing {
             tries: tries + 1,
@@ -242,25 +345,176 @@ impl PortMapper {
         };
     }
 
+    /// Searches for UPnP, at the router and in the network: some answer only one of both.
+    fn search_upnp(&mut self, router: Router) {
+        for target in SEARCH_TARGETS {
+            for ip in [router.router, SSDP_GROUP.into()] {
+                let to = SocketAddr::new(ip, SSDP_PORT);
+                let packet = m_search(target);
+                self.outputs.push_back(Output::Send { to, packet });
+            }
+        }
+    }
+
     fn begin_request(&mut self, now: Instant, protocol: Protocol) {
         self.pmp_address = None;
         self.pmp_mapping = None;
-        self.request(now, protocol, 0);
+        self.use_kept(protocol);
+        if protocol == Protocol::Upnp {
+            let exchange = self.router.and_then(|router| self.upnp.begin(router));
+            match exchange {
+                Some(exchange) => self.exchange(now, exchange),
+                None => self.failed(now, Protocol::Upnp, SEARCH_AGAIN),
+            }
+        } else {
+            self.request(now, protocol, 0);
+        }
+    }
+
+    /// Goes on with the mapping of the record, or deletes it. The new record is there before
+    /// the router makes the mapping.
+    fn use_kept(&mut self, protocol: Protocol) {
+        let (Some(router), Some(port)) = (self.router, self.port) else {
+            return;
+        };
+        self.left_until = None;
+        let kept = self.kept_here();
+        let same = kept.filter(|kept| kept.port == port);
+        let external = same.as_ref().and_then(|kept| kept.external);
+        let mut by = match protocol {
+            Protocol::Pcp => KeptBy::Pcp { nonce: self.nonce },
+            Protocol::NatPmp => KeptBy::NatPmp,
+            Protocol::Upnp => KeptBy::Upnp { service: None },
+        };
+        match same.map(|kept| kept.by) {
+            Some(KeptBy::Pcp { nonce }) if protocol == Protocol::Pcp => {
+                self.nonce = nonce;
+                by = KeptBy::Pcp { nonce };
+            }
+            Some(kept @ KeptBy::Upnp { .. }) if protocol == Protocol::Upnp => by = kept,
+            Some(KeptBy::NatPmp) if protocol == Protocol::NatPmp => {}
+            Some(_) | None => self.delete_kept(),
+        }
+        self.keep(Some(KeptMapping {
+            router: router.router,
+            local: router.local,
+            port,
+            external,
+            by,
+        }));
+    }
+
+    /// The record, if it is one of this router.
+    fn kept_here(&self) -> Option<KeptMapping> {
+        let router = self.router?;
+        self.kept.clone().filter(|kept| kept.is_at(router))
+    }
+
+    /// Deletes the mapping of the record at the router, if this is its router.
+    fn delete_kept(&mut self) {
+        let (Some(router), Some(kept)) = (self.router, self.kept_here()) else {
+            return;
+        };
+        match &kept.by {
+            KeptBy::Pcp { nonce } => {
+                let mapping = pcp::Mapping {
+                    nonce: *nonce,
+                    internal_port: kept.port,
+                    external: kept.external.unwrap_or(pcp::any_external(router.local)),
+                };
+                let request = pcp::Request {
+                    lifetime: 0,
+                    client: router.local,
+                    body: pcp::Body::Map(mapping),
+                };
+                self.send(request.emit());
+            }
+            KeptBy::NatPmp => {
+                let request = nat_pmp::Request::MapUdp {
+                    internal_port: kept.port,
+                    suggested_port: 0,
+                    lifetime: 0,
+                };
+                self.send(request.emit());
+            }
+            KeptBy::Upnp { service } => {
+                let service = service.as_ref().and_then(KeptService::service);
+                if let (Some(service), Some(external)) = (service, kept.external) {
+                    self.push_exchange(unmap(router, &service, external.port()));
+                }
+            }
+        }
+        self.left_until = None;
+        self.keep(None);
+    }
+
+    fn keep(&mut self, kept: Option<KeptMapping>) {
+        if self.kept != kept {
+            self.kept.clone_from(&kept);
+            self.outputs.push_back(Output::Keep(kept));
+        }
+    }
+
+    fn push_exchange(&mut self, exchange: Exchange) -> u64 {
+        self.last_exchange += 1;
+        let (id, Exchange { to, request }) = (self.last_exchange, exchange);
+        self.outputs.push_back(Output::Exchange { id, to, request });
+        id
+    }
+
+    fn exchange(&mut self, now: Instant, exchange: Exchange) {
+        let id = self.push_exchange(exchange);
+        let until = now + EXCHANGE_TIMEOUT;
+        self.state = State::Exchanging { id, until };
+    }
+
+    fn exchanged(&mut self, now: Instant, answer: Option<&Response>) {
+        let (Some(router), Some(internal_port)) = (self.router, self.port) else {
+            return;
+        };
+        let kept = self.kept_here().and_then(|kept| kept.external);
+        let wanted = Wanted {
+            router,
+            internal_port,
+            external_port: kept.map_or(internal_port, |external| external.port()),
+        };
+        match self.upnp.answered(wanted, answer, self.entropy.as_mut()) {
+            Progress::Next(exchange) => self.exchange(now, exchange),
+            Progress::Granted {
+                external,
+                lifetime,
+                service,
+            } => self.granted(now, Protocol::Upnp, external, lifetime, Some(service)),
+            Progress::Failed => self.failed(now, Protocol::Upnp, SEARCH_AGAIN),
+        }
+    }
+
+    /// There is no mapping by this protocol now. While an older one lives, it is tried again.
+    fn failed(&mut self, now: Instant, protocol: Protocol, pause: Duration) {
+        if self.held_until.is_some() {
+            let at = now + MIN_PAUSE;
+            self.state = State::Renewing { protocol, at };
+        } else {
+            self.pause(now, pause);
+        }
+    }
+
+    /// The router refuses a mapping by this protocol. Another one may do.
+    fn refused(&mut self, now: Instant, pause: Duration) {
+        self.drop_mapping();
+        if self.upnp.is_found() {
+            self.begin_request(now, Protocol::Upnp);
+        } else {
+            self.pause(now, pause);
+        }
     }
 
     fn request(&mut self, now: Instant, protocol: Protocol, tries: u32) {
         if tries == REQUESTS {
-            // While the mapping lives the same protocol is tried again, then all
-            // are.
-            if self.held.is_some() {
-                let at = now + MIN_PAUSE;
-                self.state = State::Renewing { protocol, at };
-            } else {
-                self.pause(now, SEARCH_AGAIN);
-            }
+            self.failed(now, protocol, SEARCH_AGAIN);
             return;
         }
-        self.send_request(protocol, LIFETIME);
+        self.send_request(protocol);
         self.state = State::Requesting {
             protocol,
             tries: tries + 1,
@@ -268,13 +522,14 @@ impl PortMapper {
         };
     }
 
-    /// Asks for a mapping; with a lifetime of 0 deletes it.
-    fn send_request(&mut self, protocol: Protocol, lifetime: u32) {
+    /// Asks for a mapping.
+    fn send_request(&mut self, protocol: Protocol) {
         let (Some(router), Some(internal_port)) = (self.router, self.port) else {
             return;
         };
         let any = pcp::any_external(router.local);
-        let external = self.held.map_or(any, |held| held.external);
+        let kept = self.kept.as_ref().and_then(|kept| kept.external);
+        let external = kept.unwrap_or(any);
         match protocol {
             Protocol::Pcp => {
                 let mapping = pcp::Mapping {
@@ -283,34 +538,37 @@ impl PortMapper {
                     external,
                 };
                 let request = pcp::Request {
-                    lifetime,
+                    lifetime: LIFETIME,
                     client: router.local,
                     body: pcp::Body::Map(mapping),
                 };
                 self.send(request.emit());
             }
             Protocol::NatPmp => {
-                if self.pmp_address.is_none() && lifetime != 0 {
+                if self.pmp_address.is_none() {
                     self.send(nat_pmp::Request::ExternalAddress.emit());
                 }
-                if self.pmp_mapping.is_none() || lifetime == 0 {
-                    let suggested_port = if lifetime == 0 { 0 } else { external.port() };
+                if self.pmp_mapping.is_none() {
                     let request = nat_pmp::Request::MapUdp {
                         internal_port,
-                        suggested_port,
-                        lifetime,
+                        suggested_port: external.port(),
+                        lifetime: LIFETIME,
                     };
                     self.send(request.emit());
                 }
             }
+            // By exchanges.
+            Protocol::Upnp => {}
         }
     }
 
     fn handle_pcp(&mut self, now: Instant, response: pcp::Response) {
         let speaks = response.result != pcp::ResultCode::UnsupportedVersion;
+        if response.body == pcp::Body::Announce {
+            self.protocols.pcp = Some(speaks);
+        }
         match (response.body, self.state) {
             (pcp::Body::Announce, State::Probing { .. }) => {
-                self.protocols.pcp = Some(speaks);
                 if speaks {
                     self.begin_request(now, Protocol::Pcp);
                 }
@@ -322,11 +580,11 @@ impl PortMapper {
                     ..
                 },
             ) if mapping.nonce == self.nonce && Some(mapping.internal_port) == self.port => {
+                let lifetime = Duration::from_secs(response.lifetime.into());
                 if response.result == pcp::ResultCode::Success {
-                    self.granted(now, Protocol::Pcp, mapping.external, response.lifetime);
+                    self.granted(now, Protocol::Pcp, mapping.external, lifetime, None);
                 } else {
-                    self.drop_mapping();
-                    self.pause(now, Duration::from_secs(response.lifetime.into()));
+                    self.refused(now, lifetime);
                 }
             }
             // Late, or not asked for.
@@ -351,7 +609,7 @@ impl PortMapper {
             nat_pmp::Response::Refused {
                 refusal: nat_pmp::Refusal::UnsupportedVersion,
                 ..
-            } if probing => self.protocols.pcp = Some(false),
+            } => drop(self.protocols.pcp.get_or_insert(false)),
             nat_pmp::Response::ExternalAddress { .. } if probing => {
                 self.protocols.nat_pmp = Some(true);
                 self.begin_request(now, Protocol::NatPmp);
@@ -369,26 +627,30 @@ impl PortMapper {
                 self.pmp_mapping = Some((external_port, lifetime));
                 self.combine_nat_pmp(now);
             }
-            nat_pmp::Response::Refused { .. } if requesting => {
-                self.drop_mapping();
-                self.pause(now, MAX_PAUSE);
-            }
-            nat_pmp::Response::ExternalAddress { .. }
-            | nat_pmp::Response::MappedUdp { .. }
-            | nat_pmp::Response::Refused { .. } => {}
+            nat_pmp::Response::Refused { .. } if requesting => self.refused(now, MAX_PAUSE),
+            nat_pmp::Response::ExternalAddress { .. } => self.protocols.nat_pmp = Some(true),
+            nat_pmp::Response::MappedUdp { .. } | nat_pmp::Response::Refused { .. } => {}
         }
     }
 
     fn combine_nat_pmp(&mut self, now: Instant) {
         if let (Some(address), Some((port, lifetime))) = (self.pmp_address, self.pmp_mapping) {
             let external = SocketAddr::from((address, port));
-            self.granted(now, Protocol::NatPmp, external, lifetime);
+            let lifetime = Duration::from_secs(lifetime.into());
+            self.granted(now, Protocol::NatPmp, external, lifetime, None);
         }
     }
 
     /// The router made or renewed the mapping.
-    fn granted(&mut self, now: Instant, protocol: Protocol, external: SocketAddr, lifetime: u32) {
-        let lifetime = Duration::from_secs(lifetime.into()).min(MAX_LIFETIME);
+    fn granted(
+        &mut self,
+        now: Instant,
+        protocol: Protocol,
+        external: SocketAddr,
+        lifetime: Duration,
+        service: Option<Service>,
+    ) {
+        let lifetime = lifetime.min(MAX_LIFETIME);
         let usable = Family::of_socket(external) == self.family
             && !external.ip().is_unspecified()
             && external.port() != 0
@@ -398,11 +660,14 @@ impl PortMapper {
             self.pause(now, MAX_PAUSE);
             return;
         }
-        self.held = Some(Held {
-            protocol,
-            external,
-            expires: now + lifetime,
-        });
+        if let Some(mut kept) = self.kept_here() {
+            kept.external = Some(external);
+            if let KeptBy::Upnp { service: kept } = &mut kept.by {
+                *kept = service.as_ref().map(KeptService::new);
+            }
+            self.keep(Some(kept));
+        }
+        self.held_until = Some(now + lifetime);
         self.report(PortMapReport::Mapped { external, lifetime });
         let at = now + (lifetime / 2).max(MIN_PAUSE);
         self.state = State::Renewing { protocol, at };
@@ -410,7 +675,12 @@ impl PortMapper {
 
     /// Forgets the mapping, which does not exist any more.
     fn drop_mapping(&mut self) {
-        if self.held.take().is_some() {
+        self.keep(None);
+        self.unmapped();
+    }
+
+    fn unmapped(&mut self) {
+        if self.held_until.take().is_some() {
             self.report(PortMapReport::Unmapped(self.family));
         }
     }

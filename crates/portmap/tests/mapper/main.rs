@@ -7,18 +7,25 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use warren_node_types::Family;
-use warren_portmap::{MappingProtocols, Output, PortMapReport, PortMapper, Router};
+use warren_portmap::{
+    KeptMapping, MappingProtocols, Output, PortMapReport, PortMapper, Response, Router,
+};
 use warren_testkit::{CountingEntropy, SeededEntropy};
 use warren_wire::{nat_pmp, pcp};
+
+use crate::upnp_router::UpnpRouter;
+
+mod upnp_router;
 
 const LOCAL: &str = "10.0.0.2";
 const PORT: u16 = 41641;
 
 /// The behaviour of the router.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Kind {
     pcp: bool,
     nat_pmp: bool,
+    upnp: Option<UpnpRouter>,
     /// Every so many requests are lost; 0: none.
     loses: u32,
     lifetime: u32,
@@ -28,6 +35,7 @@ struct Kind {
 const HONEST: Kind = Kind {
     pcp: true,
     nat_pmp: true,
+    upnp: None,
     loses: 0,
     lifetime: 7200,
     refuses: false,
@@ -42,6 +50,10 @@ struct World {
     requests: u32,
     /// The mapping that the router has now, and the protocol of its last request.
     mapped: Option<(u16, &'static str)>,
+    /// The nonce of the PCP mapping: the router takes no other one.
+    nonce: Option<[u8; 12]>,
+    /// The record on disk.
+    kept: Option<KeptMapping>,
     reports: Vec<(Duration, PortMapReport)>,
 }
 
@@ -67,12 +79,26 @@ impl World {
             external: Ipv4Addr::new(198, 51, 100, 1),
             requests: 0,
             mapped: None,
+            nonce: None,
+            kept: None,
             reports: Vec::new(),
         };
         world.mapper.want(now, Some(PORT));
         world.mapper.set_router(now, Some(router(1)));
         world.drain();
         world
+    }
+
+    /// The process is killed, and the next one begins with what is on disk.
+    fn kill_and_start(&mut self) {
+        self.mapper = PortMapper::new(Family::V4, Box::new(SeededEntropy(9)));
+        self.reports.clear();
+        let text = serde_json::to_string(&self.kept).unwrap();
+        if let Some(kept) = serde_json::from_str(&text).unwrap() {
+            self.mapper.restore(kept);
+        }
+        self.mapper.set_router(self.now, Some(router(1)));
+        self.drain();
     }
 
     fn run(&mut self, time: Duration) {
@@ -93,6 +119,23 @@ impl World {
         while let Some(output) = self.mapper.poll_output() {
             match output {
                 Output::Report(report) => self.reports.push((self.now - self.start, report)),
+                Output::Keep(kept) => self.kept = kept,
+                Output::Exchange { id, to, request } => {
+                    assert_eq!(to.ip(), router(1).router, "no other machine is asked");
+                    self.requests += 1;
+                    let kind = self.kind.upnp.as_mut();
+                    let answer =
+                        kind.and_then(|it| it.exchange(to.port(), &request, self.external));
+                    let answer = answer.and_then(|bytes| Response::parse(&bytes, true).ok());
+                    self.mapper.handle_exchange(self.now, id, answer.as_ref());
+                }
+                Output::Send { to, packet } if to.port() == 1900 => {
+                    let kind = self.kind.upnp.as_ref();
+                    if let Some(answer) = kind.and_then(|kind| kind.search(to, &packet)) {
+                        let from = "10.0.0.1:1900".parse().unwrap();
+                        self.mapper.handle_datagram(self.now, from, &answer);
+                    }
+                }
                 Output::Send { to, packet } => {
                     assert_eq!(to, "10.0.0.1:5351".parse().unwrap());
                     self.requests += 1;
@@ -155,9 +198,11 @@ impl World {
         let mut body = request.body;
         let mut result = pcp::ResultCode::Success;
         if let pcp::Body::Map(mapping) = &mut body {
-            if self.kind.refuses {
+            let other = self.nonce.is_some_and(|nonce| nonce != mapping.nonce);
+            if self.kind.refuses || other {
                 result = pcp::ResultCode::NotAuthorized;
             } else {
+                self.nonce = (request.lifetime > 0).then_some(mapping.nonce);
                 self.mapped = (request.lifetime > 0).then_some((mapping.internal_port, "PCP"));
             }
             mapping.external = SocketAddr::from((self.external, 5000));
@@ -252,7 +297,7 @@ fn a_silent_router_is_asked_a_few_times_and_then_rarely() {
     world.run(seconds(9 * 60));
     assert_eq!(world.requests, 8);
     let none = MappingProtocols {
-        upnp: None,
+        upnp: Some(false),
         nat_pmp: Some(false),
         pcp: Some(false),
     };
@@ -355,7 +400,7 @@ fn refusals_and_zero_lifetimes_lead_to_no_mapping_and_few_requests() {
         },
     ];
     for kind in kinds {
-        let mut world = World::new(kind);
+        let mut world = World::new(kind.clone());
         world.run(seconds(3600));
         assert_eq!(world.last_mapping(), None, "{kind:?}");
         assert!(world.requests < 60 * 10, "{kind:?}: {}", world.requests);
@@ -423,6 +468,7 @@ fn routers_of_another_family_count_as_none() {
     mapper.set_router(now, Some(router));
     let sent: Vec<_> = std::iter::from_fn(|| mapper.poll_output()).collect();
     assert_eq!(sent.len(), 1, "PCP only: {sent:?}");
+    assert!(matches!(&sent[0], Output::Send { to, .. } if to.port() == pcp::PORT));
 }
 
 /// A datagram of a hostile router: any bytes, or a response that may fit.
@@ -457,6 +503,242 @@ fn hostile() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
+/// A router that speaks UPnP only.
+fn upnp_only(upnp: UpnpRouter) -> Kind {
+    Kind {
+        pcp: false,
+        nat_pmp: false,
+        upnp: Some(upnp),
+        ..HONEST
+    }
+}
+
+#[test]
+fn upnp_maps_where_nothing_else_does() {
+    for igd2 in [false, true] {
+        let mut world = World::new(upnp_only(UpnpRouter {
+            igd2,
+            ..UpnpRouter::default()
+        }));
+        world.run(seconds(8));
+        let external = SocketAddr::from((world.external, PORT));
+        assert_eq!(world.last_mapping(), Some(external));
+        let held = world.kind.upnp.as_ref().unwrap().mapped;
+        assert_eq!(held, Some((PORT, PORT, 7200)));
+        let found = MappingProtocols {
+            upnp: Some(true),
+            nat_pmp: Some(false),
+            pcp: Some(false),
+        };
+        assert!(
+            world
+                .reports
+                .iter()
+                .any(|(_, report)| *report == PortMapReport::Protocols(found))
+        );
+        world.run(seconds(3600));
+        let renewed = world
+            .reports
+            .iter()
+            .filter(|(_, report)| matches!(report, PortMapReport::Mapped { .. }));
+        assert_eq!(renewed.count(), 2);
+        world.mapper.want(world.now, None);
+        world.drain();
+        assert_eq!(world.kind.upnp.as_ref().unwrap().mapped, None);
+        assert_eq!((world.last_mapping(), &world.kept), (None, &None));
+    }
+}
+
+#[test]
+fn all_protocols_are_reported_whichever_is_used() {
+    let mut world = World::new(Kind {
+        upnp: Some(UpnpRouter::default()),
+        ..HONEST
+    });
+    world.run(seconds(8));
+    assert_eq!(world.mapped, Some((PORT, "PCP")));
+    let all = MappingProtocols {
+        upnp: Some(true),
+        nat_pmp: Some(true),
+        pcp: Some(true),
+    };
+    let last = world
+        .reports
+        .iter()
+        .rev()
+        .find_map(|(_, report)| match report {
+            PortMapReport::Protocols(protocols) => Some(*protocols),
+            _ => None,
+        });
+    assert_eq!(last, Some(all));
+}
+
+#[test]
+fn quirks_of_upnp_routers_cost_another_call_at_most() {
+    let quirks = [
+        UpnpRouter {
+            permanent_only: true,
+            ..UpnpRouter::default()
+        },
+        UpnpRouter {
+            taken: vec![PORT],
+            ..UpnpRouter::default()
+        },
+        UpnpRouter {
+            first_line_is_down: true,
+            ..UpnpRouter::default()
+        },
+        UpnpRouter {
+            only_multicast: true,
+            ..UpnpRouter::default()
+        },
+        UpnpRouter {
+            names_another_host: true,
+            ..UpnpRouter::default()
+        },
+    ];
+    for quirk in quirks {
+        let shown = format!("{quirk:?}");
+        let mut world = World::new(upnp_only(quirk));
+        world.run(seconds(8));
+        let mapped = world.last_mapping().expect(&shown);
+        let (external, internal, lease) = world.kind.upnp.as_ref().unwrap().mapped.unwrap();
+        assert_eq!((mapped.port(), internal), (external, PORT), "{shown}");
+        assert_eq!(
+            lease == 0,
+            shown.contains("permanent_only: true"),
+            "{shown}"
+        );
+        world.mapper.release(world.now);
+        world.drain();
+        assert_eq!(world.kind.upnp.as_ref().unwrap().mapped, None, "{shown}");
+    }
+}
+
+#[test]
+fn a_upnp_router_without_sense_leads_to_no_mapping_and_few_requests() {
+    let broken = [
+        UpnpRouter {
+            has_no_address: true,
+            ..UpnpRouter::default()
+        },
+        UpnpRouter {
+            answers_nonsense: true,
+            ..UpnpRouter::default()
+        },
+        UpnpRouter {
+            taken: (1..=u16::MAX).collect(),
+            ..UpnpRouter::default()
+        },
+        UpnpRouter {
+            is_silent: true,
+            ..UpnpRouter::default()
+        },
+    ];
+    for broken in broken {
+        let mut world = World::new(upnp_only(broken));
+        world.run(seconds(3600));
+        assert_eq!(world.last_mapping(), None);
+        assert!(world.requests < 200, "{}", world.requests);
+    }
+}
+
+#[test]
+fn upnp_is_left_alone_where_it_is_switched_off() {
+    let now = Instant::now();
+    let mut mapper = PortMapper::new(Family::V4, Box::new(CountingEntropy(1)));
+    mapper.allow_upnp(false);
+    mapper.want(now, Some(PORT));
+    mapper.set_router(now, Some(router(1)));
+    while let Some(output) = mapper.poll_output() {
+        assert!(matches!(output, Output::Send { to, .. } if to.port() == pcp::PORT));
+    }
+}
+
+/// Each protocol, and what the router holds by it.
+fn each_protocol() -> [Kind; 3] {
+    let upnp = UpnpRouter {
+        permanent_only: true,
+        ..UpnpRouter::default()
+    };
+    [
+        HONEST,
+        Kind {
+            pcp: false,
+            ..HONEST
+        },
+        upnp_only(upnp),
+    ]
+}
+
+impl World {
+    /// The internal port that the router maps.
+    fn held(&self) -> Option<u16> {
+        let upnp = self.kind.upnp.as_ref().and_then(|upnp| upnp.mapped);
+        let upnp = upnp.map(|(_, internal, _)| internal);
+        self.mapped.map(|(port, _)| port).or(upnp)
+    }
+}
+
+#[test]
+fn the_next_process_goes_on_with_the_mapping_of_one_that_was_killed() {
+    for kind in each_protocol() {
+        let mut world = World::new(kind);
+        world.run(seconds(8));
+        let before = world.last_mapping();
+        assert!(before.is_some() && world.held() == Some(PORT));
+        world.kill_and_start();
+        world.mapper.want(world.now, Some(PORT));
+        world.drain();
+        world.run(seconds(8));
+        assert_eq!(world.last_mapping(), before);
+        world.mapper.release(world.now);
+        world.drain();
+        assert_eq!((world.held(), &world.kept), (None, &None));
+    }
+}
+
+#[test]
+fn a_mapping_that_the_next_process_does_not_want_is_deleted() {
+    for kind in each_protocol() {
+        // Another port, or none.
+        for port in [Some(PORT + 1), None] {
+            let mut world = World::new(kind.clone());
+            world.run(seconds(8));
+            world.kill_and_start();
+            assert_eq!(world.held(), Some(PORT));
+            world.mapper.want(world.now, port);
+            world.drain();
+            world.run(seconds(61));
+            assert_eq!(world.held(), port);
+            assert_eq!(world.kept.is_some(), port.is_some());
+        }
+    }
+}
+
+#[test]
+fn a_mapping_at_another_router_is_left_there() {
+    let mut world = World::new(HONEST);
+    world.run(seconds(1));
+    let kept = world.kept.clone();
+    world.mapper.set_router(world.now, Some(router(9)));
+    while let Some(output) = world.mapper.poll_output() {
+        if let Output::Send { packet, .. } = output {
+            let request = pcp::Request::parse(&packet);
+            assert!(request.is_none_or(|request| request.body == pcp::Body::Announce));
+        }
+    }
+    assert_eq!(world.kept, kept, "it is known when this node comes back");
+    world.mapper.set_router(world.now, Some(router(1)));
+    world.drain();
+    world.run(seconds(1));
+    assert_eq!(
+        world.last_mapping(),
+        Some(mapped()),
+        "with the nonce that the router knows"
+    );
+}
+
 proptest! {
     /// Whatever a router sends, the rate of requests is bounded, the clock goes
     /// on, and reported mappings have a lifetime of at most a day.
@@ -476,7 +758,9 @@ proptest! {
             loop {
                 while let Some(output) = mapper.poll_output() {
                     match output {
-                        Output::Send { .. } => requests += 1,
+                        Output::Send { to, .. } => requests += u64::from(to.port() == 5351),
+                        Output::Exchange { .. } => requests += 1,
+                        Output::Keep(_) => {}
                         Output::Report(PortMapReport::Mapped { external, lifetime }) => {
                             prop_assert!(external.port() != 0 && !external.ip().is_unspecified());
                             prop_assert!(lifetime <= seconds(86_400) && !lifetime.is_zero());
