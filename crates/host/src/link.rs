@@ -20,6 +20,7 @@ mod clocks;
 mod snapshot;
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -83,6 +84,8 @@ pub struct LinkState {
     pub default_route_v4: Option<String>,
     /// Name of the interface of the IPv6 default route in the main table.
     pub default_route_v6: Option<String>,
+    /// The router of the IPv4 default route; a tunnel has none.
+    pub gateway_v4: Option<Ipv4Addr>,
 }
 
 impl LinkState {
@@ -133,7 +136,7 @@ pub enum Change {
 /// Why a change is major.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MajorChange {
-    /// The default route goes by another interface.
+    /// The default route goes by another interface, or to another router.
     DefaultRoute,
     /// The interface of the default route has other addresses.
     Addresses,
@@ -166,6 +169,7 @@ pub fn compare(old: &LinkState, new: &LinkState) -> Option<Change> {
         None
     } else if old.default_route_v4 != new.default_route_v4
         || old.default_route_v6 != new.default_route_v6
+        || old.gateway_v4 != new.gateway_v4
     {
         Some(MajorChange::DefaultRoute)
     } else if old.way_out(&old.default_route_v4) != new.way_out(&new.default_route_v4)
@@ -418,6 +422,7 @@ mod tests {
             ],
             default_route_v4: Some("eth0".to_owned()),
             default_route_v6: None,
+            gateway_v4: Some(Ipv4Addr::new(192, 168, 1, 1)),
         }
     }
 

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags};
-use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 
 use super::{Interface, LinkState};
 use crate::netlink::Netlink;
@@ -72,42 +72,66 @@ pub(super) async fn take(ignored: &[String]) -> io::Result<LinkState> {
         interface.addrs.sort();
     }
     let mut defaults = [None, None];
+    let mut gateway_v4 = None;
     for (slot, family) in [AddressFamily::Inet, AddressFamily::Inet6]
         .into_iter()
         .enumerate()
     {
         let routes = netlink.routes(family, TABLE_MAIN).await?;
-        defaults[slot] = routes
+        let best = routes
             .iter()
             .filter_map(default_route)
-            .filter_map(|(metric, index)| Some((metric, interfaces.get(&index)?)))
-            .min_by_key(|(metric, interface)| (*metric, interface.index))
-            .map(|(_, interface)| interface.name.clone());
+            .filter_map(|route| Some((route.metric, interfaces.get(&route.interface)?, route)))
+            .min_by_key(|(metric, interface, _)| (*metric, interface.index));
+        if let Some((_, interface, route)) = best {
+            defaults[slot] = Some(interface.name.clone());
+            gateway_v4 = gateway_v4.or(route.gateway_v4);
+        }
     }
     let [default_route_v4, default_route_v6] = defaults;
     Ok(LinkState {
         interfaces: interfaces.into_values().collect(),
         default_route_v4,
         default_route_v6,
+        gateway_v4,
     })
 }
 
-/// Metric and interface of a default route; `None` for other routes.
-fn default_route(route: &RouteMessage) -> Option<(u32, u32)> {
+/// A default route.
+struct DefaultRoute {
+    metric: u32,
+    interface: u32,
+    gateway_v4: Option<Ipv4Addr>,
+}
+
+/// Reads a default route; `None` for other routes.
+fn default_route(route: &RouteMessage) -> Option<DefaultRoute> {
     if route.header.destination_prefix_length != 0 || route.header.kind != RouteType::Unicast {
         return None;
     }
     let mut metric = 0;
     let mut index = None;
+    let mut gateway_v4 = None;
+    let v4_of = |attribute: &RouteAttribute| match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(ip)) => Some(*ip),
+        _ => None,
+    };
     for attribute in &route.attributes {
         match attribute {
             RouteAttribute::Priority(value) => metric = *value,
             RouteAttribute::Oif(value) => index = Some(*value),
             RouteAttribute::MultiPath(hops) => {
-                index = index.or(hops.first().map(|hop| hop.interface_index));
+                let first = hops.first();
+                index = index.or(first.map(|hop| hop.interface_index));
+                let hop = first.and_then(|hop| hop.attributes.iter().find_map(v4_of));
+                gateway_v4 = gateway_v4.or(hop);
             }
-            _ => {}
+            other => gateway_v4 = v4_of(other).or(gateway_v4),
         }
     }
-    Some((metric, index?))
+    Some(DefaultRoute {
+        metric,
+        interface: index?,
+        gateway_v4,
+    })
 }
