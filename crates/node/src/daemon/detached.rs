@@ -63,6 +63,7 @@ impl DetachedNode {
             resolver_config,
             dialer: Dialer::new(),
             aead: aead::choose()?,
+            port_mapping: None,
         };
         let engine_task = platform.engine_task(state, inbox.clone())?;
         let task = tokio::spawn(engine_task.run(messages, results));

@@ -34,6 +34,7 @@ use warren_host::link::{LinkChange, LinkState};
 use warren_host::udp::UdpOptions;
 use warren_node_core::Node;
 use warren_node_core::node::{HostReport, NodeInput, NodeOutput, NodeState, Notice, SessionId};
+use warren_node_types::Family;
 use warren_packet_threads::{OutCommand, PacketThreads};
 
 use self::file_writer::FileWriter;
@@ -43,6 +44,7 @@ pub(super) use self::prefs::node_settings;
 use super::control_session::{SessionIo, session_span};
 use super::host_task::Host;
 use super::magic_dns::DnsCounters;
+use super::port_mapping::PortMapping;
 use super::relay_server::RelayServer;
 use super::relays::{Relays, relay_span};
 use super::state::StateFolder;
@@ -77,6 +79,8 @@ pub struct EngineTaskConfig {
     pub link: LinkChange,
     /// How sockets are made.
     pub socket_options: UdpOptions,
+    /// The port mapper; a node that leaves the system alone has none.
+    pub port_mapping: Option<PortMapping>,
 }
 
 /// The handles of everything that the node decides about.
@@ -95,6 +99,7 @@ pub struct EngineTask {
     link_problem: Option<String>,
     socket_options: UdpOptions,
     relay_server: Option<RelayServer>,
+    port_mapping: Option<PortMapping>,
     sessions: BTreeMap<SessionId, SessionIo>,
     listeners: Listeners,
     /// The programs that wait for a ping, with the address that they asked for.
@@ -125,6 +130,7 @@ impl EngineTask {
             link_problem: config.link.problem,
             socket_options: config.socket_options,
             relay_server: None,
+            port_mapping: config.port_mapping,
             sessions: BTreeMap::new(),
             listeners: Listeners::default(),
             pings: BTreeMap::new(),
@@ -146,6 +152,7 @@ impl EngineTask {
         self.node.start(Instant::now(), wall_clock(), netmap);
         self.carry_out();
         self.refresh_relay_server();
+        self.use_router();
         loop {
             let deadline = self.node.next_deadline().map(|(at, _)| at);
             // A node samples traffic all the time, so it has a deadline.
@@ -172,7 +179,13 @@ impl EngineTask {
             self.carry_out();
         }
         self.give(NodeInput::Stop);
-        self.host.stop().await;
+        let port_mapping = self.port_mapping.take();
+        let released = async {
+            if let Some(port_mapping) = port_mapping {
+                port_mapping.stop().await;
+            }
+        };
+        tokio::join!(released, self.host.stop());
     }
 
     fn handle(&mut self, message: Message) {
@@ -256,6 +269,9 @@ impl EngineTask {
             NodeOutput::ResolveHost(name) => self.resolve(name),
             NodeOutput::WantPortMapping { family, port } => {
                 tracing::debug!(%family, ?port, "port mapping");
+                if let (Some(mapping), Family::V4) = (&self.port_mapping, family) {
+                    mapping.want(port);
+                }
             }
             NodeOutput::OpenSession(id) => {
                 let session = SessionIo::new(

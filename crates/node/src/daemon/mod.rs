@@ -30,6 +30,7 @@ mod lock_requests;
 mod magic_dns;
 mod outside_names;
 mod packets;
+mod port_mapping;
 mod relay_server;
 mod relays;
 mod start;

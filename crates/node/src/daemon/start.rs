@@ -30,6 +30,7 @@ use super::handle::NodeHandle;
 use super::host_task::Host;
 use super::outside_names::OutsideNames;
 use super::packets::PacketReports;
+use super::port_mapping::{Allowed, PortMapping};
 use super::relays::Relays;
 use super::state::{StateError, StateFolder};
 use super::system::{Machine, resolver_options};
@@ -155,6 +156,7 @@ pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
         resolver_config,
         dialer,
         aead,
+        port_mapping: Some(Allowed::by_environment()),
     };
     let task = platform.engine_task(state, inbox.clone())?;
 
@@ -253,6 +255,8 @@ pub(super) struct Platform {
     pub(super) dialer: Dialer,
     /// The cipher of the tunnel.
     pub(super) aead: Aead,
+    /// The kinds of port mapping that are used, if the node may ask routers at all.
+    pub(super) port_mapping: Option<Allowed>,
 }
 
 impl Platform {
@@ -315,6 +319,10 @@ impl Platform {
             dns_packets,
             self.resolver_config,
         ));
+        let port_mapping = self.port_mapping.map(|allowed| {
+            let record = state.port_mapping_path();
+            PortMapping::start(allowed, record, self.dialer.clone(), inbox.clone())
+        });
         Ok(EngineTask::new(EngineTaskConfig {
             packets,
             dns,
@@ -327,6 +335,7 @@ impl Platform {
             inbox,
             link: self.link,
             socket_options: self.socket_options,
+            port_mapping,
         }))
     }
 }

@@ -35,6 +35,7 @@ const PROFILE_PREFIX: &str = "profile-";
 const FIRST_PROFILE: &str = "profile-0001";
 const NETMAP_FILE: &str = "netmap.json";
 const CLOCK_FILE: &str = "handshake-clock";
+const PORT_MAPPING_FILE: &str = "port-mapping.json";
 /// The key of a new login that the server has not answered yet. Other programs
 /// keep it as they find it.
 const CANDIDATE_KEY: &str = "_warren-candidate";
@@ -471,6 +472,11 @@ impl StateFolder {
     /// decimal.
     pub fn clock_path(&self) -> PathBuf {
         self.folder.join(CLOCK_FILE)
+    }
+
+    /// Where the port mapping at the router is recorded.
+    pub fn port_mapping_path(&self) -> PathBuf {
+        self.folder.join(PORT_MAPPING_FILE)
     }
 }
 

@@ -118,6 +118,7 @@ impl EngineTask {
     /// mapping in every router, and all that peers know of us, would be lost.
     pub(super) fn link_changed(&mut self, change: LinkChange) {
         self.link = change.state;
+        self.use_router();
         if self.link_problem != change.problem {
             self.link_problem = change.problem;
             self.on_notice(Notice::Health);
@@ -141,6 +142,13 @@ impl EngineTask {
         self.give(NodeInput::Network(change, network));
         // Networks that this machine is attached to do not go into the tunnel.
         self.refresh_host();
+    }
+
+    /// Reports the router of this network to the port mapper.
+    pub(super) fn use_router(&self) {
+        if let Some(mapping) = &self.port_mapping {
+            mapping.use_network(&self.link);
+        }
     }
 
     /// A family that the machine lacked when the sockets were bound may be
