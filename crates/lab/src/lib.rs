@@ -22,6 +22,7 @@
 //! missing, and the test skips visibly.
 
 pub mod demo;
+mod gateway;
 mod namespace;
 mod nat;
 mod network;
@@ -34,6 +35,7 @@ mod user_namespace;
 mod wait;
 pub mod web;
 
+pub use gateway::{Gateway, MappingProtocol};
 pub use namespace::Namespace;
 pub use nat::Place;
 pub use network::{Host, HostOptions, Lab, LabError, which};

@@ -269,6 +269,22 @@ impl Lab {
         })
     }
 
+    /// Gives the router of `host` the address `11.1.1.N` instead of the one that is reserved
+    /// for documentation.
+    pub(crate) fn readdress_router(&self, host: &Host) -> Result<(), LabError> {
+        let router = host.router()?;
+        let old = host.inner.outside;
+        let n = old.octets()[3];
+        ip(&self.internet, "addr replace 11.1.1.1/24 dev br0")?;
+        ip(
+            router,
+            &format!(
+                "addr add 11.1.1.{n}/24 dev wan\naddr del {old}/24 dev wan\n\
+                 route replace default via 11.1.1.1"
+            ),
+        )
+    }
+
     /// Connects `inside`'s interface to the internet as `203.0.113.n`.
     fn plug(&self, inside: &Namespace, interface: &str, n: u8, ipv6: bool) -> Result<(), LabError> {
         veth(&self.internet, &format!("p{n}"), inside, interface)?;
@@ -400,10 +416,24 @@ impl Host {
     /// # Errors
     /// When there is no router, or `nft` refuses them.
     pub fn router_nft(&self, rules: &str) -> Result<(), LabError> {
+        nft(self.router()?, rules)
+    }
+
+    /// Runs a program with these words as arguments in the router next to the host, and
+    /// returns what it printed.
+    ///
+    /// # Errors
+    /// When there is no router, or the program fails.
+    pub fn router_run(&self, program: &str, words: &str) -> Result<String, LabError> {
+        let mut command = Command::new(program);
+        command.args(words.split_ascii_whitespace());
+        run(self.router()?, command, None)
+    }
+
+    /// The router next to the host.
+    pub(crate) fn router(&self) -> Result<&Namespace, LabError> {
         let router = self.inner.routers.last();
-        let router =
-            router.ok_or_else(|| LabError::new(format!("{} has no router", self.name())))?;
-        nft(router, rules)
+        router.ok_or_else(|| LabError::new(format!("{} has no router", self.name())))
     }
 
     /// Stops UDP of this host to and from `other`'s internet address, as a

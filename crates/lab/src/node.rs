@@ -132,6 +132,13 @@ impl Node {
         &mut self.daemon
     }
 
+    /// Changes the environment of the next daemon, in addition to what it has.
+    pub fn set_environment(&mut self, more: &[(&str, &str)]) {
+        let more = more.iter();
+        let more = more.map(|&(name, value)| (name.to_owned(), value.to_owned()));
+        self.environment.extend(more);
+    }
+
     /// Starts the daemon again after it was stopped or killed.
     ///
     /// # Errors

@@ -33,6 +33,31 @@ impl Program {
         arguments: &[String],
         environment: &[(&str, &str)],
     ) -> Result<Self, LabError> {
+        Self::start_in(host.namespace(), host, name, binary, arguments, environment)
+    }
+
+    /// Starts `binary` in the router next to `host`; what it prints goes to `NAME.log` in the
+    /// host's folder.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub(crate) fn start_in_router(
+        host: &Host,
+        name: &str,
+        binary: &Path,
+        arguments: &[String],
+    ) -> Result<Self, LabError> {
+        Self::start_in(host.router()?, host, name, binary, arguments, &[])
+    }
+
+    fn start_in(
+        namespace: &Namespace,
+        host: &Host,
+        name: &str,
+        binary: &Path,
+        arguments: &[String],
+        environment: &[(&str, &str)],
+    ) -> Result<Self, LabError> {
         let log = host.folder().join(format!("{name}.log"));
         let output = File::options().create(true).append(true).open(&log)?;
         let errors = output.try_clone()?;
@@ -46,7 +71,7 @@ impl Program {
             .stderr(errors);
         Namespace::tie(&mut command);
         let shown = format!("{} on {}", binary.display(), host.name());
-        let child = host.inside(move || command.spawn());
+        let child = namespace.inside(move || command.spawn());
         let child =
             child.map_err(|error| LabError::new(format!("cannot start {shown}: {error}")))?;
         Ok(Self {
