@@ -7,7 +7,8 @@
 //!
 //! # The life of a mapping
 //! 1. A router and a port are known: all protocols are probed, a few times with
-//!    growing gaps. Without an answer the next search begins after ten minutes.
+//!    growing gaps. Without an answer the next search begins after ten minutes, and
+//!    later ones after up to 16 times as long.
 //! 2. The first protocol that answers is asked for a mapping; UPnP, which takes a few
 //!    exchanges by HTTP, where no other has answered after 0.75 s, or where the other
 //!    refuses. A refusal is respected for a while.

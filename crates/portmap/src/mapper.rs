@@ -32,7 +32,8 @@ pub const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(5);
 const SPOKEN_AFTER: Duration = Duration::from_secs(3);
 /// A mapping of an earlier process is deleted when it is not wanted again by then.
 const LEFT_BEHIND: Duration = Duration::from_secs(60);
-/// Between searches of a router that speaks any protocol.
+/// Between searches of a router that speaks any protocol; twice as long after each one in a
+/// network where nothing answers, up to 16 times.
 const SEARCH_AGAIN: Duration = Duration::from_secs(10 * 60);
 /// Between requests, whatever lifetime or pause the router says.
 const MIN_PAUSE: Duration = Duration::from_secs(30);
@@ -122,6 +123,8 @@ pub struct PortMapper {
     pmp_address: Option<Ipv4Addr>,
     pmp_mapping: Option<(u16, u32)>,
     upnp: Upnp,
+    /// Searches in this network that nothing answered.
+    silent_searches: u32,
     last_exchange: u64,
     protocols: MappingProtocols,
     /// When the protocols without an answer count as not spoken.
@@ -149,6 +152,7 @@ impl PortMapper {
             pmp_address: None,
             pmp_mapping: None,
             upnp: Upnp::default(),
+            silent_searches: 0,
             last_exchange: 0,
             protocols: MappingProtocols::default(),
             protocols_at: None,
@@ -182,6 +186,7 @@ impl PortMapper {
         self.router = router;
         self.protocols = MappingProtocols::default();
         self.upnp = Upnp::default();
+        self.silent_searches = 0;
         // The record stays: this node may come back to that router.
         self.unmapped();
         self.left_until = self.kept_here().map(|_| now + LEFT_BEHIND);
@@ -218,7 +223,7 @@ impl PortMapper {
         let before = self.protocols;
         // Some routers answer searches from another port.
         if from.port() != pcp::PORT {
-            if let Some(location) = search_response(packet) {
+            if let Some(location) = search_response(packet).filter(|_| !self.no_upnp) {
                 self.upnp.found(location);
                 self.protocols.upnp = Some(true);
             }
@@ -324,7 +329,9 @@ impl PortMapper {
             return;
         }
         if tries == PROBES {
-            self.pause(now, SEARCH_AGAIN);
+            let until = now + SEARCH_AGAIN * 2u32.pow(self.silent_searches.min(4));
+            self.silent_searches += 1;
+            self.state = State::Pausing { until };
             return;
         }
         let announce = pcp::Request {
@@ -479,13 +486,28 @@ impl PortMapper {
             external_port: kept.map_or(internal_port, |external| external.port()),
         };
         match self.upnp.answered(wanted, answer, self.entropy.as_mut()) {
-            Progress::Next(exchange) => self.exchange(now, exchange),
+            Progress::Next(exchange) => {
+                self.keep_upnp();
+                self.exchange(now, exchange);
+            }
             Progress::Granted {
                 external,
                 lifetime,
                 service,
             } => self.granted(now, Protocol::Upnp, external, lifetime, Some(service)),
             Progress::Failed => self.failed(now, Protocol::Upnp, SEARCH_AGAIN),
+        }
+    }
+
+    /// Records the mapping that UPnP is about to ask for: the router may make it although its
+    /// answer never comes.
+    fn keep_upnp(&mut self) {
+        if let (Some((service, external)), Some(mut kept)) = (self.upnp.asked(), self.kept_here()) {
+            kept.external = Some(external);
+            kept.by = KeptBy::Upnp {
+                service: Some(KeptService::new(service)),
+            };
+            self.keep(Some(kept));
         }
     }
 
@@ -660,6 +682,7 @@ impl PortMapper {
             self.pause(now, MAX_PAUSE);
             return;
         }
+        self.silent_searches = 0;
         if let Some(mut kept) = self.kept_here() {
             kept.external = Some(external);
             if let KeptBy::Upnp { service: kept } = &mut kept.by {

@@ -109,6 +109,14 @@ impl Upnp {
         self.location.is_some()
     }
 
+    /// The mapping that a service is being asked for.
+    pub(crate) fn asked(&self) -> Option<(&Service, SocketAddr)> {
+        let Step::Mapping { address, port, .. } = self.step else {
+            return None;
+        };
+        Some((self.services.first()?, SocketAddr::from((address, port))))
+    }
+
     /// Begins to ask for a mapping.
     pub(crate) fn begin(&mut self, router: Router) -> Option<Exchange> {
         let location = self.location.as_ref()?;

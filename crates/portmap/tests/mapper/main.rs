@@ -313,6 +313,23 @@ fn a_silent_router_is_asked_a_few_times_and_then_rarely() {
 }
 
 #[test]
+fn a_network_in_which_no_router_answers_is_searched_ever_less() {
+    let mut world = World::new(Kind {
+        pcp: false,
+        nat_pmp: false,
+        ..HONEST
+    });
+    world.run(seconds(24 * 3600));
+    let day = world.requests;
+    assert!((8 * 10..8 * 14).contains(&day), "{day}");
+    world.mapper.set_router(world.now, None);
+    world.mapper.set_router(world.now, Some(router(1)));
+    world.drain();
+    world.run(seconds(11 * 60));
+    assert_eq!(world.requests - day, 16, "another network is searched anew");
+}
+
+#[test]
 fn a_router_that_goes_away_loses_the_mapping_when_it_expires() {
     let mut world = World::new(HONEST);
     world.run(seconds(1));
@@ -650,6 +667,13 @@ fn upnp_is_left_alone_where_it_is_switched_off() {
     mapper.allow_upnp(false);
     mapper.want(now, Some(PORT));
     mapper.set_router(now, Some(router(1)));
+    let answer = UpnpRouter::default().search(
+        SocketAddr::from(([10, 0, 0, 1], 1900)),
+        b"InternetGatewayDevice",
+    );
+    mapper.handle_datagram(now, "10.0.0.1:1900".parse().unwrap(), &answer.unwrap());
+    mapper.handle_timeout(now + seconds(1));
+    mapper.handle_timeout(now + seconds(2));
     while let Some(output) = mapper.poll_output() {
         assert!(matches!(output, Output::Send { to, .. } if to.port() == pcp::PORT));
     }
@@ -714,6 +738,19 @@ fn a_mapping_that_the_next_process_does_not_want_is_deleted() {
             assert_eq!(world.kept.is_some(), port.is_some());
         }
     }
+}
+
+#[test]
+fn a_mapping_whose_answer_never_came_is_deleted_too() {
+    let mut world = World::new(upnp_only(UpnpRouter {
+        loses_answers_to_mappings: true,
+        ..UpnpRouter::default()
+    }));
+    world.run(seconds(4));
+    assert_eq!((world.last_mapping(), world.held()), (None, Some(PORT)));
+    world.kill_and_start();
+    world.run(seconds(61));
+    assert_eq!((world.held(), &world.kept), (None, &None));
 }
 
 #[test]

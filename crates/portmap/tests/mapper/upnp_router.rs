@@ -27,6 +27,8 @@ pub struct UpnpRouter {
     pub answers_nonsense: bool,
     /// It takes connections, and never answers.
     pub is_silent: bool,
+    /// Its answers to calls of mappings get lost.
+    pub loses_answers_to_mappings: bool,
     /// External port, internal port, lease.
     pub mapped: Option<(u16, u16, u32)>,
 }
@@ -137,6 +139,9 @@ impl UpnpRouter {
             return Some(fault(725));
         }
         self.mapped = Some((external_port, number("NewInternalPort") as u16, lease));
+        if self.loses_answers_to_mappings {
+            return None;
+        }
         let reserved = format!("<NewReservedPort>{external_port}</NewReservedPort>");
         let reserved = if self.igd2 { reserved } else { String::new() };
         Some(response("200 OK", &format!("{SOAP}{reserved}{SOAP_END}")))
