@@ -38,6 +38,8 @@ pub(crate) struct Expanded {
     pub(crate) before: Vec<u32>,
     /// The number of copies behind it.
     pub(crate) behind: u8,
+    /// It repeats the acknowledgment before it and carries nothing else.
+    pub(crate) is_duplicate: bool,
 }
 
 impl Acks {
@@ -56,6 +58,7 @@ impl Acks {
             if ack.has_sack {
                 self.duplicates = self.duplicates.saturating_add(1);
             }
+            expanded.is_duplicate = ack.is_pure;
             return expanded;
         }
         // An old one.
@@ -179,7 +182,12 @@ mod tests {
             (9_000, b"data"),
         ] {
             let packet = ack(start.wrapping_add(again), false, data);
-            assert_eq!(acks.expand(&packet, 1000), Expanded::default(), "{again}");
+            let expanded = acks.expand(&packet, 1000);
+            assert!(
+                expanded.before.is_empty() && expanded.behind == 0,
+                "{again}"
+            );
+            assert_eq!(expanded.is_duplicate, again == 2_500);
         }
     }
 

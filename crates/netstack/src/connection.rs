@@ -202,6 +202,15 @@ impl Connection {
             packet = &corrected;
         }
         let expanded = self.acks.expand(packet, self.segment_len);
+        // After three of these smoltcp stops its timer to send a segment again, and a FIN
+        // without data would never be sent again.
+        let only_fin_waits = matches!(
+            before.state,
+            State::FinWait1 | State::LastAck | State::Closing
+        ) && before.to_send == 0;
+        if expanded.is_duplicate && only_fin_waits {
+            return None;
+        }
         if !expanded.before.is_empty() {
             let mut piece = packet.to_vec();
             for number in expanded.before {
@@ -211,7 +220,8 @@ impl Connection {
             }
         }
         let answer = self.process(now, packet);
-        for _ in 0..expanded.behind {
+        let has_data = self.socket().send_queue() > 0;
+        for _ in 0..if has_data { expanded.behind } else { 0 } {
             let _ = self.process(now, packet);
         }
         self.last_ack_is_due |= self.state() == State::TimeWait;

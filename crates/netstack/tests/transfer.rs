@@ -9,6 +9,9 @@ use proptest::prelude::*;
 use warren_netstack::{ConnectionId, Limits};
 use world::{Network, World};
 
+/// The virtual time after which a transfer has failed.
+const MOST_TIME: Duration = Duration::from_secs(3600);
+
 /// The bytes that one side sends: none alike in a row.
 fn content(len: usize, salt: u8) -> Vec<u8> {
     (0..len).map(|i| (i % 251) as u8 ^ salt).collect()
@@ -82,6 +85,8 @@ fn transfer(world: &mut World, there: usize, back: usize) -> Duration {
         }
         if !(ends[0].ended && ends[1].ended) {
             assert!(world.step(), "nothing happens any more");
+            let passed = world.now - start;
+            assert!(passed < MOST_TIME, "it takes too long");
         }
     }
     let took = world.now - start;
