@@ -16,6 +16,9 @@ use crate::link::Link;
 use crate::{ConnectionError, Limits, Transmit, Tuple, mss};
 
 const TCP_HEADER_LEN: usize = 20;
+/// The interval of probes while data waits. smoltcp stops its timers when a window closes
+/// before data is sent again, and the update of the window may be lost.
+const PROBE_WITH_DATA: Duration = Duration::from_secs(2);
 /// Where the checksum is in a TCP header.
 const CHECKSUM: usize = 16;
 
@@ -64,6 +67,8 @@ struct Times {
     /// When data was written after all before had been acknowledged.
     sent_at: Instant,
     released_at: Option<Instant>,
+    /// The interval of probes while nothing is sent.
+    keep_alive: Duration,
 }
 
 pub(crate) struct Connection {
@@ -158,6 +163,7 @@ impl Connection {
                 heard_at: setup.now,
                 sent_at: setup.now,
                 released_at: None,
+                keep_alive: setup.limits.keep_alive,
             },
             ends_when_open: false,
             cause: None,
@@ -350,6 +356,9 @@ impl Connection {
         let socket = self.socket_mut();
         if socket.may_send() {
             let taken = socket.send_slice(data).map_err(|_| closed)?;
+            if taken > 0 {
+                socket.set_keep_alive(Some(duration(PROBE_WITH_DATA)));
+            }
             if was_empty && taken > 0 {
                 self.times.sent_at = now;
             }
@@ -467,6 +476,10 @@ impl Connection {
             });
         }
         let after = self.measure();
+        if after.to_send == 0 && before.to_send > 0 {
+            let keep_alive = self.times.keep_alive;
+            self.socket_mut().set_keep_alive(Some(duration(keep_alive)));
+        }
         let changed = after.state != before.state;
         if after.to_send < before.to_send && after.to_send > 0 {
             self.times.sent_at = now;
