@@ -65,38 +65,58 @@ pub struct Written {
 
 /// Frames that wait, and the descriptor that is readable while some do.
 struct Queue<T> {
-    frames: Mutex<VecDeque<T>>,
+    frames: Mutex<Frames<T>>,
     capacity: usize,
     waker: Waker,
+    /// Woken when half of the places are free again after a frame was refused.
+    space: Waker,
+}
+
+struct Frames<T> {
+    waiting: VecDeque<T>,
+    /// A frame was refused, and its sender waits for space.
+    has_refused: bool,
 }
 
 impl<T> Queue<T> {
     fn new(capacity: usize) -> io::Result<Self> {
         Ok(Self {
-            frames: Mutex::default(),
+            frames: Mutex::new(Frames {
+                waiting: VecDeque::new(),
+                has_refused: false,
+            }),
             capacity,
             waker: Waker::new()?,
+            space: Waker::new()?,
         })
     }
 
-    fn frames(&self) -> MutexGuard<'_, VecDeque<T>> {
+    fn frames(&self) -> MutexGuard<'_, Frames<T>> {
         self.frames.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether there was space for it.
-    fn push(&self, frame: T) -> bool {
+    /// Gives the frame back if there is no space for it.
+    fn push(&self, frame: T) -> Result<(), T> {
         let mut frames = self.frames();
-        if frames.len() >= self.capacity {
-            return false;
+        if frames.waiting.len() >= self.capacity {
+            frames.has_refused = true;
+            return Err(frame);
         }
-        frames.push_back(frame);
+        frames.waiting.push_back(frame);
         drop(frames);
         self.waker.wake();
-        true
+        Ok(())
     }
 
     fn pop(&self) -> Option<T> {
-        self.frames().pop_front()
+        let mut frames = self.frames();
+        let frame = frames.waiting.pop_front();
+        if frames.has_refused && frames.waiting.len() <= self.capacity / 2 {
+            frames.has_refused = false;
+            drop(frames);
+            self.space.wake();
+        }
+        frame
     }
 
     /// Gives the frames to `each`, in order, until it breaks.
@@ -157,11 +177,9 @@ impl Device for MemoryDevice {
             return Err(Errno::INVAL.into());
         }
         let frame = frame.into();
-        if self.shared.to_host.push(Written { queue, frame }) {
-            Ok(())
-        } else {
-            Err(Errno::NOBUFS.into())
-        }
+        let written = Written { queue, frame };
+        let full = |_| Errno::NOBUFS.into();
+        self.shared.to_host.push(written).map_err(full)
     }
 
     fn readable(&self, queue: usize) -> BorrowedFd<'_> {
@@ -193,16 +211,42 @@ impl MemoryHost {
     /// not exist, and the frame is lost.
     pub fn send(&self, queue: usize, frame: &[u8]) -> bool {
         let queue = self.shared.to_device.get(queue);
-        queue.is_some_and(|queue| queue.push(frame.into()))
+        queue.is_some_and(|queue| queue.push(frame.into()).is_ok())
+    }
+
+    /// Sends a frame into the first queue of the device.
+    ///
+    /// # Errors
+    /// The frame, when the queue is full. [`space`](Self::space) becomes readable when
+    /// there is space again.
+    pub fn send_or_return(&self, frame: Box<[u8]>) -> Result<(), Box<[u8]>> {
+        self.shared.to_device[0].push(frame)
+    }
+
+    /// The descriptor that becomes readable when there is space for a frame that was
+    /// [returned](Self::send_or_return). Call [`clear_space`](Self::clear_space) before
+    /// the frame is sent again.
+    pub fn space(&self) -> BorrowedFd<'_> {
+        self.shared.to_device[0].space.as_fd()
+    }
+
+    /// Resets [`space`](Self::space).
+    pub fn clear_space(&self) {
+        self.shared.to_device[0].space.clear();
     }
 
     /// Gives the frames that were written to the device to `each`, in order. Does not
     /// wait.
     pub fn receive(&self, mut each: impl FnMut(Written)) {
-        self.shared.to_host.drain(|written| {
+        self.receive_until(|written| {
             each(written);
             ControlFlow::Continue(())
         });
+    }
+
+    /// As [`receive`](Self::receive), until `each` breaks.
+    pub fn receive_until(&self, each: impl FnMut(Written) -> ControlFlow<()>) -> BatchEnd {
+        self.shared.to_host.drain(each)
     }
 }
 
@@ -268,6 +312,38 @@ mod tests {
         assert_eq!(stop_after(&mut read, 9).unwrap(), BatchEnd::Drained);
         assert!(!is_readable(&device.readable(1)));
         assert_eq!(read, [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_sender_whose_frame_was_returned_is_woken_when_there_is_space() {
+        let (device, host) = pair(OPTIONS).unwrap();
+        let frame = |content| frame(0, content).into_boxed_slice();
+        for content in 0..3 {
+            host.send_or_return(frame(content)).unwrap();
+        }
+        let returned = host.send_or_return(frame(3)).unwrap_err();
+        assert!(!is_readable(&host.space()));
+        let read = |frames: usize| {
+            let mut left = frames;
+            let mut buffer = [0; 64];
+            let each = |_: &[u8]| {
+                left -= 1;
+                if left == 0 {
+                    return ControlFlow::Break(());
+                }
+                ControlFlow::Continue(())
+            };
+            device.read_batch(0, &mut buffer, each).unwrap();
+        };
+        read(1);
+        assert!(!is_readable(&host.space()), "two of three places are taken");
+        read(1);
+        assert!(is_readable(&host.space()));
+        host.clear_space();
+        assert!(!is_readable(&host.space()));
+        host.send_or_return(returned).unwrap();
+        read(2);
+        assert!(!is_readable(&host.space()), "nothing was refused since");
     }
 
     #[test]
