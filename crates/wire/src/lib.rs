@@ -14,6 +14,7 @@ pub mod ip;
 pub mod nat_pmp;
 pub mod pcp;
 pub mod relay_batch;
+pub mod socks5;
 pub mod stun;
 pub mod upnp;
 pub mod wireguard;

@@ -1,12 +1,12 @@
-//! Seeds of the target of the network inside the tunnel: `netstack`.
+//! Seeds of the targets of the network inside the tunnel: `netstack`, `socks5`.
 
 use std::io;
 use std::path::Path;
 
 use crate::Seeds;
 
-/// A connection with data both ways, one that is refused, a lost segment, a damaged one
-/// and flows.
+/// A connection with data both ways, one that is refused, a lost segment, a damaged one,
+/// flows, and the messages of a SOCKS client.
 pub(crate) fn write(seeds: &Path) -> io::Result<()> {
     let target = Seeds::new(seeds, "netstack");
     let exchange = (7, 0xf2, &[][..]);
@@ -51,5 +51,15 @@ pub(crate) fn write(seeds: &Path) -> io::Result<()> {
             exchange,
             (5, 0xef, &[]),
         ],
+    )?;
+    let target = Seeds::new(seeds, "socks5");
+    target.put("greeting", &[5, 2, 0, 2])?;
+    target.put("name", b"\x05\x01\x00\x03\x04node\x01\xbb")?;
+    target.put("v4", &[5, 1, 0, 1, 100, 64, 0, 2, 0, 80])?;
+    let v6 = [&[5, 3, 0, 4][..], &[0xfd; 16], &[0, 53]].concat();
+    target.put("v6", &v6)?;
+    target.put(
+        "datagram",
+        b"\x00\x00\x00\x01\x64\x40\x00\x02\x00\x35question",
     )
 }
