@@ -52,7 +52,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "runtime",
         &["dial", "host", "local-api", "control-api", "logging"],
     ),
-    ("packet threads", &["packet-threads"]),
+    ("packet threads", &["packet-threads", "userspace"]),
     ("relay", &["relay"]),
     ("node", &["node"]),
     ("programs", &["cli", "control"]),
