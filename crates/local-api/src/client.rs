@@ -172,7 +172,7 @@ impl Client {
     async fn send<E: Endpoint>(&self, request: &E) -> Result<Response<Body>, ClientError> {
         let response = self.exchange(http_request(request)?).await?;
         let status = response.status();
-        if status.is_success() {
+        if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(response);
         }
         let body = response.into_body().collect().await;
@@ -188,7 +188,7 @@ impl Client {
         let mut task = JoinSet::new();
         task.spawn(async move {
             // A broken connection shows as a broken answer.
-            let _ = connection.await;
+            let _ = connection.with_upgrades().await;
         });
         let response = sender.send_request(request).await;
         let (head, body) = response.map_err(ClientError::broken)?.into_parts();

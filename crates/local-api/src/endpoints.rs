@@ -14,7 +14,6 @@ mod status;
 mod tailnet_lock;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 
 use bytes::Bytes;
 use serde_json::Value;
@@ -25,9 +24,9 @@ pub use diagnostics::{
 };
 pub use login::{LogIn, LogOut, ResetLogin, Start};
 pub use network::{
-    CheckIpForwarding, CheckUdpForwarding, Checked, Dial, DialSelf, GetCertDomains, GetFileTargets,
-    GetFilterRules, GetServices, PeerById, SuggestExitNode, SuggestedExitNode, UserById,
-    address_of,
+    CheckIpForwarding, CheckUdpForwarding, Checked, Dial, DialForm, Dialed, GetCertDomains,
+    GetFileTargets, GetFilterRules, GetServices, PeerById, SuggestExitNode, SuggestedExitNode,
+    UserById, address_of,
 };
 pub use prefs::{CheckPrefs, CheckedPrefs, EditPrefs, GetPrefs, name_exit_node};
 pub use profiles::{
@@ -118,7 +117,7 @@ endpoints! {
     CheckUdpForwarding: [GET] "/localapi/v0/check-udp-gro-forwarding", Read => Json<Checked>;
     SuggestExitNode: [POST, GET] "/localapi/v0/suggest-exit-node", Nothing
         => Json<SuggestedExitNode>, errors in "error";
-    Dial: [POST] "/localapi/v0/dial", Nothing => DialSelf<SocketAddr>;
+    Dial: [POST] "/localapi/v0/dial", Nothing => DialForm<Dialed>;
 
     GetPrefs: [GET, HEAD] "/localapi/v0/prefs", Read => PrettyJson<ShownPrefs>;
     EditPrefs: [PATCH] "/localapi/v0/prefs", Write => PrettyJson<ShownPrefs>, errors in "Error";

@@ -45,6 +45,7 @@ pub mod prefs;
 pub mod router;
 pub mod server;
 pub mod tailnet_lock;
+pub mod takeover;
 pub mod types;
 
 /// The host name that clients put into the `Host` header, and the only one

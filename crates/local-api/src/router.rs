@@ -25,6 +25,7 @@ use crate::endpoint::{
 };
 use crate::endpoints::{GetPrefs, NodeApi, node_routes};
 use crate::error::{ApiError, Reply};
+use crate::takeover;
 use crate::{CAPABILITY_HEADER, HOST, VERSION, VERSION_HEADER};
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -92,7 +93,8 @@ async fn dispatch<T>(
     routes: &[Route<T>],
     request: Request,
 ) -> Response {
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
+    let upgrade = head.extensions.remove::<hyper::upgrade::OnUpgrade>();
     let name = path.strip_prefix("/localapi/v0/").unwrap_or(path);
     let route = routes
         .iter()
@@ -123,7 +125,8 @@ async fn dispatch<T>(
         headers: head.headers,
         body,
     };
-    (route.run)(service, request).instrument(span).await
+    let response = (route.run)(service, request).instrument(span.clone()).await;
+    span.in_scope(|| takeover::follow(response, upgrade))
 }
 
 /// Reads the request, lets the service handle it, and writes the answer.

@@ -147,6 +147,7 @@ async fn serve_connection(stream: UnixStream, caller: Caller, router: Router) {
         .header_read_timeout(HEAD_TIMEOUT)
         .title_case_headers(true)
         .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades()
         .await;
     if let Err(error) = served {
         tracing::debug!(%error, "a local connection ended early");

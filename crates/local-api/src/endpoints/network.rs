@@ -2,7 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, StatusCode, header};
+use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use warren_control_types::{NodeId, UserId};
@@ -10,6 +11,7 @@ use warren_control_types::{NodeId, UserId};
 use super::without_content;
 use crate::endpoint::{AnswerForm, IncomingRequest, OutgoingRequest, RequestForm};
 use crate::error::{ApiError, Reply};
+use crate::takeover::{Duplex, TakenOver};
 
 /// A request for the node with this number, ourselves or a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,6 +118,8 @@ pub struct SuggestedExitNode {
     pub location: Option<Value>,
 }
 
+/// The protocol of a connection that was upgraded: the bytes of the connection alone.
+const DIAL_PROTOCOL: &str = "ts-dial";
 const DIAL_HOST: &str = "dial-host";
 const DIAL_PORT: &str = "dial-port";
 const DIAL_SELF: HeaderName = HeaderName::from_static("dial-self");
@@ -124,8 +128,9 @@ const DIAL_ADDRESS: HeaderName = HeaderName::from_static("dial-addr");
 /// A request for a connection to a host of the network. The host is in the header
 /// `Dial-Host` and the port in `Dial-Port`.
 ///
-/// The tunnel is an interface of the operating system, so the answer is the address to
-/// connect to: the program connects with its own rights.
+/// Where the system has a way to the host, the answer is the address to connect to: the
+/// program connects with its own rights. Otherwise the daemon connects, and the
+/// connection of the request becomes that connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dial {
     /// A name or an address.
@@ -159,32 +164,59 @@ impl RequestForm for Dial {
             headers: vec![
                 (HeaderName::from_static(DIAL_HOST), self.host.clone()),
                 (HeaderName::from_static(DIAL_PORT), self.port.to_string()),
+                (header::CONNECTION, "upgrade".to_owned()),
+                (header::UPGRADE, DIAL_PROTOCOL.to_owned()),
             ],
             ..OutgoingRequest::default()
         }
     }
 }
 
-/// The form of the answer to [`Dial`]: an address in the header `Dial-Addr`.
-pub struct DialSelf;
+/// The answer to [`Dial`].
+pub enum Dialed {
+    /// The program connects to this address.
+    Address(SocketAddr),
+    /// The daemon has connected.
+    Stream(Box<dyn Duplex>),
+}
 
-impl AnswerForm<SocketAddr> for DialSelf {
-    fn write(answer: SocketAddr) -> Reply<http::Response<axum::body::Body>> {
-        let address = HeaderValue::from_str(&answer.to_string())
-            .map_err(|error| ApiError::Failed(error.to_string()))?;
+/// The form of the answer to [`Dial`]: an address in the header `Dial-Addr`, or an
+/// upgrade of the connection.
+pub struct DialForm;
+
+impl AnswerForm<Dialed> for DialForm {
+    fn write(answer: Dialed) -> Reply<http::Response<axum::body::Body>> {
         let mut response = http::Response::new(axum::body::Body::empty());
-        let headers = response.headers_mut();
-        headers.insert(DIAL_SELF, HeaderValue::from_static("true"));
-        headers.insert(DIAL_ADDRESS, address);
+        match answer {
+            Dialed::Address(address) => {
+                let address = HeaderValue::from_str(&address.to_string())
+                    .map_err(|error| ApiError::Failed(error.to_string()))?;
+                let headers = response.headers_mut();
+                headers.insert(DIAL_SELF, HeaderValue::from_static("true"));
+                headers.insert(DIAL_ADDRESS, address);
+            }
+            Dialed::Stream(stream) => {
+                *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+                let headers = response.headers_mut();
+                headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+                headers.insert(header::UPGRADE, HeaderValue::from_static(DIAL_PROTOCOL));
+                response.extensions_mut().insert(TakenOver::by(stream));
+            }
+        }
         Ok(response)
     }
 
     async fn read(
-        response: http::Response<axum::body::Body>,
-    ) -> Result<SocketAddr, crate::client::ClientError> {
+        mut response: http::Response<axum::body::Body>,
+    ) -> Result<Dialed, crate::client::ClientError> {
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let upgraded = hyper::upgrade::on(&mut response).await;
+            let upgraded = upgraded.map_err(crate::client::ClientError::broken)?;
+            return Ok(Dialed::Stream(Box::new(TokioIo::new(upgraded))));
+        }
         let header = response.headers().get(DIAL_ADDRESS);
         let address = header.and_then(|value| value.to_str().ok()?.parse().ok());
-        address.ok_or_else(|| {
+        address.map(Dialed::Address).ok_or_else(|| {
             crate::client::ClientError::Answer("there is no address in it".to_owned())
         })
     }
@@ -233,8 +265,9 @@ mod tests {
     #[tokio::test]
     async fn the_address_to_dial_survives_as_a_header() {
         let address: SocketAddr = "[fd7a::1]:22".parse().unwrap();
-        let response = DialSelf::write(address).unwrap();
+        let response = DialForm::write(Dialed::Address(address)).unwrap();
         assert_eq!(response.headers()["dial-self"], "true");
-        assert_eq!(DialSelf::read(response).await.unwrap(), address);
+        let read = DialForm::read(response).await.unwrap();
+        assert!(matches!(read, Dialed::Address(read) if read == address));
     }
 }
