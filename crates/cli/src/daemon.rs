@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use warren_logging::{LevelFilter, log_to_stderr};
-use warren_node::daemon::{DaemonError, DaemonOptions, clean_up, run};
+use warren_node::daemon::{DaemonError, DaemonOptions, Proxies, Tunnel, clean_up, run};
 
 use super::args::Given;
 use super::{Failure, socket};
@@ -40,8 +40,17 @@ impl DaemonArgs {
         };
         let port = u16::try_from(number("port", 65_535)?).unwrap_or(0);
         let verbose = u8::try_from(number("verbose", 255)?).unwrap_or(0);
-        let tun = given.text("tun").unwrap_or_default().to_owned();
-        check_interface(&tun)?;
+        let tunnel = tunnel(given.text("tun").unwrap_or_default())?;
+        let proxy = |name: &str| {
+            let address = given.text(name).filter(|address| !address.is_empty());
+            address
+                .map(|address| check_listener(name, address))
+                .transpose()
+        };
+        let proxies = Proxies {
+            socks5: proxy("socks5-server")?,
+            http: proxy("outbound-http-proxy-listen")?,
+        };
         let (state_dir, state_file) = match (given.text("state-dir"), given.text("state")) {
             (_, Some(state))
                 if state.starts_with("mem:")
@@ -78,7 +87,8 @@ impl DaemonArgs {
                 state_dir,
                 state_file,
                 port,
-                tun,
+                tunnel,
+                proxies,
             },
             verbose,
             cleanup: given.is("cleanup"),
@@ -121,12 +131,12 @@ fn default_level(verbose: u8) -> LevelFilter {
     }
 }
 
-fn check_interface(name: &str) -> Result<(), Failure> {
-    if name.starts_with("userspace-networking") {
-        return Err(Failure::failed(
-            "--tun userspace-networking is not in this version yet; leave it out and run as root \
-             (or with CAP_NET_ADMIN), which makes a network interface",
-        ));
+/// The name that asks for a network stack in the daemon.
+const USERSPACE: &str = "userspace-networking";
+
+fn tunnel(name: &str) -> Result<Tunnel, Failure> {
+    if name == USERSPACE {
+        return Ok(Tunnel::Userspace);
     }
     let fits = !name.is_empty()
         && name.len() <= 15
@@ -136,10 +146,24 @@ fn check_interface(name: &str) -> Result<(), Failure> {
         && name != "."
         && name != "..";
     if fits {
-        Ok(())
+        Ok(Tunnel::Interface(name.to_owned()))
     } else {
         Err(Failure::usage(format_args!(
-            "--tun: {name:?} is not a valid interface name; write 1 to 15 characters without /, : and %"
+            "--tun: {name:?} is not a valid interface name; write 1 to 15 characters without /, \
+             : and %, or {USERSPACE}"
+        )))
+    }
+}
+
+/// An address to listen at, `host:port` or `:port`.
+fn check_listener(flag: &str, address: &str) -> Result<String, Failure> {
+    let port = address.rsplit_once(':').map(|(_, port)| port);
+    if port.is_some_and(|port| port.parse::<u16>().is_ok()) {
+        Ok(address.to_owned())
+    } else {
+        Err(Failure::usage(format_args!(
+            "--{flag}: {address:?} is not an address to listen at; write host:port, for \
+             instance localhost:1055"
         )))
     }
 }
@@ -188,7 +212,8 @@ mod tests {
                     state_dir: "/s".into(),
                     state_file: "/s/warren.state".into(),
                     port: 41641,
-                    tun: "w0".into(),
+                    tunnel: Tunnel::Interface("w0".into()),
+                    proxies: Proxies::default(),
                 },
                 verbose: 1,
                 cleanup: false,
@@ -211,6 +236,16 @@ mod tests {
     }
 
     #[test]
+    fn a_daemon_without_an_interface_has_proxies() {
+        let line = "w daemon --state-dir /s --tun=userspace-networking \
+                    --socks5-server=localhost:1055 -outbound-http-proxy-listen=:1056";
+        let options = parse(line).unwrap().options;
+        assert_eq!(options.tunnel, Tunnel::Userspace);
+        assert_eq!(options.proxies.socks5.as_deref(), Some("localhost:1055"));
+        assert_eq!(options.proxies.http.as_deref(), Some(":1056"));
+    }
+
+    #[test]
     fn invalid_daemon_arguments_are_usage_errors() {
         for wrong in [
             "--port 65536",
@@ -218,6 +253,9 @@ mod tests {
             "--tun a-name-that-is-too-long",
             "--tun=",
             "--verbose=-1",
+            "--tun=userspace-networking:x",
+            "--socks5-server=localhost",
+            "--outbound-http-proxy-listen=localhost:http",
         ] {
             assert!(
                 matches!(
@@ -227,9 +265,6 @@ mod tests {
                 "{wrong}"
             );
         }
-        assert!(
-            matches!(parse("w daemon --tun userspace-networking"), Err(Failure::Failed(text)) if text.contains("not in this version yet"))
-        );
         assert!(matches!(
             parse("w daemon --state mem:"),
             Err(Failure::Failed(_))

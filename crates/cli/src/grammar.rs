@@ -504,7 +504,22 @@ fn daemon() -> Command {
                 "file for keys and settings [default: warren.state in the folder]",
             ),
             value("port", "N", "UDP port; 0: any").default_value("0"),
-            value("tun", "NAME", "network interface to make").default_value("warren0"),
+            value(
+                "tun",
+                "NAME",
+                "network interface to make; userspace-networking: none, which needs no root",
+            )
+            .default_value("warren0"),
+            value(
+                "socks5-server",
+                "ADDRESS",
+                "serve SOCKS5 to programs at host:port",
+            ),
+            value(
+                "outbound-http-proxy-listen",
+                "ADDRESS",
+                "serve an HTTP proxy to programs at host:port",
+            ),
             value("verbose", "LEVEL", "how much to log, 0 to 2").default_value("0"),
             switch(
                 "cleanup",

@@ -10,7 +10,8 @@ use super::args::Given;
 use super::ping::resolve;
 use super::{Failure, not_running};
 use warren_local_api::client::Client;
-use warren_local_api::endpoints::GetStatus;
+use warren_local_api::endpoints::{Dial, Dialed, GetStatus};
+use warren_local_api::takeover::Duplex;
 
 /// The time for a connection to open.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -26,9 +27,19 @@ pub(super) async fn run(given: &Given<'_>, client: &Client) -> Result<(), Failur
         return Err(Failure::Failed(text));
     }
     if !status.tun {
-        return Err(Failure::failed(
-            "the daemon has no network interface; connections through it are not in this version yet",
-        ));
+        let host = host.to_owned();
+        let dialed = client.call(Dial { host, port }).await?;
+        let stream: Box<dyn Duplex> = match dialed {
+            Dialed::Stream(stream) => stream,
+            Dialed::Address(address) => Box::new(
+                TcpStream::connect(address)
+                    .await
+                    .map_err(|error| Failure::failed(format_args!("{address}: {error}")))?,
+            ),
+        };
+        let (from, to) = tokio::io::split(stream);
+        let spliced = splice(from, to, tokio::io::stdin(), tokio::io::stdout()).await;
+        return spliced.map_err(|error| Failure::failed(error.to_string()));
     }
     let address = resolve(host, &status).await?.get();
     let failed = |error: String| Failure::failed(format_args!("Dial({host:?}, {port}): {error}"));

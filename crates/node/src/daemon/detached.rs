@@ -64,6 +64,7 @@ impl DetachedNode {
             dialer: Dialer::new(),
             aead: aead::choose()?,
             port_mapping: None,
+            programs: None,
         };
         let engine_task = platform.engine_task(state, inbox.clone())?;
         let task = tokio::spawn(engine_task.run(messages, results));

@@ -48,6 +48,7 @@ use super::port_mapping::PortMapping;
 use super::relay_server::RelayServer;
 use super::relays::{Relays, relay_span};
 use super::state::StateFolder;
+use super::userspace::ProgramDialer;
 use super::{Inbox, Message, NodeHandle, Outbox, status, wall_clock};
 use crate::localapi::c2n;
 use crate::localapi::error::{ApiError, Reply};
@@ -63,6 +64,8 @@ pub struct EngineTaskConfig {
     pub dns: Arc<DnsCounters>,
     /// Whether the tunnel device is an interface of the operating system.
     pub has_interface: bool,
+    /// Makes connections for programs; `None` where none ask.
+    pub programs: Option<Arc<ProgramDialer>>,
     /// Relay connections.
     pub relays: Relays,
     /// The operating system.
@@ -88,6 +91,7 @@ pub struct EngineTask {
     packets: PacketThreads,
     dns: Arc<DnsCounters>,
     has_interface: bool,
+    programs: Option<Arc<ProgramDialer>>,
     relays: Relays,
     host: Host,
     node: Node,
@@ -120,6 +124,7 @@ impl EngineTask {
             packets: config.packets,
             dns: config.dns,
             has_interface: config.has_interface,
+            programs: config.programs,
             relays: config.relays,
             host: config.host,
             node: config.node,

@@ -6,7 +6,7 @@
 //! alone owns the state; the handle waits for the answer and holds nothing else.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 
 use bytes::Bytes;
 use serde_json::Value;
@@ -20,11 +20,11 @@ use crate::localapi::c2n::Echo;
 use crate::localapi::endpoint::{Endpoint, EventStream, Handler};
 use crate::localapi::endpoints::{
     BugReport, CheckIpForwarding, CheckPrefs, CheckUdpForwarding, Checked, CheckedPrefs, Debug,
-    DebugAction, DeleteProfile, Dial, EditPrefs, GetCertDomains, GetCurrentProfile, GetDerpMap,
-    GetDnsConfig, GetFileTargets, GetFilter, GetFilterRules, GetMetrics, GetNetcheck, GetPrefs,
-    GetProfile, GetProfiles, GetServeConfig, GetServices, GetStatus, GetUserMetrics, LogIn, LogOut,
-    NewProfile, PeerById, Ping, ResetLogin, Start, SuggestExitNode, SuggestedExitNode,
-    SwitchProfile, UserById, WatchBus, WhoIs, Why,
+    DebugAction, DeleteProfile, Dial, Dialed, EditPrefs, GetCertDomains, GetCurrentProfile,
+    GetDerpMap, GetDnsConfig, GetFileTargets, GetFilter, GetFilterRules, GetMetrics, GetNetcheck,
+    GetPrefs, GetProfile, GetProfiles, GetServeConfig, GetServices, GetStatus, GetUserMetrics,
+    LogIn, LogOut, NewProfile, PeerById, Ping, ResetLogin, Start, SuggestExitNode,
+    SuggestedExitNode, SwitchProfile, UserById, WatchBus, WhoIs, Why,
 };
 use crate::localapi::error::{ApiError, Reply};
 use crate::localapi::filter::{FilterReport, WhyAnswer};
@@ -57,6 +57,14 @@ impl NodeHandle {
         Self: Handler<E>,
     {
         self.handle(request).await
+    }
+
+    /// The address of a host of the network, by its name.
+    pub(super) async fn address_of(&self, name: &str) -> Option<IpAddr> {
+        let name = name.to_owned();
+        self.now(move |task| Ok(task.address_of(&name)))
+            .await
+            .ok()?
     }
 
     /// Lets the task run `work`, which may answer later. The log lines of the work
@@ -262,27 +270,13 @@ impl Handler<SuggestExitNode> for NodeHandle {
 }
 
 impl Handler<Dial> for NodeHandle {
-    async fn handle(&self, request: Dial) -> Reply<SocketAddr> {
+    async fn handle(&self, request: Dial) -> Reply<Dialed> {
         let Dial { host, port } = request;
-        let asked = host.clone();
-        let (has_interface, known) = self
-            .now(move |task| Ok((task.has_interface(), task.address_of(&host))))
-            .await?;
-        if !has_interface {
-            return Err(ApiError::Unavailable(
-                "this daemon has no network interface; connections through it are not in this \
-                 version yet"
-                    .to_owned(),
-            ));
-        }
-        if let Some(address) = known {
-            return Ok(SocketAddr::new(address, port));
-        }
-        let found = tokio::net::lookup_host((asked.as_str(), port)).await;
-        let found =
-            found.map_err(|error| ApiError::NotFound(format!("resolve failure: {error}")))?;
-        let first = found.into_iter().next();
-        first.ok_or_else(|| ApiError::NotFound(format!("no address of {asked} found")))
+        let programs = self.now(|task| Ok(task.programs())).await?;
+        let programs = programs.ok_or_else(|| {
+            ApiError::Unavailable("no connections can be made through this node".to_owned())
+        })?;
+        programs.dial_for_program(&host, port).await
     }
 }
 

@@ -5,8 +5,9 @@ use warren_control_types::Hostinfo;
 use crate::localapi::VERSION;
 use crate::localapi::prefs::Prefs;
 
-/// The machine, and what the user wants others to know.
-pub fn describe(prefs: &Prefs) -> Hostinfo {
+/// The machine, and what the user wants others to know. `has_interface`: whether the
+/// tunnel is an interface of the operating system.
+pub fn describe(prefs: &Prefs, has_interface: bool) -> Hostinfo {
     let system = rustix::system::uname();
     let text = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();
     let machine = text(system.machine());
@@ -35,8 +36,8 @@ pub fn describe(prefs: &Prefs) -> Hostinfo {
         no_logs_no_support: true,
         routable_ips: routes,
         request_tags: tags,
-        userspace: Some(false),
-        userspace_router: Some(false),
+        userspace: Some(!has_interface),
+        userspace_router: Some(!has_interface),
         ..Hostinfo::default()
     }
 }

@@ -37,6 +37,7 @@ mod start;
 mod state;
 mod status;
 mod system;
+mod userspace;
 
 use std::time::Duration;
 
@@ -48,7 +49,7 @@ use warren_node_core::node::{LinkId, NodeInput};
 
 pub use detached::DetachedNode;
 pub use handle::NodeHandle;
-pub use start::{DaemonError, DaemonOptions, clean_up, run};
+pub use start::{DaemonError, DaemonOptions, Proxies, Tunnel, clean_up, run};
 pub use state::{StateError, StateFolder};
 
 /// Datagrams of each kind that may wait for the engine task. Others can send any

@@ -19,7 +19,7 @@ use warren_host::resolver::{self, ResolverError};
 use warren_host::router::{Router, RouterError, RouterOptions};
 use warren_host::tun::{Tun, TunDevice, TunError};
 use warren_host::udp::{UdpError, UdpOptions, UdpPair, bind_pair};
-use warren_node_core::node::{NodeConfig, NodeOutput};
+use warren_node_core::node::{HostReport, NodeConfig, NodeOutput};
 use warren_node_core::{Node, TUNNEL_MTU};
 use warren_packet_threads::{BadThreads, Config, PacketThreads, ThreadCounts, relay_queue};
 use warren_tunnel::Aead;
@@ -34,6 +34,7 @@ use super::port_mapping::{Allowed, PortMapping};
 use super::relays::Relays;
 use super::state::{StateError, StateFolder};
 use super::system::{Machine, resolver_options};
+use super::userspace::{self, ProgramDialer, Routes, UserspaceSystem};
 use super::{Inbox, Message, lock_files, magic_dns};
 use crate::localapi::server;
 use warren_dial::SystemEntropy;
@@ -52,8 +53,28 @@ pub struct DaemonOptions {
     pub socket: PathBuf,
     /// UDP port; 0 lets the system choose.
     pub port: u16,
-    /// Name of the tunnel interface.
-    pub tun: String,
+    /// The end of the tunnel at this machine.
+    pub tunnel: Tunnel,
+    /// The proxies for programs of this machine.
+    pub proxies: Proxies,
+}
+
+/// The end of the tunnel at this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tunnel {
+    /// An interface of the operating system with this name.
+    Interface(String),
+    /// A network stack in this process, which needs no privilege.
+    Userspace,
+}
+
+/// Where proxies listen, each as `host:port` or `:port`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Proxies {
+    /// SOCKS5.
+    pub socks5: Option<String>,
+    /// HTTP.
+    pub http: Option<String>,
 }
 
 /// The daemon cannot run.
@@ -85,6 +106,14 @@ pub enum DaemonError {
     Socket {
         /// The socket.
         path: PathBuf,
+        /// The error of the system.
+        source: io::Error,
+    },
+    /// A proxy for programs.
+    #[error("cannot listen for programs at {address}: {source}; choose another address")]
+    Proxy {
+        /// The address.
+        address: String,
         /// The error of the system.
         source: io::Error,
     },
@@ -126,37 +155,31 @@ pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
             return Err(DaemonError::Socket { path, source });
         }
     };
-    let tun = TunDevice::create(&options.tun, threads.out)?;
-    if let Err(error) = tun.set_mtu(TUNNEL_MTU) {
-        // It is set with the addresses too.
-        tracing::warn!(%error, "the MTU is not set yet");
-    }
-    let interface = tun.name().to_owned();
-    let socket_options = UdpOptions {
-        mark: Some(BYPASS_MARK),
-        ..UdpOptions::default()
-    };
-    let sockets = bind_sockets(options.port, &socket_options)?;
-    let mut links = LinkMonitor::start(&[&interface]).await;
-
     let (inbox, messages) = Inbox::new();
-    let names = Arc::new(OutsideNames::default());
-    let dialer = Dialer::outside_tunnel(Arc::clone(&names) as Arc<dyn ResolveNames>);
-    let (answers, resolver_config) = watch::channel(ResolverConfig::default());
+    let handle = NodeHandle::new(inbox.clone());
     let (done, results) = mpsc::unbounded_channel();
-    let machine = Machine::open(interface, &options.state_dir, answers, names).await;
-    let host = Host::start(machine, done);
+    let attachment = match &options.tunnel {
+        Tunnel::Interface(name) => {
+            Attachment::interface(name, threads.out, &options, handle, done).await?
+        }
+        Tunnel::Userspace => Attachment::userspace(handle, done).await?,
+    };
+    let mut links = attachment.links;
+    let proxies = &options.proxies;
+    let programs = &attachment.programs;
+    userspace::serve_proxies(proxies.socks5.as_deref(), proxies.http.as_deref(), programs).await?;
     let platform = Platform {
-        device: TunnelDevice::System(tun),
+        device: attachment.device,
         in_threads: threads.inward,
-        sockets,
-        socket_options,
+        sockets: bind_sockets(options.port, &attachment.socket_options)?,
+        socket_options: attachment.socket_options,
         link: links.current(),
-        host,
-        resolver_config,
-        dialer,
+        host: attachment.host,
+        resolver_config: attachment.resolver_config,
+        dialer: attachment.dialer,
         aead,
         port_mapping: Some(Allowed::by_environment()),
+        programs: Some(attachment.programs),
     };
     let task = platform.engine_task(state, inbox.clone())?;
 
@@ -184,6 +207,79 @@ pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
     // The file of the socket goes with the task.
     let _cancelled = local.await;
     Ok(())
+}
+
+/// The place of a node in the operating system, or beside it.
+struct Attachment {
+    device: TunnelDevice,
+    socket_options: UdpOptions,
+    links: LinkMonitor,
+    host: Host,
+    resolver_config: watch::Receiver<ResolverConfig>,
+    dialer: Dialer,
+    programs: Arc<ProgramDialer>,
+}
+
+impl Attachment {
+    /// An interface with this name, with routes, firewall and resolver. `done` gets the
+    /// reports of the host task.
+    async fn interface(
+        name: &str,
+        queues: usize,
+        options: &DaemonOptions,
+        handle: NodeHandle,
+        done: mpsc::UnboundedSender<HostReport>,
+    ) -> Result<Self, DaemonError> {
+        let tun = TunDevice::create(name, queues)?;
+        if let Err(error) = tun.set_mtu(TUNNEL_MTU) {
+            // It is set with the addresses too.
+            tracing::warn!(%error, "the MTU is not set yet");
+        }
+        let interface = tun.name().to_owned();
+        let links = LinkMonitor::start(&[&interface]).await;
+        let names = Arc::new(OutsideNames::default());
+        let dialer = Dialer::outside_tunnel(Arc::clone(&names) as Arc<dyn ResolveNames>);
+        let (answers, resolver_config) = watch::channel(ResolverConfig::default());
+        let machine = Machine::open(interface, &options.state_dir, answers, names).await;
+        Ok(Self {
+            device: TunnelDevice::System(tun),
+            socket_options: UdpOptions {
+                mark: Some(BYPASS_MARK),
+                ..UdpOptions::default()
+            },
+            links,
+            host: Host::start(machine, done),
+            resolver_config,
+            dialer,
+            programs: Arc::new(ProgramDialer::with_interface(handle)),
+        })
+    }
+
+    /// A network stack in this process.
+    async fn userspace(
+        handle: NodeHandle,
+        done: mpsc::UnboundedSender<HostReport>,
+    ) -> Result<Self, DaemonError> {
+        let (device, network, own) = userspace::start_network()?;
+        let (routes, known_routes) = watch::channel(Routes::default());
+        let (answers, resolver_config) = watch::channel(ResolverConfig::default());
+        let programs = ProgramDialer::without_interface(handle, network.clone(), known_routes);
+        let system = UserspaceSystem {
+            network,
+            own,
+            routes,
+            answers,
+        };
+        Ok(Self {
+            device: TunnelDevice::Memory(device),
+            socket_options: UdpOptions::default(),
+            links: LinkMonitor::start(&[]).await,
+            host: Host::start(system, done),
+            resolver_config,
+            dialer: Dialer::new(),
+            programs: Arc::new(programs),
+        })
+    }
 }
 
 /// Whether the node goes to the network without a command.
@@ -257,6 +353,8 @@ pub(super) struct Platform {
     pub(super) aead: Aead,
     /// The kinds of port mapping that are used, if the node may ask routers at all.
     pub(super) port_mapping: Option<Allowed>,
+    /// Makes connections for programs; `None` where none ask.
+    pub(super) programs: Option<Arc<ProgramDialer>>,
 }
 
 impl Platform {
@@ -273,11 +371,12 @@ impl Platform {
         if state.prefs.control_url.is_empty() {
             state.prefs.want_running = false;
         }
+        let has_interface = matches!(self.device, TunnelDevice::System(_));
         let config = NodeConfig {
             stored: state.login.clone(),
             lock: lock_files::load(&state.lock_folder()),
             clock_floor: state.clock_floor,
-            settings: node_settings(&state.prefs),
+            settings: node_settings(&state.prefs, has_interface),
             network: local_network(&self.sockets, &self.link.state),
             flow_slots: None,
             aead: self.aead,
@@ -306,7 +405,6 @@ impl Platform {
             relay_ports: relays.ports(),
             relay_inbox,
         };
-        let has_interface = matches!(self.device, TunnelDevice::System(_));
         let packets = match self.device {
             TunnelDevice::System(tun) => PacketThreads::over_tun(tun, config),
             TunnelDevice::Memory(device) => PacketThreads::over_memory(device, config),
@@ -327,6 +425,7 @@ impl Platform {
             packets,
             dns,
             has_interface,
+            programs: self.programs,
             relays,
             host: self.host,
             node,
@@ -391,12 +490,16 @@ async fn stop_signal() {
 /// The first [`DaemonError`] of what is left and cannot be removed, or of a daemon that
 /// still runs. The others are logged.
 pub async fn clean_up(options: &DaemonOptions) -> Result<(), DaemonError> {
+    let Tunnel::Interface(interface) = &options.tunnel else {
+        // Such a daemon changes nothing in the system.
+        return Ok(());
+    };
     // Only a daemon that runs keeps the interface busy. Without TUN devices there is
     // no interface of ours.
-    if let Err(error @ TunError::NameTaken { .. }) = Tun::create(&options.tun) {
+    if let Err(error @ TunError::NameTaken { .. }) = Tun::create(interface) {
         return Err(error.into());
     }
-    let resolver = resolver::recover(&resolver_options(&options.tun, &options.state_dir));
+    let resolver = resolver::recover(&resolver_options(interface, &options.state_dir));
     let router = Router::remove_leftovers(RouterOptions::default()).await;
     if let Err(error) = Firewall::open() {
         tracing::warn!(%error, "rules of the packet filter may be left");

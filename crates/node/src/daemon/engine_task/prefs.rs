@@ -11,7 +11,7 @@ use crate::localapi::error::Reply;
 use crate::localapi::prefs::{MaskedPrefs, Prefs, ShownPrefs};
 
 /// The part of the preferences that the node decides by.
-pub(in crate::daemon) fn node_settings(prefs: &Prefs) -> NodeSettings {
+pub(in crate::daemon) fn node_settings(prefs: &Prefs, has_interface: bool) -> NodeSettings {
     let exit_node = Some(prefs.exit_node_id.clone()).filter(|id| !id.is_empty());
     NodeSettings {
         want_running: prefs.want_running,
@@ -23,7 +23,7 @@ pub(in crate::daemon) fn node_settings(prefs: &Prefs) -> NodeSettings {
             exit_node: exit_node.map(StableNodeId),
             no_port_search: prefs.no_port_search,
         },
-        hostinfo: hostinfo::describe(prefs),
+        hostinfo: hostinfo::describe(prefs, has_interface),
     }
 }
 
@@ -53,7 +53,7 @@ impl EngineTask {
     }
 
     pub(super) fn settings(&self) -> NodeSettings {
-        node_settings(&self.state.prefs)
+        node_settings(&self.state.prefs, self.has_interface)
     }
 
     pub(super) fn notify_prefs(&mut self) {

@@ -2,6 +2,7 @@
 //! addresses, and changes as they happen.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::mpsc;
@@ -9,6 +10,7 @@ use warren_control_types::{Hostinfo, Netmap, Node, NodeId, UserId, UserProfile};
 
 use super::{EngineTask, shown_state};
 use crate::daemon::status::{self, StatusContext};
+use crate::daemon::userspace::ProgramDialer;
 use crate::daemon::{hostinfo, wall_clock};
 use crate::localapi::endpoints::address_of;
 use crate::localapi::error::{ApiError, Reply};
@@ -30,7 +32,7 @@ impl EngineTask {
             has_interface: self.has_interface,
             hostinfo: match is_described {
                 true => Hostinfo::default(),
-                false => hostinfo::describe(&self.state.prefs),
+                false => hostinfo::describe(&self.state.prefs, self.has_interface),
             },
             wall: wall_clock(),
         };
@@ -43,7 +45,8 @@ impl EngineTask {
         health.extend(self.node.time_problems(Instant::now(), wall_clock()));
         health.extend(self.link_problem.clone());
         health.extend(self.overlaps());
-        if self.state.prefs.want_running {
+        // Without an interface, connections of peers are connections of this process.
+        if self.state.prefs.want_running && self.has_interface {
             let offered = &self.state.prefs.advertise_routes;
             health.extend(warren_host::firewall::not_forwarding(offered));
         }
@@ -84,14 +87,18 @@ impl EngineTask {
     /// The reason why this system does not forward the packets of the routes that are
     /// offered; empty: it does.
     pub(in crate::daemon) fn forwarding_problem(&self) -> String {
+        if !self.has_interface {
+            // The connections of peers are connections of this process.
+            return String::new();
+        }
         let offered = &self.state.prefs.advertise_routes;
         let problem = warren_host::firewall::not_forwarding(offered);
         problem.join("; ")
     }
 
-    /// Whether the tunnel is an interface of the operating system.
-    pub(in crate::daemon) fn has_interface(&self) -> bool {
-        self.has_interface
+    /// The dialer for connections of programs.
+    pub(in crate::daemon) fn programs(&self) -> Option<Arc<ProgramDialer>> {
+        self.programs.clone()
     }
 
     /// The netmap as local programs get to see it.
