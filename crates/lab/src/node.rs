@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::network::{Host, LabError};
+use crate::network::{Host, LabError, which};
 use crate::program::{Program, foreign, ours};
 use crate::wait::{PATIENCE, until};
 
@@ -42,6 +42,7 @@ pub struct Node {
     daemon: Program,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
+    is_privileged: bool,
 }
 
 /// How a node reaches a peer, as its status shows it.
@@ -73,10 +74,28 @@ impl Node {
         kind: Kind,
         environment: &[(&str, &str)],
     ) -> Result<Self, LabError> {
+        Self::start_as(host, kind, environment, None)
+    }
+
+    /// Starts a daemon without a network interface and without privileges, with more
+    /// arguments.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub fn start_userspace(host: &Host, kind: Kind, more: &[&str]) -> Result<Self, LabError> {
+        Self::start_as(host, kind, &[], Some(more))
+    }
+
+    fn start_as(
+        host: &Host,
+        kind: Kind,
+        environment: &[(&str, &str)],
+        userspace: Option<&[&str]>,
+    ) -> Result<Self, LabError> {
         let folder = host.folder().join("node");
         std::fs::create_dir_all(&folder)?;
         let folder = folder.display().to_string();
-        let arguments = match kind {
+        let mut arguments = match kind {
             Kind::Warren => vec![
                 "daemon".to_owned(),
                 format!("--state-dir={folder}"),
@@ -91,17 +110,24 @@ impl Node {
                 "--tun=tailscale0".to_owned(),
             ],
         };
+        if let Some(more) = userspace {
+            arguments.retain(|argument| !argument.starts_with("--tun="));
+            arguments.push("--tun=userspace-networking".to_owned());
+            arguments.extend(more.iter().map(|&argument| argument.to_owned()));
+        }
         let environment: Vec<(String, String)> = environment
             .iter()
             .map(|&(name, value)| (name.to_owned(), value.to_owned()))
             .collect();
-        let daemon = start_daemon(host, kind, &arguments, &environment)?;
+        let is_privileged = userspace.is_none();
+        let daemon = start_daemon(host, kind, &arguments, &environment, is_privileged)?;
         let mut node = Self {
             host: host.clone(),
             kind,
             daemon,
             arguments,
             environment,
+            is_privileged,
         };
         node.wait_until_it_answers()?;
         Ok(node)
@@ -144,7 +170,13 @@ impl Node {
     /// # Errors
     /// As [`Node::start`].
     pub fn restart(&mut self) -> Result<(), LabError> {
-        self.daemon = start_daemon(&self.host, self.kind, &self.arguments, &self.environment)?;
+        self.daemon = start_daemon(
+            &self.host,
+            self.kind,
+            &self.arguments,
+            &self.environment,
+            self.is_privileged,
+        )?;
         self.wait_until_it_answers()
     }
 
@@ -306,6 +338,7 @@ fn start_daemon(
     kind: Kind,
     arguments: &[String],
     more: &[(String, String)],
+    is_privileged: bool,
 ) -> Result<Program, LabError> {
     let quiet = [
         ("TS_NO_LOGS_NO_SUPPORT", "true"),
@@ -331,7 +364,16 @@ fn start_daemon(
         more.iter()
             .map(|(name, value)| (name.as_str(), value.as_str())),
     );
-    Program::start(host, name, &binary, arguments, &environment)
+    if is_privileged {
+        return Program::start(host, name, &binary, arguments, &environment);
+    }
+    // Without capabilities root may do no more than others: no network device, no route.
+    let setpriv = missing(which("setpriv"), "setpriv")?;
+    let without = ["--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"];
+    let mut all: Vec<String> = without.map(str::to_owned).into();
+    all.push(binary.display().to_string());
+    all.extend_from_slice(arguments);
+    Program::start(host, name, &setpriv, &all, &environment)
 }
 
 fn missing(found: Option<std::path::PathBuf>, name: &str) -> Result<std::path::PathBuf, LabError> {
