@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use data_encoding::BASE64URL_NOPAD;
+use jsonwebtoken::Algorithm;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256, Sha384, Sha512};
 use subtle::ConstantTimeEq as _;
 
-use crate::keys::{Algorithm, Digest, KeySet, Unverified};
+use crate::keys::{Digest, KeySet, Unverified, accepted, digest_of};
 
 /// The longest token, in bytes.
 const MAX_TOKEN: usize = 64 * 1024;
@@ -139,7 +140,7 @@ pub fn check(token: &str, keys: &KeySet, expected: &Expected<'_>) -> Result<Clai
     if head.crit.is_some() {
         return Err(TokenError::Critical);
     }
-    let algorithm = Algorithm::named(&head.alg).ok_or_else(|| {
+    let algorithm = accepted(&head.alg).ok_or_else(|| {
         let name: String = head.alg.chars().take(16).collect();
         match name.starts_with("HS") {
             true => TokenError::SharedSecret(name),
@@ -148,7 +149,8 @@ pub fn check(token: &str, keys: &KeySet, expected: &Expected<'_>) -> Result<Clai
     })?;
     let signed = &token.as_bytes()[..header.len() + 1 + payload.len()];
     let kid = head.kid.as_deref();
-    keys.verify(algorithm, &head.alg, kid, signed, &bytes(signature)?)
+    bytes(signature)?;
+    keys.verify(algorithm, &head.alg, kid, signed, signature)
         .map_err(|why| match why {
             Unverified::NoKey => TokenError::UnknownKey,
             Unverified::Signature => TokenError::Signature,
@@ -193,7 +195,7 @@ fn check_claims(
     }
     if let Some(hash) = claims.0.get("at_hash") {
         let token = expected.access_token.unwrap_or_default();
-        let wanted = half_of_digest(algorithm.digest(), token.as_bytes());
+        let wanted = half_of_digest(digest_of(algorithm), token.as_bytes());
         if hash.as_str() != Some(wanted.as_str()) {
             return Err(TokenError::Claim("at_hash"));
         }

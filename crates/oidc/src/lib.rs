@@ -15,8 +15,9 @@
 //! otherwise.
 //!
 //! The crate never opens a connection, never reads a clock, and draws randomness only
-//! from the [`warren_keys::Entropy`] it is given. Signatures are verified by aws-lc-rs,
-//! as everywhere in Warren; no part of a token is believed before that.
+//! from the [`warren_keys::Entropy`] it is given. Signatures are verified by
+//! `jsonwebtoken` with aws-lc-rs, the one provider of cryptography in Warren; no part of a
+//! token is believed before that.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
@@ -33,6 +34,6 @@ mod tests;
 pub use account::{Account, AccountError};
 pub use discovery::{Discovery, DiscoveryError};
 pub use id_token::{Claims, TokenError};
-pub use keys::{Algorithm, KeySet, KeySetError};
+pub use keys::{KeySet, KeySetError};
 pub use provider::{KeyEnd, Provider, ProviderError, Rules, Secret};
 pub use request::{Callback, CallbackError, Exchange, LoginSecrets, TokenAnswer, TokenAnswerError};

@@ -81,6 +81,8 @@ const PURE: &[&str] = &[
     "ipnet",
     "jiff",
     "jsonc-parser",
+    // Of it, only keys and signatures are used; its checks of times read a clock.
+    "jsonwebtoken",
     "poly1305",
     "prefix-trie",
     "rustc-hash",
