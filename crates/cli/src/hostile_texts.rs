@@ -152,12 +152,19 @@ fn no_text_of_an_answer_commands_the_terminal() {
     assert!(
         check(report.clone(), |report| netcheck::text(
             report,
-            &Default::default()
+            &Default::default(),
+            jiff::Timestamp::UNIX_EPOCH
         )) > 1
     );
     let map = json!({"Regions": {"1": {
         "RegionID": 1, "RegionCode": "ams", "RegionName": "Amsterdam", "Nodes": [],
     }}});
     let report = serde_json::from_value(report).unwrap();
-    assert!(check(map, |map| netcheck::text(&report, map)) > 1);
+    assert!(
+        check(map, |map| netcheck::text(
+            &report,
+            map,
+            jiff::Timestamp::UNIX_EPOCH
+        )) > 1
+    );
 }

@@ -1,10 +1,12 @@
-//! `warren netcheck`: the network around this machine, as the daemon measured it.
+//! `warren netcheck`: the network around this machine, as the daemon measures it.
 
 use std::fmt::Write as _;
 
+use jiff::Timestamp;
 use warren_control_types::{DerpMap, DerpRegion, RegionId};
 
 use super::args::Given;
+use super::status::ago;
 use super::{Failure, Io, duration, shown};
 use warren_local_api::client::Client;
 use warren_local_api::endpoints::{GetDerpMap, GetNetcheck};
@@ -28,12 +30,16 @@ pub(super) async fn run(given: &Given<'_>, client: &Client, io: &mut Io) -> Resu
                 .await
                 .unwrap_or_default()
                 .unwrap_or_default();
-            io.say(text(&shown(&report)?, &shown(&map)?).trim_end())
+            let now = Timestamp::now();
+            io.say(text(&shown(&report)?, &shown(&map)?, now).trim_end())
         }
     }
 }
 
-pub(super) fn text(report: &NetcheckReport, derp_map: &DerpMap) -> String {
+/// A measurement of this age, in seconds, is one that could not be repeated now.
+const OLD: i64 = 10;
+
+pub(super) fn text(report: &NetcheckReport, derp_map: &DerpMap, now: Timestamp) -> String {
     let region = |id: u16, name: fn(&DerpRegion) -> &String| {
         let region = derp_map.regions.get(&RegionId(id));
         region.map_or_else(|| id.to_string(), |region| name(region).clone())
@@ -44,7 +50,16 @@ pub(super) fn text(report: &NetcheckReport, derp_map: &DerpMap) -> String {
     let mut item = |name: &str, value: &str| {
         let _ = writeln!(out, "\t* {name}: {value}");
     };
-    item("Time", &report.now.to_string());
+    let is_old = |at: &Timestamp| now.as_second() - at.as_second() > OLD;
+    let time = match report.now.0.filter(is_old) {
+        Some(at) => format!(
+            "{} ({} ago; nothing can be measured now, see: warren status)",
+            report.now,
+            ago(now, at)
+        ),
+        None => report.now.to_string(),
+    };
+    item("Time", &time);
     item("UDP", &report.udp.to_string());
     let family = |works: bool, can_send: bool, address: &str| match (works, can_send, address) {
         (true, _, "") => "yes".to_owned(),
@@ -122,11 +137,14 @@ fn latency(ns: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+    use warren_local_api::go_json::GoTime;
 
     #[test]
     fn the_report_names_regions_nearest_first() {
         let report = NetcheckReport {
+            now: GoTime(Some("2026-01-02T02:58:05Z".parse().unwrap())),
             udp: true,
             ipv4: true,
             global_v4: "203.0.113.7:41641".into(),
@@ -145,8 +163,10 @@ mod tests {
             regions: [(RegionId(2), amsterdam)].into(),
             ..DerpMap::default()
         };
-        let text = text(&report, &map);
+        let now = "2026-01-02T03:04:05Z".parse().unwrap();
+        let text = text(&report, &map, now);
         for line in [
+            "\t* Time: 2026-01-02T02:58:05Z (6m ago; nothing can be measured now",
             "\t* UDP: true\n",
             "\t* IPv4: yes, 203.0.113.7:41641\n",
             "\t* IPv6: no, but OS has support\n",

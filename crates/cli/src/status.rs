@@ -220,7 +220,7 @@ fn owner(peer: &PeerStatus, users: &BTreeMap<UserId, UserProfile>) -> String {
 }
 
 /// A time in the past, in its largest unit.
-fn ago(now: Timestamp, at: Timestamp) -> String {
+pub(super) fn ago(now: Timestamp, at: Timestamp) -> String {
     let seconds = now.as_second().saturating_sub(at.as_second()).max(0);
     match seconds {
         0..60 => format!("{seconds}s"),

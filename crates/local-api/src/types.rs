@@ -398,7 +398,7 @@ pub struct NetworkProfile {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct NetcheckReport {
-    /// The time of the measurement.
+    /// The time at which the measurement ended.
     pub now: GoTime,
     /// A STUN server answered over UDP.
     #[serde(rename = "UDP")]
@@ -440,10 +440,10 @@ pub struct NetcheckReport {
     #[serde(with = "nullable")]
     pub region_latency: BTreeMap<u16, u64>,
     /// Best latency per region over IPv4.
-    #[serde(rename = "RegionV4Latency", with = "nullable")]
+    #[serde(rename = "RegionV4Latency")]
     pub region_v4_latency: BTreeMap<u16, u64>,
     /// Best latency per region over IPv6.
-    #[serde(rename = "RegionV6Latency", with = "nullable")]
+    #[serde(rename = "RegionV6Latency")]
     pub region_v6_latency: BTreeMap<u16, u64>,
     /// Our address as seen from outside, IPv4; empty: unknown.
     #[serde(rename = "GlobalV4")]

@@ -30,8 +30,8 @@ use warren_filter::{Filter, FlowTable, RuleProblem};
 use warren_keys::{DiscoPublic, DiscoSecret, Entropy, NodePublic, NodeSecret};
 use warren_node_types::{PathAddr, SearchSocket, SocketOrder, TailnetRanges};
 use warren_paths::{
-    Destination, Event as PathEvent, Family, LocalAddresses, Paths, PathsConfig, PeerInfo,
-    PortMapReport, Reason as PathReason,
+    Destination, Event as PathEvent, Family, LocalAddresses, Measurements, Paths, PathsConfig,
+    PeerInfo, PortMapReport, Reason as PathReason,
 };
 use warren_tunnel::{Aead, Event as TunnelEvent, Handshakes, PeerIndex, Session, Source};
 
@@ -312,6 +312,16 @@ impl Engine {
     /// The report that the coordination server should have now.
     pub fn control_report(&self) -> &ControlReport {
         &self.report
+    }
+
+    /// The newest findings about the network around, latencies included.
+    pub fn net_info(&self) -> NetInfo {
+        self.paths.net_info()
+    }
+
+    /// The measurements of the network around.
+    pub fn measurements(&self) -> Measurements {
+        self.paths.measurements()
     }
 
     /// The state of every peer.

@@ -1,7 +1,7 @@
 //! Inputs, events and views of the path engine.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use warren_control_types::{EndpointType, NetInfo, RegionId};
 use warren_keys::{DiscoPublic, NodePublic};
@@ -42,6 +42,17 @@ pub struct LocalAddresses {
     pub interfaces: Vec<IpAddr>,
     /// Addresses with ports that the user configured as reachable.
     pub explicit: Vec<SocketAddr>,
+}
+
+/// The measurements of the network around. They are numbered from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Measurements {
+    /// The last one that came to its end; 0 before the first.
+    pub last_ended: u64,
+    /// The time of that end.
+    pub ended_at: Option<Instant>,
+    /// The one whose end answers the last request to measure. `None` while none runs.
+    pub awaited: Option<u64>,
 }
 
 /// The path to a peer, for a status display.

@@ -49,7 +49,8 @@ mod probe_schedule;
 mod relays;
 
 pub use api::{
-    Counters, Event, LocalAddresses, PathsConfig, PeerInfo, PeerPath, PingError, Reason,
+    Counters, Event, LocalAddresses, Measurements, PathsConfig, PeerInfo, PeerPath, PingError,
+    Reason,
 };
 pub use paths::Paths;
 pub use port_forecast::PortPattern;

@@ -29,7 +29,7 @@ use self::probe_plan::{LastTime, can_be_home};
 use self::report::Report;
 use self::run::Run;
 use self::stun_hosts::{StunHosts, Target};
-use crate::api::{Counters, Event};
+use crate::api::{Counters, Event, Measurements};
 
 /// How long the first choice of a home waits for a nearer answer.
 const FIRST_HOME_WAIT: (Duration, Duration) =
@@ -46,6 +46,26 @@ pub(crate) struct Progress {
     pub(crate) finished: bool,
 }
 
+/// The run to start when the current one is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+enum NextRun {
+    #[default]
+    None,
+    /// One that asks the regions whose turn it is.
+    Usual,
+    /// One that asks all regions.
+    Full,
+}
+
+/// The runs so far, which are numbered from 1.
+#[derive(Debug, Clone, Copy, Default)]
+struct RunHistory {
+    last_started: u64,
+    /// The last run that came to its end, and when.
+    last_ended: u64,
+    ended_at: Option<Instant>,
+}
+
 #[derive(Default)]
 pub(crate) struct Netcheck {
     map: DerpMap,
@@ -53,8 +73,9 @@ pub(crate) struct Netcheck {
     has_v4: bool,
     has_v6: bool,
     run: Option<Run>,
-    /// Whether to start another run after this one.
-    again: bool,
+    /// The run to start after this one.
+    next: NextRun,
+    history: RunHistory,
     last: Option<Report>,
     last_time: LastTime,
     last_started: Option<Instant>,
@@ -135,17 +156,18 @@ impl Netcheck {
     /// Starts a run, or remembers to start one after the current one.
     pub(crate) fn request(&mut self, now: Instant) {
         if self.run.is_some() {
-            self.again = true;
+            self.next = self.next.max(NextRun::Usual);
             return;
         }
-        self.again = false;
+        let next = std::mem::take(&mut self.next);
         let mut families = Vec::with_capacity(2);
         families.extend(self.has_v4.then_some(Family::V4));
         families.extend(self.has_v6.then_some(Family::V6));
         if self.map.regions.is_empty() || families.is_empty() {
             return;
         }
-        let full = self.last_full.is_none_or(|at| now >= at + FULL_EVERY);
+        let is_due = self.last_full.is_none_or(|at| now >= at + FULL_EVERY);
+        let full = is_due || next == NextRun::Full;
         let sets = if full {
             self.hosts.retry_failed();
             probe_plan::full(now, &self.map, &families)
@@ -153,7 +175,29 @@ impl Netcheck {
             probe_plan::incremental(now, &self.map, &families, &self.last_time, self.home)
         };
         self.last_started = Some(now);
+        self.history.last_started += 1;
         self.run = Some(Run::new(now, full, sets));
+    }
+
+    /// As [`request`](Self::request), for all regions.
+    pub(crate) fn request_full(&mut self, now: Instant) {
+        self.next = NextRun::Full;
+        self.request(now);
+    }
+
+    /// The measurements so far, and the one that was asked for last.
+    pub(crate) fn measurements(&self) -> Measurements {
+        let RunHistory {
+            last_started,
+            last_ended,
+            ended_at,
+        } = self.history;
+        let follows = u64::from(self.next != NextRun::None);
+        Measurements {
+            last_ended,
+            ended_at,
+            awaited: self.run.as_ref().map(|_| last_started + follows),
+        }
     }
 
     pub(crate) fn is_running(&self) -> bool {
@@ -274,7 +318,7 @@ impl Netcheck {
             return Progress::default();
         };
         self.finish(now, run);
-        if self.again {
+        if self.next != NextRun::None {
             self.request(now);
             self.send_due(now, entropy, events, counters);
         }
@@ -302,6 +346,8 @@ impl Netcheck {
             run.report.inherit(last);
         }
         let latency = run.report.latency();
+        self.history.last_ended = self.history.last_started;
+        self.history.ended_at = Some(now);
         if run.full {
             self.last_full = run.report.has_udp().then_some(run.started);
             self.last_time = LastTime::default();

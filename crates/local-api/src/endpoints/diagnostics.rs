@@ -38,7 +38,8 @@ impl RequestForm for Ping {
     }
 }
 
-/// The network around the node, as last measured.
+/// The network around the node. It is measured now; the answer comes with the result,
+/// within 10 s. Without a network, the answer is the last measurement.
 #[derive(Debug, Clone, Copy)]
 pub struct GetNetcheck;
 

@@ -22,7 +22,6 @@ mod views;
 mod why;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -39,7 +38,9 @@ use warren_packet_threads::{OutCommand, PacketThreads};
 
 use self::file_writer::FileWriter;
 use self::listeners::Listeners;
+use self::network::AwaitedNetcheck;
 pub(super) use self::network::local_network;
+use self::pings::Pings;
 pub(super) use self::prefs::node_settings;
 use super::control_session::{SessionIo, session_span};
 use super::host_task::Host;
@@ -54,7 +55,6 @@ use crate::localapi::c2n;
 use crate::localapi::error::{ApiError, Reply};
 use crate::localapi::health::HealthState;
 use crate::localapi::notify::{Empty, State};
-use crate::localapi::types::PingResult;
 
 /// The settings and handles with which the task starts.
 pub struct EngineTaskConfig {
@@ -106,9 +106,8 @@ pub struct EngineTask {
     port_mapping: Option<PortMapping>,
     sessions: BTreeMap<SessionId, SessionIo>,
     listeners: Listeners,
-    /// The programs that wait for a ping, with the address that they asked for.
-    pings: BTreeMap<u64, (IpAddr, oneshot::Sender<Reply<PingResult>>)>,
-    last_ping: u64,
+    pings: Pings,
+    netchecks: Vec<AwaitedNetcheck>,
     files: FileWriter,
     /// The reason why the login could not be written to disk, for the request
     /// that led to it.
@@ -138,8 +137,8 @@ impl EngineTask {
             port_mapping: config.port_mapping,
             sessions: BTreeMap::new(),
             listeners: Listeners::default(),
-            pings: BTreeMap::new(),
-            last_ping: 0,
+            pings: Pings::default(),
+            netchecks: Vec::new(),
             files: FileWriter::new(),
             save_error: None,
             logout_reply: None,
@@ -228,6 +227,7 @@ impl EngineTask {
         while let Some(output) = self.node.poll_output() {
             self.carry_out_one(output);
         }
+        self.answer_netchecks();
     }
 
     fn carry_out_one(&mut self, output: NodeOutput) {

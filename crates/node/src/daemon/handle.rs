@@ -347,7 +347,7 @@ impl Handler<Ping> for NodeHandle {
 
 impl Handler<GetNetcheck> for NodeHandle {
     async fn handle(&self, _: GetNetcheck) -> Reply<NetcheckReport> {
-        self.now(|task| task.netcheck()).await
+        self.later(|task, reply| task.netcheck(reply)).await
     }
 }
 

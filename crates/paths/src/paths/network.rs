@@ -54,9 +54,12 @@ impl Paths {
         self.settle_all_peers(now);
     }
 
-    /// Measures the network now.
+    /// Measures the network now, with all relay regions.
+    /// [`measurements`](Self::measurements) has the number of the measurement.
     pub fn remeasure(&mut self, now: Instant) {
-        self.measure(now);
+        if !self.paused {
+            self.core.netcheck.request_full(now);
+        }
         self.settle_shared(now);
     }
 

@@ -8,7 +8,7 @@ use warren_keys::DiscoPublic;
 use warren_node_types::PeerIndex;
 
 use super::Paths;
-use crate::api::{Counters, PeerPath};
+use crate::api::{Counters, Measurements, PeerPath};
 use crate::port_search::PortSearchOutcome;
 
 impl Paths {
@@ -51,6 +51,15 @@ impl Paths {
             pmp: protocols.nat_pmp,
             pcp: protocols.pcp,
             ..self.core.netcheck.net_info(os_has_v6)
+        }
+    }
+
+    /// The measurements behind [`net_info`](Self::net_info).
+    pub fn measurements(&self) -> Measurements {
+        let measurements = self.core.netcheck.measurements();
+        Measurements {
+            awaited: measurements.awaited.filter(|_| !self.paused),
+            ..measurements
         }
     }
 

@@ -1,12 +1,13 @@
 //! The network around this machine: sockets, local addresses, measurements.
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use tokio::sync::oneshot;
 use warren_host::link::{Change, LinkChange, LinkState, MajorChange};
 use warren_host::udp::{UdpPair, UdpSocket};
 use warren_node_core::node::{LocalNetwork, NetworkChange, NodeInput, Notice};
-use warren_paths::LocalAddresses;
+use warren_paths::{LocalAddresses, Measurements};
 
 use super::EngineTask;
 use crate::daemon::wall_clock;
@@ -35,18 +36,59 @@ pub(in crate::daemon) fn local_network(sockets: &UdpPair, link: &LinkState) -> L
     }
 }
 
+/// A program that waits for a measurement of the network around.
+pub(super) struct AwaitedNetcheck {
+    /// The number of the measurement whose end is the answer.
+    measurement: u64,
+    reply: oneshot::Sender<Reply<NetcheckReport>>,
+}
+
 impl EngineTask {
+    /// Measures the network around, and answers when that is done. Where nothing can be
+    /// measured, the answer is the last measurement, with its time.
+    pub(in crate::daemon) fn netcheck(&mut self, reply: oneshot::Sender<Reply<NetcheckReport>>) {
+        self.restun();
+        match self.node.engine().measurements().awaited {
+            Some(measurement) => self.netchecks.push(AwaitedNetcheck { measurement, reply }),
+            // The program that asked may have gone.
+            None => drop(reply.send(self.netcheck_report())),
+        }
+    }
+
+    /// Answers the programs whose measurement is over.
+    pub(super) fn answer_netchecks(&mut self) {
+        if self.netchecks.is_empty() {
+            return;
+        }
+        let Measurements {
+            last_ended,
+            awaited,
+            ..
+        } = self.node.engine().measurements();
+        // A measurement can also be given up, as when the network is gone.
+        let is_over = |netcheck: &mut AwaitedNetcheck| {
+            netcheck.measurement <= last_ended || awaited.is_none()
+        };
+        let over: Vec<_> = self.netchecks.extract_if(.., is_over).collect();
+        for netcheck in over {
+            drop(netcheck.reply.send(self.netcheck_report()));
+        }
+    }
+
     /// The last measurement of the network around.
-    pub(in crate::daemon) fn netcheck(&mut self) -> Reply<NetcheckReport> {
-        let report = self.node.engine().control_report();
-        let Some(info) = &report.net_info else {
-            self.restun();
+    fn netcheck_report(&self) -> Reply<NetcheckReport> {
+        let engine = self.node.engine();
+        let Some(ended_at) = engine.measurements().ended_at else {
             return Err(ApiError::Unavailable(
-                "the network is not measured yet; ask again in a second".to_owned(),
+                "nothing was measured yet: this machine knows no relays before it has joined a \
+                 network, or has no network at all; see: warren status"
+                    .to_owned(),
             ));
         };
+        let age = Instant::now().saturating_duration_since(ended_at);
+        let info = engine.net_info();
         let mut out = NetcheckReport {
-            now: GoTime::from_unix(wall_clock()),
+            now: GoTime::from_unix(wall_clock().saturating_sub(age)),
             udp: info.working_udp.unwrap_or_default(),
             ipv6: info.working_ipv6.unwrap_or_default(),
             os_has_ipv6: info.os_has_ipv6.unwrap_or_default(),
@@ -82,8 +124,8 @@ impl EngineTask {
         out.ipv4_can_send = self.link.default_route_v4.is_some();
         out.ipv6_can_send = self.link.default_route_v6.is_some();
         let seen = |v4: bool| {
-            report
-                .endpoints
+            let endpoints = &engine.control_report().endpoints;
+            endpoints
                 .iter()
                 .find(|(address, kind)| {
                     address.is_ipv4() == v4 && *kind == warren_control_types::EndpointType::Stun

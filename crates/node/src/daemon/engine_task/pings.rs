@@ -1,5 +1,6 @@
 //! Pings that a person asked for, in the shape of the local interface.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use tokio::sync::oneshot;
@@ -10,6 +11,13 @@ use super::EngineTask;
 use crate::daemon::status;
 use crate::localapi::error::Reply;
 use crate::localapi::types::{PingResult, PingType};
+
+/// The programs that wait for a ping, with the address that they asked for.
+#[derive(Default)]
+pub(super) struct Pings {
+    waiting: BTreeMap<u64, (IpAddr, oneshot::Sender<Reply<PingResult>>)>,
+    last: u64,
+}
 
 impl EngineTask {
     /// Pings once.
@@ -25,9 +33,9 @@ impl EngineTask {
             PingType::Tsmp => Some(PingKind::Tsmp),
             PingType::Icmp | PingType::PeerApi => None,
         };
-        self.last_ping += 1;
-        let id = self.last_ping;
-        self.pings.insert(id, (ip, reply));
+        self.pings.last += 1;
+        let id = self.pings.last;
+        self.pings.waiting.insert(id, (ip, reply));
         match node_kind {
             Some(kind) => self.give(NodeInput::Ping {
                 id,
@@ -49,7 +57,7 @@ impl EngineTask {
     }
 
     pub(super) fn ping_ended(&mut self, id: u64, report: Option<PingReport>) {
-        let Some((ip, reply)) = self.pings.remove(&id) else {
+        let Some((ip, reply)) = self.pings.waiting.remove(&id) else {
             return;
         };
         let result = match report {
