@@ -79,6 +79,7 @@ pub(super) async fn run(
             asked_to_log_in: false,
             has_auth_key: !auth_key.is_empty(),
             old_key: if force { own_key(&status) } else { None },
+            awaits_login: asks_for_tags(&plan, &status, &current),
         };
         let mask = NotifyMask(0);
         let mut events = client.call(WatchBus { mask }).await?;
@@ -173,6 +174,16 @@ fn auth_key(text: &str) -> Result<String, Failure> {
         Err(error) => Err(Failure::failed(format_args!(
             "--auth-key: reading {path}: {error}"
         ))),
+    }
+}
+
+/// Whether the plan asks the server for other tags than the node has.
+fn asks_for_tags(plan: &Plan, status: &Status, current: &Prefs) -> bool {
+    match plan {
+        Plan::Start(wanted) => {
+            status.have_node_key && wanted.advertise_tags != current.advertise_tags
+        }
+        Plan::Simple | Plan::Edit(_) => false,
     }
 }
 
@@ -361,6 +372,8 @@ struct Session<'a> {
     has_auth_key: bool,
     /// The key that must change before we are done.
     old_key: Option<NodePublic>,
+    /// The server must answer a registration before we are done.
+    awaits_login: bool,
 }
 
 impl Session<'_> {
@@ -420,11 +433,12 @@ impl Session<'_> {
                 self.show_url(&url)?;
                 shown = url;
             }
+            let is_login = login_finished.is_some() && std::mem::take(&mut self.awaits_login);
             // A key that changes while running shows as one of the others.
             let news = state.is_some() || self_change.is_some() || login_finished.is_some();
             let state = match state {
                 Some(state) => state,
-                None if news && self.old_key.is_some() => State::Running,
+                None if is_login || (news && self.old_key.is_some()) => State::Running,
                 None => continue,
             };
             if let Some(status) = self.on_state(state).await? {
@@ -439,6 +453,7 @@ impl Session<'_> {
     /// Reacts to a state; the status when we are done.
     async fn on_state(&mut self, state: State) -> Result<Option<Status>, Failure> {
         match state {
+            State::Running if self.awaits_login => {}
             State::Running => {
                 let status = self.client.call(GetStatus { peers: true }).await?;
                 let changed = self.old_key.is_none_or(|old| own_key(&status) != Some(old));

@@ -1,6 +1,6 @@
 //! The command line, as users type it.
 
-use warren_control_api::endpoints::{ApproveRoutes, DeleteNode};
+use warren_control_api::endpoints::{ApproveRoutes, DeleteNode, SetPolicy};
 use warren_node::daemon::DetachedNode;
 use warren_node_types::Prefs;
 
@@ -114,6 +114,48 @@ fn flags_without_effect_are_stored_with_a_warning() {
         err.contains("warning: --report-posture has no effect yet"),
         "{err}"
     );
+}
+
+#[test]
+fn other_tags_are_asked_of_the_server_and_its_answer_is_the_result() {
+    let network = Network::start();
+    let served = joined(&network);
+    let line = "up --hostname laptop --advertise-tags tag:web";
+    let (code, _, err) = served.warren(line);
+    let refused = "backend error: requested tags [tag:web] are invalid or not permitted";
+    assert!(code == 1 && err.contains(refused), "{err}");
+    let policy = r#"{"tagOwners": {"tag:web": ["default@"]}, "acls": []}"#;
+    let given = serde_json::json!({
+        "policy": { "given": { "file": "acl.hujson", "text": policy } },
+        "dry_run": false,
+        "base": null,
+    });
+    let request: SetPolicy = serde_json::from_value(given).unwrap();
+    network.admin(&request);
+    assert_eq!(served.warren("up --reset --hostname laptop").0, 0);
+    let (code, out, err) = served.warren(line);
+    assert!(code == 0 && out.contains("connected as laptop"), "{err}");
+    let status = served.warren("status --json --peers=false").1;
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(status["Self"]["Tags"], serde_json::json!(["tag:web"]));
+}
+
+#[test]
+fn netcheck_measures_when_it_is_asked() {
+    let network = Network::start();
+    let served = joined(&network);
+    let report = || -> serde_json::Value {
+        let (code, out, err) = served.warren("netcheck --format json");
+        assert_eq!(code, 0, "{err}");
+        serde_json::from_str(&out).unwrap()
+    };
+    let (first, second) = (report(), report());
+    let time = |report: &serde_json::Value| -> jiff::Timestamp {
+        report["Now"].as_str().unwrap().parse().unwrap()
+    };
+    assert!(time(&first) < time(&second), "{first}\n{second}");
+    assert_eq!(second["UDP"], true);
+    assert!(second["RegionLatency"]["900"].is_u64(), "{second}");
 }
 
 /// A node that offers to be an exit node, and may be one.

@@ -140,6 +140,51 @@ impl Coordinator {
         }
     }
 
+    /// The owner that a node asks for when it registers again with its key and other
+    /// tags than the last time (`up --advertise-tags`). `None`: the one that it has.
+    ///
+    /// # Errors
+    /// The tags are not for this node: a text for the user.
+    pub(super) fn owner_by_wish(
+        &self,
+        node: &NodeRecord,
+        request: &JoinRequest,
+    ) -> Result<Option<Owner>, String> {
+        let Some(host) = &request.hostinfo else {
+            return Ok(None);
+        };
+        let wanted = &host.request_tags;
+        let tags: BTreeSet<String> = wanted.iter().cloned().collect();
+        let is_new_wish = *wanted != node.hostinfo.request_tags;
+        if tags.is_empty() || tags == node.tags || !is_new_wish {
+            return Ok(None);
+        }
+        if node.owner_set {
+            let why = "an administrator set the owner of this node";
+            return Err(refused_tags(wanted, why));
+        }
+        let key = node
+            .auth_key
+            .and_then(|id| self.view.directory.auth_key(id));
+        if let Some(key) = key.filter(|key| !key.tags.is_empty()) {
+            self.check_requested_tags(key, wanted)?;
+            return Ok(None);
+        }
+        let may = |tag: &&String| {
+            let access = &self.view.access;
+            node.user.is_some_and(|user| access.may_tag(user, tag))
+        };
+        let refused: Vec<String> = wanted.iter().filter(|tag| !may(tag)).cloned().collect();
+        if !refused.is_empty() {
+            return Err(refused_tags(&refused, POLICY_REFUSES));
+        }
+        Ok(Some(Owner {
+            user: node.user,
+            tags,
+            set: false,
+        }))
+    }
+
     /// The node of this machine whose key the request says that it replaces.
     fn named_by(&self, machine: MachinePublic, request: &JoinRequest) -> Option<&NodeRecord> {
         let node = self.view.node_by_key(&request.replaces?)?;

@@ -148,13 +148,29 @@ impl Coordinator {
         } else if expired {
             return RegisterOutcome::expired();
         }
+        let owner = match self.owner_by_wish(node, request) {
+            Ok(owner) => owner,
+            Err(why) => {
+                // Refused once: the node goes on with its owner when it comes again.
+                let wanted = request.hostinfo().request_tags;
+                self.revise(id, true, |record| record.hostinfo.request_tags = wanted);
+                return RegisterOutcome::error(why);
+            }
+        };
         let mut node = node.clone();
         let routes_before = node.hostinfo.routable_ips.clone();
         node.key_expiry = expiry;
         self.take_registration(&mut node, request);
         let routes_differ = routes_before != node.hostinfo.routable_ips;
+        let has_new_owner = owner.is_some();
+        if let Some(owner) = owner {
+            node.key_expiry = self.end_of_key(&owner, node.ephemeral, request.expiry);
+            owner.give(&mut node);
+        }
         self.revise(id, true, |record| *record = node);
-        if routes_differ {
+        if has_new_owner {
+            self.approve_anew(id);
+        } else if routes_differ {
             self.approve_by_policy(id);
         }
         RegisterOutcome::Answer(Box::new(self.welcome(id)))

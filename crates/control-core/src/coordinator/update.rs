@@ -68,6 +68,9 @@ impl Coordinator {
         };
         let mut node = old.clone();
         self.take_report(&mut node, report);
+        // Tags are asked for by a registration.
+        let asked = &old.hostinfo.request_tags;
+        node.hostinfo.request_tags.clone_from(asked);
         if node == *old {
             return;
         }

@@ -6,9 +6,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use proptest::prelude::*;
-use warren_control_types::{Hostinfo, NodeId, RegisterRequest};
+use warren_control_types::{Hostinfo, MapRequest, NodeId, RegisterRequest};
 
-use super::world::{World, key, request};
+use super::world::{World, key, machine, map_request, request};
 use crate::{AdminError, NewAuthKey, NodeRecord, PendingId, RegisterOutcome};
 
 /// `tag:a` and `tag:b` belong to ann, `tag:c` to no person, `tag:x` is not defined.
@@ -126,6 +126,48 @@ fn tags_of_a_tagged_key_are_final() {
     let with_wish = login(3, Some(2), &plain, &["a", "b"]);
     assert_eq!(logged_in(&mut w, &with_wish).tags, tags(&["a", "b"]));
     assert_eq!(w.c.snapshot().nodes.len(), 1);
+}
+
+/// `up --advertise-tags` on a node that is connected.
+#[test]
+fn known_node_that_asks_for_other_tags_gets_them_or_is_refused_once() {
+    let mut w = world();
+    let plain = auth_key(&mut w, Some("ann"), &[], false);
+    let before = logged_in(&mut w, &login(1, None, &plain, &[]));
+    assert!(before.key_expiry.is_some());
+    let again = |wanted: &[&str]| RegisterRequest {
+        auth: None,
+        ..login(1, None, "", wanted)
+    };
+    // A description of the machine is no wish.
+    let report = MapRequest {
+        hostinfo: again(&["b"]).hostinfo,
+        ..map_request(1)
+    };
+    w.c.update(machine(1), &report).unwrap();
+    w.settle();
+    assert_eq!(w.c.node(before.id).unwrap().tags, tags(&[]));
+
+    let tagged = logged_in(&mut w, &again(&["b"]));
+    assert_eq!((tagged.id, tagged.tags), (before.id, tags(&["b"])));
+    assert_eq!(tagged.key_expiry, None);
+    assert_eq!(
+        tagged.approved_routes,
+        nets(&["10.2.0.0/16"]).into_iter().collect()
+    );
+
+    let refused = "requested tags [tag:c] are invalid or not permitted: ";
+    let error = w.answer(1, &again(&["b", "c"])).error;
+    assert!(error.starts_with(refused), "{error}");
+    // The client comes again by itself, and the network must not end with a wrong word.
+    assert_eq!(logged_in(&mut w, &again(&["b", "c"])).tags, tags(&["b"]));
+    // Without a wish, the owner stays.
+    assert_eq!(logged_in(&mut w, &again(&[])).tags, tags(&["b"]));
+
+    w.c.tag_node(before.id, tags(&["c"])).unwrap();
+    let error = w.answer(1, &again(&["a"])).error;
+    assert!(error.contains("an administrator set the owner"), "{error}");
+    assert_eq!(logged_in(&mut w, &again(&["a"])).tags, tags(&["c"]));
 }
 
 /// T05, T06: as long as the machine comes with the key that it has used before.

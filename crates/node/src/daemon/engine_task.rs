@@ -411,9 +411,13 @@ impl EngineTask {
             Notice::LoginFinished => {
                 self.listeners
                     .notify(|notify| notify.login_finished = Some(Empty {}));
+                if std::mem::take(&mut self.listeners.state_follows_login) {
+                    self.notify_state();
+                }
             }
             Notice::Error(error) => {
                 tracing::warn!(reason = error, "the coordination server refused");
+                self.listeners.state_follows_login = false;
                 self.listeners
                     .notify(|notify| notify.err_message = Some(error));
             }

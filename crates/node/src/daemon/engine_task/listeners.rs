@@ -12,6 +12,8 @@ const LISTENER_QUEUE: usize = 128;
 pub(super) struct Listeners {
     all: Vec<(NotifyMask, mpsc::Sender<Notify>)>,
     sessions_given: u64,
+    /// Programs wait for the state until the server has answered a registration.
+    pub(super) state_follows_login: bool,
     /// The traffic counters that they know.
     pub(super) engine_status: Option<EngineStatus>,
 }

@@ -36,6 +36,9 @@ impl EngineTask {
             return Err(error);
         }
         self.refresh_relay_server();
+        let asks_for_tags = self.node.account().is_some()
+            && self.state.prefs.want_running
+            && self.state.prefs.advertise_tags != before.advertise_tags;
         let started = self.ask_for_login(NodeInput::Start {
             settings: Box::new(self.settings()),
             force_login: options.force_login,
@@ -43,10 +46,19 @@ impl EngineTask {
         });
         self.notify_prefs();
         // Programs wait for the state after a start, also where it is the one from
-        // before: the official command line waits for `Running`.
+        // before: the official command line waits for `Running`. Whether the node gets
+        // other tags is known when the server has answered.
+        if asks_for_tags {
+            self.listeners.state_follows_login = true;
+        } else {
+            self.notify_state();
+        }
+        started
+    }
+
+    pub(super) fn notify_state(&mut self) {
         let state = shown_state(self.node.state());
         self.listeners.notify(|notify| notify.state = Some(state));
-        started
     }
 
     /// Lets a person log in, or the key that came with a `start` just before.
