@@ -380,11 +380,15 @@ impl std::io::Write for Hashed {
 }
 
 /// The capabilities of every node, policy apart: exchange files between the
-/// machines of one owner, use tailnet lock, and no update without the owner.
+/// machines of one owner, use tailnet lock, run an SSH server and pass environment
+/// variables to it as far as the policy's SSH rules permit, and no update without the
+/// owner.
 fn own_capabilities() -> CapMap {
     let mut capabilities: CapMap = [
         "https://tailscale.com/cap/file-sharing",
+        "https://tailscale.com/cap/ssh",
         "https://tailscale.com/cap/tailnet-lock",
+        "ssh-env-vars",
     ]
     .into_iter()
     .collect();
