@@ -111,11 +111,17 @@ pub(super) fn edits(
         .find_map(works)
         .into_iter()
         .collect();
-    if out.first().is_none_or(|edit| edit.others > 0)
-        && let Some(rule) = search.new_rule().and_then(works)
-        && out.first().is_none_or(|edit| rule.others < edit.others)
-    {
-        out.push(rule);
+    if out.first().is_none_or(|edit| edit.others > 0) {
+        let (from, to) = (packet.source.to_string(), packet.destination.to_string());
+        // The owners of the two machines may own others; the addresses are theirs alone.
+        let rules = [
+            search.new_rule(&search.from, &search.to),
+            search.new_rule(&from, &to),
+        ];
+        let rules = rules.into_iter().flatten().filter_map(works);
+        let narrowest = rules.min_by_key(|rule| rule.others);
+        let before = out.first().map_or(usize::MAX, |edit| edit.others);
+        out.extend(narrowest.filter(|rule| rule.others < before));
     }
     out
 }
@@ -253,16 +259,20 @@ impl EditSearch<'_> {
 
     fn add_destination(&self, written: &RuleLayout, open: bool) -> Option<Candidate> {
         match written.section {
-            Section::Acls => addition("add a destination", &written.dst, &self.acl_destination()),
+            Section::Acls => addition(
+                "add a destination",
+                &written.dst,
+                &self.acl_destination(&self.to),
+            ),
             Section::Grants if open => addition("add a destination", &written.dst, &self.to),
             Section::Grants => None,
         }
     }
 
-    fn acl_destination(&self) -> String {
-        let host = match self.to.parse::<IpAddr>() {
+    fn acl_destination(&self, to: &str) -> String {
+        let host = match to.parse::<IpAddr>() {
             Ok(IpAddr::V6(address)) => format!("[{address}]"),
-            Ok(IpAddr::V4(_)) | Err(_) => self.to.clone(),
+            Ok(IpAddr::V4(_)) | Err(_) => to.to_owned(),
         };
         if has_ports(self.packet.protocol) {
             format!("{host}:{}", self.packet.port)
@@ -281,7 +291,7 @@ impl EditSearch<'_> {
     }
 
     /// A rule for these two endpoints alone, after the last one of its section.
-    fn new_rule(&self) -> Option<Candidate> {
+    fn new_rule(&self, from: &str, to: &str) -> Option<Candidate> {
         let section = match (&self.layout.acls, &self.layout.grants) {
             (Some(_), _) => Section::Acls,
             (None, _) => Section::Grants,
@@ -299,13 +309,13 @@ impl EditSearch<'_> {
         let rule = match section {
             Section::Acls => format!(
                 "{{\"action\": \"accept\", \"src\": [{}], \"dst\": [{}]{proto}}}",
-                quoted(&self.from),
-                quoted(&self.acl_destination())
+                quoted(from),
+                quoted(&self.acl_destination(to))
             ),
             Section::Grants => format!(
                 "{{\"src\": [{}], \"dst\": [{}], \"ip\": [{}]}}",
-                quoted(&self.from),
-                quoted(&self.to),
+                quoted(from),
+                quoted(to),
                 quoted(&self.ip_entry())
             ),
         };
