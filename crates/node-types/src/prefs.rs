@@ -215,6 +215,34 @@ impl Prefs {
         if self.run_ssh {
             return Err("the SSH server is not in this version yet; leave out --ssh".to_owned());
         }
+        let missing = [
+            (self.run_web_client, "the web interface", "--webclient"),
+            (
+                self.auto_update.apply == Some(true),
+                "updating itself",
+                "--auto-update",
+            ),
+            (
+                self.remote_config,
+                "being set up by the server",
+                "--remote-config",
+            ),
+            (
+                !self.advertise_services.is_empty(),
+                "serving a service",
+                "AdvertiseServices",
+            ),
+            (
+                !self.drive_shares.is_empty(),
+                "sharing folders",
+                "DriveShares",
+            ),
+        ];
+        if let Some((_, feature, setting)) = missing.iter().find(|(wanted, ..)| *wanted) {
+            return Err(format!(
+                "{feature} is not in this version yet; leave out {setting}"
+            ));
+        }
         if !self.auto_exit_node.is_empty() {
             return Err(
                 "choosing an exit node automatically (auto:any) is not in this version yet; \
