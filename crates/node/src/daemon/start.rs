@@ -15,6 +15,7 @@ use warren_host::BYPASS_MARK;
 use warren_host::device::memory::MemoryDevice;
 use warren_host::firewall::Firewall;
 use warren_host::link::{LinkChange, LinkMonitor};
+use warren_host::lock::LockError;
 use warren_host::resolver::{self, ResolverError};
 use warren_host::router::{Router, RouterError, RouterOptions};
 use warren_host::tun::{Tun, TunDevice, TunError};
@@ -493,6 +494,15 @@ pub async fn clean_up(options: &DaemonOptions) -> Result<(), DaemonError> {
     let Tunnel::Interface(interface) = &options.tunnel else {
         // Such a daemon changes nothing in the system.
         return Ok(());
+    };
+    // Nothing is touched while a daemon runs. Where its folder cannot be locked for
+    // another reason, the interface decides.
+    let _lock = match StateFolder::lock(&options.state_dir) {
+        Err(error @ LockError::AlreadyRunning { .. }) => {
+            return Err(StateError::from(error).into());
+        }
+        Err(LockError::Io { .. }) => None,
+        Ok(lock) => Some(lock),
     };
     // Only a daemon that runs keeps the interface busy. Without TUN devices there is
     // no interface of ours.

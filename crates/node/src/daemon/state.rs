@@ -144,6 +144,14 @@ impl StateFolder {
         self.login = before.login;
     }
 
+    /// Takes the lock of the folder, which the running daemon holds.
+    ///
+    /// # Errors
+    /// A daemon runs, or the folder cannot be written.
+    pub fn lock(folder: &Path) -> Result<LockFile, LockError> {
+        LockFile::acquire(&folder.join(LOCK_FILE))
+    }
+
     /// Opens the folder and the state file `file`, usually in it, making both
     /// and the machine key where they are missing.
     ///
@@ -155,7 +163,7 @@ impl StateFolder {
             source,
         };
         make_private_folder(folder).map_err(failed)?;
-        let lock = LockFile::acquire(&folder.join(LOCK_FILE))?;
+        let lock = Self::lock(folder)?;
         let path = file.to_owned();
         let text = match std::fs::read(&path) {
             Ok(text) => {
