@@ -328,6 +328,34 @@ fn the_official_command_line_works_in_every_state() {
             (&up("--reset"), 0, ""),
         ],
     );
+    // Tags are asked of the server, and its answer is awaited.
+    let tagged = format!("up {server} --hostname=laptop --advertise-tags=tag:web");
+    let withdrawn = format!("up {server} --hostname=laptop --reset");
+    let rows = [
+        (tagged.as_str(), 1, "requested tags [tag:web] are invalid"),
+        (&withdrawn, 0, ""),
+        (
+            "set --webclient",
+            1,
+            "the web interface is not in this version yet",
+        ),
+        (
+            "set --auto-update",
+            1,
+            "updating itself is not in this version yet",
+        ),
+        ("status", 0, "laptop"),
+    ];
+    table(&program, &served, "running", &rows);
+    // The key ends, and a new login begins.
+    expire(&network, &served, "laptop");
+    table(&program, &served, "expired", WITHOUT_LOGIN);
+    table(
+        &program,
+        &served,
+        "expired",
+        &[(&up(""), 0, ""), ("status", 0, "laptop")],
+    );
     // Another login, and the way back.
     let other = Network::start();
     let (url, key) = (other.url(), other.key());
