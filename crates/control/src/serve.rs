@@ -22,6 +22,7 @@ use warren_logging::{LevelFilter, log_to_stderr};
 use warren_oidc::Provider;
 use warren_relay::tls::Certificate;
 use warren_relay::{Applicant, Relay};
+use warren_service_manager::ServiceManager;
 
 use crate::admin;
 use crate::banner::{BannerFacts, banner};
@@ -102,8 +103,12 @@ pub(crate) async fn run(state_dir: &Path, serve: Serve) -> Result<(), Failure> {
                 .to_owned(),
         );
     }
+    let manager = ServiceManager::from_environment();
+    manager.ready();
     loop {
         tokio::select! {
+            // A coordinator whose lock is never given back does not work.
+            () = until_due(&manager) => running.coordinator.read(|_| manager.alive()),
             line = running.lines.recv() => {
                 let Some(line) = line else { break };
                 print(format!("{}  {line}\n", jiff::Zoned::now().strftime("%H:%M:%S")));
@@ -112,7 +117,16 @@ pub(crate) async fn run(state_dir: &Path, serve: Serve) -> Result<(), Failure> {
             _ = terminate.recv() => break,
         }
     }
+    manager.stopping();
     running.stop().await
+}
+
+/// Waits until the service manager expects the next sign of life, if it expects any.
+async fn until_due(manager: &ServiceManager) {
+    match manager.watchdog_period() {
+        Some(period) => tokio::time::sleep(period).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Opens the state, binds the ports and starts serving.

@@ -11,6 +11,7 @@ use warren_dial::Dialer;
 use warren_dial::connections::{ConnectionLimits, OTHER_FILES};
 use warren_dial::limits::raise_file_limit;
 use warren_logging::{LevelFilter, log_to_stderr};
+use warren_service_manager::ServiceManager;
 
 use crate::bootstrap::BootstrapDns;
 use crate::keyfile::{self, KeyFileError};
@@ -393,11 +394,24 @@ async fn run(serve: &Serve) -> u8 {
         }
         std::future::pending::<()>().await;
     };
+    let manager = ServiceManager::from_environment();
+    manager.ready();
+    let watchdog = async {
+        let Some(period) = manager.watchdog_period() else {
+            return std::future::pending().await;
+        };
+        loop {
+            tokio::time::sleep(period).await;
+            manager.alive();
+        }
+    };
     tokio::select! {
         () = running.run() => {}
         _ = tokio::signal::ctrl_c() => {}
         () = terminated => {}
+        () = watchdog => {}
     }
+    manager.stopping();
     running.relay.close();
     0
 }

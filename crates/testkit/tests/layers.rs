@@ -50,7 +50,14 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("packet path tests", &["dataplane-testkit"]),
     (
         "runtime",
-        &["dial", "host", "local-api", "control-api", "logging"],
+        &[
+            "dial",
+            "host",
+            "local-api",
+            "control-api",
+            "logging",
+            "service-manager",
+        ],
     ),
     ("packet threads", &["packet-threads", "userspace"]),
     ("relay", &["relay"]),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::net::UnixListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use warren_dial::Dialer;
 use warren_dial::names::ResolveNames;
 use warren_dns::ResolverConfig;
@@ -23,6 +23,7 @@ use warren_host::udp::{UdpError, UdpOptions, UdpPair, bind_pair};
 use warren_node_core::node::{HostReport, NodeConfig, NodeOutput};
 use warren_node_core::{Node, TUNNEL_MTU};
 use warren_packet_threads::{BadThreads, Config, PacketThreads, ThreadCounts, relay_queue};
+use warren_service_manager::ServiceManager;
 use warren_tunnel::Aead;
 
 use super::aead::{self, BadAead};
@@ -203,7 +204,12 @@ pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
     let handle = Arc::new(NodeHandle::new(inbox.clone()));
     let local = tokio::spawn(serve_local_programs(socket, options.socket.clone(), handle));
     tracing::info!(socket = %options.socket.display(), "ready");
+    let manager = ServiceManager::from_environment();
+    manager.ready();
+    let watchdog = tokio::spawn(report_alive(manager.clone(), inbox));
     task.run(messages, results).await;
+    manager.stopping();
+    watchdog.abort();
     local.abort();
     // The file of the socket goes with the task.
     let _cancelled = local.await;
@@ -280,6 +286,24 @@ impl Attachment {
             dialer: Dialer::new(),
             programs: Arc::new(programs),
         })
+    }
+}
+
+/// Reports that the daemon works, as often as the service manager wants it: each time
+/// the engine task has answered.
+async fn report_alive(manager: ServiceManager, engine: Inbox) {
+    let Some(period) = manager.watchdog_period() else {
+        return;
+    };
+    loop {
+        tokio::time::sleep(period).await;
+        let (reply, answer) = oneshot::channel();
+        // A task that has ended does not answer.
+        engine.send(Message::Request(Box::new(move |_| _ = reply.send(()))));
+        if answer.await.is_err() {
+            return;
+        }
+        manager.alive();
     }
 }
 
