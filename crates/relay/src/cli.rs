@@ -321,6 +321,17 @@ impl Serve {
         }
     }
 
+    /// The file with the entry of this relay, for `warren-control serve --derp-map`.
+    fn map_path(&self) -> PathBuf {
+        self.state_dir.join("derp-map.json")
+    }
+
+    /// Writes that file.
+    fn write_map(&self, running: &Running) -> std::io::Result<()> {
+        let map = serde_json::to_vec_pretty(&running.map)?;
+        std::fs::write(self.map_path(), map)
+    }
+
     /// The startup lines for the operator.
     fn greeting(&self, running: &Running) -> String {
         let tls = match self.tls {
@@ -337,11 +348,12 @@ impl Serve {
         let map = serde_json::to_string_pretty(&running.map).unwrap_or_default();
         format!(
             "warren-relay {}   state {}\n  derp  {}   {tls}\n  stun  {stun}\n  key   {}\n\n\
-             Entry for the DERP map:\n{map}\n",
+             Entry for the DERP map, also in {}:\n{map}\n",
             env!("CARGO_PKG_VERSION"),
             self.state_dir.display(),
             running.address,
             running.relay.public_key(),
+            self.map_path().display(),
         )
     }
 }
@@ -380,6 +392,9 @@ async fn run(serve: &Serve) -> u8 {
         Ok(running) => running,
         Err(error) => return failed(&error),
     };
+    if let Err(error) = serve.write_map(&running) {
+        tracing::warn!(%error, path = %serve.map_path().display(), "the map entry cannot be written");
+    }
     let mut out = std::io::stdout();
     let _ = out.write_all(serve.greeting(&running).as_bytes());
     let _ = out.flush();
@@ -449,6 +464,9 @@ mod tests {
                 .starts_with("sha256-raw:")
         );
         assert!(serve.greeting(&running).contains("sha256-raw:"));
+        serve.write_map(&running).unwrap();
+        let written = std::fs::read(serve.map_path()).unwrap();
+        assert_eq!(DerpMap::from_json(&written).unwrap(), running.map);
         // The port is taken now.
         let again = Serve {
             listen: running.address,
