@@ -16,10 +16,14 @@ use std::sync::Arc;
 
 use http::Method;
 
-pub use auth_keys::{AuthKeyInfo, CreateAuthKey, CreatedAuthKey, ExpireAuthKey, ListAuthKeys};
+pub use auth_keys::{
+    AuthKeyInfo, AuthKeyState, CreateAuthKey, CreatedAuthKey, DeleteAuthKey, ExpireAuthKey,
+    ListAuthKeys,
+};
 pub use nodes::{
     ApproveNode, ApproveRoutes, AssignNode, DeleteNode, ExpireNode, GetNode, ListNodes,
-    ListPendingNodes, ListRoutes, NewExpiry, NodeInfo, PendingNodeInfo, RenameNode, TagNode,
+    ListPendingNodes, ListRoutes, NewExpiry, NodeInfo, PendingNodeInfo, RejectLogin, RejectedLogin,
+    RenameNode, TagNode,
 };
 pub use policies::{
     ComparePolicies, ExplainPolicy, GetPolicy, ListPolicyVersions, PolicyProblem, PolicyReport,
@@ -96,10 +100,12 @@ endpoints! {
     ApproveRoutes: POST "/v1/nodes/routes", Write => NodeInfo;
     ListPendingNodes: GET "/v1/nodes/pending", Read => Vec<PendingNodeInfo>;
     ApproveNode: POST "/v1/nodes/approve", Write => NodeInfo;
+    RejectLogin: POST "/v1/nodes/reject", Write => RejectedLogin;
 
     ListAuthKeys: GET "/v1/auth-keys", Read => Vec<AuthKeyInfo>;
     CreateAuthKey: POST "/v1/auth-keys", Write => CreatedAuthKey;
     ExpireAuthKey: POST "/v1/auth-keys/expire", Write => AuthKeyInfo;
+    DeleteAuthKey: POST "/v1/auth-keys/delete", Write => AuthKeyInfo;
 
     GetPolicy: GET "/v1/policy", Read => PolicyText;
     SetPolicy: POST "/v1/policy", Write => SetPolicyResult;

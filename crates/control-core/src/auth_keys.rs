@@ -47,9 +47,14 @@ impl AuthKeyText {
         self.id
     }
 
+    /// The beginning of all texts of this key, by which people recognise it.
+    pub fn prefix(id: AuthKeyId) -> String {
+        format!("{PREFIX}{}-", id.0)
+    }
+
     /// The whole key, to hand to a person or a machine.
     pub fn expose(&self) -> String {
-        format!("{PREFIX}{}-{}", self.id.0, self.secret)
+        Self::prefix(self.id) + &self.secret
     }
 
     /// The digest that is stored.

@@ -223,6 +223,9 @@ pub struct AuthKeyRecord {
     pub expiry: Option<Timestamp>,
     /// How often it was used.
     pub uses: u64,
+    /// Whether an administrator ended it before its time.
+    #[serde(default)]
+    pub revoked: bool,
 }
 
 /// A policy that was in force once, or is.

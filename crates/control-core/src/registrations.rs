@@ -100,6 +100,8 @@ pub(crate) struct PendingLogin {
     pub(crate) since: Timestamp,
     /// The address from which it asked, as far as it is known.
     pub(crate) source: Option<IpAddr>,
+    /// An administrator refused it. It is kept until the machine has been informed.
+    pub(crate) is_refused: bool,
 }
 
 /// The reaction to a login without a key.
@@ -114,6 +116,8 @@ pub(crate) enum LoginStep {
     New(PendingId),
     /// The machine continues with a login that a newer one replaced.
     Replaced,
+    /// The machine continues with a login that an administrator refused.
+    Refused,
     /// All places are taken by requests that are waited for.
     Busy,
 }
@@ -143,14 +147,18 @@ impl Registrations {
         let known = self.by_machine.get(&machine).cloned();
         if let Some((id, waiting)) = known.and_then(|id| Some((id.clone(), self.parked.get(&id)?)))
         {
-            if waiting.request.node_key == login.request.node_key {
+            if waiting.is_refused && continues(&id) {
+                self.remove(&id);
+                return (LoginStep::Refused, ended);
+            }
+            if waiting.request.node_key == login.request.node_key && !waiting.is_refused {
                 if !continues(&id) {
                     return (LoginStep::SendTo(id), ended);
                 }
                 self.parked.wait(&id);
                 return (LoginStep::Park(id), ended);
             }
-            if !followup.is_empty() {
+            if !followup.is_empty() && !waiting.is_refused {
                 return (LoginStep::Replaced, ended);
             }
             self.remove(&id);
@@ -176,12 +184,23 @@ impl Registrations {
     }
 
     pub(crate) fn get(&self, id: &PendingId) -> Option<&PendingLogin> {
-        self.parked.get(id)
+        self.parked.get(id).filter(|login| !login.is_refused)
     }
 
     /// All machines that wait, oldest first.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&PendingId, &PendingLogin)> {
-        self.parked.iter()
+        self.parked.iter().filter(|(_, login)| !login.is_refused)
+    }
+
+    /// Refuses a machine that waits. Returns whether there is one under this id.
+    pub(crate) fn refuse(&mut self, id: &PendingId) -> bool {
+        match self.parked.get_mut(id) {
+            Some(login) if !login.is_refused => {
+                login.is_refused = true;
+                true
+            }
+            Some(_) | None => false,
+        }
     }
 
     fn remove(&mut self, id: &PendingId) {
@@ -242,6 +261,7 @@ mod tests {
             request: Box::new(JoinRequest::of(&request).unwrap()),
             since: Timestamp::UNIX_EPOCH,
             source: None,
+            is_refused: false,
         }
     }
 
@@ -269,6 +289,40 @@ mod tests {
         assert_eq!(all.iter().count(), 1);
         assert_eq!(all.pop_due(now + PENDING_TTL), Some(second));
         assert!(all.iter().next().is_none() && all.by_machine.is_empty());
+    }
+
+    #[test]
+    fn refused_machine_is_informed_once_and_may_ask_anew() {
+        let (mut all, mut entropy) = (Registrations::default(), CountingEntropy(0));
+        let now = Instant::now();
+        let mut ask = |all: &mut Registrations, continues| {
+            let followup = if continues {
+                "http://192.0.2.1/register/x"
+            } else {
+                ""
+            };
+            all.request(
+                now,
+                login(1, 1),
+                None,
+                followup,
+                |_| continues,
+                &mut entropy,
+            )
+        };
+        let (LoginStep::New(first), _) = ask(&mut all, false) else {
+            panic!("a place is free")
+        };
+        assert!(all.refuse(&first) && !all.refuse(&first));
+        assert!(all.get(&first).is_none() && all.iter().next().is_none());
+        assert_eq!(ask(&mut all, true).0, LoginStep::Refused);
+        let (LoginStep::New(second), _) = ask(&mut all, false) else {
+            panic!("the place is free again")
+        };
+        assert!(all.refuse(&second));
+        // Another login does not wait for the end of the refused one.
+        let (step, ended) = ask(&mut all, false);
+        assert!(matches!(step, LoginStep::New(_)) && ended == [second]);
     }
 
     #[test]

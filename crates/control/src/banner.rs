@@ -5,6 +5,7 @@ use std::path::Path;
 use url::Url;
 
 use crate::invite::Invitation;
+use crate::second_dial::SecondDial;
 use crate::self_map::OWN_REGION;
 use crate::terminal::Hints;
 
@@ -17,6 +18,7 @@ pub(crate) struct BannerFacts<'a> {
     pub(crate) own_tls: bool,
     pub(crate) with_relay: bool,
     pub(crate) stun_port: Option<u16>,
+    pub(crate) second_dial: &'a SecondDial,
     pub(crate) allow_all: bool,
     pub(crate) invitation: &'a Invitation,
     pub(crate) policy_file: Option<&'a Path>,
@@ -34,7 +36,7 @@ pub(crate) fn banner(facts: &BannerFacts<'_>) -> String {
     let how = match (facts.url.scheme(), facts.own_tls) {
         ("https", true) => "",
         ("https", false) => "   plain HTTP here: a TLS proxy is needed in front",
-        _ => "   plain HTTP: fine in a lab or behind a TLS proxy",
+        _ => &format!("   {}", facts.second_dial.remark()),
     };
     let stun = match facts.stun_port {
         Some(port) => format!(", STUN on {port}/udp"),
@@ -73,10 +75,11 @@ pub(crate) fn banner(facts: &BannerFacts<'_>) -> String {
         ),
     };
     let title = facts.hints.complete(&title);
+    let warning = facts.second_dial.warning();
     let policy = facts.hints.complete(policy);
     format!(
         "warren-control {}   state {state}{new}\n  control   {url}{how}\n  relay     {relay}\n  policy    {policy}\n\n\
-         {title}\n  \
+         {warning}{title}\n  \
          warren up --login-server {url} --auth-key {key}\n  \
          tailscale up --login-server {url} --auth-key {key}\n\n",
         env!("CARGO_PKG_VERSION"),

@@ -5,26 +5,31 @@
 
 pub mod args;
 mod auth_keys;
+mod headscale;
+mod headscale_form;
 mod nodes;
 mod policy;
 mod server;
 mod session;
 mod ssh_checks;
 mod users;
+mod yaml;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser as _};
 
-use crate::failure::{Failure, print_error};
+use crate::failure::{Failure, print, print_error};
 use crate::serve;
-use args::{Cli, Top};
-use session::Session;
+use args::{Cli, Generate, Top};
+use session::{Format, Session};
 
 /// Runs the program.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args::normalise(args)) {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let args = args::normalise(headscale::rewrite(args));
+    let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
@@ -54,16 +59,43 @@ fn failed(why: &str) -> ExitCode {
 }
 
 async fn run(cli: Cli) -> Result<(), Failure> {
-    let session = Session::new(&cli.state_dir, cli.json);
+    let format = match cli.output {
+        Some(form) => Format::Headscale(form),
+        None if cli.json => Format::Json,
+        None => Format::Text,
+    };
+    if let Some(file) = &cli.headscale_config {
+        let what = format!(
+            "{} is not read; the settings are flags of serve, see: warren-control serve --help",
+            file.display()
+        );
+        if matches!(cli.command, Top::Serve(_)) {
+            return Err(Failure::Usage(what));
+        }
+        print_error(&what);
+    }
+    let session = Session::new(&cli.state_dir, format);
     match cli.command {
         Top::Serve(options) => serve::run(&cli.state_dir, *options).await,
         Top::Users(command) => users::run(&session, command).await,
         Top::Nodes(command) => nodes::run(&session, command).await,
         Top::Preauthkeys(command) => auth_keys::run(&session, command).await,
-        Top::Policy(command) => policy::run(&session, command).await,
+        Top::Policy(command) => policy::run(&session, command, cli.force).await,
         Top::SshChecks(command) => ssh_checks::run(&session, command).await,
         Top::Health => server::health(&session).await,
         Top::Debug(command) => server::debug(&session, command).await,
+        Top::Version => {
+            server::version(&session);
+            Ok(())
+        }
+        Top::Configtest => {
+            print("nothing to test: the settings are flags of serve\n".to_owned());
+            Ok(())
+        }
+        Top::Generate(Generate::PrivateKey) => {
+            server::private_key(&session);
+            Ok(())
+        }
         Top::Completion { shell } => {
             clap_complete::generate(
                 shell,

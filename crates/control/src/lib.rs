@@ -5,6 +5,7 @@
 //!
 //! * [`server`] accepts connections, distinguishes TLS from plain HTTP by
 //!   the first byte, and hands relay connections to the embedded relay;
+//! * `second_dial` opens port 443 for official clients that dial again;
 //! * `public` serves what is public: `/key`, `/health`, the pages of [`pages`], ...;
 //! * [`login`] logs people in at identity providers, on pages for browsers;
 //! * [`config_file`] reads the configuration file;
@@ -46,6 +47,7 @@ pub mod noise;
 pub mod pages;
 mod policy_file;
 mod public;
+mod second_dial;
 mod self_map;
 pub mod serve;
 pub mod server;

@@ -26,7 +26,7 @@ use warren_service_manager::ServiceManager;
 
 use crate::admin;
 use crate::banner::{BannerFacts, banner};
-use crate::cli::args::{DEFAULT_MAX_CONNECTIONS, Serve, StunListen};
+use crate::cli::args::{DEFAULT_MAX_CONNECTIONS, OptionalListen, Serve};
 use crate::clock::{now, wall_clock};
 use crate::config_file::ConfigFile;
 use crate::coordinator::CoordinatorHandle;
@@ -35,6 +35,7 @@ use crate::invite::{Invitation, invite};
 use crate::login::Logins;
 use crate::noise::Upgrader;
 use crate::policy_file;
+use crate::second_dial::SecondDial;
 use crate::self_map::{bind, check_outside_zone, guess_url, own_map, parse_url, taken};
 use crate::server::{Server, Tls};
 use crate::state_dir::StateDir;
@@ -139,6 +140,8 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
     let opened = Opened::open(state_dir, &inputs)?;
     let port = Port::bind(&serve, &mut inputs, &opened.state)?;
     let stun = bind_stun(&serve, &port)?;
+    let relay_key = port.relay_secret.public();
+    let second_dial = SecondDial::bind(serve.second_dial, &port.url, port.local, relay_key)?;
     let stun_port = match &stun {
         Some(socket) => Some(socket.local_addr()?.port()),
         None => None,
@@ -195,14 +198,6 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
     if let Some(socket) = stun {
         tasks.spawn(warren_relay::stun::serve(Arc::new(socket)));
     }
-    tasks.spawn(Arc::new(server).run(port.listener));
-    tasks.spawn(admin_socket.serve(admin::router(coordinator.clone(), logins.clone())));
-    logins.run(&mut tasks);
-    tasks.spawn(coordinator.clone().run_timer());
-    if let Some(file) = &policy_file {
-        tasks.spawn(policy_file::watch(file.clone(), coordinator.clone()));
-    }
-
     let banner = banner(&BannerFacts {
         state,
         new: opened.new,
@@ -211,11 +206,24 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
         own_tls: port.own_tls,
         with_relay: port.with_relay,
         stun_port,
+        second_dial: &second_dial,
         allow_all: coordinator.read(View::is_without_policy),
         invitation: &invitation,
         policy_file: policy_file.as_deref(),
         hints: &hints,
     });
+    if let SecondDial::Served(listener, acceptor) = second_dial {
+        let server = server.with_tls(Tls::Required(acceptor));
+        tasks.spawn(Arc::new(server).run(listener));
+    }
+    tasks.spawn(Arc::new(server).run(port.listener));
+    tasks.spawn(admin_socket.serve(admin::router(coordinator.clone(), logins.clone())));
+    logins.run(&mut tasks);
+    tasks.spawn(coordinator.clone().run_timer());
+    if let Some(file) = &policy_file {
+        tasks.spawn(policy_file::watch(file.clone(), coordinator.clone()));
+    }
+
     Ok(Running {
         coordinator,
         server_url: port.server_url,
@@ -375,8 +383,8 @@ impl Port {
 /// Binds the port for STUN, if STUN is to be answered.
 fn bind_stun(serve: &Serve, port: &Port) -> Result<Option<UdpSocket>, Failure> {
     let address = match serve.stun_listen {
-        Some(StunListen::Off) => None,
-        Some(StunListen::At(address)) => Some(address),
+        Some(OptionalListen::Off) => None,
+        Some(OptionalListen::At(address)) => Some(address),
         None => port
             .with_relay
             .then(|| SocketAddr::new(port.local.ip(), STUN_PORT)),
@@ -427,6 +435,7 @@ pub fn defaults() -> Serve {
         server_url: None,
         derp_map: None::<PathBuf>,
         stun_listen: None,
+        second_dial: None,
         tls_cert: None,
         tls_key: None,
         policy: None,

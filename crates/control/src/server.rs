@@ -79,6 +79,17 @@ impl Server {
         }
     }
 
+    /// The same server, for a port with this use of TLS.
+    #[must_use]
+    pub fn with_tls(&self, tls: Tls) -> Self {
+        Self {
+            router: self.router.clone(),
+            relay: self.relay.clone(),
+            tls,
+            connections: self.connections.clone(),
+        }
+    }
+
     /// Serves connections until the task is dropped.
     pub async fn run(self: Arc<Self>, listener: TcpListener) {
         loop {

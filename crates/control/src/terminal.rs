@@ -1,7 +1,7 @@
 //! Text for terminals: printable names, commands in messages, aligned tables,
 //! relative times. No colour.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use unicode_width::UnicodeWidthStr as _;
@@ -9,6 +9,20 @@ pub use warren_terminal::printable;
 
 /// The default of `--state-dir`.
 pub const DEFAULT_STATE_DIR: &str = "./warren-control";
+/// The state folder of the service that the packages bring.
+const SERVICE_STATE_DIR: &str = "/var/lib/warren-control";
+
+/// The state folder where none is named: that of the service, if there is one and the
+/// present folder has no server.
+pub fn default_state_dir() -> PathBuf {
+    let is_used = |folder: &str| Path::new(folder).join("noise.key").exists();
+    if is_used(SERVICE_STATE_DIR) && !is_used(DEFAULT_STATE_DIR) {
+        SERVICE_STATE_DIR.into()
+    } else {
+        DEFAULT_STATE_DIR.into()
+    }
+}
+
 /// The beginning of commands in messages.
 const PROGRAM: &str = "warren-control ";
 /// Subcommands that ask a server.
@@ -32,7 +46,7 @@ pub struct Hints {
 impl Hints {
     /// For the server of this state folder.
     pub fn new(state_dir: &Path) -> Self {
-        let option = (state_dir != Path::new(DEFAULT_STATE_DIR))
+        let option = (state_dir != default_state_dir())
             .then(|| format!("--state-dir {}", shell_word(&state_dir.to_string_lossy())));
         Self { option }
     }

@@ -16,10 +16,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use data_encoding::HEXLOWER;
-use rcgen::{CertificateParams, DnType, IsCa, KeyPair, SerialNumber};
+use rcgen::{CertificateParams, DnType, IsCa, Issuer, KeyPair, SerialNumber};
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use sha2::{Digest as _, Sha256};
 use warren_keys::NodePublic;
 use warren_wire::derp::PROTOCOL_VERSION;
@@ -153,6 +153,32 @@ impl Certificate {
         Self::from_files(&chain, &key)
     }
 
+    /// A certificate for clients that do not verify it. Its issuer is an authority whose
+    /// key is forgotten at once.
+    ///
+    /// # Errors
+    /// [`TlsError::Make`].
+    pub fn of_forgotten_issuer(name: &str) -> Result<Self, TlsError> {
+        let make = || {
+            let mut authority = CertificateParams::default();
+            authority.distinguished_name = rcgen::DistinguishedName::new();
+            authority
+                .distinguished_name
+                .push(DnType::CommonName, "an authority without a key");
+            let issuer = Issuer::new(authority, KeyPair::generate()?);
+            let pair = KeyPair::generate()?;
+            let leaf = leaf_params(name)?.signed_by(&pair, &issuer)?;
+            Ok(Self {
+                chain: vec![leaf.der().clone()],
+                key: PrivatePkcs8KeyDer::from(pair.serialize_der()).into(),
+            })
+        };
+        make().map_err(|source| TlsError::Make {
+            name: name.to_owned(),
+            source,
+        })
+    }
+
     /// The pin of the leaf, as a DERP map has it in `CertName`.
     pub fn pin(&self) -> String {
         let leaf = self
@@ -261,6 +287,15 @@ mod tests {
             assert_eq!(first.pin().len(), "sha256-raw:".len() + 64);
             server_config(again, NodePublic::from_bytes([1; 32])).unwrap();
         }
+    }
+
+    #[test]
+    fn certificate_of_a_forgotten_issuer_did_not_issue_itself() {
+        let made = Certificate::of_forgotten_issuer("192.0.2.7").unwrap();
+        let (_, leaf) = x509_parser::parse_x509_certificate(&made.chain[0]).unwrap();
+        assert_ne!(leaf.issuer(), leaf.subject());
+        assert!(leaf.validity().is_valid());
+        server_config(made, NodePublic::from_bytes([1; 32])).unwrap();
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use tokio::runtime::Runtime;
-use warren_control::cli::args::{Serve, StunListen};
+use warren_control::cli::args::{OptionalListen, Serve};
 use warren_control::serve::{Running, defaults, start};
 use warren_control_api::endpoints::{ApproveNode, CreateAuthKey, ListPendingNodes, SendC2n};
 use warren_control_api::{Client, Endpoint};
@@ -31,7 +31,7 @@ impl Network {
         let runtime = runtime();
         let options = Serve {
             listen: Some(([127, 0, 0, 1], 0).into()),
-            stun_listen: Some(StunListen::At(([127, 0, 0, 1], 0).into())),
+            stun_listen: Some(OptionalListen::At(([127, 0, 0, 1], 0).into())),
             ..defaults()
         };
         let server = runtime.block_on(start(&folder.path().join("control"), options));

@@ -26,7 +26,7 @@ pub struct CreateAuthKey {
     pub lifetime_seconds: Option<u64>,
 }
 
-/// Expires a pre-auth key. Nodes that used it stay.
+/// Revokes a pre-auth key. Nodes that used it stay.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExpireAuthKey {
@@ -34,11 +34,46 @@ pub struct ExpireAuthKey {
     pub id: i64,
 }
 
+/// Deletes a pre-auth key. Nodes that used it stay. The answer is the key as it was.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeleteAuthKey {
+    /// The number of the key.
+    pub id: i64,
+}
+
+/// Whether a pre-auth key works, and why not otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AuthKeyState {
+    /// It works.
+    Works,
+    /// It works once, and was used.
+    UsedUp,
+    /// Its time is over.
+    Expired,
+    /// An administrator revoked it.
+    Revoked,
+}
+
+impl std::fmt::Display for AuthKeyState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Works => "works",
+            Self::UsedUp => "used up",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+        })
+    }
+}
+
 /// A pre-auth key, without its secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuthKeyInfo {
     /// The number of the record.
     pub id: i64,
+    /// The beginning of the key, before its secret.
+    pub prefix: String,
     /// The user that owns the nodes it registers.
     pub user: Option<String>,
     /// Whether it works more than once.
@@ -53,6 +88,8 @@ pub struct AuthKeyInfo {
     pub used: bool,
     /// Whether it works now.
     pub usable: bool,
+    /// The same, with the reason.
+    pub state: AuthKeyState,
     /// The time at which it expires; `null` if it does not.
     pub expiration: Option<Timestamp>,
     /// The time of creation.

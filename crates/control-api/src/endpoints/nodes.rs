@@ -121,6 +121,22 @@ pub struct ApproveNode {
     pub tags: BTreeSet<String>,
 }
 
+/// Refuses a machine that waits for approval, or a session over SSH that waits for a
+/// check.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RejectLogin {
+    /// The id at the end of the address that the machine shows.
+    pub id: String,
+}
+
+/// The answer to [`RejectLogin`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RejectedLogin {
+    /// The id.
+    pub id: String,
+}
+
 /// A node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeInfo {
@@ -151,6 +167,8 @@ pub struct NodeInfo {
     pub created_at: Timestamp,
     /// `auth_key` or `approval`.
     pub register_method: JoinMethod,
+    /// The number of the pre-auth key that it used last.
+    pub auth_key: Option<i64>,
     /// Whether the node is deleted when it stays offline.
     pub ephemeral: bool,
     /// The WireGuard key.

@@ -193,6 +193,7 @@ impl Coordinator {
         let id = self.take_auth_key_id();
         let text = AuthKeyText::generate(id, self.entropy.as_mut());
         let record = AuthKeyRecord {
+            revoked: false,
             id,
             digest: text.digest(),
             user,
@@ -238,8 +239,21 @@ impl Coordinator {
         let key = self.view.directory.auth_key(id);
         let mut key = key.cloned().ok_or(AdminError::NoAuthKey(id.0))?;
         let time = self.past(wall);
+        // A key that had ended by itself was not revoked.
+        key.revoked |= key.expiry.is_none_or(|expiry| expiry > time);
         key.expiry = Some(key.expiry.map_or(time, |expiry| expiry.min(time)));
         self.commit(Change::AuthKey(key.clone()), true);
+        Ok(key)
+    }
+
+    /// Deletes a key. Nodes that used it stay. Returns the key as it was.
+    ///
+    /// # Errors
+    /// No such key.
+    pub fn delete_auth_key(&mut self, id: AuthKeyId) -> Result<AuthKeyRecord, AdminError> {
+        let key = self.view.directory.auth_key(id).cloned();
+        let key = key.ok_or(AdminError::NoAuthKey(id.0))?;
+        self.commit(Change::AuthKeyGone(id), true);
         Ok(key)
     }
 

@@ -235,6 +235,7 @@ impl Coordinator {
             request: Box::new(request.while_waiting()),
             since: time,
             source,
+            is_refused: false,
         };
         let view = &self.view;
         let continues = |id: &PendingId| followup == auth_url(&view.config.server_url, id);
@@ -253,6 +254,9 @@ impl Coordinator {
             }
             LoginStep::Replaced => RegisterOutcome::error(
                 "a newer login of this machine took the place of this one; finish that one, or log in again",
+            ),
+            LoginStep::Refused => RegisterOutcome::error(
+                "an administrator of this network refused this machine; ask them before you log in again",
             ),
             LoginStep::Busy => RegisterOutcome::Busy,
         }
@@ -325,6 +329,21 @@ impl Coordinator {
             auth_key: None,
         };
         self.admit(login.machine, &login.request, admission)
+    }
+
+    /// Refuses a waiting machine, or a session over SSH that waits for a check.
+    ///
+    /// # Errors
+    /// Nothing waits under this id.
+    pub fn refuse(&mut self, now: Instant, id: &PendingId) -> Result<(), AdminError> {
+        if self.registrations.refuse(id) {
+            self.decided([id.clone()]);
+            return Ok(());
+        }
+        match self.deny_ssh_check(now, id) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(AdminError::NoPending(id.0.clone())),
+        }
     }
 
     /// Creates the node, or gives the node that the login renews the new key.

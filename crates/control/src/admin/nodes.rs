@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use warren_control_api::endpoints::{
     ApproveNode, ApproveRoutes, AssignNode, DeleteNode, ExpireNode, GetNode, ListNodes,
-    ListPendingNodes, ListRoutes, NewExpiry, NodeInfo, PendingNodeInfo, RenameNode, TagNode,
+    ListPendingNodes, ListRoutes, NewExpiry, NodeInfo, PendingNodeInfo, RejectLogin, RejectedLogin,
+    RenameNode, TagNode,
 };
 use warren_control_api::{Caller, Handler, Reply};
 use warren_control_core::{
@@ -32,6 +33,7 @@ fn node_info(state: &View, node: &NodeRecord, wall: Duration) -> NodeInfo {
         expired: node.key_expiry.is_some_and(|expiry| expiry <= moment(wall)),
         created_at: node.created,
         register_method: node.join_method,
+        auth_key: node.auth_key.map(|key| key.0),
         ephemeral: node.ephemeral,
         node_key: node.key.to_string(),
         machine_key: node.machine.to_string(),
@@ -198,5 +200,15 @@ impl Handler<ApproveNode> for Administration {
             })
             .await?;
         Ok(approved?)
+    }
+}
+
+impl Handler<RejectLogin> for Administration {
+    async fn handle(&self, _: &Caller, request: RejectLogin) -> Reply<RejectedLogin> {
+        let RejectLogin { id } = request;
+        let pending = PendingId(id.clone());
+        let (refused, _no_rows) = self.coordinator.change(|c, now, _| c.refuse(now, &pending));
+        refused?;
+        Ok(RejectedLogin { id })
     }
 }

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use jiff::Timestamp;
 use warren_control_core::Role;
 
 /// Connections at a time, unless the command line says otherwise.
@@ -23,16 +24,51 @@ pub struct Cli {
         long,
         global = true,
         env = "WARREN_CONTROL_STATE_DIR",
-        default_value = crate::terminal::DEFAULT_STATE_DIR,
+        default_value_os_t = crate::terminal::default_state_dir(),
         value_name = "DIR"
     )]
     pub state_dir: PathBuf,
     /// Print JSON instead of text.
     #[arg(long, global = true)]
     pub json: bool,
+    /// Print JSON or YAML in the form of Headscale.
+    #[arg(
+        long,
+        short,
+        global = true,
+        hide = true,
+        value_enum,
+        hide_possible_values = true,
+        value_name = "FORMAT",
+        conflicts_with = "json"
+    )]
+    pub output: Option<OutputForm>,
+    /// Accepted for scripts: no command but `policy set` asks for confirmation.
+    #[arg(long, global = true, hide = true)]
+    pub force: bool,
+    /// Accepted for scripts: the configuration file of Headscale is not read.
+    #[arg(
+        id = "headscale-config",
+        short = 'c',
+        global = true,
+        hide = true,
+        value_name = "FILE"
+    )]
+    pub headscale_config: Option<PathBuf>,
     /// The command.
     #[command(subcommand)]
     pub command: Top,
+}
+
+/// The forms of output that Headscale has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OutputForm {
+    /// Indented JSON.
+    Json,
+    /// JSON in one line.
+    JsonLine,
+    /// YAML.
+    Yaml,
 }
 
 /// The areas of the command line.
@@ -60,6 +96,14 @@ pub enum Top {
     /// Examine connected nodes.
     #[command(subcommand)]
     Debug(Debugging),
+    /// Print the version.
+    Version,
+    /// Say that there is nothing to test.
+    #[command(hide = true)]
+    Configtest,
+    /// Make keys.
+    #[command(subcommand, hide = true)]
+    Generate(Generate),
     /// Print a completion script for a shell.
     Completion {
         /// The shell.
@@ -82,8 +126,13 @@ pub struct Serve {
     pub derp_map: Option<PathBuf>,
     /// Address and UDP port for STUN, or "off". [default: port 3478 beside the
     /// embedded relay]
-    #[arg(long, value_name = "IP:PORT", value_parser = parse_stun)]
-    pub stun_listen: Option<StunListen>,
+    #[arg(long, value_name = "IP:PORT", value_parser = parse_optional)]
+    pub stun_listen: Option<OptionalListen>,
+    /// Address and TCP port for official clients that dial again, or "off". They use TLS
+    /// there and verify no certificate. [default: port 443 beside --listen, where the URL
+    /// is http:// and its host is not in a private range]
+    #[arg(long, value_name = "IP:PORT", value_parser = parse_optional)]
+    pub second_dial: Option<OptionalListen>,
     /// Certificate chain (PEM). Without it the server is plain HTTP.
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     pub tls_cert: Option<PathBuf>,
@@ -115,13 +164,20 @@ pub struct Serve {
     pub user: String,
 }
 
-/// The address at which STUN requests are answered, if any.
+/// The address of a service that can be left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StunListen {
-    /// STUN is not answered.
+pub enum OptionalListen {
+    /// The service is left out.
     Off,
-    /// On this address and port.
+    /// It is on this address and port.
     At(SocketAddr),
+}
+
+/// `generate`.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum Generate {
+    /// Make a key in the form of the file `noise.key`.
+    PrivateKey,
 }
 
 /// `users`.
@@ -131,16 +187,30 @@ pub enum Users {
     Create {
         /// Login name.
         name: String,
+        /// Accepted for scripts.
+        #[command(flatten)]
+        profile: Profile,
     },
     /// Show all users.
     #[command(visible_alias = "ls")]
-    List,
+    List {
+        /// Only the user with this number.
+        #[arg(long, value_name = "N", hide = true)]
+        identifier: Option<i64>,
+        /// Only the user with this name.
+        #[arg(long, hide = true)]
+        name: Option<String>,
+    },
     /// Rename a user.
     Rename {
         /// Current name, number, id:NUMBER or name:NAME.
         name: String,
         /// New name.
-        new_name: String,
+        #[arg(required_unless_present = "renamed")]
+        new_name: Option<String>,
+        /// The new name, in the spelling of other servers.
+        #[arg(long = "new-name", id = "renamed", hide = true)]
+        renamed: Option<String>,
     },
     /// Set the role of a user. Autogroups of the policy such as `autogroup:admin`
     /// select users by role.
@@ -168,6 +238,20 @@ pub enum Users {
         /// Name, number, id:NUMBER or name:NAME.
         name: String,
     },
+}
+
+/// Facts about a user that other servers keep.
+#[derive(Debug, Args)]
+pub struct Profile {
+    /// The name to show.
+    #[arg(long, hide = true)]
+    pub display_name: Option<String>,
+    /// The mail address.
+    #[arg(long, hide = true)]
+    pub email: Option<String>,
+    /// The address of a picture.
+    #[arg(long, hide = true)]
+    pub picture_url: Option<String>,
 }
 
 /// `nodes`.
@@ -199,11 +283,14 @@ pub enum Nodes {
         /// Name, number, address, id:NUMBER or name:NAME.
         node: String,
         /// The key does not expire. An expiry before is taken back.
-        #[arg(long, conflicts_with = "after")]
+        #[arg(long, conflicts_with_all = ["after", "at"])]
         never: bool,
         /// The key expires after this time, as 24h or 30d.
         #[arg(long = "in", value_name = "TIME", value_parser = parse_duration)]
         after: Option<Duration>,
+        /// The key expires at this moment, as 2030-01-31T12:00:00Z.
+        #[arg(long, value_name = "MOMENT", conflicts_with = "after")]
+        at: Option<Timestamp>,
     },
     /// Delete a node.
     #[command(visible_alias = "rm")]
@@ -234,6 +321,14 @@ pub enum Nodes {
         )]
         tags: Vec<String>,
     },
+    /// Refuse a machine that waits for approval, or a session that waits for a check.
+    Reject {
+        /// The id at the end of the address that the machine shows.
+        id: String,
+    },
+    /// Say that every node has an address of both families.
+    #[command(hide = true)]
+    Backfillips,
     /// Show the routes that nodes offer, which are approved, and which router serves.
     #[command(visible_alias = "list-routes")]
     Routes {
@@ -313,8 +408,15 @@ pub enum Preauthkeys {
     /// Show all keys, without their secrets.
     #[command(visible_alias = "ls")]
     List,
-    /// Expire a key. Nodes that used it stay.
+    /// Revoke a key. Nodes that used it stay.
+    #[command(visible_alias = "revoke")]
     Expire {
+        /// The number of the key.
+        id: i64,
+    },
+    /// Delete a key from the list. Nodes that used it stay.
+    #[command(visible_alias = "rm")]
+    Delete {
         /// The number of the key.
         id: i64,
     },
@@ -463,12 +565,12 @@ fn parse_listen(text: &str) -> Result<SocketAddr, String> {
     })
 }
 
-fn parse_stun(text: &str) -> Result<StunListen, String> {
+fn parse_optional(text: &str) -> Result<OptionalListen, String> {
     match text {
-        "off" => Ok(StunListen::Off),
+        "off" => Ok(OptionalListen::Off),
         _ => text
             .parse()
-            .map(StunListen::At)
+            .map(OptionalListen::At)
             .map_err(|_| "expected an address and a port, as 0.0.0.0:3478, or \"off\"".to_owned()),
     }
 }
@@ -503,6 +605,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
             'h' => 3600,
             'd' => 86_400,
             'w' => 7 * 86_400,
+            'y' => 365 * 86_400,
             _ => return Err(wrong()),
         };
         let number: u64 = std::mem::take(&mut digits).parse().map_err(|_| wrong())?;
@@ -606,7 +709,7 @@ mod tests {
         fn parsing_never_panics(text in ".*") {
             let _ = parse_duration(&text);
             let _ = parse_domain(&text);
-            let _ = parse_stun(&text);
+            let _ = parse_optional(&text);
         }
     }
 }

@@ -1,7 +1,10 @@
 //! `warren-control preauthkeys`.
 
 use jiff::Timestamp;
-use warren_control_api::endpoints::{AuthKeyInfo, CreateAuthKey, ExpireAuthKey, ListAuthKeys};
+use serde_json::json;
+use warren_control_api::endpoints::{
+    AuthKeyInfo, CreateAuthKey, DeleteAuthKey, ExpireAuthKey, ListAuthKeys,
+};
 
 use super::args::{self, Preauthkeys};
 use super::session::Session;
@@ -35,11 +38,12 @@ pub(super) async fn run(session: &Session, command: Preauthkeys) -> Result<(), F
                 .await?;
         }
         Preauthkeys::Expire { id } => {
-            session
-                .ask(&ExpireAuthKey { id }, |_, _| {
-                    format!("key {id} no longer works\n")
-                })
-                .await?;
+            let text = |_: &AuthKeyInfo| format!("key {id} no longer works\n");
+            session.done(&ExpireAuthKey { id }, text, json!({})).await?;
+        }
+        Preauthkeys::Delete { id } => {
+            let text = |_: &AuthKeyInfo| format!("key {id} deleted\n");
+            session.done(&DeleteAuthKey { id }, text, json!({})).await?;
         }
     }
     Ok(())
@@ -63,14 +67,18 @@ fn list(keys: &[AuthKeyInfo], now: Timestamp) -> String {
                 .chain(key.acl_tags.iter().cloned());
             vec![
                 key.id.to_string(),
+                format!("{}...", key.prefix),
                 owner.collect::<Vec<_>>().join(","),
                 kind.join(", "),
                 key.uses.to_string(),
-                if key.usable { "works" } else { "no longer" }.to_owned(),
+                key.state.to_string(),
                 key.expiration
                     .map_or_else(|| "never".to_owned(), |at| relative(at, now)),
             ]
         })
         .collect();
-    table(&["ID", "OWNER", "KIND", "USES", "STATE", "EXPIRES"], &rows)
+    table(
+        &["ID", "KEY", "OWNER", "KIND", "USES", "STATE", "EXPIRES"],
+        &rows,
+    )
 }

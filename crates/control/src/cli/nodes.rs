@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
+use serde_json::json;
 use warren_control_api::endpoints::{
     ApproveNode, ApproveRoutes, AssignNode, DeleteNode, ExpireNode, GetNode, ListNodes,
-    ListPendingNodes, ListRoutes, NewExpiry, NodeInfo, PendingNodeInfo, RenameNode, TagNode,
+    ListPendingNodes, ListRoutes, NewExpiry, NodeInfo, PendingNodeInfo, RejectLogin, RejectedLogin,
+    RenameNode, TagNode,
 };
 
 use warren_control_core::RouterState;
@@ -35,17 +37,24 @@ pub(super) async fn run(session: &Session, command: Nodes) -> Result<(), Failure
             let text = |node: &NodeInfo, _| format!("the node is now {}\n", node.given_name);
             session.ask(&request, text).await?;
         }
-        Nodes::Expire { node, never, after } => {
-            let expiry = match after {
+        Nodes::Expire {
+            node,
+            never,
+            after,
+            at,
+        } => {
+            let expiry = match (after, at) {
                 _ if never => NewExpiry::Never,
-                Some(after) => NewExpiry::At(from_now(after)?),
-                None => NewExpiry::Now,
+                (Some(after), _) => NewExpiry::At(from_now(after)?),
+                (None, Some(at)) if at > Timestamp::now() => NewExpiry::At(at),
+                (None, _) => NewExpiry::Now,
             };
             session.ask(&ExpireNode { node, expiry }, expires).await?;
         }
         Nodes::Delete { node } => {
-            let text = |node: &NodeInfo, _| format!("{} deleted\n", node.given_name);
-            session.ask(&DeleteNode { node }, text).await?;
+            let text = |node: &NodeInfo| format!("{} deleted\n", node.given_name);
+            let headscale = json!({ "result": "Node deleted" });
+            session.done(&DeleteNode { node }, text, headscale).await?;
         }
         Nodes::Waiting => {
             let request = ListPendingNodes {};
@@ -64,6 +73,15 @@ pub(super) async fn run(session: &Session, command: Nodes) -> Result<(), Failure
             };
             session.ask(&request, |node, _| joined(node)).await?;
         }
+        Nodes::Reject { id } => {
+            let text = |_: &RejectedLogin| "refused\n".to_owned();
+            let request = RejectLogin { id: id_in(&id) };
+            session.done(&request, text, json!({})).await?;
+        }
+        Nodes::Backfillips => session.show(
+            &json!({ "changes": [] }),
+            "every node has an address of both families; nothing to do\n",
+        ),
         Nodes::Routes { node } => {
             session
                 .ask(&ListRoutes { node }, |nodes, _| routes(nodes))
@@ -160,23 +178,58 @@ fn list(nodes: &[NodeInfo], now: Timestamp) -> String {
                 node.id.to_string(),
                 node.given_name.clone(),
                 owner(node),
-                node.ip_addresses.first().cloned().unwrap_or_default(),
-                node.os.clone(),
+                node.ip_addresses.join(" "),
+                format!("{} {}", node.os, version(node)),
                 state(node, now),
                 key_expiry(node, now),
+                routes_in_short(node),
             ]
         })
         .collect();
-    let heading = [
+    let mut heading = vec![
         "ID",
         "NAME",
         "OWNER",
-        "ADDRESS",
-        "OS",
+        "ADDRESSES",
+        "SYSTEM",
         "STATE",
         "KEY EXPIRES",
     ];
-    table(&heading, &rows)
+    if nodes.iter().any(has_routes) {
+        heading.push("ROUTES");
+        return table(&heading, &rows);
+    }
+    let without_routes: Vec<_> = rows
+        .into_iter()
+        .map(|row| row.into_iter().take(heading.len()).collect::<Vec<_>>())
+        .collect();
+    table(&heading, &without_routes)
+}
+
+/// The version without the parts that name a build: `1.103.0` of `1.103.0-dev20260101-t0`.
+fn version(node: &NodeInfo) -> &str {
+    node.version.split('-').next().unwrap_or_default()
+}
+
+fn has_routes(node: &NodeInfo) -> bool {
+    !node.available_routes.is_empty() || !node.approved_routes.is_empty()
+}
+
+/// The routes of a node, each with its state.
+fn routes_in_short(node: &NodeInfo) -> String {
+    let routes: Vec<String> = all_routes(node)
+        .iter()
+        .map(|route| format!("{route} {}", route_state(node, route)))
+        .collect();
+    routes.join(", ")
+}
+
+/// The routes that a node offers, and those that are approved.
+fn all_routes(node: &NodeInfo) -> Vec<&String> {
+    let mut routes: Vec<_> = node.available_routes.iter().collect();
+    let approved = node.approved_routes.iter();
+    routes.extend(approved.filter(|route| !node.available_routes.contains(route)));
+    routes
 }
 
 fn details(node: &NodeInfo, now: Timestamp) -> String {
@@ -241,10 +294,7 @@ fn joined(node: &NodeInfo) -> String {
 fn routes(nodes: &[NodeInfo]) -> String {
     let mut rows = Vec::new();
     for node in nodes {
-        let mut routes: Vec<_> = node.available_routes.iter().collect();
-        let approved = node.approved_routes.iter();
-        routes.extend(approved.filter(|route| !node.available_routes.contains(route)));
-        for route in routes {
+        for route in all_routes(node) {
             let state = route_state(node, route).to_owned();
             rows.push(vec![node.given_name.clone(), route.clone(), state]);
         }

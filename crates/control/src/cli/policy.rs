@@ -21,7 +21,7 @@ use crate::terminal::{relative, table};
 ///
 /// # Errors
 /// It failed; the text says why.
-pub(super) async fn run(session: &Session, command: Policy) -> Result<(), Failure> {
+pub(super) async fn run(session: &Session, command: Policy, force: bool) -> Result<(), Failure> {
     match command {
         Policy::Check { file } => check(session, &file)?,
         Policy::Diff {
@@ -82,7 +82,7 @@ pub(super) async fn run(session: &Session, command: Policy) -> Result<(), Failur
                     return Err(Failure::Failed(why.to_owned()));
                 }
             };
-            set(session, policy, dry_run, yes).await?;
+            set(session, policy, dry_run, yes || force).await?;
         }
     }
     Ok(())

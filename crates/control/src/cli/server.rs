@@ -1,7 +1,11 @@
 //! `warren-control health` and `warren-control debug`.
 
 use jiff::Timestamp;
+use serde_json::json;
 use warren_control_api::endpoints::{C2nResponse, GetHealth, HealthInfo, SendC2n};
+
+use warren_dial::SystemEntropy;
+use warren_keys::MachineSecret;
 
 use super::args::Debugging;
 use super::session::Session;
@@ -28,6 +32,25 @@ pub(super) async fn debug(session: &Session, command: Debugging) -> Result<(), F
         return Err(Failure::Failed("the node refused the request".to_owned()));
     }
     Ok(())
+}
+
+/// Runs `version`.
+pub(super) fn version(session: &Session) {
+    let version = env!("CARGO_PKG_VERSION");
+    let json = json!({
+        "version": version,
+        "commit": "",
+        "buildTime": "",
+        "go": { "version": "", "os": std::env::consts::OS, "arch": std::env::consts::ARCH },
+        "dirty": false,
+    });
+    session.show(&json, &format!("warren-control {version}\n"));
+}
+
+/// Runs `generate private-key`.
+pub(super) fn private_key(session: &Session) {
+    let key = MachineSecret::generate(&mut SystemEntropy).to_text();
+    session.show(&json!({ "private_key": *key }), &format!("{}\n", *key));
 }
 
 fn show_health(health: &HealthInfo, now: Timestamp) -> String {

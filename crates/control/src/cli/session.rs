@@ -3,32 +3,49 @@
 use std::path::Path;
 
 use jiff::Timestamp;
+use serde::Serialize as _;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
+use warren_control_api::endpoints::{ListAuthKeys, ListUsers};
 use warren_control_api::{Client, Endpoint};
 
+use super::args::OutputForm;
+use super::headscale_form::{HeadscaleForm, Known};
+use super::yaml::yaml;
 use crate::failure::{Failure, print};
 use crate::terminal::Hints;
 
 /// The server, and the form of the output.
 pub(super) struct Session {
     client: Client,
-    as_json: bool,
+    format: Format,
     hints: Hints,
 }
 
+/// The form of the output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    /// For people.
+    Text,
+    /// Our own JSON.
+    Json,
+    /// As Headscale prints it.
+    Headscale(OutputForm),
+}
+
 impl Session {
-    /// A session with the server of a state folder. The output is JSON or text.
-    pub(super) fn new(state_dir: &Path, as_json: bool) -> Self {
+    /// A session with the server of a state folder, with this form of output.
+    pub(super) fn new(state_dir: &Path, format: Format) -> Self {
         Self {
             client: Client::new(state_dir),
-            as_json,
+            format,
             hints: Hints::new(state_dir),
         }
     }
 
-    /// Whether the output is JSON.
+    /// Whether the output is for programs.
     pub(super) fn prints_json(&self) -> bool {
-        self.as_json
+        self.format != Format::Text
     }
 
     /// The text, with `--state-dir` in the commands that it names.
@@ -38,11 +55,39 @@ impl Session {
 
     /// Prints an answer as JSON or as text.
     pub(super) fn show(&self, json: &Value, text: &str) {
-        if self.as_json {
-            print(warren_terminal::escaped_json(&format!("{json:#}\n")));
-        } else {
-            print(self.complete(text));
+        match self.format {
+            Format::Text => print(self.complete(text)),
+            Format::Json => print_json(&format!("{json:#}\n")),
+            Format::Headscale(form) => print_json(&headscale_text(json, form)),
         }
+    }
+
+    /// Prints that something was done: a text, and what Headscale prints for programs.
+    pub(super) async fn done<E: Endpoint>(
+        &self,
+        request: &E,
+        render: impl FnOnce(&E::Answer) -> String,
+        headscale: Value,
+    ) -> Result<(), Failure> {
+        let answer = self.call(request).await?;
+        let json = match self.format {
+            Format::Headscale(_) => headscale,
+            Format::Text | Format::Json => serde_json::to_value(&answer)?,
+        };
+        self.show(&json, &render(&warren_terminal::shown(&answer)?));
+        Ok(())
+    }
+
+    /// The answer as JSON, in the form of the output.
+    async fn json<A: HeadscaleForm>(&self, answer: &A) -> Result<Value, Failure> {
+        let Format::Headscale(_) = self.format else {
+            return Ok(serde_json::to_value(answer)?);
+        };
+        let known = Known {
+            users: self.call(&ListUsers {}).await?,
+            keys: self.call(&ListAuthKeys {}).await?,
+        };
+        Ok(answer.headscale_form(&known))
     }
 
     /// Calls an endpoint.
@@ -58,12 +103,28 @@ impl Session {
         &self,
         request: &E,
         render: impl FnOnce(&E::Answer, Timestamp) -> String,
-    ) -> Result<E::Answer, Failure> {
+    ) -> Result<E::Answer, Failure>
+    where
+        E::Answer: HeadscaleForm,
+    {
         let answer = self.call(request).await?;
-        let json = serde_json::to_value(&answer)?;
-        let shown = warren_terminal::shown(&answer)?;
-        self.show(&json, &render(&shown, Timestamp::now()));
+        self.show_answer(&answer, render).await?;
         Ok(answer)
+    }
+
+    /// Prints an answer, as [`ask`](Self::ask) does.
+    pub(super) async fn show_answer<A>(
+        &self,
+        answer: &A,
+        render: impl FnOnce(&A, Timestamp) -> String,
+    ) -> Result<(), Failure>
+    where
+        A: HeadscaleForm + DeserializeOwned,
+    {
+        let json = self.json(answer).await?;
+        let shown = warren_terminal::shown(answer)?;
+        self.show(&json, &render(&shown, Timestamp::now()));
+        Ok(())
     }
 
     /// As [`ask`](Self::ask), where the answer contains texts of several lines.
@@ -71,10 +132,33 @@ impl Session {
         &self,
         request: &E,
         render: impl FnOnce(&E::Answer) -> String,
-    ) -> Result<E::Answer, Failure> {
+    ) -> Result<E::Answer, Failure>
+    where
+        E::Answer: HeadscaleForm,
+    {
         let answer = self.call(request).await?;
-        let json = serde_json::to_value(&answer)?;
+        let json = self.json(&answer).await?;
         self.show(&json, &render(&answer));
         Ok(answer)
+    }
+}
+
+fn print_json(text: &str) {
+    print(warren_terminal::escaped_json(text));
+}
+
+/// A value as Headscale prints it.
+fn headscale_text(value: &Value, form: OutputForm) -> String {
+    match form {
+        OutputForm::Json => {
+            let mut bytes = Vec::new();
+            let format = serde_json::ser::PrettyFormatter::with_indent(b"\t");
+            let mut out = serde_json::Serializer::with_formatter(&mut bytes, format);
+            // Writing a value into memory cannot fail.
+            drop(value.serialize(&mut out));
+            String::from_utf8_lossy(&bytes).into_owned() + "\n"
+        }
+        OutputForm::JsonLine => format!("{value}\n"),
+        OutputForm::Yaml => yaml(value),
     }
 }

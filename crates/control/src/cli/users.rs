@@ -1,36 +1,56 @@
 //! `warren-control users`.
 
 use jiff::Timestamp;
+use serde_json::json;
 use warren_control_api::endpoints::{
     CreateUser, DeleteUser, LinkUser, ListUsers, RenameUser, SetUserRole, UserInfo,
 };
 
 use super::args::Users;
 use super::session::Session;
-use crate::failure::Failure;
+use crate::failure::{Failure, print_error};
 use crate::terminal::{relative, table};
 
 /// Runs a `users` command.
 pub(super) async fn run(session: &Session, command: Users) -> Result<(), Failure> {
     match command {
-        Users::List => session
-            .ask(&ListUsers {}, |users, now| list(users, now))
-            .await
-            .map(drop),
-        Users::Create { name } => session
-            .ask(&CreateUser { name }, |user, _| {
+        Users::List { identifier, name } => {
+            let is_shown = |user: &UserInfo| {
+                identifier.is_none_or(|id| id == user.id)
+                    && name.as_ref().is_none_or(|name| *name == user.name)
+            };
+            let mut users = session.call(&ListUsers {}).await?;
+            users.retain(is_shown);
+            session
+                .show_answer(&users, |users, now| list(users, now))
+                .await
+        }
+        Users::Create { name, profile } => {
+            if profile.display_name.is_some()
+                || profile.email.is_some()
+                || profile.picture_url.is_some()
+            {
+                print_error(
+                    "display name, mail address and picture come from identity providers; the flags are left out",
+                );
+            }
+            let text = |user: &UserInfo, _| {
                 format!(
                     "user {} (id {})\nnext: warren-control preauthkeys create --user {}\n",
                     user.name, user.id, user.name
                 )
-            })
-            .await
-            .map(drop),
-        Users::Rename { name, new_name } => session
+            };
+            session.ask(&CreateUser { name }, text).await.map(drop)
+        }
+        Users::Rename {
+            name,
+            new_name,
+            renamed,
+        } => session
             .ask(
                 &RenameUser {
                     user: name,
-                    new_name,
+                    new_name: new_name.or(renamed).unwrap_or_default(),
                 },
                 |user, _| format!("the user is now {}\n", user.name),
             )
@@ -57,12 +77,15 @@ pub(super) async fn run(session: &Session, command: Users) -> Result<(), Failure
             )
             .await
             .map(drop),
-        Users::Delete { name } => session
-            .ask(&DeleteUser { user: name }, |user, _| {
-                format!("user {} deleted, with its pre-auth keys\n", user.name)
-            })
-            .await
-            .map(drop),
+        Users::Delete { name } => {
+            session
+                .done(
+                    &DeleteUser { user: name },
+                    |user| format!("user {} deleted, with its pre-auth keys\n", user.name),
+                    json!({}),
+                )
+                .await
+        }
     }
 }
 

@@ -9,7 +9,7 @@ pub mod provider;
 use std::path::Path;
 use std::time::Duration;
 
-use warren_control::cli::args::{Serve, StunListen};
+use warren_control::cli::args::{OptionalListen, Serve};
 use warren_control::serve::{Running, defaults, start};
 use warren_control_api::endpoints::CreateAuthKey;
 use warren_control_api::{Client, Endpoint};
@@ -32,7 +32,7 @@ pub fn options(dir: &Path) -> Serve {
     Serve {
         listen: Some(([127, 0, 0, 1], 0).into()),
         derp_map: Some(map),
-        stun_listen: Some(StunListen::Off),
+        stun_listen: Some(OptionalListen::Off),
         ..defaults()
     }
 }
