@@ -28,8 +28,51 @@ pub struct DaemonArgs {
 /// Name of the state file in the state folder.
 const STATE_FILE: &str = "warren.state";
 
+/// Flags of `tailscaled` for features that are missing, with what to do.
+pub(super) const MISSING_VALUES: &[(&str, &str)] = &[
+    ("config", "give settings with: warren up"),
+    ("debug", "counters are shown by: warren metrics print"),
+    (
+        "socks5-server",
+        "programs reach the network through the interface",
+    ),
+    (
+        "outbound-http-proxy-listen",
+        "programs reach the network through the interface",
+    ),
+    ("bird-socket", "leave it out"),
+    ("syspolicy-file", "leave it out"),
+];
+
+/// The same, for switches.
+pub(super) const MISSING_SWITCHES: &[(&str, &str)] = &[
+    (
+        "encrypt-state",
+        "the state is in a file that only its owner can read",
+    ),
+    (
+        "hardware-attestation",
+        "the state is in a file that only its owner can read",
+    ),
+    ("syslog", "the log goes to standard error"),
+];
+
+/// Fails if a flag asks for a feature that is missing.
+fn check_missing(given: &Given<'_>) -> Result<(), Failure> {
+    let values = MISSING_VALUES.iter();
+    let values = values.filter(|(flag, _)| given.text(flag).is_some_and(|text| !text.is_empty()));
+    let switches = MISSING_SWITCHES.iter().filter(|(flag, _)| given.is(flag));
+    match values.chain(switches).next() {
+        None => Ok(()),
+        Some((flag, remedy)) => Err(Failure::failed(format_args!(
+            "--{flag} is not in this version yet; {remedy}"
+        ))),
+    }
+}
+
 impl DaemonArgs {
     pub(super) fn from_given(given: &Given<'_>) -> Result<Self, Failure> {
+        check_missing(given)?;
         let number = |name: &str, most: u32| -> Result<u32, Failure> {
             let text = given.text(name).unwrap_or("0");
             text.parse().ok().filter(|n| *n <= most).ok_or_else(|| {
@@ -269,5 +312,15 @@ mod tests {
             parse("w daemon --state mem:"),
             Err(Failure::Failed(_))
         ));
+        // Flags of the official daemon: taken where nothing is asked for, else refused.
+        let quiet = "w daemon --state-dir /s -no-logs-no-support --encrypt-state=false --debug=";
+        assert!(parse(quiet).is_ok());
+        for wanted in ["--encrypt-state", "--config /x", "--debug :80", "-syslog"] {
+            let parsed = parse(&format!("w daemon --state-dir /s {wanted}"));
+            assert!(
+                matches!(&parsed, Err(Failure::Failed(text)) if text.contains("not in this version yet")),
+                "{wanted}: {parsed:?}"
+            );
+        }
     }
 }

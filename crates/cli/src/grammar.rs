@@ -525,5 +525,18 @@ fn daemon() -> Command {
                 "cleanup",
                 "remove what a killed daemon left in the system, and exit",
             ),
+            switch("version", "print the version, and exit"),
+            // Nothing is sent to anyone, so there is nothing to switch off.
+            switch("no-logs-no-support", "accepted for scripts").hide(true),
         ])
+        .args(
+            super::daemon::MISSING_SWITCHES
+                .iter()
+                .map(|(flag, _)| switch(flag, "not in this version").hide(true)),
+        )
+        .args(
+            super::daemon::MISSING_VALUES
+                .iter()
+                .map(|(flag, _)| value(flag, "VALUE", "not in this version").hide(true)),
+        )
 }

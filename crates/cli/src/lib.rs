@@ -38,14 +38,18 @@ mod hostile_texts;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use args::Given;
+use warren_local_api::VERSION;
 use warren_local_api::client::{Client, ClientError};
 use warren_terminal::SafeWriter;
 
 pub use daemon::{DaemonArgs, DaemonMain};
+
+/// The socket of the official daemon.
+const OFFICIAL_SOCKET: &str = "/var/run/tailscale/tailscaled.sock";
 
 /// The outputs of a command.
 pub struct Io {
@@ -141,7 +145,7 @@ pub fn run_with<I>(args: I, daemon: DaemonMain, mut io: Io) -> ExitCode
 where
     I: IntoIterator<Item = OsString>,
 {
-    let args = args::normalise(args.into_iter().collect(), &grammar::command());
+    let args = parsed_form(args.into_iter().collect());
     // The program's name and flags of the program stand before the command.
     let mut words = args.iter().skip(1).filter_map(|word| word.to_str());
     let command = words.find(|word| !word.starts_with('-'));
@@ -167,6 +171,7 @@ where
     };
     let given = Given(given);
     let result = match name {
+        "daemon" if given.is("version") => io.say(VERSION),
         "daemon" => match DaemonArgs::from_given(&given) {
             Ok(args) => return daemon(args),
             Err(failure) => Err(failure),
@@ -203,6 +208,30 @@ where
             ExitCode::FAILURE
         }
     }
+}
+
+/// Whether the program has this name, as one of the official ones.
+fn is_called(args: &[OsString], name: &str) -> bool {
+    let program = args
+        .first()
+        .and_then(|program| Path::new(program).file_name());
+    program.is_some_and(|program| program == name)
+}
+
+/// The command line in the parser's form. A program that is called `tailscaled` is the
+/// daemon; it and `tailscale` use the socket at which other programs look for the daemon.
+fn parsed_form(mut args: Vec<OsString>) -> Vec<OsString> {
+    let is_daemon = is_called(&args, "tailscaled");
+    if is_daemon {
+        args.insert(1, "daemon".into());
+    }
+    let mut args = args::normalise(args, &grammar::command());
+    let is_socket = |word: &OsString| word.to_string_lossy().starts_with("--socket");
+    let is_chosen = args.iter().any(is_socket) || std::env::var_os("WARREN_SOCKET").is_some();
+    if (is_daemon || is_called(&args, "tailscale")) && !is_chosen {
+        args.insert(1, format!("--socket={OFFICIAL_SOCKET}").into());
+    }
+    args
 }
 
 /// The commands that talk to the daemon.
@@ -253,5 +282,46 @@ fn not_running(status: &warren_local_api::types::Status) -> Option<String> {
         "NeedsLogin" => Some(format!("Logged out.\nLog in at: {}", status.auth_url)),
         "NeedsMachineAuth" => Some("Machine is not yet approved by tailnet admin.".to_owned()),
         other => Some(format!("unexpected state: {other}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_with_the_names_of_official_ones_behave_as_those() {
+        let form = |line: &str| {
+            let words = parsed_form(line.split(' ').map(OsString::from).collect());
+            let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+            words.join(" ")
+        };
+        let socket = "--socket=/var/run/tailscale/tailscaled.sock";
+        for (line, meant) in [
+            (
+                "/usr/sbin/tailscaled -cleanup",
+                format!("/usr/sbin/tailscaled {socket} daemon --cleanup"),
+            ),
+            (
+                "tailscaled --version",
+                format!("tailscaled {socket} daemon --version"),
+            ),
+            (
+                "tailscaled --socket=/x --port 1",
+                "tailscaled daemon --socket=/x --port=1".to_owned(),
+            ),
+            ("tailscale status", format!("tailscale {socket} status")),
+            ("tailscale --version", format!("tailscale {socket} version")),
+            (
+                "tailscale -socket /x ip",
+                "tailscale --socket=/x ip".to_owned(),
+            ),
+            (
+                "/usr/bin/warren status",
+                "/usr/bin/warren status".to_owned(),
+            ),
+        ] {
+            assert_eq!(form(line), meant, "{line}");
+        }
     }
 }
