@@ -106,10 +106,11 @@ pub(crate) async fn run(state_dir: &Path, serve: Serve) -> Result<(), Failure> {
     }
     let manager = ServiceManager::from_environment();
     manager.ready();
+    let mut watchdog = manager.watchdog_period().map(tokio::time::interval);
     loop {
         tokio::select! {
             // A coordinator whose lock is never given back does not work.
-            () = until_due(&manager) => running.coordinator.read(|_| manager.alive()),
+            () = next(&mut watchdog) => running.coordinator.read(|_| manager.alive()),
             line = running.lines.recv() => {
                 let Some(line) = line else { break };
                 print(format!("{}  {line}\n", jiff::Zoned::now().strftime("%H:%M:%S")));
@@ -123,9 +124,11 @@ pub(crate) async fn run(state_dir: &Path, serve: Serve) -> Result<(), Failure> {
 }
 
 /// Waits until the service manager expects the next sign of life, if it expects any.
-async fn until_due(manager: &ServiceManager) {
-    match manager.watchdog_period() {
-        Some(period) => tokio::time::sleep(period).await,
+async fn next(watchdog: &mut Option<tokio::time::Interval>) {
+    match watchdog {
+        Some(interval) => {
+            interval.tick().await;
+        }
         None => std::future::pending().await,
     }
 }
