@@ -289,11 +289,13 @@ impl Spelling {
         let letter = letters.next()?;
         let found = self.flags.iter().find(|(short, ..)| *short == letter);
         let (_, _, becomes) = found?;
-        match (letters.as_str(), becomes) {
-            ("", _) => Some((*becomes, value)),
-            // `-i3`
-            (_, Record(_) | Flag(_)) => Some((*becomes, word.get(2..))),
-            (_, Switch(_)) => None,
+        let rest = letters.as_str();
+        let is_number = rest.bytes().all(|byte| byte.is_ascii_digit());
+        match becomes {
+            _ if rest.is_empty() => Some((*becomes, value)),
+            // `-i3`; a longer word is a flag of ours with one dash.
+            Record(_) | Flag(_) if is_number => Some((*becomes, Some(rest))),
+            Record(_) | Flag(_) | Switch(_) => None,
         }
     }
 }
@@ -366,6 +368,8 @@ mod tests {
             "w nodes expire db --never",
             "w nodes show db",
             "w nodes rename db db2 --json",
+            "w nodes list -user ann",
+            "w nodes expire db -in 30d",
             "w users create ann",
             "w preauthkeys create --user ann --expiry 1h",
             "w policy why laptop db:22 --file x",
