@@ -32,14 +32,6 @@ const STATE_FILE: &str = "warren.state";
 pub(super) const MISSING_VALUES: &[(&str, &str)] = &[
     ("config", "give settings with: warren up"),
     ("debug", "counters are shown by: warren metrics print"),
-    (
-        "socks5-server",
-        "programs reach the network through the interface",
-    ),
-    (
-        "outbound-http-proxy-listen",
-        "programs reach the network through the interface",
-    ),
     ("bird-socket", "leave it out"),
     ("syspolicy-file", "leave it out"),
 ];
