@@ -84,6 +84,12 @@ impl View {
         self.directory.nodes_of_machine(machine).next().is_some()
     }
 
+    /// Whether any node of this machine may use the network.
+    pub fn has_valid_node(&self, machine: MachinePublic) -> bool {
+        let mut nodes = self.directory.nodes_of_machine(machine);
+        nodes.any(|node| self.standing(node.id).is_valid())
+    }
+
     /// All nodes, by their ids.
     pub fn nodes(&self) -> impl Iterator<Item = &NodeRecord> {
         self.directory.nodes()

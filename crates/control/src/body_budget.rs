@@ -1,16 +1,19 @@
-//! Memory for request bodies of machines that own no node.
+//! Memory for request bodies.
 //!
 //! Any machine can open a channel and begin as many requests as it takes. So the bodies of
-//! such machines are read only as far as three budgets go: that of the channel, that of
-//! its source, and that of all of them together. A request waits for its bytes as long as
-//! it may wait for its body.
+//! machines that own no node are read only as far as three budgets go: that of the
+//! channel, that of its source, and that of all of them together. A machine that owns a
+//! node has a budget of its own, for all its channels. A request waits for its bytes as
+//! long as it may wait for its body.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use warren_dial::connections::Source;
+use warren_keys::MachinePublic;
 
 /// Bytes of one channel. A client registers with one request at a time.
 const OF_CHANNEL: usize = 128 << 10;
@@ -18,13 +21,48 @@ const OF_CHANNEL: usize = 128 << 10;
 const OF_SOURCE: usize = 1 << 20;
 /// Bytes of all channels together.
 const OF_ALL: usize = 16 << 20;
+/// Bytes of all channels of a machine that owns a node: two of the largest requests.
+const OF_MEMBER: usize = 16 << 20;
 
 /// The budget of all channels.
 #[derive(Debug, Clone)]
 pub struct BodyBudget {
     all: Arc<Semaphore>,
     /// The budgets of sources that have channels.
-    sources: Arc<Mutex<HashMap<Source, Weak<Semaphore>>>>,
+    sources: Shares<Source>,
+    /// The budgets of machines that have channels.
+    members: Shares<MachinePublic>,
+}
+
+/// Budgets that channels share.
+#[derive(Debug)]
+struct Shares<K>(Arc<Mutex<HashMap<K, Weak<Semaphore>>>>);
+
+impl<K> Clone for Shares<K> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<K> Default for Shares<K> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<K: Eq + Hash> Shares<K> {
+    /// The budget of this key, which has so many bytes.
+    fn of(&self, key: K, bytes: usize) -> Arc<Semaphore> {
+        let mut shares = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let share = shares.get(&key).and_then(Weak::upgrade);
+        share.unwrap_or_else(|| {
+            // As many entries as there are keys with channels.
+            shares.retain(|_, share| share.strong_count() > 0);
+            let share = Arc::new(Semaphore::new(bytes));
+            shares.insert(key, Arc::downgrade(&share));
+            share
+        })
+    }
 }
 
 /// The budget of one channel.
@@ -33,56 +71,49 @@ pub struct ChannelBudget {
     own: Arc<Semaphore>,
     source: Arc<Semaphore>,
     all: Arc<Semaphore>,
+    member: Arc<Semaphore>,
 }
 
-/// Bytes of all three budgets, given back when the last copy is dropped. A request carries
+/// Bytes of the budgets, given back when the last copy is dropped. A request carries
 /// them as an extension.
 #[derive(Debug, Clone)]
 pub struct ReservedBytes {
-    _permits: Arc<[OwnedSemaphorePermit; 3]>,
+    _permits: Arc<[OwnedSemaphorePermit]>,
 }
 
 impl Default for BodyBudget {
     fn default() -> Self {
         Self {
             all: Arc::new(Semaphore::new(OF_ALL)),
-            sources: Arc::default(),
+            sources: Shares::default(),
+            members: Shares::default(),
         }
     }
 }
 
 impl BodyBudget {
-    /// A budget for a new channel from this address; `None`: it is not known, as behind
-    /// a proxy that names no clients.
-    pub fn channel(&self, from: Option<IpAddr>) -> ChannelBudget {
-        let Some(from) = from else {
-            return ChannelBudget {
-                own: Arc::new(Semaphore::new(OF_CHANNEL)),
-                source: self.all.clone(),
-                all: Arc::new(Semaphore::new(OF_CHANNEL)),
-            };
+    /// A budget for a new channel of this machine from this address; `None`: the address
+    /// is not known, as behind a proxy that names no clients.
+    pub fn channel(&self, machine: MachinePublic, from: Option<IpAddr>) -> ChannelBudget {
+        let (source, all) = match from {
+            Some(from) => {
+                let source = self.sources.of(Source::from(from), OF_SOURCE);
+                (source, self.all.clone())
+            }
+            None => (self.all.clone(), Arc::new(Semaphore::new(OF_CHANNEL))),
         };
-        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        let source = Source::from(from);
-        let budget = sources.get(&source).and_then(Weak::upgrade);
-        let budget = budget.unwrap_or_else(|| {
-            // As many entries as there are sources with channels.
-            sources.retain(|_, budget| budget.strong_count() > 0);
-            let budget = Arc::new(Semaphore::new(OF_SOURCE));
-            sources.insert(source, Arc::downgrade(&budget));
-            budget
-        });
         ChannelBudget {
             own: Arc::new(Semaphore::new(OF_CHANNEL)),
-            source: budget,
-            all: self.all.clone(),
+            source,
+            all,
+            member: self.members.of(machine, OF_MEMBER),
         }
     }
 }
 
 impl ChannelBudget {
-    /// Waits until so many bytes are free. `None` only for more than a channel may
-    /// ever have.
+    /// Waits until so many bytes are free for a machine that owns no node. `None` only
+    /// for more than a channel may ever have.
     pub async fn reserve(&self, bytes: u32) -> Option<ReservedBytes> {
         if bytes as usize > OF_CHANNEL {
             return None;
@@ -93,6 +124,18 @@ impl ChannelBudget {
         let all = self.all.clone().acquire_many_owned(bytes).await.ok()?;
         Some(ReservedBytes {
             _permits: Arc::new([own, source, all]),
+        })
+    }
+
+    /// Waits until so many bytes are free for a machine that owns a node. `None` only
+    /// for more than a machine may ever have.
+    pub async fn reserve_for_member(&self, bytes: u32) -> Option<ReservedBytes> {
+        if bytes as usize > OF_MEMBER {
+            return None;
+        }
+        let member = self.member.clone().acquire_many_owned(bytes).await.ok()?;
+        Some(ReservedBytes {
+            _permits: Arc::new([member]),
         })
     }
 }
@@ -109,7 +152,7 @@ mod tests {
 
     #[test]
     fn one_channel_cannot_take_more_than_its_part() {
-        let channel = BodyBudget::default().channel(from(1));
+        let channel = BodyBudget::default().channel(machine(1), from(1));
         let reserve = || channel.reserve(HALF).now_or_never();
         let (first, second) = (reserve().unwrap(), reserve().unwrap());
         assert!(first.is_some() && second.is_some());
@@ -125,6 +168,31 @@ mod tests {
         );
     }
 
+    fn machine(number: u16) -> MachinePublic {
+        let [high, low] = number.to_be_bytes();
+        let mut key = [0; 32];
+        (key[0], key[1]) = (high, low);
+        MachinePublic::from_bytes(key)
+    }
+
+    #[test]
+    fn channels_of_one_member_leave_room_to_other_members() {
+        const LARGE: u32 = 8 << 20;
+        let budget = BodyBudget::default();
+        let reserve = |channel: &ChannelBudget| {
+            let reserved = channel.reserve_for_member(LARGE).now_or_never();
+            reserved.map(|reserved| reserved.expect("not more than a member may have"))
+        };
+        let channels: Vec<ChannelBudget> = (0..8)
+            .map(|n| budget.channel(machine(1), from(n)))
+            .collect();
+        let reserved: Vec<ReservedBytes> = channels.iter().filter_map(reserve).collect();
+        assert_eq!(reserved.len(), OF_MEMBER / LARGE as usize);
+        assert!(reserve(&budget.channel(machine(2), from(1))).is_some());
+        drop(reserved);
+        assert!(reserve(&channels[7]).is_some());
+    }
+
     fn from(source: u16) -> Option<IpAddr> {
         let ip = IpAddr::from([198, 18, source.to_be_bytes()[0], source.to_be_bytes()[1]]);
         Some(ip)
@@ -133,24 +201,31 @@ mod tests {
     #[test]
     fn channels_of_one_source_leave_room_to_others() {
         let budget = BodyBudget::default();
-        let channels: Vec<ChannelBudget> = (0..1000).map(|_| budget.channel(from(1))).collect();
+        let channels: Vec<ChannelBudget> = (0..1000)
+            .map(|n| budget.channel(machine(n), from(1)))
+            .collect();
         let reserved: Vec<ReservedBytes> = channels
             .iter()
             .filter_map(|channel| channel.reserve(HALF).now_or_never()?)
             .collect();
         assert_eq!(reserved.len(), OF_SOURCE / HALF as usize);
-        let other = budget.channel(from(2)).reserve(HALF).now_or_never();
+        let other = budget
+            .channel(machine(2), from(2))
+            .reserve(HALF)
+            .now_or_never();
         assert!(other.unwrap().is_some());
         // A source without channels leaves no entry behind.
         drop((channels, reserved));
-        drop(budget.channel(from(3)));
-        assert_eq!(budget.sources.lock().unwrap().len(), 1);
+        drop(budget.channel(machine(3), from(3)));
+        assert_eq!(budget.sources.0.lock().unwrap().len(), 1);
     }
 
     #[test]
     fn many_channels_cannot_take_more_than_the_whole() {
         let budget = BodyBudget::default();
-        let channels: Vec<ChannelBudget> = (0..1000).map(|n| budget.channel(from(n))).collect();
+        let channels: Vec<ChannelBudget> = (0..1000)
+            .map(|n| budget.channel(machine(n), from(n)))
+            .collect();
         let reserved: Vec<ReservedBytes> = channels
             .iter()
             .filter_map(|channel| channel.reserve(HALF).now_or_never()?)
@@ -159,7 +234,7 @@ mod tests {
         drop(reserved);
         assert!(
             budget
-                .channel(from(1))
+                .channel(machine(1), from(1))
                 .reserve(HALF)
                 .now_or_never()
                 .unwrap()

@@ -2,7 +2,7 @@
 //!
 //! After the Noise handshake the client has [`FIRST_REQUEST`] for the start of
 //! HTTP/2 and its first request. From then on a channel may be idle for [`IDLE`]
-//! if its machine owns no node: then no request is open, not even one that waits
+//! if its machine has no node with a valid key: then no request is open, not even one that waits
 //! for approval. Channels of nodes may be idle as long as they answer pings.
 
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tokio::time::timeout;
 /// The time for the start of HTTP/2 and the first request, from the Noise
 /// handshake on. Clients open a channel because they have a request.
 pub const FIRST_REQUEST: Duration = Duration::from_secs(15);
-/// How long a channel may be idle whose machine owns no node.
+/// How long a channel may be idle whose machine has no node with a valid key.
 pub const IDLE: Duration = Duration::from_secs(60);
 
 /// Why a channel ends.
@@ -22,8 +22,8 @@ pub enum Unused {
     /// The client did not ask for anything.
     #[error("no request came within {} s", FIRST_REQUEST.as_secs())]
     NoRequest,
-    /// The machine owns no node and has no request open.
-    #[error("its machine owns no node and waited for nothing")]
+    /// The machine has no node with a valid key, and no request open.
+    #[error("its machine has no valid node and waited for nothing")]
     Idle,
 }
 
@@ -51,9 +51,9 @@ impl OpenRequests {
         OpenRequest(self.0.clone())
     }
 
-    /// Completes when the channel has been unused for too long. `owns_node`
-    /// says whether the machine owns a node at that moment.
-    pub async fn unused(&self, owns_node: impl Fn() -> bool) -> Unused {
+    /// Completes when the channel has been unused for too long. `has_valid_node`
+    /// says whether the machine has a node with a valid key at that moment.
+    pub async fn unused(&self, has_valid_node: impl Fn() -> bool) -> Unused {
         let mut count = self.0.subscribe();
         let first = count.wait_for(|count| count.begun > 0);
         if timeout(FIRST_REQUEST, first).await.is_err() {
@@ -66,7 +66,7 @@ impl OpenRequests {
                 Err(_) => return Unused::Idle,
             };
             let next = count.wait_for(|count| count.begun != begun);
-            if timeout(IDLE, next).await.is_err() && !owns_node() {
+            if timeout(IDLE, next).await.is_err() && !has_valid_node() {
                 return Unused::Idle;
             }
         }

@@ -142,6 +142,7 @@ impl<S: Sync, const LIMIT: usize> FromRequest<S> for WholeBody<LIMIT> {
     type Rejection = Response;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Response> {
+        let _reserved = request.extensions().get::<ReservedBytes>().cloned();
         read_body(request.into_body(), LIMIT).await.map(Self)
     }
 }

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody as _};
 use axum::extract::{Path, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
@@ -71,39 +71,59 @@ pub(crate) fn router(coordinator: Arc<CoordinatorHandle>) -> Router {
         .method_not_allowed_fallback(async || {
             text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed")
         })
-        .layer(from_fn_with_state(coordinator.clone(), limit_strangers))
+        .layer(from_fn_with_state(coordinator.clone(), limit_bodies))
         .with_state(coordinator);
     with_spans(routes)
 }
 
-/// Machines that own no node may register, within the budget of their channel; no body
-/// of another request of theirs is read.
-async fn limit_strangers(
+/// Bodies are read within the budget of their sender. Machines that own no node may
+/// register; no body of another request of theirs is read.
+async fn limit_bodies(
     State(coordinator): State<Arc<CoordinatorHandle>>,
     Extension(peer): Extension<Peer>,
     Extension(budget): Extension<ChannelBudget>,
     mut request: Request,
     next: Next,
 ) -> Response {
-    if coordinator.view().owns_node(peer.machine) {
+    let path = request.uri().path();
+    let longest = longest_body(path);
+    let is_member = coordinator.view().owns_node(peer.machine);
+    if !is_member && !matches!(path, "/machine/register" | "/machine/whoami") {
+        return text(StatusCode::NOT_FOUND, MapError::NotFound.to_string());
+    }
+    let length = request.body().size_hint().upper();
+    let length = length.and_then(|length| usize::try_from(length).ok());
+    let bytes = length.unwrap_or(longest).min(longest);
+    if bytes == 0 {
         return next.run(request).await;
     }
-    match request.uri().path() {
-        "/machine/register" => {
-            let length = request.headers().get(header::CONTENT_LENGTH);
-            let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-            let bytes = length.unwrap_or(MAX_REGISTRATION).min(MAX_REGISTRATION);
-            let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-            let reserved = tokio::time::timeout(BODY_TIMEOUT, budget.reserve(bytes)).await;
-            let Ok(Some(reserved)) = reserved else {
-                return too_many("too many machines register at the moment; try again later");
-            };
-            request.extensions_mut().insert(reserved);
+    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+    let reserve = async {
+        if is_member {
+            budget.reserve_for_member(bytes).await
+        } else {
+            budget.reserve(bytes).await
         }
-        "/machine/whoami" => {}
-        _ => return text(StatusCode::NOT_FOUND, MapError::NotFound.to_string()),
-    }
+    };
+    let Ok(Some(reserved)) = tokio::time::timeout(BODY_TIMEOUT, reserve).await else {
+        return too_many(if is_member {
+            "this machine sends too many requests at a time; try again later"
+        } else {
+            "too many machines register at the moment; try again later"
+        });
+    };
+    request.extensions_mut().insert(reserved);
     next.run(request).await
+}
+
+/// The longest body that is read at this path, in bytes.
+fn longest_body(path: &str) -> usize {
+    match path {
+        "/machine/register" => MAX_REGISTRATION,
+        "/machine/whoami" => 0,
+        path if path.starts_with("/machine/tka/") => tka::MAX_LARGE,
+        _ => MAX_BODY,
+    }
 }
 
 /// The refusal of a request that the client should repeat later.
@@ -279,6 +299,8 @@ mod tests {
     use super::*;
     use crate::body_budget::BodyBudget;
 
+    const MACHINE: MachinePublic = MachinePublic::from_bytes([1; 32]);
+
     /// A request of an unknown machine whose body does not come.
     async fn ask(path: &str, budget: &ChannelBudget) -> Response {
         let (coordinator, _disk) = crate::coordinator::tests::handle();
@@ -288,7 +310,7 @@ mod tests {
             .body(Body::from_stream(pending))
             .unwrap();
         request.extensions_mut().insert(Peer {
-            machine: MachinePublic::from_bytes([1; 32]),
+            machine: MACHINE,
             source: None,
         });
         request.extensions_mut().insert(budget.clone());
@@ -299,7 +321,7 @@ mod tests {
     async fn map_request_of_a_machine_without_a_node_is_refused_by_its_headers() {
         tokio::time::pause();
         let start = Instant::now();
-        let budget = BodyBudget::default().channel(None);
+        let budget = BodyBudget::default().channel(MACHINE, None);
         for path in [
             "/machine/map",
             "/c2n/0123",
@@ -314,7 +336,7 @@ mod tests {
     #[tokio::test]
     async fn bodies_of_a_machine_without_a_node_are_read_two_at_a_time() {
         tokio::time::pause();
-        let budget = BodyBudget::default().channel(None);
+        let budget = BodyBudget::default().channel(MACHINE, None);
         let path = "/machine/register";
         let all = futures_util::future::join_all((0..6).map(|_| ask(path, &budget)));
         let mut refused: Vec<StatusCode> = all.await.iter().map(Response::status).collect();

@@ -29,6 +29,7 @@ use tracing::Instrument as _;
 use warren_channel::{Accepted, Channel, accept, early};
 use warren_control_types::{CapabilityVersion, EarlyNoise};
 use warren_dial::SystemEntropy;
+use warren_dial::connections::Owner;
 use warren_dial::noise_stream::NoiseStream;
 use warren_keys::{ChallengeSecret, MachinePublic, MachineSecret};
 
@@ -238,11 +239,12 @@ impl Upgrader {
         }
         // Both go out with the first bytes of HTTP/2, in one segment.
         let stream = NoiseStream::new(stream, channel, &[], &first);
-        if self.owns_node(&machine) {
-            slot.identify();
+        let owner = Owner::Node(*machine.as_bytes());
+        if self.has_valid_node(&machine) {
+            slot.identify(owner);
         }
         let requests = OpenRequests::default();
-        let budget = self.bodies.channel(source);
+        let budget = self.bodies.channel(machine, source);
         let peer = machine::Peer { machine, source };
         let service = hyper::service::service_fn(|mut request: http::Request<Incoming>| {
             let open = requests.begin();
@@ -251,8 +253,8 @@ impl Upgrader {
             request.extensions_mut().insert(budget.clone());
             async move {
                 let response = answer(this.router.clone(), request).await?;
-                if !slot.is_identified() && this.owns_node(&machine) {
-                    slot.identify();
+                if !slot.is_identified() && this.has_valid_node(&machine) {
+                    slot.identify(owner);
                 }
                 // A map stream is open as long as its body.
                 Ok::<_, std::convert::Infallible>(response.map(|body| {
@@ -275,7 +277,7 @@ impl Upgrader {
                     tracing::debug!(%machine, "a channel ended: {error}");
                 }
             }
-            unused = requests.unused(|| self.owns_node(&machine)) => {
+            unused = requests.unused(|| self.has_valid_node(&machine)) => {
                 tracing::debug!(%machine, "a channel was closed: {unused}");
             }
             () = slot.must_close() => {
@@ -284,8 +286,8 @@ impl Upgrader {
         }
     }
 
-    fn owns_node(&self, machine: &MachinePublic) -> bool {
-        self.coordinator.view().owns_node(*machine)
+    fn has_valid_node(&self, machine: &MachinePublic) -> bool {
+        self.coordinator.view().has_valid_node(*machine)
     }
 }
 

@@ -176,7 +176,7 @@ impl Server {
                 break;
             }
             let leftover = seen.split_off(length);
-            let identify = || slot.identify();
+            let identify = |owner| slot.identify(owner);
             let served = relay.serve_request(&head, stream, leftover, peer, identify);
             match served.await {
                 Ok(Some((again, behind))) => (stream, seen) = (again, behind),

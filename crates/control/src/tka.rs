@@ -24,7 +24,7 @@ use crate::machine::Peer;
 use crate::store::StoreError;
 
 /// The longest request that carries update messages or the signatures of all nodes.
-const MAX_LARGE: usize = 8 << 20;
+pub(crate) const MAX_LARGE: usize = 8 << 20;
 /// The longest of the other requests.
 const MAX_SMALL: usize = 1 << 20;
 /// The longest disablement secret; usual ones have 32 bytes.

@@ -203,3 +203,33 @@ async fn nodes_get_in_beside_more_silent_connections_than_there_are_slots() {
     node.until(|map| map.peers.len() == 1).await;
     server.stop().await.unwrap();
 }
+
+#[tokio::test]
+async fn one_member_cannot_keep_other_nodes_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut serve = options(dir.path());
+    serve.max_connections = 40;
+    let server = start(&dir.path().join("state"), serve).await.unwrap();
+    let key = server_key(&server).await;
+    let member = Node::new(&server.server_url, "laptop");
+    member.register(&reusable(dir.path()).await).await;
+    let mut greedy = Vec::new();
+    for _ in 0..60 {
+        let stream = channel(&server, &key, &member.machine).await;
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+                .await
+                .unwrap();
+        tokio::spawn(connection);
+        whoami(&mut sender).await;
+        greedy.push(sender);
+    }
+    assert!(server.connections.len() <= 20);
+    greedy.retain(|sender| !sender.is_closed());
+    assert!(greedy.len() <= 20 && !greedy.is_empty());
+    let mut other = Node::new(&server.server_url, "desktop");
+    other.register(&reusable(dir.path()).await).await;
+    other.poll("").await;
+    assert_eq!(other.peer_names(), ["laptop"]);
+    server.stop().await.unwrap();
+}

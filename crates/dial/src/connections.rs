@@ -3,17 +3,20 @@
 //! Each connection holds a [`Slot`] from the moment it is accepted until it is
 //! closed, through TLS and through upgrades. It begins *unidentified*; when the
 //! machine at the other end proves that it belongs to the network (or, at a relay
-//! that is open for all, that it owns its key) it becomes *identified*.
+//! that is open for all, that it owns its key) it becomes *identified*, and has an
+//! [`Owner`].
 //! Unidentified connections may use a part of all slots, and those of one source
-//! (an IPv4 address, or an IPv6 /64) a part of that. Where such a part is used up,
-//! the oldest connection in it is closed in favour of the new one. So
-//! connections that stay silent cannot keep out nodes: a node needs one or two
-//! round trips to identify itself, and is never closed afterwards.
+//! (an IPv4 address, or an IPv6 /64) a part of that. Identified connections of one
+//! owner have a share too. Where such a part is used up, the oldest connection in it is
+//! closed in favour of the new one. So connections that stay silent cannot keep out
+//! nodes, and no node can keep out the others: a node needs one or two round trips to
+//! identify itself, and is closed afterwards only in favour of its own connections.
 //!
 //! How long a connection may stay in each phase is not decided here, but by the
 //! server that holds the slot.
 
 use std::collections::{BTreeSet, HashMap};
+use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -27,6 +30,11 @@ const UNIDENTIFIED_PART: usize = 4;
 /// Unidentified connections of one source. Many machines may share an IPv4
 /// address, and after a restart of the server all of them come at once.
 const PER_SOURCE: usize = 256;
+/// Identified connections of one owner. A node has one or two at a time; the others are
+/// those of a network that it has left.
+const PER_OWNER: usize = 8;
+/// Of all slots, one in so many is for clients of one source whose keys are not known.
+const VISITORS_PART: usize = 4;
 
 /// How many connections are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +45,10 @@ pub struct ConnectionLimits {
     pub unidentified: usize,
     /// Unidentified connections of one source.
     pub per_source: usize,
+    /// Identified connections of one owner.
+    pub per_owner: usize,
+    /// Connections of one source with [`Owner::AnyKey`].
+    pub visitors_per_source: usize,
 }
 
 impl ConnectionLimits {
@@ -50,6 +62,8 @@ impl ConnectionLimits {
             all,
             unidentified,
             per_source: PER_SOURCE.min(unidentified),
+            per_owner: PER_OWNER.min(all),
+            visitors_per_source: all.div_ceil(VISITORS_PART),
         }
     }
 }
@@ -79,6 +93,24 @@ impl From<IpAddr> for Source {
     }
 }
 
+/// The machine at the other end of a connection, which has proven that it has this key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// A node of the network, by its machine key or its node key.
+    Node([u8; 32]),
+    /// A client of a relay that is open for all. Keys cost nothing, so those of one
+    /// source also share a limit.
+    AnyKey([u8; 32]),
+}
+
+impl Owner {
+    fn key(self) -> [u8; 32] {
+        match self {
+            Self::Node(key) | Self::AnyKey(key) => key,
+        }
+    }
+}
+
 /// No slot is free, and none can be made free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("all {0} connections are in use by identified clients")]
@@ -86,63 +118,92 @@ pub struct NoSlot(pub usize);
 
 struct Held {
     source: Source,
-    identified: bool,
+    owner: Option<Owner>,
     closing: CancellationToken,
+}
+
+/// Connections in groups that share a limit; the oldest of a group is the first.
+#[derive(Debug)]
+struct Groups<K> {
+    ids: HashMap<K, BTreeSet<u64>>,
+    /// The sum of the lengths of all groups.
+    total: usize,
+}
+
+impl<K> Default for Groups<K> {
+    fn default() -> Self {
+        Self {
+            ids: HashMap::new(),
+            total: 0,
+        }
+    }
+}
+
+impl<K: Copy + Eq + Hash + Ord> Groups<K> {
+    fn add(&mut self, key: K, id: u64) {
+        if self.ids.entry(key).or_default().insert(id) {
+            self.total += 1;
+        }
+    }
+
+    fn remove(&mut self, key: K, id: u64) {
+        if let Some(ids) = self.ids.get_mut(&key)
+            && ids.remove(&id)
+        {
+            self.total -= 1;
+            if ids.is_empty() {
+                self.ids.remove(&key);
+            }
+        }
+    }
+
+    /// The oldest of a group that has `share` members or more.
+    fn oldest_beyond(&self, key: K, share: usize) -> Option<u64> {
+        let ids = self.ids.get(&key).filter(|ids| ids.len() >= share)?;
+        ids.first().copied()
+    }
+
+    /// The oldest of the group that has most members.
+    fn oldest_of_largest(&self) -> Option<u64> {
+        let groups = self.ids.iter();
+        let (_, ids) = groups.max_by_key(|(key, ids)| (ids.len(), **key))?;
+        ids.first().copied()
+    }
 }
 
 #[derive(Default)]
 struct Slots {
     next: u64,
     held: HashMap<u64, Held>,
-    /// Unidentified connections by source; the oldest is the first.
-    unidentified: HashMap<Source, BTreeSet<u64>>,
-    /// The sum of the lengths of `unidentified`.
-    unidentified_total: usize,
+    unidentified: Groups<Source>,
+    owners: Groups<[u8; 32]>,
+    /// Connections with [`Owner::AnyKey`].
+    visitors: Groups<Source>,
 }
 
 impl Slots {
-    fn add(&mut self, source: Source, id: u64) {
-        if self.unidentified.entry(source).or_default().insert(id) {
-            self.unidentified_total += 1;
+    /// Takes a connection out of the table.
+    fn forget(&mut self, id: u64) -> Option<Held> {
+        let held = self.held.remove(&id)?;
+        self.unidentified.remove(held.source, id);
+        self.visitors.remove(held.source, id);
+        if let Some(owner) = held.owner {
+            self.owners.remove(owner.key(), id);
         }
+        Some(held)
     }
 
-    fn remove(&mut self, source: Source, id: u64) {
-        if let Some(ids) = self.unidentified.get_mut(&source)
-            && ids.remove(&id)
-        {
-            self.unidentified_total -= 1;
-            if ids.is_empty() {
-                self.unidentified.remove(&source);
-            }
-        }
-    }
-
-    fn of(&self, source: Source) -> usize {
-        self.unidentified.get(&source).map_or(0, BTreeSet::len)
-    }
-
-    /// Closes the oldest unidentified connection of the source.
-    fn close_oldest(&mut self, source: Source) -> bool {
-        let oldest = self.unidentified.get(&source).and_then(BTreeSet::first);
-        let Some(id) = oldest.copied() else {
-            return false;
-        };
-        self.remove(source, id);
-        if let Some(held) = self.held.remove(&id) {
+    /// Closes a connection, if there is one to close.
+    fn close(&mut self, id: Option<u64>) -> bool {
+        let held = id.and_then(|id| self.forget(id));
+        if let Some(held) = &held {
             held.closing.cancel();
         }
-        true
+        held.is_some()
     }
 
-    /// Closes an unidentified connection of the source that has most of them.
-    fn close_of_largest(&mut self) -> bool {
-        let largest = self
-            .unidentified
-            .iter()
-            .max_by_key(|(source, ids)| (ids.len(), **source))
-            .map(|(source, _)| *source);
-        largest.is_some_and(|source| self.close_oldest(source))
+    fn close_unidentified(&mut self) -> bool {
+        self.close(self.unidentified.oldest_of_largest())
     }
 
     /// Frees a slot for one more unidentified connection of the source.
@@ -152,8 +213,17 @@ impl Slots {
             Source::Local => limits.unidentified,
             Source::V4(_) | Source::V6(_) => limits.per_source,
         };
-        while self.of(source) >= share && self.close_oldest(source) {}
-        while self.unidentified_total >= limits.unidentified && self.close_of_largest() {}
+        while self.close(self.unidentified.oldest_beyond(source, share)) {}
+        while self.unidentified.total >= limits.unidentified && self.close_unidentified() {}
+    }
+
+    /// Frees a slot for one more connection of the owner.
+    fn make_room_for_owner(&mut self, limits: &ConnectionLimits, owner: Owner, source: Source) {
+        while self.close(self.owners.oldest_beyond(owner.key(), limits.per_owner)) {}
+        if matches!(owner, Owner::AnyKey(_)) {
+            let share = limits.visitors_per_source;
+            while self.close(self.visitors.oldest_beyond(source, share)) {}
+        }
     }
 }
 
@@ -192,7 +262,7 @@ impl ConnectionTable {
         let source = Source::from(peer);
         let mut slots = self.lock();
         slots.make_room(&self.limits, source);
-        if slots.held.len() >= self.limits.all && !slots.close_of_largest() {
+        if slots.held.len() >= self.limits.all && !slots.close_unidentified() {
             return Err(NoSlot(self.limits.all));
         }
         let id = slots.next;
@@ -200,11 +270,11 @@ impl ConnectionTable {
         let closing = CancellationToken::new();
         let held = Held {
             source,
-            identified: false,
+            owner: None,
             closing: closing.clone(),
         };
         slots.held.insert(id, held);
-        slots.add(source, id);
+        slots.unidentified.add(source, id);
         Ok(Slot {
             table: self.clone(),
             id,
@@ -237,23 +307,32 @@ impl Slot {
         self.id
     }
 
-    /// The machine at the other end is identified: it owns a node of this
-    /// network, or may use the relay.
-    pub fn identify(&self) {
+    /// The machine at the other end is identified. A connection is identified once;
+    /// later calls change nothing.
+    pub fn identify(&self, owner: Owner) {
         let mut slots = self.table.lock();
-        if let Some(held) = slots.held.get_mut(&self.id)
-            && !held.identified
-        {
-            held.identified = true;
-            let source = held.source;
-            slots.remove(source, self.id);
+        let Some(held) = slots.held.get_mut(&self.id) else {
+            return;
+        };
+        if held.owner.is_some() {
+            return;
+        }
+        held.owner = Some(owner);
+        let source = held.source;
+        slots.unidentified.remove(source, self.id);
+        slots.make_room_for_owner(&self.table.limits, owner, source);
+        slots.owners.add(owner.key(), self.id);
+        // A proxy on this machine may bring all clients.
+        if matches!(owner, Owner::AnyKey(_)) && source != Source::Local {
+            slots.visitors.add(source, self.id);
         }
     }
 
     /// Whether [`Slot::identify`] was called.
     pub fn is_identified(&self) -> bool {
         let slots = self.table.lock();
-        slots.held.get(&self.id).is_some_and(|held| held.identified)
+        let held = slots.held.get(&self.id);
+        held.is_some_and(|held| held.owner.is_some())
     }
 
     /// A proxy on this machine named the client: from now on the connection
@@ -264,13 +343,13 @@ impl Slot {
         let Some(held) = slots.held.get_mut(&self.id) else {
             return;
         };
-        if held.identified || held.source == source {
+        if held.owner.is_some() || held.source == source {
             return;
         }
         let old = std::mem::replace(&mut held.source, source);
-        slots.remove(old, self.id);
+        slots.unidentified.remove(old, self.id);
         slots.make_room(&self.table.limits, source);
-        slots.add(source, self.id);
+        slots.unidentified.add(source, self.id);
     }
 
     /// Completes when the connection has to end in favour of another one.
@@ -281,10 +360,7 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let mut slots = self.table.lock();
-        if let Some(held) = slots.held.remove(&self.id) {
-            slots.remove(held.source, self.id);
-        }
+        self.table.lock().forget(self.id);
     }
 }
 
@@ -299,7 +375,13 @@ mod tests {
         all: 8,
         unidentified: 4,
         per_source: 2,
+        per_owner: 2,
+        visitors_per_source: 3,
     };
+
+    fn node(key: u8) -> Owner {
+        Owner::Node([key; 32])
+    }
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
@@ -334,7 +416,7 @@ mod tests {
     fn many_sources_cannot_close_an_identified_connection() {
         let table = ConnectionTable::new(LIMITS);
         let node = table.open(ip("192.0.2.1")).unwrap();
-        node.identify();
+        node.identify(super::tests::node(1));
         let unauthenticated: Vec<Slot> = (0..50)
             .map(|n| table.open(ip(&format!("198.51.100.{n}"))).unwrap())
             .collect();
@@ -347,7 +429,7 @@ mod tests {
             4
         );
         let late = table.open(ip("192.0.2.2")).unwrap();
-        late.identify();
+        late.identify(super::tests::node(2));
         let _more: Vec<Slot> = (0..50)
             .map(|n| table.open(ip(&format!("203.0.113.{n}"))).unwrap())
             .collect();
@@ -358,9 +440,9 @@ mod tests {
     fn nodes_take_all_slots_and_then_no_more_are_given() {
         let table = ConnectionTable::new(LIMITS);
         let nodes: Vec<Slot> = (0..8)
-            .map(|_| {
+            .map(|n| {
                 let slot = table.open(ip("192.0.2.1")).unwrap();
-                slot.identify();
+                slot.identify(node(n));
                 slot
             })
             .collect();
@@ -368,6 +450,42 @@ mod tests {
         drop(nodes);
         assert!(table.is_empty());
         assert!(table.open(ip("192.0.2.1")).is_ok());
+    }
+
+    #[test]
+    fn one_node_cannot_take_the_slots_of_the_others() {
+        let table = ConnectionTable::new(LIMITS);
+        let other = table.open(ip("192.0.2.2")).unwrap();
+        other.identify(node(2));
+        let greedy: Vec<Slot> = (0..100)
+            .map(|n| {
+                let slot = table.open(ip(&format!("198.51.100.{n}"))).unwrap();
+                slot.identify(node(1));
+                slot
+            })
+            .collect();
+        assert!(!is_closed(&other));
+        let (old, new) = greedy.split_at(98);
+        assert!(old.iter().all(is_closed));
+        assert!(!new.iter().any(is_closed));
+        assert_eq!(table.len(), 3);
+    }
+
+    #[test]
+    fn keys_that_cost_nothing_share_the_limit_of_their_source() {
+        let table = ConnectionTable::new(LIMITS);
+        let visitor = |address: &str, key: u8| {
+            let slot = table.open(ip(address)).unwrap();
+            slot.identify(Owner::AnyKey([key; 32]));
+            slot
+        };
+        let other = visitor("192.0.2.2", 0);
+        let greedy: Vec<Slot> = (1..50).map(|key| visitor("192.0.2.1", key)).collect();
+        assert_eq!(greedy.iter().filter(|slot| !is_closed(slot)).count(), 3);
+        // Those of a proxy on this machine may be anyone.
+        let _local: Vec<Slot> = (51..55).map(|key| visitor("127.0.0.1", key)).collect();
+        assert_eq!(table.len(), 8);
+        assert!(!is_closed(&other));
     }
 
     #[test]
@@ -396,7 +514,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_limit_is_ever_exceeded(steps in prop::collection::vec((0_u8..4, 0_u8..6, 0_usize..8), 0..80)) {
+        fn no_limit_is_ever_exceeded(steps in prop::collection::vec((0_u8..5, 0_u8..6, 0_usize..8), 0..80)) {
             let table = ConnectionTable::new(LIMITS);
             let mut slots: Vec<Slot> = Vec::new();
             for (act, address, which) in steps {
@@ -404,7 +522,8 @@ mod tests {
                 match (act, slots.len()) {
                     (0 | 1, _) => slots.extend(table.open(peer)),
                     (_, 0) => {}
-                    (2, n) => slots[which % n].identify(),
+                    (2, n) => slots[which % n].identify(Owner::Node([address; 32])),
+                    (3, n) => slots[which % n].identify(Owner::AnyKey([address; 32])),
                     (_, n) if address > 2 => drop(slots.swap_remove(which % n)),
                     (_, n) => slots[which % n].move_to(peer),
                 }
@@ -412,12 +531,18 @@ mod tests {
                 let held = table.lock();
                 prop_assert_eq!(held.held.len(), slots.len());
                 prop_assert!(slots.len() <= LIMITS.all);
-                let sum: usize = held.unidentified.values().map(BTreeSet::len).sum();
-                prop_assert_eq!(sum, held.unidentified_total);
-                prop_assert!(sum <= LIMITS.unidentified);
-                for (source, ids) in &held.unidentified {
+                prop_assert!(held.unidentified.total <= LIMITS.unidentified);
+                for (source, ids) in &held.unidentified.ids {
                     prop_assert!(*source == Source::Local || ids.len() <= LIMITS.per_source);
                 }
+                prop_assert!(held.owners.ids.values().all(|ids| ids.len() <= LIMITS.per_owner));
+                let visitors = held.visitors.ids.values();
+                prop_assert!(visitors.clone().all(|ids| ids.len() <= LIMITS.visitors_per_source));
+                // Each connection is in one group, and the groups know no others.
+                prop_assert_eq!(held.unidentified.total + held.owners.total, slots.len());
+                let sum: usize = held.unidentified.ids.values().map(BTreeSet::len).sum();
+                prop_assert_eq!(sum, held.unidentified.total);
+                prop_assert_eq!(visitors.map(BTreeSet::len).sum::<usize>(), held.visitors.total);
             }
         }
     }

@@ -22,6 +22,7 @@ use warren_derp::{
     Turns,
 };
 use warren_dial::SystemEntropy;
+use warren_dial::connections::Owner;
 use warren_dial::derp::{DerpSender, flush_unless_stalled, write_all_unless_stalled};
 use warren_keys::NodePublic;
 use warren_wire::derp::{Frame, PeerFlags, PeerGoneReason, looks_like_disco};
@@ -59,7 +60,7 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     leftover: Vec<u8>,
     peer: SocketAddr,
     not_ideal: bool,
-    identified: impl FnOnce(),
+    identified: impl FnOnce(Owner),
 ) -> Result<(), ConnectionError> {
     let shared = &relay.shared;
     let (mut reading, mut writing) = tokio::io::split(stream);
@@ -79,7 +80,12 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         }
         () = shared.closing.cancelled() => return Ok(()),
     };
-    identified();
+    let key = *proven.key.as_bytes();
+    identified(if shared.admission.is_some() || proven.is_mesh_peer {
+        Owner::Node(key)
+    } else {
+        Owner::AnyKey(key)
+    });
     buffer.set_max_payload(server::MAX_PAYLOAD);
 
     let now = Instant::now();

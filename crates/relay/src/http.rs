@@ -12,7 +12,7 @@ use data_encoding::HEXLOWER;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::Instrument as _;
-use warren_dial::connections::{NoSlot, Slot};
+use warren_dial::connections::{NoSlot, Owner, Slot};
 
 use crate::connection::{self, ConnectionError};
 use crate::head::{HeadError, RequestHead};
@@ -129,7 +129,8 @@ impl Relay {
                     return Err(error.into());
                 }
             };
-            let served = self.serve_request(&head, stream, leftover, peer, || slot.identify());
+            let identify = |owner| slot.identify(owner);
+            let served = self.serve_request(&head, stream, leftover, peer, identify);
             match served.await? {
                 Some(next) => (stream, leftover) = next,
                 None => return Ok(()),
@@ -140,7 +141,7 @@ impl Relay {
     /// Serves one request whose head was read already, with the bytes that
     /// came behind it. Gives the connection back if it can take another
     /// request, which it cannot after DERP. Calls `identified` when a DERP client
-    /// has logged in and is admitted.
+    /// has logged in and is admitted, with the owner of the connection.
     ///
     /// # Errors
     /// [`ServeError`]; the connection is closed.
@@ -150,7 +151,7 @@ impl Relay {
         mut stream: S,
         leftover: Vec<u8>,
         peer: SocketAddr,
-        identified: impl FnOnce() + Send,
+        identified: impl FnOnce(Owner) + Send,
     ) -> Result<Option<(S, Vec<u8>)>, ServeError> {
         let http_timeout = self.shared.timeouts.http;
         if head.path() == "/derp"

@@ -159,6 +159,24 @@ async fn idle_connections_in_no_phase_keep_clients_out() {
 }
 
 #[tokio::test]
+async fn one_key_cannot_keep_other_clients_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(100);
+    config.limits = ConnectionLimits::new(16, u64::MAX);
+    let share = config.limits.per_owner;
+    let listeners = Listeners::start(config, folder.path()).await;
+    let mut greedy = Vec::new();
+    for _ in 0..40 {
+        greedy.push(TestClient::connect(1, &listeners.plain, &without_tls()).await);
+    }
+    net::wait_until(|| listeners.relay.connections() == share).await;
+    let other = TestClient::connect(2, &listeners.plain, &without_tls()).await;
+    let mut third = TestClient::connect(3, &listeners.plain, &without_tls()).await;
+    other.sender.send(&third.key, b"in");
+    assert_eq!(third.packet(other.key).await, b"in");
+}
+
+#[tokio::test]
 async fn addresses_of_one_source_share_their_slots_before_the_login() {
     let mut config = config(100);
     config.limits = ConnectionLimits::new(16, u64::MAX);
