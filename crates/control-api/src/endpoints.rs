@@ -30,7 +30,7 @@ pub use policies::{
     PolicyText, PolicyVersionInfo, SetPolicy, SetPolicyResult, TestPolicy, TestPolicyResult,
     WhichPolicy,
 };
-pub use server::{C2nResponse, GetHealth, HealthInfo, ProviderHealth, SendC2n};
+pub use server::{C2nResponse, GetHealth, HealthInfo, ProviderHealth, RefusalInfo, SendC2n};
 pub use ssh_checks::{ApproveSshCheck, DenySshCheck, ListSshChecks, SshCheckInfo};
 pub use users::{
     CreateUser, DeleteUser, LinkUser, ListUsers, RenameUser, SetUserRole, UserAccountInfo, UserInfo,

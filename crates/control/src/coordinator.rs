@@ -27,8 +27,10 @@ use warren_control_core::{
 use warren_control_types::{MapRequest, NodeId, PingRequest, RegisterRequest, RegisterResponse};
 use warren_keys::{MachinePublic, NodePublic};
 
+use crate::admin::moment;
 use crate::c2n::{self, C2nError, C2nRequests};
 use crate::clock::{now, wall_clock};
+use crate::refusals::{Refusals, Refused};
 use crate::store::{Saved, StoreError, WriteQueue};
 use crate::swallowed_upgrades::SwallowedUpgrades;
 use crate::terminal::{Hints, printable};
@@ -55,6 +57,7 @@ pub struct CoordinatorHandle {
     hints: Hints,
     c2n: C2nRequests,
     upgrades: SwallowedUpgrades,
+    refusals: Refusals,
     /// One derivation of a disablement value at a time.
     disablement: Semaphore,
 }
@@ -112,6 +115,7 @@ impl CoordinatorHandle {
             hints,
             c2n: C2nRequests::default(),
             upgrades: SwallowedUpgrades::default(),
+            refusals: Refusals::default(),
             disablement: Semaphore::new(1),
         })
     }
@@ -199,6 +203,9 @@ impl CoordinatorHandle {
             saved.wait().await?;
             match (outcome, parked) {
                 (RegisterOutcome::Answer(response), _) => {
+                    if !response.error.is_empty() {
+                        self.refused(Refused::Registration, &response.error);
+                    }
                     return Ok(Registration::Answer(response));
                 }
                 (RegisterOutcome::Busy, _) => return Ok(Registration::Busy),
@@ -345,6 +352,19 @@ impl CoordinatorHandle {
     /// The requests whose upgrade a proxy swallowed.
     pub fn swallowed_upgrades(&self) -> &SwallowedUpgrades {
         &self.upgrades
+    }
+
+    /// Counts and reports a refusal.
+    pub(crate) fn refused(&self, what: Refused, reason: &str) {
+        let wall = moment(wall_clock());
+        if let Some(line) = self.refusals.note(now(), wall, what, reason) {
+            let _ = self.lines.send(self.hints.complete(&printable(&line)));
+        }
+    }
+
+    /// What kept machines out.
+    pub fn refusals(&self) -> &Refusals {
+        &self.refusals
     }
 
     /// Whether rows reach the disk.

@@ -10,12 +10,14 @@
 //! * [`login`] logs people in at identity providers, on pages for browsers;
 //! * [`config_file`] reads the configuration file;
 //! * [`serve`] opens the state and the ports, and starts the tasks;
-//! * [`connections`](warren_dial::connections) bounds how many there are, in all and from one source;
+//! * [`connections`](warren_dial::connections) bounds how many there are, in all, from one
+//!   source, and of one node;
 //! * [`noise`] takes the upgraded connection, makes the Noise handshake and
 //!   serves HTTP/2 inside it;
 //! * [`swallowed_upgrades`] recognises proxies that keep clients from upgrading;
+//! * [`refusals`] counts and reports what keeps machines out;
 //! * [`channel_idle`] ends control channels that are not used;
-//! * [`body_budget`] bounds what machines without a node may send at a time;
+//! * [`body_budget`] bounds what machines may send at a time;
 //! * [`machine`] serves the requests inside it: registration and the map stream;
 //! * [`ssh_action`] serves those about SSH sessions that need a check;
 //! * [`c2n`] sends requests to nodes, over their map streams;
@@ -47,6 +49,7 @@ pub mod noise;
 pub mod pages;
 mod policy_file;
 mod public;
+pub mod refusals;
 mod second_dial;
 mod self_map;
 pub mod serve;

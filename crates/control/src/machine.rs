@@ -29,6 +29,7 @@ use warren_keys::MachinePublic;
 use crate::body_budget::ChannelBudget;
 use crate::coordinator::{CoordinatorHandle, Registration, Session};
 use crate::http::{BODY_TIMEOUT, JsonBody, WholeBody, json, no_content, text, with_spans};
+use crate::refusals::Refused;
 use crate::{ssh_action, tka};
 
 /// The longest request body, in bytes; the official servers take as much.
@@ -106,11 +107,12 @@ async fn limit_bodies(
         }
     };
     let Ok(Some(reserved)) = tokio::time::timeout(BODY_TIMEOUT, reserve).await else {
-        return too_many(if is_member {
+        let why = if is_member {
             "this machine sends too many requests at a time; try again later"
         } else {
             "too many machines register at the moment; try again later"
-        });
+        };
+        return too_many(&coordinator, why);
     };
     request.extensions_mut().insert(reserved);
     next.run(request).await
@@ -127,7 +129,8 @@ fn longest_body(path: &str) -> usize {
 }
 
 /// The refusal of a request that the client should repeat later.
-fn too_many(why: &'static str) -> Response {
+fn too_many(coordinator: &CoordinatorHandle, why: &'static str) -> Response {
+    coordinator.refused(Refused::Request, why);
     let mut response = text(StatusCode::TOO_MANY_REQUESTS, why);
     response
         .headers_mut()
@@ -191,7 +194,10 @@ async fn register(
     let registered = coordinator.register(peer.machine, peer.source, &request);
     match registered.await {
         Ok(Registration::Answer(response)) => json(StatusCode::OK, &response),
-        Ok(Registration::Busy) => too_many("too many machines wait for approval; try again later"),
+        Ok(Registration::Busy) => too_many(
+            &coordinator,
+            "too many machines wait for approval; try again later",
+        ),
         // Not an `Error` text: the client should simply try again.
         Err(error) => {
             tracing::error!("a registration could not be saved: {error}");
@@ -232,6 +238,9 @@ async fn map(
             Ok(Body::from(frame(&json, compressed)))
         })
     };
+    if let Err(error) = &answer {
+        coordinator.refused(Refused::Request, &error.to_string());
+    }
     match answer {
         Ok(body) => Response::new(body),
         Err(error @ MapError::NotFound) => text(StatusCode::NOT_FOUND, error.to_string()),

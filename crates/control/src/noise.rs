@@ -40,6 +40,7 @@ use crate::clock::wall_clock;
 use crate::coordinator::CoordinatorHandle;
 use crate::http::{Connection, answer, text};
 use crate::machine;
+use crate::refusals::Refused;
 use crate::swallowed_upgrades::is_swallowed;
 
 /// The protocol to upgrade to.
@@ -82,14 +83,18 @@ impl Upgrader {
     /// Answers a request for `/ts2021`. The rest happens in a task of its own.
     pub(crate) fn upgrade(self: &Arc<Self>, connection: Connection, request: Request) -> Response {
         self.recognise_proxy(&request);
-        match *request.method() {
+        let upgraded = match *request.method() {
             Method::POST => self.upgrade_native(connection, request),
             Method::GET => self.upgrade_websocket(connection, request),
-            _ => text(
+            _ => Err((
                 StatusCode::METHOD_NOT_ALLOWED,
-                "use POST, or GET with a WebSocket",
-            ),
-        }
+                "use POST, or GET with a WebSocket".to_owned(),
+            )),
+        };
+        upgraded.unwrap_or_else(|(status, why)| {
+            self.coordinator.refused(Refused::Request, &why);
+            text(status, why)
+        })
     }
 
     /// Counts the request if it has a handshake message and lost its upgrade.
@@ -111,27 +116,25 @@ impl Upgrader {
         }
     }
 
-    fn upgrade_native(self: &Arc<Self>, connection: Connection, mut request: Request) -> Response {
+    fn upgrade_native(
+        self: &Arc<Self>,
+        connection: Connection,
+        mut request: Request,
+    ) -> Result<Response, Refusal> {
         let headers = request.headers();
         if request.version() != http::Version::HTTP_11 {
-            return text(StatusCode::BAD_REQUEST, "make request over HTTP/1");
+            return Err(invalid("make request over HTTP/1"));
         }
         let Some(next) = headers.get(header::UPGRADE) else {
-            return text(StatusCode::BAD_REQUEST, "missing next protocol");
+            return Err(invalid("missing next protocol"));
         };
         if !next.as_bytes().eq_ignore_ascii_case(PROTOCOL.as_bytes()) {
-            return text(StatusCode::BAD_REQUEST, "unknown next protocol");
+            return Err(invalid("unknown next protocol"));
         }
         let Some(handshake) = headers.get(HANDSHAKE) else {
-            return text(
-                StatusCode::BAD_REQUEST,
-                "missing Tailscale handshake header",
-            );
+            return Err(invalid("missing Tailscale handshake header"));
         };
-        let accepted = match self.accept(handshake.as_bytes()) {
-            Ok(accepted) => accepted,
-            Err(why) => return text(StatusCode::BAD_REQUEST, why),
-        };
+        let accepted = self.accept(handshake.as_bytes()).map_err(invalid)?;
         let this = self.clone();
         let upgraded = hyper::upgrade::on(&mut request);
         let upgraded = async move {
@@ -144,18 +147,18 @@ impl Upgrader {
             }
         };
         tokio::spawn(upgraded.in_current_span());
-        switch_to(PROTOCOL)
+        Ok(switch_to(PROTOCOL))
     }
 
     fn upgrade_websocket(
         self: &Arc<Self>,
         connection: Connection,
         mut request: Request,
-    ) -> Response {
+    ) -> Result<Response, Refusal> {
         let headers = request.headers();
         let key = headers.get(header::SEC_WEBSOCKET_KEY).cloned();
         let (true, Some(key)) = (lists(headers, &header::UPGRADE, "websocket"), key) else {
-            return text(StatusCode::BAD_REQUEST, "GET here must ask for a WebSocket");
+            return Err(invalid("GET here must ask for a WebSocket"));
         };
         let speaks_it = lists(headers, &header::SEC_WEBSOCKET_PROTOCOL, PROTOCOL);
         let query = request.uri().query().unwrap_or_default();
@@ -164,16 +167,10 @@ impl Upgrader {
             name.eq_ignore_ascii_case(HANDSHAKE).then_some(value)
         });
         let Some(handshake) = handshake else {
-            return text(
-                StatusCode::BAD_REQUEST,
-                "missing Tailscale handshake parameter",
-            );
+            return Err(invalid("missing Tailscale handshake parameter"));
         };
         let handshake: Vec<u8> = percent_encoding::percent_decode_str(handshake).collect();
-        let accepted = match self.accept(&handshake) {
-            Ok(accepted) => accepted,
-            Err(why) => return text(StatusCode::BAD_REQUEST, why),
-        };
+        let accepted = self.accept(&handshake).map_err(invalid)?;
         let this = self.clone();
         let upgraded = hyper::upgrade::on(&mut request);
         let upgraded = async move {
@@ -206,7 +203,7 @@ impl Upgrader {
                 HeaderValue::from_static(PROTOCOL),
             );
         }
-        response
+        Ok(response)
     }
 
     fn accept(&self, encoded: &[u8]) -> Result<Accepted, String> {
@@ -289,6 +286,13 @@ impl Upgrader {
     fn has_valid_node(&self, machine: &MachinePublic) -> bool {
         self.coordinator.view().has_valid_node(*machine)
     }
+}
+
+/// The answer to a request that is refused.
+type Refusal = (StatusCode, String);
+
+fn invalid(why: impl Into<String>) -> Refusal {
+    (StatusCode::BAD_REQUEST, why.into())
 }
 
 /// Whether a header that holds a list contains this word, in any case.

@@ -16,6 +16,7 @@ use crate::http::{Connection, JsonBody, json, no_content, text, with_spans};
 use crate::login::{self, Logins};
 use crate::noise::Upgrader;
 use crate::pages;
+use crate::refusals::Refused;
 
 /// The longest `/verify` request, in bytes; usual ones have 150.
 const MAX_VERIFY_BODY: usize = 4096;
@@ -96,7 +97,10 @@ struct KeyQuery {
 }
 
 async fn key(State(public): State<Arc<Public>>, Query(query): Query<KeyQuery>) -> Response {
-    let refused = |why: String| text(StatusCode::BAD_REQUEST, why);
+    let refused = |why: String| {
+        public.coordinator.refused(Refused::Request, &why);
+        text(StatusCode::BAD_REQUEST, why)
+    };
     let Some(version) = query.v else {
         return refused("the capability version is missing: /key?v=N".to_owned());
     };

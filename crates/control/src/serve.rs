@@ -35,6 +35,7 @@ use crate::invite::{Invitation, invite};
 use crate::login::Logins;
 use crate::noise::Upgrader;
 use crate::policy_file;
+use crate::refusals::Refused;
 use crate::second_dial::SecondDial;
 use crate::self_map::{bind, check_outside_zone, guess_url, own_map, parse_url, taken};
 use crate::server::{Server, Tls};
@@ -409,7 +410,12 @@ fn own_relay(secret: NodeSecret, coordinator: &Arc<CoordinatorHandle>) -> Relay 
     let mut config = warren_relay::Config::new(secret);
     let coordinator = coordinator.clone();
     config.admission = Some(Arc::new(move |applicant: Applicant| {
-        coordinator.admits(&applicant.key)
+        let admits = coordinator.admits(&applicant.key);
+        if !admits {
+            let why = "a client is not a node with a valid key";
+            coordinator.refused(Refused::Relay, why);
+        }
+        admits
     }));
     Relay::new(config)
 }

@@ -27,6 +27,7 @@ use crate::http::{Connection, answer};
 use crate::login::Logins;
 use crate::noise::Upgrader;
 use crate::public;
+use crate::refusals::Refused;
 
 /// How long a client may take for the TLS handshake and the request head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
@@ -48,6 +49,7 @@ pub enum Tls {
 
 /// The state that all connections share.
 pub struct Server {
+    coordinator: Arc<CoordinatorHandle>,
     router: Router,
     relay: Option<Relay>,
     tls: Tls,
@@ -72,7 +74,8 @@ impl Server {
         connections: Arc<ConnectionTable>,
     ) -> Self {
         Self {
-            router: public::router(coordinator, Arc::new(upgrader), logins),
+            router: public::router(coordinator.clone(), Arc::new(upgrader), logins),
+            coordinator,
             relay,
             tls,
             connections,
@@ -111,7 +114,10 @@ impl Server {
                         };
                         tokio::spawn(served.instrument(span));
                     }
-                    Err(error) => tracing::warn!("a connection was refused: {error}"),
+                    Err(error) => {
+                        let why = error.to_string();
+                        self.coordinator.refused(Refused::Connection, &why);
+                    }
                 },
                 Err(error) => {
                     // Out of file descriptors: the ones in use have to end first.
@@ -134,11 +140,17 @@ impl Server {
             Tls::Required(acceptor) | Tls::ForRelay(acceptor) if is_tls => {
                 match tokio::time::timeout(HEAD_TIMEOUT, acceptor.accept(stream)).await {
                     Ok(Ok(stream)) => self.http(stream, peer, slot).await,
-                    Ok(Err(error)) => tracing::debug!("a TLS handshake failed: {error}"),
+                    Ok(Err(error)) => {
+                        tracing::debug!("a TLS handshake failed: {error}");
+                        let why = "a TLS handshake failed; clients must trust the certificate";
+                        self.coordinator.refused(Refused::Connection, why);
+                    }
                     Err(_) => tracing::debug!("a TLS handshake took too long"),
                 }
             }
             Tls::Required(_) => {
+                let why = "a client spoke HTTP to the port for TLS; its address of this server must begin with https://";
+                self.coordinator.refused(Refused::Connection, why);
                 let mut stream = stream;
                 let _ = stream
                     .write_all(

@@ -6,12 +6,16 @@ mod support;
 
 use std::path::Path;
 
-use support::{Node, admin, options, reusable, serve};
+use support::{Node, admin, key, options, reusable, serve};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use warren_control::failure::Failure;
 use warren_control::serve::start;
 use warren_control_api::endpoints::{ExpireNode, GetHealth, NewExpiry};
+use warren_control_types::{CapabilityVersion, MapRequest};
+use warren_dial::derp::connect_node;
+use warren_dial::{Dialer, SystemEntropy};
+use warren_keys::NodeSecret;
 
 /// Sends bytes, reads until the server closes.
 async fn raw(server: &str, bytes: &[u8]) -> String {
@@ -144,6 +148,37 @@ async fn broken_upgrades_are_answered_and_the_server_goes_on() {
     server.stop().await.unwrap();
 }
 
+#[tokio::test]
+async fn heads_and_bodies_that_are_too_large_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path()).await;
+    let address = server.server_url.strip_prefix("http://").unwrap();
+    let long = "a".repeat(1 << 20);
+    let many = "X-Header: a\r\n".repeat(10_000);
+    let body = format!(
+        "POST /verify HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{long}",
+        1_u64 << 40
+    );
+    for request in [
+        format!("GET /{long} HTTP/1.1\r\nHost: x\r\n\r\n"),
+        format!("GET / HTTP/1.1\r\nHost: x\r\nX-Long: {long}\r\n\r\n"),
+        format!("GET / HTTP/1.1\r\nHost: x\r\n{many}\r\n"),
+        body,
+    ] {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        // The server may close before it has read everything; then the answer may be lost.
+        let _ = stream.write_all(request.as_bytes()).await;
+        let mut answer = Vec::new();
+        let read = stream.read_to_end(&mut answer);
+        let read = tokio::time::timeout(support::PATIENCE, read).await;
+        let _ = read.expect("the server closes the connection");
+        let refused = answer.is_empty() || answer.starts_with(b"HTTP/1.1 4");
+        assert!(refused, "{}", String::from_utf8_lossy(&answer));
+    }
+    assert!(get(&server.server_url, "/health").await.contains("pass"));
+    server.stop().await.unwrap();
+}
+
 /// As nginx passes an upgrade on with its defaults, and with those for WebSockets.
 #[tokio::test]
 async fn proxy_that_swallows_the_upgrade_is_shown_in_health() {
@@ -172,6 +207,104 @@ async fn proxy_that_swallows_the_upgrade_is_shown_in_health() {
     let after = health().await.unwrap();
     assert_eq!(after.swallowed_upgrades, 2);
     assert!(after.last_swallowed_upgrade.is_some());
+    server.stop().await.unwrap();
+}
+
+/// The names and reasons of the refusals that `health` reports.
+async fn refusals(dir: &Path) -> Vec<(String, String)> {
+    let health = admin(dir, GetHealth {}).await.unwrap();
+    assert!(health.refusals.iter().all(|refusal| refusal.count > 0));
+    let refusals = health.refusals.into_iter();
+    refusals
+        .map(|refusal| (refusal.what, refusal.reason))
+        .collect()
+}
+
+/// Everything that keeps a machine out leaves a trace for the administrator, in `health`
+/// and in the log.
+#[tokio::test]
+async fn every_refusal_is_in_health_and_in_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut serve = options(dir.path());
+    // With the embedded relay, and so with TLS.
+    serve.derp_map = None;
+    let mut server = start(&dir.path().join("state"), serve).await.unwrap();
+    let url = server.server_url.clone();
+    let member = Node::new(&url, "laptop");
+    let used = key(dir.path(), false).await;
+    assert_eq!(member.register(&used).await.error, "");
+    assert_eq!(refusals(dir.path()).await, []);
+
+    let stranger = Node::new(&url, "stranger");
+    let good = reusable(dir.path()).await;
+    let mut too_old = stranger.request(&good);
+    too_old.version = CapabilityVersion(1);
+    let mut tagged = stranger.request(&good);
+    if let Some(hostinfo) = &mut tagged.hostinfo {
+        hostinfo.request_tags = vec!["tag:server".to_owned()];
+    }
+    for (request, reason) in [
+        (stranger.request("wrong"), "does not know it"),
+        (stranger.request(&used), "already used"),
+        (too_old, "too old"),
+        (tagged, "tag:server"),
+    ] {
+        let answer = stranger.client.register(&request).await.unwrap();
+        assert!(answer.error.contains(reason), "{}", answer.error);
+        let found = ("registration".to_owned(), answer.error);
+        assert_eq!(refusals(dir.path()).await[0], found);
+    }
+
+    let request = MapRequest {
+        node_key: stranger.secret.public(),
+        ..member.map_request()
+    };
+    assert!(member.client.update(&request).await.is_err());
+    assert_eq!(refusals(dir.path()).await[0].0, "request");
+
+    let upgrade = "Connection: upgrade\r\nUpgrade: tailscale-control-protocol\r\n";
+    let handshake = format!("{upgrade}X-Tailscale-Handshake: AAAA\r\n");
+    for (begin, headers, reason) in [
+        ("GET /key?v=39", "", "too old"),
+        ("PUT /ts2021", "", "use POST"),
+        ("GET /ts2021", "", "WebSocket"),
+        ("POST /ts2021", "", "missing next protocol"),
+        ("POST /ts2021", upgrade, "missing Tailscale handshake"),
+        ("POST /ts2021", &handshake, "the handshake failed"),
+    ] {
+        let head = format!("{begin} HTTP/1.1\r\nHost: x\r\n{headers}\r\n");
+        raw(&url, head.as_bytes()).await;
+        let (what, why) = refusals(dir.path()).await.remove(0);
+        assert_eq!(what, "request");
+        assert!(why.contains(reason), "{begin}: {why}");
+    }
+
+    raw(&url, b"\x16\x03\x01\x02\x00garbage").await;
+    let (what, why) = refusals(dir.path()).await.remove(0);
+    assert_eq!(what, "connection");
+    assert!(why.contains("TLS"), "{why}");
+
+    // A client of the relay that is not a node.
+    let map = server
+        .coordinator
+        .read(|core| core.config().derp_map.clone());
+    let node = map.regions.values().next().unwrap().nodes[0].clone();
+    let (secret, options) = (NodeSecret::generate(&mut SystemEntropy), Default::default());
+    let client = connect_node(&Dialer::new(), &node, &secret, &options).await;
+    // The relay may say so after the login was sent.
+    if let Ok((_sender, mut receiver)) = client {
+        while receiver.recv().await.is_ok() {}
+    }
+    let (what, why) = refusals(dir.path()).await.remove(0);
+    assert_eq!(what, "relay");
+    assert!(why.contains("not a node"), "{why}");
+
+    // Lines have a bound too, which these reach.
+    let mut lines = Vec::new();
+    while let Ok(line) = server.lines.try_recv() {
+        lines.extend(line.starts_with("refused a ").then_some(line));
+    }
+    assert!((10..=13).contains(&lines.len()), "{lines:?}");
     server.stop().await.unwrap();
 }
 

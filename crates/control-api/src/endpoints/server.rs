@@ -54,6 +54,9 @@ pub struct HealthInfo {
     pub swallowed_upgrades: u64,
     /// When the last of them came.
     pub last_swallowed_upgrade: Option<Timestamp>,
+    /// What kept machines out since the start of the server, the most recent first.
+    #[serde(default)]
+    pub refusals: Vec<RefusalInfo>,
     /// Keys that several machines held at the same time in the last minutes, and what
     /// to do about each.
     pub shared_keys: Vec<String>,
@@ -77,6 +80,19 @@ pub struct ProviderHealth {
     pub ready: bool,
     /// Why the provider could not be read at the last try, if that is so.
     pub problem: Option<String>,
+}
+
+/// A reason for which machines were refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusalInfo {
+    /// What was refused: `registration`, `request`, `connection` or `relay`.
+    pub what: String,
+    /// The reason.
+    pub reason: String,
+    /// How often.
+    pub count: u64,
+    /// When the last time was.
+    pub last: Timestamp,
 }
 
 impl HealthInfo {

@@ -1,7 +1,9 @@
 //! The health of the server, and requests to connected nodes.
 
 use http::Method;
-use warren_control_api::endpoints::{C2nResponse, GetHealth, HealthInfo, ProviderHealth, SendC2n};
+use warren_control_api::endpoints::{
+    C2nResponse, GetHealth, HealthInfo, ProviderHealth, RefusalInfo, SendC2n,
+};
 use warren_control_api::{Caller, Handler, Reply};
 use warren_control_core::SharedKey;
 
@@ -29,6 +31,14 @@ impl Handler<GetHealth> for Administration {
             }
         });
         let providers = providers.collect();
+        let refusals = self.coordinator.refusals().all().into_iter();
+        let refusals = refusals.map(|refusal| RefusalInfo {
+            what: refusal.what.name().to_owned(),
+            reason: refusal.reason,
+            count: refusal.count,
+            last: refusal.last,
+        });
+        let refusals = refusals.collect();
         Ok(self.coordinator.read(|c| HealthInfo {
             status: if database { "pass" } else { "fail" }.to_owned(),
             database,
@@ -48,6 +58,7 @@ impl Handler<GetHealth> for Administration {
             waiting,
             swallowed_upgrades: upgrades.requests,
             last_swallowed_upgrade: upgrades.last,
+            refusals,
             shared_keys: shared.iter().map(|key| held_twice(c, key)).collect(),
             providers,
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use serde_json::json;
-use warren_control_api::endpoints::{C2nResponse, GetHealth, HealthInfo, SendC2n};
+use warren_control_api::endpoints::{C2nResponse, GetHealth, HealthInfo, RefusalInfo, SendC2n};
 
 use warren_dial::SystemEntropy;
 use warren_keys::MachineSecret;
@@ -95,6 +95,17 @@ fn show_health(health: &HealthInfo, now: Timestamp) -> String {
             "login     {} ({}) {state}\n",
             provider.name, provider.issuer
         );
+    }
+    for refusal in &health.refusals {
+        let RefusalInfo {
+            what,
+            reason,
+            count,
+            last,
+        } = refusal;
+        let (what, reason) = (printable(what), printable(reason));
+        let last = relative(*last, now);
+        problems += &format!("refused   {what}, {count} time(s), last {last}: {reason}\n");
     }
     for shared in &health.shared_keys {
         problems += &format!("keys      {}\n", printable(shared));
