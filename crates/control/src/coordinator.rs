@@ -144,6 +144,22 @@ impl CoordinatorHandle {
         look(&self.view())
     }
 
+    /// Reads the state of this moment, and waits until it is on disk as far as it was
+    /// promised to anyone. Answers that others act on for good are read so;
+    /// ARCHITECTURE.md lists those that are not.
+    ///
+    /// # Errors
+    /// It is not on disk yet.
+    pub async fn read_saved<R>(&self, look: impl FnOnce(&View) -> R) -> Result<R, StoreError> {
+        let (view, saved) = {
+            let inner = self.lock();
+            (inner.coordinator.view(), self.store.saved())
+        };
+        let result = look(&view);
+        saved.wait().await?;
+        Ok(result)
+    }
+
     /// Reads from the coordinator what is not part of a [`View`]: the requests
     /// that wait for a decision. Changes wait meanwhile.
     pub fn inspect<R>(&self, look: impl FnOnce(&Coordinator) -> R) -> R {

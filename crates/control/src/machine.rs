@@ -301,6 +301,9 @@ fn jitter() -> Duration {
 }
 
 #[cfg(test)]
+mod answers;
+
+#[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use tower::ServiceExt as _;

@@ -45,7 +45,7 @@ pub(crate) fn router() -> Router<Arc<CoordinatorHandle>> {
         .route("/affected-sigs", any(affected_signatures))
 }
 
-/// The answer to a request that changed nothing, or whose change is on disk.
+/// The answer to a request. What it speaks of is on disk.
 fn answered<T: Serialize>(result: Result<T, LockError>) -> Response {
     match result {
         Ok(value) => answer(StatusCode::OK, &value),
@@ -68,7 +68,7 @@ fn saved<T: Serialize>(result: Result<Result<T, LockError>, StoreError>) -> Resp
     match result {
         Ok(result) => answered(result),
         Err(error) => {
-            tracing::error!("a change of tailnet lock could not be saved: {error}");
+            tracing::error!("the state of tailnet lock could not be saved: {error}");
             text(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "the server cannot save its state at the moment (see its log); try again later",
@@ -104,7 +104,8 @@ async fn bootstrap(
     Extension(peer): Extension<Peer>,
     JsonBody(request): JsonBody<TkaBootstrapRequest, MAX_SMALL>,
 ) -> Response {
-    answered(coordinator.read(|view| view.lock_bootstrap(peer.machine, &request)))
+    let state = coordinator.read_saved(|view| view.lock_bootstrap(peer.machine, &request));
+    saved(state.await)
 }
 
 async fn sync_offer(
@@ -112,7 +113,8 @@ async fn sync_offer(
     Extension(peer): Extension<Peer>,
     JsonBody(request): JsonBody<TkaSyncOfferRequest, MAX_SMALL>,
 ) -> Response {
-    answered(coordinator.read(|view| view.lock_sync_offer(peer.machine, &request)))
+    let offer = coordinator.read_saved(|view| view.lock_sync_offer(peer.machine, &request));
+    saved(offer.await)
 }
 
 async fn sync_send(
@@ -165,5 +167,6 @@ async fn affected_signatures(
     Extension(peer): Extension<Peer>,
     JsonBody(request): JsonBody<TkaSignaturesUsingKeyRequest, MAX_SMALL>,
 ) -> Response {
-    answered(coordinator.read(|view| view.lock_signatures_using(peer.machine, &request)))
+    let found = coordinator.read_saved(|view| view.lock_signatures_using(peer.machine, &request));
+    saved(found.await)
 }

@@ -25,8 +25,11 @@ const STEPS: &[&str] = &[
     "nodes rename alice anna",
     "nodes tag anna tag:db",
     "policy set --allow-all --yes",
+    "nodes assign anna --user ann",
+    "nodes approve-routes anna 10.7.0.0/16",
     "users delete carol",
     "nodes expire anna",
+    "nodes expire anna --never",
     "nodes delete anna",
 ];
 
