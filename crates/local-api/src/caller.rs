@@ -8,7 +8,7 @@
 use crate::endpoint::Permission;
 
 /// The program or server that made a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Caller {
     /// A program on this machine, of the user with this id.
     LocalUser {

@@ -41,6 +41,7 @@ pub mod go_json;
 pub mod health;
 pub mod notify;
 pub mod ordered_json;
+mod places;
 pub mod prefs;
 pub mod router;
 pub mod server;

@@ -250,6 +250,14 @@ async fn authorize<T: NodeApi>(
     Ok(next.run(request).await.into_response())
 }
 
+/// Whether the caller is the operator at this moment.
+pub(crate) async fn is_operator<T: Handler<GetPrefs>>(node: &T, caller: Caller) -> bool {
+    let Some(operator) = operator(node).await else {
+        return false;
+    };
+    caller == Caller::LocalUser { uid: operator }
+}
+
 /// The user id of the operator, if one is named and exists.
 async fn operator<T: Handler<GetPrefs>>(node: &T) -> Option<u32> {
     let prefs = node.handle(GetPrefs).await.ok()?.prefs;

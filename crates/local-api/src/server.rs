@@ -4,9 +4,8 @@
 //! refuses requests that were caused by a web page (they have `Origin` or
 //! `Referer`, or another `Host`), for all users.
 //!
-//! All users of the machine may connect, so connections are limited, and a part
-//! of them is kept for root and the daemon's own user: no other user can lock the
-//! administrator out.
+//! All users of the machine may connect, so connections are limited for each of them:
+//! see the module `places`.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -26,12 +25,11 @@ use tracing::Instrument as _;
 
 use crate::caller::Caller;
 use crate::endpoints::NodeApi;
-use crate::router::local_router;
+use crate::places::{Place, Places, Rank};
+use crate::router::{is_operator, local_router};
 
-/// Connections at a time.
-const MAX_CONNECTIONS: usize = 256;
-/// The number of them that only root and the daemon's own user can have.
-const KEPT_CONNECTIONS: usize = 32;
+/// Callers at a time of which is looked up whether they are the operator.
+const MAX_LOOKUPS: usize = 16;
 /// The time in which a program must send the head of a request, the first one and
 /// each one that follows.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -81,38 +79,56 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
 
 /// Serves until the future is dropped, which also ends all connections.
 pub async fn serve<T: NodeApi>(listener: UnixListener, node: Arc<T>) {
-    let router = local_router(node);
+    let router = local_router(Arc::clone(&node));
+    let places = Places::default();
     let mut connections = JoinSet::new();
+    let mut lookups = JoinSet::new();
     let mut refusals = JoinSet::new();
     let mut last_connection = 0_u64;
     loop {
-        tokio::select! {
+        // The rank is `None` before a user other than root was looked up.
+        let (stream, caller, rank) = tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
                     let caller = caller(&stream);
                     let daemon = rustix::process::geteuid().as_raw();
-                    let limit = match caller.is_administrator(daemon) {
-                        true => MAX_CONNECTIONS,
-                        false => MAX_CONNECTIONS - KEPT_CONNECTIONS,
-                    };
-                    if connections.len() < limit {
-                        last_connection += 1;
-                        let span = tracing::info_span!("local", connection = last_connection);
-                        let serving = serve_connection(stream, caller, router.clone());
-                        connections.spawn(serving.instrument(span));
-                    } else if refusals.len() < MAX_REFUSALS {
-                        refusals.spawn(refuse(stream));
-                    }
+                    let is_administrator = caller.is_administrator(daemon);
+                    (stream, caller, is_administrator.then_some(Rank::Administrator))
                 }
                 Err(error) => {
                     // Most likely there are no file descriptors left. Others
                     // will be closed soon; a busy loop would not help.
                     tracing::warn!(%error, "the local socket accepts no connection");
                     tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
                 }
             },
-            Some(_) = connections.join_next() => {}
-            Some(_) = refusals.join_next() => {}
+            Some(found) = lookups.join_next() => match found {
+                Ok(found) => found,
+                Err(_) => continue,
+            },
+            Some(_) = connections.join_next() => continue,
+            Some(_) = refusals.join_next() => continue,
+        };
+        if let Some(place) = places.take(caller, rank.unwrap_or(Rank::Other)) {
+            last_connection += 1;
+            let span = tracing::info_span!("local", connection = last_connection);
+            let serving = serve_connection(stream, caller, place, router.clone());
+            connections.spawn(serving.instrument(span));
+        } else if rank.is_none()
+            && places.has_room(caller, Rank::Operator)
+            && lookups.len() < MAX_LOOKUPS
+        {
+            let node = Arc::clone(&node);
+            lookups.spawn(async move {
+                let rank = match is_operator(&*node, caller).await {
+                    true => Rank::Operator,
+                    false => Rank::Other,
+                };
+                (stream, caller, Some(rank))
+            });
+        } else if refusals.len() < MAX_REFUSALS {
+            refusals.spawn(refuse(stream));
         }
     }
 }
@@ -140,7 +156,7 @@ fn caller(stream: &UnixStream) -> Caller {
     }
 }
 
-async fn serve_connection(stream: UnixStream, caller: Caller, router: Router) {
+async fn serve_connection(stream: UnixStream, caller: Caller, _place: Place, router: Router) {
     let service = TowerToHyperService::new(router.layer(Extension(caller)));
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
