@@ -25,11 +25,11 @@
 //! case, so each of their answers would cost a TCP connection.
 //!
 //! The number of questions and of sockets is bounded. A new question always
-//! gets in: when there are too many, the oldest ones end with SERVFAIL. Most
-//! questions are answered within milliseconds, so the oldest are those of names
-//! that nothing answers, and a program that asks for many such names does not
-//! keep other programs from resolving theirs. (A share per program would not
-//! help: all programs of a machine ask from its one address, from any port.)
+//! gets in: when there are too many, one of the client (an address and a port) that has
+//! most of them ends with SERVFAIL, the oldest one. So a program that asks for many names
+//! at a time loses its own questions, and one that asks for a few keeps them until they
+//! are answered. Only a program that asks from more ports than there are places can take
+//! places of others; then the oldest question ends, which nothing has answered so far.
 
 mod question;
 
@@ -71,6 +71,22 @@ const REFUSED: u8 = 5;
 
 /// The caller's name for one question of a client.
 pub type ClientId = u64;
+
+/// A client and its place in the network. Questions of one place share the places that
+/// there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Client {
+    /// The caller's name for the question.
+    pub id: ClientId,
+    /// The address and port that the question came from; `None`: from this program.
+    pub from: Option<SocketAddr>,
+}
+
+impl From<ClientId> for Client {
+    fn from(id: ClientId) -> Self {
+        Self { id, from: None }
+    }
+}
 
 /// One attempt with one upstream, on a socket of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -166,17 +182,19 @@ impl Forwarder {
     /// Takes on a question, as [`crate::Decision::Forward`] has it.
     ///
     /// Without upstreams the client gets SERVFAIL. When too many questions are
-    /// under way, the clients of the oldest get it.
+    /// under way, the client that has most of them gets it.
     pub fn start(
         &mut self,
         now: Instant,
-        client: ClientId,
+        client: impl Into<Client>,
         transport: Transport,
         query: Vec<u8>,
         upstreams: Vec<SocketAddr>,
     ) {
+        let client = client.into();
         if upstreams.is_empty() {
             let answer = message::failure(&query, SERVFAIL);
+            let client = client.id;
             self.outputs.push_back(Output::Answer { client, answer });
             return;
         }
@@ -254,7 +272,7 @@ impl Forwarder {
     pub fn forget(&mut self, client: ClientId) {
         let mut ended = Vec::new();
         for (number, question) in &mut self.questions {
-            question.waiters.retain(|waiter| waiter.client != client);
+            question.waiters.retain(|waiter| waiter.client.id != client);
             if question.waiters.is_empty() {
                 ended.push(*number);
             }
@@ -269,15 +287,54 @@ impl Forwarder {
         self.last_number
     }
 
-    /// Ends the oldest questions until one more client and one more exchange
-    /// fit.
+    /// Ends questions until one more client and one more exchange fit.
     fn make_space(&mut self) {
         while self.pending() >= MAX_PENDING || self.open.len() >= MAX_EXCHANGES {
-            let Some((&oldest, question)) = self.questions.first_key_value() else {
+            let Some(client) = self.oldest_of_largest() else {
                 return;
             };
-            self.counters.evicted += question.waiters.len() as u64;
-            self.give_up(oldest);
+            self.counters.evicted += 1;
+            self.evict(client);
+        }
+    }
+
+    /// The oldest client of the place that has most of them; of several such places, the
+    /// one that waits longest.
+    fn oldest_of_largest(&self) -> Option<Client> {
+        let waiters = || {
+            self.questions
+                .values()
+                .flat_map(|question| &question.waiters)
+        };
+        let mut places: BTreeMap<Option<SocketAddr>, usize> = BTreeMap::new();
+        for waiter in waiters() {
+            *places.entry(waiter.client.from).or_default() += 1;
+        }
+        let largest = places.values().max()?;
+        let of_largest = |waiter: &&Waiter| places.get(&waiter.client.from) == Some(largest);
+        waiters().find(of_largest).map(|waiter| waiter.client)
+    }
+
+    /// Ends the question of one client. The exchanges go on for the others that asked the
+    /// same.
+    fn evict(&mut self, client: Client) {
+        let mut questions = self.questions.iter_mut();
+        let found = questions.find_map(|(number, question)| {
+            let waiters = &mut question.waiters;
+            let index = waiters.iter().position(|waiter| waiter.client == client)?;
+            if waiters.len() == 1 {
+                return Some((*number, None));
+            }
+            let waiter = waiters.remove(index);
+            Some((*number, Some((question.key.transport(), waiter))))
+        });
+        match found {
+            Some((_, Some((transport, waiter)))) => {
+                let answer = message::failure(&waiter.query, SERVFAIL);
+                self.answer(transport, &waiter, answer);
+            }
+            Some((number, None)) => self.give_up(number),
+            None => {}
         }
     }
 
@@ -496,7 +553,7 @@ impl Forwarder {
             message::fit(&mut answer, usize::from(limit));
         }
         self.outputs.push_back(Output::Answer {
-            client: waiter.client,
+            client: waiter.client.id,
             answer,
         });
     }

@@ -31,7 +31,7 @@ pub mod os;
 pub mod resolver;
 
 pub use config::{Options, ResolverConfig};
-pub use forwarder::{ClientId, ExchangeId, Forwarder, ForwarderCounters, Output};
+pub use forwarder::{Client, ClientId, ExchangeId, Forwarder, ForwarderCounters, Output};
 pub use os::{BaseOs, OsDnsDecision, compile};
 pub use resolver::{Decision, Resolver, Transport};
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use super::{ClientId, ExchangeId, GIVE_UP_AFTER, MAX_WRONG_ANSWERS, TCP_AFTER};
+use super::{Client, ExchangeId, GIVE_UP_AFTER, MAX_WRONG_ANSWERS, TCP_AFTER};
 use crate::message;
 use crate::resolver::Transport;
 
@@ -77,7 +77,7 @@ impl JoinKey {
 /// A client that waits, with its question as it was asked.
 #[derive(Debug)]
 pub(super) struct Waiter {
-    pub(super) client: ClientId,
+    pub(super) client: Client,
     pub(super) query: Vec<u8>,
 }
 

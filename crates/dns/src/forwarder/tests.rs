@@ -300,9 +300,43 @@ fn equal_questions_of_too_many_clients_give_way_too() {
         forwarder.start(now, 1000 + n, Transport::Udp, query(), upstreams(1));
     }
     forwarder.start(now, 1, Transport::Udp, query(), upstreams(1));
-    assert_eq!(forwarder.pending(), 1);
-    assert_eq!(forwarder.counters().evicted, MAX_PENDING as u64);
+    assert_eq!(forwarder.pending(), MAX_PENDING);
+    assert_eq!(forwarder.counters().evicted, 1);
+    // The exchange goes on for those that are left.
     assert_eq!(forwarder.open.len(), 1);
+    let (exchange, _, _, query) = sent(&mut forwarder);
+    assert_eq!(next_answer(&mut forwarder).0, 1000);
+    forwarder.handle_answer(now, exchange, &answer(&query, 0, false));
+    assert_eq!(forwarder.pending(), 0);
+}
+
+/// A program that asks for one name at a time, beside programs that flood.
+#[test]
+fn flood_from_fewer_ports_than_places_evicts_no_question_of_others() {
+    let now = Instant::now();
+    for ports in [1, 16, MAX_PENDING as u16 / 2] {
+        let mut forwarder = forwarder();
+        let client = |id: ClientId, port: u16| Client {
+            id,
+            from: Some(SocketAddr::from(([100, 64, 0, 1], port))),
+        };
+        let honest = client(1, 60_000);
+        forwarder.start(now, honest, Transport::Udp, query(), upstreams(1));
+        let (exchange, _, _, asked) = sent(&mut forwarder);
+        for n in 0..5000 {
+            let question = named(&format!("n{n}.example."), 7);
+            let port = 1024 + n as u16 % ports;
+            let flooding = client(1000 + n, port);
+            forwarder.start(now, flooding, Transport::Udp, question, upstreams(1));
+            assert!(forwarder.pending() <= MAX_PENDING);
+        }
+        assert!(forwarder.counters().evicted > 4000);
+        while let Some(output) = forwarder.poll_output() {
+            assert!(!matches!(output, Output::Answer { client: 1, .. }));
+        }
+        forwarder.handle_answer(now, exchange, &answer(&asked, 0, false));
+        assert_eq!(Header::parse(&answered(&mut forwarder)).unwrap().rcode, 0);
+    }
 }
 
 #[test]

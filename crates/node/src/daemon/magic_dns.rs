@@ -22,7 +22,7 @@ use std::time::Instant;
 use tokio::sync::{mpsc, watch};
 use warren_dataplane::{TunWrite, VNET_HDR_LEN};
 use warren_dns::{
-    ClientId, Decision, Forwarder, Output, Resolver, ResolverConfig, Transport, is_service,
+    Client, ClientId, Decision, Forwarder, Output, Resolver, ResolverConfig, Transport, is_service,
 };
 use warren_packet_threads::FrameWriter;
 use warren_wire::ip::{IpPacket, tcp, udp};
@@ -121,7 +121,11 @@ impl Server {
                 let id: ClientId = self.next_client;
                 self.clients.insert(id, (client, asked));
                 let now = Instant::now();
-                self.forwarder.start(now, id, ANSWERS, query, upstreams);
+                let asker = Client {
+                    id,
+                    from: Some(client),
+                };
+                self.forwarder.start(now, asker, ANSWERS, query, upstreams);
             }
             Decision::Drop => {}
         }
