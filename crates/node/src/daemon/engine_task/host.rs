@@ -33,8 +33,55 @@ fn covering_route<'a>(config: &'a HostConfig, network: &IpNet) -> Option<&'a IpN
         .max_by_key(|route| route.prefix_len())
 }
 
+/// The routes into the tunnel that take a part of the network.
+fn routes_inside<'a>(
+    config: &'a HostConfig,
+    network: IpNet,
+) -> impl Iterator<Item = &'a IpNet> + use<'a> {
+    let routes = config.routes.iter();
+    routes.filter(move |route| {
+        let widest = network.prefix_len();
+        widest > 0 && route.prefix_len() > widest && network.contains(*route)
+    })
+}
+
 fn is_single(net: &IpNet) -> bool {
     net.prefix_len() == net.max_prefix_len()
+}
+
+/// Where the tailnet and a network of this machine have the same addresses, as shown to
+/// the user.
+fn overlaps_with(config: &HostConfig, network: IpNet, interface: &str) -> Vec<String> {
+    let covering = covering_route(config, &network).map(|route| {
+        format!(
+            "the accepted route {route} covers the network {network} of the interface \
+             {interface}, which is reached directly, not through the tunnel; give one \
+             of them other addresses to reach both"
+        )
+    });
+    let narrower = routes_inside(config, network).filter(|route| !is_single(route));
+    let narrower = narrower.map(|route| {
+        format!(
+            "the accepted route {route} is a part of the network {network} of the interface \
+             {interface}: packets to machines there take the tunnel, also to those of this \
+             network; give one of them other addresses, or do not accept the route"
+        )
+    });
+    let mut nodes = routes_inside(config, network).filter(|route| is_single(route));
+    let captured = nodes.next().map(|first| {
+        format!(
+            "{} addresses of the network {network} of the interface {interface} belong \
+             to nodes of the tailnet, for example {}: packets to them take the tunnel; \
+             give one of them other addresses",
+            nodes.count() + 1,
+            first.addr()
+        )
+    });
+    covering
+        .into_iter()
+        .chain(narrower)
+        .chain(captured)
+        .collect()
 }
 
 impl EngineTask {
@@ -71,29 +118,8 @@ impl EngineTask {
             return Vec::new();
         };
         let networks = attached_networks(&self.link);
-        let lines = networks.flat_map(|(network, interface)| {
-            let covering = covering_route(config, &network).map(|route| {
-                format!(
-                    "the accepted route {route} covers the network {network} of the interface \
-                     {interface}, which is reached directly, not through the tunnel; give one \
-                     of them other addresses to reach both"
-                )
-            });
-            let mut inside = config.routes.iter().filter(|route| {
-                is_single(route) && network.prefix_len() > 0 && network.contains(*route)
-            });
-            let first = inside.next().filter(|_| !is_single(&network));
-            let captured = first.map(|route| {
-                format!(
-                    "{} addresses of the network {network} of the interface {interface} belong \
-                     to nodes of the tailnet, for example {}: packets to them take the tunnel; \
-                     give one of them other addresses",
-                    inside.count() + 1,
-                    route.addr()
-                )
-            });
-            covering.into_iter().chain(captured)
-        });
+        let lines =
+            networks.flat_map(|(network, interface)| overlaps_with(config, network, interface));
         lines.take(MAX_OVERLAPS).collect()
     }
 
@@ -149,7 +175,7 @@ mod tests {
             ("10.1.2.0/24", Some("10.1.0.0/16")),
             ("10.1.0.0/16", Some("10.1.0.0/16")),
             ("10.2.3.4/32", Some("10.0.0.0/8")),
-            // The route is for a part of the network only.
+            // The route is for a part of the network only: see below.
             ("192.168.1.0/24", None),
             ("203.0.113.0/24", None),
             ("100.64.0.2/32", None),
@@ -159,6 +185,36 @@ mod tests {
             let found = covering_route(&config, &network.parse().unwrap());
             let expected = route.map(|route| route.parse().unwrap());
             assert_eq!(found.copied(), expected, "{network}");
+        }
+    }
+
+    #[test]
+    fn every_overlap_of_routes_and_networks_is_shown() {
+        let config = HostConfig {
+            routes: [
+                "0.0.0.0/0",
+                "10.0.0.0/8",
+                "100.64.0.2/32",
+                "192.168.1.128/25",
+            ]
+            .map(|route| route.parse().unwrap())
+            .into(),
+            ..HostConfig::default()
+        };
+        for (network, shown) in [
+            ("10.1.2.0/24", Some("route 10.0.0.0/8 covers")),
+            ("192.168.1.128/25", Some("route 192.168.1.128/25 covers")),
+            ("192.168.1.0/24", Some("route 192.168.1.128/25 is a part")),
+            ("100.64.0.0/24", Some("1 addresses")),
+            ("203.0.113.0/24", None),
+            ("100.64.0.2/32", None),
+            ("0.0.0.0/0", None),
+        ] {
+            let lines = overlaps_with(&config, network.parse().unwrap(), "eth0");
+            match shown {
+                Some(part) => assert!(lines.len() == 1 && lines[0].contains(part), "{lines:?}"),
+                None => assert!(lines.is_empty(), "{network}: {lines:?}"),
+            }
         }
     }
 }
