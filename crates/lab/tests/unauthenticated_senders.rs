@@ -1,10 +1,11 @@
 //! Each listener of our programs under attack by senders that prove nothing: idle
 //! in each phase, slow in each phase, too many, from one source and from many.
 //! The programs stay within the files and the memory that they promise, an honest
-//! node gets in meanwhile, and everything is given back afterwards.
+//! node gets in meanwhile, and everything is given back afterwards. The same holds for
+//! a member of the network that takes what it can.
 #![allow(clippy::unwrap_used)]
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
@@ -13,13 +14,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use warren_control_types::{CapabilityVersion, MapRequest, RegisterAuth, RegisterRequest};
+use warren_dial::control::ControlClient;
+use warren_dial::{Dialer, SystemEntropy};
+use warren_keys::{MachineSecret, NodeSecret};
 use warren_lab::scenario::{Tailnet, address, installed, lab, skip, traffic_flows};
 use warren_lab::{Control, Host, Kind, Lab, Node, PATIENCE, Place, Program, RelayKind, until};
 
 /// Unidentified connections that one source may have: `dial/src/connections.rs`.
 const PER_SOURCE: usize = 256;
-/// Connections that a LocalAPI serves, and refusals under way beside them.
-const LOCAL_API: usize = 256 + 32;
+/// Connections of one user that a LocalAPI serves, and refusals under way beside them.
+const LOCAL_API: usize = 32 + 32;
 /// Files that a program opens for other reasons while a test runs.
 const OTHER_FILES: usize = 64;
 /// Connections of an attack from one source.
@@ -297,6 +302,96 @@ fn nodes_use_a_relay_while_unauthenticated_senders_hold_its_connections() {
     );
 }
 
+/// Channels that one node opens to the server, and holds until this is dropped.
+struct ChannelsOfOneNode {
+    _end: tokio::sync::oneshot::Sender<()>,
+}
+
+impl ChannelsOfOneNode {
+    /// Joins as a node and opens so many channels, with an answered request on each.
+    fn open(from: &Host, server: &str, key: &str, count: usize) -> Self {
+        let (server, key) = (server.to_owned(), key.to_owned());
+        let (end, ended) = tokio::sync::oneshot::channel();
+        let (opened, wait) = std::sync::mpsc::channel();
+        from.inside(move || {
+            // A thread has the network of the thread that starts it.
+            std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                    .unwrap();
+                runtime.block_on(async {
+                    let channels = open_channels(&server, &key, count).await;
+                    opened.send(channels.len()).unwrap();
+                    // Ends when the other half is dropped.
+                    let _ended = ended.await;
+                });
+            });
+        });
+        assert_eq!(wait.recv(), Ok(count));
+        Self { _end: end }
+    }
+}
+
+async fn open_channels(server: &str, key: &str, count: usize) -> Vec<ControlClient> {
+    let machine = MachineSecret::generate(&mut SystemEntropy);
+    let node_key = NodeSecret::generate(&mut SystemEntropy).public();
+    let client = || ControlClient::new(server.parse().unwrap(), machine.clone(), Dialer::new());
+    let registration = RegisterRequest {
+        version: CapabilityVersion::CURRENT,
+        node_key,
+        auth: Some(RegisterAuth {
+            auth_key: key.to_owned(),
+        }),
+        ..RegisterRequest::default()
+    };
+    let answer = client().register(&registration).await.unwrap();
+    assert_eq!(answer.error, "");
+    let update = MapRequest {
+        version: CapabilityVersion::CURRENT,
+        node_key,
+        omit_peers: true,
+        ..MapRequest::default()
+    };
+    let mut channels = Vec::new();
+    for _ in 0..count {
+        let channel = client();
+        channel.update(&update).await.unwrap();
+        channels.push(channel);
+    }
+    channels
+}
+
+#[test]
+fn one_member_cannot_keep_other_nodes_out() {
+    /// Channels that a node may have: `dial/src/connections.rs`.
+    const PER_OWNER: usize = 8;
+    /// Channels that it opens, more than the server has slots.
+    const CHANNELS: usize = 800;
+    let Some(mut lab) = lab_for_attacks() else {
+        return;
+    };
+    let host = lab.host("control", Place::Open).unwrap();
+    let mut control = Control::start_with(&host, None, &["--max-connections=400"]).unwrap();
+    let key = control.auth_key("ann").unwrap();
+    let url = control.url().to_owned();
+    let member = lab.host("member", Place::Open).unwrap();
+    let mut join = |name: &str| {
+        let node = Node::start(&lab.host(name, Place::Open).unwrap(), Kind::Warren).unwrap();
+        node.up(&url, &key, &[]).unwrap();
+        node
+    };
+    let early = join("early");
+    let before = Baseline::of(control.program());
+    let held = ChannelsOfOneNode::open(&member, &url, &key, CHANNELS);
+    before.holds(control.program(), PER_OWNER);
+    let late = join("late");
+    traffic_flows(&early, &late);
+    before.holds(control.program(), PER_OWNER);
+    drop(held);
+    before.returns(control.program());
+}
+
 /// Opens connections to the socket as a user without rights, and sends a part of a
 /// request on each.
 ///
@@ -307,9 +402,7 @@ fn local_connections(
     count: usize,
 ) -> rustix::io::Result<Vec<UnixStream>> {
     let socket = socket.to_owned();
-    std::thread::spawn(move || {
-        // Only this thread becomes another user.
-        rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(65534))?;
+    as_user(65534, move || {
         let opened = (0..count).filter_map(|n| {
             let mut stream = UnixStream::connect(&socket).ok()?;
             let part: &[u8] = match n % 3 {
@@ -320,9 +413,38 @@ fn local_connections(
             stream.write_all(part).ok()?;
             Some(stream)
         });
-        Ok(opened.collect())
+        opened.collect()
+    })
+}
+
+/// Runs a job as another user.
+///
+/// # Errors
+/// This process cannot act as another user.
+fn as_user<T: Send + 'static>(
+    uid: u32,
+    job: impl FnOnce() -> T + Send + 'static,
+) -> rustix::io::Result<T> {
+    std::thread::spawn(move || {
+        // Only this thread becomes another user.
+        rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(uid))?;
+        Ok(job())
     })
     .join()
+    .unwrap()
+}
+
+/// The answer of the daemon to a user that asks for its status.
+fn status_as(socket: &std::path::Path, uid: u32) -> String {
+    let socket = socket.to_owned();
+    as_user(uid, move || {
+        let mut stream = UnixStream::connect(&socket).unwrap();
+        let request = b"GET /localapi/v0/status HTTP/1.1\r\nHost: local-tailscaled.sock\r\nConnection: close\r\n\r\n";
+        stream.write_all(request).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    })
     .unwrap()
 }
 
@@ -353,6 +475,8 @@ fn the_administrator_is_served_while_users_hold_connections_of_the_local_api() {
     before.holds(alice.daemon(), LOCAL_API);
     for _ in 0..20 {
         alice.status_json().unwrap();
+        let other = status_as(&folder.join("node/s.sock"), 65533);
+        assert!(other.starts_with("HTTP/1.1 200"), "{other}");
     }
     traffic_flows(&alice, &bob);
     before.holds(alice.daemon(), LOCAL_API);
@@ -360,6 +484,9 @@ fn the_administrator_is_served_while_users_hold_connections_of_the_local_api() {
     before.returns(alice.daemon());
     alice.status_json().unwrap();
 }
+
+/// The name server of a node.
+const MAGIC_DNS: (Ipv4Addr, u16) = (Ipv4Addr::new(100, 100, 100, 100), 53);
 
 /// A question for the A records of a name.
 fn question(id: u16, name: &str) -> Vec<u8> {
@@ -375,7 +502,6 @@ fn question(id: u16, name: &str) -> Vec<u8> {
 
 #[test]
 fn names_of_nodes_resolve_while_the_upstream_is_silent_under_a_flood_of_questions() {
-    const MAGIC_DNS: (Ipv4Addr, u16) = (Ipv4Addr::new(100, 100, 100, 100), 53);
     /// Questions in flight to upstreams, at most.
     const EXCHANGES: usize = 512;
     let Some(mut lab) = lab_for_attacks() else {
@@ -438,4 +564,118 @@ fn names_of_nodes_resolve_while_the_upstream_is_silent_under_a_flood_of_question
     assert!(resolver.recv(&mut one).unwrap() > 12);
     traffic_flows(&alice, &bob);
     before.returns(alice.daemon());
+}
+
+/// Asks MagicDNS of the host for many names, over and over, until this is dropped.
+struct QuestionFlood {
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl QuestionFlood {
+    fn start(from: &Host) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = from.inside(move || {
+            std::thread::spawn(move || {
+                let sockets: Vec<UdpSocket> = (0..16)
+                    .map(|_| UdpSocket::bind("0.0.0.0:0").unwrap())
+                    .collect();
+                let mut n = 0_u16;
+                while !stopped.load(Ordering::Relaxed) {
+                    n = n.wrapping_add(1);
+                    let name = format!("n{n}.example.org");
+                    let socket = &sockets[usize::from(n % 16)];
+                    // The daemon may drop what comes too fast.
+                    let _sent = socket.send_to(&question(n, &name), MAGIC_DNS);
+                }
+            })
+        });
+        Self {
+            stop,
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for QuestionFlood {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+/// Answers questions for one name, each after as many others as there are places for
+/// questions under way in MagicDNS, and no other question.
+fn slow_upstream(socket: &UdpSocket, name: &str, stop: &AtomicBool) {
+    const PLACES: usize = 256;
+    let wanted = question(0, name)[12..].to_vec();
+    socket
+        .set_read_timeout(Some(Duration::from_millis(100)))
+        .unwrap();
+    let mut waiting: Vec<(Vec<u8>, SocketAddr, usize)> = Vec::new();
+    let mut buffer = [0; 1500];
+    while !stop.load(Ordering::Relaxed) {
+        let Ok((len, from)) = socket.recv_from(&mut buffer) else {
+            continue;
+        };
+        let asked = &buffer[..len];
+        if asked.get(12..12 + wanted.len()) == Some(&wanted[..]) {
+            let mut answer = asked[..12 + wanted.len()].to_vec();
+            // One answer, without other records: 192.0.2.7.
+            answer[2] |= 0x80;
+            answer[6..12].copy_from_slice(&[0, 1, 0, 0, 0, 0]);
+            answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 7]);
+            waiting.push((answer, from, 0));
+        }
+        waiting.retain_mut(|(answer, from, others)| {
+            *others += 1;
+            if *others < 2 * PLACES {
+                return true;
+            }
+            let _sent = socket.send_to(answer, *from);
+            false
+        });
+    }
+}
+
+/// The other names are asked from a few ports, the honest one from its own.
+#[test]
+fn names_of_others_resolve_beside_a_flood_of_questions() {
+    const NAME: &str = "honest.example.com";
+    let Some(mut lab) = lab_for_attacks() else {
+        return;
+    };
+    let Some(tailnet) = Tailnet::new(&mut lab, RelayKind::Warren) else {
+        return;
+    };
+    let upstream = lab.host("upstream", Place::Open).unwrap();
+    let socket = upstream.inside(|| UdpSocket::bind("0.0.0.0:53").unwrap());
+    let host = lab.host("alice", Place::Open).unwrap();
+    let line = format!("echo nameserver {} > /etc/resolv.conf", upstream.address());
+    host.run("sh", &["-c", &line]).unwrap();
+    let mut alice = tailnet.join(&host, Kind::Warren);
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = stop.clone();
+    let answering = std::thread::spawn(move || slow_upstream(&socket, NAME, &stopped));
+    let flood = QuestionFlood::start(&host);
+    let ask = || -> Result<Vec<u8>, std::io::Error> {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+        socket.send_to(&question(7, NAME), MAGIC_DNS)?;
+        let mut answer = vec![0; 1500];
+        let len = socket.recv(&mut answer)?;
+        answer.truncate(len);
+        match answer.ends_with(&[192, 0, 2, 7]) {
+            true => Ok(answer),
+            false => Err(std::io::Error::other("an error of MagicDNS")),
+        }
+    };
+    until("a name of others to resolve", PATIENCE, || host.inside(ask)).unwrap();
+    alice.daemon().check_alive().unwrap();
+    drop(flood);
+    stop.store(true, Ordering::Relaxed);
+    answering.join().unwrap();
 }
