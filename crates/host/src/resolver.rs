@@ -17,6 +17,7 @@
 mod direct;
 mod resolv_conf;
 mod resolved;
+mod uplinks;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -25,6 +26,7 @@ use std::path::{Path, PathBuf};
 use direct::Direct;
 pub use resolv_conf::BaseConfig;
 use resolved::Resolved;
+use uplinks::Uplinks;
 use warren_node_types::TailnetRanges;
 
 /// The name server's IPv4 address, served by every node for itself.
@@ -139,7 +141,7 @@ enum Backend {
 /// [`SystemDns::revert`] does so too and returns errors.
 pub struct SystemDns {
     backend: Backend,
-    options: ResolverOptions,
+    uplinks: Uplinks,
 }
 
 impl SystemDns {
@@ -155,7 +157,8 @@ impl SystemDns {
             Some(resolved) => Backend::Resolved(resolved),
             None => Backend::Direct(Direct::new(&options)),
         };
-        SystemDns { backend, options }
+        let uplinks = Uplinks::new(options.resolved_uplinks.clone());
+        SystemDns { backend, uplinks }
     }
 
     async fn try_resolved(options: &ResolverOptions) -> Option<Resolved> {
@@ -194,18 +197,17 @@ impl SystemDns {
     /// a loop.
     pub fn base_config(&self) -> BaseConfig {
         match &self.backend {
-            Backend::Resolved(_) => {
-                BaseConfig::parse(&read_or_empty(&self.options.resolved_uplinks))
-            }
+            Backend::Resolved(_) => self.uplinks.base_config(),
             Backend::Direct(direct) => direct.base_config(),
         }
     }
 
     /// Waits until [`SystemDns::base_config`] is something else than it was, because
-    /// another program wrote resolv.conf. Can be dropped and called again.
+    /// another program wrote resolv.conf, or because the machine is in another network.
+    /// Can be dropped and called again.
     pub async fn base_changed(&self) {
         match &self.backend {
-            Backend::Resolved(_) => std::future::pending().await,
+            Backend::Resolved(_) => self.uplinks.changed().await,
             Backend::Direct(direct) => direct.base_changed().await,
         }
     }
