@@ -276,14 +276,18 @@ impl Logins {
         self.rest_candidate();
     }
 
-    /// Forgets all logins. `notify_server`: the server should forget them too.
+    /// Forgets all logins. `notify_server`: the server should forget them too, also a new
+    /// one that it may have accepted.
     pub(super) fn forget(&mut self, notify_server: bool) {
-        if let Some(account) = self.account().filter(|_| notify_server) {
-            let hostinfo = self.description.hostinfo.clone();
-            let request = logout_request(account.node_key.public(), hostinfo);
+        self.disconnect();
+        let keys = [
+            self.account().map(|account| account.node_key.public()),
+            self.candidate.known_key().map(NodeSecret::public),
+        ];
+        for key in keys.into_iter().flatten().filter(|_| notify_server) {
+            let request = logout_request(key, self.description.hostinfo.clone());
             self.output(NodeOutput::Unregister(Box::new(request)));
         }
-        self.disconnect();
         self.login = Login::LoggedOut;
         self.candidate = Candidate::None;
         // The next login may be that of another user.

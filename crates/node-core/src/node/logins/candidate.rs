@@ -86,6 +86,14 @@ impl Candidate {
         }
     }
 
+    /// The key of a dormant candidate, if the server may have it.
+    pub(super) fn known_key(&self) -> Option<&NodeSecret> {
+        match self {
+            Self::Dormant(key) if key.may_be_known => Some(&key.secret),
+            Self::None | Self::Dormant(_) | Self::Saving { .. } | Self::Active(..) => None,
+        }
+    }
+
     /// The server may have accepted the key, or may do so later.
     pub(super) fn may_be_known(&mut self) {
         if let Self::Active(key, _) = self {

@@ -96,6 +96,21 @@ fn an_expired_key_of_a_lost_login_is_renewed_and_not_forgotten() {
     assert_eq!(world.server.node_key, Some(reached));
 }
 
+#[test]
+fn a_logout_ends_a_login_whose_acceptance_was_lost() {
+    let mut world = World::joined(Policy::GoodKey);
+    world.loses_answers = true;
+    world.start(true, Some("good"));
+    world.run();
+    let reached = world.server.node_key.expect("the login was accepted");
+    world.give(NodeInput::LogOut);
+    let mut outputs = std::iter::from_fn(|| world.node.poll_output());
+    assert!(outputs.any(|output| matches!(
+        output,
+        NodeOutput::Unregister(request) if request.node_key == reached
+    )));
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Act {
     Start(bool, Option<&'static str>),

@@ -100,11 +100,10 @@ impl EngineTask {
         }
     }
 
-    /// Sends the server that the login is given up, and answers the request.
+    /// Reports to the server that a login is given up. The first report answers the
+    /// request.
     pub(super) fn unregister(&mut self, request: RegisterRequest) {
-        let Some(reply) = self.logout_reply.take() else {
-            return;
-        };
+        let reply = self.logout_reply.take();
         let (server, machine_key, dialer) = (
             self.state.prefs.control_url.clone(),
             self.state.machine_key.clone(),
@@ -117,7 +116,10 @@ impl EngineTask {
                     "logged out here, but the coordination server was not notified: {error}"
                 ))
             });
-            drop(reply.send(done));
+            match reply {
+                Some(reply) => drop(reply.send(done)),
+                None => tracing::debug!(?done, "a login that was not finished is given up"),
+            }
         };
         tokio::spawn(work.in_current_span());
     }
