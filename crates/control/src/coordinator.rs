@@ -378,7 +378,7 @@ impl CoordinatorHandle {
         }
     }
 
-    /// What kept machines out.
+    /// The reasons that kept machines out.
     pub fn refusals(&self) -> &Refusals {
         &self.refusals
     }

@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-/// Reasons that are remembered. The one that was met longest ago makes room.
+/// Reasons that are remembered. The one that was met longest ago gives way.
 const MAX_REASONS: usize = 32;
 /// Lines in the log in a [`WINDOW`], of all reasons together.
 const MAX_LINES: u32 = 10;
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// What was refused.
+/// The kind of thing that was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refused {
     /// A registration.
@@ -54,7 +54,7 @@ impl Refused {
 /// A reason, and how often it was met since the start of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
-    /// What was refused.
+    /// The kind of thing that was refused.
     pub what: Refused,
     /// The reason, as the machine was given it. It may contain texts of the machine.
     pub reason: String,

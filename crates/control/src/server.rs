@@ -63,8 +63,8 @@ impl std::fmt::Debug for Server {
 }
 
 impl Server {
-    /// A server of this coordinator, with these identity providers. A relay may share its port; `connections` bounds
-    /// and counts the connections of this listener.
+    /// A server of this coordinator, with these identity providers. A relay may share its
+    /// port; `connections` bounds and counts the connections of this listener.
     pub fn new(
         coordinator: Arc<CoordinatorHandle>,
         upgrader: Upgrader,
@@ -86,6 +86,7 @@ impl Server {
     #[must_use]
     pub fn with_tls(&self, tls: Tls) -> Self {
         Self {
+            coordinator: self.coordinator.clone(),
             router: self.router.clone(),
             relay: self.relay.clone(),
             tls,

@@ -45,7 +45,7 @@ pub(crate) fn router() -> Router<Arc<CoordinatorHandle>> {
         .route("/affected-sigs", any(affected_signatures))
 }
 
-/// The answer to a request. What it speaks of is on disk.
+/// The answer to a request. All that it is based on is on disk.
 fn answered<T: Serialize>(result: Result<T, LockError>) -> Response {
     match result {
         Ok(value) => answer(StatusCode::OK, &value),

@@ -18,7 +18,7 @@ const KEPT_FOR_OPERATOR: usize = 16;
 /// Connections of one user, other than root and the daemon's own user.
 const PER_USER: usize = 32;
 
-/// What a caller is, as far as places are concerned.
+/// The kind of a caller, as far as places are concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rank {
     /// Root, or the daemon's own user.

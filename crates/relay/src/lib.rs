@@ -14,7 +14,7 @@
 //! let mut leftover = Vec::new();
 //! if let Some(head) = RequestHead::read(&mut stream, &mut leftover).await? {
 //!     if relay.wants(&head) {
-//!         relay.serve_request(&head, stream, leftover, peer, || {}).await?;
+//!         relay.serve_request(&head, stream, leftover, peer, |_owner| {}).await?;
 //!     }
 //! }
 //! # Ok(()) }

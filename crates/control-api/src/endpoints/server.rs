@@ -54,7 +54,7 @@ pub struct HealthInfo {
     pub swallowed_upgrades: u64,
     /// When the last of them came.
     pub last_swallowed_upgrade: Option<Timestamp>,
-    /// What kept machines out since the start of the server, the most recent first.
+    /// The reasons that kept machines out since the start of the server, the most recent first.
     #[serde(default)]
     pub refusals: Vec<RefusalInfo>,
     /// Keys that several machines held at the same time in the last minutes, and what
@@ -85,7 +85,7 @@ pub struct ProviderHealth {
 /// A reason for which machines were refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RefusalInfo {
-    /// What was refused: `registration`, `request`, `connection` or `relay`.
+    /// The kind of the refused thing: `registration`, `request`, `connection` or `relay`.
     pub what: String,
     /// The reason.
     pub reason: String,

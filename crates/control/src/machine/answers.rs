@@ -86,7 +86,7 @@ async fn answers_wait_for_the_disk_but_for_those_on_the_list() {
     ];
     for (n, (path, body, waits)) in table.into_iter().enumerate() {
         disk.hold();
-        // A promise of somebody else, which is not on disk.
+        // A promise to another machine, which is not on disk.
         let name = format!("user{n}");
         let (_, saved) = coordinator.change(|core, _, wall| core.create_user(wall, &name).is_ok());
         let answer = router(coordinator.clone()).oneshot(request(path, body));
