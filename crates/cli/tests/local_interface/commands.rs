@@ -406,3 +406,32 @@ fn wrong_usage_has_its_own_exit_code() {
         "the daemon's exit code is passed on"
     );
 }
+
+/// The next change that is written must not contain one that was reported as failed.
+#[test]
+fn change_that_cannot_be_written_changes_nothing() {
+    let network = Network::start();
+    let server = network.url();
+    let served = joined(&network);
+    let settings = || (served.prefs(), served.warren("switch --list").1);
+    let before = settings();
+    let force = format!("up --login-server {server} --hostname laptop --force-reauth --timeout 2s");
+    served.with_full_disk(|| {
+        for line in [
+            "set --hostname other",
+            "down",
+            "logout",
+            "login --timeout 2s",
+            force.as_str(),
+        ] {
+            let (code, _, err) = served.warren(line);
+            assert_eq!(code, 1, "{line}: {err}");
+            assert_eq!(settings(), before, "{line}");
+        }
+    });
+    assert_eq!(served.warren("set --accept-routes").0, 0);
+    let after = served.prefs();
+    assert!(after.route_all);
+    assert_eq!(after.hostname, before.0.hostname);
+    assert!(after.want_running && !after.logged_out);
+}

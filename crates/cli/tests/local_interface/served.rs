@@ -58,7 +58,7 @@ pub struct Served {
     recorder: Arc<Recorder>,
     node: DetachedNode,
     runtime: Runtime,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 /// A node without a login.
@@ -83,11 +83,23 @@ pub fn served() -> Served {
         recorder,
         node,
         runtime,
-        _folder: folder,
+        folder,
     }
 }
 
 impl Served {
+    /// While `work` runs, the state file cannot be written.
+    pub fn with_full_disk(&self, work: impl FnOnce()) {
+        let file = self.folder.path().join("state/warren.state");
+        let kept = self.folder.path().join("kept.state");
+        // A folder in its place: also root cannot replace it by a file.
+        std::fs::rename(&file, &kept).unwrap();
+        std::fs::create_dir(&file).unwrap();
+        work();
+        std::fs::remove_dir(&file).unwrap();
+        std::fs::rename(&kept, &file).unwrap();
+    }
+
     /// A client of the node.
     pub fn client(&self) -> Client {
         Client::new(&self.socket).impatient()

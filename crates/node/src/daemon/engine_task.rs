@@ -365,10 +365,18 @@ impl EngineTask {
         result
     }
 
-    fn save_state(&mut self) -> Reply<()> {
-        self.state
-            .save()
-            .map_err(|error| ApiError::Failed(error.to_string()))
+    /// Changes the state and writes it. If either fails, the state is as before: the next
+    /// write must not contain a change that was reported as failed.
+    fn change_state(&mut self, change: impl FnOnce(&mut StateFolder) -> Reply<()>) -> Reply<()> {
+        let before = self.state.in_memory();
+        let written = change(&mut self.state).and_then(|()| {
+            let saved = self.state.save();
+            saved.map_err(|error| ApiError::Failed(error.to_string()))
+        });
+        if written.is_err() {
+            self.state.restore(before);
+        }
+        written
     }
 
     fn save_netmap(&self) {

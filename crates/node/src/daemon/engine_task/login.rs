@@ -6,6 +6,7 @@ use tokio::sync::oneshot;
 use tracing::Instrument as _;
 use warren_control_types::RegisterRequest;
 use warren_node_core::node::NodeInput;
+use warren_node_types::Prefs;
 
 use super::{EngineTask, shown_state};
 use crate::daemon::control_session::unregister;
@@ -17,24 +18,19 @@ impl EngineTask {
     /// Starts with these preferences, and with a new login if that is asked for.
     pub(in crate::daemon) fn start(&mut self, options: Options) -> Reply<()> {
         let before = self.state.prefs.clone();
-        if let Some(prefs) = options.update_prefs {
-            self.state.prefs = prefs;
-        }
-        if options.force_login
-            && let Err(error) = self.require_server()
-        {
-            self.state.prefs = before;
-            return Err(error);
-        }
-        self.state.prefs.logged_out = false;
         let auth_key = Some(options.auth_key).filter(|key| !key.is_empty());
-        if options.force_login || auth_key.is_some() || self.node.account().is_some() {
-            self.state.prefs.want_running = true;
-        }
-        if let Err(error) = self.save_state() {
-            self.state.prefs = before;
-            return Err(error);
-        }
+        let runs = options.force_login || auth_key.is_some() || self.node.account().is_some();
+        self.change_state(|state| {
+            if let Some(prefs) = options.update_prefs {
+                state.prefs = prefs;
+            }
+            if options.force_login {
+                require_server(&state.prefs)?;
+            }
+            state.prefs.logged_out = false;
+            state.prefs.want_running |= runs;
+            Ok(())
+        })?;
         self.refresh_relay_server();
         let asks_for_tags = self.node.account().is_some()
             && self.state.prefs.want_running
@@ -63,18 +59,12 @@ impl EngineTask {
 
     /// Lets a person log in, or the key that came with a `start` just before.
     pub(in crate::daemon) fn login_interactive(&mut self) -> Reply<()> {
-        self.require_server()?;
-        self.state.prefs.want_running = true;
+        self.change_state(|state| {
+            require_server(&state.prefs)?;
+            state.prefs.want_running = true;
+            Ok(())
+        })?;
         self.ask_for_login(NodeInput::LogIn)
-    }
-
-    fn require_server(&self) -> Reply<()> {
-        if self.state.prefs.control_url.is_empty() {
-            return Err(ApiError::Refused(
-                "no coordination server is chosen; give one with --login-server".to_owned(),
-            ));
-        }
-        Ok(())
     }
 
     /// Gives a request to the node; fails when its login cannot be written.
@@ -130,10 +120,22 @@ impl EngineTask {
     }
 
     fn forget_login(&mut self, input: NodeInput) -> Reply<()> {
-        self.state.prefs.want_running = false;
-        self.state.prefs.logged_out = true;
+        self.change_state(|state| {
+            state.prefs.want_running = false;
+            state.prefs.logged_out = true;
+            Ok(())
+        })?;
         let forgotten = self.ask_for_login(input);
         self.notify_prefs();
         forgotten
     }
+}
+
+fn require_server(prefs: &Prefs) -> Reply<()> {
+    if prefs.control_url.is_empty() {
+        return Err(ApiError::Refused(
+            "no coordination server is chosen; give one with --login-server".to_owned(),
+        ));
+    }
+    Ok(())
 }

@@ -39,11 +39,10 @@ impl EngineTask {
     /// Changes preferences.
     pub(in crate::daemon) fn edit_prefs(&mut self, change: &MaskedPrefs) -> Reply<ShownPrefs> {
         let before = self.state.prefs.clone();
-        change.apply_to(&mut self.state.prefs);
-        if let Err(error) = self.save_state() {
-            self.state.prefs = before;
-            return Err(error);
-        }
+        self.change_state(|state| {
+            change.apply_to(&mut state.prefs);
+            Ok(())
+        })?;
         if self.state.prefs != before {
             self.refresh_relay_server();
             self.give(NodeInput::Settings(Box::new(self.settings())));

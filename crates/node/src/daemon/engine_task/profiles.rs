@@ -83,8 +83,10 @@ impl EngineTask {
             self.choose_profile(None)?;
         }
         let lock = self.state.lock_folder_of(id);
-        self.state.remove_profile(id);
-        self.save_state()?;
+        self.change_state(|state| {
+            state.remove_profile(id);
+            Ok(())
+        })?;
         lock_files::store(&lock, None).map_err(|error| {
             ApiError::Failed(format!(
                 "the login is removed, but its tailnet lock is not: {error}"
@@ -93,19 +95,16 @@ impl EngineTask {
     }
 
     fn choose_profile(&mut self, id: Option<&str>) -> Reply<()> {
-        self.state.network = self.network_profile();
+        let network = self.network_profile();
         // The entry of the login that is left has the network's name then.
-        self.save_state()?;
-        let before = self.state.in_memory();
-        self.state
-            .choose_profile(id, &mut SystemEntropy)
-            .map_err(ApiError::Failed)?;
-        if let Err(error) = self.save_state() {
-            // The node goes on with the login from before, which the next change of it
-            // must not write under the id of another one.
-            self.state.restore(before);
-            return Err(error);
-        }
+        self.change_state(|state| {
+            state.network = network;
+            Ok(())
+        })?;
+        self.change_state(|state| {
+            let chosen = state.choose_profile(id, &mut SystemEntropy);
+            chosen.map_err(ApiError::Failed)
+        })?;
         // Endpoints of one tailnet are not for the peers of another.
         self.relay_server = None;
         self.refresh_relay_server();
