@@ -60,7 +60,7 @@ impl Flows {
         id: FlowId,
         payload: &[u8],
     ) -> Arrived {
-        if self.waiting_bytes + payload.len() > limits.datagram_bytes {
+        if !self.has_space(limits, payload.len()) {
             return Arrived::Dropped;
         }
         let known = self.by_tuple.get(&tuple).copied();
@@ -68,7 +68,7 @@ impl Flows {
             Some(id) => id,
             None => {
                 let source = tuple.remote.ip();
-                if self.by_source.get(&source).copied().unwrap_or(0) >= limits.flows_per_source {
+                if !self.has_share(limits, source) {
                     return Arrived::Refused;
                 }
                 *self.by_source.entry(source).or_default() += 1;
@@ -92,6 +92,19 @@ impl Flows {
         };
         flow.is_reported = true;
         Arrived::Queued(event)
+    }
+
+    /// Whether the first datagram of a flow is taken, where there is a place for it.
+    pub(crate) fn admits(&self, limits: &Limits, tuple: &Tuple, bytes: usize) -> bool {
+        self.has_space(limits, bytes) && self.has_share(limits, tuple.remote.ip())
+    }
+
+    fn has_space(&self, limits: &Limits, bytes: usize) -> bool {
+        self.waiting_bytes + bytes <= limits.datagram_bytes
+    }
+
+    fn has_share(&self, limits: &Limits, source: IpAddr) -> bool {
+        self.by_source.get(&source).copied().unwrap_or(0) < limits.flows_per_source
     }
 
     /// Opens a flow from this side.

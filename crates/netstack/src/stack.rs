@@ -587,7 +587,8 @@ impl Netstack {
             self.counters.malformed += 1;
             return;
         };
-        if !self.flows.is_used(&tuple) {
+        // A datagram that is refused must not end the flow of another source.
+        if !self.flows.is_used(&tuple) && self.flows.admits(&self.limits, &tuple, payload.len()) {
             self.make_room_for_flow();
         }
         let id = FlowId(self.next_id());

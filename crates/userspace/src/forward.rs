@@ -6,14 +6,15 @@
 //! leads to the loopback address of the same family; another one to itself, but for
 //! those that only mean this machine or one link ([`destination`]).
 
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UdpSocket};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::network::{Arrival, Arrivals, Incoming, IncomingFlow};
@@ -25,6 +26,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const COPY_BYTES: usize = 32 * 1024;
 /// Pings to other hosts at the same time.
 const PINGS: usize = 64;
+/// Connections that are being made to programs and hosts, in all and for one peer. A peer
+/// that withdraws its own attempts must not leave sockets behind without end.
+const CONNECTING: usize = 1024;
+const CONNECTING_OF_PEER: usize = 128;
 /// The longest UDP datagram.
 const LONGEST_DATAGRAM: usize = 65_535;
 
@@ -32,9 +37,88 @@ const LONGEST_DATAGRAM: usize = 65_535;
 #[derive(Debug, Clone, Default)]
 pub struct Own(pub Vec<IpAddr>);
 
-/// Forwards everything that arrives, until the network ends.
-pub async fn serve(mut arrivals: Arrivals, network: Network, own: watch::Receiver<Own>) {
+/// Ports of this machine at which the daemon itself serves programs, as with its proxies.
+/// Peers do not reach them: they would get from there to all that this machine reaches.
+#[derive(Debug, Clone, Default)]
+pub struct OwnPorts(Arc<Mutex<BTreeSet<u16>>>);
+
+impl OwnPorts {
+    /// Closes a port to peers.
+    pub fn add(&self, port: u16) {
+        self.lock().insert(port);
+    }
+
+    fn contains(&self, port: u16) -> bool {
+        self.lock().contains(&port)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<u16>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The places of connections that are being made.
+#[derive(Debug, Clone)]
+struct Connecting {
+    all: Arc<Semaphore>,
+    peers: Arc<Mutex<HashMap<IpAddr, usize>>>,
+}
+
+/// A place, until it is dropped.
+#[derive(Debug)]
+struct Place {
+    peer: IpAddr,
+    peers: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    _of_all: OwnedSemaphorePermit,
+}
+
+impl Connecting {
+    fn new() -> Self {
+        Self {
+            all: Arc::new(Semaphore::new(CONNECTING)),
+            peers: Arc::default(),
+        }
+    }
+
+    /// A place for a connection of this peer. `None`: there are too many.
+    fn begin(&self, peer: IpAddr) -> Option<Place> {
+        let of_all = Arc::clone(&self.all).try_acquire_owned().ok()?;
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = peers.entry(peer).or_default();
+        if *count >= CONNECTING_OF_PEER {
+            return None;
+        }
+        *count += 1;
+        Some(Place {
+            peer,
+            peers: Arc::clone(&self.peers),
+            _of_all: of_all,
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = peers.get_mut(&self.peer) {
+            *count -= 1;
+            if *count == 0 {
+                peers.remove(&self.peer);
+            }
+        }
+    }
+}
+
+/// Forwards everything that arrives, until the network ends; nothing to `closed` ports of
+/// this machine.
+pub async fn serve(
+    mut arrivals: Arrivals,
+    network: Network,
+    own: watch::Receiver<Own>,
+    closed: OwnPorts,
+) {
     let mut tasks = JoinSet::new();
+    let connecting = Connecting::new();
     let pings = Arc::new(Semaphore::new(PINGS));
     loop {
         let arrival = tokio::select! {
@@ -46,14 +130,19 @@ pub async fn serve(mut arrivals: Arrivals, network: Network, own: watch::Receive
         };
         match arrival {
             Arrival::Connection(incoming) => {
-                let local = incoming.tuple().local;
-                match destination(&own.borrow(), local) {
-                    Some(to) => drop(tasks.spawn(connection(incoming, to))),
-                    None => drop(incoming),
+                let tuple = incoming.tuple();
+                let to = destination(&own.borrow(), &closed, tuple.local);
+                let place = connecting.begin(tuple.remote.ip());
+                match (to, place) {
+                    (Some(to), Some(place)) => drop(tasks.spawn(connection(incoming, to, place))),
+                    // Dropping it refuses it.
+                    (None, _) => drop(incoming),
+                    // The peer sends its SYN again.
+                    (Some(_), None) => incoming.ignore(),
                 }
             }
             Arrival::Flow(incoming) => {
-                if let Some(to) = destination(&own.borrow(), incoming.tuple.local) {
+                if let Some(to) = destination(&own.borrow(), &closed, incoming.tuple.local) {
                     tasks.spawn(flow(incoming, to));
                 }
             }
@@ -74,9 +163,12 @@ pub async fn serve(mut arrivals: Arrivals, network: Network, own: watch::Receive
 
 /// Where a connection to `local` goes: for an address of this node to loopback. `None`:
 /// nowhere.
-pub fn destination(own: &Own, local: SocketAddr) -> Option<SocketAddr> {
+pub fn destination(own: &Own, closed: &OwnPorts, local: SocketAddr) -> Option<SocketAddr> {
     let port = local.port();
     if own.0.contains(&local.ip()) {
+        if closed.contains(port) {
+            return None;
+        }
         let loopback: IpAddr = match local {
             SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
             SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
@@ -107,8 +199,10 @@ fn is_forwarded(address: IpAddr) -> bool {
     }
 }
 
-async fn connection(incoming: Incoming, to: SocketAddr) {
-    match tokio::time::timeout(PATIENCE, connect(to)).await {
+async fn connection(incoming: Incoming, to: SocketAddr, place: Place) {
+    let connected = tokio::time::timeout(PATIENCE, connect(to)).await;
+    drop(place);
+    match connected {
         Ok(Ok(outside)) => {
             let Ok(inside) = incoming.accept() else {
                 return;
@@ -208,14 +302,20 @@ mod tests {
             "100.64.0.1".parse().unwrap(),
             "fd7a::1".parse().unwrap(),
         ]);
+        let closed = OwnPorts::default();
+        closed.add(1055);
         let to = |text: &str| {
-            let found = destination(&own, text.parse().unwrap());
+            let found = destination(&own, &closed, text.parse().unwrap());
             found.map(|to| to.to_string())
         };
         assert_eq!(to("100.64.0.1:80").as_deref(), Some("127.0.0.1:80"));
         assert_eq!(to("[fd7a::1]:80").as_deref(), Some("[::1]:80"));
         assert_eq!(to("10.0.0.1:80").as_deref(), Some("10.0.0.1:80"));
+        // The daemon's own port is closed here and not elsewhere.
+        assert_eq!(to("10.0.0.1:1055").as_deref(), Some("10.0.0.1:1055"));
         for refused in [
+            "100.64.0.1:1055",
+            "[fd7a::1]:1055",
             "127.0.0.1:80",
             "169.254.169.254:80",
             "0.0.0.0:80",
@@ -228,5 +328,26 @@ mod tests {
         ] {
             assert_eq!(to(refused), None, "{refused}");
         }
+    }
+
+    #[test]
+    fn one_peer_has_a_part_of_the_connections_that_are_being_made() {
+        let connecting = Connecting::new();
+        let peer = |n: u8| IpAddr::from([100, 64, 0, n]);
+        let mut places: Vec<Place> = (0..2 * CONNECTING_OF_PEER)
+            .map_while(|_| connecting.begin(peer(1)))
+            .collect();
+        assert_eq!(places.len(), CONNECTING_OF_PEER);
+        assert!(connecting.begin(peer(2)).is_some());
+        places.pop();
+        places.extend(connecting.begin(peer(1)));
+        assert!(connecting.begin(peer(1)).is_none());
+        for n in 2..=255 {
+            places.extend((0..CONNECTING_OF_PEER).map_while(|_| connecting.begin(peer(n))));
+        }
+        assert_eq!(places.len(), CONNECTING);
+        drop(places);
+        assert!(connecting.peers.lock().unwrap().is_empty());
+        assert_eq!(connecting.all.available_permits(), CONNECTING);
     }
 }

@@ -16,7 +16,7 @@ use warren_host::device::memory::{self, MemoryDevice, MemoryOptions};
 use warren_host::device::{Device as _, MAX_FRAME_LEN, Offloads};
 use warren_host::poll::{Watch, wait};
 use warren_netstack::Limits;
-use warren_userspace::forward::{self, Own};
+use warren_userspace::forward::{self, Own, OwnPorts};
 use warren_userspace::proxy::{self, Dial, Dialing, Outgoing, OutgoingFlow, Protocols};
 use warren_userspace::{Network, NetworkOptions};
 use warren_wire::socks5::Host;
@@ -78,7 +78,12 @@ fn network(address: &str) -> (Network, MemoryDevice) {
     network.set_addresses([own]);
     let (_, known) = watch::channel(Own(vec![own]));
     tokio::spawn(network.clone().run(host));
-    tokio::spawn(forward::serve(arrivals, network.clone(), known));
+    tokio::spawn(forward::serve(
+        arrivals,
+        network.clone(),
+        known,
+        OwnPorts::default(),
+    ));
     (network, device)
 }
 

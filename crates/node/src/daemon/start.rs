@@ -36,7 +36,7 @@ use super::port_mapping::{Allowed, PortMapping};
 use super::relays::Relays;
 use super::state::{StateError, StateFolder};
 use super::system::{Machine, resolver_options};
-use super::userspace::{self, ProgramDialer, Routes, UserspaceSystem};
+use super::userspace::{self, ProgramDialer, Routes, StartedNetwork, UserspaceSystem};
 use super::{Inbox, Message, lock_files, magic_dns};
 use crate::localapi::server;
 use warren_dial::SystemEntropy;
@@ -267,10 +267,16 @@ impl Attachment {
         handle: NodeHandle,
         done: mpsc::UnboundedSender<HostReport>,
     ) -> Result<Self, DaemonError> {
-        let (device, network, own) = userspace::start_network()?;
+        let StartedNetwork {
+            device,
+            network,
+            own,
+            closed,
+        } = userspace::start_network()?;
         let (routes, known_routes) = watch::channel(Routes::default());
         let (answers, resolver_config) = watch::channel(ResolverConfig::default());
-        let programs = ProgramDialer::without_interface(handle, network.clone(), known_routes);
+        let programs =
+            ProgramDialer::without_interface(handle, network.clone(), known_routes, closed);
         let system = UserspaceSystem {
             network,
             own,

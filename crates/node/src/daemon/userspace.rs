@@ -22,7 +22,7 @@ use warren_host::firewall::FirewallConfig;
 use warren_host::router::RouterConfig;
 use warren_netstack::Limits;
 use warren_node_core::TUNNEL_MTU;
-use warren_userspace::forward::{self, Own};
+use warren_userspace::forward::{self, Own, OwnPorts};
 use warren_userspace::proxy::{self, Dial, Dialing, Outgoing, OutgoingFlow, Protocols};
 use warren_userspace::{Network, NetworkOptions};
 use warren_wire::socks5::Host;
@@ -52,11 +52,12 @@ const NETWORK: NetworkOptions = NetworkOptions {
 };
 
 /// Starts the network inside the tunnel, with the forwarding of what peers open.
-/// Returns the device for the packet threads, and the place for our own addresses.
+/// Returns the device for the packet threads, and the places for our own addresses and for
+/// the ports that are closed to peers.
 ///
 /// # Errors
 /// When the system has no descriptors left.
-pub fn start_network() -> Result<(MemoryDevice, Network, watch::Sender<Own>), DaemonError> {
+pub fn start_network() -> Result<StartedNetwork, DaemonError> {
     raise_file_limit();
     let (device, host) = memory::pair(MemoryOptions {
         queues: 1,
@@ -77,8 +78,31 @@ pub fn start_network() -> Result<(MemoryDevice, Network, watch::Sender<Own>), Da
             tracing::error!(%error, "the network inside the tunnel has ended; restart the daemon");
         }
     });
-    tokio::spawn(forward::serve(arrivals, network.clone(), known_own));
-    Ok((device, network, own))
+    let closed = OwnPorts::default();
+    tokio::spawn(forward::serve(
+        arrivals,
+        network.clone(),
+        known_own,
+        closed.clone(),
+    ));
+    Ok(StartedNetwork {
+        device,
+        network,
+        own,
+        closed,
+    })
+}
+
+/// The network inside the tunnel, with what its users need.
+pub struct StartedNetwork {
+    /// The device for the packet threads.
+    pub device: MemoryDevice,
+    /// The network.
+    pub network: Network,
+    /// The addresses that peers reach this machine by.
+    pub own: watch::Sender<Own>,
+    /// Ports of this machine that peers do not reach.
+    pub closed: OwnPorts,
 }
 
 /// Each connection that is forwarded needs a descriptor: allows as many as the system
@@ -194,13 +218,18 @@ pub struct ProgramDialer {
     handle: NodeHandle,
     /// `None`: the tunnel is an interface, and the system has the routes.
     userspace: Option<(Network, watch::Receiver<Routes>)>,
+    /// Ports of this machine that peers do not reach.
+    closed: OwnPorts,
 }
 
 impl ProgramDialer {
     /// A dialer of a node whose tunnel is an interface of the system.
     pub fn with_interface(handle: NodeHandle) -> Self {
-        let userspace = None;
-        Self { handle, userspace }
+        Self {
+            handle,
+            userspace: None,
+            closed: OwnPorts::default(),
+        }
     }
 
     /// A dialer of a node without one.
@@ -208,9 +237,13 @@ impl ProgramDialer {
         handle: NodeHandle,
         network: Network,
         routes: watch::Receiver<Routes>,
+        closed: OwnPorts,
     ) -> Self {
-        let userspace = Some((network, routes));
-        Self { handle, userspace }
+        Self {
+            handle,
+            userspace: Some((network, routes)),
+            closed,
+        }
     }
 
     /// The addresses of a host: those of the netmap, then those that our own name server
@@ -408,6 +441,9 @@ pub async fn serve_proxies(
             address: at.to_owned(),
             source,
         })?;
+        if let Ok(bound) = listener.local_addr() {
+            dial.closed.add(bound.port());
+        }
         tracing::info!(address = at, ?protocols, "proxy");
         let dial: Arc<dyn Dial> = Arc::clone(dial) as Arc<dyn Dial>;
         tokio::spawn(proxy::serve(listener, protocols, dial));
