@@ -245,7 +245,7 @@ impl NodeKeySignature {
     }
 
     /// This signature and those nested in it, from outside.
-    fn levels(&self) -> impl Iterator<Item = &Self> {
+    pub fn levels(&self) -> impl Iterator<Item = &Self> {
         std::iter::successors(Some(self), |level| match level.kind {
             SignatureKind::Rotation => level.nested.as_deref(),
             _ => None,

@@ -178,6 +178,24 @@ impl View {
         })
     }
 
+    /// Whether a signature of this machine names, among the keys that it replaces, one
+    /// that a node of another machine has now. Nodes take a replaced key for void,
+    /// whoever had it, so with its own rotations any signed node could remove others.
+    pub(crate) fn replaces_others(
+        &self,
+        machine: MachinePublic,
+        signature: &NodeKeySignature,
+    ) -> bool {
+        let mut replaced = signature
+            .levels()
+            .skip(1)
+            .filter_map(NodeKeySignature::node_key);
+        replaced.any(|key| {
+            let node = self.node_by_key(&key);
+            node.is_some_and(|node| node.machine != machine)
+        })
+    }
+
     /// The chain of tailnet lock.
     ///
     /// # Errors
@@ -349,11 +367,25 @@ impl Coordinator {
         authority
             .authorize(key, &request.signature)
             .map_err(refused)?;
-        let node = self.view.node_by_key(&key).map(|node| node.id);
+        let node = self.view.node_by_key(&key);
         let node = node.ok_or_else(|| refused("no node of this tailnet has the signed key"))?;
+        if self.view.replaces_others(node.machine, &signature) {
+            return Err(refused("the signature replaces the key of another machine"));
+        }
+        let node = node.id;
         let signature = request.signature.clone();
         self.revise(node, true, |node| node.key_signature = signature);
         Ok(())
+    }
+
+    /// Whether the signature in a registration replaces the key of another machine.
+    pub(super) fn signature_replaces_others(
+        &self,
+        machine: MachinePublic,
+        request: &RegisterRequest,
+    ) -> bool {
+        let signature = NodeKeySignature::decode(&request.node_key_signature);
+        signature.is_ok_and(|signature| self.view.replaces_others(machine, &signature))
     }
 
     /// `disable`: turns the lock off. `value` is that of the secret in the request; to

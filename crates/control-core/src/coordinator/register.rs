@@ -100,6 +100,11 @@ impl Coordinator {
             Ok(join) => join,
             Err(why) => return RegisterOutcome::error(why),
         };
+        if self.signature_replaces_others(machine, request) {
+            return RegisterOutcome::error(
+                "the signature of the node key replaces the key of another machine",
+            );
+        }
         if let Some(node) = self.node_by_key(&request.node_key) {
             if node.machine != machine {
                 return RegisterOutcome::error("node exists with a different machine key");

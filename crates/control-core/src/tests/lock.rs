@@ -269,6 +269,42 @@ fn rotation_does_not_replace_the_signature_of_another_node() {
     assert_eq!(w.c.node(two).unwrap().key_signature, before);
 }
 
+/// Nodes take the keys that a rotation replaces for void, whoever has them.
+#[test]
+fn rotation_that_names_the_key_of_another_machine_is_refused() {
+    let (mut w, one, two, authority) = locked();
+    let own = NodeKeySignature::decode(&direct(&w, one)).unwrap();
+    let naming_two = own
+        .rotated(key(2), &secret(1))
+        .rotated(key(101), &secret(1));
+    // Nodes verify it: only the server knows whose key it names.
+    assert!(authority.authorize(key(101), &naming_two.encode()).is_ok());
+    let auth = w.reusable("ann");
+    let mut renewed = request(1, &auth);
+    renewed.node_key = key(101);
+    renewed.old_node_key = Some(key(1));
+    renewed.nl_key = Some(secret(1).public());
+    renewed.node_key_signature = naming_two.encode();
+    let answer = w.answer(1, &renewed);
+    assert!(answer.error.contains("another machine"), "{answer:?}");
+    assert_eq!(w.c.node(one).unwrap().key, key(1));
+    // Nor by the request that hands in a signature, for a key that it has already.
+    let before = w.c.node(one).unwrap().key_signature.clone();
+    let own = NodeKeySignature::decode(&direct(&w, one)).unwrap();
+    let request = TkaSubmitSignatureRequest {
+        node_key: key(1),
+        signature: own
+            .rotated(key(2), &secret(1))
+            .rotated(key(1), &secret(1))
+            .encode(),
+        ..Default::default()
+    };
+    let error = w.c.lock_sign(machine(1), &request).unwrap_err();
+    assert!(error.to_string().contains("another machine"), "{error}");
+    assert_eq!(w.c.node(one).unwrap().key_signature, before);
+    assert_eq!(w.c.node(two).unwrap().key, key(2));
+}
+
 #[test]
 fn new_node_is_signed_by_a_trusted_node_only() {
     let (mut w, _, two, authority) = locked();
