@@ -47,6 +47,13 @@ impl Logins {
                 0 => format!("{server_url}/oidc/callback"),
                 _ => format!("{server_url}/oidc/{}/callback", provider.name),
             };
+            if provider.rules.admit_all() {
+                tracing::warn!(
+                    provider = provider.name,
+                    "all people with an account at this provider may join; limit them with \
+                     allowed_domains, allowed_users or allowed_groups"
+                );
+            }
             Arc::new(ProviderClient::new(provider, redirect_uri, Dialer::new()))
         });
         Arc::new(Self {

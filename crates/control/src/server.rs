@@ -64,7 +64,7 @@ impl std::fmt::Debug for Server {
 
 impl Server {
     /// A server of this coordinator, with these identity providers. A relay may share its
-    /// port; `connections` bounds and counts the connections of this listener.
+    /// port; `connections` bounds and counts the connections of all its listeners.
     pub fn new(
         coordinator: Arc<CoordinatorHandle>,
         upgrader: Upgrader,

@@ -419,3 +419,31 @@ async fn declining_leaves_the_machine_waiting() {
     assert!(browser.open(&url).await.body.contains("laptop"));
     server.stop().await.unwrap();
 }
+
+/// Groups that cannot be read are not groups that were lost: a person would lose access on
+/// all machines by one failure of the provider.
+#[tokio::test]
+async fn login_without_an_answer_about_groups_fails_and_takes_nothing_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let (server, provider) = with_provider(dir.path(), "groups_claim = \"groups\"\n").await;
+    let (_node, url) = machine(&server, "laptop").await;
+    let page = asked(&mut Browser::default(), &url).await;
+    assert_eq!(page.status, 502, "{}", page.body);
+    assert!(page.body.contains("about groups"), "{}", page.body);
+    has_protection(&page);
+    // In the ID token, or an answer without any: both say which groups there are.
+    for (token, userinfo) in [
+        (json!({"groups": ["staff"]}), None),
+        (json!({}), Some(json!({"sub": "alice|1"}))),
+        (
+            json!({}),
+            Some(json!({"sub": "alice|1", "groups": ["staff"]})),
+        ),
+    ] {
+        provider.behave().claims = token.clone();
+        provider.behave().userinfo = userinfo;
+        let page = asked(&mut Browser::default(), &url).await;
+        assert_eq!(page.status, 200, "{token}: {}", page.body);
+    }
+    server.stop().await.unwrap();
+}

@@ -46,6 +46,12 @@ impl Claims {
         (!text.is_empty()).then_some(text)
     }
 
+    /// Whether there is a claim with this name.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
     /// A claim that is a time, in seconds since the UNIX epoch.
     pub fn seconds(&self, name: &str) -> Option<i64> {
         let value = self.0.get(name)?;

@@ -73,6 +73,14 @@ pub struct Rules {
     pub trust_unverified_email: bool,
 }
 
+impl Rules {
+    /// Whether all people with an account at the provider may log in.
+    #[must_use]
+    pub fn admit_all(&self) -> bool {
+        self.domains.is_empty() && self.users.is_empty() && self.groups.is_empty()
+    }
+}
+
 /// A provider and how to log in there.
 #[derive(Debug, Clone)]
 pub struct Provider {

@@ -101,6 +101,8 @@ pub(super) enum LoginFailure {
     Busy,
     #[error("the provider does not answer this server: {0}")]
     Fetch(#[from] FetchError),
+    #[error("the provider does not answer this server about groups; try again later")]
+    NoGroups,
     #[error(transparent)]
     Answer(#[from] TokenAnswerError),
     #[error(transparent)]
@@ -269,7 +271,15 @@ impl ProviderClient {
         };
         let subject = claims.text("sub").unwrap_or_default();
         let userinfo = match (&ready.discovery.userinfo_endpoint, access_token) {
-            (Some(url), Some(token)) => self.userinfo(url, token, subject).await,
+            (Some(url), Some(token)) => {
+                let found = self.userinfo(url, token, subject).await;
+                // Groups that could not be read must not count as groups that were lost.
+                let groups = self.provider.groups_claim.as_deref();
+                if found.is_none() && groups.is_some_and(|claim| !claims.has(claim)) {
+                    return Err(LoginFailure::NoGroups);
+                }
+                found
+            }
             _ => None,
         };
         Ok(Account::admitted(

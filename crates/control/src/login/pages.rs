@@ -252,7 +252,9 @@ pub(super) fn advice(failure: &LoginFailure) -> (StatusCode, Advice) {
     match failure {
         LoginFailure::NotReady => (StatusCode::SERVICE_UNAVAILABLE, Advice::ProviderDown),
         LoginFailure::Busy => (StatusCode::SERVICE_UNAVAILABLE, Advice::Later),
-        LoginFailure::Fetch(_) => (StatusCode::BAD_GATEWAY, Advice::ProviderDown),
+        LoginFailure::Fetch(_) | LoginFailure::NoGroups => {
+            (StatusCode::BAD_GATEWAY, Advice::ProviderDown)
+        }
         LoginFailure::Answer(_) | LoginFailure::Token(_) => {
             (StatusCode::BAD_GATEWAY, Advice::AskAdministrator)
         }
