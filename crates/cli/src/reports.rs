@@ -1,6 +1,5 @@
 //! Commands that show what one request to the daemon answers: `metrics`, `bugreport`,
-//! `exit-node`, `syspolicy`; and those that only print a text: `licenses`, `update`,
-//! `configure`.
+//! `exit-node`, `syspolicy`; and those that only print a text: `licenses`, `update`.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -163,7 +162,8 @@ fn table<const N: usize>(rows: &[[String; N]]) -> Vec<String> {
 /// `licenses`.
 pub(super) fn licenses(io: &mut Io) -> Result<(), Failure> {
     io.say(
-        "Warren is licensed under Apache-2.0; the text is in LICENSE-APACHE of its source.\n\
+        "Warren is licensed under MIT or Apache-2.0, at your option; the texts are in LICENSE-MIT \
+         and LICENSE-APACHE of its source.\n\
          The licenses of the libraries in this program: cargo deny list (in its source).",
     )
 }
@@ -172,7 +172,7 @@ pub(super) fn licenses(io: &mut Io) -> Result<(), Failure> {
 pub(super) fn update(given: &Given<'_>, io: &mut Io) -> Result<(), Failure> {
     io.say(
         "Warren does not update itself. Where a package of this system installed it, update it \
-         with that system\n(Debian: sudo apt-get install --only-upgrade warren); where it was \
+         with that system\n(Debian: sudo apt-get install ./warren_VERSION_ARCHITECTURE.deb); where it was \
          built from source, build it again.",
     )?;
     match given.is("check") || given.is("dry-run") {

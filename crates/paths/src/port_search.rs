@@ -19,9 +19,9 @@
 //!
 //! Only the hard side offers: only it knows that its NAT is one of this kind. A peer that does
 //! not know the message ignores it. Whichever side leaves a search, or comes to the end of its
-//! guesses, reports that to the other one, so that neither waits or sends for nothing. A node takes part in one search at a time, sends at most
-//! 500 probes a second, and does not repeat a search that failed before something
-//! changed ([`Attempts`]).
+//! guesses, reports that to the other one, so that neither waits or sends for nothing. A node
+//! takes part in one search at a time, sends at most 500 probes a second, and does not repeat
+//! a search that failed twice before something changed ([`crate::port_attempts`]).
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};

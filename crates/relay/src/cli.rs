@@ -109,7 +109,7 @@ pub struct Serve {
         requires = "mesh_key_file"
     )]
     pub mesh_with: Vec<MeshPeer>,
-    /// Where the relay's key and a self-signed certificate are kept
+    /// Where the relay's key, a self-signed certificate and the map entry are kept
     #[arg(long, value_name = "DIR", default_value = "warren-relay")]
     pub state_dir: PathBuf,
     /// Ask this URL about each client
