@@ -1,8 +1,8 @@
 //! Memory for request bodies.
 //!
 //! Any machine can open a channel and begin as many requests as it takes. So the bodies of
-//! machines that own no node are read only as far as three budgets go: that of the
-//! channel, that of its source, and that of all of them together. A machine that owns a
+//! machines that own no node are read only as far as these budgets go: that of the
+//! channel, that of its source, that of the IPv6 site, and that of all of them together. A machine that owns a
 //! node has a budget of its own, for all its channels. A request waits for its bytes as
 //! long as it may wait for its body.
 
@@ -19,6 +19,9 @@ use warren_keys::MachinePublic;
 const OF_CHANNEL: usize = 128 << 10;
 /// Bytes of all channels of one source: one host cannot take them all.
 const OF_SOURCE: usize = 1 << 20;
+/// Bytes of all channels of an IPv6 site, a /48: one owner may have all its 65,536
+/// networks, each of which is a source.
+const OF_SITE: usize = 4 << 20;
 /// Bytes of all channels together.
 const OF_ALL: usize = 16 << 20;
 /// Bytes of all channels of a machine that owns a node: two of the largest requests.
@@ -30,6 +33,8 @@ pub struct BodyBudget {
     all: Arc<Semaphore>,
     /// The budgets of sources that have channels.
     sources: Shares<Source>,
+    /// The budgets of IPv6 sites that have channels.
+    sites: Shares<[u8; 6]>,
     /// The budgets of machines that have channels.
     members: Shares<MachinePublic>,
 }
@@ -70,6 +75,7 @@ impl<K: Eq + Hash> Shares<K> {
 pub struct ChannelBudget {
     own: Arc<Semaphore>,
     source: Arc<Semaphore>,
+    site: Option<Arc<Semaphore>>,
     all: Arc<Semaphore>,
     member: Arc<Semaphore>,
 }
@@ -86,6 +92,7 @@ impl Default for BodyBudget {
         Self {
             all: Arc::new(Semaphore::new(OF_ALL)),
             sources: Shares::default(),
+            sites: Shares::default(),
             members: Shares::default(),
         }
     }
@@ -102,9 +109,14 @@ impl BodyBudget {
             }
             None => (self.all.clone(), Arc::new(Semaphore::new(OF_CHANNEL))),
         };
+        let site = from.and_then(|from| match Source::from(from) {
+            Source::V6([a, b, c, d, e, f, ..]) => Some(self.sites.of([a, b, c, d, e, f], OF_SITE)),
+            Source::V4(_) | Source::Local => None,
+        });
         ChannelBudget {
             own: Arc::new(Semaphore::new(OF_CHANNEL)),
             source,
+            site,
             all,
             member: self.members.of(machine, OF_MEMBER),
         }
@@ -121,9 +133,13 @@ impl ChannelBudget {
         // The semaphores are never closed.
         let own = self.own.clone().acquire_many_owned(bytes).await.ok()?;
         let source = self.source.clone().acquire_many_owned(bytes).await.ok()?;
-        let all = self.all.clone().acquire_many_owned(bytes).await.ok()?;
+        let mut permits = vec![own, source];
+        if let Some(site) = &self.site {
+            permits.push(site.clone().acquire_many_owned(bytes).await.ok()?);
+        }
+        permits.push(self.all.clone().acquire_many_owned(bytes).await.ok()?);
         Some(ReservedBytes {
-            _permits: Arc::new([own, source, all]),
+            _permits: permits.into(),
         })
     }
 
@@ -218,6 +234,27 @@ mod tests {
         drop((channels, reserved));
         drop(budget.channel(machine(3), from(3)));
         assert_eq!(budget.sources.0.lock().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn networks_of_one_ipv6_site_leave_space_to_other_sites() {
+        let budget = BodyBudget::default();
+        let network = |site: u16, network: u16| {
+            let address = [0x2001, 0xdb8, site, network, 0, 0, 0, 1];
+            Some(IpAddr::from(address))
+        };
+        let channels: Vec<ChannelBudget> = (0..1000)
+            .map(|n| budget.channel(machine(n), network(1, n)))
+            .collect();
+        let reserved: Vec<ReservedBytes> = channels
+            .iter()
+            .filter_map(|channel| channel.reserve(HALF).now_or_never()?)
+            .collect();
+        assert_eq!(reserved.len(), OF_SITE / HALF as usize);
+        for other in [network(2, 0), from(1)] {
+            let other = budget.channel(machine(1), other);
+            assert!(other.reserve(HALF).now_or_never().unwrap().is_some());
+        }
     }
 
     #[test]
