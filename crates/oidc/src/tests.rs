@@ -666,8 +666,8 @@ fn names_come_from_what_there_is() {
 }
 
 proptest! {
-    /// Whatever a provider sends is refused or understood, and never admits a token
-    /// whose signature is not that of the key.
+    /// No answer of a provider causes a panic, and none admits a token whose signature is not
+    /// that of the key.
     #[test]
     fn hostile_tokens_are_refused(token in "[A-Za-z0-9_.-]{0,200}", json in ".*") {
         let set = keys(&[]);

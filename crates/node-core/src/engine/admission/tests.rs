@@ -226,8 +226,8 @@ fn admitted(all: &BTreeMap<NodeId, Node>, authority: &Authority) -> BTreeSet<Nod
 proptest! {
     // Each case verifies hundreds of signatures.
     #![proptest_config(ProptestConfig::with_cases(64))]
-    /// Whatever messages say, and in whatever order, exactly the signed peers exist for the
-    /// node, and the changes that it reports lead from one state to the next.
+    /// After messages of any content and order, exactly the signed peers exist for the node,
+    /// and the changes that it reports lead from one state to the next.
     #[test]
     fn only_signed_peers_exist_whatever_the_server_sends(
         steps in prop::collection::vec(step(), 1..24),

@@ -148,8 +148,8 @@ fn act() -> impl Strategy<Value = Act> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
-    /// Whatever is asked for and whatever fails, the node key that the server has is on
-    /// disk, and the node works again when the failures end.
+    /// After any requests and failures, the node key that the server has is on disk, and the
+    /// node works again when the failures end.
     #[test]
     fn the_key_that_the_server_has_is_always_on_disk(
         acts in prop::collection::vec(act(), 1..30)
