@@ -53,7 +53,7 @@ impl KeptService {
         }
     }
 
-    pub(crate) fn service(&self) -> Option<Service> {
+    fn service(&self) -> Option<Service> {
         let kind = ServiceKind::ALL
             .into_iter()
             .find(|kind| kind.urn() == self.kind)?;
@@ -63,6 +63,14 @@ impl KeptService {
 }
 
 impl KeptMapping {
+    /// The UPnP service that holds it, and its address there; `None`: it was not asked for.
+    pub(crate) fn upnp(&self) -> Option<(Service, SocketAddr)> {
+        let KeptBy::Upnp { service } = &self.by else {
+            return None;
+        };
+        Some((service.as_ref()?.service()?, self.external?))
+    }
+
     /// Whether it is a mapping of this node at this router.
     pub(crate) fn is_at(&self, router: Router) -> bool {
         (self.router, self.local) == (router.router, router.local)

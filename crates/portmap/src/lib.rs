@@ -34,6 +34,7 @@
 
 mod kept;
 mod mapper;
+mod removal;
 mod upnp;
 
 pub use kept::KeptMapping;

@@ -12,7 +12,8 @@ use warren_wire::upnp::{
 use warren_wire::{nat_pmp, pcp};
 
 use crate::kept::{KeptBy, KeptMapping, KeptService};
-use crate::upnp::{Exchange, Progress, Upnp, Wanted, unmap};
+use crate::removal::{Next, Removal};
+use crate::upnp::{Exchange, Progress, Upnp, Wanted};
 
 /// The lifetime that is asked for, in seconds.
 pub(crate) const LIFETIME: u32 = 7200;
@@ -35,6 +36,8 @@ const LEFT_BEHIND: Duration = Duration::from_secs(60);
 /// Between searches of a router that speaks any protocol; twice as long after each one in a
 /// network where nothing answers, up to 16 times.
 const SEARCH_AGAIN: Duration = Duration::from_secs(10 * 60);
+/// Deletions by UPnP at a time.
+const MAX_REMOVALS: usize = 8;
 /// Between requests, whatever lifetime or pause the router says.
 const MIN_PAUSE: Duration = Duration::from_secs(30);
 /// After a refusal, at most this long.
@@ -61,6 +64,8 @@ pub enum Output {
     },
     /// Connect to `to` by TCP, send `request`, and report the response with
     /// [`PortMapper::handle_exchange`], or that there is none within [`EXCHANGE_TIMEOUT`].
+    /// Exchanges are made in their order, each after the end of the one before it, and none
+    /// is given up: a deletion must not overtake the mapping that it deletes.
     Exchange {
         /// The number of the exchange.
         id: u64,
@@ -134,6 +139,8 @@ pub struct PortMapper {
     kept: Option<KeptMapping>,
     /// When it is deleted at the router, where nothing wants it.
     left_until: Option<Instant>,
+    /// Deletions by UPnP that the router has not answered.
+    removals: Vec<Removal>,
     outputs: VecDeque<Output>,
 }
 
@@ -159,6 +166,7 @@ impl PortMapper {
             no_upnp: false,
             kept: None,
             left_until: None,
+            removals: Vec::new(),
             outputs: VecDeque::new(),
         }
     }
@@ -239,6 +247,12 @@ impl PortMapper {
 
     /// Takes the bytes that the router answered to an exchange, as a whole; `None`: it did not.
     pub fn handle_exchange(&mut self, now: Instant, id: u64, answer: Option<&Response>) {
+        let waits = |removal: &Removal| removal.waits_for(id);
+        if let Some(at) = self.removals.iter().position(waits) {
+            let removal = self.removals.remove(at);
+            self.go_on_removing(removal, answer);
+            return;
+        }
         let State::Exchanging { id: expected, .. } = self.state else {
             return;
         };
@@ -402,6 +416,9 @@ impl PortMapper {
             Some(KeptBy::NatPmp) if protocol == Protocol::NatPmp => {}
             Some(_) | None => self.delete_kept(),
         }
+        for removal in &mut self.removals {
+            removal.holds_record = false;
+        }
         self.keep(Some(KeptMapping {
             router: router.router,
             local: router.local,
@@ -444,15 +461,63 @@ impl PortMapper {
                 };
                 self.send(request.emit());
             }
-            KeptBy::Upnp { service } => {
-                let service = service.as_ref().and_then(KeptService::service);
-                if let (Some(service), Some(external)) = (service, kept.external) {
-                    self.push_exchange(unmap(router, &service, external.port()));
-                }
+            // The record stays until the router has answered.
+            KeptBy::Upnp { .. } => {
+                self.left_until = None;
+                self.begin_removal(router, kept);
+                return;
             }
         }
         self.left_until = None;
         self.keep(None);
+    }
+
+    /// Deletes a mapping by UPnP. One that is being asked for is deleted when the answer has
+    /// named its port.
+    fn begin_removal(&mut self, router: Router, kept: KeptMapping) {
+        let is_same = |removal: &Removal| removal.holds_record && removal.kept == kept;
+        if self.removals.iter().any(is_same) {
+            return;
+        }
+        match (self.state, self.upnp.asked()) {
+            (State::Exchanging { id, .. }, Some(_)) => {
+                let removal = Removal::after(id, router, kept, self.upnp.clone());
+                self.removals.push(removal);
+            }
+            _ => self.remove(Removal::new(router, kept)),
+        }
+        // A router that does not answer for so long may have forgotten the oldest.
+        let extra = self.removals.len().saturating_sub(MAX_REMOVALS);
+        self.removals.drain(..extra);
+    }
+
+    fn remove(&mut self, removal: Removal) {
+        if removal.holds_record && self.kept.is_some() {
+            self.keep(Some(removal.kept.clone()));
+        }
+        match removal.call() {
+            Some(call) => {
+                let id = self.push_exchange(call);
+                self.removals.push(removal.under_way(id));
+            }
+            // Nothing was asked for yet.
+            None => self.removed(&removal),
+        }
+    }
+
+    fn removed(&mut self, removal: &Removal) {
+        if removal.holds_record && self.kept.as_ref() == Some(&removal.kept) {
+            self.keep(None);
+        }
+    }
+
+    fn go_on_removing(&mut self, removal: Removal, answer: Option<&Response>) {
+        match removal.answered(answer) {
+            Next::Remove(removal) => self.remove(removal),
+            Next::Removed(removal) => self.removed(&removal),
+            // The record stays for the next process.
+            Next::Unknown => {}
+        }
     }
 
     fn keep(&mut self, kept: Option<KeptMapping>) {

@@ -15,7 +15,7 @@ use crate::mapper::{LIFETIME, Router};
 const TRIES: u32 = 4;
 
 /// The conversation with a router.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Upnp {
     /// Where the router describes itself.
     location: Option<Location>,

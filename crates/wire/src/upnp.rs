@@ -24,7 +24,7 @@ mod xml;
 
 pub use description::{Service, ServiceKind, services};
 pub use http::{Location, Response, Unfinished};
-pub use soap::{Call, Fault, MappingCall, external_address, reserved_port};
+pub use soap::{Call, Fault, MappingCall, external_address, is_deleted, reserved_port};
 
 /// The UDP port of SSDP.
 pub const SSDP_PORT: u16 = 1900;

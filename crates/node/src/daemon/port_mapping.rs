@@ -3,6 +3,7 @@
 //! All decisions are those of [`PortMapper`]; the path engine says which port is wanted, and
 //! the link monitor which router there is. IPv4 only: with IPv6 no router translates ports.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -12,7 +13,7 @@ use ipnet::IpNet;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 use warren_dial::{Dialer, SystemEntropy, mark_own_traffic};
 use warren_host::atomic_file::write_atomic;
 use warren_host::link::LinkState;
@@ -29,7 +30,7 @@ const OFF: [&str; 2] = ["WARREN_DISABLE_PORTMAPPER", "TS_DISABLE_PORTMAPPER"];
 /// The same for UPnP alone.
 const UPNP_OFF: [&str; 2] = ["WARREN_DISABLE_UPNP", "TS_DISABLE_UPNP"];
 /// How long the end of the daemon waits for the router to take a deletion.
-const RELEASE: Duration = Duration::from_secs(1);
+const RELEASE: Duration = Duration::from_secs(2);
 /// Longest datagram of a router: an answer to a search.
 const MAX_DATAGRAM: usize = 2_048;
 
@@ -91,7 +92,8 @@ impl PortMapping {
             dialer,
             inbox,
             socket: None,
-            exchanges: JoinSet::new(),
+            waiting: VecDeque::new(),
+            exchange: None,
         };
         Self {
             orders,
@@ -148,7 +150,16 @@ struct Task {
     inbox: Inbox,
     /// Open from the first datagram on.
     socket: Option<UdpSocket>,
-    exchanges: JoinSet<(u64, Option<Response>)>,
+    /// Exchanges that follow the one under way, in their order.
+    waiting: VecDeque<Exchange>,
+    exchange: Option<JoinHandle<(u64, Option<Response>)>>,
+}
+
+/// A request to the router, and the number under which the mapper expects the answer.
+struct Exchange {
+    id: u64,
+    to: SocketAddr,
+    request: Vec<u8>,
 }
 
 impl Task {
@@ -177,23 +188,34 @@ impl Task {
                         self.mapper.handle_datagram(Instant::now(), from, packet);
                     }
                 }
-                Some(ended) = self.exchanges.join_next() => {
-                    if let Ok((id, response)) = ended {
-                        self.mapper.handle_exchange(Instant::now(), id, response.as_ref());
-                    }
+                (id, response) = ended(&mut self.exchange) => {
+                    self.exchange = None;
+                    self.mapper.handle_exchange(Instant::now(), id, response.as_ref());
                 }
                 () = async { match sleep { Some(sleep) => sleep.await, None => std::future::pending().await } } => {
                     self.mapper.handle_timeout(Instant::now());
                 }
             }
         }
-        self.exchanges.abort_all();
-        while self.exchanges.join_next().await.is_some() {}
         self.mapper.release(Instant::now());
+        // The router may be gone: then the next daemon deletes the mapping, or it ends by its
+        // lifetime.
+        drop(tokio::time::timeout(RELEASE, self.finish_exchanges()).await);
+        if let Some(exchange) = self.exchange {
+            exchange.abort();
+        }
+    }
+
+    /// Makes the exchanges that are left, one of which may make a mapping and another delete it.
+    async fn finish_exchanges(&mut self) {
         self.carry_out().await;
-        let released = async { while self.exchanges.join_next().await.is_some() {} };
-        // The router may be gone: then the mapping ends by its lifetime.
-        drop(tokio::time::timeout(RELEASE, released).await);
+        while self.exchange.is_some() {
+            let (id, response) = ended(&mut self.exchange).await;
+            self.exchange = None;
+            self.mapper
+                .handle_exchange(Instant::now(), id, response.as_ref());
+            self.carry_out().await;
+        }
     }
 
     async fn carry_out(&mut self) {
@@ -205,16 +227,21 @@ impl Task {
                     }
                 }
                 Output::Exchange { id, to, request } => {
-                    let dialer = self.dialer.clone();
-                    self.exchanges.spawn(async move {
-                        let exchange = exchange(&dialer, to, &request);
-                        let response = tokio::time::timeout(EXCHANGE_TIMEOUT, exchange).await;
-                        (id, response.ok().and_then(Result::ok))
-                    });
+                    self.waiting.push_back(Exchange { id, to, request });
                 }
                 Output::Keep(kept) => write_record(self.record.clone(), kept).await,
                 Output::Report(report) => self.inbox.send(NodeInput::PortMap(report)),
             }
+        }
+        if self.exchange.is_none() {
+            self.exchange = self.waiting.pop_front().map(|next| {
+                let dialer = self.dialer.clone();
+                tokio::spawn(async move {
+                    let exchange = exchange(&dialer, next.to, &next.request);
+                    let response = tokio::time::timeout(EXCHANGE_TIMEOUT, exchange).await;
+                    (next.id, response.ok().and_then(Result::ok))
+                })
+            });
         }
     }
 
@@ -258,6 +285,17 @@ fn open() -> io::Result<UdpSocket> {
 async fn receive(socket: Option<&UdpSocket>, into: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
     match socket {
         Some(socket) => socket.recv_from(into).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The end of the exchange under way; there may be none.
+async fn ended(
+    exchange: &mut Option<JoinHandle<(u64, Option<Response>)>>,
+) -> (u64, Option<Response>) {
+    match exchange {
+        // A task that panicked has no id: the mapper goes on after its own deadline.
+        Some(task) => task.await.unwrap_or((0, None)),
         None => std::future::pending().await,
     }
 }

@@ -2,6 +2,7 @@
 //! absent.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -55,6 +56,10 @@ struct World {
     /// The record on disk.
     kept: Option<KeptMapping>,
     reports: Vec<(Duration, PortMapReport)>,
+    /// Exchanges that have not ended: id, port, request.
+    waiting: VecDeque<(u64, u16, Vec<u8>)>,
+    /// Exchanges end when a test says so.
+    is_slow: bool,
 }
 
 fn seconds(count: u64) -> Duration {
@@ -82,6 +87,8 @@ impl World {
             nonce: None,
             kept: None,
             reports: Vec::new(),
+            waiting: VecDeque::new(),
+            is_slow: false,
         };
         world.mapper.want(now, Some(PORT));
         world.mapper.set_router(now, Some(router(1)));
@@ -115,6 +122,16 @@ impl World {
         self.now = end;
     }
 
+    /// The exchange that waits longest ends.
+    fn end_exchange(&mut self) {
+        if let Some((id, port, request)) = self.waiting.pop_front() {
+            let kind = self.kind.upnp.as_mut();
+            let answer = kind.and_then(|it| it.exchange(port, &request, self.external));
+            let answer = answer.and_then(|bytes| Response::parse(&bytes, true).ok());
+            self.mapper.handle_exchange(self.now, id, answer.as_ref());
+        }
+    }
+
     fn drain(&mut self) {
         while let Some(output) = self.mapper.poll_output() {
             match output {
@@ -123,11 +140,10 @@ impl World {
                 Output::Exchange { id, to, request } => {
                     assert_eq!(to.ip(), router(1).router, "no other machine is asked");
                     self.requests += 1;
-                    let kind = self.kind.upnp.as_mut();
-                    let answer =
-                        kind.and_then(|it| it.exchange(to.port(), &request, self.external));
-                    let answer = answer.and_then(|bytes| Response::parse(&bytes, true).ok());
-                    self.mapper.handle_exchange(self.now, id, answer.as_ref());
+                    self.waiting.push_back((id, to.port(), request));
+                    if !self.is_slow {
+                        self.end_exchange();
+                    }
                 }
                 Output::Send { to, packet } if to.port() == 1900 => {
                     let kind = self.kind.upnp.as_ref();
@@ -540,8 +556,8 @@ fn upnp_maps_where_nothing_else_does() {
         world.run(seconds(8));
         let external = SocketAddr::from((world.external, PORT));
         assert_eq!(world.last_mapping(), Some(external));
-        let held = world.kind.upnp.as_ref().unwrap().mapped;
-        assert_eq!(held, Some((PORT, PORT, 7200)));
+        let held = &world.kind.upnp.as_ref().unwrap().mapped;
+        assert_eq!(held, &[(PORT, PORT, 7200)]);
         let found = MappingProtocols {
             upnp: Some(true),
             nat_pmp: Some(false),
@@ -561,7 +577,7 @@ fn upnp_maps_where_nothing_else_does() {
         assert_eq!(renewed.count(), 2);
         world.mapper.want(world.now, None);
         world.drain();
-        assert_eq!(world.kind.upnp.as_ref().unwrap().mapped, None);
+        assert_eq!(world.kind.upnp.as_ref().unwrap().mapped, []);
         assert_eq!((world.last_mapping(), &world.kept), (None, &None));
     }
 }
@@ -619,7 +635,7 @@ fn quirks_of_upnp_routers_cost_another_call_at_most() {
         let mut world = World::new(upnp_only(quirk));
         world.run(seconds(8));
         let mapped = world.last_mapping().expect(&shown);
-        let (external, internal, lease) = world.kind.upnp.as_ref().unwrap().mapped.unwrap();
+        let (external, internal, lease) = world.kind.upnp.as_ref().unwrap().mapped[0];
         assert_eq!((mapped.port(), internal), (external, PORT), "{shown}");
         assert_eq!(
             lease == 0,
@@ -628,7 +644,7 @@ fn quirks_of_upnp_routers_cost_another_call_at_most() {
         );
         world.mapper.release(world.now);
         world.drain();
-        assert_eq!(world.kind.upnp.as_ref().unwrap().mapped, None, "{shown}");
+        assert_eq!(world.kind.upnp.as_ref().unwrap().mapped, [], "{shown}");
     }
 }
 
@@ -698,8 +714,10 @@ fn each_protocol() -> [Kind; 3] {
 impl World {
     /// The internal port that the router maps.
     fn held(&self) -> Option<u16> {
-        let upnp = self.kind.upnp.as_ref().and_then(|upnp| upnp.mapped);
-        let upnp = upnp.map(|(_, internal, _)| internal);
+        let upnp = self.kind.upnp.iter().flat_map(|upnp| &upnp.mapped);
+        let upnp: Vec<u16> = upnp.map(|(_, internal, _)| *internal).collect();
+        assert!(upnp.len() <= 1, "mappings were left behind: {upnp:?}");
+        let upnp = upnp.first().copied();
         self.mapped.map(|(port, _)| port).or(upnp)
     }
 }
@@ -776,7 +794,108 @@ fn a_mapping_at_another_router_is_left_there() {
     );
 }
 
+/// A daemon ends while the router has not answered: the mapping is deleted all the same.
+#[test]
+fn the_end_waits_for_the_exchange_that_makes_the_mapping() {
+    for igd2 in [false, true] {
+        // The exchanges that have ended: none, the description, the address, the mapping.
+        for ended in 0..4 {
+            let mut world = World::new(upnp_only(UpnpRouter {
+                igd2,
+                taken: vec![PORT],
+                ..UpnpRouter::default()
+            }));
+            world.is_slow = true;
+            world.run(seconds(1));
+            for _ in 0..ended {
+                world.end_exchange();
+                world.drain();
+            }
+            let is_mapped = igd2 && ended == 3;
+            assert_eq!(world.waiting.is_empty(), is_mapped, "{igd2} {ended}");
+            world.mapper.want(world.now, None);
+            world.drain();
+            world.mapper.release(world.now);
+            world.drain();
+            while !world.waiting.is_empty() {
+                world.end_exchange();
+                world.drain();
+            }
+            assert_eq!((world.held(), &world.kept), (None, &None), "{igd2} {ended}");
+        }
+    }
+}
+
+/// The record stays until the router has answered, so that the next process deletes it.
+#[test]
+fn a_deletion_without_an_answer_is_tried_again_by_the_next_process() {
+    let mut world = World::new(upnp_only(UpnpRouter::default()));
+    world.run(seconds(8));
+    assert_eq!(world.held(), Some(PORT));
+    world.is_slow = true;
+    world.mapper.release(world.now);
+    world.drain();
+    assert!(world.kept.is_some(), "the router has not answered");
+    world.waiting.clear();
+    world.is_slow = false;
+    world.kill_and_start();
+    world.run(seconds(61));
+    assert_eq!((world.held(), &world.kept), (None, &None));
+}
+
+/// A router that fails now and then is asked again, and one that always fails a few times.
+#[test]
+fn a_deletion_that_fails_is_tried_three_times() {
+    for (failures, held) in [(2, None), (3, Some(PORT))] {
+        let mut world = World::new(upnp_only(UpnpRouter {
+            fails_deletions: failures,
+            ..UpnpRouter::default()
+        }));
+        world.run(seconds(8));
+        let before = world.requests;
+        world.mapper.release(world.now);
+        world.drain();
+        assert_eq!((world.held(), &world.kept), (held, &None));
+        assert_eq!(world.requests - before, 3);
+    }
+}
+
 proptest! {
+    /// Whenever ports are wanted, and whenever the router answers, it holds in the end the one
+    /// that is wanted, and the record names it.
+    #[test]
+    fn the_router_holds_what_is_wanted_last(
+        igd2: bool,
+        taken: bool,
+        steps in prop::collection::vec((0u8..6, 0u64..3_000), 1..40),
+        last in prop::option::of(0u16..2),
+    ) {
+        let taken = if taken { vec![PORT] } else { Vec::new() };
+        let mut world = World::new(upnp_only(UpnpRouter { igd2, taken, ..UpnpRouter::default() }));
+        world.is_slow = true;
+        for (step, pause) in steps {
+            match step {
+                0 => world.mapper.want(world.now, None),
+                1 | 2 => world.mapper.want(world.now, Some(PORT + u16::from(step - 1))),
+                _ => world.end_exchange(),
+            }
+            world.drain();
+            world.run(Duration::from_millis(pause));
+        }
+        world.is_slow = false;
+        let last = last.map(|offset| PORT + offset);
+        world.mapper.want(world.now, last);
+        world.drain();
+        while !world.waiting.is_empty() {
+            world.end_exchange();
+            world.drain();
+        }
+        // The next search after a router that was too slow is ten minutes later.
+        world.run(seconds(3_600));
+        prop_assert_eq!(world.held(), last);
+        prop_assert_eq!(world.kept.is_some(), last.is_some());
+    }
+
     /// Whatever a router sends, the rate of requests is bounded, the clock goes
     /// on, and reported mappings have a lifetime of at most a day.
     #[test]

@@ -11,7 +11,7 @@ const PORT: u16 = 49_000;
 /// The router.
 #[derive(Debug, Clone, Default)]
 pub struct UpnpRouter {
-    /// It speaks version 2, and maps another port than it was asked for.
+    /// It speaks version 2, and maps another port where the one it was asked for is taken.
     pub igd2: bool,
     /// It knows no leases with an end.
     pub permanent_only: bool,
@@ -29,8 +29,10 @@ pub struct UpnpRouter {
     pub is_silent: bool,
     /// Its answers to calls of mappings get lost.
     pub loses_answers_to_mappings: bool,
-    /// External port, internal port, lease.
-    pub mapped: Option<(u16, u16, u32)>,
+    /// So many deletions fail.
+    pub fails_deletions: u32,
+    /// The mappings: external port, internal port, lease.
+    pub mapped: Vec<(u16, u16, u32)>,
 }
 
 fn element(body: &str, name: &str) -> String {
@@ -115,7 +117,7 @@ impl UpnpRouter {
         }
         let is_down = head.starts_with("POST /down ") || self.has_no_address;
         let number = |name: &str| element(body, name).parse::<u32>().unwrap_or_default();
-        let external_port = number("NewExternalPort") as u16;
+        let mut external_port = number("NewExternalPort") as u16;
         if head.contains("#GetExternalIPAddress\"") {
             let address = if is_down {
                 String::new()
@@ -126,19 +128,28 @@ impl UpnpRouter {
             return Some(response("200 OK", &format!("{SOAP}{answer}{SOAP_END}")));
         }
         if head.contains("#DeletePortMapping\"") {
-            self.mapped = self.mapped.filter(|(port, ..)| *port != external_port);
+            if let Some(left) = self.fails_deletions.checked_sub(1) {
+                self.fails_deletions = left;
+                return Some(fault(501));
+            }
+            self.mapped.retain(|(port, ..)| *port != external_port);
             return Some(response("200 OK", &format!("{SOAP}{SOAP_END}")));
         }
         assert_eq!(head.contains("#AddAnyPortMapping\""), self.igd2);
         assert_eq!(element(body, "NewProtocol"), "UDP");
         let lease = number("NewLeaseDuration");
-        if self.taken.contains(&external_port) {
-            return Some(fault(718));
+        while self.taken.contains(&external_port) {
+            if !self.igd2 {
+                return Some(fault(718));
+            }
+            external_port += 1;
         }
         if self.permanent_only && lease != 0 {
             return Some(fault(725));
         }
-        self.mapped = Some((external_port, number("NewInternalPort") as u16, lease));
+        let internal_port = number("NewInternalPort") as u16;
+        self.mapped.retain(|(port, ..)| *port != external_port);
+        self.mapped.push((external_port, internal_port, lease));
         if self.loses_answers_to_mappings {
             return None;
         }

@@ -150,11 +150,31 @@ pub fn reserved_port(response: &Response) -> Result<Option<u16>, Fault> {
     }
 }
 
+/// Whether a response to [`Call::Unmap`] says that there is no such mapping (any more): a
+/// success, or error 714 (NoSuchEntryInArray).
+pub fn is_deleted(response: &Response) -> bool {
+    Fault::of(response).is_none_or(|fault| fault.code == 714)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::upnp::Location;
+
+    #[test]
+    fn a_mapping_is_deleted_after_success_and_where_there_is_none() {
+        let fault = |code: u16| {
+            answer(
+                500,
+                &format!("<UPnPError><errorCode>{code}</errorCode></UPnPError>"),
+            )
+        };
+        assert!(is_deleted(&answer(200, "<u:DeletePortMappingResponse/>")));
+        assert!(is_deleted(&fault(714)));
+        assert!(!is_deleted(&fault(501)));
+        assert!(!is_deleted(&answer(503, "busy")));
+    }
 
     fn answer(status: u16, body: &str) -> Response {
         Response {
