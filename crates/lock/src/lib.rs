@@ -46,6 +46,7 @@ mod cbor;
 mod compaction;
 mod digest;
 mod disablement;
+mod forks;
 mod key;
 mod recovery;
 mod rotation;

@@ -261,6 +261,53 @@ proptest! {
     }
 
     #[test]
+    fn a_removed_key_cannot_undo_its_removal(seed: u64, before in 0usize..6, after in 0usize..6, attempts in prop::collection::vec((any::<prop::sample::Index>(), 0u8..5), 1..12)) {
+        let mut random = SeededEntropy(seed);
+        let keys = vec![trusted(1, 2), trusted(2, 3), trusted(3, 1)];
+        let (mut authority, _) = Authority::create(checkpoint(keys), &secret(1), 0).unwrap();
+        let by = |parent, change, signers: &[u8]| {
+            let unsigned = Aum::unsigned(Some(parent), change);
+            signers.iter().fold(unsigned, |aum, n| aum.signed_by(&secret(*n)))
+        };
+        for step in 0..before + 1 + after {
+            let change = match step {
+                at if at == before => Change::RemoveKey(trusted(2, 3).id().clone()),
+                _ => Change::UpdateKey { id: trusted(1, 1).id().clone(), votes: Some(1 + random.below(3)), meta: None },
+            };
+            let aum = by(authority.head(), change, &[1]);
+            authority.inform(&[aum], 0).unwrap();
+        }
+        let removed = trusted(2, 3).id().clone();
+        for (at, kind) in attempts {
+            let known: Vec<Aum> = authority.stored().map(|stored| stored.aum.clone()).collect();
+            let base = at.get(&known);
+            let added = Change::AddKey(trusted(9, 4));
+            let batch = match kind {
+                0 => vec![by(base.hash(), Change::NoOp, &[2])],
+                1 => vec![by(base.hash(), added, &[2])],
+                // The signature of another key, which it made for this content, beside its own.
+                2 => vec![base.signed_by(&secret(2))],
+                3 => vec![by(base.hash(), Change::RemoveKey(trusted(1, 1).id().clone()), &[2])],
+                _ => {
+                    let first = by(base.hash(), added, &[2]);
+                    let second = by(first.hash(), Change::NoOp, &[9]);
+                    vec![first, second]
+                }
+            };
+            let head = authority.head();
+            if authority.removed_signer(&batch).is_none() && authority.inform(&batch, 0).is_ok() {
+                // A message that was there already.
+                prop_assert_eq!(head, authority.head());
+            }
+            prop_assert!(authority.state().key(&removed).is_none());
+        }
+        // The keys that are left may fork below the removal, to revoke or to catch up.
+        let oldest = authority.oldest();
+        let late = by(oldest, Change::NoOp, &[1]);
+        prop_assert_eq!(authority.removed_signer(&[late]), None);
+    }
+
+    #[test]
     fn revocation_erases_what_a_stolen_key_did(seed: u64, steps in 1usize..12, order: u64) {
         let mut random = SeededEntropy(seed);
         let mut authority = start();

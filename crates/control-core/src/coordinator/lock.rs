@@ -330,6 +330,10 @@ impl Coordinator {
         let aums = read_aums(&request.missing_aums)?;
         let mut authority = self.view.directory.lock().authority()?.clone();
         refuse_signature_variants(&authority, &aums)?;
+        if let Some(key) = authority.removed_signer(&aums) {
+            let refusal = format!("the signing key {key} was removed; its holder cannot undo that");
+            return Err(LockError::Refused(refusal));
+        }
         let new = authority.inform(&aums, wall.as_secs()).map_err(refused)?;
         for hash in new {
             if let Some(aum) = authority.aum(hash) {

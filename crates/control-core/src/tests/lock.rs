@@ -254,6 +254,32 @@ fn variants_of_a_message_in_its_signatures_are_refused() {
 }
 
 #[test]
+fn a_removed_key_cannot_fork_the_chain_below_its_removal() {
+    let (mut w, _, _, mut authority) = locked();
+    let genesis = authority.head();
+    let add = Aum::unsigned(Some(genesis), Change::AddKey(trusted(2))).signed_by(&secret(1));
+    let shared = Aum::unsigned(Some(add.hash()), Change::NoOp).signed_by(&secret(1));
+    let remove = Change::RemoveKey(trusted(2).id().clone());
+    let remove = Aum::unsigned(Some(shared.hash()), remove).signed_by(&secret(1));
+    let chain = [add.clone(), shared.clone(), remove];
+    authority.inform(&chain, 0).unwrap();
+    send(&mut w, 1, &chain).unwrap();
+
+    let takes_over = Change::RemoveKey(trusted(1).id().clone());
+    let attacks = [
+        Aum::unsigned(Some(add.hash()), takes_over).signed_by(&secret(2)),
+        Aum::unsigned(Some(shared.hash()), Change::NoOp).signed_by(&secret(2)),
+        // Two votes beat the one of the message that it imitates.
+        shared.signed_by(&secret(2)),
+    ];
+    for attack in attacks {
+        let error = send(&mut w, 2, &[attack]).unwrap_err();
+        assert!(error.to_string().contains("was removed"), "{error}");
+        assert_eq!(w.c.view().lock().unwrap().head(), authority.head());
+    }
+}
+
+#[test]
 fn rotation_does_not_replace_the_signature_of_another_node() {
     let (mut w, one, two, _) = locked();
     let nested = NodeKeySignature::decode(&direct(&w, one)).unwrap();
