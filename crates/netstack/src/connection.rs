@@ -13,6 +13,7 @@ use warren_wire::ip::{IpPacket, Protocol, TcpFlags, checksum};
 use crate::acks::{self, Acks};
 use crate::limits::Grant;
 use crate::link::Link;
+use crate::sent::Sent;
 use crate::{ConnectionError, Limits, Transmit, Tuple, mss};
 
 const TCP_HEADER_LEN: usize = 20;
@@ -83,6 +84,7 @@ pub(crate) struct Connection {
     segment_len: u16,
     grant: Grant,
     acks: Acks,
+    sent: Sent,
     is_incoming: bool,
     times: Times,
     /// The application has nothing to send, and the handshake is not over.
@@ -157,6 +159,7 @@ impl Connection {
             segment_len: setup.local_mss.min(mss::DEFAULT),
             grant: setup.grant,
             acks: Acks::default(),
+            sent: Sent::default(),
             is_incoming,
             times: Times {
                 opened_at: setup.now,
@@ -489,8 +492,9 @@ impl Connection {
     }
 
     /// A frame of smoltcp with the options and checksums that the network needs.
-    fn finished(&self, mut frame: Vec<u8>) -> Transmit {
+    fn finished(&mut self, mut frame: Vec<u8>) -> Transmit {
         let packet = frame.get_mut(self.headroom..).unwrap_or_default();
+        self.sent.correct(packet);
         let segment_len = finish(packet, self.local_mss, self.segment_len);
         Transmit { frame, segment_len }
     }

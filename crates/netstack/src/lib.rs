@@ -35,10 +35,6 @@
 //! memory when it opens ([`Limits::pool_bytes`]). Packets with IPv6 extension headers and
 //! fragments are dropped and counted.
 //!
-//! **Known defect**: with much reordering (a fifth of the packets by up to 20 ms) and small
-//! buffers, a transfer in both directions can stop while segments go on being sent. Loss and
-//! duplication are covered by the property tests, reordering is not yet.
-//!
 //! **Never here:** sockets, the clock, decisions about who may connect (the packet
 //! filter decided before), names.
 
@@ -52,6 +48,7 @@ mod half_open;
 mod limits;
 mod link;
 mod mss;
+mod sent;
 mod stack;
 mod time_wait;
 
