@@ -25,6 +25,7 @@ use crate::endpoint::{
 };
 use crate::endpoints::{GetPrefs, NodeApi, node_routes};
 use crate::error::{ApiError, Reply};
+use crate::places::Place;
 use crate::takeover;
 use crate::{CAPABILITY_HEADER, HOST, VERSION, VERSION_HEADER};
 
@@ -95,6 +96,8 @@ async fn dispatch<T>(
 ) -> Response {
     let (mut head, body) = request.into_parts();
     let upgrade = head.extensions.remove::<hyper::upgrade::OnUpgrade>();
+    // A connection that carries something else later keeps its place.
+    let place = head.extensions.get::<Arc<Place>>().cloned();
     let name = path.strip_prefix("/localapi/v0/").unwrap_or(path);
     let route = routes
         .iter()
@@ -126,7 +129,7 @@ async fn dispatch<T>(
         body,
     };
     let response = (route.run)(service, request).instrument(span.clone()).await;
-    span.in_scope(|| takeover::follow(response, upgrade))
+    span.in_scope(|| takeover::follow(response, upgrade, place))
 }
 
 /// Reads the request, lets the service handle it, and writes the answer.

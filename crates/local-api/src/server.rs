@@ -156,8 +156,10 @@ fn caller(stream: &UnixStream) -> Caller {
     }
 }
 
-async fn serve_connection(stream: UnixStream, caller: Caller, _place: Place, router: Router) {
-    let service = TowerToHyperService::new(router.layer(Extension(caller)));
+async fn serve_connection(stream: UnixStream, caller: Caller, place: Place, router: Router) {
+    let place = Arc::new(place);
+    let router = router.layer(Extension(caller)).layer(Extension(place));
+    let service = TowerToHyperService::new(router);
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
