@@ -30,7 +30,9 @@ pub use policies::{
     PolicyText, PolicyVersionInfo, SetPolicy, SetPolicyResult, TestPolicy, TestPolicyResult,
     WhichPolicy,
 };
-pub use server::{C2nResponse, GetHealth, HealthInfo, ProviderHealth, RefusalInfo, SendC2n};
+pub use server::{
+    C2nResponse, GetHealth, HealthInfo, ProviderHealth, RefusalInfo, Reload, ReloadInfo, SendC2n,
+};
 pub use ssh_checks::{ApproveSshCheck, DenySshCheck, ListSshChecks, SshCheckInfo};
 pub use users::{
     CreateUser, DeleteUser, LinkUser, ListUsers, RenameUser, SetUserRole, UserAccountInfo, UserInfo,
@@ -119,6 +121,7 @@ endpoints! {
     DenySshCheck: POST "/v1/ssh-checks/deny", Write => SshCheckInfo;
 
     GetHealth: GET "/v1/health", Read => HealthInfo;
+    Reload: POST "/v1/reload", Write => ReloadInfo;
     SendC2n: POST "/v1/c2n", Write => C2nResponse;
 }
 

@@ -5,6 +5,7 @@
 
 pub mod args;
 mod auth_keys;
+mod config;
 mod headscale;
 mod headscale_form;
 mod nodes;
@@ -20,10 +21,12 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser as _};
 
-use crate::failure::{Failure, print, print_error};
+use crate::failure::{Failure, print_error};
 use crate::serve;
-use args::{Cli, Generate, Top};
+use args::{Cli, Configuration, Generate, Serve, Top};
 use session::{Format, Session};
+
+pub(crate) use config::reload_text;
 
 /// Runs the program.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -66,7 +69,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     };
     if let Some(file) = &cli.headscale_config {
         let what = format!(
-            "{} is not read; the settings are flags of serve, see: warren-control serve --help",
+            "{} is not read; the settings are described by: warren-control serve --help",
             file.display()
         );
         if matches!(cli.command, Top::Serve(_)) {
@@ -77,6 +80,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     let session = Session::new(&cli.state_dir, format);
     match cli.command {
         Top::Serve(options) => serve::run(&cli.state_dir, *options).await,
+        Top::Config(command) => config::run(&session, command).await,
+        Top::Reload => config::reload(&session).await,
         Top::Users(command) => users::run(&session, command).await,
         Top::Nodes(command) => nodes::run(&session, command).await,
         Top::Preauthkeys(command) => auth_keys::run(&session, command).await,
@@ -89,8 +94,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
             Ok(())
         }
         Top::Configtest => {
-            print("nothing to test: the settings are flags of serve\n".to_owned());
-            Ok(())
+            let flags = Box::new(Serve::default());
+            config::run(&session, Configuration::Check { flags }).await
         }
         Top::Generate(Generate::PrivateKey) => {
             server::private_key(&session);

@@ -19,11 +19,11 @@ mod cookies;
 mod pages;
 mod requests;
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::Router;
 use axum::routing::get;
-use tokio::task::JoinSet;
+use tokio_util::task::AbortOnDropHandle;
 use warren_dial::Dialer;
 use warren_oidc::Provider;
 
@@ -35,18 +35,49 @@ use crate::coordinator::CoordinatorHandle;
 #[derive(Debug)]
 pub struct Logins {
     /// In the order of the configuration; the first one has the short callback.
-    providers: Vec<Arc<ProviderClient>>,
+    providers: RwLock<Vec<Reached>>,
     server_url: String,
 }
 
+/// A provider, and the task that reads its document and keys.
+#[derive(Debug)]
+struct Reached {
+    client: Arc<ProviderClient>,
+    _task: AbortOnDropHandle<()>,
+}
+
 impl Logins {
-    /// The providers of the configuration. [`Logins::run`] makes them ready.
+    /// The providers of the configuration. A task for each one reads its document and
+    /// keys, and again from time to time, until this is dropped.
     pub fn new(providers: Vec<Provider>, server_url: &str) -> Arc<Self> {
-        let clients = providers.into_iter().enumerate().map(|(n, provider)| {
+        let this = Arc::new(Self {
+            providers: RwLock::default(),
+            server_url: server_url.to_owned(),
+        });
+        this.replace(providers);
+        this
+    }
+
+    /// Puts these providers in the place of the present ones. Those that are the same
+    /// stay as they are, with what was read from them and the logins that are under way.
+    pub fn replace(&self, providers: Vec<Provider>) {
+        let mut present = self
+            .providers
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        let mut before = std::mem::take(&mut *present);
+        for (n, provider) in providers.into_iter().enumerate() {
             let redirect_uri = match n {
-                0 => format!("{server_url}/oidc/callback"),
-                _ => format!("{server_url}/oidc/{}/callback", provider.name),
+                0 => format!("{}/oidc/callback", self.server_url),
+                _ => format!("{}/oidc/{}/callback", self.server_url, provider.name),
             };
+            let same = before.iter().position(|old| {
+                *old.client.provider() == provider && old.client.redirect_uri() == redirect_uri
+            });
+            if let Some(same) = same {
+                present.push(before.swap_remove(same));
+                continue;
+            }
             if provider.rules.admit_all() {
                 tracing::warn!(
                     provider = provider.name,
@@ -54,31 +85,28 @@ impl Logins {
                      allowed_domains, allowed_users or allowed_groups"
                 );
             }
-            Arc::new(ProviderClient::new(provider, redirect_uri, Dialer::new()))
-        });
-        Arc::new(Self {
-            providers: clients.collect(),
-            server_url: server_url.to_owned(),
-        })
-    }
-
-    /// Starts a task for each provider that reads its document and keys, and again from
-    /// time to time.
-    pub fn run(&self, tasks: &mut JoinSet<()>) {
-        for provider in &self.providers {
-            tasks.spawn(provider.clone().run());
+            let client = ProviderClient::new(provider, redirect_uri, Dialer::new());
+            let client = Arc::new(client);
+            let task = tokio::spawn(client.clone().run());
+            present.push(Reached {
+                client,
+                _task: AbortOnDropHandle::new(task),
+            });
         }
     }
 
-    /// The providers.
-    pub fn providers(&self) -> &[Arc<ProviderClient>] {
-        &self.providers
+    /// The providers of this moment.
+    pub fn providers(&self) -> Vec<Arc<ProviderClient>> {
+        let present = self
+            .providers
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        present.iter().map(|known| known.client.clone()).collect()
     }
 
-    fn named(&self, name: &str) -> Option<&Arc<ProviderClient>> {
-        self.providers
-            .iter()
-            .find(|client| client.provider().name == name)
+    fn named(&self, name: &str) -> Option<Arc<ProviderClient>> {
+        let mut present = self.providers().into_iter();
+        present.find(|client| client.provider().name == name)
     }
 
     /// Whether cookies are only sent over TLS.

@@ -13,12 +13,13 @@ pub(crate) const OWN_REGION: RegionId = RegionId(900);
 /// The port for nodes, unless `--listen` names another.
 const DEFAULT_PORT: u16 = 8080;
 
-/// Reads `--server-url`.
-pub(crate) fn parse_url(text: &str) -> Result<Url, Failure> {
+/// Reads the URL at which nodes reach the server.
+///
+/// # Errors
+/// It is not one, with what to write.
+pub(crate) fn parse_url(text: &str) -> Result<Url, String> {
     let wrong = |why: &str| {
-        Failure::Usage(format!(
-            "--server-url {text}: {why}; write it as http://192.0.2.1:8080 or https://net.example"
-        ))
+        format!("{text}: {why}; write it as http://192.0.2.1:8080 or https://net.example")
     };
     let url = Url::parse(text).map_err(|error| wrong(&error.to_string()))?;
     if !matches!(url.scheme(), "http" | "https") {
@@ -101,7 +102,7 @@ pub(crate) fn guess_url(local: SocketAddr, tls: bool) -> Result<Url, Failure> {
 
 /// Checks that the server and the relays are not named in the zone of the nodes: nodes
 /// are the authority for that zone and hold such a name for one that does not exist.
-pub(crate) fn check_outside_zone(zone: &str, url: &Url, map: &DerpMap) -> Result<(), Failure> {
+pub(crate) fn check_outside_zone(zone: &str, url: &Url, map: &DerpMap) -> Result<(), String> {
     let server = match url.host() {
         Some(Host::Domain(name)) => Some(("the server", name)),
         Some(Host::Ipv4(_) | Host::Ipv6(_)) | None => None,
@@ -110,11 +111,11 @@ pub(crate) fn check_outside_zone(zone: &str, url: &Url, map: &DerpMap) -> Result
     let relays = nodes.map(|node| ("a relay", node.host_name.as_str()));
     for (what, name) in server.into_iter().chain(relays) {
         if is_in_zone(name, zone) {
-            return Err(Failure::Failed(format!(
+            return Err(format!(
                 "{what} is named {name}, which lies in the zone {zone} of the nodes' names, so \
                  nodes could not resolve it; choose another zone with --base-domain, for \
                  example net.{zone}"
-            )));
+            ));
         }
     }
     Ok(())

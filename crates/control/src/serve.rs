@@ -1,10 +1,9 @@
 //! `warren-control serve`: opens the state, binds the ports, starts the tasks.
 
-use std::io::{IsTerminal as _, Read as _};
+use std::io::IsTerminal as _;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::mpsc;
@@ -18,26 +17,27 @@ use warren_dial::SystemEntropy;
 use warren_dial::connections::{ConnectionLimits, ConnectionTable, OTHER_FILES};
 use warren_dial::limits::raise_file_limit;
 use warren_keys::{MachineSecret, NodeSecret};
-use warren_logging::{LevelFilter, log_to_stderr};
-use warren_oidc::Provider;
+use warren_logging::LevelControl;
 use warren_relay::tls::Certificate;
 use warren_relay::{Applicant, Relay};
 use warren_service_manager::ServiceManager;
 
 use crate::admin;
 use crate::banner::{BannerFacts, banner};
-use crate::cli::args::{DEFAULT_MAX_CONNECTIONS, OptionalListen, Serve};
+use crate::cli::args::{OptionalListen, Serve};
 use crate::clock::{now, wall_clock};
-use crate::config_file::ConfigFile;
+use crate::config::{Settings, Source};
 use crate::coordinator::CoordinatorHandle;
-use crate::failure::{Failure, print};
+use crate::failure::{Failure, print, print_error};
+use crate::inputs::Inputs;
 use crate::invite::{Invitation, invite};
 use crate::login::Logins;
 use crate::noise::Upgrader;
 use crate::policy_file;
 use crate::refusals::Refused;
+use crate::reload::{Reloader, levels};
 use crate::second_dial::SecondDial;
-use crate::self_map::{bind, check_outside_zone, guess_url, own_map, parse_url, taken};
+use crate::self_map::{bind, check_outside_zone, guess_url, own_map, taken};
 use crate::server::{Server, Tls};
 use crate::state_dir::StateDir;
 use crate::store::{self, WriteQueue};
@@ -64,6 +64,8 @@ pub struct Running {
     pub connections: Arc<ConnectionTable>,
     /// The identity providers.
     pub logins: Arc<Logins>,
+    /// Reads the settings again.
+    pub settings: Arc<Reloader>,
     relay: Option<Relay>,
     _state: StateDir,
 }
@@ -93,10 +95,13 @@ impl Running {
 
 /// Runs the server until a signal ends it.
 pub(crate) async fn run(state_dir: &Path, serve: Serve) -> Result<(), Failure> {
-    log_to_stderr(LevelFilter::WARN);
+    let source = Source::of_process(serve);
+    let settings = source.read()?;
+    let log = warren_logging::start(settings.log_format, levels(&settings));
+    let mut hang_up = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup())?;
     let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    let mut running = start(state_dir, serve).await?;
+    let mut running = start_with(state_dir, source, settings, Some(log)).await?;
     print(std::mem::take(&mut running.banner));
     if running.shows_key && !std::io::stdout().is_terminal() {
         print(
@@ -116,6 +121,7 @@ pub(crate) async fn run(state_dir: &Path, serve: Serve) -> Result<(), Failure> {
                 let Some(line) = line else { break };
                 print(format!("{}  {line}\n", jiff::Zoned::now().strftime("%H:%M:%S")));
             }
+            _ = hang_up.recv() => report_reload(&running.settings).await,
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
         }
@@ -134,29 +140,52 @@ async fn next(watchdog: &mut Option<tokio::time::Interval>) {
     }
 }
 
-/// Opens the state, binds the ports and starts serving.
+/// Reads the settings again, because of a signal, and reports it on standard error.
+async fn report_reload(settings: &Reloader) {
+    match settings.reload().await {
+        Ok(info) => {
+            let text = crate::cli::reload_text(&info);
+            print_error(text.trim_end());
+        }
+        Err(error) => print_error(&error.to_string()),
+    }
+}
+
+/// Opens the state, binds the ports and starts serving. Settings come from `serve`, from
+/// the file that it names, and from the environment.
 ///
 /// # Errors
-/// The configuration, the state or a port cannot be used; nothing keeps running.
+/// The settings, the state or a port cannot be used; nothing keeps running.
 pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
+    let source = Source::of_process(serve);
+    let settings = source.read()?;
+    start_with(state_dir, source, settings, None).await
+}
+
+async fn start_with(
+    state_dir: &Path,
+    source: Source,
+    settings: Settings,
+    log: Option<LevelControl>,
+) -> Result<Running, Failure> {
     // Everything that can be wrong with the configuration comes first.
-    let mut inputs = Inputs::read(&serve)?;
+    let mut inputs = Inputs::read(&settings)?;
     let opened = Opened::open(state_dir, &inputs)?;
-    let port = Port::bind(&serve, &mut inputs, &opened.state)?;
-    let stun = bind_stun(&serve, &port)?;
+    let port = Port::bind(&settings, &mut inputs, &opened.state)?;
+    let stun = bind_stun(&settings, &port)?;
     let relay_key = port.relay_secret.public();
-    let second_dial = SecondDial::bind(serve.second_dial, &port.url, port.local, relay_key)?;
+    let second_dial = SecondDial::bind(settings.second_dial, &port.url, port.local, relay_key)?;
     let stun_port = match &stun {
         Some(socket) => Some(socket.local_addr()?.port()),
         None => None,
     };
 
     let derp_map = port.derp_map(&inputs, stun_port);
-    check_outside_zone(&serve.base_domain, &port.url, &derp_map)?;
+    check_outside_zone(&settings.base_domain, &port.url, &derp_map).map_err(Failure::Failed)?;
     let mut config = Config::new(port.server_url.clone(), derp_map);
-    config.base_domain = serve.base_domain;
-    config.ephemeral_timeout = serve.ephemeral_timeout;
-    config.key_lifetime = Some(serve.key_expiry).filter(|life| !life.is_zero());
+    config.base_domain.clone_from(&settings.base_domain);
+    config.ephemeral_timeout = settings.ephemeral_timeout;
+    config.key_lifetime = Some(settings.key_expiry).filter(|life| !life.is_zero());
     let coordinator = Coordinator::new(
         now(),
         wall_clock(),
@@ -172,16 +201,16 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
         policy_file::take_at_start(&coordinator, &file, read).await?;
         policy_file = Some(file);
     }
-    let invitation = invite(&coordinator, &opened.state, &serve.user).await?;
+    let invitation = invite(&coordinator, &opened.state, &settings.first_user).await?;
 
     let relay = port
         .with_relay
         .then(|| own_relay(port.relay_secret, &coordinator));
-    let needed_files = serve.max_connections.saturating_add(OTHER_FILES);
+    let needed_files = settings.max_connections.saturating_add(OTHER_FILES);
     let files = raise_file_limit(needed_files as u64);
-    let limits = ConnectionLimits::new(serve.max_connections, files);
+    let limits = ConnectionLimits::new(settings.max_connections, files);
     let connections = ConnectionTable::new(limits);
-    let logins = Logins::new(inputs.providers, &port.server_url);
+    let logins = Logins::new(settings.providers.clone(), &port.server_url);
     let server = Server::new(
         coordinator.clone(),
         Upgrader::new(coordinator.clone(), opened.key),
@@ -221,8 +250,17 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
         tasks.spawn(Arc::new(server).run(listener));
     }
     tasks.spawn(Arc::new(server).run(port.listener));
-    tasks.spawn(admin_socket.serve(admin::router(coordinator.clone(), logins.clone())));
-    logins.run(&mut tasks);
+    let reloader = Arc::new(Reloader {
+        source,
+        last: tokio::sync::Mutex::new(settings),
+        coordinator: coordinator.clone(),
+        logins: logins.clone(),
+        url: port.url,
+        policy: policy_file.clone(),
+        log,
+    });
+    let router = admin::router(coordinator.clone(), logins.clone(), reloader.clone());
+    tasks.spawn(admin_socket.serve(router));
     tasks.spawn(coordinator.clone().run_timer());
     if let Some(file) = &policy_file {
         tasks.spawn(policy_file::watch(file.clone(), coordinator.clone()));
@@ -237,46 +275,17 @@ pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
         tasks,
         connections,
         logins,
+        settings: reloader,
         relay,
         _state: opened.state,
     })
 }
 
-/// The files and addresses that the command line names, read and checked.
-struct Inputs {
-    derp_map: Option<DerpMap>,
-    /// The file, and its valid text or its errors.
-    policy: Option<(PathBuf, Result<String, String>)>,
-    url: Option<Url>,
-    certificate: Option<Certificate>,
-    /// The identity providers of the configuration file.
-    providers: Vec<Provider>,
-}
-
-impl Inputs {
-    fn read(serve: &Serve) -> Result<Self, Failure> {
-        let policy = serve.policy.as_ref();
-        Ok(Self {
-            derp_map: serve.derp_map.as_deref().map(read_derp_map).transpose()?,
-            policy: policy.map(|file| (file.clone(), policy_file::read_checked(file))),
-            url: serve.server_url.as_deref().map(parse_url).transpose()?,
-            certificate: match (&serve.tls_cert, &serve.tls_key) {
-                (Some(cert), Some(key)) => Some(Certificate::from_files(cert, key)?),
-                _ => None,
-            },
-            providers: match &serve.config {
-                Some(file) => ConfigFile::read(file)?.providers,
-                None => Vec::new(),
-            },
-        })
-    }
-
-    /// Fails if the policy file is not valid.
-    fn require_valid_policy(&self) -> Result<(), Failure> {
-        match &self.policy {
-            Some((_, Err(why))) => Err(Failure::Failed(why.clone())),
-            Some((_, Ok(_))) | None => Ok(()),
-        }
+/// Fails if the policy file is not valid.
+fn require_valid_policy(inputs: &Inputs) -> Result<(), Failure> {
+    match inputs.policy_error() {
+        Some(why) => Err(Failure::Failed(why.to_owned())),
+        None => Ok(()),
     }
 }
 
@@ -295,14 +304,14 @@ impl Opened {
         // A server that has never run has no earlier policy to go on with: it creates
         // nothing before its file is valid.
         if !StateDir::was_used(state_dir) {
-            inputs.require_valid_policy()?;
+            require_valid_policy(inputs)?;
         }
         let state = StateDir::open(state_dir)?;
         let (key, new) = state.noise_key(&mut SystemEntropy)?;
         let (store, snapshot) = store::open(&state.database())?;
         // The same holds for a server that ran without a policy.
         if snapshot.policy.is_none() {
-            inputs.require_valid_policy()?;
+            require_valid_policy(inputs)?;
         }
         Ok(Self {
             state,
@@ -330,11 +339,11 @@ struct Port {
 }
 
 impl Port {
-    fn bind(serve: &Serve, inputs: &mut Inputs, state: &StateDir) -> Result<Self, Failure> {
-        let listener = bind(serve.listen)?;
+    fn bind(settings: &Settings, inputs: &mut Inputs, state: &StateDir) -> Result<Self, Failure> {
+        let listener = bind(settings.listen)?;
         let local = listener.local_addr()?;
         let own_tls = inputs.certificate.is_some();
-        let url = match &inputs.url {
+        let url = match &settings.server_url {
             Some(url) => url.clone(),
             None => guess_url(local, own_tls)?,
         };
@@ -385,8 +394,8 @@ impl Port {
 }
 
 /// Binds the port for STUN, if STUN is to be answered.
-fn bind_stun(serve: &Serve, port: &Port) -> Result<Option<UdpSocket>, Failure> {
-    let address = match serve.stun_listen {
+fn bind_stun(settings: &Settings, port: &Port) -> Result<Option<UdpSocket>, Failure> {
+    let address = match settings.stun_listen {
         Some(OptionalListen::Off) => None,
         Some(OptionalListen::At(address)) => Some(address),
         None => port
@@ -420,39 +429,7 @@ fn own_relay(secret: NodeSecret, coordinator: &Arc<CoordinatorHandle>) -> Relay 
     Relay::new(config)
 }
 
-fn read_derp_map(file: &Path) -> Result<DerpMap, Failure> {
-    let text = read_text(file)?;
-    DerpMap::from_json(text.as_bytes())
-        .map_err(|error| Failure::Failed(format!("{}: {error}", file.display())))
-}
-
-fn read_text(file: &Path) -> Result<String, Failure> {
-    let wrong =
-        |error: std::io::Error| Failure::Failed(format!("cannot read {}: {error}", file.display()));
-    if file == Path::new("-") {
-        let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).map_err(wrong)?;
-        return Ok(text);
-    }
-    std::fs::read_to_string(file).map_err(wrong)
-}
-
-/// The defaults of `serve`, for programs that embed the server.
+/// The settings of `serve` that tests and other programs begin with: all defaults.
 pub fn defaults() -> Serve {
-    Serve {
-        listen: None,
-        server_url: None,
-        derp_map: None::<PathBuf>,
-        stun_listen: None,
-        second_dial: None,
-        tls_cert: None,
-        tls_key: None,
-        policy: None,
-        config: None,
-        base_domain: "warren.internal".to_owned(),
-        ephemeral_timeout: Duration::from_secs(120),
-        key_expiry: Duration::from_secs(180 * 86_400),
-        max_connections: DEFAULT_MAX_CONNECTIONS,
-        user: "default".to_owned(),
-    }
+    Serve::default()
 }

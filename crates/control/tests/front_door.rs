@@ -330,7 +330,7 @@ async fn a_failed_start_says_what_to_do() {
     assert!(reason(second).contains("another warren-control already serves"));
     let why = refused(dir.path(), |serve| {
         serve.server_url = Some("http://ctl.ok.test:8080".to_owned());
-        serve.base_domain = "ok.test".to_owned();
+        serve.base_domain = Some("ok.test".to_owned());
     })
     .await;
     assert!(

@@ -180,7 +180,7 @@ async fn an_idle_channel_of_an_unknown_machine_ends_after_a_minute() {
 async fn nodes_get_in_beside_more_silent_connections_than_there_are_slots() {
     let dir = tempfile::tempdir().unwrap();
     let mut serve = options(dir.path());
-    serve.max_connections = 40;
+    serve.max_connections = Some(40);
     let server = start(&dir.path().join("state"), serve).await.unwrap();
     let key = server_key(&server).await;
     let mut node = Node::new(&server.server_url, "laptop");
@@ -208,7 +208,7 @@ async fn nodes_get_in_beside_more_silent_connections_than_there_are_slots() {
 async fn one_member_cannot_keep_other_nodes_out() {
     let dir = tempfile::tempdir().unwrap();
     let mut serve = options(dir.path());
-    serve.max_connections = 40;
+    serve.max_connections = Some(40);
     let server = start(&dir.path().join("state"), serve).await.unwrap();
     let key = server_key(&server).await;
     let member = Node::new(&server.server_url, "laptop");

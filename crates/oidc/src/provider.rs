@@ -23,7 +23,7 @@ const RESERVED: [&str; 8] = [
 ];
 
 /// A client secret. It is wiped from memory and never printed.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Zeroizing<String>);
 
 impl Secret {
@@ -82,7 +82,7 @@ impl Rules {
 }
 
 /// A provider and how to log in there.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Provider {
     /// The name in addresses and in the policy (`oidc:NAME/GROUP`).
     pub name: String,

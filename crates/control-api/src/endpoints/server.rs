@@ -8,6 +8,20 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields)]
 pub struct GetHealth {}
 
+/// Lets the server read its settings again, with the files that they name.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reload {}
+
+/// The result of reading the settings again.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadInfo {
+    /// The settings and files that are different, and are used now.
+    pub changed: Vec<String>,
+    /// The settings that are different, and are used after a restart.
+    pub needs_restart: Vec<String>,
+}
+
 /// Sends a c2n request to a connected node and waits for the response.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

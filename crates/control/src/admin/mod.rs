@@ -25,19 +25,26 @@ pub(crate) use ssh_checks::{ssh_check_info, waiting_ssh_checks};
 use crate::c2n::C2nError;
 use crate::coordinator::CoordinatorHandle;
 use crate::login::Logins;
+use crate::reload::Reloader;
 use crate::store::StoreError;
 
 /// The administration of one coordinator.
 struct Administration {
     coordinator: Arc<CoordinatorHandle>,
     logins: Arc<Logins>,
+    settings: Arc<Reloader>,
 }
 
 /// The router of the administration API, for the socket.
-pub fn router(coordinator: Arc<CoordinatorHandle>, logins: Arc<Logins>) -> Router {
+pub fn router(
+    coordinator: Arc<CoordinatorHandle>,
+    logins: Arc<Logins>,
+    settings: Arc<Reloader>,
+) -> Router {
     let administration = Administration {
         coordinator,
         logins,
+        settings,
     };
     administration_routes(Arc::new(administration)).into_router()
 }

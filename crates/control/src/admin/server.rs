@@ -2,9 +2,9 @@
 
 use http::Method;
 use warren_control_api::endpoints::{
-    C2nResponse, GetHealth, HealthInfo, ProviderHealth, RefusalInfo, SendC2n,
+    C2nResponse, GetHealth, HealthInfo, ProviderHealth, RefusalInfo, Reload, ReloadInfo, SendC2n,
 };
-use warren_control_api::{Caller, Handler, Reply};
+use warren_control_api::{ApiError, Caller, ErrorCode, Handler, Reply};
 use warren_control_core::SharedKey;
 
 use super::Administration;
@@ -19,7 +19,7 @@ impl Handler<GetHealth> for Administration {
             (c.pending().len(), shared)
         });
         let upgrades = self.coordinator.swallowed_upgrades().count();
-        let providers = self.logins.providers().iter();
+        let providers = self.logins.providers().into_iter();
         let providers = providers.map(|client| {
             let status = client.status();
             ProviderHealth {
@@ -77,5 +77,12 @@ impl Handler<SendC2n> for Administration {
         let (status, body) = self.coordinator.send_c2n(&request.node, payload).await?;
         let body = String::from_utf8_lossy(&body).into_owned();
         Ok(C2nResponse { status, body })
+    }
+}
+
+impl Handler<Reload> for Administration {
+    async fn handle(&self, _: &Caller, _: Reload) -> Reply<ReloadInfo> {
+        let reloaded = self.settings.reload().await;
+        reloaded.map_err(|error| ApiError::new(ErrorCode::InvalidRequest, error.to_string()))
     }
 }

@@ -76,6 +76,12 @@ pub enum OutputForm {
 pub enum Top {
     /// Run the server. Needs no configuration.
     Serve(Box<Serve>),
+    /// Check and show the settings of `serve`.
+    #[command(subcommand)]
+    Config(Configuration),
+    /// Let the running server read its settings again, with the files that they name. If
+    /// anything is wrong, nothing changes. Reports the settings that need a restart.
+    Reload,
     /// Manage users, who own nodes.
     #[command(subcommand, visible_alias = "user")]
     Users(Users),
@@ -98,7 +104,7 @@ pub enum Top {
     Debug(Debugging),
     /// Print the version.
     Version,
-    /// Say that there is nothing to test.
+    /// Check the settings of the environment.
     #[command(hide = true)]
     Configtest,
     /// Make keys.
@@ -111,9 +117,19 @@ pub enum Top {
     },
 }
 
-/// `serve`.
-#[derive(Debug, Args)]
+/// `serve`. Flags that are not given are settings of the environment, of the file, or
+/// defaults.
+#[derive(Debug, Clone, Default, Args)]
 pub struct Serve {
+    /// Settings (TOML). Each flag is a key there too, and a variable
+    /// WARREN_CONTROL_SECTION_KEY; flags override variables, and these the file.
+    #[arg(
+        long,
+        env = "WARREN_CONTROL_CONFIG",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    pub config: Option<PathBuf>,
     /// Address and TCP port for nodes. [default: port 8080 on all addresses]
     #[arg(long, value_name = "IP:PORT", value_parser = parse_listen)]
     pub listen: Option<SocketAddr>,
@@ -143,25 +159,42 @@ pub struct Serve {
     /// says takes effect when it is saved.
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
-    /// Configuration (TOML): the identity providers where people log in.
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// Zone of the nodes' names.
-    #[arg(long, default_value = "warren.internal", value_name = "NAME", value_parser = parse_domain)]
-    pub base_domain: String,
-    /// How long an ephemeral node may be offline before it is deleted.
-    #[arg(long, default_value = "2m", value_name = "TIME", value_parser = parse_duration)]
-    pub ephemeral_timeout: Duration,
+    /// Zone of the nodes' names. [default: warren.internal]
+    #[arg(long, value_name = "NAME", value_parser = parse_domain)]
+    pub base_domain: Option<String>,
+    /// How long an ephemeral node may be offline before it is deleted. [default: 2m]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub ephemeral_timeout: Option<Duration>,
     /// How long the login of a user's node is valid; "0" means that it does not expire.
-    #[arg(long, default_value = "180d", value_name = "TIME", value_parser = parse_duration)]
-    pub key_expiry: Duration,
+    /// [default: 180d]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub key_expiry: Option<Duration>,
     /// Connections at a time. One in four is for clients that have not yet shown
-    /// that they are nodes of this network.
-    #[arg(long, default_value_t = DEFAULT_MAX_CONNECTIONS, value_name = "N")]
-    pub max_connections: usize,
-    /// User that owns the printed key; created if no user exists.
-    #[arg(long, default_value = "default", value_name = "NAME")]
-    pub user: String,
+    /// that they are nodes of this network. [default: 16384]
+    #[arg(long, value_name = "N")]
+    pub max_connections: Option<usize>,
+    /// User that owns the printed key; created if no user exists. [default: default]
+    #[arg(long, value_name = "NAME")]
+    pub user: Option<String>,
+}
+
+/// `config`.
+#[derive(Debug, Subcommand)]
+pub enum Configuration {
+    /// Check the settings that `serve` would use, and all files that they name. Reports
+    /// everything that is wrong, and changes nothing.
+    Check {
+        /// Those of `serve`.
+        #[command(flatten)]
+        flags: Box<Serve>,
+    },
+    /// Show the settings that `serve` would use, as TOML, with where each one comes from.
+    /// Secrets are hidden.
+    Show {
+        /// Those of `serve`.
+        #[command(flatten)]
+        flags: Box<Serve>,
+    },
 }
 
 /// The address of a service that can be left out.
@@ -559,13 +592,13 @@ fn roles() -> impl TypedValueParser<Value = Role> {
         .try_map(|name| name.parse::<Role>())
 }
 
-fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+pub(crate) fn parse_listen(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| {
         "expected an address and a port, as 0.0.0.0:8080, or [::]:8080 for both families".to_owned()
     })
 }
 
-fn parse_optional(text: &str) -> Result<OptionalListen, String> {
+pub(crate) fn parse_optional(text: &str) -> Result<OptionalListen, String> {
     match text {
         "off" => Ok(OptionalListen::Off),
         _ => text
@@ -575,7 +608,7 @@ fn parse_optional(text: &str) -> Result<OptionalListen, String> {
     }
 }
 
-fn parse_domain(text: &str) -> Result<String, String> {
+pub(crate) fn parse_domain(text: &str) -> Result<String, String> {
     let name = text.trim_matches('.').to_ascii_lowercase();
     if name.split('.').count() < 2 {
         return Err("a zone has at least two parts, as net.example".to_owned());
@@ -660,6 +693,9 @@ mod tests {
             "warren-control policy test",
             "warren-control policy why laptop db:5432 udp",
             "warren-control debug c2n laptop /echo --data hello",
+            "warren-control config check --config F --listen [::]:80",
+            "warren-control config show --json",
+            "warren-control reload",
         ] {
             if let Err(error) = parse(line) {
                 panic!("{line}: {error}");

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use warren_control_api::endpoints::{
     AuthKeyInfo, C2nResponse, CreatedAuthKey, HealthInfo, NodeInfo, PendingNodeInfo,
-    PolicyVersionInfo, SshCheckInfo, UserInfo,
+    PolicyVersionInfo, ReloadInfo, SshCheckInfo, UserInfo,
 };
 use warren_control_core::JoinMethod;
 
@@ -32,6 +32,7 @@ impl HeadscaleForm for PendingNodeInfo {}
 impl HeadscaleForm for Vec<SshCheckInfo> {}
 impl HeadscaleForm for SshCheckInfo {}
 impl HeadscaleForm for C2nResponse {}
+impl HeadscaleForm for ReloadInfo {}
 impl HeadscaleForm for Vec<PolicyVersionInfo> {}
 
 impl HeadscaleForm for HealthInfo {

@@ -24,7 +24,7 @@ struct Button {
 }
 
 fn buttons(logins: &Logins, path: &str, id: &str) -> Vec<Button> {
-    let clients = logins.providers().iter();
+    let clients = logins.providers().into_iter();
     clients
         .map(|client| Button {
             title: client.provider().title.clone(),

@@ -114,8 +114,10 @@ pub(super) async fn callback_of_first(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Response {
-    let first = state.logins.providers.first();
-    let name = first.map(|client| client.provider().name.clone());
+    let providers = state.logins.providers();
+    let name = providers
+        .first()
+        .map(|client| client.provider().name.clone());
     take_back(&state, name.as_deref().unwrap_or_default(), query, &headers).await
 }
 

@@ -1,0 +1,100 @@
+//! Values as TOML, for `config show` and for comparing two configurations.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use url::Url;
+use warren_logging::{Format, Levels};
+
+use crate::cli::args::OptionalListen;
+
+/// A value that has a form in TOML.
+pub(super) trait Shown {
+    /// The value as TOML, in one line.
+    fn shown(&self) -> String;
+}
+
+/// A text as TOML.
+pub(super) fn quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            c if c.is_control() => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+macro_rules! shown_as_text {
+    ($($kind:ty: |$value:ident| $text:expr;)*) => {
+        $(impl Shown for $kind {
+            fn shown(&self) -> String {
+                let $value = self;
+                quoted(&$text)
+            }
+        })*
+    };
+}
+
+shown_as_text! {
+    String: |text| text;
+    PathBuf: |path| path.display().to_string();
+    SocketAddr: |address| address.to_string();
+    Url: |url| url.as_str();
+    Levels: |levels| levels.to_string();
+    Format: |format| format.name();
+    Duration: |time| duration(*time);
+    OptionalListen: |listen| match listen {
+        OptionalListen::Off => "off".to_owned(),
+        OptionalListen::At(address) => address.to_string(),
+    };
+}
+
+impl Shown for bool {
+    fn shown(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Shown for usize {
+    fn shown(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl<T: Shown> Shown for Vec<T> {
+    fn shown(&self) -> String {
+        let elements: Vec<_> = self.iter().map(Shown::shown).collect();
+        format!("[{}]", elements.join(", "))
+    }
+}
+
+impl<T: Shown> Shown for BTreeMap<String, T> {
+    fn shown(&self) -> String {
+        let members = self.iter();
+        let members = members.map(|(name, value)| format!("{} = {}", quoted(name), value.shown()));
+        let members: Vec<_> = members.collect();
+        match members.is_empty() {
+            true => "{}".to_owned(),
+            false => format!("{{ {} }}", members.join(", ")),
+        }
+    }
+}
+
+/// A time as it is written in the configuration.
+fn duration(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let units = [(86_400, "d"), (3600, "h"), (60, "m"), (1, "s")];
+    let whole = units
+        .into_iter()
+        .find(|(unit, _)| seconds > 0 && seconds.is_multiple_of(*unit));
+    match whole {
+        Some((unit, name)) => format!("{}{name}", seconds / unit),
+        None => "0".to_owned(),
+    }
+}
