@@ -2,8 +2,8 @@
 //!
 //! At a fork the message whose signers have more votes wins, by the votes of that time. So a
 //! key that was removed could sign another successor of a message from the time when it was
-//! trusted, and take its removal back. Whoever sees messages in their order, as a coordination
-//! server does, can refuse those; a node that receives a set of messages cannot, since all
+//! trusted, and take its removal back. A coordination server sees messages in their order, and
+//! can refuse those; a node that receives a set of messages cannot, since all
 //! nodes must agree on equal sets.
 
 use std::collections::BTreeMap;
