@@ -1,8 +1,10 @@
-//! SOCKS version 5, the side of the server: RFC 1928, and the user name and password of
-//! RFC 1929.
+//! SOCKS version 5, both sides: RFC 1928, and the user name and password of RFC 1929.
+//! The side of the client is in [`client`].
 //!
 //! A message is read from the front of what has come. `Ok(None)` asks for more bytes;
 //! no message is longer than [`MAX_MESSAGE`].
+
+pub mod client;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
