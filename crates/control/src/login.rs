@@ -25,6 +25,7 @@ use axum::Router;
 use axum::routing::get;
 use tokio_util::task::AbortOnDropHandle;
 use warren_dial::Dialer;
+use warren_dial::proxies::OutgoingProxies;
 use warren_oidc::Provider;
 
 pub use client::{ProviderClient, ProviderStatus};
@@ -66,6 +67,7 @@ impl Logins {
             .write()
             .unwrap_or_else(PoisonError::into_inner);
         let mut before = std::mem::take(&mut *present);
+        let dialer = Dialer::new().with_proxies(OutgoingProxies::from_environment());
         for (n, provider) in providers.into_iter().enumerate() {
             let redirect_uri = match n {
                 0 => format!("{}/oidc/callback", self.server_url),
@@ -85,7 +87,7 @@ impl Logins {
                      allowed_domains, allowed_users or allowed_groups"
                 );
             }
-            let client = ProviderClient::new(provider, redirect_uri, Dialer::new());
+            let client = ProviderClient::new(provider, redirect_uri, dialer.clone());
             let client = Arc::new(client);
             let task = tokio::spawn(client.clone().run());
             present.push(Reached {

@@ -46,6 +46,7 @@ use warren_keys::{MachinePublic, MachineSecret};
 
 use crate::Dialer;
 use crate::fetch::{Fetch, FetchError, fetch};
+use crate::interception::foreign_answer;
 use crate::upgrade::shown;
 
 /// Most bytes of an answer other than the map stream.
@@ -70,8 +71,10 @@ pub enum ControlError {
     /// `/key` answered something else.
     #[error(
         "{url} did not answer with a key but with HTTP {status}{}{body} \
-         (is this the address of a coordination server?)",
-        if body.is_empty() { "" } else { ": " }
+         (is this the address of a coordination server?{})",
+        if body.is_empty() { "" } else { ": " },
+        proxy.iter().map(|proxy| format!(" The answer came through the proxy {proxy}"))
+            .collect::<String>()
     )]
     NoKey {
         /// The requested path or URL.
@@ -80,6 +83,16 @@ pub enum ControlError {
         status: StatusCode,
         /// Start of the body.
         body: String,
+        /// The proxy that may have given the answer itself.
+        proxy: Option<String>,
+    },
+    /// Something else answers in the server's place.
+    #[error("{url} is not answered by a coordination server: {answer}")]
+    OtherServer {
+        /// The requested URL.
+        url: String,
+        /// The answer, and what to do.
+        answer: String,
     },
     /// The server has no Noise key.
     #[error("the coordination server is too old: it has no Noise key")]
@@ -220,16 +233,22 @@ impl ControlClient {
     /// server's address says so), and remembers the Noise key.
     ///
     /// # Errors
-    /// [`ControlError::Key`], [`ControlError::NoKey`], [`ControlError::Json`],
-    /// [`ControlError::TooOld`].
+    /// [`ControlError::Key`], [`ControlError::NoKey`], [`ControlError::OtherServer`],
+    /// [`ControlError::Json`], [`ControlError::TooOld`].
     pub async fn fetch_key(&self) -> Result<OverTlsPublicKeyResponse, ControlError> {
         let url = self.shared.server.key_url(self.shared.version);
         let answer = fetch(&self.shared.dialer, Fetch::get(&url)).await?;
+        let foreign = foreign_answer(&url, answer.status, &answer.headers, &answer.body);
+        if let Some(answer) = foreign {
+            let url = url.to_string();
+            return Err(ControlError::OtherServer { url, answer });
+        }
         if answer.status != StatusCode::OK {
             return Err(ControlError::NoKey {
                 url: url.to_string(),
                 status: answer.status,
                 body: shown(&answer.body),
+                proxy: answer.proxy,
             });
         }
         let keys: OverTlsPublicKeyResponse =

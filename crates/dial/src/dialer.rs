@@ -13,6 +13,8 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{sleep, timeout};
 
 use crate::names::{ResolveNames, SystemResolver, no_address};
+use crate::proxies::{OutgoingProxies, Proxy, ProxyError, Scheme, UnusableSetting, authority};
+use crate::transport::Transport;
 
 /// Firewall mark of the node's own traffic; policy routing keeps packets that
 /// carry it out of the tunnel.
@@ -52,6 +54,12 @@ pub enum DialError {
         /// The time limit that passed.
         after: Duration,
     },
+    /// A proxy stands in the way.
+    #[error(transparent)]
+    Proxy(#[from] Box<ProxyError>),
+    /// The environment names a proxy that cannot be used.
+    #[error(transparent)]
+    ProxySetting(#[from] UnusableSetting),
 }
 
 /// Opens TCP connections.
@@ -60,6 +68,7 @@ pub struct Dialer {
     outside_tunnel: bool,
     names: Arc<dyn ResolveNames>,
     timeout: Duration,
+    proxies: Arc<OutgoingProxies>,
 }
 
 impl Default for Dialer {
@@ -68,6 +77,7 @@ impl Default for Dialer {
             outside_tunnel: false,
             names: Arc::new(SystemResolver),
             timeout: TIMEOUT,
+            proxies: Arc::default(),
         }
     }
 }
@@ -94,23 +104,54 @@ impl Dialer {
         Self { timeout, ..self }
     }
 
+    /// The limit on the time of one connection.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// The same with proxies, which [`Dialer::open`] goes through.
+    pub fn with_proxies(self, proxies: OutgoingProxies) -> Self {
+        let proxies = Arc::new(proxies);
+        Self { proxies, ..self }
+    }
+
+    /// Connects to a server that speaks HTTP, or HTTP under TLS: through the proxy of
+    /// that scheme, if there is one for this host. `host` is a name or an address
+    /// (IPv6 with or without brackets).
+    ///
+    /// # Errors
+    /// [`DialError`].
+    pub async fn open(
+        &self,
+        scheme: Scheme,
+        host: &str,
+        port: u16,
+    ) -> Result<Transport, DialError> {
+        let host = bare(host);
+        match self.proxy(scheme, host, port)? {
+            None => Ok(Transport::Tcp(self.connect(host, port).await?)),
+            Some(proxy) => Ok(proxy.tunnel(self, host, port).await.map_err(Box::new)?),
+        }
+    }
+
+    /// The proxy for a connection.
+    pub(crate) fn proxy(
+        &self,
+        scheme: Scheme,
+        host: &str,
+        port: u16,
+    ) -> Result<Option<&Proxy>, UnusableSetting> {
+        self.proxies.choose(scheme, bare(host), port)
+    }
+
     /// Connects to a name or an address in text form (IPv6 with or without
-    /// brackets).
+    /// brackets), without a proxy.
     ///
     /// # Errors
     /// [`DialError`].
     pub async fn connect(&self, host: &str, port: u16) -> Result<TcpStream, DialError> {
-        let bare = host
-            .strip_prefix('[')
-            .and_then(|host| host.strip_suffix(']'))
-            .unwrap_or(host);
-        let target = || {
-            if bare.contains(':') {
-                format!("[{bare}]:{port}")
-            } else {
-                format!("{bare}:{port}")
-            }
-        };
+        let bare = bare(host);
+        let target = || authority(bare, port);
         if let Ok(address) = bare.parse::<IpAddr>() {
             return self
                 .connect_any(&target(), &[SocketAddr::new(address, port)])
@@ -199,6 +240,14 @@ impl Dialer {
             .connect(address)
             .await
     }
+}
+
+/// A host without brackets.
+fn bare(host: &str) -> &str {
+    let inner = host.strip_prefix('[');
+    inner
+        .and_then(|host| host.strip_suffix(']'))
+        .unwrap_or(host)
 }
 
 /// Marks a socket of the node itself, so that its packets bypass the tunnel.

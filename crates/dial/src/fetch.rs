@@ -12,6 +12,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use url::Url;
 
+use crate::proxies::{Proxy, Scheme, authority};
 use crate::tls::{self, TlsError, Trust};
 use crate::{DialError, Dialer};
 
@@ -61,6 +62,8 @@ pub struct Fetched {
     pub headers: HeaderMap,
     /// The whole body.
     pub body: Bytes,
+    /// The proxy that the answer came through, if the proxy could have given it itself.
+    pub proxy: Option<String>,
 }
 
 /// The request got no answer.
@@ -98,21 +101,44 @@ fn shown(url: &Url) -> String {
     format!("{}{}", url.origin().ascii_serialization(), url.path())
 }
 
-/// Connects to the host of `url`, with TLS if it says so.
-pub(crate) async fn open(dialer: &Dialer, url: &Url) -> Result<Box<dyn Duplex>, FetchError> {
+/// A connection for one request.
+struct Opened<'a> {
+    stream: Box<dyn Duplex>,
+    /// The proxy that wants the whole URL and carries the request on.
+    proxy: Option<&'a Proxy>,
+}
+
+/// Connects to the host of `url`, with TLS if it says so, or to the proxy.
+async fn open<'a>(dialer: &'a Dialer, url: &Url) -> Result<Opened<'a>, FetchError> {
     let bad = || FetchError::Url(url.to_string());
     let host = url.host_str().ok_or_else(bad)?;
     let port = url.port_or_known_default().ok_or_else(bad)?;
-    match url.scheme() {
-        "http" => Ok(Box::new(dialer.connect(host, port).await?)),
-        "https" => {
-            let stream = dialer.connect(host, port).await?;
-            Ok(Box::new(
-                tls::connect(stream, host, &Trust::Roots, &[b"http/1.1"]).await?,
-            ))
-        }
-        _ => Err(bad()),
+    let scheme = match url.scheme() {
+        "http" => Scheme::Http,
+        "https" => Scheme::Https,
+        _ => return Err(bad()),
+    };
+    let proxy = dialer.proxy(scheme, host, port).map_err(DialError::from)?;
+    if let Some(proxy) = proxy.filter(|proxy| scheme == Scheme::Http && proxy.speaks_http()) {
+        let stream = proxy.connect(dialer).await.map_err(|problem| {
+            DialError::from(Box::new(proxy.error(&authority(host, port), problem)))
+        })?;
+        return Ok(Opened {
+            stream: Box::new(stream),
+            proxy: Some(proxy),
+        });
     }
+    let transport = dialer.open(scheme, host, port).await?;
+    let stream: Box<dyn Duplex> = match scheme {
+        Scheme::Http => Box::new(transport),
+        Scheme::Https => {
+            Box::new(tls::connect(transport, host, &Trust::Roots, &[b"http/1.1"]).await?)
+        }
+    };
+    Ok(Opened {
+        stream,
+        proxy: None,
+    })
 }
 
 /// Sends one request and reads the answer.
@@ -122,13 +148,23 @@ pub(crate) async fn open(dialer: &Dialer, url: &Url) -> Result<Box<dyn Duplex>, 
 pub async fn fetch(dialer: &Dialer, request: Fetch<'_>) -> Result<Fetched, FetchError> {
     let (url, after) = (request.url, request.timeout);
     let exchange = async {
-        let stream = open(dialer, url).await?;
-        exchange(stream, request)
-            .await
-            .map_err(|source| FetchError::Http {
-                url: shown(url),
-                source,
-            })
+        let Opened { stream, proxy } = open(dialer, url).await?;
+        let answer = exchange(stream, request, proxy).await;
+        let mut answer = answer.map_err(|source| FetchError::Http {
+            url: shown(url),
+            source,
+        })?;
+        if let Some(proxy) = proxy {
+            if answer.status == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
+                let schemes = answer.headers.get_all(header::PROXY_AUTHENTICATE);
+                let schemes = schemes.iter().filter_map(|value| value.to_str().ok());
+                let problem = proxy.credentials_problem(schemes);
+                let error = proxy.error(&shown(url), problem);
+                return Err(DialError::from(Box::new(error)).into());
+            }
+            answer.proxy = Some(proxy.to_string());
+        }
+        Ok(answer)
     };
     let timed = tokio::time::timeout(after, exchange).await;
     timed.unwrap_or_else(|_| {
@@ -142,17 +178,24 @@ pub async fn fetch(dialer: &Dialer, request: Fetch<'_>) -> Result<Fetched, Fetch
 async fn exchange(
     stream: Box<dyn Duplex>,
     request: Fetch<'_>,
+    proxy: Option<&Proxy>,
 ) -> Result<Fetched, Box<dyn std::error::Error + Send + Sync>> {
     let url = request.url;
-    let path = &url[url::Position::BeforePath..url::Position::AfterQuery];
+    let target = match proxy {
+        Some(_) => &url[..url::Position::AfterQuery],
+        None => &url[url::Position::BeforePath..url::Position::AfterQuery],
+    };
     let host = &url[url::Position::BeforeHost..url::Position::AfterPort];
     let mut head = http::Request::builder()
         .method(request.method)
-        .uri(path)
+        .uri(target)
         .header(header::HOST, host)
         .header(header::CONNECTION, "close");
     if !request.body.is_empty() && !request.headers.contains_key(header::CONTENT_TYPE) {
         head = head.header(header::CONTENT_TYPE, "application/json");
+    }
+    if let Some(value) = proxy.and_then(Proxy::authorization) {
+        head = head.header(header::PROXY_AUTHORIZATION, value);
     }
     for (name, value) in &request.headers {
         head = head.header(name, value);
@@ -171,6 +214,7 @@ async fn exchange(
             status: head.status,
             headers: head.headers,
             body,
+            proxy: None,
         })
     };
     tokio::pin!(exchange);

@@ -4,6 +4,7 @@
 //! IPv6 and IPv4, and marks its sockets so that the node's own traffic is not
 //! routed back into the tunnel. On top of it:
 //!
+//! - [`proxies`]: the proxies that the environment names, and the way through them;
 //! - [`tls`]: every certificate rule of this system, strict and weakened, in
 //!   one file;
 //! - [`upgrade`]: leaving HTTP/1.1 for another protocol without losing a byte;
@@ -16,6 +17,9 @@
 
 mod dialer;
 mod entropy;
+mod interception;
+mod response_head;
+mod transport;
 
 pub mod connections;
 pub mod control;
@@ -24,8 +28,10 @@ pub mod fetch;
 pub mod limits;
 pub mod names;
 pub mod noise_stream;
+pub mod proxies;
 pub mod tls;
 pub mod upgrade;
 
 pub use dialer::{DialError, Dialer, mark_own_traffic};
 pub use entropy::SystemEntropy;
+pub use transport::Transport;

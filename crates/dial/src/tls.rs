@@ -31,6 +31,8 @@ use tokio_rustls::client::TlsStream;
 use warren_control_types::DerpNode;
 use x509_parser::prelude::{ASN1Time, FromDer as _, X509Certificate};
 
+use crate::interception::tls_hint;
+
 /// Common name with which a relay marks the extra certificate that names its
 /// key.
 pub const RELAY_KEY_PREFIX: &str = "derpkey";
@@ -94,25 +96,13 @@ pub enum TlsError {
     #[error("TLS cannot be set up: {0}")]
     Setup(String),
     /// The handshake failed; says whether it was the certificate.
-    #[error("the TLS handshake with {host} failed: {source}{}", clock_hint(source))]
+    #[error("the TLS handshake with {host} failed: {source}{}", tls_hint(source))]
     Handshake {
         /// The host at the other end.
         host: String,
         /// The system's or TLS error.
         source: io::Error,
     },
-}
-
-/// Advice for when a certificate is refused for the time.
-fn clock_hint(error: &io::Error) -> &'static str {
-    use rustls::CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
-    let error = error.get_ref().and_then(|error| error.downcast_ref());
-    match error {
-        Some(rustls::Error::InvalidCertificate(
-            Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. },
-        )) => "; is the clock of this machine right?",
-        _ => "",
-    }
 }
 
 /// A certificate is not the one that was pinned.

@@ -7,12 +7,11 @@
 
 use std::io;
 
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 
-/// Longest response head.
-const MAX_HEAD_LEN: usize = 16 * 1024;
-/// Most header fields in it.
-const MAX_HEADERS: usize = 64;
+use crate::interception::upgrade_hint;
+use crate::response_head::{HeadError, ResponseHead};
+
 /// How much of a refusal's body is kept for the error message.
 const SHOWN_LEN: usize = 200;
 
@@ -72,8 +71,9 @@ pub enum UpgradeError {
     },
     /// The server does not offer the protocol here.
     #[error(
-        "the server answered HTTP {status} instead of changing to {protocol}{}{body}",
-        if body.is_empty() { "" } else { ": " }
+        "the server answered HTTP {status} instead of changing to {protocol}{}{body}{}",
+        if body.is_empty() { "" } else { ": " },
+        upgrade_hint(*status, body)
     )]
     Refused {
         /// The wanted protocol.
@@ -143,57 +143,36 @@ pub async fn read_response<S: AsyncRead + Unpin>(
     stream: &mut S,
     protocol: &str,
 ) -> Result<Upgraded, UpgradeError> {
-    let broke = |source| UpgradeError::Io {
-        protocol: protocol.to_owned(),
-        source,
+    let protocol = protocol.to_owned();
+    let head = match ResponseHead::read(stream).await {
+        Ok(head) => head,
+        Err(HeadError::Io(source)) => return Err(UpgradeError::Io { protocol, source }),
+        Err(HeadError::NotHttp(problem)) => {
+            return Err(UpgradeError::NotHttp { protocol, problem });
+        }
     };
-    let not_http = |problem: String| UpgradeError::NotHttp {
-        protocol: protocol.to_owned(),
-        problem,
-    };
-    let mut bytes = Vec::with_capacity(1024);
-    loop {
-        if stream.read_buf(&mut bytes).await.map_err(broke)? == 0 {
-            return Err(broke(io::ErrorKind::UnexpectedEof.into()));
-        }
-        let mut fields = [httparse::EMPTY_HEADER; MAX_HEADERS];
-        let mut response = httparse::Response::new(&mut fields);
-        let parsed = response
-            .parse(&bytes)
-            .map_err(|error| not_http(error.to_string()))?;
-        let httparse::Status::Complete(head_len) = parsed else {
-            if bytes.len() >= MAX_HEAD_LEN {
-                return Err(not_http(format!(
-                    "its head is longer than {MAX_HEAD_LEN} bytes"
-                )));
-            }
-            continue;
-        };
-        let status = response.code.unwrap_or_default();
-        let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
-        let headers: Vec<_> = response
-            .headers
-            .iter()
-            .map(|field| (field.name.to_owned(), text(field.value)))
-            .collect();
-        let leftover = bytes.split_off(head_len);
-        if status != 101 {
-            return Err(UpgradeError::Refused {
-                protocol: protocol.to_owned(),
-                status,
-                body: shown(&leftover),
-            });
-        }
-        let upgraded = Upgraded { headers, leftover };
-        let actual = upgraded.header("upgrade").unwrap_or_default();
-        if !actual.eq_ignore_ascii_case(protocol) {
-            return Err(UpgradeError::OtherProtocol {
-                protocol: protocol.to_owned(),
-                actual: actual.to_owned(),
-            });
-        }
-        return Ok(upgraded);
+    let ResponseHead {
+        status,
+        headers,
+        leftover,
+        ..
+    } = head;
+    if status != 101 {
+        return Err(UpgradeError::Refused {
+            protocol,
+            status,
+            body: shown(&leftover),
+        });
     }
+    let upgraded = Upgraded { headers, leftover };
+    let actual = upgraded.header("upgrade").unwrap_or_default();
+    if !actual.eq_ignore_ascii_case(&protocol) {
+        return Err(UpgradeError::OtherProtocol {
+            protocol,
+            actual: actual.to_owned(),
+        });
+    }
+    Ok(upgraded)
 }
 
 /// The start of an untrusted body, fit for one line of a log.
@@ -212,6 +191,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use proptest::prelude::*;
+    use tokio::io::AsyncReadExt as _;
 
     use super::*;
 

@@ -23,6 +23,7 @@ use super::ServerUrl;
 use crate::entropy::SystemEntropy;
 use crate::fetch::Duplex;
 use crate::noise_stream::{ConnectError, NoiseStream};
+use crate::proxies::Scheme;
 use crate::tls::{self, TlsError, Trust};
 use crate::upgrade::{UpgradeError, UpgradeRequest, upgrade};
 use crate::{DialError, Dialer};
@@ -129,11 +130,15 @@ impl Race<'_> {
     async fn attempt(&self, port: u16, with_tls: bool) -> Result<Stream, AttemptError> {
         let attempt = async {
             let host = self.server.host();
-            let tcp = self.dialer.connect(host, port).await?;
+            let scheme = match with_tls {
+                true => Scheme::Https,
+                false => Scheme::Http,
+            };
+            let transport = self.dialer.open(scheme, host, port).await?;
             let mut stream: Box<dyn Duplex> = if with_tls {
-                Box::new(tls::connect(tcp, host, &Trust::LogOnly, &[b"http/1.1"]).await?)
+                Box::new(tls::connect(transport, host, &Trust::LogOnly, &[b"http/1.1"]).await?)
             } else {
-                Box::new(tcp)
+                Box::new(transport)
             };
             let version = u16::try_from(self.version.0).unwrap_or(u16::MAX);
             let (handshake, initiation) =

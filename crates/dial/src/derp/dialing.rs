@@ -31,9 +31,10 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::{DerpReceiver, DerpSender, RecvError, Stream, WebSocketBytes, start_at};
 use crate::SystemEntropy;
+use crate::proxies::Scheme;
 use crate::tls::{self, RELAY_KEY_PREFIX, TlsError, Trust};
 use crate::upgrade::{self, UpgradeError, UpgradeRequest};
-use crate::{DialError, Dialer};
+use crate::{DialError, Dialer, Transport};
 
 /// How long TCP may take to one relay.
 const TCP_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -311,13 +312,12 @@ async fn open(
     node: &DerpNode,
     options: &ConnectOptions,
 ) -> Result<Opened, NodeError> {
-    let addresses = addresses(dialer, node, options.prefer).await?;
-    let target = format!("relay {} port {}", node.host_name, node.derp_port());
-    let quick = dialer.clone().with_timeout(TCP_TIMEOUT);
-    let stream = quick.connect_any(&target, &addresses).await?;
-    tune(&stream);
-    let ends = (stream.local_addr().ok(), stream.peer_addr().ok());
-    if is_plain_http(node, options) {
+    let is_plain = is_plain_http(node, options);
+    let stream = transport(dialer, node, is_plain, options.prefer).await?;
+    let tcp = stream.tcp();
+    tune(tcp);
+    let ends = (tcp.local_addr().ok(), tcp.peer_addr().ok());
+    if is_plain {
         return Ok(Opened {
             stream: Box::new(stream),
             relay_key: None,
@@ -346,6 +346,30 @@ async fn open(
         relay_key,
         ends,
     })
+}
+
+/// A connection to the relay, through a proxy if there is one for it.
+async fn transport(
+    dialer: &Dialer,
+    node: &DerpNode,
+    is_plain: bool,
+    prefer: Family,
+) -> Result<Transport, NodeError> {
+    let scheme = match is_plain {
+        true => Scheme::Http,
+        false => Scheme::Https,
+    };
+    let (host, port) = (&node.host_name, node.derp_port());
+    let proxy = dialer.proxy(scheme, host, port).map_err(DialError::from)?;
+    if proxy.is_some() {
+        return Ok(dialer.open(scheme, host, port).await?);
+    }
+    let addresses = addresses(dialer, node, prefer).await?;
+    let target = format!("relay {host} port {port}");
+    let quick = dialer.clone().with_timeout(TCP_TIMEOUT);
+    Ok(Transport::Tcp(
+        quick.connect_any(&target, &addresses).await?,
+    ))
 }
 
 /// The relay's key, if this is the certificate that names it.

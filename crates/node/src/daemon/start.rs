@@ -10,6 +10,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use warren_dial::Dialer;
 use warren_dial::names::ResolveNames;
+use warren_dial::proxies::OutgoingProxies;
 use warren_dns::ResolverConfig;
 use warren_host::BYPASS_MARK;
 use warren_host::device::memory::MemoryDevice;
@@ -245,7 +246,8 @@ impl Attachment {
         let interface = tun.name().to_owned();
         let links = LinkMonitor::start(&[&interface]).await;
         let names = Arc::new(OutsideNames::default());
-        let dialer = Dialer::outside_tunnel(Arc::clone(&names) as Arc<dyn ResolveNames>);
+        let dialer = Dialer::outside_tunnel(Arc::clone(&names) as Arc<dyn ResolveNames>)
+            .with_proxies(outgoing_proxies());
         let (answers, resolver_config) = watch::channel(ResolverConfig::default());
         let machine = Machine::open(interface, &options.state_dir, answers, names).await;
         Ok(Self {
@@ -289,10 +291,23 @@ impl Attachment {
             links: LinkMonitor::start(&[]).await,
             host: Host::start(system, done),
             resolver_config,
-            dialer: Dialer::new(),
+            dialer: Dialer::new().with_proxies(outgoing_proxies()),
             programs: Arc::new(programs),
         })
     }
+}
+
+/// The proxies for connections to the coordination server and to relays.
+fn outgoing_proxies() -> OutgoingProxies {
+    let proxies = OutgoingProxies::from_environment();
+    let variables = proxies.variables();
+    if !variables.is_empty() {
+        tracing::info!(
+            ?variables,
+            "the coordination server and the relays are reached through a proxy"
+        );
+    }
+    proxies
 }
 
 /// Reports that the daemon works, as often as the service manager wants it: each time
