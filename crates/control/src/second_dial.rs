@@ -74,6 +74,11 @@ impl SecondDial {
                 };
             }
         };
+        Self::on(listener, url, relay)
+    }
+
+    /// Serves a listener that is there already.
+    pub(crate) fn on(listener: TcpListener, url: &Url, relay: NodePublic) -> Result<Self, Failure> {
         let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
         let certificate = Certificate::of_forgotten_issuer(host)?;
         let config = warren_relay::tls::server_config(certificate, relay)?;

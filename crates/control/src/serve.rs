@@ -20,7 +20,7 @@ use warren_keys::{MachineSecret, NodeSecret};
 use warren_logging::LevelControl;
 use warren_relay::tls::Certificate;
 use warren_relay::{Applicant, Relay};
-use warren_service_manager::ServiceManager;
+use warren_service_manager::{PassedSockets, ServiceManager};
 
 use crate::admin;
 use crate::banner::{BannerFacts, banner};
@@ -45,6 +45,11 @@ use crate::terminal::Hints;
 
 /// The port of RFC 8489.
 const STUN_PORT: u16 = 3478;
+/// The names of the sockets that a service manager can pass.
+const NODES_SOCKET: &str = "control";
+const SECOND_DIAL_SOCKET: &str = "second-dial";
+const STUN_SOCKET: &str = "stun";
+const SERVICES: &[&str] = &[NODES_SOCKET, SECOND_DIAL_SOCKET, STUN_SOCKET];
 
 /// A server whose ports are bound and whose state is open.
 pub struct Running {
@@ -101,7 +106,8 @@ pub(crate) async fn run(state_dir: &Path, serve: Serve) -> Result<(), Failure> {
     let mut hang_up = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup())?;
     let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    let mut running = start_with(state_dir, source, settings, Some(log)).await?;
+    let sockets = PassedSockets::from_environment()?;
+    let mut running = start_with(sockets, state_dir, source, settings, Some(log)).await?;
     print(std::mem::take(&mut running.banner));
     if running.shows_key && !std::io::stdout().is_terminal() {
         print(
@@ -159,10 +165,13 @@ async fn report_reload(settings: &Reloader) {
 pub async fn start(state_dir: &Path, serve: Serve) -> Result<Running, Failure> {
     let source = Source::of_process(serve);
     let settings = source.read()?;
-    start_with(state_dir, source, settings, None).await
+    start_with(PassedSockets::default(), state_dir, source, settings, None).await
 }
 
+/// Starts on sockets of the service manager, which come before the addresses of the
+/// settings.
 async fn start_with(
+    mut sockets: PassedSockets,
     state_dir: &Path,
     source: Source,
     settings: Settings,
@@ -171,10 +180,14 @@ async fn start_with(
     // Everything that can be wrong with the configuration comes first.
     let mut inputs = Inputs::read(&settings)?;
     let opened = Opened::open(state_dir, &inputs)?;
-    let port = Port::bind(&settings, &mut inputs, &opened.state)?;
-    let stun = bind_stun(&settings, &port)?;
+    let port = Port::bind(&mut sockets, &settings, &mut inputs, &opened.state)?;
+    let stun = bind_stun(&mut sockets, &settings, &port)?;
     let relay_key = port.relay_secret.public();
-    let second_dial = SecondDial::bind(settings.second_dial, &port.url, port.local, relay_key)?;
+    let second_dial = match sockets.take_tcp(SECOND_DIAL_SOCKET, SERVICES) {
+        Some(listener) => SecondDial::on(TcpListener::from_std(listener)?, &port.url, relay_key)?,
+        None => SecondDial::bind(settings.second_dial, &port.url, port.local, relay_key)?,
+    };
+    sockets.check_all_taken()?;
     let stun_port = match &stun {
         Some(socket) => Some(socket.local_addr()?.port()),
         None => None,
@@ -339,8 +352,16 @@ struct Port {
 }
 
 impl Port {
-    fn bind(settings: &Settings, inputs: &mut Inputs, state: &StateDir) -> Result<Self, Failure> {
-        let listener = bind(settings.listen)?;
+    fn bind(
+        sockets: &mut PassedSockets,
+        settings: &Settings,
+        inputs: &mut Inputs,
+        state: &StateDir,
+    ) -> Result<Self, Failure> {
+        let listener = match sockets.take_tcp(NODES_SOCKET, SERVICES) {
+            Some(listener) => TcpListener::from_std(listener)?,
+            None => bind(settings.listen)?,
+        };
         let local = listener.local_addr()?;
         let own_tls = inputs.certificate.is_some();
         let url = match &settings.server_url {
@@ -394,7 +415,14 @@ impl Port {
 }
 
 /// Binds the port for STUN, if STUN is to be answered.
-fn bind_stun(settings: &Settings, port: &Port) -> Result<Option<UdpSocket>, Failure> {
+fn bind_stun(
+    sockets: &mut PassedSockets,
+    settings: &Settings,
+    port: &Port,
+) -> Result<Option<UdpSocket>, Failure> {
+    if let Some(socket) = sockets.take_udp(STUN_SOCKET, SERVICES) {
+        return Ok(Some(UdpSocket::from_std(socket)?));
+    }
     let address = match settings.stun_listen {
         Some(OptionalListen::Off) => None,
         Some(OptionalListen::At(address)) => Some(address),

@@ -2,16 +2,19 @@
 
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use tokio::net::{TcpListener, UdpSocket};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use warren_control_types::{DerpMap, DerpNode, DerpRegion, HostAddress, RegionId};
 use warren_dial::Dialer;
 use warren_dial::connections::{ConnectionLimits, OTHER_FILES};
 use warren_dial::limits::raise_file_limit;
 use warren_logging::{LevelFilter, log_to_stderr};
-use warren_service_manager::ServiceManager;
+use warren_service_manager::{PassedSocketError, PassedSockets, ServiceManager};
 
 use crate::bootstrap::BootstrapDns;
 use crate::keyfile::{self, KeyFileError};
@@ -138,6 +141,9 @@ pub struct Serve {
     pub bootstrap_dns_names: Vec<String>,
 }
 
+/// The names of the sockets that a service manager can pass.
+const SERVICES: &[&str] = &["derp", "http", "metrics", "stun"];
+
 /// The relay cannot start. Each message says what to change.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -150,6 +156,9 @@ pub enum ServeError {
     /// `--verify-client-url`.
     #[error("--verify-client-url: {0}")]
     Verify(#[from] VerifyUrlError),
+    /// A socket of the service manager cannot be used.
+    #[error(transparent)]
+    Passed(#[from] PassedSocketError),
     /// An address is taken or not ours.
     #[error("cannot listen on {address} for {what}: {source}{}", advice(source))]
     Listen {
@@ -171,6 +180,64 @@ fn advice(error: &std::io::Error) -> &'static str {
         std::io::ErrorKind::AddrNotAvailable => " (this machine does not have that address)",
         _ => "",
     }
+}
+
+/// The sockets of the relay: those of the service manager, or its own.
+struct Listeners {
+    derp: TcpListener,
+    stun: Option<UdpSocket>,
+    http: Option<TcpListener>,
+    metrics: Option<TcpListener>,
+}
+
+impl Listeners {
+    fn bind(serve: &Serve, mut sockets: PassedSockets) -> Result<Self, ServeError> {
+        let failed = |what, address| {
+            move |source| ServeError::Listen {
+                what,
+                address,
+                source,
+            }
+        };
+        let mut passed = |name, address| {
+            let listener = sockets.take_tcp(name, SERVICES);
+            let listener = listener.map(TcpListener::from_std).transpose();
+            listener.map_err(failed(name, address))
+        };
+        let own = |what, address| listen::bind(address).map_err(failed(what, address));
+        let derp = match passed("derp", serve.listen)? {
+            Some(listener) => listener,
+            None => own("DERP", serve.listen)?,
+        };
+        let mut optional = |name, address: Option<SocketAddr>| match (
+            passed(name, address.unwrap_or(serve.listen))?,
+            address,
+        ) {
+            (Some(listener), _) => Ok(Some(listener)),
+            (None, Some(address)) => own(name, address).map(Some),
+            (None, None) => Ok(None),
+        };
+        let http = optional("http", serve.http_listen)?;
+        let metrics = optional("metrics", serve.metrics_listen)?;
+        let stun = match sockets.take_udp("stun", SERVICES) {
+            Some(socket) => UdpSocket::from_std(socket).map(Some),
+            None if serve.no_stun => Ok(None),
+            None => stun::bind(serve.stun_listen).map(Some),
+        };
+        let stun = stun.map_err(failed("STUN", serve.stun_listen))?;
+        sockets.check_all_taken()?;
+        Ok(Self {
+            derp,
+            stun,
+            http,
+            metrics,
+        })
+    }
+}
+
+fn is_at_port(listener: Option<&TcpListener>, port: u16) -> bool {
+    let address = listener.and_then(|listener| listener.local_addr().ok());
+    address.is_some_and(|address| address.port() == port)
 }
 
 /// A relay that is listening, before it serves.
@@ -199,6 +266,15 @@ impl Serve {
     /// # Errors
     /// [`ServeError`]; nothing is left running.
     pub async fn start(&self) -> Result<Running, ServeError> {
+        self.start_on(PassedSockets::default()).await
+    }
+
+    /// The same on sockets of the service manager, which come before the addresses of the
+    /// command line.
+    ///
+    /// # Errors
+    /// As [`Serve::start`]; or there are more sockets than services.
+    pub async fn start_on(&self, sockets: PassedSockets) -> Result<Running, ServeError> {
         let dialer = Dialer::new();
         let secret = keyfile::load_or_create(&self.state_dir.join("relay.key"))?;
         let mut config = Config::new(secret);
@@ -234,37 +310,22 @@ impl Serve {
             None => None,
         };
 
-        let tcp = |what, address| {
-            listen::bind(address).map_err(|source| ServeError::Listen {
-                what,
-                address,
-                source,
-            })
-        };
-        let derp = tcp("DERP", self.listen)?;
-        let address = derp.local_addr().unwrap_or(self.listen);
+        let listeners = Listeners::bind(self, sockets)?;
+        let address = listeners.derp.local_addr().unwrap_or(self.listen);
+        let can_port80 = is_at_port(listeners.http.as_ref(), 80);
         let mut stun_port = None;
         let mut tasks = tokio::task::JoinSet::new();
-        if !self.no_stun {
-            let what = "STUN";
-            let socket = stun::bind(self.stun_listen).map_err(|source| ServeError::Listen {
-                what,
-                address: self.stun_listen,
-                source,
-            })?;
+        if let Some(socket) = listeners.stun {
             stun_port = Some(socket.local_addr().unwrap_or(self.stun_listen).port());
             tasks.spawn(stun::serve(Arc::new(socket)));
         }
-        if let Some(address) = self.http_listen {
-            tasks.spawn(listen::serve_port_80(relay.clone(), tcp("HTTP", address)?));
+        if let Some(http) = listeners.http {
+            tasks.spawn(listen::serve_port_80(relay.clone(), http));
         }
-        if let Some(address) = self.metrics_listen {
-            tasks.spawn(listen::serve_metrics(
-                relay.clone(),
-                tcp("metrics", address)?,
-            ));
+        if let Some(metrics) = listeners.metrics {
+            tasks.spawn(listen::serve_metrics(relay.clone(), metrics));
         }
-        tasks.spawn(listen::serve(relay.clone(), derp, tls));
+        tasks.spawn(listen::serve(relay.clone(), listeners.derp, tls));
         for peer in &self.mesh_with {
             let (relay, dialer, peer) = (relay.clone(), dialer.clone(), peer.clone());
             tasks.spawn(async move { relay.mesh_with(dialer, peer).await });
@@ -273,7 +334,7 @@ impl Serve {
             tasks.spawn(async move { bootstrap.run().await });
         }
         let pin = pin.filter(|_| self.tls == TlsMode::SelfSigned);
-        let map = self.map(address.port(), stun_port, pin);
+        let map = self.map(address.port(), stun_port, can_port80, pin);
         Ok(Running {
             relay,
             map,
@@ -283,7 +344,13 @@ impl Serve {
     }
 
     /// The entry of this relay for a DERP map.
-    fn map(&self, port: u16, stun_port: Option<u16>, pin: Option<String>) -> DerpMap {
+    fn map(
+        &self,
+        port: u16,
+        stun_port: Option<u16>,
+        can_port80: bool,
+        pin: Option<String>,
+    ) -> DerpMap {
         let region_id = RegionId(self.region_id);
         let mut node = DerpNode {
             name: format!("{}a", self.region_id),
@@ -296,7 +363,7 @@ impl Serve {
                 Some(port) => port.into(),
                 None => -1,
             },
-            can_port80: self.http_listen.is_some_and(|address| address.port() == 80),
+            can_port80,
             ..DerpNode::default()
         };
         match self.hostname.parse::<IpAddr>() {
@@ -326,10 +393,15 @@ impl Serve {
         self.state_dir.join("derp-map.json")
     }
 
-    /// Writes that file.
+    /// Writes that file, as a whole or not at all.
     fn write_map(&self, running: &Running) -> std::io::Result<()> {
         let map = serde_json::to_vec_pretty(&running.map)?;
-        std::fs::write(self.map_path(), map)
+        let mut file = tempfile::NamedTempFile::new_in(&self.state_dir)?;
+        file.write_all(&map)?;
+        file.as_file()
+            .set_permissions(std::fs::Permissions::from_mode(0o644))?;
+        file.persist(self.map_path()).map_err(|error| error.error)?;
+        Ok(())
     }
 
     /// The startup lines for the operator.
@@ -387,8 +459,25 @@ fn failed(error: &dyn std::error::Error) -> u8 {
     1
 }
 
+/// The signals that end the relay.
+fn signals() -> std::io::Result<(Signal, Signal)> {
+    Ok((
+        signal(SignalKind::interrupt())?,
+        signal(SignalKind::terminate())?,
+    ))
+}
+
 async fn run(serve: &Serve) -> u8 {
-    let mut running = match serve.start().await {
+    // Before anything else: a signal that comes early ends the relay in order, too.
+    let (mut interrupt, mut terminate) = match signals() {
+        Ok(signals) => signals,
+        Err(error) => return failed(&error),
+    };
+    let started = match PassedSockets::from_environment() {
+        Ok(sockets) => serve.start_on(sockets).await,
+        Err(error) => Err(error.into()),
+    };
+    let mut running = match started {
         Ok(running) => running,
         Err(error) => return failed(&error),
     };
@@ -398,17 +487,6 @@ async fn run(serve: &Serve) -> u8 {
     let mut out = std::io::stdout();
     let _ = out.write_all(serve.greeting(&running).as_bytes());
     let _ = out.flush();
-    let terminated = async {
-        #[cfg(unix)]
-        {
-            use tokio::signal::unix::{SignalKind, signal};
-            if let Ok(mut signal) = signal(SignalKind::terminate()) {
-                signal.recv().await;
-                return;
-            }
-        }
-        std::future::pending::<()>().await;
-    };
     let manager = ServiceManager::from_environment();
     manager.ready();
     let watchdog = async {
@@ -422,8 +500,8 @@ async fn run(serve: &Serve) -> u8 {
     };
     tokio::select! {
         () = running.run() => {}
-        _ = tokio::signal::ctrl_c() => {}
-        () = terminated => {}
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
         () = watchdog => {}
     }
     manager.stopping();

@@ -6,6 +6,10 @@
 //! `WATCHDOG_USEC` is set (and `WATCHDOG_PID`, if set, is this process), the manager ends a
 //! program that does not send `WATCHDOG=1` within that time, in microseconds. Without these
 //! variables nothing is sent.
+//!
+//! The manager can also open the sockets of a program: see [`PassedSockets`].
+
+mod sockets;
 
 use std::ffi::OsStr;
 use std::io;
@@ -14,6 +18,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Arc;
 use std::time::Duration;
+
+pub use sockets::{PassedSocketError, PassedSockets};
 
 /// The way to the service manager, if one started this program.
 #[derive(Debug, Clone, Default)]
