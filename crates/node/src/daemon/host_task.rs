@@ -61,6 +61,9 @@ pub trait System: Send + 'static {
     /// Sets the packet filter; `None`: removes our rules.
     fn set_packet_filter(&mut self, config: Option<&FirewallConfig>) -> Result<(), String>;
 
+    /// Whether the machine forwards packets.
+    fn is_forwarding(&self) -> bool;
+
     /// The rules of other programs that drop forwarded packets, one line for each.
     fn foreign_filters(&self) -> Vec<String>;
 
@@ -249,9 +252,10 @@ impl<S: System> Worker<S> {
             routes_everything,
             interface: self.system.interface().to_owned(),
             tailnet,
-            // Without offered routes nothing is forwarded, and rewriting addresses
-            // makes the kernel follow every connection, those of the tunnel too.
-            snat: wanted.snat && wanted.offered,
+            // Rewriting addresses makes the kernel follow every connection, those of the
+            // tunnel too. Without offered routes only what rules of other programs send
+            // on is forwarded, as by a container that stands for a service.
+            snat: wanted.snat && (wanted.offered || self.system.is_forwarding()),
             stateful: wanted.stateful,
         });
         let problem = self.system.set_packet_filter(config.as_ref()).err()?;

@@ -120,6 +120,10 @@ impl System for Machine {
             .map_err(|error| error.to_string())
     }
 
+    fn is_forwarding(&self) -> bool {
+        warren_host::firewall::is_forwarding()
+    }
+
     fn foreign_filters(&self) -> Vec<String> {
         let firewall = self.firewall.as_ref();
         firewall.map_or_else(Vec::new, |firewall| firewall.in_the_way(&self.interface))

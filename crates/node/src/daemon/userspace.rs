@@ -193,6 +193,10 @@ impl System for UserspaceSystem {
         Ok(())
     }
 
+    fn is_forwarding(&self) -> bool {
+        false
+    }
+
     fn foreign_filters(&self) -> Vec<String> {
         Vec::new()
     }

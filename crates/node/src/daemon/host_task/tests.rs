@@ -24,6 +24,10 @@ struct Parts {
     set: BTreeSet<Part>,
     attempts: usize,
     is_restored: bool,
+    /// The machine forwards packets.
+    is_forwarding: bool,
+    /// Addresses are rewritten.
+    snat: bool,
     /// Another program deletes our settings.
     alterations: Arc<Notify>,
 }
@@ -58,8 +62,13 @@ impl System for Fake {
         }
     }
 
-    fn set_packet_filter(&mut self, _: Option<&FirewallConfig>) -> Result<(), String> {
+    fn set_packet_filter(&mut self, config: Option<&FirewallConfig>) -> Result<(), String> {
+        self.0.lock().unwrap().snat = config.is_some_and(|config| config.snat);
         self.set(Part::PacketFilter)
+    }
+
+    fn is_forwarding(&self) -> bool {
+        self.0.lock().unwrap().is_forwarding
     }
 
     fn foreign_filters(&self) -> Vec<String> {
@@ -178,4 +187,30 @@ async fn altered_settings_are_made_again_at_once_and_then_once_a_second() {
     tokio::time::sleep(RETRY * 2).await;
     assert_eq!(attempts(), last);
     host.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn addresses_are_rewritten_only_where_packets_may_be_forwarded() {
+    for (offered, is_forwarding, expected) in [
+        (false, false, false),
+        (true, false, true),
+        (false, true, true),
+    ] {
+        let system = Fake::default();
+        system.0.lock().unwrap().is_forwarding = is_forwarding;
+        let (done, mut reports) = mpsc::unbounded_channel();
+        let host = Host::start(system.clone(), done);
+        let mut state = wanted();
+        state.forwarding = state
+            .forwarding
+            .map(|wanted| Forwarding { offered, ..wanted });
+        host.apply(state);
+        reports.recv().await.unwrap();
+        assert_eq!(
+            system.0.lock().unwrap().snat,
+            expected,
+            "{offered} {is_forwarding}"
+        );
+        host.stop().await;
+    }
 }
