@@ -10,6 +10,7 @@
 //! - [`upgrade`]: leaving HTTP/1.1 for another protocol without losing a byte;
 //! - [`fetch`]: small documents by HTTP, for the server's key and for probes;
 //! - [`connections`]: which connections a listener keeps when there are many;
+//! - [`pages`]: a listener for health and metrics;
 //! - [`limits`]: how many connections the process may have open;
 //! - [`noise_stream`]: the control channel as a byte stream, for both ends;
 //! - [`control`]: the client of the coordination server;
@@ -29,6 +30,7 @@ pub mod limits;
 pub mod names;
 pub mod noise_stream;
 pub mod proxies;
+pub mod pages;
 pub mod tls;
 pub mod upgrade;
 
