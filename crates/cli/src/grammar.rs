@@ -47,7 +47,7 @@ pub(super) fn command() -> Command {
             nc(),
         ])
         .subcommands([licenses(), update(), syspolicy()])
-        .subcommands([debug(), completion(), daemon()])
+        .subcommands([debug(), completion(), container(), daemon()])
 }
 
 // ---- arguments that several commands have ----
@@ -485,6 +485,17 @@ fn completion() -> Command {
             positional("SHELL", "bash, zsh, fish or powershell")
                 .required(true)
                 .value_parser(PossibleValuesParser::new(shells.into_iter().chain([peers]))),
+        )
+}
+
+fn container() -> Command {
+    Command::new("container")
+        .about("Run the node as the entry point of a container, with settings from TS_... variables")
+        .after_help(
+            "Variables: TS_AUTHKEY, TS_HOSTNAME, TS_ROUTES, TS_ACCEPT_DNS, TS_EXTRA_ARGS (flags of up),\n\
+             TS_USERSPACE, TS_STATE_DIR, TS_SOCKET, TS_AUTH_ONCE, TS_SOCKS5_SERVER,\n\
+             TS_OUTBOUND_HTTP_PROXY_LISTEN, TS_TAILSCALED_EXTRA_ARGS (flags of daemon),\n\
+             TS_LOCAL_ADDR_PORT, TS_ENABLE_HEALTH_CHECK, TS_ENABLE_METRICS, TS_BOOT_TIMEOUT",
         )
 }
 

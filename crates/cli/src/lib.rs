@@ -15,6 +15,7 @@ pub mod duration;
 mod accounts;
 mod completion;
 mod connect;
+mod container;
 mod debug;
 mod debug_daemon;
 mod dns;
@@ -50,6 +51,8 @@ pub use daemon::{DaemonArgs, DaemonMain};
 
 /// The socket of the official daemon.
 const OFFICIAL_SOCKET: &str = "/var/run/tailscale/tailscaled.sock";
+/// The interface of the official daemon, which other programs name in their rules.
+const OFFICIAL_INTERFACE: &str = "tailscale0";
 
 /// The outputs of a command.
 pub struct Io {
@@ -179,6 +182,7 @@ where
         "completion" if given.text("SHELL") != Some(completion::PEERS) => {
             completion::run(&given, &mut io)
         }
+        "container" => return container::run(daemon, io),
         "licenses" => reports::licenses(&mut io),
         "update" => reports::update(&given, &mut io),
         "syspolicy" => reports::syspolicy(&mut io),
@@ -219,15 +223,25 @@ fn is_called(args: &[OsString], name: &str) -> bool {
 }
 
 /// The command line in the parser's form. A program that is called `tailscaled` is the
-/// daemon; it and `tailscale` use the socket at which other programs look for the daemon.
+/// daemon; it and `tailscale` use the socket at which other programs look for the daemon,
+/// and its interface has the name that they know. `containerboot` is the entry point of a
+/// container.
 fn parsed_form(mut args: Vec<OsString>) -> Vec<OsString> {
     let is_daemon = is_called(&args, "tailscaled");
     if is_daemon {
         args.insert(1, "daemon".into());
+    } else if is_called(&args, "containerboot") {
+        args.insert(1, "container".into());
     }
     let mut args = args::normalise(args, &grammar::command());
-    let is_socket = |word: &OsString| word.to_string_lossy().starts_with("--socket");
-    let is_chosen = args.iter().any(is_socket) || std::env::var_os("WARREN_SOCKET").is_some();
+    let is_given = |flag: &str, args: &[OsString]| {
+        let mut words = args.iter();
+        words.any(|word| word.to_string_lossy().starts_with(flag))
+    };
+    if is_daemon && !is_given("--tun=", &args) {
+        args.push(format!("--tun={OFFICIAL_INTERFACE}").into());
+    }
+    let is_chosen = is_given("--socket", &args) || std::env::var_os("WARREN_SOCKET").is_some();
     if (is_daemon || is_called(&args, "tailscale")) && !is_chosen {
         args.insert(1, format!("--socket={OFFICIAL_SOCKET}").into());
     }
@@ -300,15 +314,19 @@ mod tests {
         for (line, meant) in [
             (
                 "/usr/sbin/tailscaled -cleanup",
-                format!("/usr/sbin/tailscaled {socket} daemon --cleanup"),
+                format!("/usr/sbin/tailscaled {socket} daemon --cleanup --tun=tailscale0"),
             ),
             (
                 "tailscaled --version",
-                format!("tailscaled {socket} daemon --version"),
+                format!("tailscaled {socket} daemon --version --tun=tailscale0"),
             ),
             (
-                "tailscaled --socket=/x --port 1",
-                "tailscaled daemon --socket=/x --port=1".to_owned(),
+                "tailscaled --socket=/x --tun w0 --port 1",
+                "tailscaled daemon --socket=/x --tun=w0 --port=1".to_owned(),
+            ),
+            (
+                "/usr/bin/containerboot",
+                "/usr/bin/containerboot container".to_owned(),
             ),
             ("tailscale status", format!("tailscale {socket} status")),
             ("tailscale --version", format!("tailscale {socket} version")),

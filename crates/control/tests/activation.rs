@@ -15,7 +15,7 @@ use warren_wire::stun::{Request, Response, TransactionId};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A command that runs the server with a TCP and a UDP socket as descriptors 3 and 4, as
-/// sd_listen_fds(3) describes it. What the server prints goes to its standard error.
+/// sd_listen_fds(3) describes it. The output of the server goes to its standard error.
 fn with_sockets(tcp: OwnedFd, udp: OwnedFd, names: &str) -> Command {
     // The variables name the process, which is known only when it runs. The shell gets the
     // sockets as its input and output.

@@ -29,8 +29,8 @@ pub mod fetch;
 pub mod limits;
 pub mod names;
 pub mod noise_stream;
-pub mod proxies;
 pub mod pages;
+pub mod proxies;
 pub mod tls;
 pub mod upgrade;
 

@@ -21,6 +21,7 @@
 //! The lab never fakes a component: what it cannot start it reports as
 //! missing, and the test skips visibly.
 
+mod container;
 pub mod demo;
 mod gateway;
 mod namespace;
@@ -35,6 +36,7 @@ mod user_namespace;
 mod wait;
 pub mod web;
 
+pub use container::{Container, EntryPoint};
 pub use gateway::{Gateway, MappingProtocol};
 pub use namespace::Namespace;
 pub use nat::Place;
