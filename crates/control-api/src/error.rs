@@ -3,7 +3,7 @@
 
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
-use warren_control_core::AdminError;
+use warren_control_core::{AdminError, DnsError};
 
 /// The kind of an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,6 +99,8 @@ impl From<AdminError> for ApiError {
             | AdminError::NoAddresses
             | AdminError::PolicyFileInCharge(_)
             | AdminError::PolicyChanged => ErrorCode::Conflict,
+            AdminError::Dns(DnsError::NoRecord(_) | DnsError::NoSuffix(_)) => ErrorCode::NotFound,
+            AdminError::Dns(DnsError::Configured(_)) => ErrorCode::Conflict,
             AdminError::NotConnected(_) | AdminError::TooManyQuestions(_) => ErrorCode::Unavailable,
             AdminError::Name(_)
             | AdminError::KeyWithoutOwner
@@ -107,6 +109,7 @@ impl From<AdminError> for ApiError {
             | AdminError::NoTags(_)
             | AdminError::JoinedWithoutUser(_)
             | AdminError::Question(_)
+            | AdminError::Dns(DnsError::TooMany { .. })
             | AdminError::Time => ErrorCode::InvalidRequest,
             AdminError::Policy(_) => ErrorCode::InvalidPolicy,
         };

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use warren_control_types::DerpMap;
 
+use crate::dns::ConfiguredDns;
+
 /// The configuration of a coordinator.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -14,6 +16,8 @@ pub struct Config {
     pub base_domain: String,
     /// The relays that are sent to the nodes.
     pub derp_map: DerpMap,
+    /// Name resolution, as far as the configuration decides about it.
+    pub dns: ConfiguredDns,
     /// The time that an ephemeral node may be away before it is deleted.
     pub ephemeral_timeout: Duration,
     /// The time that a stream may be down before peers are informed, so that a
@@ -32,6 +36,7 @@ impl Config {
             server_url: server_url.trim_end_matches('/').to_owned(),
             base_domain: "warren.internal".to_owned(),
             derp_map,
+            dns: ConfiguredDns::default(),
             ephemeral_timeout: Duration::from_secs(120),
             offline_grace: Duration::from_secs(10),
             key_lifetime: Some(Duration::from_secs(180 * 24 * 3600)),

@@ -8,6 +8,7 @@
 mod admin;
 mod commit;
 mod deadlines;
+mod dns;
 mod lock;
 mod logins;
 mod owners;

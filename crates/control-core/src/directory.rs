@@ -14,6 +14,7 @@ use warren_control_types::{NodeId, UserId};
 use warren_keys::{MachinePublic, NodePublic};
 
 use crate::addresses::AddressIndex;
+use crate::dns::StoredDns;
 use crate::lock::Lock;
 use crate::records::{
     AuthKeyId, AuthKeyRecord, Counters, NodeRecord, PolicyVersion, Snapshot, UserRecord,
@@ -108,6 +109,7 @@ pub(crate) struct Directory {
     policy: Option<Arc<str>>,
     policies: Table<i64, Arc<PolicyVersion>>,
     lock: Lock,
+    dns: Arc<StoredDns>,
     counters: Counters,
     /// Counts the changes of nodes.
     revision: u64,
@@ -127,6 +129,7 @@ impl Directory {
     pub(crate) fn load(snapshot: &Snapshot, time: Timestamp) -> Self {
         let mut out = Self {
             policy: snapshot.policy.as_deref().map(Into::into),
+            dns: Arc::new(snapshot.dns.clone()),
             lock: Lock::load(snapshot.lock.clone(), snapshot.lock_messages.clone()),
             counters: snapshot.counters,
             ..Self::default()
@@ -157,10 +160,20 @@ impl Directory {
                 .policy_versions()
                 .map(|version| (version.version, version.clone()))
                 .collect(),
+            dns: StoredDns::clone(&self.dns),
             lock: self.lock.record().cloned(),
             lock_messages: self.lock.messages().clone(),
             counters: self.counters,
         }
+    }
+
+    /// Name resolution, as far as it is stored.
+    pub(crate) fn dns(&self) -> &StoredDns {
+        &self.dns
+    }
+
+    pub(crate) fn set_dns(&mut self, dns: StoredDns) {
+        self.dns = Arc::new(dns);
     }
 
     /// Tailnet lock.

@@ -174,6 +174,9 @@ pub enum AdminError {
     /// The question about a policy cannot be answered.
     #[error(transparent)]
     Question(#[from] warren_policy::explain::AskError),
+    /// Name resolution is not changed.
+    #[error(transparent)]
+    Dns(#[from] crate::dns::DnsError),
     /// The moment lies outside of the calendar.
     #[error("the time given is out of range")]
     Time,

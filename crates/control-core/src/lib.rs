@@ -35,6 +35,7 @@ mod clock;
 mod config;
 mod coordinator;
 mod directory;
+mod dns;
 mod error;
 mod holders;
 mod host_limits;
@@ -70,6 +71,10 @@ pub use coordinator::{
     Coordinator, LoginPage, LoginSubject, NewAuthKey, PendingView, RegisterOutcome, channel_url,
 };
 pub use directory::Standing;
+pub use dns::{
+    ConfiguredDns, Dns, DnsChange, DnsError, DnsKey, DnsName, DnsPart, ExtraRecord, MAX_RECORDS,
+    NameError, Nameserver, NameserverError, RecordData, RecordError, RecordSource, StoredDns,
+};
 pub use error::{AdminError, LoginError, MapError};
 pub use holders::SharedKey;
 pub use lock::{LockError, LockMessage, LockRecord, Turned};

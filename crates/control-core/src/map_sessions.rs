@@ -94,6 +94,8 @@ pub struct PendingUpdate {
     pub relays: bool,
     /// State of tailnet lock.
     pub lock: bool,
+    /// Name resolution: compare with what was sent.
+    pub dns: bool,
 }
 
 impl PendingUpdate {
@@ -121,6 +123,8 @@ pub(crate) struct LastSent {
     /// as many as there are nodes.
     pub(crate) filter: [u8; 32],
     pub(crate) ssh: SshPolicy,
+    /// The SHA-256 of the JSON of the settings of name resolution.
+    pub(crate) dns: [u8; 32],
     /// Peers that are shown without their IPv4 address.
     pub(crate) without_ipv4: NodeSet,
     /// Routes behind peers; peers without routes are left out.

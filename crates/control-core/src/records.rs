@@ -17,6 +17,7 @@ use warren_lock::AumHash;
 use warren_policy::Role;
 
 use crate::addresses::AddressIndex;
+use crate::dns::StoredDns;
 use crate::lock::{LockMessage, LockRecord};
 
 /// The owner that clients see for nodes that belong to tags, not to a person.
@@ -272,6 +273,8 @@ pub enum Change {
     LockMessageGone(AumHash),
     /// Tailnet lock was turned on or off.
     Lock(LockRecord),
+    /// Settings or records of name resolution were changed.
+    Dns(Box<StoredDns>),
     /// The next numbers to hand out, so that none is used twice.
     Counters(Counters),
 }
@@ -293,6 +296,8 @@ pub enum RowId {
     LockMessage(AumHash),
     /// Whether tailnet lock is on.
     Lock,
+    /// Name resolution.
+    Dns,
     /// The next numbers.
     Counters,
 }
@@ -313,6 +318,7 @@ impl Change {
             Self::LockMessage(message) => RowId::LockMessage(message.hash),
             Self::LockMessageGone(hash) => RowId::LockMessage(*hash),
             Self::Lock(_) => RowId::Lock,
+            Self::Dns(_) => RowId::Dns,
             Self::Counters(_) => RowId::Counters,
         }
     }
@@ -359,6 +365,8 @@ pub struct Snapshot {
     pub lock: Option<LockRecord>,
     /// The update messages of tailnet lock.
     pub lock_messages: BTreeMap<AumHash, LockMessage>,
+    /// Name resolution, as far as commands and the file with records decide about it.
+    pub dns: StoredDns,
     /// The next numbers.
     pub counters: Counters,
 }
@@ -399,6 +407,7 @@ impl Snapshot {
                 self.lock_messages.remove(&hash);
             }
             Change::Lock(record) => self.lock = Some(record),
+            Change::Dns(dns) => self.dns = *dns,
             Change::Counters(counters) => self.counters = counters,
         }
     }

@@ -11,9 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use warren_control_types::{
-    CapMap, CapabilityVersion, Debug, DnsConfig, FilterRule, MapResponse, Node, NodeId, SshPolicy,
+    CapMap, CapabilityVersion, Debug, FilterRule, MapResponse, Node, NodeId, SshPolicy,
     StableNodeId, UserId, UserProfile,
 };
 use warren_policy::NodeSet;
@@ -121,6 +122,7 @@ impl View {
                 .map(|user| user.id)
                 .collect(),
             filter: digest(&self.filter_of(id)),
+            dns: digest(&self.render_dns(id)),
             ssh: message.head.ssh_policy.clone().unwrap_or_default(),
             without_ipv4: self.all_without_ipv4(id),
         };
@@ -140,7 +142,7 @@ impl View {
         Some(MapResponse {
             node: Some(self.render_own(entry)),
             derp_map: Some(self.access.relays(&self.config.derp_map).into()),
-            dns_config: Some(self.render_dns()),
+            dns_config: Some(self.render_dns(id)),
             domain: self.config.base_domain.clone(),
             collect_services: Some(false),
             packet_filters: filters(self.filter_of(id)),
@@ -220,7 +222,7 @@ impl View {
     }
 
     /// Whether `viewer` is shown `peer` without its IPv4 address.
-    fn is_without_ipv4(&self, viewer: NodeId, peer: &NodeRecord) -> bool {
+    pub(crate) fn is_without_ipv4(&self, viewer: NodeId, peer: &NodeRecord) -> bool {
         let viewer = self.directory.node(viewer);
         viewer.is_some_and(|viewer| self.access.is_without_ipv4(viewer))
             || self.access.is_without_ipv4(peer)
@@ -339,29 +341,17 @@ impl View {
             ..Default::default()
         }
     }
-
-    /// MagicDNS for the tailnet's zone; everything else stays with the host.
-    fn render_dns(&self) -> DnsConfig {
-        DnsConfig {
-            proxied: true,
-            domains: vec![self.config.base_domain.clone()],
-            // No resolver: the node answers for this zone itself, unknown names
-            // in it included.
-            routes: BTreeMap::from([(self.config.base_domain.clone(), Vec::new())]),
-            ..Default::default()
-        }
-    }
 }
 
 fn filters(rules: Vec<FilterRule>) -> BTreeMap<String, Option<Vec<FilterRule>>> {
     BTreeMap::from([(FILTER.to_owned(), Some(rules))])
 }
 
-/// Identifies a filter by its content.
-fn digest(rules: &[FilterRule]) -> [u8; 32] {
+/// Identifies a part of a map by its content.
+fn digest<T: Serialize + ?Sized>(part: &T) -> [u8; 32] {
     let mut hasher = Hashed(Sha256::new());
-    // Writing to a digest does not fail, nor do rules as JSON.
-    let _ = serde_json::to_writer(&mut hasher, rules);
+    // Writing to a digest does not fail, nor do these parts as JSON.
+    let _ = serde_json::to_writer(&mut hasher, part);
     hasher.0.finalize().into()
 }
 

@@ -5,6 +5,7 @@
 
 mod commit;
 mod deltas;
+mod dns;
 mod lock;
 mod logins;
 mod owners;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use warren_control_types::{
-    CapabilityVersion, FilterRule, MapResponse, NodeId, PeerChange, SshPolicy, UserId,
+    CapabilityVersion, DnsConfig, FilterRule, MapResponse, NodeId, PeerChange, SshPolicy, UserId,
 };
 use warren_policy::NodeSet;
 
@@ -49,6 +49,10 @@ impl View {
         if pending.filter {
             head.packet_filters = self.filter_delta(id, last).map(filters).unwrap_or_default();
         }
+        // A profile of NextDNS depends on the node itself.
+        if pending.dns || pending.own_node {
+            head.dns_config = self.dns_delta(id, last);
+        }
         if pending.ssh {
             head.ssh_policy = self.ssh_delta(id, last);
         }
@@ -90,6 +94,14 @@ impl View {
         let differs = digest != last.filter;
         last.filter = digest;
         differs.then_some(filter)
+    }
+
+    fn dns_delta(&self, id: NodeId, last: &mut LastSent) -> Option<DnsConfig> {
+        let dns = self.render_dns(id);
+        let digest = digest(&dns);
+        let differs = digest != last.dns;
+        last.dns = digest;
+        differs.then_some(dns)
     }
 
     fn ssh_delta(&self, id: NodeId, last: &mut LastSent) -> Option<SshPolicy> {

@@ -1,5 +1,6 @@
 //! The sessions that a change reaches, and deltas that are as good as a full map.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -7,7 +8,7 @@ use warren_control_types::{Hostinfo, MapRequest, NetInfo, PingRequest, RegionId}
 use warren_keys::DiscoPublic;
 
 use super::world::{World, machine, map_request, meaning, request};
-use crate::NewAuthKey;
+use crate::{DnsChange, DnsKey, DnsPart, ExtraRecord, NewAuthKey};
 
 fn lite(n: u8) -> MapRequest {
     MapRequest {
@@ -350,6 +351,7 @@ enum Step {
     Routes(u8, bool),
     RenameUser(bool),
     Policy(u8),
+    Dns(u8),
     Pass(u16),
     Read(u8),
 }
@@ -368,13 +370,14 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (n(), any::<bool>()).prop_map(|(a, b)| Step::Tag(a, b)),
         1 => (n(), any::<bool>()).prop_map(|(a, b)| Step::Routes(a, b)),
         1 => any::<bool>().prop_map(Step::RenameUser),
-        1 => (0_u8..8).prop_map(Step::Policy),
+        1 => (0_u8..9).prop_map(Step::Policy),
+        2 => (0_u8..8).prop_map(Step::Dns),
         2 => (0_u16..200).prop_map(Step::Pass),
         4 => n().prop_map(Step::Read),
     ]
 }
 
-const POLICIES: [Option<&str>; 8] = [
+const POLICIES: [Option<&str>; 9] = [
     None,
     Some(r#"{"acls": []}"#),
     Some(
@@ -406,7 +409,44 @@ const POLICIES: [Option<&str>; 8] = [
             "ssh": [{"action": "accept", "src": ["autogroup:member"], "dst": ["autogroup:self", "tag:db"], "users": ["root"]}],
             "nodeAttrs": [{"target": ["alice@"], "attr": ["disable-ipv4"]}]}"#,
     ),
+    Some(
+        r#"{"tagOwners": {"tag:db": []}, "acls": [{"action": "accept", "src": ["alice@"], "dst": ["*:*"]}],
+            "nodeAttrs": [{"target": ["tag:db", "bob@"], "attr": ["nextdns:abc"]},
+                          {"target": ["alice@"], "attr": ["disable-ipv4", "nextdns:no-device-info"]}]}"#,
+    ),
 ];
+
+/// Changes of name resolution, of each kind.
+fn change_dns(w: &mut World, n: u8) {
+    let alias = |name: &str| ExtraRecord::parse("alias.example", "CNAME", name).unwrap();
+    let set = |set: DnsPart| DnsChange {
+        set,
+        ..DnsChange::default()
+    };
+    let name = "alias.example".parse().unwrap();
+    match n {
+        0 => drop(w.c.add_dns_record(alias("db"))),
+        1 => drop(w.c.add_dns_record(alias("host1"))),
+        2 => drop(w.c.delete_dns_records(&name, None, None)),
+        3 => drop(w.c.take_dns_file([alias("web.warren.internal")].into())),
+        4 => drop(w.c.take_dns_file(BTreeSet::new())),
+        5 => drop(w.c.change_dns(set(DnsPart {
+            nameservers: Some(vec!["https://dns.nextdns.io/x".parse().unwrap()]),
+            ..DnsPart::default()
+        }))),
+        6 => {
+            let magic_dns = Some(!w.c.view().dns().magic_dns());
+            drop(w.c.change_dns(set(DnsPart {
+                magic_dns,
+                ..DnsPart::default()
+            })));
+        }
+        _ => drop(w.c.change_dns(DnsChange {
+            unset: DnsKey::ALL.into(),
+            ..DnsChange::default()
+        })),
+    }
+}
 
 fn apply(w: &mut World, step: Step, auth: &[String; 2]) {
     let session_of = |w: &World, n: u8| {
@@ -487,6 +527,7 @@ fn apply(w: &mut World, step: Step, auth: &[String; 2]) {
             w.c.set_policy(POLICIES[usize::from(n)].map(str::to_owned))
                 .unwrap()
         }
+        Step::Dns(n) => change_dns(w, n),
         Step::Pass(seconds) => w.pass(Duration::from_secs(seconds.into())),
         Step::Read(n) => {
             if let Some(session) = session_of(w, n) {

@@ -152,6 +152,7 @@ fn write_change(connection: &Connection, change: &Change) -> Result<(), rusqlite
             .execute(params![hash.to_string()])
             .map(drop),
         Change::Lock(record) => set("lock", Some(json(record)?)),
+        Change::Dns(dns) => set("dns", Some(json(dns)?)),
         Change::Counters(counters) => set("counters", Some(json(counters)?)),
     }
 }
@@ -216,6 +217,9 @@ fn load(connection: &Connection, path: &Path) -> Result<Snapshot, StoreError> {
     snapshot.apply(Change::Policy(setting(connection, path, "policy")?));
     if let Some(counters) = json_setting(connection, path, "counters")? {
         snapshot.apply(Change::Counters(counters));
+    }
+    if let Some(dns) = json_setting(connection, path, "dns")? {
+        snapshot.apply(Change::Dns(dns));
     }
     if let Some(lock) = json_setting(connection, path, "lock")? {
         snapshot.apply(Change::Lock(lock));
