@@ -6,6 +6,7 @@
 //! [`Client::call`](crate::client::Client::call) sends and returns.
 
 pub mod auth_keys;
+pub mod dns;
 pub mod nodes;
 pub mod policies;
 pub mod server;
@@ -20,6 +21,7 @@ pub use auth_keys::{
     AuthKeyInfo, AuthKeyState, CreateAuthKey, CreatedAuthKey, DeleteAuthKey, ExpireAuthKey,
     ListAuthKeys,
 };
+pub use dns::{AddDnsRecord, DeleteDnsRecord, DnsInfo, DnsRecordInfo, GetDns, SetDns};
 pub use nodes::{
     ApproveNode, ApproveRoutes, AssignNode, DeleteNode, ExpireNode, GetNode, ListNodes,
     ListPendingNodes, ListRoutes, NewExpiry, NodeInfo, PendingNodeInfo, RejectLogin, RejectedLogin,
@@ -115,6 +117,11 @@ endpoints! {
     ComparePolicies: POST "/v1/policy/compare", Read => PolicyReport;
     ExplainPolicy: POST "/v1/policy/explain", Read => PolicyReport;
     ListPolicyVersions: GET "/v1/policy/versions", Read => Vec<PolicyVersionInfo>;
+
+    GetDns: GET "/v1/dns", Read => DnsInfo;
+    SetDns: POST "/v1/dns", Write => DnsInfo;
+    AddDnsRecord: POST "/v1/dns/records", Write => DnsInfo;
+    DeleteDnsRecord: POST "/v1/dns/records/delete", Write => DnsInfo;
 
     ListSshChecks: GET "/v1/ssh-checks", Read => Vec<SshCheckInfo>;
     ApproveSshCheck: POST "/v1/ssh-checks/approve", Write => SshCheckInfo;

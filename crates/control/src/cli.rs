@@ -6,6 +6,7 @@
 pub mod args;
 mod auth_keys;
 mod config;
+mod dns;
 mod headscale;
 mod headscale_form;
 mod nodes;
@@ -82,6 +83,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Top::Serve(options) => serve::run(&cli.state_dir, *options).await,
         Top::Config(command) => config::run(&session, command).await,
         Top::Reload => config::reload(&session).await,
+        Top::Dns(command) => dns::run(&session, command).await,
         Top::Users(command) => users::run(&session, command).await,
         Top::Nodes(command) => nodes::run(&session, command).await,
         Top::Preauthkeys(command) => auth_keys::run(&session, command).await,

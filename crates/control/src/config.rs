@@ -7,6 +7,7 @@
 //! `packaging/warren-control.toml` describes each key; a test compares it with the keys
 //! that are read here.
 
+mod dns;
 mod given;
 mod providers;
 mod reader;
@@ -21,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use url::Url;
+use warren_control_core::ConfiguredDns;
 use warren_logging::{Format, Levels};
 use warren_oidc::Provider;
 
@@ -67,6 +69,10 @@ pub struct Settings {
     pub key_expiry: Duration,
     /// How long an ephemeral node may be away.
     pub ephemeral_timeout: Duration,
+    /// Name resolution, as far as the configuration decides about it.
+    pub dns: ConfiguredDns,
+    /// The file with extra records.
+    pub dns_records: Option<PathBuf>,
     /// The policy file that is in charge.
     pub policy: Option<PathBuf>,
     /// The levels of the log.
@@ -93,6 +99,8 @@ impl Default for Settings {
             base_domain: "warren.internal".to_owned(),
             key_expiry: Duration::from_secs(180 * 86_400),
             ephemeral_timeout: Duration::from_secs(120),
+            dns: ConfiguredDns::default(),
+            dns_records: None,
             policy: None,
             log_levels: None,
             log_format: Format::default(),
@@ -123,6 +131,7 @@ impl Settings {
         Self {
             providers: self.providers.clone(),
             log_levels: self.log_levels.clone(),
+            dns: self.dns.clone(),
             derp_map,
             entries: fixed
                 .chain(self.entries.iter().filter(is_live))
@@ -307,11 +316,15 @@ impl Settings {
     }
 
     fn read_dns(&mut self, reader: &mut Reader, flags: &Serve) {
+        let path = path_from(reader.file());
         let mut dns = reader.section("dns");
         let zone = Key::new("base_domain", "\"warren.internal\"").flag("--base-domain");
         let zone = dns.value(zone, flags.base_domain.clone(), |given| {
             given.text(parse_domain)
         });
+        self.dns = dns::read(&mut dns);
+        let file = Key::new("records_file", "none");
+        self.dns_records = dns.key(file, path);
         dns.finish();
         self.base_domain = zone.unwrap_or_else(|| self.base_domain.clone());
     }

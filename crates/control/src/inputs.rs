@@ -1,12 +1,18 @@
 //! The files that the settings name, read and checked.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use warren_control_core::ExtraRecord;
 use warren_control_types::DerpMap;
 use warren_relay::tls::Certificate;
 
 use crate::config::{Mistake, Mistakes, Settings, read_text};
+use crate::dns_records;
 use crate::policy_file;
+
+/// The records of the file with records, or everything that is wrong with it.
+pub(crate) type RecordsOfFile = Result<BTreeSet<ExtraRecord>, String>;
 
 /// The content of the files.
 pub(crate) struct Inputs {
@@ -14,11 +20,13 @@ pub(crate) struct Inputs {
     /// The policy file, and its valid text or its errors.
     pub(crate) policy: Option<(PathBuf, Result<String, String>)>,
     pub(crate) certificate: Option<Certificate>,
+    /// The file with extra records.
+    pub(crate) records: Option<(PathBuf, RecordsOfFile)>,
 }
 
 impl Inputs {
-    /// Reads all files. That the policy is not valid is no mistake here, for the last one
-    /// may be in force.
+    /// Reads all files. That the policy or the records are not valid is no mistake here, for
+    /// the last ones may be in force.
     ///
     /// # Errors
     /// Everything else that is wrong with them.
@@ -43,6 +51,8 @@ impl Inputs {
         });
         let policy = settings.policy.as_ref();
         let policy = policy.map(|file| (file.clone(), policy_file::read_checked(file)));
+        let records = settings.dns_records.as_ref();
+        let records = records.map(|file| (file.clone(), dns_records::read_checked(file)));
         if !mistakes.is_empty() {
             return Err(Mistakes(mistakes));
         }
@@ -50,7 +60,14 @@ impl Inputs {
             derp_map,
             policy,
             certificate,
+            records,
         })
+    }
+
+    /// The error of the file with records, if it is not valid.
+    pub(crate) fn records_error(&self) -> Option<&str> {
+        let (_, read) = self.records.as_ref()?;
+        read.as_ref().err().map(String::as_str)
     }
 
     /// The error of the policy file, if it is not valid.

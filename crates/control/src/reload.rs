@@ -79,6 +79,13 @@ impl Reloader {
                 what: error.to_string(),
             }]))
         })?;
+        if let Some(why) = inputs.records_error() {
+            return Err(Mistakes(vec![Mistake {
+                place: settings.origin("[dns]", "records_file"),
+                what: why.to_owned(),
+            }])
+            .into());
+        }
         let (changed, needs_restart) = config::changed(&last.entries, &settings.entries);
         let mut info = ReloadInfo {
             changed,
@@ -112,6 +119,8 @@ impl Reloader {
                 let ((), _no_rows) = self.coordinator.change(|c, _, _| c.set_derp_map(map));
             }
         }
+        let dns = settings.dns.clone();
+        let ((), _no_rows) = self.coordinator.change(|c, _, _| c.set_configured_dns(dns));
         if settings.providers != last.providers {
             self.logins.replace(settings.providers.clone());
             info.changed.push("identity providers".to_owned());

@@ -1,8 +1,9 @@
 //! `warren-control serve`: opens the state, binds the ports, starts the tasks.
 
+use std::collections::BTreeSet;
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::net::{TcpListener, UdpSocket};
@@ -11,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use url::Url;
 use warren_control_api::socket::AdminSocket;
-use warren_control_core::{Config, Coordinator, Snapshot, View};
+use warren_control_core::{AdminError, Config, Coordinator, Snapshot, View};
 use warren_control_types::DerpMap;
 use warren_dial::SystemEntropy;
 use warren_dial::connections::{ConnectionLimits, ConnectionTable, OTHER_FILES};
@@ -22,18 +23,19 @@ use warren_relay::tls::Certificate;
 use warren_relay::{Applicant, Relay};
 use warren_service_manager::{PassedSockets, ServiceManager};
 
-use crate::admin;
+use crate::admin::{self, Administration};
 use crate::banner::{BannerFacts, banner};
 use crate::cli::args::{OptionalListen, Serve};
 use crate::clock::{now, wall_clock};
 use crate::config::{Settings, Source};
 use crate::coordinator::CoordinatorHandle;
+use crate::dns_records::RecordsFile;
 use crate::failure::{Failure, print, print_error};
-use crate::inputs::Inputs;
+use crate::inputs::{Inputs, RecordsOfFile};
 use crate::invite::{Invitation, invite};
 use crate::login::Logins;
 use crate::noise::Upgrader;
-use crate::policy_file;
+use crate::policy_file::{self, PolicyFile};
 use crate::refusals::Refused;
 use crate::reload::{Reloader, levels};
 use crate::second_dial::SecondDial;
@@ -42,6 +44,7 @@ use crate::server::{Server, Tls};
 use crate::state_dir::StateDir;
 use crate::store::{self, WriteQueue};
 use crate::terminal::Hints;
+use crate::watched_file;
 
 /// The port of RFC 8489.
 const STUN_PORT: u16 = 3478;
@@ -197,6 +200,7 @@ async fn start_with(
     check_outside_zone(&settings.base_domain, &port.url, &derp_map).map_err(Failure::Failed)?;
     let mut config = Config::new(port.server_url.clone(), derp_map);
     config.base_domain.clone_from(&settings.base_domain);
+    config.dns.clone_from(&settings.dns);
     config.ephemeral_timeout = settings.ephemeral_timeout;
     config.key_lifetime = Some(settings.key_expiry).filter(|life| !life.is_zero());
     let coordinator = Coordinator::new(
@@ -214,6 +218,7 @@ async fn start_with(
         policy_file::take_at_start(&coordinator, &file, read).await?;
         policy_file = Some(file);
     }
+    let records = take_records(inputs.records, &coordinator).await?;
     let invitation = invite(&coordinator, &opened.state, &settings.first_user).await?;
 
     let relay = port
@@ -272,11 +277,21 @@ async fn start_with(
         policy: policy_file.clone(),
         log,
     });
-    let router = admin::router(coordinator.clone(), logins.clone(), reloader.clone());
+    let router = admin::router(Administration {
+        coordinator: coordinator.clone(),
+        logins: logins.clone(),
+        settings: reloader.clone(),
+        records: records.clone(),
+    });
     tasks.spawn(admin_socket.serve(router));
     tasks.spawn(coordinator.clone().run_timer());
-    if let Some(file) = &policy_file {
-        tasks.spawn(policy_file::watch(file.clone(), coordinator.clone()));
+    if let Some(path) = policy_file {
+        let coordinator = coordinator.clone();
+        let file = PolicyFile { path, coordinator };
+        tasks.spawn(watched_file::watch(Arc::new(file)));
+    }
+    if let Some(file) = records {
+        tasks.spawn(watched_file::watch(file));
     }
 
     Ok(Running {
@@ -299,6 +314,25 @@ fn require_valid_policy(inputs: &Inputs) -> Result<(), Failure> {
     match inputs.policy_error() {
         Some(why) => Err(Failure::Failed(why.to_owned())),
         None => Ok(()),
+    }
+}
+
+/// Takes the records of the file, if there is one; without one, those of an earlier file
+/// are gone.
+async fn take_records(
+    given: Option<(PathBuf, RecordsOfFile)>,
+    coordinator: &Arc<CoordinatorHandle>,
+) -> Result<Option<Arc<RecordsFile>>, Failure> {
+    match given {
+        Some((path, read)) => Ok(Some(
+            RecordsFile::start(path, coordinator.clone(), read).await?,
+        )),
+        None => {
+            let none = BTreeSet::new();
+            let taken = coordinator.change_saved(|c, _, _| c.take_dns_file(none));
+            taken.await?.map_err(AdminError::from)?;
+            Ok(None)
+        }
     }
 }
 
@@ -325,6 +359,12 @@ impl Opened {
         // The same holds for a server that ran without a policy.
         if snapshot.policy.is_none() {
             require_valid_policy(inputs)?;
+        }
+        // And for one that ran without records of a file.
+        if snapshot.dns.file_records.is_empty()
+            && let Some((_, Err(why))) = &inputs.records
+        {
+            return Err(Failure::Failed(why.clone()));
         }
         Ok(Self {
             state,

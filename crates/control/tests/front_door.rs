@@ -6,10 +6,9 @@ mod support;
 
 use std::path::Path;
 
-use support::{Node, admin, key, options, reusable, serve};
+use support::{Node, admin, key, options, reason, reusable, serve};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use warren_control::failure::Failure;
 use warren_control::serve::start;
 use warren_control_api::endpoints::{ExpireNode, GetHealth, NewExpiry};
 use warren_control_types::{CapabilityVersion, MapRequest};
@@ -306,12 +305,6 @@ async fn every_refusal_is_in_health_and_in_the_log() {
     }
     assert!((10..=13).contains(&lines.len()), "{lines:?}");
     server.stop().await.unwrap();
-}
-
-fn reason(failure: Failure) -> String {
-    match failure {
-        Failure::Failed(why) | Failure::Usage(why) => why,
-    }
 }
 
 async fn refused(dir: &Path, change: impl FnOnce(&mut warren_control::cli::args::Serve)) -> String {

@@ -155,7 +155,7 @@ fn settings_of_the_configuration_are_not_changed_by_commands() {
     assert_eq!(error, DnsError::Configured("nameservers"));
     w.settle();
     assert!(w.woken.is_empty(), "a part was changed");
-    // What the configuration leaves out can be set.
+    // A setting that the configuration leaves out can be set.
     set(
         &mut w,
         DnsPart {

@@ -5,6 +5,7 @@
 //! of one moment; a change is answered when it is on disk.
 
 mod auth_keys;
+mod dns;
 mod nodes;
 mod policies;
 mod server;
@@ -24,28 +25,22 @@ pub(crate) use ssh_checks::{ssh_check_info, waiting_ssh_checks};
 
 use crate::c2n::C2nError;
 use crate::coordinator::CoordinatorHandle;
+use crate::dns_records::RecordsFile;
 use crate::login::Logins;
 use crate::reload::Reloader;
 use crate::store::StoreError;
 
 /// The administration of one coordinator.
-struct Administration {
-    coordinator: Arc<CoordinatorHandle>,
-    logins: Arc<Logins>,
-    settings: Arc<Reloader>,
+pub(crate) struct Administration {
+    pub(crate) coordinator: Arc<CoordinatorHandle>,
+    pub(crate) logins: Arc<Logins>,
+    pub(crate) settings: Arc<Reloader>,
+    /// The file with extra records, if there is one.
+    pub(crate) records: Option<Arc<RecordsFile>>,
 }
 
 /// The router of the administration API, for the socket.
-pub fn router(
-    coordinator: Arc<CoordinatorHandle>,
-    logins: Arc<Logins>,
-    settings: Arc<Reloader>,
-) -> Router {
-    let administration = Administration {
-        coordinator,
-        logins,
-        settings,
-    };
+pub(crate) fn router(administration: Administration) -> Router {
     administration_routes(Arc::new(administration)).into_router()
 }
 

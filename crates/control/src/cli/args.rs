@@ -94,6 +94,9 @@ pub enum Top {
     /// Manage the access policy.
     #[command(subcommand)]
     Policy(Policy),
+    /// Manage name resolution: name servers, search domains and extra records.
+    #[command(subcommand)]
+    Dns(Dns),
     /// Manage SSH sessions that the policy allows only after a check.
     #[command(subcommand, visible_alias = "ssh-check")]
     SshChecks(SshChecks),
@@ -455,6 +458,95 @@ pub enum Preauthkeys {
     },
 }
 
+/// `dns`. Every command prints the settings and records that result; changes reach nodes
+/// at once.
+#[derive(Debug, Subcommand)]
+pub enum Dns {
+    /// Show the settings and records, with where they come from.
+    #[command(visible_alias = "get")]
+    Show,
+    /// Change settings. Those of the configuration are changed there.
+    #[command(arg_required_else_help = true)]
+    Set {
+        /// Whether names of nodes resolve.
+        #[arg(long, value_enum, value_name = "on|off", hide_possible_values = true)]
+        magic_dns: Option<Switch>,
+        /// Whether the name servers replace those of each host; otherwise they are used
+        /// only where a host has none to use.
+        #[arg(long, value_enum, value_name = "on|off", hide_possible_values = true)]
+        override_local: Option<Switch>,
+        /// Name servers for all names: addresses, addresses with a port, or https:// URLs
+        /// of servers for DNS over HTTPS; "" for none.
+        #[arg(long, value_delimiter = ',', value_name = "SERVER")]
+        nameservers: Option<Vec<String>>,
+        /// Search domains after the zone of the nodes; "" for none.
+        #[arg(long, value_delimiter = ',', value_name = "DOMAIN")]
+        search_domains: Option<Vec<String>>,
+        /// Give a setting its default again: magic-dns, override-local, nameservers, split
+        /// or search-domains.
+        #[arg(long, value_delimiter = ',', value_name = "SETTING")]
+        unset: Vec<String>,
+    },
+    /// Set the name servers of one suffix. Without a server, nodes answer for the suffix
+    /// themselves, from the extra records.
+    Split {
+        /// As corp.example.com.
+        suffix: String,
+        /// The name servers.
+        #[arg(value_name = "SERVER", value_delimiter = ',')]
+        nameservers: Vec<String>,
+        /// Take the suffix away.
+        #[arg(long, conflicts_with = "nameservers")]
+        remove: bool,
+    },
+    /// Add and delete extra records: names beside those of the nodes.
+    #[command(subcommand, visible_alias = "record")]
+    Records(DnsRecords),
+}
+
+/// `dns records`.
+#[derive(Debug, Subcommand)]
+pub enum DnsRecords {
+    /// Add a record.
+    Add {
+        /// Its full name, as grafana.example.com.
+        name: String,
+        /// A, AAAA or CNAME.
+        #[arg(value_name = "TYPE")]
+        kind: String,
+        /// An address; for CNAME a node, or the name of another record.
+        value: String,
+    },
+    /// Delete the records of a name that were added by commands.
+    #[command(visible_alias = "rm")]
+    Delete {
+        /// Their full name.
+        name: String,
+        /// Only those of this type.
+        #[arg(value_name = "TYPE")]
+        kind: Option<String>,
+        /// Only those of this value.
+        value: Option<String>,
+    },
+}
+
+/// A setting that is on or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// On.
+    On,
+    /// Off.
+    Off,
+}
+
+impl Switch {
+    /// Whether it is on.
+    #[must_use]
+    pub fn is_on(self) -> bool {
+        self == Self::On
+    }
+}
+
 /// `ssh-checks`.
 #[derive(Debug, Subcommand)]
 pub enum SshChecks {
@@ -696,6 +788,11 @@ mod tests {
             "warren-control config check --config F --listen [::]:80",
             "warren-control config show --json",
             "warren-control reload",
+            "warren-control dns set --magic-dns off --nameservers 1.1.1.1,9.9.9.9 --unset split",
+            "warren-control dns split corp.example 10.0.0.53",
+            "warren-control dns split corp.example --remove",
+            "warren-control dns records add db.example CNAME db",
+            "warren-control dns records delete db.example",
         ] {
             if let Err(error) = parse(line) {
                 panic!("{line}: {error}");

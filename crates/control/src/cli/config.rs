@@ -42,6 +42,9 @@ fn check(flags: Serve) -> Result<Settings, Mistakes> {
     if let Some(why) = inputs.policy_error() {
         wrong("[policy]", "file", why.to_owned());
     }
+    if let Some(why) = inputs.records_error() {
+        wrong("[dns]", "records_file", why.to_owned());
+    }
     if let Some(url) = &settings.server_url {
         let map = inputs.derp_map.unwrap_or_default();
         if let Err(why) = check_outside_zone(&settings.base_domain, url, &map) {

@@ -6,7 +6,7 @@
 use serde::Serialize;
 use serde_json::{Value, json};
 use warren_control_api::endpoints::{
-    AuthKeyInfo, C2nResponse, CreatedAuthKey, HealthInfo, NodeInfo, PendingNodeInfo,
+    AuthKeyInfo, C2nResponse, CreatedAuthKey, DnsInfo, HealthInfo, NodeInfo, PendingNodeInfo,
     PolicyVersionInfo, ReloadInfo, SshCheckInfo, UserInfo,
 };
 use warren_control_core::JoinMethod;
@@ -33,6 +33,7 @@ impl HeadscaleForm for Vec<SshCheckInfo> {}
 impl HeadscaleForm for SshCheckInfo {}
 impl HeadscaleForm for C2nResponse {}
 impl HeadscaleForm for ReloadInfo {}
+impl HeadscaleForm for DnsInfo {}
 impl HeadscaleForm for Vec<PolicyVersionInfo> {}
 
 impl HeadscaleForm for HealthInfo {

@@ -96,6 +96,10 @@ fn show_health(health: &HealthInfo, now: Timestamp) -> String {
             provider.name, provider.issuer
         );
     }
+    if let Some(problem) = &health.records_problem {
+        let problem = printable(problem);
+        problems += &format!("dns       the last valid extra records are in force: {problem}\n");
+    }
     for refusal in &health.refusals {
         let RefusalInfo {
             what,

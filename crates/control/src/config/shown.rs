@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use url::Url;
+use warren_control_core::{DnsName, ExtraRecord, Nameserver};
 use warren_logging::{Format, Levels};
 
 use crate::cli::args::OptionalListen;
@@ -45,7 +45,8 @@ shown_as_text! {
     String: |text| text;
     PathBuf: |path| path.display().to_string();
     SocketAddr: |address| address.to_string();
-    Url: |url| url.as_str();
+    DnsName: |name| name.as_str();
+    Nameserver: |server| server.as_str();
     Levels: |levels| levels.to_string();
     Format: |format| format.name();
     Duration: |time| duration(*time);
@@ -53,6 +54,14 @@ shown_as_text! {
         OptionalListen::Off => "off".to_owned(),
         OptionalListen::At(address) => address.to_string(),
     };
+}
+
+impl Shown for ExtraRecord {
+    fn shown(&self) -> String {
+        let [name, kind, value] =
+            [self.name.as_str(), self.data.kind(), &self.data.value()].map(quoted);
+        format!("{{ name = {name}, type = {kind}, value = {value} }}")
+    }
 }
 
 impl Shown for bool {
@@ -74,10 +83,11 @@ impl<T: Shown> Shown for Vec<T> {
     }
 }
 
-impl<T: Shown> Shown for BTreeMap<String, T> {
+impl<K: ToString, T: Shown> Shown for BTreeMap<K, T> {
     fn shown(&self) -> String {
         let members = self.iter();
-        let members = members.map(|(name, value)| format!("{} = {}", quoted(name), value.shown()));
+        let members = members
+            .map(|(name, value)| format!("{} = {}", quoted(&name.to_string()), value.shown()));
         let members: Vec<_> = members.collect();
         match members.is_empty() {
             true => "{}".to_owned(),

@@ -166,6 +166,33 @@ fn all_mistakes_are_reported_at_once_with_their_lines() {
 }
 
 #[test]
+fn mistakes_in_name_resolution_name_the_line_of_the_element() {
+    let text = "[dns]\nmagic_dns = \"yes\"\nnameservers = [\n  \"10.0.0.1\",\n  \"dns.example\",\n]\n\
+                split = { \"a b\" = [] }\nsearch_domains = [\"*.x\"]\n\
+                records = [\n  { name = \"a.x\", type = \"TXT\", value = \"v\" },\n  { nam = \"a.x\" },\n]\n";
+    let mistakes = parse(text).unwrap_err();
+    let expected = [
+        ("c.toml:2: ", "true or false is expected"),
+        ("c.toml:5: ", "\"dns.example\" is not a name server"),
+        ("c.toml:7: ", "\"a b\" is not a domain name"),
+        ("c.toml:8: ", "clients know no wildcards"),
+        ("c.toml:10: ", "type \"TXT\" is not possible"),
+        ("c.toml:11: ", "a record is { name"),
+    ];
+    for (place, what) in expected {
+        let found = |mistake: &String| mistake.starts_with(place) && mistake.contains(what);
+        assert!(mistakes.iter().any(found), "{place}{what}: {mistakes:#?}");
+    }
+    assert_eq!(mistakes.len(), expected.len(), "{mistakes:#?}");
+    let variables = [("WARREN_CONTROL_DNS_NAMESERVERS", "10.0.0.1, 10.0.0.2")];
+    let settings = parse_with("", &variables).unwrap();
+    assert_eq!(settings.dns.part.nameservers.unwrap().len(), 2);
+    let variables = [("WARREN_CONTROL_DNS_SPLIT", "{ \"a.x\" = [\"10.0.0.1\"] }")];
+    let settings = parse_with("", &variables).unwrap();
+    assert_eq!(settings.dns.part.split.unwrap().len(), 1);
+}
+
+#[test]
 fn several_errors_of_syntax_are_reported_beside_wrong_keys() {
     let mistakes = parse("[server]\nlisten = \nurl == \"x\"\nlisen = 2\n").unwrap_err();
     for line in ["c.toml:2:", "c.toml:3:", "c.toml:4: [server] has no key"] {

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use warren_control::cli::args::{OptionalListen, Serve};
+use warren_control::failure::Failure;
 use warren_control::serve::{Running, defaults, start};
 use warren_control_api::endpoints::CreateAuthKey;
 use warren_control_api::{Client, Endpoint};
@@ -40,6 +41,13 @@ pub fn options(dir: &Path) -> Serve {
 /// A server with its state in `dir/state`.
 pub async fn serve(dir: &Path) -> Running {
     start(&dir.join("state"), options(dir)).await.unwrap()
+}
+
+/// The text of a failure.
+pub fn reason(failure: Failure) -> String {
+    match failure {
+        Failure::Failed(why) | Failure::Usage(why) => why,
+    }
 }
 
 /// Calls the administration API of the server of `dir`.
