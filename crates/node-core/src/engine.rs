@@ -36,7 +36,7 @@ use warren_paths::{
 use warren_tunnel::{Aead, Event as TunnelEvent, Handshakes, PeerIndex, Session, Source};
 
 use warren_wire::geneve;
-use warren_wire::ip::tsmp;
+use warren_wire::ip::{Protocol, tsmp};
 
 use self::admission::Admission;
 pub use self::admission::{HiddenPeer, LockGate, LockedOut};
@@ -59,11 +59,22 @@ const NUDGE_GAP: Duration = Duration::from_millis(250);
 /// The name server inside the tunnel, the first service of this process.
 pub const MAGIC_DNS: ServiceId = ServiceId(1);
 
-/// Packets of the host that end in this process: those to the addresses of MagicDNS.
-fn intercepts(ranges: &TailnetRanges) -> Intercepts {
+/// The SSH server inside the tunnel.
+pub const SSH: ServiceId = ServiceId(2);
+/// Its port.
+const SSH_PORT: u16 = 22;
+
+/// Packets that end in this process: those of the host to the addresses of MagicDNS, and
+/// those of peers to the SSH port of `ssh_addresses`. Connections of this machine to that
+/// port stay with its own SSH server.
+fn intercepts(ranges: &TailnetRanges, ssh_addresses: &[IpAddr]) -> Intercepts {
     let mut intercepts = Intercepts::new();
     for address in [ranges.service_v4.into(), ranges.service_v6.into()] {
         intercepts.insert(address, Match::Any, Clients::Host, MAGIC_DNS);
+    }
+    for address in ssh_addresses {
+        let port = Match::Port(Protocol::TCP, SSH_PORT);
+        intercepts.insert(*address, port, Clients::AdmittedPeers, SSH);
     }
     intercepts
 }
@@ -190,6 +201,8 @@ pub struct Engine {
     sessions: FxHashMap<u32, SessionView>,
     routes: Arc<RouteTable>,
     intercepts: Arc<Intercepts>,
+    /// The addresses whose SSH port is intercepted.
+    ssh_addresses: Vec<IpAddr>,
     sources: Arc<Sources>,
     packet_filter: PacketFilter,
     flows: Arc<FlowTable>,
@@ -236,7 +249,8 @@ impl Engine {
             aead: config.aead,
             sessions: FxHashMap::default(),
             routes: Arc::new(RouteTable::new()),
-            intercepts: Arc::new(intercepts(&config.ranges)),
+            intercepts: Arc::new(intercepts(&config.ranges, &[])),
+            ssh_addresses: Vec::new(),
             sources: Arc::default(),
             packet_filter: PacketFilter::new(config.ranges),
             flows: Arc::new(flows),
@@ -385,6 +399,7 @@ impl Engine {
         self.rebuild_routes();
         self.refresh_filter(false);
         self.refresh_host();
+        self.refresh_intercepts();
         self.drain();
     }
 

@@ -28,7 +28,7 @@ mod server_clock;
 
 pub use engine::{
     Engine, EngineConfig, EngineCounters, HiddenPeer, LockGate, LockedOut, MAGIC_DNS, Output,
-    RelayRequest,
+    RelayRequest, SSH,
 };
 pub use host_config::{HostConfig, TUNNEL_MTU};
 pub use node::Node;

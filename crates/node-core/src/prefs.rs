@@ -14,6 +14,9 @@ pub struct NodePrefs {
     pub advertise_routes: Vec<IpNet>,
     /// Take no part in searches for a path through a NAT with random ports.
     pub no_port_search: bool,
+    /// Give connections of peers to the SSH port of this node to a service of this process
+    /// ([`SSH`](crate::SSH)).
+    pub intercept_ssh: bool,
     /// The peer through which everything else goes.
     pub exit_node: Option<StableNodeId>,
 }

@@ -124,6 +124,9 @@ pub struct Config {
     pub relay_ports: Arc<RelayPorts>,
     /// The tunnel data that relays deliver.
     pub relay_inbox: RelayInbox,
+    /// A device of services in this process beside the one of the host: its packets are
+    /// sent like those of the host. Services get theirs by [`EngineSink::deliver`].
+    pub services: Option<Arc<MemoryDevice>>,
 }
 
 /// The state that the threads share with each other and with [`PacketThreads`].
@@ -250,6 +253,7 @@ impl PacketThreads {
                 queues: Arc::clone(&queues),
                 orders,
                 to_answer: to_answer.take(),
+                services: config.services.clone().filter(|_| queue == 0),
                 queue,
             };
             threads.commands.push(commands);

@@ -13,6 +13,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use warren_dataplane::{DropReason, OutSink, Outbound, RelaySend, ServiceId, UdpSend, View};
+use warren_host::device::memory::MemoryDevice;
 use warren_host::device::{BatchEnd, Device, MAX_FRAME_LEN};
 use warren_host::poll::{Watch, wait};
 use warren_host::udp::{Datagrams, UdpSocket};
@@ -36,6 +37,8 @@ pub(super) struct Outward<D> {
     pub(super) orders: mpsc::Receiver<OutCommand>,
     /// Packets of our own; only the first thread has some.
     pub(super) to_answer: Option<mpsc::Receiver<OwnPacket>>,
+    /// The device of services in this process; only the first thread has it.
+    pub(super) services: Option<Arc<MemoryDevice>>,
     /// Its queue of the device, and its number among the threads.
     pub(super) queue: usize,
 }
@@ -187,6 +190,7 @@ impl<D: Device> Outward<D> {
                     ControlFlow::Continue(())
                 }
             });
+            let services_idle = self.read_services(&mut outbound, &view, &mut buffer, &mut sink);
             let idle = match read {
                 Ok(end) => end == BatchEnd::Drained,
                 Err(error) => {
@@ -199,9 +203,19 @@ impl<D: Device> Outward<D> {
             outbound.flush(&mut sink);
             let waker: &Waker = &shared.out_wakers[self.queue];
             let queue = self.queues.device().readable(self.queue);
-            let mut watches = [Watch::readable(waker), Watch::readable(&queue)];
-            let timeout = if idle { None } else { Some(Duration::ZERO) };
-            if wait(&mut watches, timeout).is_err() {
+            let services = self.services.as_ref().map(|services| services.readable(0));
+            let mut watches = [
+                Watch::readable(waker),
+                Watch::readable(&queue),
+                Watch::readable(services.as_ref().unwrap_or(&queue)),
+            ];
+            let watched = if services.is_some() { 3 } else { 2 };
+            let timeout = if idle && services_idle {
+                None
+            } else {
+                Some(Duration::ZERO)
+            };
+            if wait(&mut watches[..watched], timeout).is_err() {
                 std::thread::yield_now();
             } else if watches[1].is_broken() && !watches[0].is_ready() {
                 // The device was deleted. It stays so, and the thread would spin: only
@@ -212,7 +226,7 @@ impl<D: Device> Outward<D> {
                         "the tunnel device is gone; restart the daemon to have it again"
                     );
                 }
-                let [orders, _] = &mut watches;
+                let [orders, ..] = &mut watches;
                 drop(wait(std::slice::from_mut(orders), None));
             }
             if watches[0].is_ready() {
@@ -223,6 +237,30 @@ impl<D: Device> Outward<D> {
                 self.take_orders(&mut outbound, &mut view, &mut sink);
             }
         }
+    }
+
+    /// Reads some packets of services in this process. Returns whether there are no more.
+    fn read_services(
+        &self,
+        outbound: &mut Outbound,
+        view: &View,
+        buffer: &mut [u8],
+        sink: &mut ToNetwork<'_, D>,
+    ) -> bool {
+        let Some(services) = &self.services else {
+            return true;
+        };
+        let mut reads = 0;
+        let read = services.read_batch(0, buffer, |frame| {
+            outbound.packet(view, Instant::now(), frame, sink);
+            reads += 1;
+            if reads == READS_PER_FLUSH || outbound.is_full() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        });
+        matches!(read, Ok(BatchEnd::Drained))
     }
 
     /// Takes a new view, the orders of the engine and the packets of our own.

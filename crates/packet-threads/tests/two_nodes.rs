@@ -152,6 +152,7 @@ impl Node {
             waker: Waker::new().unwrap(),
         });
         let config = Config {
+            services: None,
             inward: threads,
             sockets,
             view: Arc::new(view.clone()),

@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::network::{Arrival, Arrivals, Incoming, IncomingFlow};
-use crate::{Network, ping};
+use crate::{Network, OwnServices, ping};
 
 /// The time for the program or host behind to take a connection.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -110,12 +110,13 @@ impl Drop for Place {
 }
 
 /// Forwards everything that arrives, until the network ends; nothing to `closed` ports of
-/// this machine.
+/// this machine. `services` take what is for their ports at addresses of this node.
 pub async fn serve(
     mut arrivals: Arrivals,
     network: Network,
     own: watch::Receiver<Own>,
     closed: OwnPorts,
+    services: OwnServices,
 ) {
     let mut tasks = JoinSet::new();
     let connecting = Connecting::new();
@@ -131,6 +132,12 @@ pub async fn serve(
         match arrival {
             Arrival::Connection(incoming) => {
                 let tuple = incoming.tuple();
+                let is_own = own.borrow().0.contains(&tuple.local.ip());
+                let incoming = match is_own {
+                    true => services.offer(incoming),
+                    false => Some(incoming),
+                };
+                let Some(incoming) = incoming else { continue };
                 let to = destination(&own.borrow(), &closed, tuple.local);
                 let place = connecting.begin(tuple.remote.ip());
                 match (to, place) {

@@ -26,7 +26,9 @@ mod host_end;
 mod network;
 mod ping;
 pub mod proxy;
+mod services;
 mod stream;
 
 pub use network::{Arrival, Arrivals, Incoming, IncomingFlow, Link, Network, NetworkOptions};
+pub use services::{OwnServices, serve_only};
 pub use stream::{Flow, Stream};

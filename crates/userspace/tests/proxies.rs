@@ -18,7 +18,7 @@ use warren_host::poll::{Watch, wait};
 use warren_netstack::Limits;
 use warren_userspace::forward::{self, Own, OwnPorts};
 use warren_userspace::proxy::{self, Dial, Dialing, Outgoing, OutgoingFlow, Protocols};
-use warren_userspace::{Network, NetworkOptions};
+use warren_userspace::{Network, NetworkOptions, OwnServices};
 use warren_wire::socks5::Host;
 
 const ALICE: &str = "100.64.0.1";
@@ -83,6 +83,7 @@ fn network(address: &str) -> (Network, MemoryDevice) {
         network.clone(),
         known,
         OwnPorts::default(),
+        OwnServices::default(),
     ));
     (network, device)
 }

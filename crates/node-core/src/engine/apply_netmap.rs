@@ -40,6 +40,7 @@ impl Engine {
         if changes.self_node || !changes.peers.is_empty() {
             self.rebuild_routes();
             self.refresh_host();
+            self.refresh_intercepts();
             self.view_changed = true;
         }
         if changes.self_node || changes.filters || !changes.peers.is_empty() {
@@ -180,6 +181,18 @@ impl Engine {
         if config != self.host_config {
             self.host_config = config.clone();
             self.outputs.push_back(Output::Host(config));
+        }
+    }
+
+    /// Intercepts the SSH port of the addresses that the node has now.
+    pub(super) fn refresh_intercepts(&mut self) {
+        let own = self.netmap.self_node.as_ref();
+        let own = own.filter(|_| self.prefs.intercept_ssh);
+        let addresses = own.map(single_addresses).unwrap_or_default();
+        if addresses != self.ssh_addresses {
+            self.intercepts = Arc::new(intercepts(&self.ranges, &addresses));
+            self.ssh_addresses = addresses;
+            self.view_changed = true;
         }
     }
 
