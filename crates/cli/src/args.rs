@@ -119,10 +119,13 @@ pub fn normalise(args: Vec<OsString>, grammar: &Command) -> Vec<OsString> {
             break;
         }
         let Some(flag) = text.strip_prefix("--").or_else(|| text.strip_prefix('-')) else {
-            if let Some(found) = command.find_subcommand(text) {
-                command = found;
-            }
+            let found = command.find_subcommand(text);
+            let is_argument = found.is_none();
+            command = found.unwrap_or(command);
             out.push(arg);
+            if is_argument && passes_on(command) {
+                out.extend(args.by_ref());
+            }
             continue;
         };
         if flag.is_empty() || flag.starts_with('-') {
@@ -151,6 +154,12 @@ pub fn normalise(args: Vec<OsString>, grammar: &Command) -> Vec<OsString> {
         }
     }
     out
+}
+
+/// Whether all words behind the first argument are for another program.
+fn passes_on(command: &Command) -> bool {
+    let mut arguments = command.get_arguments();
+    arguments.any(Arg::is_trailing_var_arg_set)
 }
 
 fn find<'a>(command: &'a Command, grammar: &'a Command, name: &str) -> Option<&'a Arg> {
@@ -211,6 +220,10 @@ mod tests {
                 "w daemon --state-dir=/s --port=41641",
             ),
             ("w up --nonsense x", "w up --nonsense x"),
+            (
+                "w -socket /x ssh db -v -L 1:b:2 ls -l",
+                "w --socket=/x ssh db -v -L 1:b:2 ls -l",
+            ),
         ];
         for (line, expected) in table {
             assert_eq!(normal(line), expected, "{line}");

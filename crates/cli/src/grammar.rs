@@ -45,6 +45,7 @@ pub(super) fn command() -> Command {
             metrics(),
             bug_report(),
             nc(),
+            ssh(),
         ])
         .subcommands([licenses(), update(), syspolicy()])
         .subcommands([debug(), completion(), container(), daemon()])
@@ -393,6 +394,22 @@ fn nc() -> Command {
         .args([
             positional("HOST", "name or address").required(true),
             positional("PORT", "TCP port").required(true),
+        ])
+}
+
+fn ssh() -> Command {
+    Command::new("ssh")
+        .about("Open a shell on a machine, with the system's ssh")
+        .args([
+            positional(
+                "HOST",
+                "name or address, with USER@ in front for another user",
+            )
+            .required(true),
+            positional("ARGUMENTS", "the command, and options of ssh")
+                .num_args(0..)
+                .trailing_var_arg(true)
+                .allow_hyphen_values(true),
         ])
 }
 

@@ -29,6 +29,7 @@ mod netcheck;
 mod ping;
 mod pref_flags;
 mod reports;
+mod ssh;
 mod status;
 mod up;
 mod wait;
@@ -270,6 +271,7 @@ async fn run_client(name: &str, given: &Given<'_>, io: &mut Io) -> Result<(), Fa
         "metrics" => reports::metrics(given, &client, io).await,
         "bugreport" => reports::bug_report(given, &client, io).await,
         "nc" => nc::run(given, &client).await,
+        "ssh" => ssh::run(given, &client).await,
         "completion" => completion::peers(&client, io).await,
         "version" => inspect::version(given, &client, io).await,
         "netcheck" => netcheck::run(given, &client, io).await,

@@ -32,10 +32,6 @@ const COMMANDS: &[(&str, &str)] = &[
         "service",
         "services of the network are not in this version yet",
     ),
-    (
-        "ssh",
-        "the SSH command is not in this version yet; use: ssh USER@HOST",
-    ),
     ("systray", "there is no tray program"),
     ("web", "there is no web interface; use: warren status"),
 ];

@@ -54,7 +54,10 @@ pub(super) fn args(whose: For) -> Vec<Arg> {
             "reach the local network while using an exit node",
         ),
         switch("shields-up", "refuse incoming connections"),
-        switch("ssh", "run the SSH server (not in this version yet)"),
+        switch(
+            "ssh",
+            "let nodes log in over SSH, as far as the policy of the network allows",
+        ),
         value(
             "operator",
             "USER",

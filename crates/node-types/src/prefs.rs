@@ -212,9 +212,6 @@ impl Prefs {
     ///
     /// The text says which one and what to do; it is shown to the user as is.
     pub fn check(&self) -> Result<(), String> {
-        if self.run_ssh {
-            return Err("the SSH server is not in this version yet; leave out --ssh".to_owned());
-        }
         let missing = [
             (self.run_web_client, "the web interface", "--webclient"),
             (

@@ -83,7 +83,7 @@ fn preferences_are_patched_as_other_programs_do_it() {
     assert_eq!(prefs["Hostname"], "box");
     assert_eq!(prefs["ShieldsUp"], false, "not marked as set");
     assert!(prefs["AdvertiseRoutes"].is_null() && prefs["Config"].is_null());
-    let refused = patch(r#"{"RunSSH":true,"RunSSHSet":true}"#);
+    let refused = patch(r#"{"RunWebClient":true,"RunWebClientSet":true}"#);
     assert!(
         refused.starts_with("HTTP/1.1 400") && refused.contains("{\"Error\":\""),
         "{refused}"

@@ -324,7 +324,6 @@ fn the_official_command_line_works_in_every_state() {
         ("wait --timeout=1s", 0, ""),
         ("set --shields-up", 0, ""),
         ("set --shields-up=false", 0, ""),
-        ("set --ssh", 1, ""),
     ];
     table(&program, &served, "running", &running);
     // The line that automation repeats.

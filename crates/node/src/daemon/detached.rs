@@ -65,6 +65,8 @@ impl DetachedNode {
             aead: aead::choose()?,
             port_mapping: None,
             programs: None,
+            services: None,
+            ssh: None,
         };
         let engine_task = platform.engine_task(state, inbox.clone())?;
         let task = tokio::spawn(engine_task.run(messages, results));

@@ -17,6 +17,7 @@ mod pings;
 mod prefs;
 mod profiles;
 mod relay_server;
+mod ssh;
 mod tailnet_lock;
 mod views;
 mod why;
@@ -48,6 +49,7 @@ use super::magic_dns::DnsCounters;
 use super::port_mapping::PortMapping;
 use super::relay_server::RelayServer;
 use super::relays::{Relays, relay_span};
+use super::ssh::Ssh;
 use super::state::StateFolder;
 use super::userspace::ProgramDialer;
 use super::{Inbox, Message, NodeHandle, Outbox, status, wall_clock};
@@ -66,6 +68,8 @@ pub struct EngineTaskConfig {
     pub has_interface: bool,
     /// Makes connections for programs; `None` where none ask.
     pub programs: Option<Arc<ProgramDialer>>,
+    /// The SSH server.
+    pub ssh: Ssh,
     /// Relay connections.
     pub relays: Relays,
     /// The operating system.
@@ -92,6 +96,7 @@ pub struct EngineTask {
     dns: Arc<DnsCounters>,
     has_interface: bool,
     programs: Option<Arc<ProgramDialer>>,
+    ssh: Ssh,
     relays: Relays,
     host: Host,
     node: Node,
@@ -124,6 +129,7 @@ impl EngineTask {
             dns: config.dns,
             has_interface: config.has_interface,
             programs: config.programs,
+            ssh: config.ssh,
             relays: config.relays,
             host: config.host,
             node: config.node,
@@ -242,7 +248,10 @@ impl EngineTask {
                 to,
                 packet,
             } => self.relays.send(region, link, &to, &packet),
-            NodeOutput::View(view) => self.packets.publish(view),
+            NodeOutput::View(view) => {
+                self.ssh.set_addresses(&view.addresses);
+                self.packets.publish(view);
+            }
             NodeOutput::Keepalive(peer) => self.packets.order(OutCommand::Keepalive(peer)),
             NodeOutput::DropStaged(peer) => self.packets.order(OutCommand::DropStaged(peer)),
             NodeOutput::Inject { peer, packet } => {
@@ -449,6 +458,7 @@ impl EngineTask {
                 self.listeners.notify(|notify| notify.health = Some(health));
             }
             Notice::Netmap(changes) => {
+                self.ssh.netmap_changed();
                 if changes.filters
                     && let Some(problem) = self.node.filter_problem()
                 {

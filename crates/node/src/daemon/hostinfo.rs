@@ -6,8 +6,9 @@ use crate::localapi::VERSION;
 use crate::localapi::prefs::Prefs;
 
 /// The machine, and what the user wants others to know. `has_interface`: whether the
-/// tunnel is an interface of the operating system.
-pub fn describe(prefs: &Prefs, has_interface: bool) -> Hostinfo {
+/// tunnel is an interface of the operating system. `ssh_host_keys`: the public keys of the
+/// SSH server, while it is on.
+pub fn describe(prefs: &Prefs, has_interface: bool, ssh_host_keys: &[String]) -> Hostinfo {
     let system = rustix::system::uname();
     let text = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();
     let machine = text(system.machine());
@@ -33,6 +34,7 @@ pub fn describe(prefs: &Prefs, has_interface: bool) -> Hostinfo {
         },
         machine,
         shields_up: prefs.shields_up,
+        ssh_host_keys: ssh_host_keys.to_vec(),
         no_logs_no_support: true,
         routable_ips: routes,
         request_tags: tags,

@@ -33,6 +33,7 @@ mod packets;
 mod port_mapping;
 mod relay_server;
 mod relays;
+mod ssh;
 mod start;
 mod state;
 mod status;

@@ -1,12 +1,15 @@
 //! The way from the packet threads to the engine task and the name server.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use tokio::sync::mpsc;
-use warren_dataplane::ServiceId;
+use warren_dataplane::{ServiceId, VNET_HDR_LEN};
+use warren_host::device::Device as _;
+use warren_host::device::memory::MemoryDevice;
 use warren_keys::{DiscoPublic, NodePublic};
-use warren_node_core::MAGIC_DNS;
 use warren_node_core::node::NodeInput;
+use warren_node_core::{MAGIC_DNS, SSH};
 use warren_node_types::{RegionId, SearchSocket};
 use warren_packet_threads::EngineSink;
 use warren_tunnel::{PeerIndex, Source};
@@ -19,6 +22,8 @@ pub struct PacketReports {
     pub engine: Inbox,
     /// To the name server inside the tunnel.
     pub dns: mpsc::Sender<Vec<u8>>,
+    /// To the services beside an interface.
+    pub services: Option<Arc<MemoryDevice>>,
 }
 
 impl EngineSink for PacketReports {
@@ -74,7 +79,13 @@ impl EngineSink for PacketReports {
     }
 
     fn deliver(&self, service: ServiceId, packet: &[u8]) -> bool {
-        // The only service so far.
-        service == MAGIC_DNS && self.dns.try_send(packet.to_vec()).is_ok()
+        match (service, &self.services) {
+            (MAGIC_DNS, _) => self.dns.try_send(packet.to_vec()).is_ok(),
+            (SSH, Some(services)) => {
+                let frame = [&[0; VNET_HDR_LEN], packet].concat();
+                services.write(0, &frame).is_ok()
+            }
+            _ => false,
+        }
     }
 }

@@ -35,6 +35,7 @@ use super::outside_names::OutsideNames;
 use super::packets::PacketReports;
 use super::port_mapping::{Allowed, PortMapping};
 use super::relays::Relays;
+use super::ssh::{ServiceStack, Ssh, SshPlace};
 use super::state::{StateError, StateFolder};
 use super::system::{Machine, resolver_options};
 use super::userspace::{self, ProgramDialer, Routes, StartedNetwork, UserspaceSystem};
@@ -183,6 +184,8 @@ pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
         aead,
         port_mapping: Some(Allowed::by_environment()),
         programs: Some(attachment.programs),
+        services: attachment.services,
+        ssh: Some(attachment.ssh),
     };
     let task = platform.engine_task(state, inbox.clone())?;
 
@@ -226,6 +229,9 @@ struct Attachment {
     resolver_config: watch::Receiver<ResolverConfig>,
     dialer: Dialer,
     programs: Arc<ProgramDialer>,
+    /// The device of services beside an interface.
+    services: Option<Arc<MemoryDevice>>,
+    ssh: SshPlace,
 }
 
 impl Attachment {
@@ -250,6 +256,7 @@ impl Attachment {
             .with_proxies(outgoing_proxies());
         let (answers, resolver_config) = watch::channel(ResolverConfig::default());
         let machine = Machine::open(interface, &options.state_dir, answers, names).await;
+        let stack = ServiceStack::start()?;
         Ok(Self {
             device: TunnelDevice::System(tun),
             socket_options: UdpOptions {
@@ -261,6 +268,11 @@ impl Attachment {
             resolver_config,
             dialer,
             programs: Arc::new(ProgramDialer::with_interface(handle)),
+            services: Some(stack.device),
+            ssh: SshPlace {
+                services: stack.services,
+                network: Some(stack.network),
+            },
         })
     }
 
@@ -274,6 +286,7 @@ impl Attachment {
             network,
             own,
             closed,
+            services,
         } = userspace::start_network()?;
         let (routes, known_routes) = watch::channel(Routes::default());
         let (answers, resolver_config) = watch::channel(ResolverConfig::default());
@@ -293,6 +306,11 @@ impl Attachment {
             resolver_config,
             dialer: Dialer::new().with_proxies(outgoing_proxies()),
             programs: Arc::new(programs),
+            services: None,
+            ssh: SshPlace {
+                services,
+                network: None,
+            },
         })
     }
 }
@@ -401,6 +419,10 @@ pub(super) struct Platform {
     pub(super) port_mapping: Option<Allowed>,
     /// Makes connections for programs; `None` where none ask.
     pub(super) programs: Option<Arc<ProgramDialer>>,
+    /// The device of services of the node beside an interface.
+    pub(super) services: Option<Arc<MemoryDevice>>,
+    /// The place of the SSH server, if there can be one.
+    pub(super) ssh: Option<SshPlace>,
 }
 
 impl Platform {
@@ -418,11 +440,14 @@ impl Platform {
             state.prefs.want_running = false;
         }
         let has_interface = matches!(self.device, TunnelDevice::System(_));
+        let handle = NodeHandle::new(inbox.clone());
+        let mut ssh = Ssh::new(self.ssh, state.ssh_folder(), handle);
+        ssh.set(state.prefs.run_ssh);
         let config = NodeConfig {
             stored: state.login.clone(),
             lock: lock_files::load(&state.lock_folder()),
             clock_floor: state.clock_floor,
-            settings: node_settings(&state.prefs, has_interface),
+            settings: node_settings(&state.prefs, has_interface, ssh.public_keys()),
             network: local_network(&self.sockets, &self.link.state),
             flow_slots: None,
             aead: self.aead,
@@ -447,9 +472,11 @@ impl Platform {
             engine: Arc::new(PacketReports {
                 engine: inbox.clone(),
                 dns: dns_queue,
+                services: self.services.clone(),
             }),
             relay_ports: relays.ports(),
             relay_inbox,
+            services: self.services,
         };
         let packets = match self.device {
             TunnelDevice::System(tun) => PacketThreads::over_tun(tun, config),
@@ -472,6 +499,7 @@ impl Platform {
             dns,
             has_interface,
             programs: self.programs,
+            ssh,
             relays,
             host: self.host,
             node,

@@ -35,6 +35,8 @@ const PROFILE_PREFIX: &str = "profile-";
 const FIRST_PROFILE: &str = "profile-0001";
 const NETMAP_FILE: &str = "netmap.json";
 const CLOCK_FILE: &str = "handshake-clock";
+/// The folder of the keys of the SSH server, in the state folder.
+const SSH_FOLDER: &str = "ssh";
 const PORT_MAPPING_FILE: &str = "port-mapping.json";
 /// The key of a new login that the server has not answered yet. Other programs
 /// keep it as they find it.
@@ -480,6 +482,11 @@ impl StateFolder {
     /// decimal.
     pub fn clock_path(&self) -> PathBuf {
         self.folder.join(CLOCK_FILE)
+    }
+
+    /// The folder of the keys of the SSH server.
+    pub fn ssh_folder(&self) -> PathBuf {
+        self.folder.join(SSH_FOLDER)
     }
 
     /// Where the port mapping at the router is recorded.

@@ -24,7 +24,7 @@ use warren_netstack::Limits;
 use warren_node_core::TUNNEL_MTU;
 use warren_userspace::forward::{self, Own, OwnPorts};
 use warren_userspace::proxy::{self, Dial, Dialing, Outgoing, OutgoingFlow, Protocols};
-use warren_userspace::{Network, NetworkOptions};
+use warren_userspace::{Network, NetworkOptions, OwnServices};
 use warren_wire::socks5::Host;
 
 use super::handle::NodeHandle;
@@ -46,7 +46,7 @@ const DNS_PORT: u16 = 53;
 const WAITING_FRAMES: usize = 1024;
 
 /// The properties of the network inside the tunnel.
-const NETWORK: NetworkOptions = NetworkOptions {
+pub(super) const NETWORK: NetworkOptions = NetworkOptions {
     mtu: TUNNEL_MTU,
     limits: Limits::DEFAULT,
 };
@@ -79,17 +79,20 @@ pub fn start_network() -> Result<StartedNetwork, DaemonError> {
         }
     });
     let closed = OwnPorts::default();
+    let services = OwnServices::default();
     tokio::spawn(forward::serve(
         arrivals,
         network.clone(),
         known_own,
         closed.clone(),
+        services.clone(),
     ));
     Ok(StartedNetwork {
         device,
         network,
         own,
         closed,
+        services,
     })
 }
 
@@ -103,6 +106,8 @@ pub struct StartedNetwork {
     pub own: watch::Sender<Own>,
     /// Ports of this machine that peers do not reach.
     pub closed: OwnPorts,
+    /// Ports that this process serves itself.
+    pub services: OwnServices,
 }
 
 /// Each connection that is forwarded needs a descriptor: allows as many as the system

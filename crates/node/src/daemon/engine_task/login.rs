@@ -20,6 +20,9 @@ impl EngineTask {
         let before = self.state.prefs.clone();
         let auth_key = Some(options.auth_key).filter(|key| !key.is_empty());
         let runs = options.force_login || auth_key.is_some() || self.node.account().is_some();
+        if let Some(prefs) = &options.update_prefs {
+            self.check_ssh(&before, prefs)?;
+        }
         self.change_state(|state| {
             if let Some(prefs) = options.update_prefs {
                 state.prefs = prefs;
@@ -35,8 +38,9 @@ impl EngineTask {
         let asks_for_tags = self.node.account().is_some()
             && self.state.prefs.want_running
             && self.state.prefs.advertise_tags != before.advertise_tags;
+        let settings = Box::new(self.settings());
         let started = self.ask_for_login(NodeInput::Start {
-            settings: Box::new(self.settings()),
+            settings,
             force_login: options.force_login,
             auth_key,
         });

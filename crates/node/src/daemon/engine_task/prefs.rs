@@ -11,7 +11,11 @@ use crate::localapi::error::Reply;
 use crate::localapi::prefs::{MaskedPrefs, Prefs, ShownPrefs};
 
 /// The part of the preferences that the node decides by.
-pub(in crate::daemon) fn node_settings(prefs: &Prefs, has_interface: bool) -> NodeSettings {
+pub(in crate::daemon) fn node_settings(
+    prefs: &Prefs,
+    has_interface: bool,
+    ssh_host_keys: &[String],
+) -> NodeSettings {
     let exit_node = Some(prefs.exit_node_id.clone()).filter(|id| !id.is_empty());
     NodeSettings {
         want_running: prefs.want_running,
@@ -22,8 +26,10 @@ pub(in crate::daemon) fn node_settings(prefs: &Prefs, has_interface: bool) -> No
             advertise_routes: prefs.advertise_routes.clone(),
             exit_node: exit_node.map(StableNodeId),
             no_port_search: prefs.no_port_search,
+            // Without an interface, all packets come to this process anyway.
+            intercept_ssh: has_interface && !ssh_host_keys.is_empty(),
         },
-        hostinfo: hostinfo::describe(prefs, has_interface),
+        hostinfo: hostinfo::describe(prefs, has_interface, ssh_host_keys),
     }
 }
 
@@ -39,20 +45,27 @@ impl EngineTask {
     /// Changes preferences.
     pub(in crate::daemon) fn edit_prefs(&mut self, change: &MaskedPrefs) -> Reply<ShownPrefs> {
         let before = self.state.prefs.clone();
+        let mut after = before.clone();
+        change.apply_to(&mut after);
+        self.check_ssh(&before, &after)?;
         self.change_state(|state| {
             change.apply_to(&mut state.prefs);
             Ok(())
         })?;
         if self.state.prefs != before {
             self.refresh_relay_server();
-            self.give(NodeInput::Settings(Box::new(self.settings())));
+            let settings = Box::new(self.settings());
+            self.give(NodeInput::Settings(settings));
             self.notify_prefs();
         }
         Ok(self.prefs())
     }
 
-    pub(super) fn settings(&self) -> NodeSettings {
-        node_settings(&self.state.prefs, self.has_interface)
+    /// The settings of the node, with the SSH server as they want it.
+    pub(super) fn settings(&mut self) -> NodeSettings {
+        self.refresh_ssh();
+        let host_keys = self.ssh.public_keys();
+        node_settings(&self.state.prefs, self.has_interface, host_keys)
     }
 
     pub(super) fn notify_prefs(&mut self) {

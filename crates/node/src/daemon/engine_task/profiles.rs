@@ -108,8 +108,9 @@ impl EngineTask {
         // Endpoints of one tailnet are not for the peers of another.
         self.relay_server = None;
         self.refresh_relay_server();
+        let settings = Box::new(self.settings());
         self.give(NodeInput::UseLogin {
-            settings: Box::new(self.settings()),
+            settings,
             stored: Box::new(self.state.login.clone()),
             lock: Box::new(lock_files::load(&self.state.lock_folder())),
         });

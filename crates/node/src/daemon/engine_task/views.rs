@@ -32,7 +32,11 @@ impl EngineTask {
             has_interface: self.has_interface,
             hostinfo: match is_described {
                 true => Hostinfo::default(),
-                false => hostinfo::describe(&self.state.prefs, self.has_interface),
+                false => hostinfo::describe(
+                    &self.state.prefs,
+                    self.has_interface,
+                    self.ssh.public_keys(),
+                ),
             },
             wall: wall_clock(),
         };
@@ -45,6 +49,7 @@ impl EngineTask {
         health.extend(self.node.time_problems(Instant::now(), wall_clock()));
         health.extend(self.link_problem.clone());
         health.extend(self.overlaps());
+        health.extend(self.ssh_problems());
         // Without an interface, connections of peers are connections of this process.
         if self.state.prefs.want_running && self.has_interface {
             let offered = &self.state.prefs.advertise_routes;
