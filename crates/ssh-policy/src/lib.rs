@@ -1,4 +1,5 @@
-//! Who may log in to this node over SSH, as which local user, and what a login may do.
+//! The decision about a login to this node over SSH: as which local user, with which
+//! permissions, or why not.
 //!
 //! The coordination server sends an [`SshPolicy`] with the netmap. [`evaluate`] answers for
 //! one login: who asks ([`Source`], known from the tunnel), for which user ([`Wanted`]), at
@@ -49,7 +50,7 @@ pub struct Source<'a> {
     pub login: &'a str,
 }
 
-/// What the system says about the name of the wanted user.
+/// The kind of account that the system has under the name of the wanted user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Account {
     /// There is no such user.

@@ -85,7 +85,7 @@ pub(crate) async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
 }
 
 /// Listens for a client that wants a port of this machine, for programs of this machine
-/// only, as OpenSSH does unless told otherwise. Ports below 1024 are for root.
+/// only, as OpenSSH does unless it is configured otherwise. Ports below 1024 are for root.
 pub(crate) async fn listen(address: &str, port: u16, is_root: bool) -> io::Result<TcpListener> {
     if port != 0 && port < 1024 && !is_root {
         return Err(io::Error::from(io::ErrorKind::PermissionDenied));

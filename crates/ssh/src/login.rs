@@ -37,7 +37,7 @@ pub(crate) struct Login {
     pub accepts_env: bool,
 }
 
-/// What a login is decided with.
+/// Decides about the logins of one connection.
 pub(crate) struct Judge<'a> {
     pub tailnet: &'a dyn Tailnet,
     pub accounts: &'a Accounts,

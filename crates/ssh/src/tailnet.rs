@@ -1,4 +1,4 @@
-//! What the server needs to know about the network.
+//! The network, as far as the server needs to know it.
 
 use std::net::IpAddr;
 use std::pin::Pin;

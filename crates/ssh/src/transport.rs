@@ -314,7 +314,7 @@ enum SessionState {
     Running(mpsc::Sender<Control>),
 }
 
-/// What a client wants for a session before it begins.
+/// The requests of a client for a session before it begins.
 struct Wishes {
     end: ChannelEnd,
     incoming: Incoming,

@@ -47,8 +47,8 @@ impl OwnServices {
     }
 }
 
-/// Gives everything that arrives to `services`, until the network ends. What is for none of
-/// them is refused.
+/// Gives everything that arrives to `services`, until the network ends. Connections
+/// to other ports are refused, and everything else is dropped.
 pub async fn serve_only(mut arrivals: Arrivals, services: OwnServices) {
     while let Some(arrival) = arrivals.next().await {
         if let Arrival::Connection(incoming) = arrival {

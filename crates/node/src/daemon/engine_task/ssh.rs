@@ -63,7 +63,7 @@ impl EngineTask {
         })
     }
 
-    /// What is wrong with the server.
+    /// The problems of the server, for the health of the node.
     pub(super) fn ssh_problems(&self) -> Vec<String> {
         if !self.state.prefs.run_ssh {
             return Vec::new();
