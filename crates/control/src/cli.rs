@@ -89,6 +89,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Top::Preauthkeys(command) => auth_keys::run(&session, command).await,
         Top::Policy(command) => policy::run(&session, command, cli.force).await,
         Top::SshChecks(command) => ssh_checks::run(&session, command).await,
+        Top::Backup { folder } => server::backup(&session, &cli.state_dir, folder).await,
+        Top::Restore { folder } => server::restore(&session, &cli.state_dir, folder).await,
         Top::Health => server::health(&session).await,
         Top::Debug(command) => server::debug(&session, command).await,
         Top::Version => {

@@ -27,12 +27,14 @@
 //! * [`store`] writes rows to SQLite from a thread of its own, in batches;
 //! * [`admin`] carries out the requests of the administration API, which
 //!   [`warren_control_api`] describes and serves on a socket in the state folder;
+//! * [`backup`] copies the state while the server runs, and puts it back;
 //! * [`cli`] is the command line: `serve`, and a client of that API.
 //!
 //! This crate never answers a registration before its row is on disk, never holds a
 //! change back to batch it with others, and never logs a secret.
 
 pub mod admin;
+pub mod backup;
 mod banner;
 pub mod body_budget;
 pub mod c2n;

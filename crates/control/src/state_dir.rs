@@ -12,7 +12,9 @@ use warren_keys::{Entropy, MachineSecret};
 use zeroize::Zeroizing;
 
 /// The file of the database.
-const DATABASE: &str = "control.db";
+pub(crate) const DATABASE: &str = "control.db";
+/// The file that the server holds locked.
+pub(crate) const LOCK: &str = "lock";
 
 /// How long to wait for the lock of a server that may be going down.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
@@ -89,7 +91,7 @@ impl StateDir {
             .create(path)
             .map_err(io_error("cannot create the state folder", path))?;
         close_to_others(path)?;
-        let lock_path = path.join("lock");
+        let lock_path = path.join(LOCK);
         let lock = OpenOptions::new()
             .create(true)
             .truncate(false)

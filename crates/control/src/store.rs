@@ -16,7 +16,7 @@ use warren_control_core::{Change, Snapshot};
 
 pub use memory::{Disk, MemoryStore};
 pub use queue::{Saved, WriteQueue};
-pub use sqlite::SqliteStore;
+pub use sqlite::{SqliteStore, check, copy};
 
 /// Keeps rows. All methods block.
 pub trait Store: Send + 'static {
@@ -48,7 +48,7 @@ pub fn open(path: &Path) -> Result<(WriteQueue, Snapshot), StoreError> {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
     /// SQLite reports an error.
-    #[error("the database {}: {reason}{}", path.display(), full_hint(reason))]
+    #[error("the database {}: {reason}{}", path.display(), hint(reason))]
     Database {
         /// The file.
         path: PathBuf,
@@ -57,8 +57,8 @@ pub enum StoreError {
     },
     /// The database was written by a newer program.
     #[error(
-        "the database {} was written by a newer warren-control (schema {found}, this one knows {known}); update the program, or restore the backup made before the update",
-        path.display()
+        "the database {} was written by a newer warren-control (schema {found}, this one knows {known}); update the program, or go back to {}, the copy made before the update, which lacks all later changes",
+        path.display(), before_schema(path, *known).display()
     )]
     Newer {
         /// The file.
@@ -88,10 +88,26 @@ pub enum StoreError {
     Stopped,
 }
 
-fn full_hint(reason: &str) -> &'static str {
-    if reason.contains("full") || reason.contains("disk I/O") {
+/// The remedy for an error of SQLite.
+fn hint(reason: &str) -> &'static str {
+    let has = |words: &[&str]| words.iter().any(|word| reason.contains(word));
+    if has(&["full", "disk I/O"]) {
         "; free some space there. Nothing is lost: the rows that could not be written are kept and tried again"
+    } else if has(&["locked"]) {
+        "; another program has it open: end that program"
+    } else if has(&["malformed", "not a database"]) {
+        "; restore it from a backup, into another folder: warren-control restore BACKUP --state-dir DIR"
+    } else if has(&["readonly", "unable to open"]) {
+        "; the user of the server must be able to write the file and its folder"
     } else {
         ""
     }
+}
+
+/// The name of the copy of a database that has this schema, made before it gets a newer
+/// one.
+fn before_schema(database: &Path, schema: usize) -> PathBuf {
+    let mut name = database.as_os_str().to_owned();
+    name.push(format!(".schema-{schema}"));
+    name.into()
 }

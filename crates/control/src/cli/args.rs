@@ -100,6 +100,18 @@ pub enum Top {
     /// Manage SSH sessions that the policy allows only after a check.
     #[command(subcommand, visible_alias = "ssh-check")]
     SshChecks(SshChecks),
+    /// Copy the state into a new folder, while the server runs or stands still: users,
+    /// nodes, keys, policies, and the keys of the server itself.
+    Backup {
+        /// The folder; it must not be there yet.
+        folder: PathBuf,
+    },
+    /// Put a backup into the state folder, which must be empty or missing. Nodes connect to
+    /// a server with that state again without a login.
+    Restore {
+        /// The folder with the backup.
+        folder: PathBuf,
+    },
     /// Show server health.
     Health,
     /// Examine connected nodes.
@@ -788,6 +800,8 @@ mod tests {
             "warren-control config check --config F --listen [::]:80",
             "warren-control config show --json",
             "warren-control reload",
+            "warren-control backup DIR --state-dir S",
+            "warren-control restore DIR",
             "warren-control dns set --magic-dns off --nameservers 1.1.1.1,9.9.9.9 --unset split",
             "warren-control dns split corp.example 10.0.0.53",
             "warren-control dns split corp.example --remove",

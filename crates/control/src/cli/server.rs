@@ -1,5 +1,7 @@
 //! `warren-control health` and `warren-control debug`.
 
+use std::path::{Path, PathBuf};
+
 use jiff::Timestamp;
 use serde_json::json;
 use warren_control_api::endpoints::{C2nResponse, GetHealth, HealthInfo, RefusalInfo, SendC2n};
@@ -9,6 +11,7 @@ use warren_keys::MachineSecret;
 
 use super::args::Debugging;
 use super::session::Session;
+use crate::backup;
 use crate::failure::Failure;
 use crate::swallowed_upgrades::HINT;
 use crate::terminal::{printable, relative};
@@ -21,6 +24,42 @@ pub(super) async fn health(session: &Session) -> Result<(), Failure> {
     } else {
         Err(Failure::Failed("the server is unhealthy".to_owned()))
     }
+}
+
+/// Runs `backup`.
+pub(super) async fn backup(
+    session: &Session,
+    state: &Path,
+    folder: PathBuf,
+) -> Result<(), Failure> {
+    let (state, target) = (state.to_owned(), folder.clone());
+    let copied = move || backup::backup(&state, &target, Timestamp::now());
+    let manifest = tokio::task::spawn_blocking(copied).await??;
+    let text = format!(
+        "{} files are in {}; keep it where only you can read it, for it holds the keys of the server\n",
+        manifest.files.len(),
+        folder.display()
+    );
+    session.show(&serde_json::to_value(&manifest)?, &text);
+    Ok(())
+}
+
+/// Runs `restore`.
+pub(super) async fn restore(
+    session: &Session,
+    state: &Path,
+    folder: PathBuf,
+) -> Result<(), Failure> {
+    let target = state.to_owned();
+    let copied = move || backup::restore(&folder, &target);
+    let manifest = tokio::task::spawn_blocking(copied).await??;
+    let text = format!(
+        "the state of {} is in {}; start the server: warren-control serve\n",
+        manifest.created.strftime("%Y-%m-%d %H:%M:%S UTC"),
+        state.display()
+    );
+    session.show(&serde_json::to_value(&manifest)?, &text);
+    Ok(())
 }
 
 /// Runs a `debug` command.

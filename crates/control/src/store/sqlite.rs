@@ -169,16 +169,9 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
         path: path.to_owned(),
         reason: error.to_string(),
     };
-    let found: i64 = connection
-        .pragma_query_value(None, "user_version", |row| row.get(0))
-        .map_err(failed)?;
-    let found = usize::try_from(found).unwrap_or(usize::MAX);
-    if found > MIGRATIONS.len() {
-        return Err(StoreError::Newer {
-            path: path.to_owned(),
-            found,
-            known: MIGRATIONS.len(),
-        });
+    let found = schema_of(connection, path)?;
+    if (1..MIGRATIONS.len()).contains(&found) {
+        keep_copy(connection, path, found)?;
     }
     for (done, sql) in MIGRATIONS.iter().enumerate().skip(found) {
         let transaction = connection.transaction().map_err(failed)?;
@@ -188,6 +181,107 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
             .pragma_update(None, "user_version", version)
             .map_err(failed)?;
         transaction.commit().map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Keeps a copy of a database that is about to get a newer schema. One that an earlier
+/// try left is replaced: no server ran in between.
+fn keep_copy(connection: &Connection, path: &Path, schema: usize) -> Result<(), StoreError> {
+    let kept = super::before_schema(path, schema);
+    if let Err(error) = std::fs::remove_file(&kept)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        return Err(StoreError::Database {
+            path: kept,
+            reason: error.to_string(),
+        });
+    }
+    copy_into(connection, path, &kept)
+}
+
+fn copy_into(connection: &Connection, path: &Path, target: &Path) -> Result<(), StoreError> {
+    let failed = |path: &Path, reason: String| StoreError::Database {
+        path: path.to_owned(),
+        reason,
+    };
+    let name = target
+        .to_str()
+        .ok_or_else(|| failed(target, "the name of the file is not Unicode".to_owned()))?;
+    connection
+        .execute("VACUUM INTO ?1", params![name])
+        .map_err(|error| failed(path, error.to_string()))?;
+    restrict(target);
+    std::fs::File::open(target)
+        .and_then(|file| file.sync_all())
+        .map_err(|error| failed(target, error.to_string()))
+}
+
+/// Opens a database that is there, without changing it.
+fn open_existing(path: &Path) -> Result<Connection, StoreError> {
+    let failed = |error: rusqlite::Error| StoreError::Database {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    };
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
+    connection
+        .busy_timeout(Duration::from_secs(5))
+        .map_err(failed)?;
+    Ok(connection)
+}
+
+/// The schema, if this program knows it.
+fn schema_of(connection: &Connection, path: &Path) -> Result<usize, StoreError> {
+    let found: i64 = connection
+        .pragma_query_value(None, "user_version", |row| row.get(0))
+        .map_err(|error| StoreError::Database {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        })?;
+    let found = usize::try_from(found).unwrap_or(usize::MAX);
+    let known = MIGRATIONS.len();
+    if found > known {
+        let path = path.to_owned();
+        return Err(StoreError::Newer { path, found, known });
+    }
+    Ok(found)
+}
+
+/// Copies a database into a new file, as it is at one moment, also while a server writes
+/// to it. Returns its schema.
+///
+/// # Errors
+/// It cannot be read, was written by a newer program, or the file cannot be written.
+pub fn copy(path: &Path, target: &Path) -> Result<usize, StoreError> {
+    let connection = open_existing(path)?;
+    let schema = schema_of(&connection, path)?;
+    copy_into(&connection, path, target)?;
+    Ok(schema)
+}
+
+/// Reads everything in a database, without changing it.
+///
+/// # Errors
+/// It is damaged, or was written by a newer program.
+pub fn check(path: &Path) -> Result<(), StoreError> {
+    let connection = open_existing(path)?;
+    let schema = schema_of(&connection, path)?;
+    let damage: String = connection
+        .query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))
+        .map_err(|error| StoreError::Database {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        })?;
+    if damage != "ok" {
+        return Err(StoreError::Database {
+            path: path.to_owned(),
+            reason: format!("it is malformed: {damage}"),
+        });
+    }
+    // Rows of an older schema are read after its migration.
+    if schema == MIGRATIONS.len() {
+        load(&connection, path)?;
     }
     Ok(())
 }
@@ -295,6 +389,8 @@ fn rows<T: DeserializeOwned>(
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
     use warren_control_core::{LockMessage, LockRecord, Role, Turned, UserRecord};
     use warren_control_types::UserId;
@@ -327,6 +423,15 @@ mod tests {
         let users = load(&connection, &path).unwrap().users;
         assert_eq!(users[&UserId(1)].role, Role::Member);
         assert_eq!(users[&UserId(1)].name, "ann");
+        // The database from before is kept, readable by its owner only.
+        let kept = super::super::before_schema(&path, 2);
+        let mode = std::fs::metadata(&kept).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let before = Connection::open(&kept).unwrap();
+        let row: String = before
+            .query_row("SELECT record FROM users", [], |row| row.get(0))
+            .unwrap();
+        assert_eq!((row.as_str(), schema_of(&before, &kept).unwrap()), (old, 2));
         // A row that is no JSON is named, not hidden behind the migration.
         connection.pragma_update(None, "user_version", 2).unwrap();
         connection
@@ -410,6 +515,64 @@ mod tests {
     }
 
     #[test]
+    fn database_that_cannot_be_used_says_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control.db");
+        std::fs::write(&path, "this was a database once, and is none any more").unwrap();
+        let open = || SqliteStore::open(&path).unwrap_err().to_string();
+        let error = open();
+        assert!(
+            error.contains("not a database") && error.contains("restore"),
+            "{error}"
+        );
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        let error = open();
+        assert!(error.contains("must be able to write"), "{error}");
+        std::fs::remove_dir(&path).unwrap();
+
+        // Another program that holds the lock, and one that took the right to write away.
+        let mut store = SqliteStore::open(&path).unwrap();
+        let other = Connection::open(&path).unwrap();
+        other.execute_batch("BEGIN EXCLUSIVE").unwrap();
+        store.connection.busy_timeout(Duration::ZERO).unwrap();
+        let write = |store: &mut SqliteStore| store.write(&[Change::User(user(1))], true);
+        let error = write(&mut store).unwrap_err().to_string();
+        assert!(
+            error.contains("locked") && error.contains("end that program"),
+            "{error}"
+        );
+        other.execute_batch("ROLLBACK").unwrap();
+        store
+            .connection
+            .pragma_update(None, "query_only", "ON")
+            .unwrap();
+        let error = write(&mut store).unwrap_err().to_string();
+        assert!(
+            error.contains("readonly") && error.contains("must be able"),
+            "{error}"
+        );
+        store
+            .connection
+            .pragma_update(None, "query_only", "OFF")
+            .unwrap();
+        write(&mut store).unwrap();
+
+        // Bytes of a page that are gone.
+        drop((store, other));
+        check(&path).unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[4096..middle.max(8192)].fill(0x5a);
+        std::fs::write(&path, bytes).unwrap();
+        let error = check(&path).unwrap_err().to_string();
+        assert!(
+            error.contains("malformed") && error.contains("restore"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn a_newer_database_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("control.db");
@@ -422,5 +585,8 @@ mod tests {
             matches!(error, StoreError::Newer { found: 99, .. }),
             "{error}"
         );
+        assert!(error.to_string().contains("control.db.schema-"), "{error}");
+        let target = dir.path().join("copy");
+        assert!(copy(&path, &target).is_err() && check(&path).is_err());
     }
 }
