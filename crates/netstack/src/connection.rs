@@ -197,6 +197,7 @@ impl Connection {
     pub(crate) fn receive(&mut self, now: Instant, packet: &[u8]) -> Option<Transmit> {
         let before = self.measure();
         self.times.heard_at = now;
+        self.sent.received(packet);
         let is_syn =
             IpPacket::parse(packet).is_ok_and(|packet| packet.tcp_flags.has(TcpFlags::SYN));
         let mut corrected = Vec::new();

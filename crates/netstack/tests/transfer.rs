@@ -184,3 +184,56 @@ fn both_sides_go_back_after_a_timeout_and_still_acknowledge() {
     let mut world = World::new(3_226_245_789, false, network, limits);
     transfer(&mut world, 130_089, 4_529);
 }
+
+/// Both sides write without reading, as two programs do that echo. When one of them reads, it
+/// gets everything, while the window of its own data stays closed.
+#[test]
+fn a_side_that_reads_is_served_while_both_windows_were_closed() {
+    let network = Network {
+        delay: Duration::from_millis(5),
+        ..Network::default()
+    };
+    let limits = Limits {
+        least_buffer: 20_000,
+        largest_buffer: 20_000,
+        ..Limits::default()
+    };
+    let mut world = World::new(3, false, network, limits);
+    let (client, server) = world.open();
+    let ids = [client, server];
+    let piece = content(7_000, 1);
+    let start = world.now;
+    let mut written = [0, 0];
+    let fill = |world: &mut World, written: &mut [usize; 2]| {
+        for side in 0..2 {
+            let stack = &mut world.stacks[side];
+            while let Some(taken) = stack.write(world.now, ids[side], &piece).unwrap() {
+                written[side] += taken;
+            }
+        }
+    };
+    // Both are probed a few times.
+    while world.now - start < Duration::from_secs(20) {
+        fill(&mut world, &mut written);
+        assert!(world.step());
+    }
+    assert!(
+        written.iter().all(|written| *written > 20_000),
+        "{written:?}"
+    );
+    let mut read = 0;
+    let mut buffer = vec![0; 4_096];
+    while read < written[1] {
+        match world.stacks[0]
+            .read(world.now, client, &mut buffer)
+            .unwrap()
+        {
+            Some(len) => read += len,
+            None => assert!(world.step()),
+        }
+        assert!(
+            world.now - start < Duration::from_secs(60),
+            "{read} of {written:?}"
+        );
+    }
+}

@@ -328,13 +328,15 @@ impl Coordinator {
     ) -> Result<TkaSyncSendResponse, LockError> {
         self.view.lock_node(machine, request.node_key)?;
         let aums = read_aums(&request.missing_aums)?;
-        let mut authority = self.view.directory.lock().authority()?.clone();
+        let before = self.view.directory.lock().authority()?;
+        let mut authority = before.clone();
         refuse_signature_variants(&authority, &aums)?;
-        if let Some(key) = authority.removed_signer(&aums) {
-            let refusal = format!("the signing key {key} was removed; its holder cannot undo that");
-            return Err(LockError::Refused(refusal));
-        }
         let new = authority.inform(&aums, wall.as_secs()).map_err(refused)?;
+        if let Some(key) = before.outdated_signer(&aums) {
+            return Err(LockError::Refused(format!(
+                "the signing key {key} was removed or has fewer votes now; it cannot undo that"
+            )));
+        }
         for hash in new {
             if let Some(aum) = authority.aum(hash) {
                 let message = LockMessage::of(aum, wall.as_secs());
