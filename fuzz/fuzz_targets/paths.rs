@@ -10,10 +10,13 @@ use warren_fuzz::{Clock, address, disco, first_map, node, steps};
 use warren_keys::sealed_box::{NONCE_LEN, SharedKey};
 use warren_paths::{
     Event, Family, LocalAddresses, MappingProtocols, PathAddr, Paths, PathsConfig, PeerIndex,
-    PeerInfo, PortMapReport, SearchSocket, SocketOrder,
+    PeerInfo, PeerRelayRole, PortMapReport, SearchSocket, SocketOrder,
 };
 use warren_testkit::SeededEntropy;
-use warren_wire::disco::{Envelope, MAGIC, Message, Pong};
+use warren_wire::disco::{
+    AllocateRelayEndpointResponse, BindRelayEndpoint, Envelope, MAGIC, Message, Pong, RelayEndpoint,
+};
+use warren_wire::geneve::{Header, Payload};
 use warren_wire::stun::{self, Request, Response};
 
 struct World {
@@ -26,6 +29,9 @@ struct World {
     /// The port search with open sockets.
     search: Option<u32>,
 }
+
+/// The key of the relay server.
+const SERVER: u8 = 4;
 
 fn shared(n: u8) -> SharedKey {
     disco(n)
@@ -81,7 +87,8 @@ impl World {
                         to.port() != 0 && !to.ip().is_unspecified(),
                         "no peer can be at {to}"
                     );
-                    assert!(packet.len() <= 1_500 || packet.starts_with(&MAGIC));
+                    let content = Header::parse(&packet).map_or(&packet[..], |(_, rest)| rest);
+                    assert!(packet.len() <= 1_500 || content.starts_with(&MAGIC));
                     self.pinged.insert(to);
                     self.sent.push((to, packet));
                 }
@@ -159,6 +166,14 @@ impl World {
             return;
         };
         let from = if misplaced { seen_as } else { *to };
+        let (header, packet) = match Header::parse(packet) {
+            Some((header, content)) => (Some(header), content),
+            None => (None, &packet[..]),
+        };
+        if header.is_some_and(|header| header.payload == Payload::DiscoControl) {
+            self.challenge(from, header, packet.to_vec());
+            return;
+        }
         let answer = if let Ok(request) = Request::parse(packet) {
             Response::to(&request, seen_as).emit()
         } else {
@@ -183,7 +198,44 @@ impl World {
                 .emit(),
             )
         };
+        let answer = header.map_or(answer.clone(), |header| header.wrap(&answer));
         assert!(self.paths.handle_udp(self.clock.now, from, &answer));
+    }
+
+    /// The relay server answers a bind message.
+    fn challenge(&mut self, from: std::net::SocketAddr, header: Option<Header>, packet: Vec<u8>) {
+        let Some((header, envelope)) = header.zip(Envelope::parse(&packet).ok()) else {
+            return;
+        };
+        let body = shared(SERVER).open(envelope.sealed);
+        let Ok(body) = body else {
+            panic!("a bind message that the server cannot read");
+        };
+        let Ok(Message::BindRelayEndpoint(bind)) = Message::parse(&body) else {
+            return;
+        };
+        assert_eq!(bind.vni, header.vni.get());
+        let challenge = Message::BindRelayEndpointChallenge(BindRelayEndpoint {
+            challenge: [7; 32],
+            ..bind
+        });
+        let answer = header.wrap(&seal(SERVER, &challenge.emit()));
+        assert!(self.paths.handle_udp(self.clock.now, from, &answer));
+    }
+}
+
+/// An endpoint for us and peer `n`, of which only the clients and the server are chosen well.
+fn endpoint(n: u8, arg: u8, bytes: &[u8]) -> RelayEndpoint {
+    let mut clients = [disco(1).public(), disco(n).public()];
+    clients.sort_unstable_by_key(|key| *key.as_bytes());
+    RelayEndpoint {
+        server: disco(SERVER).public(),
+        clients,
+        lamport_id: u64::from(arg >> 4),
+        vni: u32::from(arg & 15),
+        bind_lifetime: u64::from(arg) << 28,
+        steady_lifetime: u64::from(arg) << 30,
+        addresses: bytes.iter().map(|n| address(*n)).collect(),
     }
 }
 
@@ -193,6 +245,11 @@ fn info(n: u8, endpoints: &[u8]) -> PeerInfo {
         disco_key: Some(disco(n).public()),
         endpoints: endpoints.iter().map(|n| address(*n)).collect(),
         home_derp: Some(RegionId(u16::from(n % 2) + 1)),
+        peer_relay: match endpoints.first() {
+            Some(0xff) => PeerRelayRole::None,
+            _ if n == 2 => PeerRelayRole::Client,
+            _ => PeerRelayRole::Server,
+        },
     }
 }
 
@@ -237,10 +294,11 @@ fuzz_target!(|bytes: &[u8]| {
         let from = address(step.arg >> 1);
         let region = RegionId(u16::from(step.arg & 3));
         let paths = &mut world.paths;
-        match step.kind % 16 {
+        match step.kind % 19 {
             0 => {
                 let ours = paths.handle_udp(now, from, step.bytes);
-                assert!(!ours || step.bytes.len() >= 20);
+                let relayed = Header::parse(step.bytes).is_some();
+                assert!(!ours || relayed || step.bytes.len() >= 20);
             }
             1 if step.arg == 255 => {
                 if let Some(search) = world.search {
@@ -269,6 +327,31 @@ fuzz_target!(|bytes: &[u8]| {
             },
             13 => paths.upsert_peer(now, peer, info(n, step.bytes)),
             14 => paths.remove_peer(now, peer),
+            16 => {
+                let via = Message::CallMeMaybeVia(endpoint(n, step.arg, step.bytes));
+                if !step.bytes.is_empty() {
+                    paths.handle_relay(now, region, node(n).public(), &seal(n, &via.emit()));
+                }
+            }
+            17 => {
+                let response = AllocateRelayEndpointResponse {
+                    generation: u32::from(step.arg >> 2),
+                    endpoint: endpoint(2, step.arg, step.bytes),
+                };
+                let response = Message::AllocateRelayEndpointResponse(response);
+                paths.handle_relay(now, region, node(3).public(), &seal(3, &response.emit()));
+            }
+            18 => {
+                if let Some(vni) = warren_node_types::Vni::new(u32::from(step.arg & 15)) {
+                    let payload = match step.arg >> 6 {
+                        0 => Payload::Disco,
+                        1 => Payload::DiscoControl,
+                        _ => Payload::WireGuard,
+                    };
+                    let content = seal(n, step.bytes);
+                    paths.handle_udp(now, from, &Header { payload, vni }.wrap(&content));
+                }
+            }
             // Every answer at once: the quick way to a network that works.
             _ => {
                 for back in 0..16 {

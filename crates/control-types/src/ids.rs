@@ -57,10 +57,14 @@ id! {
 }
 
 impl CapabilityVersion {
-    /// The version of our node. It relays for peers, and does not use relays of peers yet.
+    /// The version of our node. It relays for peers, and uses relays of peers.
     pub const CURRENT: Self = Self(121);
     /// The oldest client our server serves, release 1.80.
     pub const OLDEST_CLIENT: Self = Self(113);
+    /// From here on a node can meet another one at a peer relay.
+    pub const PEER_RELAYS: Self = Self(120);
+    /// From here on a node can be asked over DERP for an endpoint on its peer relay.
+    pub const RELAY_ALLOCATION: Self = Self(121);
     /// From here on a streaming map request only reads.
     pub const READ_ONLY_STREAM: Self = Self(68);
     /// From here on a client understands the early payload.

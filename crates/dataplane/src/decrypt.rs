@@ -9,6 +9,7 @@ use std::time::Instant;
 use warren_tunnel::{MAX_BATCH, Opened, Source};
 use warren_wire::wireguard::is_transport;
 
+use super::relayed::{Relayed, may_be_relayed};
 use super::{DropReason, PeerView, SessionView, View};
 
 /// The session that datagrams claim to belong to, and its peer.
@@ -122,6 +123,12 @@ impl<'b> DecryptedBatch<'b> {
         let segment_len = segment_len.max(1);
         let mut rest = buffer;
         while !rest.is_empty() {
+            if may_be_relayed(rest)
+                && let Some(relayed) = Relayed::take(from, &mut rest, segment_len)
+            {
+                self.decrypt(relayed.from, relayed.data, relayed.segment_len);
+                continue;
+            }
             let (run, data) = Run::take(self.view, self.now, &mut rest, segment_len);
             self.runs.push(DecryptedRun {
                 run,

@@ -11,6 +11,7 @@ use warren_tunnel::{
     OpenError, Opened, PeerIndex, REKEY_ON_RECEIVE_TIME, ReplayWindow, Role, Source,
 };
 use warren_wire::disco::looks_like_relayed_disco;
+use warren_wire::geneve::{Header, Payload};
 use warren_wire::ip::{Fragment, IpPacket, Parsed, Protocol, TcpFlags, tsmp};
 use warren_wire::relay_batch;
 use warren_wire::stun::looks_like_stun;
@@ -20,6 +21,7 @@ use super::coalesce::Coalescer;
 use super::counters::coarse;
 use super::decrypt::{DecryptMemory, DecryptedBatch, MatchedSession, Run};
 use super::outbound::seconds;
+use super::relayed::{Relayed, may_be_relayed};
 use super::sources::LostSessions;
 use super::{DropReason, Drops, InSink, PeerView, ServiceId, SessionView, VNET_HDR_LEN, View};
 
@@ -226,6 +228,19 @@ impl Inbound {
         };
         let mut rest = buffer;
         while !rest.is_empty() {
+            if may_be_relayed(rest)
+                && let Some(relayed) = Relayed::take(from, &mut rest, segment_len)
+            {
+                self.datagrams(
+                    view,
+                    now,
+                    relayed.from,
+                    relayed.data,
+                    relayed.segment_len,
+                    sink,
+                );
+                continue;
+            }
             // Opened and delivered run by run: what was decrypted is still in the
             // cache.
             let (run, data) = Run::take(view, now, &mut rest, segment_len);
@@ -540,8 +555,14 @@ fn judge(
 }
 
 /// Whether a datagram without tunnel data looks like a message that the engine
-/// understands.
+/// understands. Those of peer relays keep their Geneve header.
 fn concerns_engine(datagram: &[u8]) -> bool {
+    if let Some((header, content)) = Header::parse(datagram) {
+        return match header.payload {
+            Payload::Disco | Payload::DiscoControl => looks_like_relayed_disco(content),
+            Payload::WireGuard => Message::parse(content).is_ok(),
+        };
+    }
     looks_like_relayed_disco(datagram)
         || looks_like_stun(datagram)
         || Message::parse(datagram).is_ok()

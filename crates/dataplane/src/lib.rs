@@ -37,6 +37,7 @@ mod intercepts;
 mod offload;
 mod outbound;
 mod peer_batches;
+mod relayed;
 mod routes;
 mod segment;
 mod sinks;

@@ -9,6 +9,7 @@
 
 mod admission;
 mod apply_netmap;
+mod relay_client;
 mod relay_server;
 mod route_events;
 
@@ -397,7 +398,9 @@ impl Engine {
             self.refresh_peer(now, id);
         }
         self.rebuild_routes();
-        self.refresh_filter(false);
+        if self.refresh_filter(false) {
+            self.refresh_relay_roles(now);
+        }
         self.refresh_host();
         self.refresh_intercepts();
         self.drain();
@@ -527,8 +530,8 @@ impl Engine {
     /// A datagram that is not tunnel data came in over UDP.
     pub fn handle_udp(&mut self, now: Instant, wall: Duration, from: SocketAddr, packet: &[u8]) {
         if !self.paths.handle_udp(now, from, packet) {
-            self.handshakes
-                .handle_datagram(now, wall, Source::Udp(from), packet);
+            let (source, message) = origin(from, packet);
+            self.handshakes.handle_datagram(now, wall, source, message);
         }
         self.drain();
     }
@@ -791,6 +794,18 @@ impl Engine {
             return Some(Output::Control(self.report.clone()));
         }
         None
+    }
+}
+
+/// The origin of a WireGuard message over UDP, and the message: behind a Geneve header it
+/// came from a peer relay.
+fn origin(from: SocketAddr, packet: &[u8]) -> (Source, &[u8]) {
+    match geneve::Header::parse(packet) {
+        Some((header, message)) => {
+            let (server, vni) = (from, header.vni);
+            (Source::PeerRelay { server, vni }, message)
+        }
+        None => (Source::Udp(from), packet),
     }
 }
 

@@ -11,6 +11,7 @@ use warren_keys::NodePublic;
 use warren_node_types::{Destination, PeerIndex};
 
 use warren_dataplane::{PeerCounters, PeerView};
+use warren_paths::PeerRelayRole;
 
 /// Free indices that are not used again yet.
 const KEPT_FREE: usize = 256;
@@ -25,6 +26,8 @@ pub(crate) struct Peer {
     pub(crate) is_new_here: bool,
     /// The view of the data plane; replaced, never changed.
     pub(crate) view: Arc<PeerView>,
+    /// Its role towards peer relays, as the path engine knows it.
+    pub(crate) relay_role: PeerRelayRole,
     /// The traffic counters that were last reported to the path engine.
     pub(crate) seen: Seen,
     /// The initiation that has no response yet.
@@ -115,6 +118,7 @@ impl PeerTable {
                 jailed: false,
                 counters: Arc::new(PeerCounters::new()),
             }),
+            relay_role: PeerRelayRole::None,
             seen: Seen::default(),
             unanswered: None,
         };

@@ -29,6 +29,20 @@ pub struct PeerInfo {
     pub endpoints: Vec<SocketAddr>,
     /// The relay region where it listens.
     pub home_derp: Option<RegionId>,
+    /// Its role towards peer relays.
+    pub peer_relay: PeerRelayRole,
+}
+
+/// The abilities of a peer with peer relays, as far as the policy lets us use them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PeerRelayRole {
+    /// Nothing: it does not understand the messages, or we must not use peer relays.
+    #[default]
+    None,
+    /// It can meet us at a peer relay.
+    Client,
+    /// The same, and it may be asked for an endpoint on a relay server of its own.
+    Server,
 }
 
 /// The sockets and addresses of this host.
@@ -64,6 +78,10 @@ pub struct PeerPath {
     pub direct: Option<SocketAddr>,
     /// Its smoothed round-trip time.
     pub round_trip: Option<Duration>,
+    /// The peer relay in use, or that would be without the direct path.
+    pub peer_relay: Option<PathAddr>,
+    /// The smoothed round-trip time through it.
+    pub peer_relay_round_trip: Option<Duration>,
     /// The region of the relay that would be used.
     pub relay: Option<RegionId>,
 }
@@ -212,7 +230,6 @@ pub struct Counters {
     pub disco_from_ourselves: u64,
     pub disco_does_not_open: u64,
     pub disco_unknown_type: u64,
-    pub disco_unsupported: u64,
     pub disco_wrong_transport: u64,
     pub disco_wrong_relay_sender: u64,
     pub ping_wrong_node: u64,
@@ -239,4 +256,10 @@ pub struct Counters {
     pub search_probes_sent: u64,
     pub search_messages_refused: u64,
     pub search_datagrams_refused: u64,
+    pub peer_relay_requests_sent: u64,
+    pub peer_relay_binds_sent: u64,
+    pub peer_relays_found: u64,
+    pub peer_relay_endpoints_refused: u64,
+    pub peer_relay_challenges_refused: u64,
+    pub peer_relay_unknown: u64,
 }

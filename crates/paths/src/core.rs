@@ -19,6 +19,7 @@ use crate::netcheck::Netcheck;
 use crate::pings::{Pings, Waiting};
 use crate::port_forecast::{self, Forecast};
 use crate::port_search::PortSearches;
+use crate::relay_client::{RelayAddr, RelayIndex};
 use crate::relays::Relays;
 
 pub(crate) struct Core {
@@ -30,6 +31,7 @@ pub(crate) struct Core {
     pub(crate) netcheck: Netcheck,
     pub(crate) own: OwnEndpoints,
     pub(crate) searches: PortSearches,
+    pub(crate) relay_index: RelayIndex,
     pub(crate) events: VecDeque<Event>,
     pub(crate) counters: Counters,
 }
@@ -178,6 +180,38 @@ impl Core {
             }
         });
         true
+    }
+
+    /// Sends a message of a handshake to a relay server.
+    pub(crate) fn send_to_server(
+        &mut self,
+        server: DiscoPublic,
+        address: RelayAddr,
+        message: &Message,
+    ) {
+        let sealed = self.keys.seal(self.entropy.as_mut(), &server, message);
+        let Some(sealed) = sealed else {
+            self.counters.degenerate_disco_key += 1;
+            return;
+        };
+        let header = geneve::Header {
+            payload: geneve::Payload::DiscoControl,
+            vni: address.vni,
+        };
+        self.counters.peer_relay_binds_sent += 1;
+        self.events.push_back(Event::SendUdp {
+            to: address.server,
+            packet: header.wrap(&sealed),
+        });
+    }
+
+    /// Forgets the keys shared with relay servers that have no handshake any more.
+    pub(crate) fn forget_servers(&mut self, servers: Vec<DiscoPublic>) {
+        for server in servers {
+            if !self.relay_index.knows_server(server) {
+                self.keys.forget(&server);
+            }
+        }
     }
 
     fn seal(&mut self, to: To, message: &Message) -> Option<Vec<u8>> {

@@ -7,6 +7,10 @@
 //! does the same. The first ping that is answered gives the direct path; packets
 //! move over to it then, and back to the relay when it dies.
 //!
+//! Where no direct path is found within a moment, nodes of the tailnet that forward for
+//! others (peer relays) are asked, and their path is used until there is a direct one. The
+//! order is always: direct, peer relay, DERP.
+//!
 //! # The life of a pair
 //! 1. The netmap names a peer. In a small tailnet, or when the first packet
 //!    for it is sent, the search begins: a CallMeMaybe, and pings to all
@@ -34,10 +38,10 @@ mod api;
 mod candidates;
 mod choice;
 mod core;
-mod direct;
 mod disco_keys;
 mod endpoints;
 mod netcheck;
+mod path_in_use;
 mod paths;
 mod peer;
 mod pings;
@@ -46,11 +50,12 @@ mod port_forecast;
 mod port_search;
 mod pre_netmap;
 mod probe_schedule;
+mod relay_client;
 mod relays;
 
 pub use api::{
-    Counters, Event, LocalAddresses, Measurements, PathsConfig, PeerInfo, PeerPath, PingError,
-    Reason,
+    Counters, Event, LocalAddresses, Measurements, PathsConfig, PeerInfo, PeerPath, PeerRelayRole,
+    PingError, Reason,
 };
 pub use paths::Paths;
 pub use port_forecast::PortPattern;

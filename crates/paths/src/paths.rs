@@ -7,6 +7,7 @@ mod port_forecast;
 mod port_mapping;
 mod port_search;
 mod receive;
+mod relay_client;
 mod relay_events;
 mod user_pings;
 mod views;
@@ -23,14 +24,15 @@ use self::port_mapping::PortMappings;
 use self::user_pings::UserPing;
 use crate::api::{Counters, Event, PathsConfig, Reason};
 use crate::core::Core;
-use crate::direct::ACTIVE;
 use crate::disco_keys::DiscoKeys;
 use crate::endpoints::OwnEndpoints;
 use crate::netcheck::Netcheck;
+use crate::path_in_use::ACTIVE;
 use crate::peer::Peer;
 use crate::pings::Pings;
 use crate::port_search::PortSearches;
 use crate::pre_netmap::PreNetmap;
+use crate::relay_client::{RelayAddr, RelayIndex};
 use crate::relays::Relays;
 
 /// Finds and watches the paths to all peers.
@@ -89,6 +91,7 @@ impl Paths {
                 netcheck: Netcheck::new(u64::from_be_bytes(draw)),
                 own: OwnEndpoints::default(),
                 searches: PortSearches::default(),
+                relay_index: RelayIndex::default(),
                 events: VecDeque::new(),
                 counters: Counters::default(),
             },
@@ -143,9 +146,12 @@ impl Paths {
                     state.note_received(&mut self.core, now, warren_wire::stun::unmap(from));
                 }
                 Source::Derp { region, .. } => state.received_at(region),
-                // Only a pong confirms a path, and candidates are direct
-                // addresses: data from a peer relay leads to no new one.
-                Source::PeerRelay { .. } => {}
+                // Data from an endpoint that is not known leads to no path: only a
+                // handshake with the relay does.
+                Source::PeerRelay { server, vni } => {
+                    let server = warren_wire::stun::unmap(server);
+                    state.relays.received(now, RelayAddr { server, vni });
+                }
             }
         }
         self.settle(now, peer);
@@ -216,6 +222,10 @@ impl Paths {
             return;
         }
         peer.drive(&mut self.core, now);
+        self.drive_relay_search(now, handle);
+        let Some(peer) = self.peers.get_mut(&handle) else {
+            return;
+        };
         let destination = peer.destination(&self.core, now);
         if destination != peer.destination {
             peer.destination = destination;

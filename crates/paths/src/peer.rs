@@ -5,7 +5,9 @@
 //! learned* for a few seconds after something new is known about it. Such a peer
 //! is searched for while it has no good direct path: it gets pings and
 //! CallMeMaybe messages ([`ProbeSchedule`]). The path of an active peer is checked
-//! ([`Direct`]). No other peer is sent anything unless it asks.
+//! ([`PathInUse`]). No other peer is sent anything unless it asks.
+
+mod relayed;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -19,10 +21,11 @@ use crate::api::PeerInfo;
 use crate::candidates::{Added, Candidates};
 use crate::choice;
 use crate::core::{Core, PingOptions, To};
-use crate::direct::{ACTIVE, Cause, Direct};
+use crate::path_in_use::{ACTIVE, Cause, PathInUse};
 use crate::port_attempts::Attempts;
 use crate::port_forecast::PortPattern;
 use crate::probe_schedule::{MAX_FAST_CANDIDATES, ProbeSchedule};
+use crate::relay_client::{PeerRelays, RelayAddr};
 
 /// How long a peer counts as recently learned.
 const RECENTLY_LEARNED: Duration = Duration::from_secs(5);
@@ -54,7 +57,7 @@ pub(crate) struct Peer {
     handle: PeerIndex,
     pub(crate) info: PeerInfo,
     candidates: Candidates,
-    direct: Option<Direct>,
+    direct: Option<PathInUse<SocketAddr>>,
     /// The region through which something of this peer was last received.
     last_region: Option<RegionId>,
     /// The last packet for this peer.
@@ -73,6 +76,7 @@ pub(crate) struct Peer {
     call_me_maybe_received: Option<Instant>,
     answered: VecDeque<TxId>,
     pub(crate) attempts: Attempts,
+    pub(crate) relays: PeerRelays,
     /// The destination that was reported last.
     pub(crate) destination: Destination,
 }
@@ -95,6 +99,7 @@ impl Peer {
             call_me_maybe_received: None,
             answered: VecDeque::new(),
             attempts: Attempts::default(),
+            relays: PeerRelays::default(),
             destination: Destination::None,
         }
     }
@@ -144,16 +149,19 @@ impl Peer {
 
     /// The paths that packets take now.
     pub(crate) fn destination(&self, core: &Core, now: Instant) -> Destination {
-        match (&self.direct, self.relay(core)) {
+        let direct = self.direct.as_ref().map(|it| PathAddr::Udp(it.address));
+        let relayed = self.relays.in_use().map(PathAddr::from);
+        if let Some(path) = direct.filter(|_| self.has_good_path(now)) {
+            return Destination::One(path);
+        }
+        if let Some(path) = relayed.filter(|_| self.relays.is_good(now)) {
+            return Destination::One(path);
+        }
+        match (direct.or(relayed), self.relay(core)) {
             (None, None) => Destination::None,
             (None, Some(region)) => Destination::derp(region),
-            (Some(direct), None) => Destination::udp(direct.address),
-            (Some(direct), Some(_)) if direct.is_good(now, self.round_trip()) => {
-                Destination::udp(direct.address)
-            }
-            (Some(direct), Some(region)) => {
-                Destination::Both(PathAddr::Udp(direct.address), region)
-            }
+            (Some(path), None) => Destination::One(path),
+            (Some(path), Some(region)) => Destination::Both(path, region),
         }
     }
 
@@ -173,7 +181,8 @@ impl Peer {
     }
 
     /// The peer's process is a new one: its sockets may be too.
-    pub(crate) fn restarted(&mut self, now: Instant) {
+    pub(crate) fn restarted(&mut self, core: &mut Core, now: Instant) {
+        self.forget_relays(core);
         self.answered.clear();
         self.attempts.forget();
         self.call_me_maybe_sent = None;
@@ -254,6 +263,7 @@ impl Peer {
         if let Some(direct) = &mut self.direct {
             direct.mark_suspect(now, Cause::Moved);
         }
+        self.relays.mark_suspect(now);
         self.schedule = None;
         self.call_me_maybe_sent = None;
         self.attempts.forget();
@@ -266,6 +276,7 @@ impl Peer {
             .direct
             .take()
             .filter(|direct| Family::of_socket(direct.address) != family);
+        self.relays.forget_family(family);
     }
 
     /// Answers a ping, and learns an address of the peer.
@@ -295,6 +306,9 @@ impl Peer {
             }),
         ) {
             core.counters.pongs_sent += 1;
+        }
+        if let PathAddr::PeerRelay { server, vni } = via {
+            self.pinged_through(core, now, RelayAddr { server, vni });
         }
         let PathAddr::Udp(source) = via else { return };
         let known = self.candidates.get(source).is_some();
@@ -334,7 +348,7 @@ impl Peer {
                         choice::is_better((address, round_trip), (direct.address, old))
                     }) => {}
             Some(_) | None => {
-                self.direct = Some(Direct::new(now, address));
+                self.direct = Some(PathInUse::new(now, address));
                 self.all_pinged.get_or_insert(now);
             }
         }
@@ -398,7 +412,15 @@ impl Peer {
         self.note_sent(core, now);
         let relay = self.relay(core);
         let good = self.has_good_path(now);
-        if !good && let Some(region) = relay {
+        let relayed = self.relays.in_use().filter(|_| !good);
+        if let Some(address) = relayed {
+            core.send_ping(now, to, address.into(), options);
+        }
+        let is_relayed = relayed.is_some() && self.relays.is_good(now);
+        if !good
+            && !is_relayed
+            && let Some(region) = relay
+        {
             core.want_relay(now, region);
             self.ping_relay_for_user(core, now, options);
         }
@@ -411,7 +433,7 @@ impl Peer {
                 core.send_ping(now, to, PathAddr::Udp(*address), options);
             }
         }
-        relay.is_some() || !addresses.is_empty()
+        relay.is_some() || relayed.is_some() || !addresses.is_empty()
     }
 
     /// Pings through the relay. Returns whether it is connected.
@@ -437,9 +459,11 @@ impl Peer {
             self.direct = None;
             self.schedule = None;
             self.call_me_maybe_due = None;
+            self.forget_relays(core);
             return;
         }
         self.check_direct(core, now);
+        self.drive_relays(core, now);
         self.drive_schedule(core, now);
         self.drive_call_me_maybe(core, now);
         self.drive_port_search(core, now);
@@ -462,7 +486,8 @@ impl Peer {
         let trial = core.searches.trial_ends(now, self.handle);
         let forecast = self.forecast_at(core, now);
         let search = [offer, forecast, trial];
-        let all = [check, change, schedule, call_me_maybe, upgrade];
+        let relays = self.relays_deadline(core, now);
+        let all = [check, change, schedule, call_me_maybe, upgrade, relays];
         all.into_iter().chain(search).flatten().min()
     }
 

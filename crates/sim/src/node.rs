@@ -584,7 +584,7 @@ impl Node {
                 from,
                 packet,
             },
-            // The packet path strips no Geneve headers, so it reports none.
+            // Geneve headers are stripped from tunnel data alone.
             PacketEvent::Control(Source::PeerRelay { .. }, _) => return,
             PacketEvent::NeedSession(peer) => NodeInput::NeedSession(peer),
             PacketEvent::Confirmed(index) => NodeInput::SessionConfirmed(index),

@@ -26,6 +26,8 @@ const WIREGUARD: u16 = 0x7a12;
 pub struct Vni(u32);
 
 impl Vni {
+    /// The smallest one.
+    pub const MIN: Self = Self(1);
     /// The largest one.
     pub const MAX: Self = Self(0x00ff_ffff);
 

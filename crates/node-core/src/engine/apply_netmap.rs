@@ -44,7 +44,10 @@ impl Engine {
             self.view_changed = true;
         }
         if changes.self_node || changes.filters || !changes.peers.is_empty() {
-            self.refresh_filter(changes.filters);
+            let filter_is_new = self.refresh_filter(changes.filters);
+            if filter_is_new || changes.self_node {
+                self.refresh_relay_roles(now);
+            }
         }
         self.outputs.push_back(Output::Netmap(Box::new(changes)));
         self.drain();
@@ -101,6 +104,7 @@ impl Engine {
             disco_key: node.disco_key,
             endpoints: node.endpoints.clone(),
             home_derp: node.home_region(),
+            peer_relay: self.peer_relay_role(node),
         };
         if key.is_zero() || node.expired {
             self.remove_peer(now, id);
@@ -115,8 +119,10 @@ impl Engine {
                 index
             }
         };
+        let relay_role = info.peer_relay;
         self.paths.upsert_peer(now, index, info);
         if let Some(peer) = self.peers.get_mut(index) {
+            peer.relay_role = relay_role;
             self.view_changed |= peer.set_allowed_sources(allowed);
             if peer.is_new_here || peer.endpoints != endpoints {
                 let sources = Arc::make_mut(&mut self.sources);
@@ -167,13 +173,16 @@ impl Engine {
     }
 
     /// Brings the filter in line; `rules`: whether they may have changed.
-    pub(super) fn refresh_filter(&mut self, rules: bool) {
-        if self.packet_filter.refresh(&self.netmap, &self.prefs, rules) {
+    /// Returns whether it is another one.
+    pub(super) fn refresh_filter(&mut self, rules: bool) -> bool {
+        let changed = self.packet_filter.refresh(&self.netmap, &self.prefs, rules);
+        if changed {
             if rules {
                 self.counters.bad_rules += self.packet_filter.problems().len() as u64;
             }
             self.view_changed = true;
         }
+        changed
     }
 
     pub(super) fn refresh_host(&mut self) {

@@ -35,13 +35,7 @@ impl Engine {
         let Some(peer) = peer.filter(|_| !is_disabled) else {
             return false;
         };
-        // As on the wire: towards the first address of the same family.
-        let ours: Vec<IpAddr> = own.addresses.iter().map(IpNet::addr).collect();
-        single_addresses(peer).into_iter().any(|source| {
-            let to = ours.iter().find(|to| to.is_ipv4() == source.is_ipv4());
-            let filter = self.packet_filter.filter();
-            to.is_some_and(|to| filter.caps_for(source, *to).contains_key(RELAY))
-        })
+        self.holds(peer, RELAY)
     }
 
     /// Sends a peer the endpoint that it asked for.

@@ -35,6 +35,7 @@ pub fn describe(prefs: &Prefs, has_interface: bool, ssh_host_keys: &[String]) ->
         machine,
         shields_up: prefs.shields_up,
         ssh_host_keys: ssh_host_keys.to_vec(),
+        peer_relay: prefs.relay_server_port.is_some(),
         no_logs_no_support: true,
         routable_ips: routes,
         request_tags: tags,

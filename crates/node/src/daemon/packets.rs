@@ -30,9 +30,10 @@ impl EngineSink for PacketReports {
     fn control(&self, from: Source, datagram: &[u8]) -> bool {
         let packet = datagram.to_vec();
         self.engine.try_send(match from {
-            Source::Udp(from) => NodeInput::Udp { from, packet },
-            // The server of a peer relay is where the datagram came from.
-            Source::PeerRelay { server: from, .. } => NodeInput::Udp { from, packet },
+            // Datagrams of peer relays that are not tunnel data come with their header.
+            Source::Udp(from) | Source::PeerRelay { server: from, .. } => {
+                NodeInput::Udp { from, packet }
+            }
             Source::Derp { region, key } => NodeInput::Relay {
                 region,
                 from: key,

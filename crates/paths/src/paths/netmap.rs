@@ -65,6 +65,7 @@ impl Paths {
             self.end_port_search_with(now, handle);
         }
         let node = info.node_key;
+        let relay_role = info.peer_relay;
         let small = self.peers.len() < SMALL_TAILNET;
         let peer = self
             .peers
@@ -72,7 +73,7 @@ impl Paths {
             .or_insert_with(|| Peer::new(handle, info.clone(), self.config.ranges));
         peer.info = info;
         if new_disco && old.is_some() {
-            peer.restarted(now);
+            peer.restarted(&mut self.core, now);
         }
         peer.set_endpoints(&mut self.core, now);
         if new_disco || !peer.has_good_path(now) {
@@ -84,6 +85,7 @@ impl Paths {
                 peer.want_call_me_maybe(now);
             }
         }
+        self.set_relay_server(now, handle, relay_role);
         self.settle(now, handle);
         for packet in self.pre_netmap.take(now, &node) {
             self.handle_relay(now, packet.region, node, &packet.packet);
@@ -93,9 +95,11 @@ impl Paths {
 
     /// Forgets a peer that left the netmap.
     pub fn remove_peer(&mut self, now: Instant, handle: PeerIndex) {
-        let Some(peer) = self.peers.remove(&handle) else {
+        let Some(mut peer) = self.peers.remove(&handle) else {
             return;
         };
+        peer.forget_relays(&mut self.core);
+        self.core.relay_index.servers.remove(&handle);
         self.by_node.remove(&peer.info.node_key);
         self.forget_disco(handle, peer.info.disco_key);
         self.timers.remove(&handle);

@@ -13,15 +13,18 @@ use warren_control_types::RegionId;
 use warren_keys::{DiscoPublic, NodePublic};
 use warren_node_types::{PathAddr, PeerIndex};
 use warren_wire::disco::{self, Envelope, Message, ParseError, Ping, Pong};
+use warren_wire::geneve::Header;
 use warren_wire::stun;
 
 use super::Paths;
 use crate::api::Event;
 use crate::core::To;
+use crate::relay_client::RelayAddr;
 
 impl Paths {
     /// Takes a datagram from one of the UDP sockets. Returns whether it was
-    /// meant for this crate (STUN or disco); all others are WireGuard's.
+    /// meant for this crate (STUN or disco, or anything in a Geneve header of an unknown
+    /// peer relay); all others are WireGuard's, some in a Geneve header.
     pub fn handle_udp(&mut self, now: Instant, from: SocketAddr, packet: &[u8]) -> bool {
         let from = stun::unmap(from);
         if stun::looks_like_stun(packet) {
@@ -32,6 +35,9 @@ impl Paths {
             self.apply(now, progress);
             self.settle_shared(now);
             return true;
+        }
+        if let Some((header, content)) = Header::parse(packet) {
+            return self.handle_geneve(now, from, header, content);
         }
         if !disco::looks_like_disco(packet) {
             return false;
@@ -143,12 +149,12 @@ impl Paths {
             | Message::CallMeMaybeVia(_)
             | Message::AllocateRelayEndpointRequest(_)
             | Message::AllocateRelayEndpointResponse(_)
-            | Message::PortSearch(_) => {
+            | Message::PortSearch(_)
+            | Message::BindRelayEndpoint(_)
+            | Message::BindRelayEndpointChallenge(_)
+            | Message::BindRelayEndpointAnswer(_) => {
                 self.core.counters.disco_wrong_transport += 1;
             }
-            Message::BindRelayEndpoint(_)
-            | Message::BindRelayEndpointChallenge(_)
-            | Message::BindRelayEndpointAnswer(_) => self.core.counters.disco_unsupported += 1,
         }
     }
 
@@ -185,8 +191,11 @@ impl Paths {
             Message::AllocateRelayEndpointRequest(request) => {
                 self.relay_endpoint_requested(region, handle, request);
             }
-            Message::CallMeMaybeVia(_) | Message::AllocateRelayEndpointResponse(_) => {
-                self.core.counters.disco_unsupported += 1;
+            Message::CallMeMaybeVia(endpoint) => {
+                self.handle_call_me_maybe_via(now, handle, &endpoint);
+            }
+            Message::AllocateRelayEndpointResponse(response) => {
+                self.handle_relay_allocation(now, handle, &response);
             }
             Message::BindRelayEndpoint(_)
             | Message::BindRelayEndpointChallenge(_)
@@ -247,7 +256,13 @@ impl Paths {
         self.settle(now, handle);
     }
 
-    fn handle_pong(&mut self, now: Instant, sender: DiscoPublic, came: PathAddr, pong: Pong) {
+    pub(super) fn handle_pong(
+        &mut self,
+        now: Instant,
+        sender: DiscoPublic,
+        came: PathAddr,
+        pong: Pong,
+    ) {
         let Some(waiting) = self.core.pings.get(&pong.tx).copied() else {
             self.core.counters.pong_unknown_transaction += 1;
             return;
@@ -272,8 +287,13 @@ impl Paths {
         }
         self.core.pings.remove(&pong.tx);
         let latency = now.saturating_duration_since(waiting.sent);
-        if let PathAddr::Udp(address) = waiting.via {
-            peer.handle_pong(now, address, latency);
+        match waiting.via {
+            PathAddr::Udp(address) => peer.handle_pong(now, address, latency),
+            PathAddr::PeerRelay { server, vni } => {
+                let address = RelayAddr { server, vni };
+                peer.handle_relayed_pong(&mut self.core, now, address, latency);
+            }
+            PathAddr::Derp(_) => {}
         }
         if let Some(token) = waiting.token
             && self.user_pings.remove(&token).is_some()

@@ -21,7 +21,7 @@ impl Paths {
         let waiting = self
             .peers
             .iter()
-            .filter(|(_, peer)| peer.call_me_maybe_waits());
+            .filter(|(_, peer)| peer.call_me_maybe_waits() || peer.relays.waits_for_derp(now));
         for handle in waiting.map(|(handle, _)| *handle).collect::<Vec<_>>() {
             self.settle(now, handle);
         }

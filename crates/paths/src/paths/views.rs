@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use warren_control_types::{EndpointType, NetInfo, RegionId};
 use warren_keys::DiscoPublic;
-use warren_node_types::PeerIndex;
+use warren_node_types::{PathAddr, PeerIndex};
 
 use super::Paths;
 use crate::api::{Counters, Measurements, PeerPath};
@@ -20,6 +20,8 @@ impl Paths {
             destination: state.destination,
             direct: direct.map(|(address, _)| address),
             round_trip: direct.and_then(|(_, round_trip)| round_trip),
+            peer_relay: state.relays.in_use().map(PathAddr::from),
+            peer_relay_round_trip: state.relays.round_trip(),
             relay: state.relay(&self.core),
         })
     }

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 use warren_control_types::RegionId;
 use warren_keys::{DiscoSecret, NodePublic, NodeSecret};
-use warren_paths::{Destination, Event, LocalAddresses, Paths, PathsConfig, PeerIndex, PeerInfo};
+use warren_paths::{
+    Destination, Event, LocalAddresses, Paths, PathsConfig, PeerIndex, PeerInfo, PeerRelayRole,
+};
 use warren_wire::disco::{Envelope, Message, Ping, PingSender, Pong, TxId};
 
 use crate::nat::Kind;
@@ -46,6 +48,7 @@ pub fn engine(now: Instant) -> Paths {
         disco_key: Some(disco(2).public()),
         endpoints: vec![somewhere(2)],
         home_derp: Some(RegionId(1)),
+        peer_relay: PeerRelayRole::Client,
     };
     paths.upsert_peer(now, PEER, info);
     paths
@@ -129,6 +132,7 @@ fn only_the_right_pong_counts() {
         disco_key: Some(disco(3).public()),
         endpoints: vec![],
         home_derp: None,
+        peer_relay: PeerRelayRole::Client,
     };
     paths.upsert_peer(later, PeerIndex(2), other);
     paths.handle_udp(later, somewhere(2), &sealed(&disco(3), 4, &pong(sent[0].1)));
@@ -278,6 +282,7 @@ fn a_call_me_maybe_before_the_netmap_is_kept() {
         disco_key: Some(disco(5).public()),
         endpoints: vec![],
         home_derp: None,
+        peer_relay: PeerRelayRole::Client,
     };
     paths.upsert_peer(now + ms(100), PeerIndex(5), info);
     let sent = events(&mut paths);

@@ -11,4 +11,6 @@ mod measure;
 mod nat;
 mod port_search;
 mod reference;
+mod relayed;
+mod relayed_bad_input;
 mod world;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use warren_control_types::{DerpMap, HostAddress, RegionId};
 use warren_keys::{DiscoSecret, NodeSecret};
-use warren_paths::{Event, LocalAddresses, Paths, PathsConfig, PeerIndex, PeerInfo};
+use warren_paths::{Event, LocalAddresses, Paths, PathsConfig, PeerIndex, PeerInfo, PeerRelayRole};
 use warren_wire::stun;
 
 use warren_testkit::SeededEntropy;
@@ -135,6 +135,7 @@ fn families_that_the_host_lacks_are_left_alone() {
                 "[2001:db8::2]:1".parse().unwrap(),
             ],
             home_derp: None,
+            peer_relay: PeerRelayRole::Client,
         };
         paths.upsert_peer(now, PeerIndex(2), info);
         let sent = events(&mut paths)

@@ -9,9 +9,11 @@ use warren_keys::{DiscoPublic, DiscoSecret, NodePublic, NodeSecret};
 use warren_node_types::Source;
 use warren_paths::{
     Destination, Event, LocalAddresses, PathAddr, Paths, PathsConfig, PeerIndex, PeerInfo,
-    PortMapReport,
+    PeerRelayRole, PortMapReport,
 };
+use warren_peer_relay::{Limits, Server};
 use warren_testkit::SeededEntropy;
+use warren_wire::geneve::{Header, Payload};
 use warren_wire::{disco, stun};
 
 use crate::nat::{Kind, Nat};
@@ -28,6 +30,9 @@ pub const MAPPING_LIFETIME: Duration = Duration::from_secs(60);
 /// From the wish for a mapping to the report.
 const MAPPING: Duration = Duration::from_millis(30);
 
+/// The port of relay servers.
+const RELAY_PORT: u16 = 40_000;
+
 pub fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
@@ -38,8 +43,15 @@ pub enum Engine {
     Reference(Box<Reference>),
 }
 
+/// The relay server of a host.
+pub struct RelayServer {
+    pub server: Server,
+    entropy: SeededEntropy,
+}
+
 pub struct Node {
     pub engine: Engine,
+    pub relay_server: Option<RelayServer>,
     pub nat: Nat,
     pub key: NodePublic,
     pub disco: DiscoPublic,
@@ -54,7 +66,7 @@ pub struct Node {
     pub udp_sent: u64,
     pub events: Vec<Event>,
     last_note: BTreeMap<usize, Instant>,
-    last_received: BTreeMap<usize, (SocketAddr, Instant)>,
+    last_received: BTreeMap<usize, (Source, Instant)>,
 }
 
 enum Delivery {
@@ -123,6 +135,15 @@ pub struct World {
     /// Pairs of outside addresses between which UDP is lost, both ways.
     pub cut: BTreeSet<(IpAddr, IpAddr)>,
     pub regions: u16,
+    /// Datagrams that are lost, in percent; of packets through DERP a quarter of that.
+    pub loss: u64,
+    /// Datagrams take up to this much longer, at random.
+    pub jitter: Duration,
+    /// Datagrams from and to these addresses take this much longer.
+    pub slow: BTreeMap<IpAddr, Duration>,
+    /// The host of each disco key, those of earlier processes as well.
+    keys: BTreeMap<DiscoPublic, usize>,
+    random: u64,
     in_flight: BTreeMap<(Instant, u64), Delivery>,
     sequence: u64,
     same_instant: u32,
@@ -142,6 +163,11 @@ impl World {
             flows: Vec::new(),
             cut: BTreeSet::new(),
             regions: 2,
+            loss: 0,
+            jitter: Duration::ZERO,
+            slow: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            random: 1,
             in_flight: BTreeMap::new(),
             sequence: 0,
             same_instant: 0,
@@ -166,8 +192,10 @@ impl World {
             true => Engine::Reference(Box::new(Reference::new(key, secret, u64::from(number)))),
             false => Engine::Ours(Box::new(engine(key, secret, u64::from(number)))),
         };
+        self.keys.insert(disco, self.nodes.len());
         self.nodes.push(Node {
             engine,
+            relay_server: None,
             nat,
             key,
             disco,
@@ -258,7 +286,58 @@ impl World {
             disco_key: Some(node.disco),
             endpoints: node.endpoints.clone(),
             home_derp: node.home,
+            peer_relay: match (&node.relay_server, &node.engine) {
+                (Some(_), _) => PeerRelayRole::Server,
+                (None, Engine::Ours(_)) => PeerRelayRole::Client,
+                (None, Engine::Reference(_)) => PeerRelayRole::None,
+            },
         }
+    }
+
+    /// The host begins to relay for others, with another key than before.
+    pub fn serve_relay(&mut self, node: usize) {
+        self.random = self.random.wrapping_add(1);
+        let mut entropy = SeededEntropy(self.random ^ (node as u64) << 32);
+        let secret = DiscoSecret::generate(&mut entropy);
+        let mut server = Server::new(self.now, secret, Limits::default(), &mut entropy);
+        server.set_addresses(vec![self.relay_address(node)]);
+        self.nodes[node].relay_server = Some(RelayServer { server, entropy });
+        self.announce_to_all(node);
+    }
+
+    pub fn relay_address(&self, node: usize) -> SocketAddr {
+        SocketAddr::new(self.nodes[node].nat.outside, RELAY_PORT)
+    }
+
+    /// From now on some datagrams are lost and late, the same ones for the same seed.
+    pub fn disturb(&mut self, seed: u64, loss: u64, jitter: Duration) {
+        self.random = seed | 1;
+        self.loss = loss;
+        self.jitter = jitter;
+    }
+
+    fn draw(&mut self, below: u64) -> u64 {
+        // Xorshift.
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random % below.max(1)
+    }
+
+    /// Sends a datagram over the internet, where some are lost and some are late.
+    fn transmit(&mut self, from: SocketAddr, to: SocketAddr, packet: Vec<u8>) {
+        if self.loss > 0 && self.draw(100) < self.loss {
+            return;
+        }
+        let jitter = u64::try_from(self.jitter.as_millis()).unwrap();
+        let late = if jitter > 0 {
+            ms(self.draw(jitter))
+        } else {
+            Duration::ZERO
+        };
+        let slow = |ip: IpAddr| self.slow.get(&ip).copied().unwrap_or_default();
+        let delay = ONE_WAY + late + slow(from.ip()) + slow(to.ip());
+        self.deliver(delay, Delivery::Udp { from, to, packet });
     }
 
     /// Control sends `to` the netmap entry of `about`, after a moment.
@@ -301,6 +380,7 @@ impl World {
         let secret = DiscoSecret::from_bytes(&[number + 150; 32]);
         let old = &mut self.nodes[node];
         old.disco = secret.public();
+        self.keys.insert(old.disco, node);
         old.engine = Engine::Ours(Box::new(engine(old.key, secret, u64::from(number) + 50)));
         old.relays.clear();
         old.destinations.clear();
@@ -348,6 +428,13 @@ impl World {
         matches!(
             self.destination(from, to),
             Destination::One(PathAddr::Udp(_))
+        )
+    }
+
+    pub fn is_relayed(&self, from: usize, to: usize) -> bool {
+        matches!(
+            self.destination(from, to),
+            Destination::One(PathAddr::PeerRelay { .. })
         )
     }
 
@@ -455,7 +542,7 @@ impl World {
         self.nodes[node].udp_sent += 1;
         let from = self.nodes[node].nat.outbound(self.now, PORT, to);
         if let Some(from) = from {
-            self.deliver(ONE_WAY, Delivery::Udp { from, to, packet });
+            self.transmit(from, to, packet);
         }
     }
 
@@ -485,8 +572,15 @@ impl World {
         let mut packet = vec![4, 0, 0, 0, flow as u8];
         packet.extend_from_slice(&(number as u32).to_be_bytes());
         packet.resize(64, 0);
+        let wrapped = match destination.vni() {
+            Some(vni) => {
+                let payload = Payload::WireGuard;
+                Header { payload, vni }.wrap(&packet)
+            }
+            None => packet.clone(),
+        };
         if let Some(udp) = udp {
-            self.send_udp(from, udp, packet.clone());
+            self.send_udp(from, udp, wrapped);
         }
         if let Some(region) = relay {
             let to = self.nodes[to].key;
@@ -502,13 +596,14 @@ impl World {
         }
     }
 
-    fn take_data(&mut self, node: usize, from: Option<SocketAddr>, packet: &[u8]) {
+    fn take_data(&mut self, node: usize, from: Option<Source>, packet: &[u8]) {
         let [4, 0, 0, 0, flow, a, b, c, d, ..] = *packet else {
             panic!("not data: {packet:?}")
         };
         let number = u32::from_be_bytes([a, b, c, d]) as usize;
         let now = self.now;
         let sender = self.flows[usize::from(flow)].from;
+        assert_eq!(self.flows[usize::from(flow)].to, node, "to the wrong peer");
         let arrival = &mut self.flows[usize::from(flow)].packets[number].1;
         arrival.get_or_insert(now);
         let Some(from) = from else { return };
@@ -516,7 +611,7 @@ impl World {
         if last.is_none_or(|(address, at)| address != from || now >= at + ms(1000)) {
             self.nodes[node].last_received.insert(sender, (from, now));
             if let Engine::Ours(paths) = &mut self.nodes[node].engine {
-                paths.note_received(now, PeerIndex(sender as u32), &Source::Udp(from));
+                paths.note_received(now, PeerIndex(sender as u32), &from);
             }
             self.drain(node);
         }
@@ -637,6 +732,10 @@ impl World {
         let Some(node) = target.filter(|node| self.nodes[*node].online) else {
             return;
         };
+        if self.nodes[node].relay_server.is_some() && to == self.relay_address(node) {
+            self.arrive_at_relay(node, from, packet);
+            return;
+        }
         if !self.nodes[node].nat.inbound(now, to.port(), from) {
             return;
         }
@@ -646,7 +745,76 @@ impl World {
         };
         self.drain(node);
         if !consumed {
-            self.take_data(node, Some(from), packet);
+            let (from, content) = match Header::parse(packet) {
+                Some((Header { vni, .. }, content)) => {
+                    (Source::PeerRelay { server: from, vni }, content)
+                }
+                None => (Source::Udp(from), packet),
+            };
+            self.take_data(node, Some(from), content);
+        }
+    }
+
+    /// A datagram arrived at the relay server of a host.
+    fn arrive_at_relay(&mut self, node: usize, from: SocketAddr, packet: &[u8]) {
+        let now = self.now;
+        let at = self.relay_address(node);
+        let (header, content) = Header::parse(packet).unwrap();
+        let relay = self.nodes[node].relay_server.as_mut().unwrap();
+        relay.server.on_deadline(now);
+        if header.payload == Payload::DiscoControl {
+            let reply = relay
+                .server
+                .control(now, from, header.vni, content, &mut relay.entropy);
+            if let Some(reply) = reply {
+                self.transmit(at, from, reply);
+            }
+            return;
+        }
+        let to = relay
+            .server
+            .forward(now, from, header.vni, 1, packet.len() as u64);
+        let endpoint = relay
+            .server
+            .endpoints()
+            .into_iter()
+            .find(|endpoint| endpoint.vni == header.vni);
+        // Data names the endpoint of its own pair, or one that is gone.
+        if let (Payload::WireGuard, Some(endpoint), [4, 0, 0, 0, flow, ..]) =
+            (header.payload, endpoint, content)
+        {
+            let flow = &self.flows[usize::from(*flow)];
+            let hosts = endpoint.sides.map(|side| self.keys.get(&side.key).copied());
+            assert!(
+                hosts.contains(&Some(flow.from)) && hosts.contains(&Some(flow.to)),
+                "data at the endpoint of another pair"
+            );
+        }
+        if let Some(to) = to {
+            self.transmit(at, to, packet.to_vec());
+        }
+    }
+
+    /// A peer asks the relay server of `node` for an endpoint.
+    fn allocate(
+        &mut self,
+        node: usize,
+        peer: PeerIndex,
+        region: RegionId,
+        clients: [DiscoPublic; 2],
+        generation: u32,
+    ) {
+        let now = self.now;
+        let requester = self.nodes[peer.0 as usize].key;
+        let Some(relay) = &mut self.nodes[node].relay_server else {
+            return;
+        };
+        let endpoint = relay
+            .server
+            .allocate(now, requester, clients, &mut relay.entropy);
+        if let Ok(endpoint) = endpoint {
+            self.paths(node)
+                .send_relay_endpoint(now, peer, region, generation, endpoint);
         }
     }
 
@@ -673,7 +841,9 @@ impl World {
                         to,
                         packet,
                     };
-                    self.deliver(ONE_WAY / 2, delivery);
+                    if self.loss == 0 || self.draw(400) >= self.loss {
+                        self.deliver(ONE_WAY / 2, delivery);
+                    }
                     continue;
                 }
                 Event::Destination { peer, destination } => {
@@ -706,10 +876,15 @@ impl World {
                         self.deliver(MAPPING, Delivery::PortMap { node, report });
                     }
                 }
+                Event::RelayEndpointRequested {
+                    peer,
+                    region,
+                    clients,
+                    generation,
+                } => self.allocate(node, peer, region, clients, generation),
                 // The hosts give no more sockets: port searches find nothing here.
                 Event::Sockets(_)
                 | Event::HomeRelay(_)
-                | Event::RelayEndpointRequested { .. }
                 | Event::Pong { .. }
                 | Event::PingFailed { .. }
                 | Event::ProbeRelayHttps { .. }

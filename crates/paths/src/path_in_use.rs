@@ -1,4 +1,4 @@
-//! The direct path in use, and how long it is trusted.
+//! A path over UDP in use, direct or through a peer relay, and how long it is trusted.
 //!
 //! A pong proves the path both ways; data that authenticated proves only that
 //! the peer reaches us. Either makes the path *trusted* for [`TRUST`]: packets
@@ -7,14 +7,13 @@
 //! While packets flow the path is checked: every [`HEARTBEAT`], or after
 //! [`SILENCE`] without anything from it while we send. While a check has no
 //! answer, pings follow in quick succession; soon the path is *degraded* (packets
-//! take the relay as well), and a second after the first ping it is lost. So a
+//! take DERP as well), and a second after the first ping it is lost. So a
 //! flow over a path that dies stalls for little more than a second, and a path
 //! that only dropped one ping is kept.
 //!
 //! While data still arrives from the peer, this takes longer: on a congested path
 //! pings are lost first.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 /// A path is trusted this long after the last sign of life.
@@ -35,8 +34,8 @@ const RECEIVING: Duration = Duration::from_millis(1200);
 const UNKNOWN_ROUND_TRIP: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
-pub(crate) struct Direct {
-    pub(crate) address: SocketAddr,
+pub(crate) struct PathInUse<A> {
+    pub(crate) address: A,
     found: Instant,
     /// When the last pong came.
     confirmed: Instant,
@@ -62,14 +61,14 @@ pub(crate) enum Cause {
     /// The peer sent a CallMeMaybe: it has no path to us. Data that arrives proves
     /// nothing.
     CallMeMaybe,
-    /// The peer or this node probably has another address: packets take the relay
-    /// as well, at once.
+    /// The peer or this node probably has another address: packets take DERP as
+    /// well, at once.
     Moved,
 }
 
-impl Direct {
+impl<A> PathInUse<A> {
     /// A path that a pong has just confirmed.
-    pub(crate) fn new(now: Instant, address: SocketAddr) -> Self {
+    pub(crate) fn new(now: Instant, address: A) -> Self {
         Self {
             address,
             found: now,
@@ -100,6 +99,11 @@ impl Direct {
             cause,
         });
         check.cause = check.cause.max(cause);
+    }
+
+    /// Packets take another path now: an open check says nothing.
+    pub(crate) fn rest(&mut self) {
+        self.check = None;
     }
 
     /// When it became the path in use.
@@ -199,6 +203,8 @@ impl Direct {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
 
     const RTT: Option<Duration> = Some(Duration::from_millis(40));
@@ -207,8 +213,8 @@ mod tests {
         Duration::from_millis(millis)
     }
 
-    fn path(now: Instant) -> Direct {
-        Direct::new(now, ([192, 0, 2, 1], 1).into())
+    fn path(now: Instant) -> PathInUse<SocketAddr> {
+        PathInUse::new(now, ([192, 0, 2, 1], 1).into())
     }
 
     #[test]
