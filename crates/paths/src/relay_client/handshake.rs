@@ -36,7 +36,7 @@ pub(crate) struct Handshake {
 
 #[derive(Debug)]
 enum Stage {
-    /// The server was not heard of yet.
+    /// The server has not answered yet.
     Binding(Repeats),
     /// It answered from this address.
     Answered {
