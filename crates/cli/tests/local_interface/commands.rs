@@ -293,7 +293,7 @@ fn settings_are_changed_and_never_lost_silently() {
     assert_eq!(served.warren("set --shields-up").0, 0);
     assert!(served.prefs().shields_up);
     assert_eq!(served.warren("set").0, 2);
-    assert_eq!(served.warren("set --webclient").0, 1);
+    assert_eq!(served.warren("set --exit-node=nosuch").0, 1);
     let (code, _, err) = served.warren("up --accept-routes");
     assert_eq!(code, 1);
     assert!(
