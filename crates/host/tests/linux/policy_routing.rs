@@ -1,6 +1,6 @@
 //! Routes and rules are as wanted, ours alone, and gone afterwards.
 
-use crate::support::{in_network_namespace, ip, routing, run, with_tun};
+use crate::support::{in_network_namespace, ip, routing, run, tun_device, with_tun};
 use warren_host::router::{
     Router, RouterConfig, RouterError, RouterOptions, RouterWarning, RouterWatch,
 };
@@ -27,7 +27,7 @@ async fn open(tun: &Tun) -> Router {
 fn routes_and_rules_of_others_survive() {
     with_tun(|| {
         run(async {
-            let tun = Tun::create("wtest0").unwrap();
+            let tun = tun_device("wtest0");
             // Things of others, close to ours.
             ip("rule add pref 5199 fwmark 0x80000/0xff0000 table 77");
             ip("rule add pref 5260 from 192.0.2.0/24 table 77");
@@ -72,7 +72,7 @@ fn routes_and_rules_of_others_survive() {
             router.cleanup().await.unwrap();
             // The link is up now; without it nothing of ours remains.
             drop(tun);
-            let tun = Tun::create("wtest0").unwrap();
+            let tun = tun_device("wtest0");
             assert_eq!(routing(), before);
             drop(tun);
         });
@@ -83,7 +83,7 @@ fn routes_and_rules_of_others_survive() {
 fn deleted_rules_and_routes_are_noticed_and_come_back() {
     with_tun(|| {
         run(async {
-            let tun = Tun::create("wtest0").unwrap();
+            let tun = tun_device("wtest0");
             let mut router = open(&tun).await;
             let config = config(&["100.64.0.2/32"]);
             router.apply(&config).await.unwrap();
@@ -110,7 +110,7 @@ fn deleted_rules_and_routes_are_noticed_and_come_back() {
 fn leftovers_of_a_killed_daemon_are_removed_at_the_next_start() {
     with_tun(|| {
         run(async {
-            let tun = Tun::create("wtest0").unwrap();
+            let tun = tun_device("wtest0");
             let before = routing();
             let mut router = open(&tun).await;
             router.apply(&config(&["100.64.0.2/32"])).await.unwrap();
@@ -119,7 +119,7 @@ fn leftovers_of_a_killed_daemon_are_removed_at_the_next_start() {
             let left = routing();
             assert!(left.contains("5270:") && left.contains("throw"), "{left}");
 
-            let tun = Tun::create("wtest0").unwrap();
+            let tun = tun_device("wtest0");
             let mut router = open(&tun).await;
             assert_eq!(routing(), before);
             router.apply(&config(&["100.64.0.2/32"])).await.unwrap();
@@ -133,7 +133,7 @@ fn another_owner_of_the_table_is_named_and_left_alone() {
         run(async {
             let _other = Tun::create("other0").unwrap();
             ip("link set other0 up");
-            let tun = Tun::create("wtest0").unwrap();
+            let tun = tun_device("wtest0");
             let mut router = open(&tun).await;
             ip("route add 100.64.0.0/10 dev other0 table 52");
             let before = routing();
@@ -164,7 +164,7 @@ fn another_owner_of_the_table_is_named_and_left_alone() {
 fn without_ipv6_the_rest_works() {
     with_tun(|| {
         run(async {
-            let tun = Tun::create("wtest0").unwrap();
+            let tun = tun_device("wtest0");
             std::fs::write("/proc/sys/net/ipv6/conf/wtest0/disable_ipv6", "1").unwrap();
             let mut router = open(&tun).await;
             let config = config(&["100.64.0.2/32", "fd7a:115c:a1e0::2/128"]);
@@ -185,7 +185,7 @@ fn without_ipv6_the_rest_works() {
 fn settings_that_the_kernel_refuses_do_not_stop_the_rest() {
     with_tun(|| {
         run(async {
-            let tun = Tun::create("wtest0").unwrap();
+            let tun = tun_device("wtest0");
             let mut router = open(&tun).await;
             let config = RouterConfig {
                 // A group address belongs to no interface.
@@ -220,7 +220,7 @@ fn leftovers_are_removed_without_the_interface_of_the_killed_router() {
             Router::remove_leftovers(RouterOptions::default())
                 .await
                 .unwrap();
-            let tun = Tun::create("wtest0").unwrap();
+            let tun = tun_device("wtest0");
             let mut router = open(&tun).await;
             router.apply(&config(&["100.64.0.2/32"])).await.unwrap();
             drop((router, tun));

@@ -136,3 +136,15 @@ pub fn route_tunnel(interface: &str) {
         router.apply(&config).await.unwrap();
     });
 }
+
+/// A device of this name. A process that another test is just starting may still hold one that
+/// was dropped, until it executes its program.
+pub fn tun_device(name: &str) -> Tun {
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        match Tun::create(name) {
+            Err(TunError::NameTaken { .. }) if Instant::now() < end => std::thread::yield_now(),
+            created => return created.unwrap(),
+        }
+    }
+}
