@@ -248,6 +248,9 @@ pub enum Users {
         /// Only the user with this name.
         #[arg(long, hide = true)]
         name: Option<String>,
+        /// Only the user with this mail address.
+        #[arg(long, hide = true)]
+        email: Option<String>,
     },
     /// Rename a user.
     Rename {

@@ -14,10 +14,16 @@ use crate::terminal::{relative, table};
 /// Runs a `users` command.
 pub(super) async fn run(session: &Session, command: Users) -> Result<(), Failure> {
     match command {
-        Users::List { identifier, name } => {
+        Users::List {
+            identifier,
+            name,
+            email,
+        } => {
             let is_shown = |user: &UserInfo| {
+                let account = user.account.as_ref();
                 identifier.is_none_or(|id| id == user.id)
                     && name.as_ref().is_none_or(|name| *name == user.name)
+                    && (email.is_none() || account.is_some_and(|known| known.email == email))
             };
             let mut users = session.call(&ListUsers {}).await?;
             users.retain(is_shown);

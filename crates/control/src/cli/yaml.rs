@@ -1,5 +1,6 @@
 //! JSON values as YAML: block style for lists and objects, texts in double quotes as in
-//! JSON, which YAML reads the same way (YAML 1.2, section 7.3.1).
+//! JSON, which YAML reads the same way (YAML 1.2, section 7.3.1). Keys are in lower case, as
+//! the YAML of Headscale has them.
 
 use std::fmt::Write as _;
 
@@ -32,7 +33,7 @@ fn write(value: &Value, indent: usize, out: &mut String) {
         Value::Object(entries) if !entries.is_empty() => {
             for (key, value) in entries {
                 begin(out);
-                let _ = write!(out, "{key}:");
+                let _ = write!(out, "{}:", key.to_lowercase());
                 match value {
                     Value::Array(items) if !items.is_empty() => nested(value, indent, out),
                     Value::Object(inner) if !inner.is_empty() => nested(value, indent, out),
@@ -72,5 +73,7 @@ mod tests {
                     - expiry: null\n  id: \"2\"\n  online: true\n";
         assert_eq!(yaml(&value), text);
         assert_eq!(yaml(&json!({})), "{}\n");
+        let value = json!({ "preAuthKey": { "aclTags": ["tag:A"] } });
+        assert_eq!(yaml(&value), "preauthkey:\n  acltags:\n    - \"tag:A\"\n");
     }
 }
