@@ -288,13 +288,6 @@ pub fn not_forwarding<'a>(routes: impl IntoIterator<Item = &'a IpNet>) -> Vec<St
         .collect()
 }
 
-/// Whether this machine forwards packets of a family.
-pub fn is_forwarding() -> bool {
-    let settings = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"];
-    let mut settings = settings.into_iter();
-    settings.any(|setting| sysctl::read(setting).is_ok_and(|value| value != "0"))
-}
-
 fn fail(action: &'static str) -> impl FnOnce(io::Error) -> FirewallError {
     move |source| match source.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => FirewallError::NotPermitted { action },

@@ -61,8 +61,9 @@ pub trait System: Send + 'static {
     /// Sets the packet filter; `None`: removes our rules.
     fn set_packet_filter(&mut self, config: Option<&FirewallConfig>) -> Result<(), String>;
 
-    /// Whether the machine forwards packets.
-    fn is_forwarding(&self) -> bool;
+    /// Whether this is a container that stands for a service: its entry point sends what
+    /// comes from the tunnel on to another address (`TS_DEST_IP`, which the daemon inherits).
+    fn stands_for_a_service(&self) -> bool;
 
     /// The rules of other programs that drop forwarded packets, one line for each.
     fn foreign_filters(&self) -> Vec<String>;
@@ -253,9 +254,10 @@ impl<S: System> Worker<S> {
             interface: self.system.interface().to_owned(),
             tailnet,
             // Rewriting addresses makes the kernel follow every connection, those of the
-            // tunnel too. Without offered routes only what rules of other programs send
-            // on is forwarded, as by a container that stands for a service.
-            snat: wanted.snat && (wanted.offered || self.system.is_forwarding()),
+            // tunnel too, and hides the sources of peers. Without offered routes nothing is
+            // forwarded but by rules of other programs, which want sources kept; only the
+            // service behind a container answers past it otherwise.
+            snat: wanted.snat && (wanted.offered || self.system.stands_for_a_service()),
             stateful: wanted.stateful,
         });
         let problem = self.system.set_packet_filter(config.as_ref()).err()?;

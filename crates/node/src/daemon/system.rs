@@ -120,8 +120,10 @@ impl System for Machine {
             .map_err(|error| error.to_string())
     }
 
-    fn is_forwarding(&self) -> bool {
-        warren_host::firewall::is_forwarding()
+    fn stands_for_a_service(&self) -> bool {
+        ["TS_DEST_IP", "TS_EXPERIMENTAL_DEST_DNS_NAME"]
+            .into_iter()
+            .any(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()))
     }
 
     fn foreign_filters(&self) -> Vec<String> {

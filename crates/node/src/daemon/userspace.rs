@@ -198,7 +198,7 @@ impl System for UserspaceSystem {
         Ok(())
     }
 
-    fn is_forwarding(&self) -> bool {
+    fn stands_for_a_service(&self) -> bool {
         false
     }
 

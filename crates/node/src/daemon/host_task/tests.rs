@@ -24,8 +24,8 @@ struct Parts {
     set: BTreeSet<Part>,
     attempts: usize,
     is_restored: bool,
-    /// The machine forwards packets.
-    is_forwarding: bool,
+    /// This is a container that stands for a service.
+    stands_for_a_service: bool,
     /// Addresses are rewritten.
     snat: bool,
     /// Another program deletes our settings.
@@ -67,8 +67,8 @@ impl System for Fake {
         self.set(Part::PacketFilter)
     }
 
-    fn is_forwarding(&self) -> bool {
-        self.0.lock().unwrap().is_forwarding
+    fn stands_for_a_service(&self) -> bool {
+        self.0.lock().unwrap().stands_for_a_service
     }
 
     fn foreign_filters(&self) -> Vec<String> {
@@ -190,14 +190,14 @@ async fn altered_settings_are_made_again_at_once_and_then_once_a_second() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn addresses_are_rewritten_only_where_packets_may_be_forwarded() {
-    for (offered, is_forwarding, expected) in [
+async fn addresses_are_rewritten_for_offered_routes_and_services_behind_a_container() {
+    for (offered, stands_for_a_service, expected) in [
         (false, false, false),
         (true, false, true),
         (false, true, true),
     ] {
         let system = Fake::default();
-        system.0.lock().unwrap().is_forwarding = is_forwarding;
+        system.0.lock().unwrap().stands_for_a_service = stands_for_a_service;
         let (done, mut reports) = mpsc::unbounded_channel();
         let host = Host::start(system.clone(), done);
         let mut state = wanted();
@@ -209,7 +209,7 @@ async fn addresses_are_rewritten_only_where_packets_may_be_forwarded() {
         assert_eq!(
             system.0.lock().unwrap().snat,
             expected,
-            "{offered} {is_forwarding}"
+            "{offered} {stands_for_a_service}"
         );
         host.stop().await;
     }
