@@ -6,7 +6,9 @@
 //! is in the store too, so that it survives a restart with a broken file.
 //!
 //! The wire carries addresses only (`DNSConfig.ExtraRecords`, types A and AAAA), so an
-//! alias (CNAME) is resolved here, and again whenever a node changes.
+//! alias (CNAME) is resolved here, for each node with the peers that it sees, and again when
+//! one of them changes. It follows the name: a node that takes a name that is free takes
+//! the aliases that lead to it.
 
 mod name;
 mod record;
@@ -231,10 +233,12 @@ impl<'a> Dns<'a> {
             .chain(of(RecordSource::Command, &self.stored.records))
     }
 
-    /// Whether a change of a node may alter what records say.
-    pub(crate) fn has_aliases(self) -> bool {
-        let is_alias = |record: &ExtraRecord| matches!(record.data, RecordData::Cname(_));
-        self.records().any(|(_, record)| is_alias(record))
+    /// The names to which aliases lead.
+    pub(crate) fn alias_targets(self) -> impl Iterator<Item = &'a DnsName> {
+        self.records().filter_map(|(_, record)| match &record.data {
+            RecordData::Cname(target) => Some(target),
+            RecordData::A(_) | RecordData::Aaaa(_) => None,
+        })
     }
 }
 

@@ -125,6 +125,8 @@ pub(crate) struct LastSent {
     pub(crate) ssh: SshPolicy,
     /// The SHA-256 of the JSON of the settings of name resolution.
     pub(crate) dns: [u8; 32],
+    /// The nodes to which aliases led then.
+    pub(crate) alias_nodes: BTreeSet<NodeId>,
     /// Peers that are shown without their IPv4 address.
     pub(crate) without_ipv4: NodeSet,
     /// Routes behind peers; peers without routes are left out.

@@ -123,6 +123,7 @@ impl View {
                 .collect(),
             filter: digest(&self.filter_of(id)),
             dns: digest(&self.render_dns(id)),
+            alias_nodes: self.alias_nodes(),
             ssh: message.head.ssh_policy.clone().unwrap_or_default(),
             without_ipv4: self.all_without_ipv4(id),
         };
@@ -180,7 +181,7 @@ impl View {
     }
 
     /// Whether a node sees this peer.
-    fn can_see(&self, id: NodeId, peer: NodeId) -> bool {
+    pub(crate) fn can_see(&self, id: NodeId, peer: NodeId) -> bool {
         self.takes_part(id) && self.access.can_see(id, peer)
     }
 

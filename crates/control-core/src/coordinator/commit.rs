@@ -112,7 +112,6 @@ impl Coordinator {
             access.depends_on_host(old, new)
         });
         let is_new = self.view.node(id).is_none();
-        let renamed = self.view.node(id).is_none_or(|old| old.name != new.name);
         let routes = crate::routes::effective(&new);
         let old = self.view_mut().directory.put_node(new, time);
         let expired_before = old.is_some_and(|old| old.state.expired);
@@ -130,9 +129,6 @@ impl Coordinator {
             self.policy_of_node_changed(id, before, !is_new);
         } else if let Some(update) = impact.peers {
             self.sessions.invalidate_peer(before.as_ref(), id, update);
-        }
-        if renamed || impact.policy {
-            self.aliases_changed();
         }
         if impact.own {
             self.sessions
@@ -184,7 +180,6 @@ impl Coordinator {
         self.probes.forget(id);
         self.notice(Notice::Left(id, old.record.name.clone()));
         self.policy_of_node_changed(id, before, false);
-        self.aliases_changed();
         self.routes_changed(id, BTreeSet::new());
     }
 

@@ -130,16 +130,8 @@ impl Coordinator {
         self.dns_changed();
     }
 
-    pub(super) fn dns_changed(&mut self) {
+    fn dns_changed(&mut self) {
         self.sessions.invalidate_all(|pending| pending.dns = true);
-    }
-
-    /// A node joined, left, or has another name or other addresses: aliases may lead to
-    /// others.
-    pub(super) fn aliases_changed(&mut self) {
-        if self.view.dns().has_aliases() {
-            self.dns_changed();
-        }
     }
 }
 

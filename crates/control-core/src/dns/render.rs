@@ -134,16 +134,15 @@ impl View {
     /// The addresses of the node with this name or full name.
     fn node_addresses(&self, viewer: Option<NodeId>, name: &DnsName) -> Vec<IpAddr> {
         let zone = self.config.base_domain.as_str();
-        let label = match name.is_single_label() {
-            true => Some(name.as_str()),
-            false => name
-                .as_str()
-                .strip_suffix(zone)
-                .and_then(|rest| rest.strip_suffix('.')),
-        };
-        let named = label.map(|label| self.directory.nodes_named(label));
         let mut addresses = Vec::new();
+        let named = label_in(name, zone).map(|label| self.directory.nodes_named(label));
         for node in named.into_iter().flatten() {
+            // Nodes learn nothing about peers that they do not see.
+            let is_seen =
+                viewer.is_none_or(|viewer| viewer == node.id || self.can_see(viewer, node.id));
+            if !is_seen || !self.standing(node.id).is_valid() {
+                continue;
+            }
             let only_v6 = match viewer {
                 Some(viewer) => self.is_without_ipv4(viewer, node),
                 None => self.access.is_without_ipv4(node),
@@ -154,6 +153,25 @@ impl View {
             addresses.push(IpAddr::from(node.address.v6()));
         }
         addresses
+    }
+
+    /// The nodes to which aliases lead at the moment, whether they are seen or not.
+    pub(crate) fn alias_nodes(&self) -> BTreeSet<NodeId> {
+        let zone = self.config.base_domain.as_str();
+        let labels = self.dns().alias_targets();
+        let labels = labels.filter_map(|target| label_in(target, zone));
+        let nodes = labels.flat_map(|label| self.directory.nodes_named(label));
+        nodes.map(|node| node.id).collect()
+    }
+
+    /// Whether an alias leads to the node.
+    pub(crate) fn is_alias_target(&self, id: NodeId) -> bool {
+        let zone = self.config.base_domain.as_str();
+        let node = self.directory.node(id);
+        node.is_some_and(|node| {
+            let mut targets = self.dns().alias_targets();
+            targets.any(|target| label_in(target, zone) == Some(node.name.as_str()))
+        })
     }
 
     /// The address of a name server for this node: that of NextDNS has the profile of the
@@ -185,6 +203,14 @@ impl View {
             escape_into(&mut address, value);
         }
         address
+    }
+}
+
+/// The label of a node that has this name or full name.
+fn label_in<'a>(name: &'a DnsName, zone: &str) -> Option<&'a str> {
+    match name.is_single_label() {
+        true => Some(name.as_str()),
+        false => name.as_str().strip_suffix(zone)?.strip_suffix('.'),
     }
 }
 

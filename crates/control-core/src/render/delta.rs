@@ -50,7 +50,7 @@ impl View {
             head.packet_filters = self.filter_delta(id, last).map(filters).unwrap_or_default();
         }
         // A profile of NextDNS depends on the node itself.
-        if pending.dns || pending.own_node {
+        if pending.dns || pending.own_node || self.aliases_differ(&pending, last) {
             head.dns_config = self.dns_delta(id, last);
         }
         if pending.ssh {
@@ -96,11 +96,22 @@ impl View {
         differs.then_some(filter)
     }
 
+    /// Whether an alias may lead to other addresses for this node: other peers are seen, or
+    /// one that an alias leads to, or led to, changed.
+    fn aliases_differ(&self, pending: &PendingUpdate, last: &LastSent) -> bool {
+        let whole = pending.peers.iter();
+        let mut whole = whole.filter(|(_, update)| matches!(update, PeerUpdate::Whole));
+        let has_aliases = || self.dns().alias_targets().next().is_some();
+        pending.view && has_aliases()
+            || whole.any(|(peer, _)| last.alias_nodes.contains(peer) || self.is_alias_target(*peer))
+    }
+
     fn dns_delta(&self, id: NodeId, last: &mut LastSent) -> Option<DnsConfig> {
         let dns = self.render_dns(id);
         let digest = digest(&dns);
         let differs = digest != last.dns;
         last.dns = digest;
+        last.alias_nodes = self.alias_nodes();
         differs.then_some(dns)
     }
 

@@ -271,6 +271,27 @@ fn aliases_follow_nodes_and_other_records() {
 }
 
 #[test]
+fn alias_shows_nothing_of_nodes_that_are_hidden_or_expired() {
+    let (mut w, a, b) = pair();
+    w.c.add_dns_record(record("db.example CNAME host2"))
+        .unwrap();
+    assert_eq!(held(&mut w, a).extra_records.len(), 2);
+    // A rename of a node that no alias leads to concerns the node and its peers only, and
+    // sends no settings.
+    w.c.rename_node("host1", "other").unwrap();
+    w.settle();
+    assert!(w.read(b).iter().all(|message| message.dns_config.is_none()));
+    w.read_all();
+    w.c.set_policy(Some(r#"{"acls": []}"#.to_owned())).unwrap();
+    assert!(held(&mut w, a).extra_records.is_empty());
+    assert_eq!(held(&mut w, b).extra_records.len(), 2, "its own addresses");
+    w.c.set_policy(None).unwrap();
+    assert_eq!(held(&mut w, a).extra_records.len(), 2);
+    w.c.expire_node(w.wall, "host2").unwrap();
+    assert!(held(&mut w, a).extra_records.is_empty());
+}
+
+#[test]
 fn nodes_without_ipv4_are_not_given_it_by_an_alias() {
     let (mut w, a, b) = pair();
     w.c.add_dns_record(record("db.example CNAME host2"))
