@@ -118,6 +118,24 @@ impl Settings {
         found.map_or(Origin::Default, |entry| entry.origin.clone())
     }
 
+    /// The files with a secret in them that other users can read.
+    pub(crate) fn open_secrets(&self) -> Vec<&Path> {
+        use std::os::unix::fs::PermissionsExt as _;
+        let secrets = self.entries.iter().filter(|entry| entry.hidden.is_some());
+        let files = secrets.filter_map(|entry| match &entry.origin {
+            Origin::File(path, _) if entry.name == "client_secret" => Some(path.as_path()),
+            _ => None,
+        });
+        let mut files: Vec<&Path> = files
+            .filter(|path| {
+                let found = std::fs::metadata(path);
+                found.is_ok_and(|found| found.permissions().mode() & 0o077 != 0)
+            })
+            .collect();
+        files.dedup();
+        files
+    }
+
     /// These settings, but the keys that need a restart as in `running`: what a server
     /// uses that started with those and read these.
     pub(crate) fn as_used(&self, running: &Self) -> Self {

@@ -8,6 +8,7 @@
 //! * `second_dial` opens port 443 for official clients that dial again;
 //! * `public` serves what is public: `/key`, `/health`, the pages of [`pages`], ...;
 //! * [`login`] logs people in at identity providers, on pages for browsers;
+//! * [`certificates`] replaces the certificate of a port while connections go on;
 //! * [`config`] reads the settings: file, environment and flags;
 //! * [`reload`] reads them again while the server runs;
 //! * [`serve`] opens the state and the ports, and starts the tasks;
@@ -38,6 +39,7 @@ pub mod backup;
 mod banner;
 pub mod body_budget;
 pub mod c2n;
+pub mod certificates;
 pub mod channel_idle;
 pub mod cli;
 pub mod clock;

@@ -17,11 +17,11 @@
 use std::net::{IpAddr, SocketAddr};
 
 use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
 use url::{Host, Url};
 use warren_keys::NodePublic;
 use warren_relay::tls::Certificate;
 
+use crate::certificates::Acceptor;
 use crate::cli::args::OptionalListen;
 use crate::failure::Failure;
 use crate::self_map::taken;
@@ -34,7 +34,7 @@ pub(crate) enum SecondDial {
     /// Clients do not dial another port.
     NotNeeded,
     /// It is served here.
-    Served(TcpListener, TlsAcceptor),
+    Served(TcpListener, Acceptor),
     /// It is not served, for this reason.
     Missing(String),
 }
@@ -81,8 +81,7 @@ impl SecondDial {
     pub(crate) fn on(listener: TcpListener, url: &Url, relay: NodePublic) -> Result<Self, Failure> {
         let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
         let certificate = Certificate::of_forgotten_issuer(host)?;
-        let config = warren_relay::tls::server_config(certificate, relay)?;
-        Ok(Self::Served(listener, TlsAcceptor::from(config)))
+        Ok(Self::Served(listener, Acceptor::new(certificate, relay)?))
     }
 
     /// The words about it behind the URL in the banner.

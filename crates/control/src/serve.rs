@@ -9,7 +9,6 @@ use std::sync::Arc;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
 use url::Url;
 use warren_control_api::socket::AdminSocket;
 use warren_control_core::{AdminError, Config, Coordinator, Snapshot, View};
@@ -25,6 +24,7 @@ use warren_service_manager::{PassedSockets, ServiceManager};
 
 use crate::admin::{self, Administration};
 use crate::banner::{BannerFacts, banner};
+use crate::certificates::{Acceptor, CertificateFile, CertificateFiles};
 use crate::cli::args::{OptionalListen, Serve};
 use crate::clock::{now, wall_clock};
 use crate::config::{Settings, Source};
@@ -180,6 +180,13 @@ async fn start_with(
     settings: Settings,
     log: Option<LevelControl>,
 ) -> Result<Running, Failure> {
+    for file in settings.open_secrets() {
+        tracing::warn!(
+            "{} holds a secret and other users can read it; close it with chmod 600, or use \
+             client_secret_file",
+            file.display()
+        );
+    }
     // Everything that can be wrong with the configuration comes first.
     let mut inputs = Inputs::read(&settings)?;
     let opened = Opened::open(state_dir, &inputs)?;
@@ -282,6 +289,7 @@ async fn start_with(
         logins: logins.clone(),
         settings: reloader.clone(),
         records: records.clone(),
+        certificate: port.certificate_files.clone(),
     });
     tasks.spawn(admin_socket.serve(router));
     tasks.spawn(coordinator.clone().run_timer());
@@ -289,6 +297,13 @@ async fn start_with(
         let coordinator = coordinator.clone();
         let file = PolicyFile { path, coordinator };
         tasks.spawn(watched_file::watch(Arc::new(file)));
+    }
+    for files in port.certificate_files.iter() {
+        for is_key in [false, true] {
+            let files = files.clone();
+            let file = CertificateFile { files, is_key };
+            tasks.spawn(watched_file::watch(Arc::new(file)));
+        }
     }
     if let Some(file) = records {
         tasks.spawn(watched_file::watch(file));
@@ -389,6 +404,8 @@ struct Port {
     tls: Tls,
     /// The pin of the certificate, if there is one.
     pin: Option<String>,
+    /// The files of the certificate that was given.
+    certificate_files: Option<Arc<CertificateFiles>>,
 }
 
 impl Port {
@@ -422,14 +439,26 @@ impl Port {
         let tls = match certificate {
             None => Tls::Off,
             Some(certificate) => {
-                let config = warren_relay::tls::server_config(certificate, relay_secret.public())?;
-                let acceptor = TlsAcceptor::from(config);
+                let acceptor = Acceptor::new(certificate, relay_secret.public())?;
                 if own_tls {
                     Tls::Required(acceptor)
                 } else {
                     Tls::ForRelay(acceptor)
                 }
             }
+        };
+        let files = settings.certificate.clone();
+        let certificate_files = match (files, &tls, &pin) {
+            (Some(files), Tls::Required(acceptor), Some(pin)) => {
+                let relay = relay_secret.public();
+                Some(CertificateFiles::new(
+                    files,
+                    pin.clone(),
+                    relay,
+                    acceptor.clone(),
+                ))
+            }
+            _ => None,
         };
         Ok(Self {
             listener,
@@ -441,6 +470,7 @@ impl Port {
             relay_secret,
             tls,
             pin,
+            certificate_files,
         })
     }
 

@@ -17,11 +17,11 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
 use tracing::Instrument as _;
 use warren_dial::connections::{ConnectionTable, Slot};
 use warren_relay::{Prefixed, Relay, RequestHead};
 
+use crate::certificates::Acceptor;
 use crate::coordinator::CoordinatorHandle;
 use crate::http::{Connection, answer};
 use crate::login::Logins;
@@ -40,9 +40,9 @@ const MAX_HEADERS: usize = 64;
 #[derive(Clone)]
 pub enum Tls {
     /// Everything; plain HTTP is refused.
-    Required(TlsAcceptor),
+    Required(Acceptor),
     /// The embedded relay, whose clients insist on it. The rest is plain.
-    ForRelay(TlsAcceptor),
+    ForRelay(Acceptor),
     /// TLS is not used.
     Off,
 }
@@ -139,7 +139,7 @@ impl Server {
         let is_tls = first == [TLS_HANDSHAKE];
         match &self.tls {
             Tls::Required(acceptor) | Tls::ForRelay(acceptor) if is_tls => {
-                match tokio::time::timeout(HEAD_TIMEOUT, acceptor.accept(stream)).await {
+                match tokio::time::timeout(HEAD_TIMEOUT, acceptor.get().accept(stream)).await {
                     Ok(Ok(stream)) => self.http(stream, peer, slot).await,
                     Ok(Err(error)) => {
                         tracing::debug!("a TLS handshake failed: {error}");

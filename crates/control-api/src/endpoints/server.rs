@@ -77,6 +77,9 @@ pub struct HealthInfo {
     /// The identity providers of the configuration.
     #[serde(default)]
     pub providers: Vec<ProviderHealth>,
+    /// The reason why the content of the files with the certificate is not in use.
+    #[serde(default)]
+    pub certificate_problem: Option<String>,
     /// The reason why the content of the file with extra DNS records is not in force.
     #[serde(default)]
     pub records_problem: Option<String>,

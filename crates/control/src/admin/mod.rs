@@ -24,6 +24,7 @@ use warren_control_core::{AdminError, Coordinator};
 pub(crate) use ssh_checks::{ssh_check_info, waiting_ssh_checks};
 
 use crate::c2n::C2nError;
+use crate::certificates::CertificateFiles;
 use crate::coordinator::CoordinatorHandle;
 use crate::dns_records::RecordsFile;
 use crate::login::Logins;
@@ -37,6 +38,8 @@ pub(crate) struct Administration {
     pub(crate) settings: Arc<Reloader>,
     /// The file with extra records, if there is one.
     pub(crate) records: Option<Arc<RecordsFile>>,
+    /// The files of the certificate, if they were given.
+    pub(crate) certificate: Option<Arc<CertificateFiles>>,
 }
 
 /// The router of the administration API, for the socket.

@@ -61,6 +61,7 @@ impl Handler<GetHealth> for Administration {
             refusals,
             shared_keys: shared.iter().map(|key| held_twice(c, key)).collect(),
             providers,
+            certificate_problem: self.certificate.as_ref().and_then(|files| files.problem()),
             records_problem: self.records.as_ref().and_then(|file| file.problem()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }))

@@ -135,6 +135,10 @@ fn show_health(health: &HealthInfo, now: Timestamp) -> String {
             provider.name, provider.issuer
         );
     }
+    if let Some(problem) = &health.certificate_problem {
+        let problem = printable(problem);
+        problems += &format!("tls       THE CERTIFICATE WAS NOT RENEWED: {problem}\n");
+    }
     if let Some(problem) = &health.records_problem {
         let problem = printable(problem);
         problems += &format!("dns       the last valid extra records are in force: {problem}\n");

@@ -67,7 +67,7 @@ fn provider(reader: &mut Reader, line: usize, table: Table) -> Option<Provider> 
         live("scopes", "[\"openid\", \"profile\", \"email\"]"),
         texts,
     );
-    let extra_parameters = section.key(live("extra_parameters", "{}"), |given| {
+    let extra_parameters = section.key(live("extra_parameters", "{}").secret(), |given| {
         given.map(|_, value| text(value))
     });
     let allowed_domains = section.key(live("allowed_domains", "[]"), texts);

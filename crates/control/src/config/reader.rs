@@ -76,8 +76,8 @@ pub struct Entry {
     pub text: String,
     /// Where it was given.
     pub origin: Origin,
-    /// Whether it is never shown.
-    pub secret: bool,
+    /// The text that is shown instead of a secret value.
+    pub hidden: Option<String>,
     /// When a new value is used.
     pub takes: Takes,
 }
@@ -323,16 +323,19 @@ impl Section<'_> {
         if let Some(value) = flag {
             chosen = Some((Origin::Flag(key.flag.unwrap_or(key.name).to_owned()), value));
         }
-        let (text, origin) = match &chosen {
-            None => (key.default.to_owned(), Origin::Default),
-            Some((origin, value)) => (value.shown(), origin.clone()),
+        let (text, origin, hidden) = match &chosen {
+            None => (key.default.to_owned(), Origin::Default, None),
+            Some((origin, value)) => {
+                let hidden = key.secret.then(|| value.hidden());
+                (value.shown(), origin.clone(), hidden)
+            }
         };
         self.reader.entries.push(Entry {
             section: self.label.clone(),
             name: key.name,
             text,
             origin,
-            secret: key.secret,
+            hidden,
             takes: key.takes,
         });
         chosen.map(|(_, value)| value)

@@ -4,15 +4,9 @@ use serde_json::{Value, json};
 
 use super::reader::{Entry, Origin, Takes};
 
-/// The text that stands for a secret.
-const HIDDEN: &str = "\"(hidden)\"";
-
 impl Entry {
     fn shown(&self) -> &str {
-        match (&self.origin, self.secret) {
-            (Origin::Default, _) | (_, false) => &self.text,
-            (_, true) => HIDDEN,
-        }
+        self.hidden.as_ref().unwrap_or(&self.text)
     }
 
     /// The name of the key with its section.

@@ -14,7 +14,15 @@ use crate::cli::args::OptionalListen;
 pub(super) trait Shown {
     /// The value as TOML, in one line.
     fn shown(&self) -> String;
+
+    /// The form of a secret value: no part of it.
+    fn hidden(&self) -> String {
+        quoted(HIDDEN)
+    }
 }
+
+/// The text that stands for a secret.
+const HIDDEN: &str = "(hidden)";
 
 /// A text as TOML.
 pub(super) fn quoted(text: &str) -> String {
@@ -93,6 +101,13 @@ impl<K: ToString, T: Shown> Shown for BTreeMap<K, T> {
             true => "{}".to_owned(),
             false => format!("{{ {} }}", members.join(", ")),
         }
+    }
+
+    fn hidden(&self) -> String {
+        let names = self
+            .keys()
+            .map(|name| (name.to_string(), HIDDEN.to_owned()));
+        names.collect::<BTreeMap<String, String>>().shown()
     }
 }
 
