@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use warren_logging::{LevelFilter, log_to_stderr};
-use warren_node::daemon::{DaemonError, DaemonOptions, Proxies, Tunnel, clean_up, run};
+use warren_node::daemon::{DaemonError, DaemonOptions, Proxies, StatePlace, Tunnel, clean_up, run};
 
 use super::args::Given;
 use super::{Failure, socket};
@@ -30,8 +30,6 @@ const STATE_FILE: &str = "warren.state";
 
 /// Flags of `tailscaled` for features that are missing, with what to do.
 pub(super) const MISSING_VALUES: &[(&str, &str)] = &[
-    ("config", "give settings with: warren up"),
-    ("debug", "counters are shown by: warren metrics print"),
     ("bird-socket", "leave it out"),
     ("syspolicy-file", "leave it out"),
 ];
@@ -86,41 +84,16 @@ impl DaemonArgs {
             socks5: proxy("socks5-server")?,
             http: proxy("outbound-http-proxy-listen")?,
         };
-        let (state_dir, state_file) = match (given.text("state-dir"), given.text("state")) {
-            (_, Some(state))
-                if state.starts_with("mem:")
-                    || state.starts_with("kube:")
-                    || state.starts_with("arn:") =>
-            {
-                return Err(Failure::failed(format_args!(
-                    "--state {state}: only files are supported in this version"
-                )));
-            }
-            (Some(dir), Some(file)) => (PathBuf::from(dir), PathBuf::from(file)),
-            (Some(dir), None) => (PathBuf::from(dir), PathBuf::from(dir).join(STATE_FILE)),
-            (None, Some(file)) => {
-                let file = PathBuf::from(file);
-                let dir = file.parent().map(PathBuf::from).unwrap_or_default();
-                (
-                    if dir.as_os_str().is_empty() {
-                        ".".into()
-                    } else {
-                        dir
-                    },
-                    file,
-                )
-            }
-            (None, None) => {
-                let dir = default_state_dir()?;
-                let file = dir.join(STATE_FILE);
-                (dir, file)
-            }
-        };
+        let (state_dir, state) = state_place(given.text("state-dir"), given.text("state"))?;
+        let debug = given.text("debug").filter(|address| !address.is_empty());
+        let debug = debug.map(|address| check_listener("debug", address));
         Ok(Self {
             options: DaemonOptions {
                 socket: socket(given),
                 state_dir,
-                state_file,
+                state,
+                config: config_file(given.text("config").unwrap_or_default())?,
+                debug: debug.transpose()?,
                 port,
                 tunnel,
                 proxies,
@@ -128,6 +101,59 @@ impl DaemonArgs {
             verbose,
             cleanup: given.is("cleanup"),
         })
+    }
+}
+
+/// The folder for what the system needs after a crash, and the place of the state.
+fn state_place(
+    folder: Option<&str>,
+    state: Option<&str>,
+) -> Result<(PathBuf, StatePlace), Failure> {
+    let given = folder.map(PathBuf::from);
+    let file = match state {
+        Some("mem:") => {
+            let folder = given.map_or_else(default_state_dir, Ok)?;
+            return Ok((folder, StatePlace::Memory));
+        }
+        Some(other)
+            if ["mem:", "kube:", "arn:"]
+                .iter()
+                .any(|kind| other.starts_with(kind)) =>
+        {
+            return Err(Failure::failed(format_args!(
+                "--state {other}: only files and mem: (in memory) are supported in this version"
+            )));
+        }
+        file => file.map(PathBuf::from),
+    };
+    let folder = match (given, &file) {
+        (Some(folder), _) => folder,
+        (None, None) => default_state_dir()?,
+        (None, Some(file)) => {
+            let parent = file.parent().map(PathBuf::from).unwrap_or_default();
+            match parent.as_os_str().is_empty() {
+                true => ".".into(),
+                false => parent,
+            }
+        }
+    };
+    let file = file.unwrap_or_else(|| folder.join(STATE_FILE));
+    let place = StatePlace::Files {
+        folder: folder.clone(),
+        file,
+    };
+    Ok((folder, place))
+}
+
+/// The configuration file; `optional:` in front of it allows that there is none.
+fn config_file(text: &str) -> Result<Option<PathBuf>, Failure> {
+    match text.strip_prefix("optional:") {
+        None if text.is_empty() => Ok(None),
+        None if text == "vm:user-data" => Err(Failure::failed(
+            "--config vm:user-data is not in this version yet; give a file",
+        )),
+        None => Ok(Some(text.into())),
+        Some(path) => Ok(Some(PathBuf::from(path)).filter(|path| path.exists())),
     }
 }
 
@@ -245,7 +271,12 @@ mod tests {
                 options: DaemonOptions {
                     socket: "/x.sock".into(),
                     state_dir: "/s".into(),
-                    state_file: "/s/warren.state".into(),
+                    state: StatePlace::Files {
+                        folder: "/s".into(),
+                        file: "/s/warren.state".into(),
+                    },
+                    config: None,
+                    debug: None,
                     port: 41641,
                     tunnel: Tunnel::Interface("w0".into()),
                     proxies: Proxies::default(),
@@ -259,10 +290,18 @@ mod tests {
             (
                 args.options.socket,
                 args.options.state_dir,
-                args.options.state_file,
+                args.options.state,
                 args.cleanup
             ),
-            ("/y".into(), "/s".into(), "/t/file".into(), true)
+            (
+                "/y".into(),
+                "/s".into(),
+                StatePlace::Files {
+                    folder: "/s".into(),
+                    file: "/t/file".into(),
+                },
+                true
+            )
         );
         assert_eq!(
             parse("w daemon --state f").unwrap().options.state_dir,
@@ -278,6 +317,29 @@ mod tests {
         assert_eq!(options.tunnel, Tunnel::Userspace);
         assert_eq!(options.proxies.socks5.as_deref(), Some("localhost:1055"));
         assert_eq!(options.proxies.http.as_deref(), Some(":1056"));
+    }
+
+    #[test]
+    fn a_daemon_may_keep_its_state_in_memory() {
+        let options = parse("w daemon --state=mem: --statedir=/s")
+            .unwrap()
+            .options;
+        assert_eq!(options.state, StatePlace::Memory);
+        assert_eq!(options.state_dir, PathBuf::from("/s"));
+    }
+
+    #[test]
+    fn a_daemon_takes_a_configuration_file_and_an_address_for_counters() {
+        let options = parse("w daemon --state-dir /s --config /c --debug :9090");
+        let options = options.unwrap().options;
+        assert_eq!(options.config, Some("/c".into()));
+        assert_eq!(options.debug.as_deref(), Some(":9090"));
+        let absent = parse("w daemon --state-dir /s --config optional:/nowhere/at/all");
+        assert_eq!(absent.unwrap().options.config, None);
+        let user_data = parse("w daemon --state-dir /s --config vm:user-data");
+        assert!(matches!(user_data, Err(Failure::Failed(_))));
+        let unusable = parse("w daemon --state-dir /s --debug 9090");
+        assert!(matches!(unusable, Err(Failure::Usage(_))));
     }
 
     #[test]
@@ -300,14 +362,16 @@ mod tests {
                 "{wrong}"
             );
         }
-        assert!(matches!(
-            parse("w daemon --state mem:"),
-            Err(Failure::Failed(_))
-        ));
+        for place in ["kube:x", "arn:aws:ssm:x", "mem:x"] {
+            assert!(matches!(
+                parse(&format!("w daemon --state {place}")),
+                Err(Failure::Failed(_))
+            ));
+        }
         // Flags of the official daemon: taken where nothing is asked for, else refused.
         let quiet = "w daemon --state-dir /s -no-logs-no-support --encrypt-state=false --debug=";
         assert!(parse(quiet).is_ok());
-        for wanted in ["--encrypt-state", "--config /x", "--debug :80", "-syslog"] {
+        for wanted in ["--encrypt-state", "--syspolicy-file /x", "-syslog"] {
             let parsed = parse(&format!("w daemon --state-dir /s {wanted}"));
             assert!(
                 matches!(&parsed, Err(Failure::Failed(text)) if text.contains("not in this version yet")),

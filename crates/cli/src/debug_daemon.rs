@@ -1,12 +1,15 @@
 //! `warren debug` commands that show what the daemon knows: `prefs`, `netmap`,
-//! `derp-map`, `watch-ipn`, `metrics`, `localapi`, and actions: `restun`, `rebind`.
+//! `derp-map`, `watch-ipn`, `metrics`, `localapi`, and actions: `restun`, `rebind`,
+//! `reload-config`.
 
 use serde::Serialize;
 
 use super::args::Given;
 use super::{Failure, Io};
 use warren_local_api::client::Client;
-use warren_local_api::endpoints::{Debug, DebugAction, GetDerpMap, GetMetrics, GetPrefs, WatchBus};
+use warren_local_api::endpoints::{
+    Debug, DebugAction, GetDerpMap, GetMetrics, GetPrefs, ReloadConfig, WatchBus,
+};
 use warren_local_api::notify::NotifyMask;
 use warren_local_api::ordered_json::OrderedJson;
 
@@ -31,6 +34,7 @@ pub(super) async fn run(
         )),
         "restun" => act(DebugAction::Restun, client).await,
         "rebind" => act(DebugAction::Rebind, client).await,
+        "reload-config" => reload_config(client, io).await,
         _ => return None,
     })
 }
@@ -78,6 +82,17 @@ async fn metrics(client: &Client, io: &mut Io) -> Result<(), Failure> {
 async fn act(action: DebugAction, client: &Client) -> Result<(), Failure> {
     client.call(Debug { action }).await?;
     Ok(())
+}
+
+async fn reload_config(client: &Client, io: &mut Io) -> Result<(), Failure> {
+    let answer = client.call(ReloadConfig).await?;
+    match answer.reloaded {
+        true => io.say("config reloaded"),
+        false if answer.error.is_empty() => Err(Failure::failed(
+            "the daemon has no configuration file; start it with: warren daemon --config FILE",
+        )),
+        false => Err(Failure::failed(answer.error)),
+    }
 }
 
 async fn watch(given: &Given<'_>, client: &Client, io: &mut Io) -> Result<(), Failure> {

@@ -434,7 +434,7 @@ fn syspolicy() -> Command {
 }
 
 /// The state of the daemon, and the actions that it can be asked for.
-fn debug_daemon() -> [Command; 9] {
+fn debug_daemon() -> [Command; 10] {
     let words = Arg::new("WORDS")
         .value_name("[METHOD] PATH [BODY]")
         .num_args(1..=3)
@@ -461,6 +461,7 @@ fn debug_daemon() -> [Command; 9] {
         Command::new("local-creds").about("Show how to reach the daemon with curl"),
         Command::new("restun").about("Measure the network around again"),
         Command::new("rebind").about("Open the UDP sockets again"),
+        Command::new("reload-config").about("Read the configuration file of the daemon again"),
     ]
 }
 
@@ -529,7 +530,18 @@ fn daemon() -> Command {
             value(
                 "state",
                 "FILE",
-                "file for keys and settings [default: warren.state in the folder]",
+                "file for keys and settings [default: warren.state in the folder]; mem:: keep \
+                 nothing, be a new machine after each start",
+            ),
+            value(
+                "config",
+                "FILE",
+                "settings from a file in the form of the official client",
+            ),
+            value(
+                "debug",
+                "ADDRESS",
+                "serve counters and figures over HTTP at host:port",
             ),
             value("port", "N", "UDP port; 0: any").default_value("0"),
             value(

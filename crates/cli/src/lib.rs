@@ -151,9 +151,8 @@ where
 {
     let args = parsed_form(args.into_iter().collect());
     // The program's name and flags of the program stand before the command.
-    let mut words = args.iter().skip(1).filter_map(|word| word.to_str());
-    let command = words.find(|word| !word.starts_with('-'));
-    if let Some(why) = command.and_then(missing::reason) {
+    let words = args.iter().skip(1).filter_map(|word| word.to_str());
+    if let Some(why) = missing::reason(words.filter(|word| !word.starts_with('-'))) {
         io.note(why);
         return ExitCode::FAILURE;
     }

@@ -28,7 +28,9 @@ pub use network::{
     GetFileTargets, GetFilterRules, GetServices, PeerById, SuggestExitNode, SuggestedExitNode,
     UserById, address_of,
 };
-pub use prefs::{CheckPrefs, CheckedPrefs, EditPrefs, GetPrefs, name_exit_node};
+pub use prefs::{
+    CheckPrefs, CheckedPrefs, EditPrefs, GetPrefs, ReloadConfig, ReloadedConfig, name_exit_node,
+};
 pub use profiles::{
     DeleteProfile, GetCurrentProfile, GetProfile, GetProfiles, NewProfile, SwitchProfile,
 };
@@ -79,9 +81,8 @@ macro_rules! endpoints {
             $crate::router::Routes::new(node)$(.on::<$request>())*
         }
 
-        #[cfg(test)]
         /// Name, methods, path and permission of every row.
-        pub(crate) const ROWS: &[(&str, &[http::Method], &str, Permission)] = &[
+        pub const ROWS: &[(&str, &[http::Method], &str, Permission)] = &[
             $((stringify!($request), <$request as $crate::endpoint::Endpoint>::METHODS, $path,
                 Permission::$permission),)*
         ];
@@ -122,6 +123,8 @@ endpoints! {
     GetPrefs: [GET, HEAD] "/localapi/v0/prefs", Read => PrettyJson<ShownPrefs>;
     EditPrefs: [PATCH] "/localapi/v0/prefs", Write => PrettyJson<ShownPrefs>, errors in "Error";
     CheckPrefs: [POST] "/localapi/v0/check-prefs", Write => Json<CheckedPrefs>;
+
+    ReloadConfig: [POST] "/localapi/v0/reload-config", Write => Json<ReloadedConfig>;
 
     Start: [POST] "/localapi/v0/start", Write => NoContent<()>;
     LogIn: [POST] "/localapi/v0/login-interactive", Write => NoContent<()>;

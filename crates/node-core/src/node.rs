@@ -115,7 +115,7 @@ impl Node {
             node_key,
             disco_key,
             flow_slots: config.flow_slots,
-            logins: Logins::new(config.stored, entropy.boxed()),
+            logins: Logins::new(config.stored, config.ephemeral, entropy.boxed()),
             links: RelayLinks::default(),
             pings: Pings::default(),
             persistence: Persistence::new(now, config.clock_floor),

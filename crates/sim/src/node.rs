@@ -724,6 +724,7 @@ fn process(
         flow_slots: Some(FLOW_SLOTS),
         aead: warren_tunnel::Aead::default(),
         ranges: warren_node_types::TailnetRanges::DEFAULT,
+        ephemeral: false,
     };
     NodeCore::new(config, now, rng.boxed())
 }

@@ -5,7 +5,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod bad_requests;
 mod commands;
+mod daemon;
 mod interface;
 mod network;
 mod official;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
 use warren_control::cli::args::{OptionalListen, Serve};
 use warren_control::serve::{Running, defaults, start};
 use warren_control_api::endpoints::{ApproveNode, CreateAuthKey, ListPendingNodes, SendC2n};
@@ -109,6 +110,14 @@ impl Network {
     /// The folder for the state of a node.
     pub fn state_dir(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    /// Starts a task beside those of server and nodes.
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        task: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
+        self.runtime.spawn(task)
     }
 
     /// Runs a future among the tasks of server and nodes.

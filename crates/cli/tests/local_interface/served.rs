@@ -158,13 +158,7 @@ impl Served {
 
     /// Starts a command line.
     pub fn warren_in_background(&self, line: &str) -> Command {
-        let mut args = vec![
-            "warren".into(),
-            "--socket".into(),
-            self.socket.clone().into(),
-        ];
-        args.extend(line.split_whitespace().map(Into::into));
-        Command::start(args)
+        Command::at(&self.socket, line)
     }
 }
 
@@ -204,6 +198,13 @@ pub struct Command {
 }
 
 impl Command {
+    /// Starts a command line for the daemon at this socket.
+    pub fn at(socket: &std::path::Path, line: &str) -> Self {
+        let mut args = vec!["warren".into(), "--socket".into(), socket.into()];
+        args.extend(line.split_whitespace().map(Into::into));
+        Self::start(args)
+    }
+
     fn start(args: Vec<std::ffi::OsString>) -> Self {
         let (out, err) = (Page::default(), Page::default());
         let io = Io {

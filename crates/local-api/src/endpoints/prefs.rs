@@ -14,6 +14,23 @@ pub struct GetPrefs;
 
 without_content!(GetPrefs);
 
+/// Reads the configuration file of the daemon again, and uses it.
+#[derive(Debug, Clone, Copy)]
+pub struct ReloadConfig;
+
+without_content!(ReloadConfig);
+
+/// The answer to [`ReloadConfig`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub struct ReloadedConfig {
+    /// Whether the file is in use; `false` without an error: there is none.
+    pub reloaded: bool,
+    /// The reason why the file cannot be used; the settings are as before then.
+    #[serde(rename = "Err")]
+    pub error: String,
+}
+
 /// A change of preferences. The answer is all preferences after it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EditPrefs {

@@ -503,4 +503,6 @@ pub struct NodeConfig {
     pub aead: Aead,
     /// The address ranges of the tailnet.
     pub ranges: TailnetRanges,
+    /// Whether the server is to remove the node when it is gone.
+    pub ephemeral: bool,
 }

@@ -76,6 +76,8 @@ pub(super) struct Logins {
     /// The auth key of the last start, and its time.
     given_key: Option<(Instant, String)>,
     description: Description,
+    /// Whether the server is to remove the node when it is gone.
+    ephemeral: bool,
     /// The node's own key for tailnet lock.
     lock_key: LockSecret,
     last_id: u64,
@@ -84,13 +86,14 @@ pub(super) struct Logins {
 }
 
 impl Logins {
-    pub(super) fn new(stored: StoredLogin, mut entropy: Box<dyn Entropy>) -> Self {
+    pub(super) fn new(stored: StoredLogin, ephemeral: bool, mut entropy: Box<dyn Entropy>) -> Self {
         Self {
             login: stored.account.map_or(Login::LoggedOut, Login::Idle),
             candidate: Self::found(stored.candidate),
             error: None,
             given_key: None,
             description: Description::default(),
+            ephemeral,
             lock_key: stored
                 .lock_key
                 .unwrap_or_else(|| LockSecret::generate(&mut *entropy)),
@@ -393,7 +396,7 @@ impl Logins {
             auth_key,
             lock_key: Some(self.lock_key.public()),
             node_key_signature,
-            ephemeral: false,
+            ephemeral: self.ephemeral,
             description: self.description.clone(),
         });
         Box::new(Session::new(id, control, given_key))

@@ -122,6 +122,7 @@ fn process(disk: &StoredLogin, want_running: bool, now: Instant, run: u64) -> No
         flow_slots: Some(64),
         aead: warren_tunnel::Aead::default(),
         ranges: warren_node_types::TailnetRanges::DEFAULT,
+        ephemeral: false,
     };
     Node::new(config, now, Box::new(CountingEntropy(run << 32)))
 }

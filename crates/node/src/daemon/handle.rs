@@ -23,8 +23,8 @@ use crate::localapi::endpoints::{
     DebugAction, DeleteProfile, Dial, Dialed, EditPrefs, GetCertDomains, GetCurrentProfile,
     GetDerpMap, GetDnsConfig, GetFileTargets, GetFilter, GetFilterRules, GetMetrics, GetNetcheck,
     GetPrefs, GetProfile, GetProfiles, GetServeConfig, GetServices, GetStatus, GetUserMetrics,
-    LogIn, LogOut, NewProfile, PeerById, Ping, ResetLogin, Start, SuggestExitNode,
-    SuggestedExitNode, SwitchProfile, UserById, WatchBus, WhoIs, Why,
+    LogIn, LogOut, NewProfile, PeerById, Ping, ReloadConfig, ReloadedConfig, ResetLogin, Start,
+    SuggestExitNode, SuggestedExitNode, SwitchProfile, UserById, WatchBus, WhoIs, Why,
 };
 use crate::localapi::error::{ApiError, Reply};
 use crate::localapi::filter::{FilterReport, WhyAnswer};
@@ -291,6 +291,7 @@ impl Handler<GetPrefs> for NodeHandle {
 impl Handler<EditPrefs> for NodeHandle {
     async fn handle(&self, request: EditPrefs) -> Reply<ShownPrefs> {
         self.now(|task| {
+            task.check_unlocked()?;
             let change = request.prepare(&task.prefs().prefs, &task.status(true))?;
             task.edit_prefs(&change)
         })
@@ -304,11 +305,30 @@ impl Handler<CheckPrefs> for NodeHandle {
     }
 }
 
+impl Handler<ReloadConfig> for NodeHandle {
+    async fn handle(&self, _: ReloadConfig) -> Reply<ReloadedConfig> {
+        let reloaded = self.now(EngineTask::reload_config).await;
+        Ok(match reloaded {
+            Ok(reloaded) => ReloadedConfig {
+                reloaded,
+                error: String::new(),
+            },
+            Err(error) => ReloadedConfig {
+                reloaded: false,
+                error: error.to_string(),
+            },
+        })
+    }
+}
+
 // ---- login ----
 
 impl Handler<Start> for NodeHandle {
     async fn handle(&self, request: Start) -> Reply<()> {
         self.now(|task| {
+            if request.options.update_prefs.is_some() {
+                task.check_unlocked()?;
+            }
             let options = request.prepare(&task.status(true))?;
             task.start(options)
         })

@@ -23,8 +23,11 @@ const SERVER: &str = "warren-server";
 /// Behind the name of a folder that is being removed.
 const REMOVED: &str = "removed";
 
-/// The chain in this folder.
-pub(super) fn load(folder: &Path) -> KeptLock {
+/// The chain in this folder; none without a folder.
+pub(super) fn load(folder: Option<&Path>) -> KeptLock {
+    let Some(folder) = folder else {
+        return KeptLock::Off;
+    };
     // A removal that was interrupted is finished.
     if let Err(error) = remove_folder(&removed(folder)) {
         tracing::warn!(%error, "what is left of a tailnet lock that was turned off cannot be removed");
@@ -94,8 +97,11 @@ fn beginning(messages: &[StoredAum]) -> io::Result<Option<AumHash>> {
     }
 }
 
-/// Makes the folder hold this chain, or none.
-pub(super) fn store(folder: &Path, chain: Option<&StoredChain>) -> io::Result<()> {
+/// Makes the folder hold this chain, or none. Without a folder, nothing is kept.
+pub(super) fn store(folder: Option<&Path>, chain: Option<&StoredChain>) -> io::Result<()> {
+    let Some(folder) = folder else {
+        return Ok(());
+    };
     let Some(chain) = chain else {
         let removed = removed(folder);
         remove_folder(&removed)?;
@@ -249,7 +255,7 @@ mod tests {
     }
 
     fn opened(folder: &Path) -> Option<Authority> {
-        match load(folder) {
+        match load(Some(folder)) {
             KeptLock::Off => None,
             KeptLock::On(chain) => {
                 assert_eq!(chain.server, "https://server");
@@ -264,21 +270,21 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path().join("tka-profiles/0001");
         assert!(opened(&folder).is_none());
-        store(&folder, None).unwrap();
+        store(Some(&folder), None).unwrap();
         // The checkpoint of the first 50 updates has 24 messages behind it.
         let mut authority = authority(90);
-        store(&folder, Some(&chain(&authority))).unwrap();
+        store(Some(&folder), Some(&chain(&authority))).unwrap();
         assert_eq!(opened(&folder).unwrap().head(), authority.head());
         let removed = authority.compact(u64::MAX, Compaction::default());
         assert!(!removed.is_empty());
-        store(&folder, Some(&chain(&authority))).unwrap();
+        store(Some(&folder), Some(&chain(&authority))).unwrap();
         let read = opened(&folder).unwrap();
         assert_eq!(
             (read.head(), read.oldest()),
             (authority.head(), authority.oldest())
         );
         assert_eq!(read.stored().len(), authority.stored().len());
-        store(&folder, None).unwrap();
+        store(Some(&folder), None).unwrap();
         assert!(opened(&folder).is_none());
         assert_eq!(
             std::fs::read_dir(root.path().join("tka-profiles"))
@@ -296,7 +302,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let written = |count: usize| {
             let folder = root.path().join(format!("{count}"));
-            store(&folder, Some(&chain(&old))).unwrap();
+            store(Some(&folder), Some(&chain(&old))).unwrap();
             let mut messages: Vec<_> = new.log().collect();
             messages.reverse();
             for aum in &messages[..count] {
@@ -320,7 +326,7 @@ mod tests {
         let folder = root.path().join("on");
         std::fs::create_dir_all(&folder).unwrap();
         assert!(opened(&folder).is_none());
-        store(&folder, Some(&chain(&authority(0)))).unwrap();
+        store(Some(&folder), Some(&chain(&authority(0)))).unwrap();
         std::fs::remove_file(folder.join(OLDEST)).unwrap();
         assert!(opened(&folder).is_some());
         // Turned off: after the renaming.
@@ -354,15 +360,18 @@ mod tests {
         ];
         for (number, damage) in damages.into_iter().enumerate() {
             let folder = root.path().join(number.to_string());
-            store(&folder, Some(&chain(&authority))).unwrap();
+            store(Some(&folder), Some(&chain(&authority))).unwrap();
             damage(&folder, &path_of(&folder, authority.oldest()));
-            assert!(matches!(load(&folder), KeptLock::Unreadable(_)), "{number}");
+            assert!(
+                matches!(load(Some(&folder)), KeptLock::Unreadable(_)),
+                "{number}"
+            );
         }
         // A chain without its beginning is found by the node, which opens it.
         let folder = root.path().join("gone");
-        store(&folder, Some(&chain(&authority))).unwrap();
+        store(Some(&folder), Some(&chain(&authority))).unwrap();
         std::fs::remove_file(path_of(&folder, authority.oldest())).unwrap();
-        let KeptLock::On(chain) = load(&folder) else {
+        let KeptLock::On(chain) = load(Some(&folder)) else {
             panic!("another state")
         };
         assert!(Authority::open(chain.messages, chain.oldest).is_err());
@@ -373,7 +382,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path().join("lock");
         let old = authority(1);
-        store(&folder, Some(&chain(&old))).unwrap();
+        store(Some(&folder), Some(&chain(&old))).unwrap();
         // A file where a folder has to be made stands for a disk that takes no more.
         let new = authority(9);
         let unknown = new.log().find(|aum| old.aum(aum.hash()).is_none()).unwrap();
@@ -383,7 +392,7 @@ mod tests {
             .to_owned();
         assert!(!blocked.exists(), "the hashes are always the same");
         std::fs::write(&blocked, "").unwrap();
-        assert!(store(&folder, Some(&chain(&new))).is_err());
+        assert!(store(Some(&folder), Some(&chain(&new))).is_err());
         let head = opened(&folder).unwrap().head();
         assert!(new.aum(head).is_some());
     }

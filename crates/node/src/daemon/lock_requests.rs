@@ -33,6 +33,11 @@ fn failed(error: impl std::fmt::Display) -> ApiError {
     ApiError::Failed(error.to_string())
 }
 
+/// The error of a request whose content cannot be used.
+fn refused(error: impl std::fmt::Display) -> ApiError {
+    ApiError::Refused(error.to_string())
+}
+
 /// The same error with words before it, as scripts know it.
 fn prefixed(words: &'static str) -> impl Fn(ApiError) -> ApiError {
     move |error| ApiError::from_status(error.status(), format!("{words}: {error}"))
@@ -41,17 +46,17 @@ fn prefixed(words: &'static str) -> impl Fn(ApiError) -> ApiError {
 fn trusted_key(given: GivenKey) -> Reply<TrustedKey> {
     let public: Option<[u8; 32]> = given.public.0.try_into().ok();
     let (Some(public), KIND) = (public, given.kind) else {
-        return Err(failed("a trusted key is an Ed25519 key of 32 bytes"));
+        return Err(refused("a trusted key is an Ed25519 key of 32 bytes"));
     };
     let votes = u16::try_from(given.votes).unwrap_or(u16::MAX);
-    let meta = Meta::new(given.meta).map_err(failed)?;
-    TrustedKey::new(LockPublic::from_bytes(public), votes, meta).map_err(failed)
+    let meta = Meta::new(given.meta).map_err(refused)?;
+    TrustedKey::new(LockPublic::from_bytes(public), votes, meta).map_err(refused)
 }
 
 fn key_id(bytes: &[u8]) -> Reply<KeyId> {
     let public: [u8; 32] = bytes
         .try_into()
-        .map_err(|_| failed("a trusted key has 32 bytes"))?;
+        .map_err(|_| refused("a trusted key has 32 bytes"))?;
     Ok(LockPublic::from_bytes(public).into())
 }
 
@@ -108,7 +113,7 @@ impl Handler<LockInit> for NodeHandle {
                         let bytes = value.0.try_into();
                         bytes
                             .map(DisablementValue::from_bytes)
-                            .map_err(|_| failed("a disablement value has 32 bytes"))
+                            .map_err(|_| refused("a disablement value has 32 bytes"))
                     });
                     let values = values.collect::<Reply<Vec<_>>>()?;
                     let commands = task.lock_commands();
@@ -140,7 +145,7 @@ impl Handler<LockSign> for NodeHandle {
                         bytes => Some(LockPublic::from_bytes(
                             bytes
                                 .try_into()
-                                .map_err(|_| failed("a rotation key has 32 bytes"))?,
+                                .map_err(|_| refused("a rotation key has 32 bytes"))?,
                         )),
                     };
                     let commands = task.lock_commands();

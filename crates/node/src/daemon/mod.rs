@@ -19,7 +19,9 @@
 //! end, and what a killed daemon left is removed at the start.
 
 mod aead;
+mod config_file;
 mod control_session;
+mod debug_listener;
 mod detached;
 mod engine_task;
 mod handle;
@@ -48,10 +50,11 @@ use warren_dial::derp::DerpSender;
 use warren_host::link::LinkChange;
 use warren_node_core::node::{LinkId, NodeInput};
 
+pub use config_file::{ConfigFile, ConfigFileError};
 pub use detached::DetachedNode;
 pub use handle::NodeHandle;
 pub use start::{DaemonError, DaemonOptions, Proxies, Tunnel, clean_up, run};
-pub use state::{StateError, StateFolder};
+pub use state::{StateError, StateFolder, StatePlace};
 
 /// Datagrams of each kind that may wait for the engine task. Others can send any
 /// number: those that do not fit are dropped, as by a full socket.

@@ -77,12 +77,13 @@ pub struct PortMapping {
 }
 
 impl PortMapping {
-    /// Starts the task. `record` is the file with the mapping that an earlier daemon left.
-    pub fn start(allowed: Allowed, record: PathBuf, dialer: Dialer, inbox: Inbox) -> Self {
+    /// Starts the task. `record` is the file with the mapping that an earlier daemon left;
+    /// without one, nothing is recorded.
+    pub fn start(allowed: Allowed, record: Option<PathBuf>, dialer: Dialer, inbox: Inbox) -> Self {
         let (orders, waiting) = mpsc::unbounded_channel();
         let mut mapper = PortMapper::new(Family::V4, Box::new(SystemEntropy));
         mapper.allow_upnp(allowed.upnp);
-        if let Some(kept) = read_record(&record) {
+        if let Some(kept) = record.as_deref().and_then(read_record) {
             mapper.restore(kept);
         }
         let task = Task {
@@ -145,7 +146,7 @@ fn router(link: &LinkState) -> Option<Router> {
 struct Task {
     mapper: PortMapper,
     allowed: Allowed,
-    record: PathBuf,
+    record: Option<PathBuf>,
     dialer: Dialer,
     inbox: Inbox,
     /// Open from the first datagram on.
@@ -229,7 +230,11 @@ impl Task {
                 Output::Exchange { id, to, request } => {
                     self.waiting.push_back(Exchange { id, to, request });
                 }
-                Output::Keep(kept) => write_record(self.record.clone(), kept).await,
+                Output::Keep(kept) => {
+                    if let Some(record) = self.record.clone() {
+                        write_record(record, kept).await;
+                    }
+                }
                 Output::Report(report) => self.inbox.send(NodeInput::PortMap(report)),
             }
         }

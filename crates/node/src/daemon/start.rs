@@ -28,6 +28,7 @@ use warren_service_manager::ServiceManager;
 use warren_tunnel::Aead;
 
 use super::aead::{self, BadAead};
+use super::config_file::{ConfigFile, ConfigFileError};
 use super::engine_task::{EngineTask, EngineTaskConfig, local_network, node_settings};
 use super::handle::NodeHandle;
 use super::host_task::Host;
@@ -36,10 +37,10 @@ use super::packets::PacketReports;
 use super::port_mapping::{Allowed, PortMapping};
 use super::relays::Relays;
 use super::ssh::{ServiceStack, Ssh, SshPlace};
-use super::state::{StateError, StateFolder};
+use super::state::{StateError, StateFolder, StatePlace};
 use super::system::{Machine, resolver_options};
 use super::userspace::{self, ProgramDialer, Routes, StartedNetwork, UserspaceSystem};
-use super::{Inbox, Message, lock_files, magic_dns};
+use super::{Inbox, Message, debug_listener, lock_files, magic_dns};
 use crate::localapi::server;
 use warren_dial::SystemEntropy;
 
@@ -49,12 +50,17 @@ const SOCKET_RETRY: Duration = Duration::from_secs(10);
 /// How a daemon runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DaemonOptions {
-    /// Folder for everything that must survive a restart.
+    /// Folder for what the system needs after a crash: what resolv.conf was. Usually
+    /// that of the state too.
     pub state_dir: PathBuf,
-    /// File with keys and preferences.
-    pub state_file: PathBuf,
+    /// Where keys, preferences and the last netmap are kept.
+    pub state: StatePlace,
     /// Where to listen for the command line.
     pub socket: PathBuf,
+    /// The configuration file, if there is one.
+    pub config: Option<PathBuf>,
+    /// Where counters and figures are served, as `host:port` or `:port`.
+    pub debug: Option<String>,
     /// UDP port; 0 lets the system choose.
     pub port: u16,
     /// The end of the tunnel at this machine.
@@ -121,6 +127,17 @@ pub enum DaemonError {
         /// The error of the system.
         source: io::Error,
     },
+    /// The configuration file.
+    #[error(transparent)]
+    Config(#[from] ConfigFileError),
+    /// The listener for counters and figures.
+    #[error("cannot serve counters at {address}: {source}; choose another address with --debug")]
+    Debug {
+        /// The address.
+        address: String,
+        /// The error of the system.
+        source: io::Error,
+    },
     /// Anything else of the system.
     #[error("{what}: {source}")]
     System {
@@ -142,7 +159,20 @@ pub(super) fn system(what: &'static str) -> impl FnOnce(io::Error) -> DaemonErro
 pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
     let threads = ThreadCounts::choose()?;
     let aead = aead::choose()?;
-    let state = StateFolder::open(&options.state_dir, &options.state_file, &mut SystemEntropy)?;
+    let config = options
+        .config
+        .as_deref()
+        .map(ConfigFile::load)
+        .transpose()?;
+    let mut state = open_state(&options)?;
+    let mut auth_key = None;
+    if let Some(config) = config {
+        config.change.apply_to(&mut state.prefs);
+        state.save()?;
+        auth_key = config.auth_key.clone();
+        state.config = Some(config);
+    }
+    let auth_key = auth_key.filter(|_| state.login.account.is_none());
     let socket = match LocalSocket::bind(options.socket.clone()) {
         Ok(socket) => Some(socket),
         // A machine that is administered over the tunnel needs the network most.
@@ -206,6 +236,16 @@ pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
     });
 
     let handle = Arc::new(NodeHandle::new(inbox.clone()));
+    if let Some(address) = &options.debug {
+        debug_listener::serve(address, NodeHandle::new(inbox.clone())).await?;
+    }
+    if let Some(auth_key) = auth_key {
+        inbox.send(Message::Request(Box::new(|task| {
+            if let Err(error) = task.log_in_with(auth_key) {
+                tracing::error!(%error, "the auth key of the configuration file is not used");
+            }
+        })));
+    }
     let local = tokio::spawn(serve_local_programs(socket, options.socket.clone(), handle));
     tracing::info!(socket = %options.socket.display(), "ready");
     let manager = ServiceManager::from_environment();
@@ -218,6 +258,26 @@ pub async fn run(options: DaemonOptions) -> Result<(), DaemonError> {
     // The file of the socket goes with the task.
     let _cancelled = local.await;
     Ok(())
+}
+
+/// The state in the place that the options name.
+fn open_state(options: &DaemonOptions) -> Result<StateFolder, DaemonError> {
+    match &options.state {
+        StatePlace::Files { folder, file } => {
+            Ok(StateFolder::open(folder, file, &mut SystemEntropy)?)
+        }
+        StatePlace::Memory => {
+            if matches!(options.tunnel, Tunnel::Interface(_)) {
+                // For what resolv.conf was. It may be a folder of the system, as /tmp.
+                let made = std::fs::create_dir_all(&options.state_dir);
+                made.map_err(|source| StateError::Folder {
+                    path: options.state_dir.clone(),
+                    source,
+                })?;
+            }
+            Ok(StateFolder::in_memory_only(&mut SystemEntropy)?)
+        }
+    }
 }
 
 /// The place of a node in the operating system, or beside it.
@@ -445,13 +505,14 @@ impl Platform {
         ssh.set(state.prefs.run_ssh);
         let config = NodeConfig {
             stored: state.login.clone(),
-            lock: lock_files::load(&state.lock_folder()),
+            lock: lock_files::load(state.lock_folder().as_deref()),
             clock_floor: state.clock_floor,
             settings: node_settings(&state.prefs, has_interface, ssh.public_keys()),
             network: local_network(&self.sockets, &self.link.state),
             flow_slots: None,
             aead: self.aead,
             ranges: warren_node_types::TailnetRanges::DEFAULT,
+            ephemeral: state.is_ephemeral(),
         };
         let mut node = Node::new(config, Instant::now(), Box::new(SystemEntropy));
         let mut outputs = std::iter::from_fn(|| node.poll_output());

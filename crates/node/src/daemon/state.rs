@@ -9,6 +9,9 @@
 //! or the new one.
 //!
 //! Keys that we do not know are kept as they are.
+//!
+//! A node whose state is in memory ([`StatePlace::Memory`]) has none of these files. It is
+//! a new machine after each start.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -25,7 +28,8 @@ use warren_lock::LockSecret;
 use warren_node_core::node::{Account, KeptNetmap, StoredLogin};
 use zeroize::Zeroizing;
 
-use crate::localapi::prefs::{Persist, Prefs, ShownPrefs};
+use super::config_file::ConfigFile;
+use crate::localapi::prefs::{PREF_KEYS, Persist, Prefs, ShownPrefs};
 use crate::localapi::types::{LoginProfile, NetworkProfile};
 
 const MACHINE_KEY: &str = "_machinekey";
@@ -94,11 +98,31 @@ pub enum StateError {
     },
 }
 
-/// The state folder, locked for this process.
-pub struct StateFolder {
+/// Where the state is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StatePlace {
+    /// In files.
+    Files {
+        /// Folder for everything that must survive a restart.
+        folder: PathBuf,
+        /// File with keys and preferences, usually in the folder.
+        file: PathBuf,
+    },
+    /// In memory only. The node is ephemeral, and a new machine after each start.
+    Memory,
+}
+
+/// The files of a state, locked for this process.
+struct Files {
     folder: PathBuf,
     file: PathBuf,
     _lock: LockFile,
+}
+
+/// The state of a node, in a locked folder or in memory.
+pub struct StateFolder {
+    /// `None`: in memory.
+    files: Option<Files>,
     values: BTreeMap<String, Value>,
     profile: String,
     /// The network of the login in use, for the list of logins.
@@ -110,6 +134,8 @@ pub struct StateFolder {
     /// The login in force, and the key of a new login that the server has not
     /// answered yet.
     pub login: StoredLogin,
+    /// The file that sets preferences, if there is one.
+    pub config: Option<ConfigFile>,
     /// No handshake so far had a timestamp above this: time since the UNIX
     /// epoch.
     pub clock_floor: Duration,
@@ -166,8 +192,7 @@ impl StateFolder {
         };
         make_private_folder(folder).map_err(failed)?;
         let lock = Self::lock(folder)?;
-        let path = file.to_owned();
-        let text = match std::fs::read(&path) {
+        let text = match std::fs::read(file) {
             Ok(text) => {
                 if text.is_empty() {
                     tracing::warn!(
@@ -178,8 +203,35 @@ impl StateFolder {
                 Zeroizing::new(text)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Zeroizing::default(),
-            Err(source) => return Err(StateError::Read { path, source }),
+            Err(source) => {
+                let path = file.to_owned();
+                return Err(StateError::Read { path, source });
+            }
         };
+        let files = Files {
+            folder: folder.to_owned(),
+            file: file.to_owned(),
+            _lock: lock,
+        };
+        Self::read(Some(files), &text, entropy)
+    }
+
+    /// A state in memory, of a new machine.
+    ///
+    /// # Errors
+    /// None.
+    pub fn in_memory_only(entropy: &mut dyn Entropy) -> Result<Self, StateError> {
+        Self::read(None, &[], entropy)
+    }
+
+    /// The state in the text of a state file.
+    fn read(
+        files: Option<Files>,
+        text: &[u8],
+        entropy: &mut dyn Entropy,
+    ) -> Result<Self, StateError> {
+        let path = files.as_ref().map(|files| files.file.clone());
+        let path = path.unwrap_or_default();
         let damaged = |what: String| StateError::Damaged {
             path: path.clone(),
             what,
@@ -187,7 +239,7 @@ impl StateFolder {
         let values: BTreeMap<String, Value> = if text.is_empty() {
             BTreeMap::new()
         } else {
-            serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?
+            serde_json::from_slice(text).map_err(|error| damaged(error.to_string()))?
         };
         let mut fresh = !values.contains_key(MACHINE_KEY);
         let machine_key = match value(&values, MACHINE_KEY).map_err(damaged)? {
@@ -229,17 +281,17 @@ impl StateFolder {
             login.lock_key = Some(LockSecret::generate(entropy));
             fresh = true;
         }
+        let clock = files.as_ref().map(|files| files.folder.join(CLOCK_FILE));
         let mut state = Self {
-            folder: folder.to_owned(),
-            file: file.to_owned(),
-            _lock: lock,
+            files,
             values,
             profile,
             network: NetworkProfile::default(),
             machine_key,
             prefs,
             login,
-            clock_floor: read_clock(&folder.join(CLOCK_FILE)),
+            config: None,
+            clock_floor: clock.map_or(Duration::ZERO, |path| read_clock(&path)),
         };
         if fresh {
             state.save()?;
@@ -247,9 +299,14 @@ impl StateFolder {
         Ok(state)
     }
 
-    /// The folder.
-    pub fn folder(&self) -> &Path {
-        &self.folder
+    /// The folder; `None` in memory.
+    pub fn folder(&self) -> Option<&Path> {
+        self.files.as_ref().map(|files| files.folder.as_path())
+    }
+
+    /// Whether the node ends with this process: its state is in memory.
+    pub fn is_ephemeral(&self) -> bool {
+        self.files.is_none()
     }
 
     /// The name of the login in the state file.
@@ -257,7 +314,7 @@ impl StateFolder {
         &self.profile
     }
 
-    /// Writes everything.
+    /// Writes everything, if there is a file.
     ///
     /// # Errors
     /// [`StateError::Write`]; the file is then as before.
@@ -283,6 +340,7 @@ impl StateFolder {
                 AUTOSIGN_TAGS: self.login.autosign_tags,
             }),
         };
+        self.keep_unknown(&mut prefs);
         let id = self.profile_id().to_owned();
         let mut profiles = self.other_profiles();
         if let Some(login) = account {
@@ -334,9 +392,30 @@ impl StateFolder {
             }
             _ => drop(self.values.remove(LOCK_KEY)),
         }
-        let path = self.file.clone();
+        let Some(files) = &self.files else {
+            return Ok(());
+        };
+        let path = files.file.clone();
         let text = Zeroizing::new(serde_json::to_vec_pretty(&self.values).unwrap_or_default());
         write_atomic(&path, &text, 0o600).map_err(|source| StateError::Write { path, source })
+    }
+
+    /// Takes over the members of the stored profile that this version does not know: a
+    /// newer one, to which the machine returns, finds its settings again.
+    fn keep_unknown(&self, prefs: &mut Value) {
+        let stored = value(&self.values, &self.profile).ok().flatten();
+        let stored = stored.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let (Some(Value::Object(stored)), Value::Object(prefs)) = (stored, prefs) else {
+            return;
+        };
+        for (key, value) in stored {
+            let is_known = PREF_KEYS
+                .iter()
+                .any(|known| known.eq_ignore_ascii_case(&key));
+            if !is_known {
+                prefs.insert(key, value);
+            }
+        }
     }
 
     /// The id of the login in use, four hexadecimal digits as a rule.
@@ -441,7 +520,7 @@ impl StateFolder {
     /// The netmap of the last run. One that cannot be read is removed: the server
     /// sends it again, and nothing is lost but the head start.
     pub fn load_netmap(&self) -> Option<KeptNetmap<'static>> {
-        let path = self.netmap_path();
+        let path = self.netmap_path()?;
         let read = match std::fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
             Err(error) => Err(error.to_string()),
@@ -463,25 +542,25 @@ impl StateFolder {
         }
     }
 
-    /// The folder of tailnet lock of the login in use.
-    pub fn lock_folder(&self) -> PathBuf {
+    /// The folder of tailnet lock of the login in use; `None` in memory, like all paths here.
+    pub fn lock_folder(&self) -> Option<PathBuf> {
         self.lock_folder_of(self.profile_id())
     }
 
     /// The folder of tailnet lock of the login with this id.
-    pub fn lock_folder_of(&self, id: &str) -> PathBuf {
-        self.folder.join(TAILNET_LOCK_FOLDER).join(id)
+    pub fn lock_folder_of(&self, id: &str) -> Option<PathBuf> {
+        Some(self.folder()?.join(TAILNET_LOCK_FOLDER).join(id))
     }
 
     /// Where the netmap is kept.
-    pub fn netmap_path(&self) -> PathBuf {
-        self.folder.join(NETMAP_FILE)
+    pub fn netmap_path(&self) -> Option<PathBuf> {
+        Some(self.folder()?.join(NETMAP_FILE))
     }
 
     /// Where [`clock_floor`](Self::clock_floor) is kept: its whole seconds, in
     /// decimal.
-    pub fn clock_path(&self) -> PathBuf {
-        self.folder.join(CLOCK_FILE)
+    pub fn clock_path(&self) -> Option<PathBuf> {
+        Some(self.folder()?.join(CLOCK_FILE))
     }
 
     /// The folder of the keys of the SSH server.
@@ -490,8 +569,8 @@ impl StateFolder {
     }
 
     /// Where the port mapping at the router is recorded.
-    pub fn port_mapping_path(&self) -> PathBuf {
-        self.folder.join(PORT_MAPPING_FILE)
+    pub fn port_mapping_path(&self) -> Option<PathBuf> {
+        Some(self.folder()?.join(PORT_MAPPING_FILE))
     }
 }
 
@@ -612,210 +691,4 @@ fn make_private_folder(folder: &Path) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use warren_control_types::UserProfile;
-    use warren_testkit::CountingEntropy;
-
-    use super::*;
-
-    const STATE_FILE: &str = "warren.state";
-
-    fn open(folder: &Path, first: u64) -> Result<StateFolder, StateError> {
-        StateFolder::open(
-            folder,
-            &folder.join(STATE_FILE),
-            &mut CountingEntropy(first),
-        )
-    }
-
-    #[test]
-    fn keys_and_preferences_survive_and_stay_private() {
-        use std::os::unix::fs::PermissionsExt as _;
-        let folder = tempfile::tempdir().unwrap();
-        let folder = folder.path().join("state");
-        let mut state = open(&folder, 0).unwrap();
-        let machine = state.machine_key.public();
-        state.prefs.hostname = "laptop".to_owned();
-        state.login = StoredLogin {
-            account: Some(Account {
-                node_key: NodeSecret::from_bytes(&[7; 32]),
-                old_node_key: None,
-                user_profile: UserProfile::default(),
-                node_id: StableNodeId("n1".to_owned()),
-            }),
-            candidate: Some(NodeSecret::from_bytes(&[8; 32])),
-            lock_key: state.login.lock_key.take(),
-            refused_locks: vec!["1:2".to_owned()],
-            autosign_tags: ["tag:a".to_owned()].into(),
-        };
-        let lock_key = state.login.lock_key.clone();
-        assert!(lock_key.is_some());
-        state.save().unwrap();
-        let path = folder.join(STATE_FILE);
-        assert_eq!(
-            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o600
-        );
-        assert_eq!(
-            std::fs::metadata(&folder).unwrap().permissions().mode() & 0o777,
-            0o700
-        );
-
-        assert!(matches!(open(&folder, 9), Err(StateError::Locked(_))));
-        drop(state);
-        let state = open(&folder, 9).unwrap();
-        assert_eq!(state.machine_key.public(), machine);
-        assert_eq!(state.prefs.hostname, "laptop");
-        let login = state.login.account.as_ref().unwrap();
-        assert_eq!(login.node_key, NodeSecret::from_bytes(&[7; 32]));
-        assert!(login.old_node_key.is_none());
-        assert_eq!(login.node_id.0, "n1");
-        assert_eq!(state.login.lock_key, lock_key);
-        assert_eq!(state.login.refused_locks, ["1:2"]);
-        assert!(state.login.autosign_tags.contains("tag:a"));
-        assert!(!state.values.contains_key(LOCK_KEY));
-        let candidate = state.login.candidate.as_ref();
-        assert_eq!(candidate, Some(&NodeSecret::from_bytes(&[8; 32])));
-
-        // A candidate that has ended is not on disk any more.
-        let mut state = state;
-        state.login.candidate = None;
-        state.save().unwrap();
-        drop(state);
-        assert!(open(&folder, 9).unwrap().login.candidate.is_none());
-    }
-
-    #[test]
-    fn a_damaged_file_is_reported_and_left_alone() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(STATE_FILE);
-        for damage in [
-            "{",
-            "{\"_machinekey\": 5}",
-            "{\"_machinekey\": \"!\"}",
-            "{\"_machinekey\": \"AAAA\"}",
-        ] {
-            std::fs::write(&path, damage).unwrap();
-            let error = open(folder.path(), 0).err().unwrap();
-            assert!(
-                matches!(error, StateError::Damaged { .. }),
-                "{damage}: {error}"
-            );
-            assert_eq!(std::fs::read_to_string(&path).unwrap(), damage);
-        }
-    }
-
-    #[test]
-    fn the_clock_of_handshakes_is_read_or_begins_at_the_epoch() {
-        let folder = tempfile::tempdir().unwrap();
-        let floor = || open(folder.path(), 0).unwrap().clock_floor;
-        assert_eq!(floor(), Duration::ZERO);
-        let path = open(folder.path(), 0).unwrap().clock_path();
-        std::fs::write(&path, "1700000060\n").unwrap();
-        assert_eq!(floor(), Duration::from_secs(1_700_000_060));
-        for damage in ["", "-5", "yesterday", "18446744073709551615", "\u{1}"] {
-            std::fs::write(&path, damage).unwrap();
-            assert_eq!(floor(), Duration::ZERO, "{damage}");
-        }
-        std::fs::write(&path, [0xff, 0xfe]).unwrap();
-        assert_eq!(floor(), Duration::ZERO);
-    }
-
-    #[test]
-    fn netmap_that_cannot_be_read_is_dropped() {
-        let folder = tempfile::tempdir().unwrap();
-        let state = open(folder.path(), 0).unwrap();
-        assert!(state.load_netmap().is_none());
-        let path = state.netmap_path();
-        for damage in [
-            "",
-            "{",
-            "{}",
-            "{\"netmap\": {\"self_node\": 5}}",
-            "\u{0}\u{0}",
-        ] {
-            std::fs::write(&path, damage).unwrap();
-            assert!(state.load_netmap().is_none(), "{damage}");
-            assert!(!path.exists(), "{damage}");
-        }
-        std::fs::write(&path, "{\"netmap\": {}, \"clock\": null}").unwrap();
-        assert!(state.load_netmap().is_some());
-        // Another kind of file is in the way.
-        std::fs::remove_file(&path).unwrap();
-        std::fs::create_dir(&path).unwrap();
-        assert!(state.load_netmap().is_none());
-    }
-
-    #[test]
-    fn logins_stay_when_another_one_is_chosen() {
-        let folder = tempfile::tempdir().unwrap();
-        let login = |byte: u8| Account {
-            node_key: NodeSecret::from_bytes(&[byte; 32]),
-            old_node_key: None,
-            user_profile: UserProfile::default(),
-            node_id: StableNodeId(format!("n{byte}")),
-        };
-        let mut state = open(folder.path(), 0).unwrap();
-        let first = state.profile_id().to_owned();
-        state.login.account = Some(login(7));
-        state.prefs.hostname = "one".to_owned();
-        state.save().unwrap();
-
-        let mut entropy = CountingEntropy(40);
-        state.choose_profile(None, &mut entropy).unwrap();
-        assert!(state.login.account.is_none() && state.prefs.logged_out);
-        assert_eq!(state.prefs.hostname, "");
-        // An empty one that is left leaves nothing behind.
-        let empty = state.profile_id().to_owned();
-        state.save().unwrap();
-        state.choose_profile(None, &mut entropy).unwrap();
-        let second = state.profile_id().to_owned();
-        state.login.account = Some(login(8));
-        state.save().unwrap();
-        assert!(!state.values.contains_key(&format!("profile-{empty}")));
-        drop(state);
-
-        let mut state = open(folder.path(), 9).unwrap();
-        assert_eq!(state.profile_id(), second);
-        let others: Vec<String> = state.other_profiles().keys().cloned().collect();
-        assert_eq!(others, [first.as_str()]);
-        state.choose_profile(Some(&first), &mut entropy).unwrap();
-        state.save().unwrap();
-        assert_eq!(state.prefs.hostname, "one");
-        let node_key = &state.login.account.as_ref().unwrap().node_key;
-        assert_eq!(*node_key, NodeSecret::from_bytes(&[7; 32]));
-        assert!(state.choose_profile(Some("nope"), &mut entropy).is_err());
-        assert_eq!(state.profile_id(), first);
-
-        // The same node again, as after a second login at one server.
-        state.choose_profile(None, &mut entropy).unwrap();
-        state.login.account = Some(login(8));
-        state.save().unwrap();
-        assert_eq!(state.other_profiles().keys().collect::<Vec<_>>(), [&first]);
-        let second = state.profile_id().to_owned();
-        state.choose_profile(Some(&first), &mut entropy).unwrap();
-        state.remove_profile(&second);
-        state.save().unwrap();
-        assert!(
-            open_values(folder.path())
-                .keys()
-                .all(|key| !key.contains(&second))
-        );
-        assert!(state.other_profiles().is_empty());
-    }
-
-    fn open_values(folder: &Path) -> BTreeMap<String, Value> {
-        serde_json::from_slice(&std::fs::read(folder.join(STATE_FILE)).unwrap()).unwrap()
-    }
-
-    #[test]
-    fn unknown_keys_are_kept() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(STATE_FILE);
-        std::fs::write(&path, "{\"_taildrop-received\": \"MQ==\"}").unwrap();
-        open(folder.path(), 0).unwrap().save().unwrap();
-        let text = std::fs::read_to_string(&path).unwrap();
-        assert!(text.contains("\"_taildrop-received\": \"MQ==\""), "{text}");
-    }
-}
+mod tests;

@@ -39,8 +39,10 @@ impl FileWriter {
         }
     }
 
-    /// Writes a file as a whole, for this user only.
-    pub(super) fn write(&self, path: PathBuf, content: Vec<u8>, otherwise: &'static str) {
+    /// Writes a file as a whole, for this user only. Without a path there is nothing to
+    /// write to.
+    pub(super) fn write(&self, path: Option<PathBuf>, content: Vec<u8>, otherwise: &'static str) {
+        let Some(path) = path else { return };
         self.order(Job {
             path,
             content: Some(content),
@@ -49,7 +51,8 @@ impl FileWriter {
     }
 
     /// Removes a file, if it is there.
-    pub(super) fn remove(&self, path: PathBuf, otherwise: &'static str) {
+    pub(super) fn remove(&self, path: Option<PathBuf>, otherwise: &'static str) {
+        let Some(path) = path else { return };
         self.order(Job {
             path,
             content: None,
@@ -103,7 +106,7 @@ mod tests {
     #[test]
     fn the_last_order_for_each_file_holds() {
         let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str| folder.path().join(name);
+        let path = |name: &str| Some(folder.path().join(name));
         let files = FileWriter::new();
         for n in 0..50u8 {
             files.write(path("kept"), vec![n], "");
@@ -115,8 +118,11 @@ mod tests {
         files.remove(path("never there"), "");
         files.write(path("back again"), vec![50], "");
         drop(files);
-        assert_eq!(std::fs::read(path("kept")).unwrap(), [49]);
-        assert_eq!(std::fs::read(path("back again")).unwrap(), [50]);
+        assert_eq!(std::fs::read(folder.path().join("kept")).unwrap(), [49]);
+        assert_eq!(
+            std::fs::read(folder.path().join("back again")).unwrap(),
+            [50]
+        );
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
     }
 }

@@ -56,6 +56,14 @@ impl EngineTask {
         started
     }
 
+    /// Logs in with an auth key and the present preferences.
+    pub(in crate::daemon) fn log_in_with(&mut self, auth_key: String) -> Reply<()> {
+        self.start(Options {
+            auth_key,
+            ..Options::default()
+        })
+    }
+
     pub(super) fn notify_state(&mut self) {
         let state = shown_state(self.node.state());
         self.listeners.notify(|notify| notify.state = Some(state));

@@ -7,7 +7,7 @@ use warren_node_core::node::{NodeInput, NodeSettings};
 
 use super::EngineTask;
 use crate::daemon::hostinfo;
-use crate::localapi::error::Reply;
+use crate::localapi::error::{ApiError, Reply};
 use crate::localapi::prefs::{MaskedPrefs, Prefs, ShownPrefs};
 
 /// The part of the preferences that the node decides by.
@@ -59,6 +59,36 @@ impl EngineTask {
             self.notify_prefs();
         }
         Ok(self.prefs())
+    }
+
+    /// Fails if only the configuration file sets preferences.
+    pub(in crate::daemon) fn check_unlocked(&self) -> Reply<()> {
+        match &self.state.config {
+            Some(config) if config.locked => Err(ApiError::Refused(format!(
+                "the settings are locked by the configuration file {}; edit that file, then: \
+                 warren debug reload-config",
+                config.path().display()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads the configuration file again and uses it. `false`: there is none.
+    pub(in crate::daemon) fn reload_config(&mut self) -> Reply<bool> {
+        let Some(config) = &self.state.config else {
+            return Ok(false);
+        };
+        let config = config.reload();
+        let config = config.map_err(|error| ApiError::Refused(error.to_string()))?;
+        self.edit_prefs(&config.change)?;
+        let auth_key = config.auth_key.clone();
+        self.state.config = Some(config);
+        if let Some(auth_key) = auth_key
+            && self.node.account().is_none()
+        {
+            self.log_in_with(auth_key)?;
+        }
+        Ok(true)
     }
 
     /// The settings of the node, with the SSH server as they want it.

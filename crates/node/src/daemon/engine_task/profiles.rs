@@ -87,7 +87,7 @@ impl EngineTask {
             state.remove_profile(id);
             Ok(())
         })?;
-        lock_files::store(&lock, None).map_err(|error| {
+        lock_files::store(lock.as_deref(), None).map_err(|error| {
             ApiError::Failed(format!(
                 "the login is removed, but its tailnet lock is not: {error}"
             ))
@@ -112,7 +112,7 @@ impl EngineTask {
         self.give(NodeInput::UseLogin {
             settings,
             stored: Box::new(self.state.login.clone()),
-            lock: Box::new(lock_files::load(&self.state.lock_folder())),
+            lock: Box::new(lock_files::load(self.state.lock_folder().as_deref())),
         });
         self.notify_prefs();
         Ok(())

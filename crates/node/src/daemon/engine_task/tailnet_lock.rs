@@ -18,7 +18,7 @@ use crate::localapi::tailnet_lock::{AutosignTags, LockKey, LockPeer, LockSignatu
 impl EngineTask {
     /// Writes the chain before the packet path follows it, and reports the outcome.
     pub(super) fn store_lock(&mut self, chain: Option<&StoredChain>) {
-        let result = lock_files::store(&self.state.lock_folder(), chain);
+        let result = lock_files::store(self.state.lock_folder().as_deref(), chain);
         let result = result.map_err(|error| {
             tracing::error!(%error, "the tailnet lock cannot be written to disk");
             error.to_string()

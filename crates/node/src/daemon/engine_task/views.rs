@@ -113,9 +113,10 @@ impl EngineTask {
         shown.ok_or_else(|| ApiError::Refused("no netmap".to_owned()))
     }
 
-    /// The folder of the state.
+    /// The folder of the state; empty if it is in memory.
     pub(in crate::daemon) fn state_folder(&self) -> String {
-        self.state.folder().display().to_string()
+        let folder = self.state.folder();
+        folder.map_or_else(String::new, |folder| folder.display().to_string())
     }
 
     /// Listens to changes.

@@ -66,6 +66,7 @@ fn start(lock: KeptLock, now: Instant) -> Node {
         flow_slots: Some(64),
         aead: warren_tunnel::Aead::default(),
         ranges: warren_node_types::TailnetRanges::DEFAULT,
+        ephemeral: false,
     };
     let mut node = Node::new(config, now, Box::new(SeededEntropy(3)));
     let kept = KeptNetmap {
