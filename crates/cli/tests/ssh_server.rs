@@ -38,11 +38,15 @@ impl Network {
 }
 
 impl Tailnet for Network {
-    fn facts(&self, _: IpAddr) -> Answer<'_, Option<Facts>> {
+    fn facts(&self, source: IpAddr) -> Answer<'_, Option<Facts>> {
         let policy = self.policy.lock().unwrap().clone();
         Box::pin(std::future::ready(Some(Facts {
             policy,
-            node: StableNodeId("n1".to_owned()),
+            // All addresses but 127.0.0.1 are of one other node.
+            node: StableNodeId(match source.to_string().as_str() {
+                "127.0.0.1" => "n1".to_owned(),
+                _ => "n2".to_owned(),
+            }),
             id: NodeId(1),
             login: "alice@example.com".to_owned(),
             own: NodeId(2),
@@ -730,9 +734,14 @@ async fn a_thousand_half_open_connections_of_a_peer_do_not_keep_others_out() {
     let served = serve(accept()).await;
     let mut held = Vec::new();
     let mut refused = 0;
-    for _ in 0..1000 {
+    for n in 0..1000 {
         let socket = TcpSocket::new_v4().unwrap();
-        socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        let from = if n % 2 == 0 {
+            "127.0.0.2:0"
+        } else {
+            "127.0.0.3:0"
+        };
+        socket.bind(from.parse().unwrap()).unwrap();
         let to = SocketAddr::from(([127, 0, 0, 1], served.port));
         let mut stream = socket.connect(to).await.unwrap();
         let mut ident = [0; 4];
@@ -803,4 +812,85 @@ async fn the_agent_of_the_client_is_reached_where_the_action_says() {
         );
         assert_eq!(text.contains("drwx------"), allowed, "{text}");
     }
+}
+
+/// Whether a process is there, and not only its exit status.
+fn runs(pid: u32) -> bool {
+    let state = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+    state.is_ok_and(|state| !state.contains(") Z "))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_end_with_a_client_that_vanishes() {
+    if !has_ssh() {
+        return;
+    }
+    let served = serve(accept()).await;
+    let home = served.folder.path().join("home");
+    // One is silent, one takes no input, one has more output than the client takes.
+    for (n, script) in ["sleep 1000", "sleep 1000 # with input", "yes"]
+        .iter()
+        .enumerate()
+    {
+        let command = format!("echo $$ > pid.new && mv pid.new pid{n} && exec {script}");
+        let mut ssh = served.ssh(&["alice@127.0.0.1", &command]);
+        let mut child = ssh.stdin(Stdio::piped()).spawn().unwrap();
+        let mut input = child.stdin.take().unwrap();
+        let file = home.join(format!("pid{n}"));
+        let started = async {
+            while !file.exists() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, started).await.unwrap();
+        let pid = std::fs::read_to_string(&file)
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap();
+        assert!(runs(pid));
+        // More than a pipe takes, and less than the window of the channel.
+        let stuffing = input.write_all(&[b'x'; 1024 * 1024]);
+        tokio::time::timeout(PATIENCE, stuffing)
+            .await
+            .unwrap()
+            .unwrap();
+        child.kill().await.unwrap();
+        let ended = async {
+            while runs(pid) {
+                tokio::task::yield_now().await;
+            }
+        };
+        let ended = tokio::time::timeout(PATIENCE, ended).await;
+        assert!(ended.is_ok(), "{script} goes on");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_permission_that_is_taken_back_ends_the_connection() {
+    if !has_ssh() {
+        return;
+    }
+    let served = serve(json!({"accept": true, "allowLocalPortForwarding": true})).await;
+    let mut child = served
+        .ssh(&["alice@127.0.0.1", "echo in; exec sleep 1000"])
+        .spawn()
+        .unwrap();
+    child
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut [0; 3])
+        .await
+        .unwrap();
+    served.network.set_policy(policy("alice", accept()));
+    let output = tokio::time::timeout(PATIENCE, child.wait_with_output())
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(
+        errors(&output).contains("access revoked"),
+        "{}",
+        errors(&output)
+    );
 }

@@ -184,11 +184,18 @@ impl Check {
 
 impl Grant {
     /// Whether a login with this grant may go on under `verdict`, the answer of the present
-    /// policy about the same login. A login that was not checked may not go on under a
-    /// policy that demands it.
+    /// policy about the same login: as the same user, with no permission that is not given
+    /// any more. A login that was not checked may not go on under a policy that demands it;
+    /// the permissions of a checked one are the server's, which the policy does not name.
     pub fn holds_under(&self, verdict: &Verdict) -> bool {
         match verdict {
-            Verdict::Granted(grant) => grant.local_user == self.local_user,
+            Verdict::Granted(grant) => {
+                let keeps = |has: bool, may: bool| may || !has;
+                grant.local_user == self.local_user
+                    && keeps(self.agent_forwarding, grant.agent_forwarding)
+                    && keeps(self.local_forwarding, grant.local_forwarding)
+                    && keeps(self.remote_forwarding, grant.remote_forwarding)
+            }
             Verdict::Check(check) => self.was_checked && check.local_user == self.local_user,
             Verdict::Refused(_) => false,
         }

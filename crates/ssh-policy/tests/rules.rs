@@ -296,6 +296,18 @@ fn a_login_goes_on_only_under_a_policy_that_would_let_it_in_again() {
         r#"{"rules":[{"principals":[{"any":true}],"sshUsers":{"bob":"eve"},"action":{"accept":true}}]}"#,
     );
     let now = |policy: &SshPolicy| verdict(policy, "bob", Account::Ordinary);
+    let forwards = policy(
+        r#"{"rules":[{"principals":[{"any":true}],"sshUsers":{"bob":"bob"},
+            "action":{"accept":true,"allowLocalPortForwarding":true}}]}"#,
+    );
+    let Verdict::Granted(forwarding) = now(&forwards) else {
+        panic!("refused");
+    };
+    assert!(forwarding.holds_under(&now(&forwards)));
+    assert!(
+        !forwarding.holds_under(&now(&accept)),
+        "the permission is gone"
+    );
     let Verdict::Granted(plain) = now(&accept) else {
         panic!("refused");
     };

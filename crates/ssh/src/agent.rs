@@ -1,18 +1,24 @@
 //! The socket through which programs of a session reach the agent of the client.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
 
-use rustix::fs::{Gid, Uid};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::accounts::User;
+
+/// The name of the socket in its folder.
+const NAME: &str = "agent";
 
 /// The socket; its folder goes when it is dropped.
 pub(crate) struct AgentSocket {
     listener: UnixListener,
     folder: PathBuf,
+    /// The folder itself, whatever its path leads to later.
+    opened: OwnedFd,
     uid: u32,
 }
 
@@ -29,23 +35,27 @@ impl AgentSocket {
         let name = format!("warren-ssh-{}", data_encoding::HEXLOWER.encode(&random));
         let folder = std::env::temp_dir().join(name);
         std::fs::DirBuilder::new().mode(0o700).create(&folder)?;
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(&folder, flags, Mode::empty())?;
         let socket = Self {
-            listener: UnixListener::bind(folder.join("agent"))?,
+            listener: UnixListener::bind(folder.join(NAME))?,
             folder,
+            opened,
             uid: user.uid,
         };
         if rustix::process::geteuid().is_root() {
             let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
-            for path in [socket.path(), socket.folder.clone()] {
-                rustix::fs::chown(&path, Some(uid), Some(gid))?;
-            }
+            let (owner, group) = (Some(uid), Some(gid));
+            let flags = AtFlags::SYMLINK_NOFOLLOW;
+            rustix::fs::chownat(&socket.opened, NAME, owner, group, flags)?;
+            rustix::fs::fchown(&socket.opened, owner, group)?;
         }
         Ok(socket)
     }
 
     /// The path of the socket, for `SSH_AUTH_SOCK`.
     pub(crate) fn path(&self) -> PathBuf {
-        self.folder.join("agent")
+        self.folder.join(NAME)
     }
 
     /// The next program of the user that connects.
@@ -63,7 +73,8 @@ impl AgentSocket {
 impl Drop for AgentSocket {
     fn drop(&mut self) {
         // Gone already is as good. The user may have put more files into it: those stay.
-        let _ = std::fs::remove_file(self.path());
+        let _ = rustix::fs::unlinkat(&self.opened, NAME, AtFlags::empty());
+        // An empty folder of this name, and nothing else.
         let _ = std::fs::remove_dir(&self.folder);
     }
 }

@@ -170,6 +170,16 @@ fn drop_privileges(spec: &Spec) -> Result<(), Failed> {
         rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(step("cannot set the group"))?;
         rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(step("cannot set the user"))?;
     }
+    if !uid.is_root() {
+        // Of a daemon that is not root but has some of its privileges. Others have none left.
+        let _ = rustix::thread::clear_ambient_capability_set();
+        let none = rustix::thread::CapabilitySets {
+            effective: rustix::thread::CapabilitySet::empty(),
+            permitted: rustix::thread::CapabilitySet::empty(),
+            inheritable: rustix::thread::CapabilitySet::empty(),
+        };
+        rustix::thread::set_capabilities(None, none).map_err(step("cannot give up privileges"))?;
+    }
     let has = (
         rustix::process::getuid(),
         rustix::process::geteuid(),

@@ -46,12 +46,18 @@ pub(crate) async fn pump(
         end.eof().await;
         out_ended.store(true, Relaxed);
     };
-    tokio::pin!(inward);
-    tokio::select! {
-        () = &mut inward => {}
-        () = outward => if !in_ended.load(Relaxed) {
-            inward.await;
+    let both = async {
+        tokio::pin!(inward);
+        tokio::select! {
+            () = &mut inward => {}
+            () = outward => if !in_ended.load(Relaxed) {
+                inward.await;
+            }
         }
+    };
+    tokio::select! {
+        () = both => {}
+        () = end.closed() => {}
     }
     end.close().await;
 }

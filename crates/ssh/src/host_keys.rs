@@ -43,13 +43,14 @@ pub struct HostKeys {
 }
 
 impl HostKeys {
-    /// Loads the keys. `folder` is for our own, which is made if it is not there.
+    /// Loads the keys. `folder` is for our own, which is made if it is not there; `None`: it
+    /// is made for this process alone.
     /// `of_system`: the folder of the system's SSH server, whose keys are used where they
     /// can be read; an Ed25519 key in it takes the place of our own.
     ///
     /// # Errors
     /// [`HostKeyError`] about our own key.
-    pub fn load(folder: &Path, of_system: Option<&Path>) -> Result<Self, HostKeyError> {
+    pub fn load(folder: Option<&Path>, of_system: Option<&Path>) -> Result<Self, HostKeyError> {
         let mut keys: Vec<PrivateKey> = Vec::new();
         for name in OF_SYSTEM {
             let path = of_system.map(|folder| folder.join(name));
@@ -62,7 +63,14 @@ impl HostKeys {
             .iter()
             .any(|key| key.algorithm().as_str() == "ssh-ed25519")
         {
-            keys.insert(0, own(folder)?);
+            let key = match folder {
+                Some(folder) => own(folder)?,
+                None => generate().map_err(|source| HostKeyError::File {
+                    path: PathBuf::from(OWN),
+                    source,
+                })?,
+            };
+            keys.insert(0, key);
         }
         Ok(Self { keys })
     }
@@ -106,11 +114,15 @@ fn own(folder: &Path) -> Result<PrivateKey, HostKeyError> {
     }
 }
 
-/// Makes a key. It is complete under its name, or not there at all.
-fn make(folder: &Path, path: &Path) -> io::Result<PrivateKey> {
+fn generate() -> io::Result<PrivateKey> {
     let mut seed = Zeroizing::new([0; 32]);
     getrandom::fill(&mut *seed).map_err(io::Error::other)?;
-    let key = PrivateKey::from(Ed25519Keypair::from_seed(&seed));
+    Ok(PrivateKey::from(Ed25519Keypair::from_seed(&seed)))
+}
+
+/// Makes a key. It is complete under its name, or not there at all.
+fn make(folder: &Path, path: &Path) -> io::Result<PrivateKey> {
+    let key = generate()?;
     let text = key
         .to_openssh(Default::default())
         .map_err(io::Error::other)?;
@@ -143,11 +155,11 @@ mod tests {
     fn a_key_is_made_once_and_is_for_its_owner_only() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path().join("ssh");
-        let first = HostKeys::load(&folder, None).unwrap().public_lines();
+        let first = HostKeys::load(Some(&folder), None).unwrap().public_lines();
         assert_eq!(first.len(), 1);
         assert!(first[0].starts_with("ssh-ed25519 AAAA"), "{first:?}");
         assert_eq!(first[0].split(' ').count(), 2, "no comment");
-        assert_eq!(HostKeys::load(&folder, None).unwrap().public_lines(), first);
+        assert_eq!(HostKeys::load(Some(&folder), None).unwrap().public_lines(), first);
         let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&folder), 0o700);
         assert_eq!(mode(&folder.join(OWN)), 0o600);
@@ -157,12 +169,12 @@ mod tests {
     fn the_key_of_the_system_takes_the_place_of_ours() {
         let folder = tempfile::tempdir().unwrap();
         let (system, ours) = (folder.path().join("system"), folder.path().join("ours"));
-        let of_system = HostKeys::load(&system, None).unwrap().public_lines();
-        let used = HostKeys::load(&ours, Some(&system)).unwrap();
+        let of_system = HostKeys::load(Some(&system), None).unwrap().public_lines();
+        let used = HostKeys::load(Some(&ours), Some(&system)).unwrap();
         assert_eq!(used.public_lines(), of_system);
         assert!(!ours.exists());
         std::fs::write(system.join(OWN), "garbage").unwrap();
-        let used = HostKeys::load(&ours, Some(&system)).unwrap();
+        let used = HostKeys::load(Some(&ours), Some(&system)).unwrap();
         assert_ne!(used.public_lines(), of_system);
     }
 
@@ -170,7 +182,7 @@ mod tests {
     fn a_damaged_key_of_ours_is_reported_and_not_replaced() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join(OWN), "garbage").unwrap();
-        let error = HostKeys::load(folder.path(), None).err().unwrap();
+        let error = HostKeys::load(Some(folder.path()), None).err().unwrap();
         assert!(error.to_string().contains("remove it"), "{error}");
         assert_eq!(std::fs::read(folder.path().join(OWN)).unwrap(), b"garbage");
     }

@@ -6,6 +6,10 @@ use std::time::Duration;
 pub const LOGGING_IN: usize = 128;
 /// See [`LOGGING_IN`].
 pub const LOGGING_IN_OF_PEER: usize = 16;
+/// Logins about which the coordination server decides: in total, and of one peer.
+pub const HELD: usize = 64;
+/// See [`HELD`].
+pub const HELD_OF_PEER: usize = 8;
 /// Connections in total, and of one peer.
 pub const CONNECTIONS: usize = 1024;
 /// See [`CONNECTIONS`].
@@ -22,6 +26,11 @@ pub const SESSIONS: usize = 32;
 pub const FORWARDED_PORTS: usize = 32;
 /// Bytes that a client may send into a channel before they are read.
 pub const WINDOW: u32 = 2 * 1024 * 1024;
+/// Bytes of a connection, and of all connections, that wait to be read. The channel that
+/// exceeds it is closed.
+pub const BYTES_OF_CONNECTION: usize = 32 * 1024 * 1024;
+/// See [`BYTES_OF_CONNECTION`].
+pub const BYTES: usize = 256 * 1024 * 1024;
 /// Variables that a client may set for a session.
 pub const VARIABLES: usize = 128;
 /// Time for a destination to take a forwarded connection.

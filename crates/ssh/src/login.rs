@@ -59,9 +59,14 @@ impl Judge<'_> {
         show: &Show<'_>,
         holds: &(dyn Fn() + Send + Sync),
     ) -> Result<Login, String> {
+        let facts = self.facts().await?;
+        // No account is looked up for a source that no rule names.
+        let best = self.verdict(&facts, wanted, Account::Ordinary);
+        if let Verdict::Refused(refusal) = best {
+            return Err(refused(&refusal, wanted));
+        }
         let account = self.accounts.find(wanted).await.map_err(no_accounts)?;
         let account = kind(account.as_ref());
-        let facts = self.facts().await?;
         let grant = match self.verdict(&facts, wanted, account) {
             Verdict::Granted(grant) => grant,
             Verdict::Refused(refusal) => return Err(refused(&refusal, wanted)),
@@ -268,6 +273,13 @@ pub(crate) fn environment(
     environment
 }
 
+/// Whether `login`, which runs as root, may have the variables that a client set: those for
+/// the language only. No list of names could cover all that the libraries below it read.
+pub(crate) fn is_for_login(wanted: &[(String, String)]) -> bool {
+    let is_language = |name: &str| name == "LANG" || name.starts_with("LC_");
+    wanted.iter().all(|(name, _)| is_language(name))
+}
+
 /// The system's `login`, where it can open sessions: it needs root, and under SELinux a
 /// domain of its own that this daemon does not have.
 pub(crate) fn system_login() -> Option<&'static str> {
@@ -293,6 +305,27 @@ mod tests {
         ] {
             let is_harmless = |c: char| !c.is_control() || c == '\n';
             assert!(text.chars().all(is_harmless), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn login_gets_no_variable_but_the_language() {
+        let set = |names: &[&str]| -> Vec<(String, String)> {
+            let pairs = names
+                .iter()
+                .map(|name| ((*name).to_owned(), "x".to_owned()));
+            pairs.collect()
+        };
+        assert!(is_for_login(&set(&[])));
+        assert!(is_for_login(&set(&["LANG", "LC_ALL", "LC_TIME"])));
+        for name in [
+            "OPENSSL_CONF",
+            "KRB5_CONFIG",
+            "XDG_SEAT",
+            "DBUS_SYSTEM_BUS_ADDRESS",
+            "A",
+        ] {
+            assert!(!is_for_login(&set(&["LANG", name])), "{name}");
         }
     }
 

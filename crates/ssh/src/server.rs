@@ -2,10 +2,9 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -15,12 +14,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use warren_control_types::StableNodeId;
 
 use crate::accounts::Accounts;
 use crate::host_keys::HostKeys;
 use crate::limits::{
-    CHECK_PATIENCE, CONNECTIONS, CONNECTIONS_OF_PEER, LOGGING_IN, LOGGING_IN_OF_PEER,
-    LOGIN_PATIENCE,
+    CHECK_PATIENCE, CONNECTIONS, CONNECTIONS_OF_PEER, HELD, HELD_OF_PEER, LOGGING_IN,
+    LOGGING_IN_OF_PEER, LOGIN_PATIENCE,
 };
 use crate::login::{Judge, Login};
 use crate::tailnet::Tailnet;
@@ -69,58 +69,85 @@ struct Inner {
 #[derive(Debug, Default)]
 struct Places {
     logging_in: Count,
+    held: Count,
     connected: Count,
 }
 
 #[derive(Debug, Default)]
 struct Count {
     all: usize,
-    of_peer: HashMap<IpAddr, usize>,
+    of_peer: HashMap<StableNodeId, usize>,
 }
 
 impl Count {
     /// Takes a place. `false`: there is none.
-    fn take(&mut self, peer: IpAddr, most: usize, most_of_peer: usize) -> bool {
-        let of_peer = self.of_peer.get(&peer).copied().unwrap_or_default();
+    fn take(&mut self, peer: &StableNodeId, most: usize, most_of_peer: usize) -> bool {
+        let of_peer = self.of_peer.get(peer).copied().unwrap_or_default();
         if self.all >= most || of_peer >= most_of_peer {
             return false;
         }
         self.all += 1;
-        self.of_peer.insert(peer, of_peer + 1);
+        self.of_peer.insert(peer.clone(), of_peer + 1);
         true
     }
 
-    fn give_back(&mut self, peer: IpAddr) {
+    fn give_back(&mut self, peer: &StableNodeId) {
         self.all = self.all.saturating_sub(1);
-        if let Some(count) = self.of_peer.get_mut(&peer) {
+        if let Some(count) = self.of_peer.get_mut(peer) {
             *count -= 1;
             if *count == 0 {
-                self.of_peer.remove(&peer);
+                self.of_peer.remove(peer);
             }
         }
     }
 }
 
-/// A place of a connection, until it is dropped.
+/// The kind of place that a connection has beside the one of all connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    LoggingIn,
+    /// The coordination server decides.
+    Held,
+    LoggedIn,
+}
+
+/// A place of a connection, until it is dropped. A peer is a node, whatever its address.
 pub(crate) struct Place {
     inner: Arc<Inner>,
-    peer: IpAddr,
-    is_logging_in: bool,
+    peer: StableNodeId,
+    stage: Stage,
 }
 
 impl Place {
-    /// The login is over.
-    fn logged_in(&mut self) {
-        if std::mem::take(&mut self.is_logging_in) {
-            self.inner.places().logging_in.give_back(self.peer);
+    /// Changes the stage. `false`: there is no place in it, and the connection has none in
+    /// the one before any more either.
+    fn enter(&mut self, stage: Stage) -> bool {
+        let mut places = self.inner.places();
+        match self.stage {
+            Stage::LoggingIn => places.logging_in.give_back(&self.peer),
+            Stage::Held => places.held.give_back(&self.peer),
+            Stage::LoggedIn => {}
         }
+        self.stage = Stage::LoggedIn;
+        let has_place = match stage {
+            Stage::LoggingIn => {
+                let most = (LOGGING_IN, LOGGING_IN_OF_PEER);
+                places.logging_in.take(&self.peer, most.0, most.1)
+            }
+            Stage::Held => places.held.take(&self.peer, HELD, HELD_OF_PEER),
+            Stage::LoggedIn => true,
+        };
+        if has_place {
+            self.stage = stage;
+        }
+        has_place
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.logged_in();
-        self.inner.places().connected.give_back(self.peer);
+        self.enter(Stage::LoggedIn);
+        self.inner.places().connected.give_back(&self.peer);
     }
 }
 
@@ -139,7 +166,7 @@ pub(crate) struct Connection {
     /// Set once, with the reason why the server ends the connection.
     pub ended: watch::Sender<Option<String>>,
     /// The coordination server decides about the login.
-    pub is_held: AtomicBool,
+    pub is_held: watch::Sender<bool>,
 }
 
 impl Connection {
@@ -180,7 +207,7 @@ impl Server {
     /// there is no place for it.
     ///
     /// # Errors
-    /// When there is no place, or `accept` fails.
+    /// When the peer is not known, there is no place, or `accept` fails.
     pub async fn serve<S>(
         &self,
         ends: Ends,
@@ -189,13 +216,15 @@ impl Server {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let place = self.place(ends.peer.ip())?;
+        let facts = self.inner.tailnet.facts(ends.peer.ip()).await;
+        let facts = facts.ok_or_else(|| io::Error::from(io::ErrorKind::PermissionDenied))?;
+        let place = self.place(facts.node)?;
         let connection = Arc::new(Connection {
             inner: Arc::clone(&self.inner),
             ends,
             login: watch::channel(None).0,
             ended: watch::channel(None).0,
-            is_held: AtomicBool::new(false),
+            is_held: watch::channel(false).0,
         });
         let cut = CancellationToken::new();
         let stream = Cuttable {
@@ -213,24 +242,21 @@ impl Server {
         Ok(())
     }
 
-    fn place(&self, peer: IpAddr) -> io::Result<Place> {
+    fn place(&self, peer: StableNodeId) -> io::Result<Place> {
         let full = || io::Error::from(io::ErrorKind::QuotaExceeded);
-        let mut places = self.inner.places();
-        if !places
-            .connected
-            .take(peer, CONNECTIONS, CONNECTIONS_OF_PEER)
-        {
+        let most = (CONNECTIONS, CONNECTIONS_OF_PEER);
+        if !self.inner.places().connected.take(&peer, most.0, most.1) {
             return Err(full());
         }
-        if !places.logging_in.take(peer, LOGGING_IN, LOGGING_IN_OF_PEER) {
-            places.connected.give_back(peer);
-            return Err(full());
-        }
-        Ok(Place {
+        let mut place = Place {
             inner: Arc::clone(&self.inner),
             peer,
-            is_logging_in: true,
-        })
+            stage: Stage::LoggedIn,
+        };
+        match place.enter(Stage::LoggingIn) {
+            true => Ok(place),
+            false => Err(full()),
+        }
     }
 }
 
@@ -241,13 +267,13 @@ async fn supervise(connection: &Connection, running: transport::Running, mut pla
         tokio::pin!(ends);
         let login = tokio::select! {
             () = &mut ends => return,
-            login = logs_in(connection) => login,
+            login = logs_in(connection, &mut place) => login,
         };
         let Some(login) = login else {
             // No login in time. There is nothing to say.
             return;
         };
-        place.logged_in();
+        place.enter(Stage::LoggedIn);
         tokio::select! {
             () = &mut ends => return,
             reason = may_not_go_on(connection, &login) => reason,
@@ -259,17 +285,20 @@ async fn supervise(connection: &Connection, running: transport::Running, mut pla
     let _ = tokio::time::timeout(FAREWELL, saying).await;
 }
 
-/// Waits for the login. `None`: it took too long.
-async fn logs_in(connection: &Connection) -> Option<Arc<Login>> {
+/// Waits for the login. `None`: it took too long, or too many logins are held.
+async fn logs_in(connection: &Connection, place: &mut Place) -> Option<Arc<Login>> {
     let mut login = connection.login.subscribe();
     let mut wait = async |patience| {
         let logged_in = tokio::time::timeout(patience, login.wait_for(Option::is_some)).await;
         logged_in.ok()?.ok()?.clone()
     };
-    if let Some(login) = wait(LOGIN_PATIENCE).await {
-        return Some(login);
+    let mut held = connection.is_held.subscribe();
+    tokio::select! {
+        login = wait(LOGIN_PATIENCE) => return login,
+        _ = held.wait_for(|is_held| *is_held) => {}
     }
-    if !connection.is_held.load(Ordering::Acquire) {
+    if !place.enter(Stage::Held) {
+        tracing::info!("too many SSH logins wait for the coordination server");
         return None;
     }
     wait(CHECK_PATIENCE).await
@@ -282,13 +311,15 @@ async fn may_not_go_on(connection: &Connection, login: &Login) -> String {
         .grant
         .session_duration
         .and_then(|duration| Instant::now().checked_add(duration));
+    let mut rule_expires = login.grant.rule_expires;
     loop {
         // The question below covers all earlier changes.
         changes.mark_unchanged();
         if !connection.judge().still_holds(login).await {
             return "access revoked: the policy does not allow this login any more".to_owned();
         }
-        let rule_ends = login.grant.rule_expires.map(|at| {
+        // Another rule may have let it go on when its own had expired.
+        let rule_ends = rule_expires.filter(|at| *at > Timestamp::now()).map(|at| {
             let left = Duration::try_from(at.duration_since(Timestamp::now()));
             Instant::now() + left.unwrap_or_default()
         });
@@ -300,7 +331,7 @@ async fn may_not_go_on(connection: &Connection, login: &Login) -> String {
                 let duration = login.grant.session_duration.unwrap_or_default();
                 return format!("the session time of {duration:?} is over");
             }
-            () = at(rule_ends) => {}
+            () = at(rule_ends) => rule_expires = None,
         }
     }
 }

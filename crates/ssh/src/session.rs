@@ -28,6 +28,8 @@ const READ: usize = 32 * 1024;
 /// A terminal that no process has open is asked again after this time: `login` opens it
 /// twice.
 const REOPENED: Duration = Duration::from_millis(20);
+/// The time for the reason of an end to get to the client.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// The exit status of a session that could not begin.
 const CANNOT_BEGIN: u32 = 255;
 
@@ -103,6 +105,8 @@ impl Session {
                 return;
             }
         };
+        // The number of a process that has ended may belong to another one soon: from then
+        // on (`exited`) no signal is sent.
         let pid = child
             .id()
             .and_then(|id| i32::try_from(id).ok())
@@ -140,18 +144,23 @@ impl Session {
         let outcome = tokio::select! {
             status = running => Outcome::Exited(status),
             () = feed => Outcome::Closed,
+            () = end.closed() => Outcome::Closed,
             text = reason(ended) => Outcome::Revoked(text),
-            () = follow(control, master, pid) => Outcome::Closed,
+            () = follow(control, master, pid, &exited) => Outcome::Closed,
             () = serve_agent(agent.as_ref(), &end) => Outcome::Closed,
         };
         match outcome {
             Outcome::Exited(status) => report(&end, status).await,
-            Outcome::Closed => terminate(child, pid),
+            Outcome::Closed => terminate(child),
             Outcome::Revoked(text) => {
-                terminate(child, pid);
-                let text = format!("\r\nwarren: {text}\r\n");
-                let _ = end.send(Bytes::from(text), true).await;
-                end.exit_status(CANNOT_BEGIN).await;
+                terminate(child);
+                let farewell = async {
+                    let text = format!("\r\nwarren: {text}\r\n");
+                    let _ = end.send(Bytes::from(text), true).await;
+                    end.exit_status(CANNOT_BEGIN).await;
+                };
+                // A client that takes no more gets none.
+                let _ = tokio::time::timeout(FAREWELL, farewell).await;
             }
         }
         end.close().await;
@@ -246,6 +255,7 @@ async fn follow(
     mut control: mpsc::Receiver<Control>,
     master: Option<&AsyncFd<OwnedFd>>,
     pid: Option<Pid>,
+    exited: &watch::Sender<bool>,
 ) {
     while let Some(order) = control.recv().await {
         match order {
@@ -255,7 +265,8 @@ async fn follow(
                     let _ = rustix::termios::tcsetwinsize(master.get_ref(), size.into());
                 }
             }
-            Control::Signal(signal) => kill(pid, signal),
+            Control::Signal(signal) if !*exited.borrow() => kill(pid, signal),
+            Control::Signal(_) => {}
         }
     }
     pending().await
@@ -272,15 +283,20 @@ fn kill(pid: Option<Pid>, signal: Signal) {
     }
 }
 
-/// Ends the processes of a session. The caller does not wait.
-fn terminate(mut child: Child, pid: Option<Pid>) {
-    kill(pid, Signal::HUP);
+/// Ends the processes of a session. The caller does not wait. One that has ended and was
+/// waited for has no number any more, and gets no signal.
+fn terminate(mut child: Child) {
+    let pid = |child: &Child| {
+        let id = child.id().and_then(|id| i32::try_from(id).ok());
+        id.and_then(Pid::from_raw)
+    };
+    kill(pid(&child), Signal::HUP);
     tokio::spawn(async move {
         if tokio::time::timeout(HANGUP_PATIENCE, child.wait())
             .await
             .is_err()
         {
-            kill(pid, Signal::KILL);
+            kill(pid(&child), Signal::KILL);
             // Nothing is left to be done if it fails.
             let _ = child.wait().await;
         }

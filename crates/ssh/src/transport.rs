@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,12 +19,15 @@ use rustix::process::Signal;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
 
 use crate::agent::AgentSocket;
 use crate::child::Spec;
 use crate::forward;
 use crate::host_keys::HostKeys;
-use crate::limits::{CHANNELS, FORWARDED_PORTS, KEEPALIVE, SESSIONS, VARIABLES, WINDOW};
+use crate::limits::{
+    BYTES, BYTES_OF_CONNECTION, CHANNELS, FORWARDED_PORTS, KEEPALIVE, SESSIONS, VARIABLES, WINDOW,
+};
 use crate::login::Login;
 use crate::process::{Size, Terminal};
 use crate::server::Connection;
@@ -130,6 +133,7 @@ pub(crate) async fn start(
         sessions: HashMap::new(),
         listeners: HashMap::new(),
         attempt: None,
+        attempts: 0,
         tasks: JoinSet::new(),
     };
     let started = server::run_stream(Arc::clone(config), stream, handler).await;
@@ -147,8 +151,48 @@ pub(crate) async fn start(
 /// Something that a client sends into a channel.
 #[derive(Debug)]
 pub(crate) enum FromClient {
-    Data(Bytes),
+    Data(Waiting),
     Eof,
+}
+
+/// Data that waits to be read. It takes a part of the budgets until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    data: Bytes,
+    of_connection: Arc<AtomicUsize>,
+}
+
+/// Bytes that wait to be read, of all connections.
+static WAITING_BYTES: AtomicUsize = AtomicUsize::new(0);
+
+impl Waiting {
+    /// `None`: the budget of the connection, or of all, is used up.
+    fn new(data: &[u8], of_connection: &Arc<AtomicUsize>) -> Option<Self> {
+        let len = data.len();
+        let of_all = WAITING_BYTES.fetch_add(len, Ordering::Relaxed) + len;
+        let of_one = of_connection.fetch_add(len, Ordering::Relaxed) + len;
+        let waiting = Self {
+            data: Bytes::copy_from_slice(data),
+            of_connection: Arc::clone(of_connection),
+        };
+        (of_all <= BYTES && of_one <= BYTES_OF_CONNECTION).then_some(waiting)
+    }
+}
+
+impl std::ops::Deref for Waiting {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.data
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let len = self.data.len();
+        WAITING_BYTES.fetch_sub(len, Ordering::Relaxed);
+        self.of_connection.fetch_sub(len, Ordering::Relaxed);
+    }
 }
 
 /// The data of a channel. It ends when the channel is closed. Not more than the window
@@ -158,12 +202,22 @@ pub(crate) type Incoming = mpsc::UnboundedReceiver<FromClient>;
 /// The channels that are open, with the way to their readers.
 #[derive(Default)]
 struct Registry {
+    /// Bytes of this connection that wait to be read.
+    waiting: Arc<AtomicUsize>,
     channels: Mutex<HashMap<ChannelId, Entry>>,
 }
 
 struct Entry {
     data: mpsc::UnboundedSender<FromClient>,
     unclaimed: Option<Incoming>,
+    /// Cancelled when the channel is closed, or its connection ends.
+    closed: CancellationToken,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.closed.cancel();
+    }
 }
 
 impl Registry {
@@ -178,6 +232,7 @@ impl Registry {
             Entry {
                 data,
                 unclaimed: Some(incoming),
+                closed: CancellationToken::new(),
             }
         });
     }
@@ -190,6 +245,16 @@ impl Registry {
         }
         self.open(id);
         self.channels().get_mut(&id)?.unclaimed.take()
+    }
+
+    /// Is cancelled when the channel is closed. A channel that is not there is.
+    fn closed(&self, id: ChannelId) -> CancellationToken {
+        let token = self.channels().get(&id).map(|entry| entry.closed.clone());
+        token.unwrap_or_else(|| {
+            let closed = CancellationToken::new();
+            closed.cancel();
+            closed
+        })
     }
 
     fn pass(&self, id: ChannelId, message: FromClient) {
@@ -215,6 +280,7 @@ struct EndInner {
     write: ChannelWriteHalf<Msg>,
     handle: Handle,
     registry: Arc<Registry>,
+    closed: CancellationToken,
     /// Bytes that were read and not returned to the window of the client yet.
     consumed: AtomicU32,
 }
@@ -227,9 +293,11 @@ impl ChannelEnd {
     fn new(channel: Channel<Msg>, handle: Handle, registry: Arc<Registry>) -> Self {
         // Data comes through the registry, which does not stop the connection.
         let (_, write) = channel.split();
+        let closed = registry.closed(write.id());
         Self {
             inner: Arc::new(EndInner {
                 id: write.id(),
+                closed,
                 write,
                 handle,
                 registry,
@@ -242,11 +310,21 @@ impl ChannelEnd {
     pub(crate) async fn send(&self, data: Bytes, is_error: bool) -> Result<(), Closed> {
         const STANDARD_ERROR: u32 = 1;
         let write = &self.inner.write;
-        let sent = match is_error {
-            true => write.extended_data_bytes(STANDARD_ERROR, data).await,
-            false => write.data_bytes(data).await,
+        let sending = async {
+            match is_error {
+                true => write.extended_data_bytes(STANDARD_ERROR, data).await,
+                false => write.data_bytes(data).await,
+            }
         };
-        sent.map_err(|_| Closed)
+        tokio::select! {
+            sent = sending => sent.map_err(|_| Closed),
+            () = self.inner.closed.cancelled() => Err(Closed),
+        }
+    }
+
+    /// Waits until the channel is closed, by the client or with the connection.
+    pub(crate) async fn closed(&self) {
+        self.inner.closed.cancelled().await;
     }
 
     /// Returns bytes to the window of the client, in larger pieces.
@@ -331,8 +409,9 @@ struct Handler {
     handle: watch::Receiver<Option<Handle>>,
     sessions: HashMap<ChannelId, SessionState>,
     listeners: HashMap<(String, u32), AbortHandle>,
-    /// The login that is being decided.
+    /// The login that is being decided, and how many there were.
     attempt: Option<AbortHandle>,
+    attempts: usize,
     tasks: JoinSet<()>,
 }
 
@@ -361,8 +440,15 @@ impl Handler {
         self.tasks.spawn(task)
     }
 
-    /// Begins to decide about a login.
-    fn begin_login(&mut self, wanted: String) {
+    /// Begins to decide about a login. One that comes before the last was decided counts too.
+    ///
+    /// # Errors
+    /// After too many attempts; the connection ends.
+    fn begin_login(&mut self, wanted: String) -> Result<Auth, russh::Error> {
+        self.attempts += 1;
+        if self.attempts > ATTEMPTS {
+            return Err(russh::Error::Disconnect);
+        }
         let connection = Arc::clone(&self.connection);
         let mut handle = self.handle.clone();
         let attempt = self.spawn(async move {
@@ -375,7 +461,9 @@ impl Handler {
             };
             let Some(handle) = handle else { return };
             let show = |text: String| handle.auth_banner(format!("{}\r\n", text.trim_end()));
-            let holds = || connection.is_held.store(true, Ordering::Release);
+            let holds = || {
+                connection.is_held.send_replace(true);
+            };
             match connection.judge().log_in(&wanted, &show, &holds).await {
                 Ok(login) => {
                     let login = Some(Arc::new(login));
@@ -397,6 +485,7 @@ impl Handler {
         if let Some(earlier) = self.attempt.replace(attempt) {
             earlier.abort();
         }
+        Ok(Auth::Later)
     }
 
     /// Starts the process of a session. `false`: it cannot begin.
@@ -450,6 +539,8 @@ impl Handler {
         terminal: Option<&Terminal>,
         agent: Option<&AgentSocket>,
     ) -> Spec {
+        let interactive = terminal.is_some() && command.is_none();
+        let may_use_login = interactive && crate::login::is_for_login(&wanted);
         let environment = crate::login::environment(
             login,
             &self.connection.ends,
@@ -458,8 +549,7 @@ impl Handler {
             agent.map(AgentSocket::path),
         );
         let user = &login.user;
-        let interactive = terminal.is_some() && command.is_none();
-        let program = crate::login::system_login().filter(|_| interactive);
+        let program = crate::login::system_login().filter(|_| may_use_login);
         let address = self.connection.ends.peer.ip().to_string();
         Spec {
             user: user.name.clone(),
@@ -531,14 +621,12 @@ impl server::Handler for Handler {
                 partial_success: false,
             });
         }
-        self.begin_login(user.to_owned());
-        Ok(Auth::Later)
+        self.begin_login(user.to_owned())
     }
 
     async fn auth_password(&mut self, user: &str, _: &str) -> Result<Auth, Self::Error> {
         let user = user.strip_suffix(WITH_PASSWORD).unwrap_or(user);
-        self.begin_login(user.to_owned());
-        Ok(Auth::Later)
+        self.begin_login(user.to_owned())
     }
 
     async fn auth_publickey(
@@ -546,8 +634,7 @@ impl server::Handler for Handler {
         user: &str,
         _: VerifiedPublicKey<'_>,
     ) -> Result<Auth, Self::Error> {
-        self.begin_login(user.to_owned());
-        Ok(Auth::Later)
+        self.begin_login(user.to_owned())
     }
 
     async fn channel_open_session(
@@ -636,8 +723,11 @@ impl server::Handler for Handler {
         data: &[u8],
         _: &mut server::Session,
     ) -> Result<(), Self::Error> {
-        let data = FromClient::Data(Bytes::copy_from_slice(data));
-        self.registry.pass(id, data);
+        match Waiting::new(data, &self.registry.waiting) {
+            Some(data) => self.registry.pass(id, FromClient::Data(data)),
+            // Many channels whose readers stand still: this one is closed.
+            None => self.registry.close(id),
+        }
         Ok(())
     }
 

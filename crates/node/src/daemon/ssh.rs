@@ -88,7 +88,7 @@ pub struct SshPlace {
 pub struct Ssh {
     /// `None`: this node has no place for it.
     place: Option<SshPlace>,
-    folder: PathBuf,
+    folder: Option<PathBuf>,
     handle: NodeHandle,
     running: Option<Running>,
     /// The reason why it does not run although it should.
@@ -111,8 +111,9 @@ impl Drop for Running {
 }
 
 impl Ssh {
-    /// A server that does not run yet. `folder` is for its keys.
-    pub fn new(place: Option<SshPlace>, folder: PathBuf, handle: NodeHandle) -> Self {
+    /// A server that does not run yet. `folder` is for its keys; without one they end
+    /// with the process.
+    pub fn new(place: Option<SshPlace>, folder: Option<PathBuf>, handle: NodeHandle) -> Self {
         Self {
             place,
             folder,
@@ -149,9 +150,16 @@ impl Ssh {
         let place = self.place.as_ref();
         let place = place.ok_or("this kind of node has none; use `warren daemon`")?;
         let is_root = rustix::process::geteuid().is_root();
+        if is_root && !may_change_users() {
+            return Err(
+                "the service of the daemon may not change users; `systemctl edit warren` as \
+                 README shows in its section about SSH"
+                    .to_owned(),
+            );
+        }
         let of_system = Some(Path::new(SYSTEM_KEYS)).filter(|_| is_root);
         let host_keys =
-            HostKeys::load(&self.folder, of_system).map_err(|error| error.to_string())?;
+            HostKeys::load(self.folder.as_deref(), of_system).map_err(|error| error.to_string())?;
         let (changes, known_changes) = watch::channel(0);
         let public_keys = host_keys.public_lines();
         let server = Server::new(Options {
@@ -202,6 +210,13 @@ impl Ssh {
             network.set_addresses(addresses.iter().copied());
         }
     }
+}
+
+/// Whether root may become other users: a service may be restricted.
+fn may_change_users() -> bool {
+    use rustix::thread::CapabilitySet;
+    let needed = CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::CHOWN;
+    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(needed))
 }
 
 /// Serves connections until the server is stopped.

@@ -564,8 +564,8 @@ impl StateFolder {
     }
 
     /// The folder of the keys of the SSH server.
-    pub fn ssh_folder(&self) -> PathBuf {
-        self.folder.join(SSH_FOLDER)
+    pub fn ssh_folder(&self) -> Option<PathBuf> {
+        Some(self.folder()?.join(SSH_FOLDER))
     }
 
     /// Where the port mapping at the router is recorded.

@@ -45,6 +45,9 @@ impl EngineTask {
         }
         let netmap = self.known_netmap()?;
         let own = netmap.self_node.as_ref()?;
+        if !own.cap_map.contains_key(MAY_SERVE) {
+            return None;
+        }
         // An address behind a router is not the router's.
         let peer = self.node.engine().peer_at(source)?;
         if peer.expired || !is_address_of(peer, source) {
