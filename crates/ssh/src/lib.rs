@@ -18,7 +18,7 @@
 //! of the user. The daemon itself, which has many threads, changes no ids, and nothing that a
 //! client sends reaches the environment or the arguments of a process with privileges.
 //!
-//! **A connection ends** by the client; a policy that would not let it in again, at once;
+//! **The end of a connection** comes from the client; a policy that would not let it in again, at once;
 //! the end of its rule or of its session time; silence before the login
 //! ([`limits::LOGIN_PATIENCE`]).
 //!
