@@ -125,7 +125,7 @@ async fn serve(action: serde_json::Value) -> Served {
         "one:x:771:bob,alice\ntwo:x:772:bob\nthree:x:773:alice\n",
     )
     .unwrap();
-    let host_keys = HostKeys::load(&path("keys"), None).unwrap();
+    let host_keys = HostKeys::load(Some(&path("keys")), None).unwrap();
     let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let known = format!("[127.0.0.1]:{port} {}\n", host_keys.public_lines()[0]);

@@ -159,7 +159,10 @@ mod tests {
         assert_eq!(first.len(), 1);
         assert!(first[0].starts_with("ssh-ed25519 AAAA"), "{first:?}");
         assert_eq!(first[0].split(' ').count(), 2, "no comment");
-        assert_eq!(HostKeys::load(Some(&folder), None).unwrap().public_lines(), first);
+        assert_eq!(
+            HostKeys::load(Some(&folder), None).unwrap().public_lines(),
+            first
+        );
         let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&folder), 0o700);
         assert_eq!(mode(&folder.join(OWN)), 0o600);

@@ -18,8 +18,8 @@
 //! of the user. The daemon itself, which has many threads, changes no ids, and nothing that a
 //! client sends reaches the environment or the arguments of a process with privileges.
 //!
-//! **The end of a connection** comes from the client; a policy that would not let it in again, at once;
-//! the end of its rule or of its session time; silence before the login
+//! **A connection is ended** by the client; by a policy that would not let it in again, at
+//! once; by the end of its rule or of its session time; by silence before the login
 //! ([`limits::LOGIN_PATIENCE`]).
 //!
 //! **Bounds** are in [`limits`]: connections in total and for each peer, channels for each
