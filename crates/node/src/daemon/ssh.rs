@@ -23,6 +23,10 @@ use super::NodeHandle;
 use super::start::{DaemonError, system};
 use super::userspace::NETWORK;
 
+/// The problem of a daemon that is root, and confined.
+const CONFINED: &str = "the SSH server lets only root log in, because the service of the daemon \
+                        may not change users; `systemctl edit warren` as README shows in its \
+                        section about SSH";
 /// The port of SSH.
 const PORT: u16 = 22;
 /// Frames that may wait in each direction between the packet threads and the services.
@@ -136,7 +140,8 @@ impl Ssh {
         }
         match self.start() {
             Ok(running) => {
-                self.problem = None;
+                let is_confined = rustix::process::geteuid().is_root() && !may_change_users();
+                self.problem = is_confined.then(|| CONFINED.to_owned());
                 self.running = Some(running);
             }
             Err(problem) => {
@@ -150,13 +155,6 @@ impl Ssh {
         let place = self.place.as_ref();
         let place = place.ok_or("this kind of node has none; use `warren daemon`")?;
         let is_root = rustix::process::geteuid().is_root();
-        if is_root && !may_change_users() {
-            return Err(
-                "the service of the daemon may not change users; `systemctl edit warren` as \
-                 README shows in its section about SSH"
-                    .to_owned(),
-            );
-        }
         let of_system = Some(Path::new(SYSTEM_KEYS)).filter(|_| is_root);
         let host_keys =
             HostKeys::load(self.folder.as_deref(), of_system).map_err(|error| error.to_string())?;
@@ -186,7 +184,7 @@ impl Ssh {
         running.map_or(&[], |running| &running.public_keys)
     }
 
-    /// The reason why it does not run although it should.
+    /// The reason why it does not run, or not fully, although it should.
     pub fn problem(&self) -> Option<&String> {
         self.problem.as_ref()
     }
