@@ -107,9 +107,9 @@ pub fn run() -> ExitCode {
 
 fn begin() -> Result<std::convert::Infallible, Failed> {
     inherited_files::close_all().map_err(step("cannot close files"))?;
-    let read = |space: &mut [u8]| match rustix::io::read(rustix::stdio::stdin(), space) {
-        Err(rustix::io::Errno::INTR) => Ok(0),
-        other => other.map_err(io::Error::from),
+    let read = |space: &mut [u8]| {
+        let read = || rustix::io::read(rustix::stdio::stdin(), &mut *space);
+        rustix::io::retry_on_intr(read).map_err(io::Error::from)
     };
     let spec = Spec::read(read).map_err(step("cannot read what the session needs"))?;
     rustix::process::setsid().map_err(step("cannot begin a session"))?;

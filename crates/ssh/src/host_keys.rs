@@ -26,6 +26,9 @@ pub enum HostKeyError {
         /// The error of the system.
         source: io::Error,
     },
+    /// The system gives no random bytes.
+    #[error("cannot make an SSH host key: {0}")]
+    Random(#[source] io::Error),
     /// The content of the file.
     #[error("{} is no SSH host key ({reason}); remove it to have a new one made", path.display())]
     Content {
@@ -65,10 +68,7 @@ impl HostKeys {
         {
             let key = match folder {
                 Some(folder) => own(folder)?,
-                None => generate().map_err(|source| HostKeyError::File {
-                    path: PathBuf::from(OWN),
-                    source,
-                })?,
+                None => generate().map_err(HostKeyError::Random)?,
             };
             keys.insert(0, key);
         }

@@ -493,6 +493,10 @@ impl Handler {
         let Some(login) = self.login() else {
             return false;
         };
+        // A session that runs keeps its place, whatever else its channel asks for.
+        if self.wishes(id).is_none() {
+            return false;
+        }
         let Some(SessionState::Asked(wishes)) = self.sessions.remove(&id) else {
             return false;
         };
