@@ -14,14 +14,13 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, ChildStdin};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 
 use crate::agent::AgentSocket;
 use crate::child::Spec;
 use crate::forward::{copy_out, pump};
 use crate::limits::HANGUP_PATIENCE;
 use crate::process::{self, Output, Size, Started, Terminal};
-use crate::transport::{ChannelEnd, FromClient, Incoming};
+use crate::transport::{ChannelEnd, FromClient, Incoming, OnTheirOwn};
 
 /// Bytes that are read from a terminal at once.
 const READ: usize = 32 * 1024;
@@ -324,7 +323,7 @@ async fn serve_agent(agent: Option<&AgentSocket>, end: &ChannelEnd) {
     let Some(agent) = agent else {
         return pending().await;
     };
-    let mut connections = JoinSet::new();
+    let mut connections = OnTheirOwn::default();
     loop {
         tokio::select! {
             program = agent.accept() => match program {
@@ -339,7 +338,7 @@ async fn serve_agent(agent: Option<&AgentSocket>, end: &ChannelEnd) {
                 // No descriptors are left at the moment.
                 Err(_) => tokio::time::sleep(REOPENED).await,
             },
-            Some(_) = connections.join_next() => {}
+            () = connections.ended() => {}
         }
     }
 }

@@ -285,6 +285,48 @@ struct EndInner {
     consumed: AtomicU32,
 }
 
+impl Drop for EndInner {
+    /// A task that is given up closes its channel all the same: the client waits for that.
+    fn drop(&mut self) {
+        if self.closed.is_cancelled() {
+            return;
+        }
+        self.registry.close(self.id);
+        let (handle, id) = (self.handle.clone(), self.id);
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { handle.close(id).await });
+        }
+    }
+}
+
+/// Tasks that go on when it is dropped: each opens a channel, or has one, that has to be closed
+/// in order.
+#[derive(Default)]
+pub(crate) struct OnTheirOwn(JoinSet<()>);
+
+impl Drop for OnTheirOwn {
+    fn drop(&mut self) {
+        self.0.detach_all();
+    }
+}
+
+impl OnTheirOwn {
+    pub(crate) fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.0.spawn(task);
+    }
+
+    /// Waits for the end of one; pending while there is none.
+    pub(crate) async fn ended(&mut self) {
+        if self.0.join_next().await.is_none() {
+            std::future::pending().await
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
 /// The channel or its connection is closed.
 #[derive(Debug)]
 pub(crate) struct Closed;
@@ -947,11 +989,11 @@ async fn serve_port(
     handle: Handle,
     registry: Arc<Registry>,
 ) {
-    let mut connections = JoinSet::new();
+    let mut connections = OnTheirOwn::default();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            Some(_) = connections.join_next() => continue,
+            () = connections.ended() => continue,
         };
         let Ok((stream, from)) = accepted else {
             // No descriptors are left at the moment.

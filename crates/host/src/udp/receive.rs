@@ -164,7 +164,7 @@ impl UdpSocket {
                     self.socket.as_raw_fd(),
                     headers.as_mut_ptr(),
                     capacity as libc::c_uint,
-                    libc::MSG_DONTWAIT,
+                    libc::MSG_DONTWAIT as _, // c_int or c_uint, by the C library
                     std::ptr::null_mut(),
                 )
             };

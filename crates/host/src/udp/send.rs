@@ -161,7 +161,7 @@ impl UdpSocket {
                 self.socket.as_raw_fd(),
                 headers.as_mut_ptr(),
                 count,
-                libc::MSG_DONTWAIT,
+                libc::MSG_DONTWAIT as _, // c_int or c_uint, by the C library
             )
         };
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())
