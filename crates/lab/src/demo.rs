@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use crate::probe::{Echo, Probe};
+use crate::program::ours;
 use crate::{
     Control, Host, Kind, Lab, LabError, Node, PATIENCE, Path, Place, Relay, RelayKind, until, web,
 };
@@ -236,23 +237,132 @@ fn wait_past(end: Instant) {
     }
 }
 
-/// The commands to play with a kept network.
-pub fn how_to_play(stage: &Stage) -> String {
+/// The commands to play with a kept network, to be pasted into another terminal.
+///
+/// # Errors
+/// When a program of ours is not there any more.
+pub fn how_to_play(stage: &Stage) -> Result<String, LabError> {
+    let terminal = Terminal::of_this_process();
+    let node_program = ours("warren")?;
+    let hosts = stage.nodes.each_ref().map(Node::host);
     let mut text = String::from("The network stays up until Ctrl-C. In another terminal:\n");
-    for node in &stage.nodes {
-        let folder = node.host().folder().display();
-        text += &format!(
-            "  warren --socket {folder}/node/s.sock status     # {}\n",
-            node.host().name()
+    for host in hosts {
+        let socket = host.folder().join("node/s.sock");
+        text += &terminal.command(
+            &[
+                &node_program,
+                "--socket".as_ref(),
+                &socket,
+                "status".as_ref(),
+            ],
+            &format!("the network as {} sees it", host.name()),
         );
     }
-    for node in &stage.nodes {
-        text += &format!(
-            "  sudo nsenter --net=/proc/{0}/task/{1}/ns/net --mount=/proc/{0}/task/{1}/ns/mnt sh   # a shell on {2}\n",
-            std::process::id(),
-            node.host().namespace().id(),
-            node.host().name()
-        );
+    let state = stage.control.state_folder();
+    text += &terminal.command(
+        &[
+            &ours("warren-control")?,
+            "--state-dir".as_ref(),
+            &state,
+            "nodes".as_ref(),
+            "list".as_ref(),
+        ],
+        "the nodes as the server sees them",
+    );
+    for host in hosts {
+        text += &terminal.shell(std::process::id(), host.namespace().id(), host.name());
     }
-    text
+    Ok(text)
+}
+
+/// The other terminal of the user, in which commands are pasted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Terminal {
+    /// It is root there, as here.
+    Root,
+    /// This program got its rights by `sudo`, which the other terminal needs too.
+    Sudo,
+    /// This program is root of a user namespace, which shells have to enter.
+    UserNamespace,
+}
+
+impl Terminal {
+    fn of_this_process() -> Self {
+        // user_namespaces(7): the first namespace maps all ids to themselves.
+        let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+        let is_first = map.split_whitespace().eq(["0", "0", "4294967295"]);
+        match (is_first, std::env::var_os("SUDO_UID")) {
+            (false, _) => Self::UserNamespace,
+            (true, Some(_)) => Self::Sudo,
+            (true, None) => Self::Root,
+        }
+    }
+
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Sudo => "sudo ",
+            Self::Root | Self::UserNamespace => "",
+        }
+    }
+
+    /// A line with a command and what it shows.
+    fn command(self, words: &[&std::path::Path], what: &str) -> String {
+        let words: Vec<String> = words
+            .iter()
+            .map(|word| shell_word(&word.to_string_lossy()))
+            .collect();
+        format!("  {}{}   # {what}\n", self.prefix(), words.join(" "))
+    }
+
+    /// A line that opens a shell in the namespaces of the thread of a host. Its prompt is
+    /// the name of the host.
+    fn shell(self, process: u32, thread: u32, host: &str) -> String {
+        let user = match self {
+            Self::UserNamespace => {
+                format!(" --preserve-credentials --user=/proc/{process}/ns/user")
+            }
+            Self::Root | Self::Sudo => String::new(),
+        };
+        let task = format!("/proc/{process}/task/{thread}/ns");
+        format!(
+            "  {}nsenter{user} --net={task}/net --mount={task}/mnt env PS1='{host}# ' sh   # a shell on {host}\n",
+            self.prefix()
+        )
+    }
+}
+
+/// A word that a shell takes as it is.
+fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:@%,".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_to_paste_name_programs_by_their_paths() {
+        let words = ["/a folder/warren", "--socket", "/tmp/l/alice/node/s.sock"];
+        let words = words.map(std::path::Path::new);
+        assert_eq!(
+            Terminal::Sudo.command(&words, "x"),
+            "  sudo '/a folder/warren' --socket /tmp/l/alice/node/s.sock   # x\n"
+        );
+        assert!(Terminal::Root.command(&words, "x").starts_with("  '/a "));
+    }
+
+    #[test]
+    fn shells_show_the_host_and_enter_its_namespaces() {
+        assert_eq!(
+            Terminal::UserNamespace.shell(7, 9, "bob"),
+            "  nsenter --preserve-credentials --user=/proc/7/ns/user --net=/proc/7/task/9/ns/net \
+             --mount=/proc/7/task/9/ns/mnt env PS1='bob# ' sh   # a shell on bob\n"
+        );
+        assert!(!Terminal::Sudo.shell(7, 9, "bob").contains("--user"));
+    }
 }

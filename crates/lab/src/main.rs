@@ -45,10 +45,12 @@ fn demo(keep: bool) -> ExitCode {
     let result = warren_lab::demo::run();
     match result {
         Ok(stage) if keep => {
-            println!("{}", warren_lab::demo::how_to_play(&stage));
-            wait_for_interrupt();
+            let shown = warren_lab::demo::how_to_play(&stage).map(|text| println!("{text}"));
+            if shown.is_ok() {
+                wait_for_interrupt();
+            }
             drop(stage);
-            ExitCode::SUCCESS
+            report(shown)
         }
         other => report(other.map(drop)),
     }
