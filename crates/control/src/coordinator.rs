@@ -427,7 +427,13 @@ impl CoordinatorHandle {
                 // Dropping the senders wakes all that wait.
                 Output::Decided(id) => drop(inner.parked.remove(&id)),
                 Output::Notice(notice) => {
-                    if let Some(line) = describe(&inner.coordinator.view(), notice) {
+                    let view = inner.coordinator.view();
+                    let next = if let Notice::Joined(id) = notice {
+                        next_machine(&view, id)
+                    } else {
+                        None
+                    };
+                    for line in describe(&view, notice).into_iter().chain(next) {
                         let _ = self.lines.send(self.hints.complete(&printable(&line)));
                     }
                 }
@@ -505,6 +511,22 @@ pub(crate) fn held_twice(state: &View, shared: &SharedKey) -> String {
             )
         }
     }
+}
+
+/// How to add the next machine after `joined`; nothing where the key that it used adds
+/// more machines.
+fn next_machine(coordinator: &View, joined: NodeId) -> Option<String> {
+    let node = coordinator.node(joined)?;
+    let mut keys = coordinator.auth_keys();
+    if keys.any(|key| key.reusable && Some(key.id) == node.auth_key) {
+        return None;
+    }
+    let user = node.user.and_then(|id| coordinator.user(id));
+    let user = user.map_or("NAME", |user| &user.name);
+    Some(format!(
+        "next machine: warren up --login-server {} --auth-key KEY, with a KEY from: warren-control preauthkeys create --user {user}",
+        coordinator.config().server_url
+    ))
 }
 
 /// A line for the terminal; nothing for what would only be noise.

@@ -80,5 +80,13 @@ impl Inputs {
 fn read_derp_map(file: &Path) -> Result<DerpMap, String> {
     let named = |why: String| format!("{}: {why}", file.display());
     let text = read_text(file).map_err(|why| named(format!("cannot be read: {why}")))?;
-    DerpMap::from_json(text.as_bytes()).map_err(|error| named(error.to_string()))
+    DerpMap::from_json(text.as_bytes()).map_err(|error| {
+        let hint = if text.trim_start().starts_with('{') {
+            ""
+        } else {
+            "; the file must be JSON, as warren-relay writes it to derp-map.json; YAML, as \
+             Headscale reads it, is not supported"
+        };
+        named(format!("{error}{hint}"))
+    })
 }

@@ -347,6 +347,13 @@ async fn a_failed_start_says_what_to_do() {
     );
     let no_map = refused(dir.path(), |s| s.derp_map = Some("nowhere.json".into())).await;
     assert!(no_map.contains("nowhere.json"), "{no_map}");
+    let map = dir.path().join("derp.yaml");
+    std::fs::write(&map, "regions:\n  900:\n    regionid: 900\n").unwrap();
+    let yaml_map = refused(dir.path(), |s| s.derp_map = Some(map)).await;
+    assert!(
+        yaml_map.contains("derp.yaml") && yaml_map.contains("the file must be JSON"),
+        "{yaml_map}"
+    );
     let no_url = refused(dir.path(), |s| s.server_url = Some("ftp://x".into())).await;
     assert!(no_url.contains("http://"), "{no_url}");
     let policy = dir.path().join("policy.hujson");

@@ -150,6 +150,18 @@ async fn an_approval_wakes_the_machine_that_waits() {
     let node_view = admin(dir.path(), approve.clone()).await.unwrap();
     assert_eq!(node_view.ip_addresses[0], "100.64.0.1");
     assert_eq!(parked.await.unwrap().login.login_name, "default");
+    let line = server.lines.recv().await.unwrap();
+    assert!(line.starts_with("laptop joined as 100.64.0.1"), "{line}");
+    let line = server.lines.recv().await.unwrap();
+    let next = format!(
+        "next machine: warren up --login-server {} ",
+        server.server_url
+    );
+    assert!(line.starts_with(&next), "{line}");
+    assert!(
+        line.ends_with("preauthkeys create --user default"),
+        "{line}"
+    );
     assert!(
         admin(dir.path(), approve)
             .await
@@ -157,6 +169,26 @@ async fn an_approval_wakes_the_machine_that_waits() {
             .contains("15 minutes")
     );
     node.poll("zstd").await;
+    server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_key_that_is_used_up_is_followed_by_how_to_add_the_next_machine() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = serve(dir.path()).await;
+    let (once, often) = (key(dir.path(), false).await, reusable(dir.path()).await);
+    for (name, key) in [("alice", &often), ("bob", &often), ("carol", &once)] {
+        let refused = Node::new(&server.server_url, name)
+            .register(key)
+            .await
+            .error;
+        assert_eq!(refused, "");
+    }
+    let mut lines = Vec::new();
+    while let Ok(line) = server.lines.try_recv() {
+        lines.extend(line.split(' ').next().map(str::to_owned));
+    }
+    assert_eq!(lines, ["alice", "bob", "carol", "next"]);
     server.stop().await.unwrap();
 }
 

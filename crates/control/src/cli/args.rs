@@ -386,8 +386,8 @@ pub enum Nodes {
         /// Name, number, address, id:NUMBER or name:NAME; all nodes with routes if left out.
         node: Option<String>,
     },
-    /// Set the approved routes of a node; without routes, approve none. A route that
-    /// the node does not offer yet is served from when it does.
+    /// Approve exactly these routes of a node and withdraw the others; without routes,
+    /// withdraw all. A route that the node does not offer yet is served once it offers it.
     ApproveRoutes {
         /// Name, number, address, id:NUMBER or name:NAME.
         node: String,
@@ -399,11 +399,11 @@ pub enum Nodes {
             value_name = "ROUTE"
         )]
         routes: Vec<String>,
-        /// The same, without the flag.
+        /// Same as --routes.
         #[arg(value_name = "ROUTE", value_delimiter = ',')]
         more: Vec<String>,
     },
-    /// Set the tags that own a node. The policy must define them.
+    /// Replace the tags of a node. The policy must define them.
     Tag {
         /// Name, number, address, id:NUMBER or name:NAME.
         node: String,
@@ -415,7 +415,7 @@ pub enum Nodes {
             value_name = "tag:NAME"
         )]
         tags: Vec<String>,
-        /// The same, without the flag.
+        /// Same as --tag.
         #[arg(value_name = "tag:NAME", value_delimiter = ',')]
         more: Vec<String>,
     },

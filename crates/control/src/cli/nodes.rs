@@ -268,7 +268,7 @@ fn details(node: &NodeInfo, now: Timestamp) -> String {
 
 fn pending(nodes: &[PendingNodeInfo], now: Timestamp) -> String {
     if nodes.is_empty() {
-        return "no machine waits for approval\n".to_owned();
+        return "no machines are waiting for approval\n".to_owned();
     }
     let rows: Vec<_> = nodes
         .iter()
