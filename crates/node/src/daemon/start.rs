@@ -87,6 +87,19 @@ pub struct Proxies {
     pub http: Option<String>,
 }
 
+/// The remedy for a socket of the command line that cannot be opened.
+fn socket_advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "run the daemon as root, or give it a socket in a folder of your own with --socket"
+        }
+        io::ErrorKind::AddrInUse => {
+            "is another daemon running? choose another socket with --socket"
+        }
+        _ => "choose another socket with --socket",
+    }
+}
+
 /// The daemon cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
@@ -112,7 +125,7 @@ pub enum DaemonError {
     #[error(transparent)]
     Resolver(#[from] ResolverError),
     /// The local interface.
-    #[error("cannot listen on {}: {source}; is another daemon running? choose another with --socket", path.display())]
+    #[error("cannot listen on {}: {source}; {}", path.display(), socket_advice(source))]
     Socket {
         /// The socket.
         path: PathBuf,
