@@ -5,6 +5,7 @@ use super::{Failure, Io, pref_flags};
 use warren_local_api::client::Client;
 use warren_local_api::endpoints::{EditPrefs, GetPrefs, GetStatus, LogOut};
 use warren_node_types::MaskedPrefs;
+use warren_terminal::printable;
 
 /// Changes the mentioned settings, and nothing else.
 pub(super) async fn set(given: &Given<'_>, client: &Client, io: &mut Io) -> Result<(), Failure> {
@@ -23,8 +24,11 @@ pub(super) async fn set(given: &Given<'_>, client: &Client, io: &mut Io) -> Resu
     }
     let operator = change.operator_user.clone();
     client.call(EditPrefs { change }).await?;
-    if operator.is_some_and(|user| !user.is_empty()) {
-        io.note("the operator may use this command without root from now on");
+    if let Some(user) = operator.filter(|user| !user.is_empty()) {
+        io.note(format_args!(
+            "{} may use warren without root now",
+            printable(&user)
+        ));
     }
     Ok(())
 }

@@ -216,12 +216,23 @@ fn login_server(text: &str) -> Result<String, Failure> {
              https://net.example or http://192.0.2.1:8080"
         ))
     };
-    let with_scheme = if text.contains("://") {
+    let has_scheme = text.contains("://");
+    let with_scheme = if has_scheme {
         text.to_owned()
     } else {
         format!("https://{text}")
     };
     let url = url::Url::parse(&with_scheme).map_err(|error| wrong(&error.to_string()))?;
+    // Servers without a certificate have these; to assume TLS would fail much later, with
+    // an error about certificates.
+    let is_ambiguous = url.port().is_some() || !matches!(url.host(), Some(url::Host::Domain(_)));
+    if !has_scheme && is_ambiguous {
+        return Err(Failure::usage(format_args!(
+            "--login-server {text:?} lacks http:// or https://; write --login-server \
+             http://{text}, as warren-control prints it, or https://{text} for a server with a \
+             certificate"
+        )));
+    }
     if !matches!(url.scheme(), "http" | "https") {
         return Err(wrong("nodes reach servers over HTTP"));
     }
@@ -564,6 +575,9 @@ mod tests {
             "--login-server ftp://x",
             "--login-server http://",
             "--login-server http://h:99999",
+            "--login-server 192.0.2.1",
+            "--login-server 192.0.2.1:8080",
+            "--login-server net.example:8080",
             "--advertise-routes 10.0.0.1/8",
             "--advertise-routes 0.0.0.0/0",
             "--advertise-routes x",

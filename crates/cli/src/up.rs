@@ -142,23 +142,30 @@ pub(super) async fn run(
 }
 
 async fn timeout_text(client: &Client, timeout: Duration) -> String {
-    let mut text = format!(
-        "timeout waiting to be connected: not Running after {}",
-        duration::millis(timeout)
-    );
+    let mut text = format!("not connected after {}", duration::millis(timeout));
     if let Ok(status) = client
         .clone()
         .impatient()
         .call(GetStatus { peers: false })
         .await
     {
-        let _ = write!(text, " (state {})", status.backend_state);
+        let _ = write!(text, "; {}", unfinished(&status.backend_state));
         for problem in &status.health {
             let _ = write!(text, "\n  - {}", printable(problem));
         }
     }
     text.push_str("\ncheck with: warren status");
     text
+}
+
+/// What a daemon in this state is doing, or waiting for.
+fn unfinished(state: &str) -> String {
+    match state {
+        "NeedsLogin" => "still logging in".to_owned(),
+        "NeedsMachineAuth" => "this machine waits for approval at the server".to_owned(),
+        "Starting" => "still connecting".to_owned(),
+        other => format!("the state is {}", printable(other)),
+    }
 }
 
 /// The key itself, or the content of the file it names.
@@ -584,6 +591,17 @@ mod tests {
             control_url: "http://c".into(),
             want_running: true,
             ..Prefs::default()
+        }
+    }
+
+    #[test]
+    fn timeouts_say_what_is_not_done_yet() {
+        for (state, text) in [
+            ("NeedsLogin", "still logging in"),
+            ("Starting", "still connecting"),
+            ("Stopped", "the state is Stopped"),
+        ] {
+            assert_eq!(unfinished(state), text);
         }
     }
 
