@@ -162,9 +162,10 @@ impl fmt::Display for Escaped<'_> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeMap;
 
     use proptest::prelude::*;
+    use warren_testkit::{Sample as Key, parse_metrics};
 
     use super::*;
 
@@ -246,72 +247,6 @@ mod tests {
         proptest::collection::vec(sample, 0..30)
     }
 
-    type Labels = Vec<(String, String)>;
-    type Key = (String, Labels);
-
-    /// A parser of the format, as its specification describes it. Refuses heads that
-    /// come twice, samples apart from their family, and samples that come twice.
-    fn parse(text: &str) -> Result<BTreeMap<Key, String>, String> {
-        let mut seen = BTreeSet::new();
-        let mut found = BTreeMap::new();
-        let mut lines = text.split_terminator('\n').peekable();
-        assert!(text.is_empty() || text.ends_with('\n'));
-        while let Some(line) = lines.next() {
-            let help = line.strip_prefix("# HELP ").ok_or("no HELP")?;
-            let (name, _) = help.split_once(' ').ok_or("no name")?;
-            if !seen.insert(name) {
-                return Err(format!("{name} comes twice"));
-            }
-            let head = lines.next().and_then(|line| line.strip_prefix("# TYPE "));
-            let (named, kind) = head.and_then(|l| l.split_once(' ')).ok_or("no TYPE")?;
-            if named != name || !matches!(kind, "counter" | "gauge") {
-                return Err(format!("wrong type of {name}: {head:?}"));
-            }
-            while let Some(sample) = lines.next_if(|line| !line.starts_with("# HELP ")) {
-                let rest = sample.strip_prefix(name).ok_or("another family")?;
-                let (labels, value) = parse_labels(rest)?;
-                let value = value.strip_prefix(' ').ok_or("no space")?;
-                value
-                    .parse::<f64>()
-                    .map_err(|e| format!("{value:?}: {e}"))?;
-                let key = (name.to_owned(), labels);
-                if found.insert(key, value.to_owned()).is_some() {
-                    return Err(format!("{sample} comes twice"));
-                }
-            }
-        }
-        Ok(found)
-    }
-
-    fn parse_labels(text: &str) -> Result<(Labels, &str), String> {
-        let mut labels = Vec::new();
-        let Some(mut rest) = text.strip_prefix('{') else {
-            return Ok((labels, text));
-        };
-        loop {
-            let (name, after) = rest.split_once("=\"").ok_or("no label")?;
-            let mut value = String::new();
-            let mut chars = after.char_indices();
-            let end = loop {
-                match chars.next().ok_or("a label does not end")? {
-                    (_, '\\') => value.push(match chars.next().ok_or("nothing escaped")?.1 {
-                        'n' => '\n',
-                        c @ ('\\' | '"') => c,
-                        c => return Err(format!("\\{c} is not an escape")),
-                    }),
-                    (at, '"') => break at + 1,
-                    (_, c) => value.push(c),
-                }
-            };
-            labels.push((name.to_owned(), value));
-            rest = &after[end..];
-            if let Some(value) = rest.strip_prefix('}') {
-                return Ok((labels, value));
-            }
-            rest = rest.strip_prefix(',').ok_or("no comma")?;
-        }
-    }
-
     proptest! {
         #[test]
         fn a_parser_reads_back_the_last_value_of_each_sample(samples in samples()) {
@@ -320,7 +255,7 @@ mod tests {
                 sample.add_to(&mut text);
             }
             let expected: BTreeMap<_, _> = samples.iter().map(Sample::expected).collect();
-            prop_assert_eq!(parse(&text.render()), Ok(expected));
+            prop_assert_eq!(parse_metrics(&text.render()), Ok(expected));
         }
     }
 }

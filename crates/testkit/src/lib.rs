@@ -12,7 +12,7 @@
 //! | [`SeededEntropy`] | a splitmix64 stream | randomised tests and models |
 //!
 //! [`LogLines`] keeps the log lines of a test; [`CountingAllocator`] shows whether code
-//! allocates.
+//! allocates; [`parse_metrics`] reads Prometheus' text form.
 //!
 //! Tests of the whole workspace are in `tests/`: `layers.rs` checks which crate may
 //! depend on which, `sources.rs` the text of the sources.
@@ -20,8 +20,10 @@
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
 mod allocator;
+mod metrics;
 
 pub use allocator::CountingAllocator;
+pub use metrics::{Sample, parse_metrics};
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
