@@ -80,7 +80,7 @@ pub use holders::SharedKey;
 pub use lock::{LockError, LockMessage, LockRecord, Turned};
 pub use logins::{BegunLogin, LoginPurpose, LoginResult, ReturnedLogin};
 pub use map_sessions::{PatchFields, PeerUpdate, PendingUpdate, SessionId};
-pub use message::Message;
+pub use message::{Message, MessageKind};
 pub use names::{LabelError, is_label, sanitize_hostname, unique_label};
 pub use output::{Notice, Output, Reason};
 pub use parked::PendingId;

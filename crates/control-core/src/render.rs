@@ -102,6 +102,7 @@ impl View {
         let visible = self.visible_peers(id);
         let head = self.render_head(wall, id, &visible)?;
         Some(Message {
+            complete: true,
             head,
             peers: self.peers_json(id, visible.iter()),
             peers_changed: Vec::new(),

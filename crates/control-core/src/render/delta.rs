@@ -82,6 +82,7 @@ impl View {
         }
         head.control_time = Some(timestamp(wall));
         Some(Message {
+            complete: false,
             head,
             peers: Vec::new(),
             peers_changed,
