@@ -1,5 +1,6 @@
 //! The banner of `serve`: where the server is, and how to add a machine.
 
+use std::net::SocketAddr;
 use std::path::Path;
 
 use url::Url;
@@ -19,6 +20,7 @@ pub(crate) struct BannerFacts<'a> {
     pub(crate) with_relay: bool,
     pub(crate) stun_port: Option<u16>,
     pub(crate) second_dial: &'a SecondDial,
+    pub(crate) metrics: Option<SocketAddr>,
     pub(crate) allow_all: bool,
     pub(crate) invitation: &'a Invitation,
     pub(crate) policy_file: Option<&'a Path>,
@@ -55,6 +57,9 @@ pub(crate) fn banner(facts: &BannerFacts<'_>) -> String {
             None => "set; see: warren-control policy get",
         }
     };
+    let metrics = facts.metrics.map_or_else(String::new, |address| {
+        format!("  metrics   http://{address}/metrics\n")
+    });
     let url = facts.server_url;
     let (title, key) = match facts.invitation {
         Invitation::Key(key, left) => {
@@ -78,7 +83,7 @@ pub(crate) fn banner(facts: &BannerFacts<'_>) -> String {
     let warning = facts.second_dial.warning();
     let policy = facts.hints.complete(policy);
     format!(
-        "warren-control {}   state {state}{new}\n  control   {url}{how}\n  relay     {relay}\n  policy    {policy}\n\n\
+        "warren-control {}   state {state}{new}\n  control   {url}{how}\n  relay     {relay}\n  policy    {policy}\n{metrics}\n\
          {warning}{title}\n  \
          warren up --login-server {url} --auth-key {key}\n  \
          tailscale up --login-server {url} --auth-key {key}\n\n",

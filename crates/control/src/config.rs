@@ -53,6 +53,8 @@ pub struct Settings {
     pub server_url: Option<Url>,
     /// Address and port for official clients that dial again.
     pub second_dial: Option<OptionalListen>,
+    /// Address and port for metrics.
+    pub metrics_listen: Option<OptionalListen>,
     /// Connections at a time.
     pub max_connections: usize,
     /// The user that owns the printed key.
@@ -91,6 +93,7 @@ impl Default for Settings {
             listen: None,
             server_url: None,
             second_dial: None,
+            metrics_listen: None,
             max_connections: DEFAULT_MAX_CONNECTIONS,
             first_user: "default".to_owned(),
             certificate: None,
@@ -279,6 +282,8 @@ impl Settings {
         );
         let second_dial = second_dial.flag("--second-dial");
         self.second_dial = server.value(second_dial, flags.second_dial, optional);
+        let metrics = Key::new("metrics_listen", "\"off\"").flag("--metrics-listen");
+        self.metrics_listen = server.value(metrics, flags.metrics_listen, optional);
         let connections = Key::new("max_connections", "16384").flag("--max-connections");
         let connections = server.value(connections, flags.max_connections, |given| {
             given.number(MIN_CONNECTIONS, MAX_CONNECTIONS)

@@ -30,8 +30,9 @@ use warren_keys::{MachinePublic, NodePublic};
 use crate::admin::moment;
 use crate::c2n::{self, C2nError, C2nRequests};
 use crate::clock::{now, wall_clock};
+use crate::metrics::Metrics;
 use crate::refusals::{Refusals, Refused};
-use crate::store::{Saved, StoreError, WriteQueue};
+use crate::store::{QueueState, Saved, StoreError, WriteQueue};
 use crate::swallowed_upgrades::SwallowedUpgrades;
 use crate::terminal::{Hints, printable};
 
@@ -58,6 +59,7 @@ pub struct CoordinatorHandle {
     c2n: C2nRequests,
     upgrades: SwallowedUpgrades,
     refusals: Refusals,
+    metrics: Metrics,
     /// One derivation of a disablement value at a time.
     disablement: Semaphore,
 }
@@ -116,6 +118,7 @@ impl CoordinatorHandle {
             c2n: C2nRequests::default(),
             upgrades: SwallowedUpgrades::default(),
             refusals: Refusals::default(),
+            metrics: Metrics::default(),
             disablement: Semaphore::new(1),
         })
     }
@@ -216,15 +219,22 @@ impl CoordinatorHandle {
                 let saved = self.carry_out(&mut inner);
                 (outcome, parked, saved)
             };
-            saved.wait().await?;
+            if let Err(error) = saved.wait().await {
+                self.metrics.registrations.unsaved.add(1);
+                return Err(error);
+            }
             match (outcome, parked) {
                 (RegisterOutcome::Answer(response), _) => {
+                    self.metrics.registrations.of_answer(&response).add(1);
                     if !response.error.is_empty() {
                         self.refused(Refused::Registration, &response.error);
                     }
                     return Ok(Registration::Answer(response));
                 }
-                (RegisterOutcome::Busy, _) => return Ok(Registration::Busy),
+                (RegisterOutcome::Busy, _) => {
+                    self.metrics.registrations.busy.add(1);
+                    return Ok(Registration::Busy);
+                }
                 (RegisterOutcome::Park(_), Some((decided, _place))) => {
                     // Either way the question is put again.
                     let _ = decided.await;
@@ -283,7 +293,9 @@ impl CoordinatorHandle {
             return Err(MapError::Unsaved);
         }
         let (result, _) = self.change(|coordinator, _, _| coordinator.update(machine, request));
-        result.map(drop)
+        result?;
+        self.metrics.endpoint_updates.add(1);
+        Ok(())
     }
 
     /// The whole map, once.
@@ -297,8 +309,10 @@ impl CoordinatorHandle {
     ) -> Result<Message, MapError> {
         let view = self.view();
         let id = view.authorize(machine, request)?;
-        view.full_message(wall_clock(), id)
-            .ok_or(MapError::NotFound)
+        let message = view.full_message(wall_clock(), id);
+        let message = message.ok_or(MapError::NotFound)?;
+        self.metrics.messages.of(message.kind()).add(1);
+        Ok(message)
     }
 
     /// Whether the key belongs to a node of this network, and still works.
@@ -383,6 +397,21 @@ impl CoordinatorHandle {
         &self.refusals
     }
 
+    /// What this server counts.
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Open map streams.
+    pub(crate) fn session_count(&self) -> usize {
+        self.lock().sessions.len()
+    }
+
+    /// How far the rows on their way to the disk are.
+    pub(crate) fn queue_state(&self) -> QueueState {
+        self.store.state()
+    }
+
     /// Whether rows reach the disk.
     pub fn is_healthy(&self) -> bool {
         self.store.is_healthy()
@@ -461,6 +490,11 @@ impl Session {
         self.id
     }
 
+    /// Counts a sign of life that the stream carries.
+    pub(crate) fn note_keepalive(&self) {
+        self.coordinator.metrics.messages.keepalive.add(1);
+    }
+
     /// The next message for the node, as soon as there is one. `None`
     /// ends the stream.
     pub async fn next(&self) -> Option<Message> {
@@ -476,8 +510,10 @@ impl Session {
                 inner.coordinator.finish_message(rendered);
                 let _ = self.coordinator.carry_out(&mut inner);
                 drop(inner);
-                if message.is_some() {
-                    return message;
+                if let Some(message) = message {
+                    let messages = &self.coordinator.metrics.messages;
+                    messages.of(message.kind()).add(1);
+                    return Some(message);
                 }
             }
             self.signals.wake.notified().await;
@@ -487,6 +523,12 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        let ended = &self.coordinator.metrics.sessions_ended;
+        let ended = match self.signals.ended.load(Ordering::Acquire) {
+            true => &ended.by_server,
+            false => &ended.by_client,
+        };
+        ended.add(1);
         let mut inner = self.coordinator.lock();
         inner.sessions.remove(&self.id);
         inner.coordinator.close_stream(now(), wall_clock(), self.id);

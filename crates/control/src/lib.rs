@@ -28,6 +28,7 @@
 //! * [`store`] writes rows to SQLite from a thread of its own, in batches;
 //! * [`admin`] carries out the requests of the administration API, which
 //!   [`warren_control_api`] describes and serves on a socket in the state folder;
+//! * `metrics` serves what the server counts, for Prometheus;
 //! * [`backup`] copies the state while the server runs, and puts it back;
 //! * [`cli`] is the command line: `serve`, and a client of that API.
 //!
@@ -52,6 +53,7 @@ mod inputs;
 mod invite;
 pub mod login;
 pub mod machine;
+mod metrics;
 pub mod noise;
 pub mod pages;
 mod policy_file;

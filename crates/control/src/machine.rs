@@ -282,7 +282,10 @@ fn stream_body(session: Session, compressed: bool) -> Body {
                         return None;
                     }
                 },
-                () = tokio::time::sleep_until(last + silence) => keepalive,
+                () = tokio::time::sleep_until(last + silence) => {
+                    session.note_keepalive();
+                    keepalive
+                }
             };
             Some((Ok::<_, Infallible>(bytes), (session, Instant::now())))
         };

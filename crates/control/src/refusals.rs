@@ -6,6 +6,7 @@
 //! nothing can cause refusals at any rate and with texts of their choice: the table has a
 //! bound, and so has the number of lines.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,14 @@ pub enum Refused {
 }
 
 impl Refused {
+    /// All kinds.
+    pub const ALL: [Self; 4] = [
+        Self::Registration,
+        Self::Request,
+        Self::Connection,
+        Self::Relay,
+    ];
+
     /// The name in the log and in `health`.
     pub fn name(self) -> &'static str {
         match self {
@@ -71,6 +80,8 @@ pub struct Refusal {
 #[derive(Debug, Default)]
 struct Table {
     reasons: Vec<Refusal>,
+    /// All refusals by the name of their kind, also those whose reason gave way.
+    totals: BTreeMap<&'static str, u64>,
     /// The number of the last refusal.
     number: u64,
     /// The beginning of the window, and the lines since then.
@@ -97,6 +108,7 @@ impl Refusals {
         let mut table = self.lock();
         let may_write = table.may_write(now);
         table.number += 1;
+        *table.totals.entry(what.name()).or_default() += 1;
         let number = table.number;
         let refusal = table.find(what, reason, wall);
         refusal.number = number;
@@ -114,6 +126,11 @@ impl Refusals {
             *lines += 1;
         }
         Some(line)
+    }
+
+    /// How many there were of this kind since the start of the server.
+    pub fn total(&self, what: Refused) -> u64 {
+        self.lock().totals.get(what.name()).copied().unwrap_or(0)
     }
 
     /// All that are remembered, the most recent first.
@@ -214,6 +231,9 @@ mod tests {
         }
         assert_eq!(lines, MAX_LINES);
         assert_eq!(refusals.all().len(), MAX_REASONS);
+        // The total counts those too whose reason is not remembered.
+        let totals = Refused::ALL.map(|what| refusals.total(what));
+        assert_eq!(totals, [10_000, 0, 0, 0]);
         assert!(refusals.all()[0].reason.contains("9999"));
         let later = refusals.note(start + WINDOW, wall(10_000), Refused::Relay, "other");
         assert!(later.is_some());

@@ -34,6 +34,7 @@ use crate::failure::{Failure, print, print_error};
 use crate::inputs::{Inputs, RecordsOfFile};
 use crate::invite::{Invitation, invite};
 use crate::login::Logins;
+use crate::metrics::MetricsPages;
 use crate::noise::Upgrader;
 use crate::policy_file::{self, PolicyFile};
 use crate::refusals::Refused;
@@ -52,7 +53,13 @@ const STUN_PORT: u16 = 3478;
 const NODES_SOCKET: &str = "control";
 const SECOND_DIAL_SOCKET: &str = "second-dial";
 const STUN_SOCKET: &str = "stun";
-const SERVICES: &[&str] = &[NODES_SOCKET, SECOND_DIAL_SOCKET, STUN_SOCKET];
+const METRICS_SOCKET: &str = "metrics";
+const SERVICES: &[&str] = &[
+    NODES_SOCKET,
+    SECOND_DIAL_SOCKET,
+    METRICS_SOCKET,
+    STUN_SOCKET,
+];
 
 /// A server whose ports are bound and whose state is open.
 pub struct Running {
@@ -74,6 +81,8 @@ pub struct Running {
     pub logins: Arc<Logins>,
     /// Reads the settings again.
     pub settings: Arc<Reloader>,
+    /// Where metrics are served.
+    pub metrics: Option<SocketAddr>,
     relay: Option<Relay>,
     _state: StateDir,
 }
@@ -197,6 +206,7 @@ async fn start_with(
         Some(listener) => SecondDial::on(TcpListener::from_std(listener)?, &port.url, relay_key)?,
         None => SecondDial::bind(settings.second_dial, &port.url, port.local, relay_key)?,
     };
+    let metrics = bind_metrics(&mut sockets, &settings)?;
     sockets.check_all_taken()?;
     let stun_port = match &stun {
         Some(socket) => Some(socket.local_addr()?.port()),
@@ -265,6 +275,7 @@ async fn start_with(
         with_relay: port.with_relay,
         stun_port,
         second_dial: &second_dial,
+        metrics: metrics.as_ref().map(|(_, address)| *address),
         allow_all: coordinator.read(View::is_without_policy),
         invitation: &invitation,
         policy_file: policy_file.as_deref(),
@@ -275,6 +286,15 @@ async fn start_with(
         tasks.spawn(Arc::new(server).run(listener));
     }
     tasks.spawn(Arc::new(server).run(port.listener));
+    let metrics = metrics.map(|(listener, address)| {
+        let pages = MetricsPages {
+            coordinator: coordinator.clone(),
+            connections: connections.clone(),
+            relay: relay.clone(),
+        };
+        tasks.spawn(pages.serve(listener));
+        address
+    });
     let reloader = Arc::new(Reloader {
         source,
         last: tokio::sync::Mutex::new(settings),
@@ -319,6 +339,7 @@ async fn start_with(
         connections,
         logins,
         settings: reloader,
+        metrics,
         relay,
         _state: opened.state,
     })
@@ -510,6 +531,36 @@ fn bind_stun(
         ))
     })?;
     Ok(Some(socket))
+}
+
+/// Binds the port for metrics, if they are to be served, and returns its address too.
+fn bind_metrics(
+    sockets: &mut PassedSockets,
+    settings: &Settings,
+) -> Result<Option<(TcpListener, SocketAddr)>, Failure> {
+    let listener = match sockets.take_tcp(METRICS_SOCKET, SERVICES) {
+        Some(listener) => TcpListener::from_std(listener)?,
+        None => match settings.metrics_listen {
+            None | Some(OptionalListen::Off) => return Ok(None),
+            Some(OptionalListen::At(address)) => {
+                warren_relay::listen::bind(address).map_err(|error| {
+                    Failure::Failed(format!(
+                        "cannot serve metrics on {address}/tcp: {error}{}; choose another with --metrics-listen IP:PORT, or --metrics-listen off",
+                        taken(&error)
+                    ))
+                })?
+            }
+        },
+    };
+    let address = listener.local_addr()?;
+    if !address.ip().is_loopback() {
+        tracing::warn!(
+            port = address.port(),
+            "the address for metrics is not a loopback address: all who reach it read them, \
+             without a password"
+        );
+    }
+    Ok(Some((listener, address)))
 }
 
 /// The relay of this network, which serves this network only.

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use warren_control_core::{Change, Snapshot};
 
 pub use memory::{Disk, MemoryStore};
-pub use queue::{Saved, WriteQueue};
+pub use queue::{QueueState, Saved, WriteQueue};
 pub use sqlite::{SqliteStore, check, copy};
 
 /// Keeps rows. All methods block.

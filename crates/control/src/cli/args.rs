@@ -164,6 +164,10 @@ pub struct Serve {
     /// is http:// and its host is not in a private range]
     #[arg(long, value_name = "IP:PORT", value_parser = parse_optional)]
     pub second_dial: Option<OptionalListen>,
+    /// Address and TCP port for metrics (Prometheus, GET /metrics), or "off". There is no
+    /// password: choose one that only their readers reach. [default: off]
+    #[arg(long, value_name = "IP:PORT", value_parser = parse_optional)]
+    pub metrics_listen: Option<OptionalListen>,
     /// Certificate chain (PEM). Without it the server is plain HTTP.
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     pub tls_cert: Option<PathBuf>,

@@ -91,6 +91,17 @@ impl Saved {
     }
 }
 
+/// How far a [`WriteQueue`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueState {
+    /// Rows that wait for the next batch.
+    pub rows: usize,
+    /// Writes that are in the store.
+    pub written: u64,
+    /// Batches that failed.
+    pub failures: u64,
+}
+
 /// The writing half of a store. Dropping it writes the remaining rows and ends
 /// the thread.
 #[derive(Debug)]
@@ -150,6 +161,17 @@ impl WriteQueue {
             until: self.shared.lock().promised,
             failures,
             progress,
+        }
+    }
+
+    /// How far the writer is.
+    pub fn state(&self) -> QueueState {
+        let rows = self.shared.lock().rows.len();
+        let progress = self.progress.borrow();
+        QueueState {
+            rows,
+            written: progress.written,
+            failures: progress.failures,
         }
     }
 
