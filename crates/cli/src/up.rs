@@ -158,7 +158,7 @@ async fn timeout_text(client: &Client, timeout: Duration) -> String {
     text
 }
 
-/// What a daemon in this state is doing, or waiting for.
+/// The present work of a daemon in this state, or the event that it waits for.
 fn unfinished(state: &str) -> String {
     match state {
         "NeedsLogin" => "still logging in".to_owned(),

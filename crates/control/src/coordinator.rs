@@ -397,7 +397,7 @@ impl CoordinatorHandle {
         &self.refusals
     }
 
-    /// What this server counts.
+    /// The counters of this server.
     pub(crate) fn metrics(&self) -> &Metrics {
         &self.metrics
     }

@@ -28,7 +28,7 @@
 //! * [`store`] writes rows to SQLite from a thread of its own, in batches;
 //! * [`admin`] carries out the requests of the administration API, which
 //!   [`warren_control_api`] describes and serves on a socket in the state folder;
-//! * `metrics` serves what the server counts, for Prometheus;
+//! * `metrics` serves counters and gauges for Prometheus;
 //! * [`backup`] copies the state while the server runs, and puts it back;
 //! * [`cli`] is the command line: `serve`, and a client of that API.
 //!

@@ -108,7 +108,7 @@ const POLICY_VALID: GaugeFamily<0> = GaugeFamily::new(
     [],
 );
 
-/// What the server counts.
+/// The counters of the server.
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
     pub(crate) messages: Messages,

@@ -165,7 +165,12 @@ fn drop_privileges(spec: &Spec) -> Result<(), Failed> {
         // Where they are in place already, as for root in a user namespace, which may not
         // change them.
         if rustix::process::getgroups().ok().as_ref() != Some(&groups) {
-            rustix::thread::set_thread_groups(&groups).map_err(step("cannot set the groups"))?;
+            match rustix::thread::set_thread_groups(&groups) {
+                // Root of a user namespace may not, and a session of the daemon's own user
+                // gets no more than the daemon has.
+                Err(rustix::io::Errno::PERM) if uid == rustix::process::geteuid() => {}
+                set => set.map_err(step("cannot set the groups"))?,
+            }
         }
         rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(step("cannot set the group"))?;
         rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(step("cannot set the user"))?;
