@@ -265,9 +265,9 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(10))]
 
-    /// Whatever is lost, late, restarted or cut: data never goes to the endpoint of another
-    /// pair (the world checks it), and once all works again the pair meets at a relay and
-    /// loses nothing.
+    /// With loss, delay, restarts of relays and cuts, data never goes to the endpoint of another
+    /// pair (the world checks it). Once all works again, the pair meets at a relay and loses
+    /// nothing.
     #[test]
     fn the_pair_always_comes_back_to_a_relay(
         seed: u64,
